@@ -1,0 +1,50 @@
+"""Where commands write: results to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+console = Console(stderr=True)
+out = Console()
+
+
+class RateColumn(ProgressColumn):
+    """Steps per second, e.g. ``12.3/s``."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f}/s", style="progress.data.speed")
+
+
+def progress() -> Progress:
+    """Return a progress display (stderr) with a bar, a count, the rate, and the time gone and left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        RateColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def print_json(content: Any) -> None:
+    """Print ``content`` as JSON on stdout, plainly: scripts read it."""
+    sys.stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,81 @@
+"""The rooms of the house: who may import whom."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOMS = ("slides", "bags", "masks", "privacy", "rounds", "report", "flare", "commands")
+GROUND = {"errors", "storage", "seeds"}
+ALLOWED = {
+    "slides": set(),
+    "bags": {"slides"},
+    "masks": {"slides"},
+    "privacy": set(),
+    "rounds": {"privacy"},
+    "report": {"rounds", "privacy"},
+    "flare": {"slides", "bags", "masks", "privacy", "rounds", "report"},
+    "commands": {"slides", "bags", "masks", "privacy", "rounds", "report", "flare"},
+}
+LIBRARY_HOME = {"openslide": {"slides"}, "nvflare": {"flare"}, "typer": {"commands", "cli"}}
+FORBIDDEN_IN_PRIVACY = {"nvflare", "openslide", "monai"}
+
+
+def imports(source: str) -> set[str]:
+    """Return the dotted names that ``source`` imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, "imports are absolute here"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def faults(room: str, names: set[str]) -> list[str]:
+    """Return what a file in ``room`` imports against the rules."""
+    found = []
+    for name in sorted(names):
+        parts = name.split(".")
+        if parts[0] == "histoflare":
+            target = parts[1] if len(parts) > 1 else ""
+            if target in ROOMS and target != room and target not in ALLOWED.get(room, set(ROOMS)):
+                found.append(f"{room} imports {name}")
+        elif parts[0] in LIBRARY_HOME and room not in LIBRARY_HOME[parts[0]]:
+            found.append(f"{room} imports {name}")
+        elif room == "privacy" and parts[0] in FORBIDDEN_IN_PRIVACY:
+            found.append(f"privacy imports {name}")
+    return found
+
+
+def test_every_import_goes_downward(repository: Path) -> None:
+    package = repository / "custom" / "histoflare"
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        inside = path.relative_to(package)
+        room = inside.parts[0] if len(inside.parts) > 1 else inside.stem
+        found += [f"{inside}: {fault}" for fault in faults(room, imports(path.read_text()))]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("room", "line"),
+    [
+        ("slides", "from histoflare.bags.bag import Bag"),
+        ("bags", "import nvflare.apis.executor"),
+        ("rounds", "from histoflare import flare"),
+        ("bags", "import openslide"),
+        ("privacy", "from histoflare.bags import mem"),
+    ],
+)
+def test_the_rule_sees_a_breach(room: str, line: str) -> None:
+    assert faults(room, imports(line))
+
+
+def test_top_level_modules_import_no_room(repository: Path) -> None:
+    for name in GROUND:
+        source = (repository / "custom" / "histoflare" / f"{name}.py").read_text()
+        assert not {line for line in imports(source) if line.split(".")[1:2] and line.split(".")[1] in ROOMS}
