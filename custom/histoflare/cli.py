@@ -1,4 +1,4 @@
-"""The console script ``histoflare``: gathers the commands, and turns errors into one message and an exit code.
+"""The console script ``histoflare``: gathers the commands; turns errors into one message and an exit code.
 
 Exit codes: 0 success; 1 an error that the message explains; 2 wrong usage; 3 done, but some slides were left
 out (each is listed); 130 stopped by Ctrl-C. ``histoflare --debug …`` shows the traceback.

@@ -1,0 +1,304 @@
+"""A cohort: a site's bags with their labels, patients and splits, checked as a whole before anything runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from histoflare.bags.bag import BagHeader, read_bag, read_header_and_count
+from histoflare.bags.folder import bag_path, read_left_out
+from histoflare.errors import BagError
+from histoflare.slides.manifest import SUBGROUPS, Manifest, ManifestRow, assign_splits
+
+CACHE_BYTES = 1 << 30
+SAME_MPP = 0.01
+"""Two resolutions this close (relative) are taken as equal: 256 µm / 224 px is written as 1.14 or 1.1429."""
+
+LISTED_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class BagRecord:
+    """One slide's bag. ``label`` indexes the cohort's labels, ``split`` is train, validation or test."""
+
+    slide_id: str
+    patient: str
+    label: int
+    split: str
+    path: Path
+    subgroups: Mapping[str, str] = field(default_factory=dict)
+    content_sha256: str = ""
+
+
+@dataclass
+class FeatureCache:
+    """Features that were read, up to ``limit_bytes`` of them; what does not fit is read again each time."""
+
+    limit_bytes: int
+    held: dict[Path, torch.Tensor] = field(default_factory=dict)
+    held_bytes: int = 0
+
+    def read(self, record: BagRecord) -> torch.Tensor:
+        """Return the features of the record's bag, which must be the one the cohort was loaded with."""
+        if record.path in self.held:
+            return self.held[record.path]
+        bag = read_bag(record.path)
+        if record.content_sha256 not in ("", bag.header.content_sha256):
+            raise BagError(
+                f"{record.path}: the bag was changed while it was in use; start again", reason="BAG_CHANGED"
+            )
+        features = torch.from_numpy(bag.features)  # (n, f)
+        if self.held_bytes + features.nbytes <= self.limit_bytes:
+            self.held[record.path] = features
+            self.held_bytes += features.nbytes
+        return features
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The bags of one site (or of several, pooled), in the order of their slide ids.
+
+    Attributes:
+        name: The site.
+        labels: Class names; a record's label is an index into them.
+        encoder: Id of the encoder of every bag.
+        records: The bags.
+        warnings: What is odd but not wrong, for the site's own eyes.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    encoder: str
+    records: tuple[BagRecord, ...]
+    warnings: tuple[str, ...] = ()
+    cache: FeatureCache = field(default_factory=lambda: FeatureCache(CACHE_BYTES), repr=False, compare=False)
+
+    @cached_property
+    def train(self) -> tuple[BagRecord, ...]:
+        """The bags to train on."""
+        return self.of_split("train")
+
+    @cached_property
+    def validation(self) -> tuple[BagRecord, ...]:
+        """The bags to choose settings by."""
+        return self.of_split("validation")
+
+    @cached_property
+    def test(self) -> tuple[BagRecord, ...]:
+        """The bags to test on."""
+        return self.of_split("test")
+
+    def of_split(self, split: str) -> tuple[BagRecord, ...]:
+        """Return the records of ``split``."""
+        return tuple(record for record in self.records if record.split == split)
+
+    def features(self, record: BagRecord) -> torch.Tensor:
+        """Return the features float32 (n, f) of the record's bag; do not write to them.
+
+        Raises:
+            BagError: The bag is gone, damaged or was changed since the cohort was loaded.
+        """
+        return self.cache.read(record)
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 that changes when a bag, a label, a split or the grouping by patient does.
+
+        Patients enter by their order of appearance and not by name.
+        """
+        numbers: dict[str, int] = {}
+        rows = [
+            (
+                record.slide_id,
+                record.content_sha256,
+                record.label,
+                record.split,
+                numbers.setdefault(record.patient, len(numbers)),
+            )
+            for record in self.records
+        ]
+        content = json.dumps([self.labels, self.encoder, rows])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def load_cohort(
+    name: str,
+    manifest: Manifest,
+    bags_dir: Path,
+    labels: Sequence[str],
+    encoder: str | None,
+    mpp: float | None = None,
+    patch_px: int | None = None,
+    *,
+    cache_bytes: int = CACHE_BYTES,
+) -> Cohort:
+    """Return the cohort of ``manifest``, every bag's header checked; features are read when asked for.
+
+    Slides that ``histoflare prepare`` skipped, because there is nothing on them, are left out with a warning.
+    A manifest without a split column is split by :func:`assign_splits`; one without training rows (an
+    external cohort) can be tested on only.
+
+    Args:
+        name: The site's name.
+        manifest: Its rows.
+        bags_dir: Where their bags are.
+        labels: The job's class names, in its order.
+        encoder: Id the bags must have; None takes any, but the same for all.
+        mpp, patch_px: Resolution and side the patches must have; None takes any. Imported features that do
+            not say theirs are taken with a warning.
+        cache_bytes: Features kept in memory.
+
+    Raises:
+        BagError: Something is wrong (COHORT_INVALID); everything that is, is in its text.
+    """
+    manifest = assign_splits(manifest)
+    findings = _Findings([], [])
+    found = _collect(manifest, bags_dir, labels, findings)
+    common = encoder or (found[0][1].encoder if found else "")
+    for record, header in found:
+        _check_header(record, header, common, mpp, patch_px, findings)
+    findings.problems.extend(_mixed(found))
+    if findings.problems:
+        listed = "".join(f"\n  {problem}" for problem in findings.problems[:LISTED_PROBLEMS])
+        more = len(findings.problems) - LISTED_PROBLEMS
+        raise BagError(
+            f"{name}: the bags in {bags_dir} do not fit the manifest and the job:{listed}"
+            + (f"\n  … and {more} more" if more > 0 else ""),
+            reason="COHORT_INVALID",
+        )
+    records = tuple(record for record, _ in found)
+    return Cohort(name, tuple(labels), common, records, tuple(findings.warnings), FeatureCache(cache_bytes))
+
+
+def pooled(cohorts: Sequence[Cohort], name: str = "pooled") -> Cohort:
+    """Return all bags of ``cohorts`` as one cohort: what no federation may do, for the upper bound.
+
+    Slides and patients get their site's name in front, so equal names of two sites stay apart.
+
+    Raises:
+        BagError: There are none, two have one name, or labels or encoders differ (COHORT_INVALID).
+    """
+    contracts = {(cohort.labels, cohort.encoder) for cohort in cohorts}
+    if len(contracts) != 1 or len({cohort.name for cohort in cohorts}) != len(cohorts):
+        raise BagError(
+            "cohorts can be pooled if there is one at least, each has its own name, and all have the same "
+            "labels and encoder",
+            reason="COHORT_INVALID",
+        )
+    ((labels, encoder),) = contracts
+    records = [
+        replace(
+            record, slide_id=f"{cohort.name}/{record.slide_id}", patient=f"{cohort.name}/{record.patient}"
+        )
+        for cohort in cohorts
+        for record in cohort.records
+    ]
+    warnings = tuple(f"{cohort.name}: {warning}" for cohort in cohorts for warning in cohort.warnings)
+    ordered = tuple(sorted(records, key=lambda record: record.slide_id))
+    limit = max(cohort.cache.limit_bytes for cohort in cohorts)
+    return Cohort(name, labels, encoder, ordered, warnings, FeatureCache(limit))
+
+
+@dataclass(frozen=True)
+class _Findings:
+    """What is wrong, and what is odd."""
+
+    problems: list[str]
+    warnings: list[str]
+
+
+def _collect(
+    manifest: Manifest, bags_dir: Path, labels: Sequence[str], findings: _Findings
+) -> list[tuple[BagRecord, BagHeader]]:
+    """Return the record and header of every row that has a usable bag, by slide id."""
+    left_out = read_left_out(bags_dir)
+    found = []
+    counted: list[ManifestRow] = []
+    for row in sorted(manifest.rows, key=manifest.row_id):
+        row_id = manifest.row_id(row)
+        where = f"line {row.line} ({row.written or row.slide})"
+        path = bag_path(bags_dir, row_id)
+        note = left_out.get(row_id, {})
+        if not path.is_file() and note.get("status") == "skipped":
+            reason = note.get("reason")
+            findings.warnings.append(f"{where}: left out, nothing on the slide to make a bag of ({reason})")
+            continue
+        counted.append(row)
+        if row.label not in labels:
+            known = ", ".join(labels)
+            findings.problems.append(f"{where}: unknown label '{row.label}'; the job knows {known}")
+            continue
+        try:
+            header, patches = read_header_and_count(path)
+        except BagError as error:
+            why = (
+                f"; the last 'prepare' could not use the slide ({note['reason']})" if "reason" in note else ""
+            )
+            findings.problems.append(f"{where}: {error}{why}")
+            continue
+        if patches == 0:
+            findings.problems.append(f"{where}: its bag has no patches; take the row out of the manifest")
+            continue
+        subgroups = {name: value for name in SUBGROUPS if (value := getattr(row, name)) is not None}
+        label, split = list(labels).index(row.label), str(row.split)
+        record = BagRecord(row_id, row.patient, label, split, path, subgroups, header.content_sha256)
+        found.append((record, header))
+    _check_splits(counted, findings)
+    return found
+
+
+def _check_header(
+    record: BagRecord,
+    header: BagHeader,
+    encoder: str,
+    mpp: float | None,
+    patch_px: int | None,
+    findings: _Findings,
+) -> None:
+    where = record.path.name
+    if header.encoder != encoder:
+        findings.problems.append(
+            f"{where}: made by encoder {header.encoder}, the job's is {encoder}: prepare with that one"
+        )
+    if mpp is not None and header.patch_mpp is not None and abs(header.patch_mpp - mpp) > SAME_MPP * mpp:
+        findings.problems.append(
+            f"{where}: patches at {header.patch_mpp:g} µm/px, the job's are at {mpp:g}: prepare again"
+        )
+    if patch_px is not None and header.patch_px not in (None, patch_px):
+        findings.problems.append(
+            f"{where}: patches of {header.patch_px} px, the job's have {patch_px}: prepare again"
+        )
+    if (mpp is not None and header.patch_mpp is None) or (patch_px is not None and header.patch_px is None):
+        findings.warnings.append(
+            f"{where}: imported features that do not say the size or resolution of their patches"
+        )
+
+
+def _mixed(found: Sequence[tuple[BagRecord, BagHeader]]) -> list[str]:
+    """Return a problem if bags were made with different settings: a manifest half prepared again."""
+    if len({header.features for _, header in found}) > 1:
+        return ["the bags have different numbers of features a patch: prepare or import all of them again"]
+    if len({json.dumps(header.mosaic, sort_keys=True) for _, header in found}) > 1:
+        return [
+            "the bags were made with different mosaic parameters: run 'histoflare prepare' on all of them"
+        ]
+    return []
+
+
+def _check_splits(rows: Sequence[ManifestRow], findings: _Findings) -> None:
+    train = {row.label for row in rows if row.split == "train"}
+    if not rows:
+        findings.problems.append("there is nothing on any slide of the manifest to make a bag of")
+    if len(train) == 1:
+        findings.problems.append(
+            f"every training slide has the label '{train.pop()}': to tell labels apart takes two of them"
+        )
+    elif not train:
+        findings.warnings.append("no training slides: this cohort can only be tested on")
+    if not any(row.split == "test" for row in rows):
+        findings.warnings.append("no test patients: the model cannot be tested here")

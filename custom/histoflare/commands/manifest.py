@@ -1,0 +1,122 @@
+"""``histoflare manifest``: make and check the lists of slides."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from histoflare.slides.manifest import ManifestRow
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Make and check manifests (one CSV per hospital)."""
+
+
+@app.command()
+def check(
+    manifest: Annotated[Path, typer.Argument(help="CSV with slide, patient, label and optional columns.")],
+    labels: Annotated[
+        list[str] | None, typer.Option("--label", help="A label that may occur; repeat it for each.")
+    ] = None,
+    files: Annotated[bool, typer.Option("--files/--no-files", help="Whether the slides must exist.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check a manifest as a whole; every fault is listed with its line number.
+
+    Example: histoflare manifest check hospital.csv --label LUAD --label LUSC
+    """
+    from histoflare.commands.console import print_json
+    from histoflare.slides.manifest import read_manifest
+
+    checked = read_manifest(manifest, labels or None, check_files=files)
+    if as_json:
+        print_json(_counts(checked.rows))
+        return
+    _print_table([(manifest.name, checked.rows)])
+
+
+@app.command()
+def tcga(
+    gdc_manifest: Annotated[Path, typer.Argument(help="Manifest of the slides from the GDC portal (TSV).")],
+    slides: Annotated[Path, typer.Option(help="Folder with the slides, as <id>/<filename> or flat.")],
+    out: Annotated[Path, typer.Option(help="Folder for the manifests, one per hospital.")],
+    frozen: Annotated[
+        bool, typer.Option("--frozen", help="Frozen sections too, not only diagnostic ones.")
+    ] = False,
+    test_fraction: Annotated[float, typer.Option(help="Share of patients for testing.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Decides which patients those are.")] = 0,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Leave out slides that are not there.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write one manifest per hospital for lung slides of The Cancer Genome Atlas, split by patient.
+
+    Hospital and label follow from the slides' names. External hospitals (for testing only) go to external/.
+
+    Example: histoflare manifest tcga gdc_manifest.txt --slides slides --out manifests
+    """
+    from histoflare.commands.console import console, print_json
+    from histoflare.slides.tcga import write_tcga_manifests
+
+    result = write_tcga_manifests(
+        gdc_manifest,
+        slides,
+        out,
+        frozen=frozen,
+        test_fraction=test_fraction,
+        seed=seed,
+        allow_missing=allow_missing,
+    )
+    for fault in result.missing:
+        console.print(f"left out: {fault}", markup=False, highlight=False, soft_wrap=True)
+    if as_json:
+        print_json(
+            {
+                "manifests": {
+                    name: {"path": str(each.path), **_counts(each.rows)}
+                    for name, each in result.manifests.items()
+                },
+                "left_out": result.left_out,
+                "missing": len(result.missing),
+            }
+        )
+        return
+    _print_table([(str(each.path), each.rows) for each in result.manifests.values()])
+    for reason, count in sorted(result.left_out.items()):
+        console.print(f"left out: {count} {reason}", markup=False, highlight=False)
+
+
+def _counts(rows: tuple[ManifestRow, ...]) -> dict[str, Any]:
+    """Return how many slides, patients and, by label and split, slides the rows hold."""
+    return {
+        "slides": len(rows),
+        "patients": len({row.patient for row in rows}),
+        "labels": dict(sorted(Counter(row.label for row in rows).items())),
+        "splits": dict(sorted(Counter(row.split or "none" for row in rows).items())),
+    }
+
+
+def _print_table(manifests: list[tuple[str, tuple[ManifestRow, ...]]]) -> None:
+    from rich.table import Table
+
+    from histoflare.commands.console import out
+
+    table = Table("manifest", "slides", "patients", "slides by label", "slides by split")
+    for name, rows in manifests:
+        counts = _counts(rows)
+        table.add_row(
+            name,
+            str(counts["slides"]),
+            str(counts["patients"]),
+            ", ".join(f"{label} {count}" for label, count in counts["labels"].items()),
+            ", ".join(f"{split} {count}" for split, count in counts["splits"].items()),
+        )
+    out.print(table)

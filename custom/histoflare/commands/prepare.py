@@ -1,0 +1,150 @@
+"""``histoflare prepare``: a manifest's slides become bags."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from histoflare.commands.mosaic import Selection
+
+if TYPE_CHECKING:
+    from histoflare.bags.folder import PrepareReport, RowResult, Status
+    from histoflare.slides.manifest import Manifest, ManifestRow
+
+
+def prepare(
+    manifest: Annotated[Path, typer.Argument(help="CSV of slides: slide, patient, label, …")],
+    out: Annotated[Path, typer.Option(help="Folder for the bags, one .h5 a slide.")],
+    encoder: Annotated[
+        str,
+        typer.Option(
+            help="densenet121 or torchscript:<name> (with --weights), or densenet121-random for trying out."
+        ),
+    ] = "densenet121-random",
+    weights: Annotated[Path | None, typer.Option(help="The encoder's weight file.")] = None,
+    weights_sha256: Annotated[
+        str | None, typer.Option(help="SHA-256 of the weight file that the sites agreed on.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto (CUDA when there is one), cpu or cuda.")] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(help="Threads that read patches; one a processor if not given.", min=1)
+    ] = None,
+    mpp: Annotated[
+        float | None,
+        typer.Option(help="Finest level's µm/px, for slides that state none and have none in the manifest."),
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Labels that may occur, with commas; without it any two or more.")
+    ] = None,
+    patch_mpp: Annotated[float, typer.Option(help="Resolution of the patches in µm/px.")] = 0.5,
+    patch_px: Annotated[int, typer.Option(help="Side of a patch in pixels.")] = 1000,
+    tissue_fraction: Annotated[float, typer.Option(help="Smallest share of tissue in a patch.")] = 0.7,
+    clusters: Annotated[int, typer.Option(help="Number of colour clusters.")] = 9,
+    fraction: Annotated[float, typer.Option(help="Share of each cluster that is chosen.")] = 0.10,
+    selection: Annotated[Selection, typer.Option(help="How to choose in a cluster.")] = Selection.RANDOM,
+    cluster_mpp: Annotated[float, typer.Option(help="Resolution of the colours in µm/px.")] = 2.0,
+    max_patches: Annotated[int | None, typer.Option(help="Most patches to choose.")] = None,
+    seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Make a bag of every slide: choose its patches, encode them, write one file.
+
+    Run it again to go on after a stop, or after slides came in: only what is missing or changed is made. A
+    slide that cannot be used is listed at the end and costs no other; the exit code is then 3.
+
+    Example: histoflare prepare manifest.csv --out bags --encoder densenet121 --weights densenet121.pth
+    --weights-sha256 a639ec97…
+    """
+    from histoflare.bags.encoder import load_encoder
+    from histoflare.bags.prepare import prepare as make_bags
+    from histoflare.commands.console import print_json
+    from histoflare.slides.manifest import read_manifest
+    from histoflare.slides.mosaic import MosaicParameters
+
+    parameters = MosaicParameters(
+        mpp=patch_mpp,
+        patch_px=patch_px,
+        tissue_fraction=tissue_fraction,
+        clusters=clusters,
+        fraction=fraction,
+        selection=selection.value,
+        cluster_mpp=cluster_mpp,
+        max_patches=max_patches,
+        seed=seed,
+    )
+    known = [label.strip() for label in labels.split(",")] if labels else None
+    # A missing slide is one row's fault and must not cost the others.
+    rows = read_manifest(manifest, labels=known, check_files=False)
+    loaded = load_encoder(encoder, weights, weights_sha256, device, probe_px=patch_px)
+    report = follow(
+        rows,
+        lambda on_row, on_patches: make_bags(
+            rows, out, loaded, parameters, workers, default_mpp=mpp, on_row=on_row, on_patches=on_patches
+        ),
+    )
+    if as_json:
+        print_json({**report.to_json(), "mosaic": parameters.to_json()})
+    else:
+        show_report(report, out)
+    raise typer.Exit(report.exit_code)
+
+
+STATUS_NAMES: dict[Status, str] = {
+    "made": "made",
+    "kept": "up to date",
+    "skipped": "skipped",
+    "failed": "failed",
+}
+OnRow = Callable[["RowResult"], None]
+OnPatches = Callable[["ManifestRow", int, int], None]
+
+
+def follow(manifest: Manifest, work: Callable[[OnRow, OnPatches], PrepareReport]) -> PrepareReport:
+    """Do ``work`` under a progress bar (stderr): slides done, their rate, the time left."""
+    from histoflare.commands.console import progress
+
+    with progress() as bar:
+        task = bar.add_task("slides", total=len(manifest.rows))
+
+        def on_row(result: RowResult) -> None:
+            bar.update(task, advance=1, description="slides")
+
+        def on_patches(row: ManifestRow, done: int, total: int) -> None:
+            bar.update(task, description=f"slides ({row.slide.name}: patch {done} of {total})")
+
+        return work(on_row, on_patches)
+
+
+def show_report(report: PrepareReport, folder: Path) -> None:
+    """Print what was made, and a table of what was left out and why."""
+    from rich.table import Table
+
+    from histoflare.commands.console import out
+
+    patches = sum(row.patches for row in report.rows)
+    counts = ", ".join(f"{report.count(status)} {STATUS_NAMES[status]}" for status in STATUS_NAMES)
+    out.print(
+        f"bags: {counts}; {patches} patches in {folder}, encoder {report.encoder}, {report.seconds:.1f} s",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+    if report.left_out:
+        table = Table(
+            "line", "slide", "status", "reason", "what to do", title="left out", title_justify="left"
+        )
+        for row in report.left_out:
+            table.add_row(str(row.line), row.slide, row.status, row.reason, row.message)
+        out.print(table, markup=False)
+    if report.not_in_manifest:
+        listed = ", ".join(report.not_in_manifest[:5])
+        more = len(report.not_in_manifest) - 5
+        out.print(
+            f"not in the manifest, left alone: {listed}" + (f" and {more} more" if more > 0 else ""),
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )

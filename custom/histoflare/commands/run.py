@@ -1,0 +1,159 @@
+"""``histoflare run``: a job over prepared bags, for one seed or several."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from histoflare.commands.console import console, out, print_json, progress
+from histoflare.commands.demo import DEFAULT_JOB
+from histoflare.errors import JobError
+
+SUMMARY_FILE = "summary.json"
+MODELS = ("local", "federated", "pooled")
+FIGURES = ("accuracy", "balanced_accuracy", "auc")
+
+
+def run(
+    sites: Annotated[
+        Path, typer.Option(help="Folder with one <site>/manifest.csv (or <site>.csv) per site.")
+    ],
+    bags: Annotated[Path, typer.Option(help="Folder with one <site>/ of bags each (histoflare prepare).")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the reports and models.")],
+    job: Annotated[Path, typer.Option(help="The job folder.")] = DEFAULT_JOB,
+    runtime: Annotated[str, typer.Option(help="inprocess, or simulator for FLARE.")] = "inprocess",
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "1",
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a variable of the job, e.g. rounds=50.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Run a job on prepared bags: federated, every site alone, all pooled; compare on the same patients.
+
+    Example: histoflare run --sites my-sites --bags my-run/bags --out my-run/seeds --seeds 1,2,3
+
+    Example: histoflare run --sites my-sites --bags my-run/bags --out run --set rounds=50
+    """
+    from histoflare.commands.experiment import Experiment, PhaseClock, run_experiment
+    from histoflare.commands.sites import EXTERNAL, find_sites
+    from histoflare.flare.job import read_job, write_variant
+    from histoflare.flare.site import SiteConfiguration
+    from histoflare.storage import write_json
+
+    found = find_sites(sites)
+    external = SiteConfiguration(found.external, bags / EXTERNAL) if found.external else None
+    changes = _settings(setting or [])
+    reports = []
+    with progress() as bars:
+        for seed in _seeds(seeds):
+            folder = out_dir / f"seed-{seed}"
+            shutil.rmtree(folder / "job", ignore_errors=True)
+            variant = write_variant(job, folder / "job" / job.name, changes | {"seed": seed})
+            experiment = Experiment(
+                job=read_job(variant),
+                sites={
+                    name: SiteConfiguration(path.resolve(), (bags / name).resolve())
+                    for name, path in found.sites.items()
+                },
+                external=external,
+                runtime=runtime,
+            )
+            reports.append(run_experiment(experiment, folder, bars, PhaseClock()))
+    summary = summarise(reports)
+    write_json(out_dir / SUMMARY_FILE, summary)
+    if as_json:
+        print_json(summary)
+    else:
+        out.print(_table(summary))
+        console.print(f"reports: {out_dir}/seed-*/report.json", highlight=False, soft_wrap=True)
+
+
+def summarise(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return mean and standard deviation over the seeds' reports, per cohort, model and figure.
+
+    ``local`` is in each report the mean over the sites' own models.
+    """
+    cohorts: dict[str, list[dict[str, Any]]] = {"sites": [_on_sites(report) for report in reports]}
+    if all(report["external"] for report in reports):
+        cohorts["external"] = [_on_external(report) for report in reports]
+    return {
+        "seeds": [report["seed"] for report in reports],
+        "rounds": reports[0]["rounds"],
+        "job": reports[0]["job"],
+        "cohorts": {
+            cohort: {
+                model: {figure: _spread([row[model] for row in rows], figure) for figure in FIGURES}
+                for model in MODELS
+            }
+            for cohort, rows in cohorts.items()
+        },
+    }
+
+
+def _on_sites(report: dict[str, Any]) -> dict[str, Any]:
+    own = [site["local"] for site in report["sites"].values()]
+    return {"local": own, "federated": [report["federated"]], "pooled": [report["pooled"]]}
+
+
+def _on_external(report: dict[str, Any]) -> dict[str, Any]:
+    others = report["external_other_models"]
+    own = [figures for name, figures in others.items() if name.startswith("local/")]
+    return {"local": own, "federated": [report["external"]], "pooled": [others["pooled"]]}
+
+
+def _spread(rows: list[list[dict[str, Any]]], figure: str) -> dict[str, float | None]:
+    """Return mean and standard deviation over seeds; each seed's value is the mean over its models."""
+    known = [[row[figure] for row in seed if row[figure] is not None] for seed in rows]
+    values = [statistics.fmean(seed) for seed in known if seed]
+    if not values:
+        return {"mean": None, "sd": None}
+    return {"mean": statistics.fmean(values), "sd": statistics.stdev(values) if len(values) > 1 else None}
+
+
+def _table(summary: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    seeds = ", ".join(str(seed) for seed in summary["seeds"])
+    table = Table(title=f"{summary['job']}: {summary['rounds']} rounds, seeds {seeds} (mean ± sd over seeds)")
+    table.add_column("test patients of")
+    table.add_column("model")
+    for figure in FIGURES:
+        table.add_column(figure.replace("_", " "), justify="right")
+    for cohort, models in summary["cohorts"].items():
+        for model, figures in models.items():
+            name = "local (mean of the sites)" if model == "local" else model
+            table.add_row(cohort, name, *(_cell(figures[figure]) for figure in FIGURES))
+        table.add_section()
+    return table
+
+
+def _cell(spread: dict[str, float | None]) -> str:
+    if spread["mean"] is None:
+        return "–"
+    return f"{spread['mean']:.3f}" + (f" ± {spread['sd']:.3f}" if spread["sd"] is not None else "")
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise JobError(f"--seeds takes whole numbers separated by commas, not '{text}'.") from None
+
+
+def _settings(pairs: list[str]) -> dict[str, Any]:
+    import json
+
+    changes = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise JobError(f"--set takes name=value, not '{pair}'.")
+        try:
+            changes[name] = json.loads(value)
+        except ValueError:
+            changes[name] = value
+    return changes

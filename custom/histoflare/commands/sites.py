@@ -1,0 +1,43 @@
+"""Finding the sites of an experiment on one workstation: a folder with one manifest per site."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from histoflare.errors import ManifestError
+
+EXTERNAL = "external"
+SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class SiteFolder:
+    """The manifests found: ``sites`` train, ``external`` (if any) is only asked at the end."""
+
+    sites: dict[str, Path]
+    external: Path | None
+
+
+def find_sites(folder: Path) -> SiteFolder:
+    """Return the manifests in ``folder``: ``<site>/manifest.csv`` or ``<site>.csv``, ``external`` apart.
+
+    Raises:
+        ManifestError: There are none, one site has two, or a name cannot be a FLARE site name.
+    """
+    found: dict[str, Path] = {}
+    problems = []
+    for path in sorted([*folder.glob("*/manifest.csv"), *folder.glob("*.csv")]):
+        name = path.parent.name if path.name == "manifest.csv" and path.parent != folder else path.stem
+        if name in found:
+            problems.append(f"{name}: has two manifests, {found[name]} and {path}")
+        if not SITE_NAME.fullmatch(name):
+            problems.append(f"{name}: a site's name may have letters, digits, '-', '_' and '.' only")
+        found[name] = path
+    external = found.pop(EXTERNAL, None)
+    if not found:
+        problems.append("no <site>/manifest.csv and no <site>.csv")
+    if problems:
+        raise ManifestError(f"{folder}: cannot be used as a folder of sites.", problems=problems)
+    return SiteFolder(found, external)

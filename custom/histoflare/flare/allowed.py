@@ -1,0 +1,17 @@
+"""The classes that a job of this project may name at a site or a server.
+
+Whole class paths, never a package prefix: a prefix would admit any class below it as a job's filter.
+"""
+
+from __future__ import annotations
+
+ALLOWED_CLASSES = (
+    "histoflare.bags.task.MemTask",
+    "histoflare.flare.aggregator.SiteOrderAggregator",
+    "histoflare.flare.executor.SiteExecutor",
+    "histoflare.flare.persistor.SeededPersistor",
+    "histoflare.flare.shareables.AskingShareableGenerator",
+    "histoflare.rounds.cyclic.CyclicWeightTransfer",
+    "histoflare.rounds.fedavg.FedAvg",
+    "nvflare.app_common.workflows.scatter_and_gather.ScatterAndGather",
+)

@@ -1,0 +1,120 @@
+"""A job folder, read the way FLARE reads it, for the runtimes that are not FLARE's own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nvflare.fuel.utils.class_utils import instantiate_class
+from nvflare.fuel.utils.json_scanner import JsonScanner
+from nvflare.fuel.utils.wfconf import resolve_var_refs
+from nvflare.fuel_opt.utils.pyhocon_loader import PyhoconLoader
+from pyparsing.exceptions import ParseBaseException
+
+from histoflare.errors import HistoflareError, JobError
+
+CONFIG_FOLDER = Path("app") / "config"
+VARIABLES_FILE = "job.conf"
+OWN_CLASSES = "histoflare."
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a job says, whoever runs it.
+
+    Attributes:
+        name: The job's name.
+        folder: Where it was read.
+        rounds: Number of rounds.
+        seed: The job's seed.
+        task: What is learned (has the methods of ``rounds.task.Task``).
+        strategy: How the sites work together (``rounds.strategy.Strategy``).
+    """
+
+    name: str
+    folder: Path
+    rounds: int
+    seed: int
+    task: Any
+    strategy: Any
+
+
+def read_configuration(path: Path) -> dict[str, Any]:
+    """Return a FLARE configuration file with its includes read and its ``{variables}`` filled in.
+
+    Raises:
+        JobError: The file is missing or is not HOCON.
+    """
+    if not path.is_file():
+        raise JobError(f"{path}: not found; is {path.parents[-1]} a job folder (meta.json, app/config)?")
+    try:
+        content: dict[str, Any] = PyhoconLoader().load_config(str(path)).to_dict()
+    except (ParseBaseException, ValueError, OSError) as error:
+        raise JobError(f"{path}: cannot be read: {error}") from None
+    resolve_var_refs(JsonScanner(content), content)
+    return content
+
+
+def read_job(folder: Path) -> Job:
+    """Read a job folder and make its task and strategy.
+
+    Only classes of this package are made here.
+
+    Raises:
+        JobError: Something is missing, or a class or its arguments are wrong.
+    """
+    try:
+        name = json.loads((folder / "meta.json").read_text())["name"]
+    except (OSError, ValueError, KeyError):
+        raise JobError(
+            f"{folder}: not a job folder: it has no readable meta.json with a name. The jobs are in jobs/."
+        ) from None
+    server = read_configuration(folder / CONFIG_FOLDER / "config_fed_server.conf")
+    components = {component["id"]: component for component in server.get("components", [])}
+    try:
+        return Job(
+            name=name,
+            folder=folder,
+            rounds=int(server["rounds"]),
+            seed=int(server["seed"]),
+            task=make_component(components["task"]),
+            strategy=make_component(components["strategy"]),
+        )
+    except KeyError as error:
+        raise JobError(f"{folder}: the job does not say {error}.") from None
+
+
+def make_component(component: Mapping[str, Any]) -> Any:
+    """Make one ``{path, args}`` component of a job.
+
+    Raises:
+        JobError: The class is not one of this package's, does not exist, or refuses its arguments.
+    """
+    path = str(component["path"])
+    if not path.startswith(OWN_CLASSES):
+        raise JobError(f"{path}: not a class of this package; this runtime makes no others.")
+    try:
+        return instantiate_class(path, dict(component.get("args") or {}))
+    except HistoflareError:
+        raise
+    except Exception as error:
+        raise JobError(f"{path}: cannot be made from the job's arguments: {error}") from error
+
+
+def write_variant(folder: Path, target: Path, changes: Mapping[str, Any]) -> Path:
+    """Copy a job folder to ``target`` with some of its variables changed; return ``target``.
+
+    Args:
+        changes: Dotted variable names and their values, e.g. ``{"rounds": 5, "task.patch_px": 224}``. They
+            are added at the end of ``job.conf``, where HOCON lets the last word win.
+    """
+    shutil.copytree(folder, target)
+    lines = [f"{name} = {json.dumps(value)}" for name, value in changes.items()]
+    variables = target / CONFIG_FOLDER / VARIABLES_FILE
+    text = variables.read_text()
+    variables.write_text(text + "\n# Changed for this run:\n" + "\n".join(lines) + "\n")
+    return target

@@ -1,0 +1,38 @@
+"""The global model as a task: adds whom the strategy asks in this round."""
+
+from __future__ import annotations
+
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.app_common.abstract.model import ModelLearnable
+from nvflare.app_common.app_constant import AppConstants
+from nvflare.app_common.shareablegenerators.full_model_shareable_generator import FullModelShareableGenerator
+
+from histoflare.flare.headers import ASKED
+
+
+class AskingShareableGenerator(FullModelShareableGenerator):  # type: ignore[misc]
+    """FLARE's full-model generator; its tasks carry the names of the sites that are asked.
+
+    ``ScatterAndGather`` sends every task to every site. A site that is not named in the header answers that
+    it was not asked, and trains nothing.
+
+    Args:
+        strategy_id: Component whose ``participants`` chooses.
+        seed: The job's seed.
+    """
+
+    def __init__(self, strategy_id: str = "strategy", seed: int = 0) -> None:
+        super().__init__()
+        self._strategy_id = strategy_id
+        self._seed = seed
+
+    def learnable_to_shareable(self, model_learnable: ModelLearnable, fl_ctx: FLContext) -> Shareable:
+        """Return the task of this round."""
+        engine = fl_ctx.get_engine()
+        sites = sorted(client.name for client in engine.get_clients())
+        strategy = engine.get_component(self._strategy_id)
+        asked = strategy.participants(fl_ctx.get_prop(AppConstants.CURRENT_ROUND), sites, self._seed)
+        shareable: Shareable = super().learnable_to_shareable(model_learnable, fl_ctx)
+        shareable.set_header(ASKED, list(asked))
+        return shareable

@@ -1,0 +1,98 @@
+"""A federated model beside its bounds: every site alone (lower) and all data in one place (upper).
+
+Every model is asked about the same patients: each site's test patients, all of them together, and an external
+cohort that no model has seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from histoflare.rounds.evaluation import Metrics, evaluate, merge_predictions
+from histoflare.rounds.local import predict
+from histoflare.rounds.state import State
+from histoflare.rounds.strategy import Strategy
+from histoflare.rounds.task import PredictionTable, Task
+from histoflare.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class SiteComparison:
+    """One site's test patients as seen by three models; ``local`` is the site's own."""
+
+    n_train: int
+    n_test: int
+    local: Metrics | None
+    federated: Metrics
+    pooled: Metrics | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What :func:`compare` found.
+
+    Attributes:
+        sites: Each site's own test patients.
+        federated, pooled: Over the test patients of all sites.
+        external: Model (``"federated"``, ``"pooled"``, ``"local/<site>"``) → metrics on the external cohort.
+    """
+
+    sites: dict[str, SiteComparison]
+    federated: Metrics
+    pooled: Metrics | None
+    external: dict[str, Metrics]
+
+
+def compare(
+    task: Task,
+    strategy: Strategy,
+    federated: State,
+    sites: Mapping[str, Any],
+    *,
+    site_states: Mapping[str, State] | None = None,
+    local: Mapping[str, State] | None = None,
+    pooled: State | None = None,
+    external: Any = None,
+    seed: int = 0,
+) -> Comparison:
+    """Ask every model about every site's test patients and about the external cohort.
+
+    Args:
+        federated: The last global state; a site's own model is made of it by ``strategy.personalize``.
+        sites: Site → its data.
+        site_states: What the strategy keeps at each site (personal layers).
+        local, pooled: The bounds' models, where they were trained.
+        external: The external cohort's data; every split of it is asked.
+        seed: Of the bootstrap.
+    """
+
+    def score(table: PredictionTable) -> Metrics:
+        return evaluate(table, seed=derive_seed(seed, "evaluate"))
+
+    shared = strategy.personalize(federated, {})
+    tables: dict[str, dict[str, PredictionTable]] = {"federated": {}, "pooled": {}}
+    rows = {}
+    for site, data in sites.items():
+        own = strategy.personalize(federated, (site_states or {}).get(site, {}))
+        tables["federated"][site] = predict(task, own, data, "test")
+        if pooled is not None:
+            tables["pooled"][site] = predict(task, pooled, data, "test")
+        rows[site] = SiteComparison(
+            n_train=task.n_train(data),
+            n_test=len(tables["federated"][site].labels),
+            local=score(predict(task, local[site], data, "test")) if local else None,
+            federated=score(tables["federated"][site]),
+            pooled=score(tables["pooled"][site]) if pooled is not None else None,
+        )
+    models = {"federated": shared, **({"pooled": pooled} if pooled is not None else {})}
+    models |= {f"local/{site}": state for site, state in (local or {}).items()}
+    return Comparison(
+        sites=rows,
+        federated=score(merge_predictions(tables["federated"])),
+        pooled=score(merge_predictions(tables["pooled"])) if pooled is not None else None,
+        external={}
+        if external is None
+        else {name: score(predict(task, state, external, "all")) for name, state in models.items()},
+    )

@@ -1,0 +1,52 @@
+"""Cyclic weight transfer: one model, passed from site to site (Darzidehkalani et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from histoflare.errors import JobError
+from histoflare.rounds.state import State, add
+from histoflare.rounds.strategy import Strategy, Update
+from histoflare.seeds import derive_seed
+
+ORDERS = ("site", "seeded")
+
+
+@dataclass(frozen=True)
+class CyclicWeightTransfer(Strategy):
+    """In each round one site trains the model for its local epochs, and its model is the next global one.
+
+    As many rounds as sites are one cycle; a single cycle is single weight transfer (SWT). The model leans
+    towards the sites it visited last.
+
+    Attributes:
+        order: ``"site"`` visits in site order; ``"seeded"`` draws a new order for every cycle.
+        share: See :class:`Strategy`.
+    """
+
+    name: ClassVar[str] = "cyclic"
+    order: str = "site"
+    share: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.order not in ORDERS:
+            raise JobError(f"order must be one of {', '.join(ORDERS)}, not {self.order!r}.")
+
+    def participants(self, round_index: int, sites: Sequence[str], seed: int) -> tuple[str, ...]:
+        """Return the one site whose turn it is."""
+        cycle, turn = divmod(round_index, len(sites))
+        if self.order == "site":
+            return (sites[turn],)
+        return (sorted(sites, key=lambda site: derive_seed(seed, "cycle", cycle, site))[turn],)
+
+    def combine(self, global_state: State, updates: Sequence[Update]) -> State:
+        """Return the site's model: the global state plus its update."""
+        if len(updates) != 1:
+            sites = ", ".join(update.site for update in updates)
+            raise JobError(
+                f"Cyclic weight transfer takes one site's model per round; updates came from {sites}.",
+                reason="UPDATES_INVALID",
+            )
+        return add(global_state, updates[0].tensors)

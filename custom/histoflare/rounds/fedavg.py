@@ -1,0 +1,86 @@
+"""Federated averaging (McMahan et al. 2017) as in Rieke et al. 2020, Algorithm 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from histoflare.errors import JobError
+from histoflare.rounds.state import State, add, weighted_mean
+from histoflare.rounds.strategy import Strategy, Update
+from histoflare.seeds import derive_seed
+
+WEIGHTINGS = ("samples", "uniform", "fixed")
+
+
+@dataclass(frozen=True)
+class FedAvg(Strategy):
+    """W ← W + Σ N_k ΔW_k / Σ N_k, summed in float64 in site order.
+
+    Attributes:
+        weighting: N_k is the site's number of training samples (``"samples"``; the paper's text says local
+            iterations, McMahan samples), 1 (``"uniform"``), or taken from ``weights`` (``"fixed"``). With
+            the last two nothing about a site's size is sent, and the server uses its own weights whatever
+            a site sends.
+        weights: Site → weight, for ``"fixed"``: finite, >= 0, at least one above 0.
+        clients_per_round: A seeded subset of so many sites trains in each round; None = all.
+        share: See :class:`Strategy`.
+    """
+
+    name: ClassVar[str] = "fedavg"
+    weighting: str = "samples"
+    weights: Mapping[str, float] | None = None
+    clients_per_round: int | None = None
+    share: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.weighting not in WEIGHTINGS:
+            raise JobError(f"weighting must be one of {', '.join(WEIGHTINGS)}, not {self.weighting!r}.")
+        if (self.weighting == "fixed") != (self.weights is not None):
+            raise JobError("weights (site → number) go with weighting = fixed, and only with it.")
+        if self.weights is not None:
+            bad = [s for s, w in self.weights.items() if not (math.isfinite(w) and w >= 0)]
+            if bad or sum(self.weights.values()) <= 0:
+                raise JobError(
+                    f"weights must be numbers of at least 0 with a sum above 0; got {dict(self.weights)}."
+                )
+        if self.clients_per_round is not None and self.clients_per_round < 1:
+            raise JobError(f"clients_per_round must be at least 1, not {self.clients_per_round}.")
+
+    def check_sites(self, sites: Sequence[str]) -> None:
+        """Also refuses a site without a fixed weight, and more clients per round than sites."""
+        super().check_sites(sites)
+        missing = [site for site in sites if self.weights is not None and site not in self.weights]
+        if missing:
+            raise JobError(f"weights has no entry for {', '.join(missing)}; every site needs one.")
+        if self.clients_per_round is not None and self.clients_per_round > len(sites):
+            raise JobError(
+                f"clients_per_round is {self.clients_per_round}, but there are {len(sites)} sites."
+            )
+
+    def participants(self, round_index: int, sites: Sequence[str], seed: int) -> tuple[str, ...]:
+        """Return all sites, or those with the lowest of hashes that depend on seed, round and name only."""
+        if self.clients_per_round is None:
+            return tuple(sites)
+        drawn = sorted(sites, key=lambda site: derive_seed(seed, "participants", round_index, site))
+        return tuple(site for site in sites if site in drawn[: self.clients_per_round])
+
+    def weight(self, site: str, n_samples: int) -> float:
+        """Return N_k."""
+        if self.weighting == "samples":
+            return float(n_samples)
+        if self.weights is None:
+            return 1.0
+        if site not in self.weights:
+            raise JobError(f"weights has no entry for {site}; every site needs one.")
+        return float(self.weights[site])
+
+    def combine(self, global_state: State, updates: Sequence[Update]) -> State:
+        """Return the global state plus the weighted mean of the updates."""
+        if self.weighting == "samples":
+            weights = [update.weight for update in updates]
+        else:
+            weights = [self.weight(update.site, 0) for update in updates]
+        return add(global_state, weighted_mean([update.tensors for update in updates], weights))

@@ -1,0 +1,121 @@
+"""Training at one site, the same bytes wherever it runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from histoflare.errors import JobError
+from histoflare.rounds.state import State, is_finite, load_state, model_state
+from histoflare.rounds.task import PredictionTable, Task
+
+Correction = Callable[[str, Tensor], Tensor]
+"""(name, parameter) → what to add to that parameter's gradient before each step (FedProx, SCAFFOLD)."""
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What local training gives. Everything but what a strategy sends stays at the site.
+
+    Attributes:
+        state: The trained state.
+        n_samples: Training samples at this site.
+        n_steps: Optimizer steps taken.
+        mean_loss: Mean of the steps' losses.
+    """
+
+    state: State
+    n_samples: int
+    n_steps: int
+    mean_loss: float
+
+
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """Run a block on one thread and under ``seed``; put torch's thread count and random state back after it.
+
+    The thread count is torch's, so it holds for the whole process: do not train in two threads of one.
+    """
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: where CUDA is not started it queues a call, with its stack, for ever.
+        torch.default_generator.manual_seed(seed)
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def train_locally(
+    task: Task, state: State, data: Any, *, seed: int, correction: Correction | None = None
+) -> LocalResult:
+    """Train one round's local epochs from ``state`` (which is left as it is).
+
+    Args:
+        seed: Of batch order, subsets, dropout; derived from (job seed, "train", site, round).
+        correction: A term added to each gradient before each step.
+
+    Raises:
+        JobError: No training data, or the loss or the trained state is not finite.
+    """
+    n_samples = task.n_train(data)
+    if n_samples < 1:
+        raise JobError(
+            "This site has no training samples: its manifest needs rows with split 'train'.",
+            reason="SITE_HAS_NO_TRAINING_DATA",
+        )
+    with reproducible(seed):
+        model = task.build_model()
+        load_state(model, state)
+        model.train()
+        optimizer = task.build_optimizer(model)
+        losses = [
+            _step(task, model, optimizer, batch, correction) for batch in task.train_batches(data, seed)
+        ]
+        trained = model_state(model)
+    finite = all(map(is_finite, trained.values()))
+    if not losses or not finite:
+        what = "took no step" if not losses else "ended with NaN or infinity in the model"
+        raise JobError(
+            f"Local training {what}: check the task's batches and its learning rate.",
+            reason="TRAINING_FAILED",
+        )
+    return LocalResult(trained, n_samples, len(losses), math.fsum(losses) / len(losses))
+
+
+def predict(task: Task, state: State, data: Any, split: str) -> PredictionTable:
+    """Return what the model with ``state`` says of ``split``: evaluation mode, no gradients, one thread."""
+    with reproducible(0), torch.no_grad():
+        model = task.build_model()
+        load_state(model, state)
+        model.eval()
+        return task.predict(model, data, split)
+
+
+def _step(
+    task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any, correction: Correction | None
+) -> float:
+    optimizer.zero_grad(set_to_none=True)
+    loss = task.loss(model, batch)
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise JobError(
+            f"The training loss became {value}: the learning rate is too large, or the features are damaged.",
+            reason="TRAINING_FAILED",
+        )
+    loss.backward()  # type: ignore[no-untyped-call]
+    if correction is not None:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    term = correction(name, parameter)
+                    parameter.grad = term if parameter.grad is None else parameter.grad + term
+    optimizer.step()
+    return value

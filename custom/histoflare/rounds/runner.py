@@ -1,0 +1,107 @@
+"""The in-process runtime: a federation in one process, for experiments of hundreds of rounds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from histoflare.errors import JobError
+from histoflare.privacy.plan import Open, PrivacyPlan
+from histoflare.rounds.state import State, model_state, n_bytes
+from histoflare.rounds.strategy import Strategy, server_round, site_round
+from histoflare.rounds.task import Task
+
+OnRound = Callable[[int, int, float, Mapping[str, float]], None]
+"""Called after each round: (index, total, seconds, site → mean training loss)."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        initial, state: First and last global state.
+        site_states: Site → what the strategy keeps there (personal layers, control variates).
+        participation: For each round run, who trained.
+        losses: For each round run, site → mean training loss.
+        seconds: Of each round run.
+        bytes_up, bytes_down: Of the updates sent by the sites and of the states sent to them, tensors only.
+    """
+
+    initial: State
+    state: State
+    site_states: dict[str, State]
+    participation: tuple[tuple[str, ...], ...]
+    losses: tuple[dict[str, float], ...]
+    seconds: tuple[float, ...]
+    bytes_up: int
+    bytes_down: int
+
+
+def run_in_process(
+    task: Task,
+    sites: Mapping[str, Any],
+    strategy: Strategy,
+    rounds: int,
+    seed: int,
+    plan: PrivacyPlan | None = None,
+    on_round: OnRound | None = None,
+    *,
+    start_round: int = 0,
+    initial_state: State | None = None,
+    site_states: Mapping[str, State] | None = None,
+) -> RunResult:
+    """Run rounds ``start_round`` … ``rounds`` - 1 of a federation.
+
+    The same arguments give the same bytes; a run resumed at ``start_round`` with the earlier run's ``state``
+    and ``site_states`` ends as if it had never stopped.
+
+    Args:
+        sites: Site → its data; their order is the federation's site order.
+        plan: What protects the updates; None is :class:`histoflare.privacy.plan.Open`, no protection.
+
+    Raises:
+        JobError: The sites, the rounds or an update cannot be used.
+    """
+    strategy.check_sites(list(sites))
+    if not 0 <= start_round <= rounds:
+        raise JobError(
+            f"Round {start_round} of {rounds} cannot be the first: use 0 <= start_round <= rounds."
+        )
+    plan = plan or Open()
+    initial = initial_state if initial_state is not None else strategy.begin(model_state(task.build_model()))
+    state = initial
+    kept = {site: dict((site_states or {}).get(site, {})) for site in sites}
+    participation, losses, seconds, bytes_up, bytes_down = [], [], [], 0, 0
+    for index in range(start_round, rounds):
+        started = time.perf_counter()
+        chosen = strategy.participants(index, list(sites), seed)
+        outcomes = {
+            site: site_round(
+                task,
+                strategy,
+                state,
+                sites[site],
+                site=site,
+                site_state=kept[site],
+                round_index=index,
+                total_rounds=rounds,
+                seed=seed,
+                plan=plan,
+            )
+            for site in chosen
+        }
+        bytes_down += len(chosen) * n_bytes(state)
+        bytes_up += sum(n_bytes(outcome.update.tensors) for outcome in outcomes.values())
+        state = server_round(strategy, state, [outcome.update for outcome in outcomes.values()], list(sites))
+        kept.update({site: outcome.site_state for site, outcome in outcomes.items()})
+        participation.append(chosen)
+        losses.append({site: outcome.training.mean_loss for site, outcome in outcomes.items()})
+        seconds.append(time.perf_counter() - started)
+        if on_round is not None:
+            on_round(index, rounds, seconds[-1], losses[-1])
+    return RunResult(
+        initial, state, kept, tuple(participation), tuple(losses), tuple(seconds), bytes_up, bytes_down
+    )

@@ -1,0 +1,247 @@
+"""What a strategy is, and the two halves of a round that every runtime runs.
+
+A strategy is one file: whom it asks (:meth:`Strategy.participants`), what a site does with the global state
+and what it sends (:meth:`Strategy.local_round`), what the server does with it (:meth:`Strategy.combine`), and
+which model a site then has (:meth:`Strategy.personalize`). A new one is a subclass in a file of its own and a
+line in :data:`STRATEGIES`.
+
+A round, in the in-process runner and under FLARE alike, is :func:`site_round` at each participant, then
+:func:`server_round`. What is sent are *updates*, local minus global (Rieke et al. 2020, Algorithm 1).
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from histoflare.errors import JobError
+from histoflare.privacy.plan import PrivacyPlan
+from histoflare.rounds.local import Correction, LocalResult, train_locally
+from histoflare.rounds.state import State, check_tensors, shared_names, subtract
+from histoflare.rounds.task import Task
+from histoflare.seeds import derive_seed
+
+STRATEGIES = {
+    "fedavg": "histoflare.rounds.fedavg:FedAvg",
+    "cyclic": "histoflare.rounds.cyclic:CyclicWeightTransfer",
+}
+
+EXTRA = "strategy/"
+"""Prefix of the tensors that a strategy adds to the global state beside the model's (control variates)."""
+
+PERSONAL = "personal/"
+"""Prefix, in a site's own state, of the model tensors that it does not share."""
+
+
+@dataclass(frozen=True)
+class SiteRound:
+    """All that a site's half of a round depends on.
+
+    Attributes:
+        global_state: As received; not to be changed in place.
+        site_state: What the strategy left at this site in its last round there (empty before the first).
+        round_index: From 0. total_rounds: Of the job.
+        seed: The job's.
+    """
+
+    task: Task
+    data: Any
+    site: str
+    global_state: State
+    site_state: State
+    round_index: int
+    total_rounds: int
+    seed: int
+
+    @property
+    def train_seed(self) -> int:
+        """The seed of this site's training in this round."""
+        return derive_seed(self.seed, "train", self.site, self.round_index)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What leaves a site: named tensors (local minus global, floating-point) and their weight."""
+
+    site: str
+    tensors: State
+    weight: float
+
+
+@dataclass(frozen=True)
+class SiteOutcome:
+    """A site's half of a round. Only ``update`` leaves.
+
+    Attributes:
+        update: For the server.
+        site_state: For the site's next round; the runtime keeps it, once the update is on its way.
+        training: How training went, for the site's own log.
+    """
+
+    update: Update
+    site_state: State
+    training: LocalResult
+
+
+class Strategy(ABC):
+    """How sites and server work together. Subclasses are frozen dataclasses of plain JSON-able fields.
+
+    Attributes:
+        name: As in a job's configuration.
+        share: Module prefixes of what is sent; None sends every floating-point tensor. Tensors not sent are
+            personal: each site keeps its own between rounds, and the server's stay as they were.
+    """
+
+    name: ClassVar[str]
+    share: Sequence[str] | None = None
+
+    def check_sites(self, sites: Sequence[str]) -> None:
+        """Raise :class:`JobError` if this strategy cannot work with these sites. Called before round 0."""
+        if not sites or len(set(sites)) != len(sites):
+            raise JobError(f"A federation needs at least one site, each once; got {list(sites)}.")
+
+    def begin(self, state: State) -> State:
+        """Return the first global state: the model's, plus the strategy's own tensors under :data:`EXTRA`."""
+        return state
+
+    @abstractmethod
+    def participants(self, round_index: int, sites: Sequence[str], seed: int) -> tuple[str, ...]:
+        """Return who trains in this round, in site order; the same answer in every process."""
+
+    @abstractmethod
+    def combine(self, global_state: State, updates: Sequence[Update]) -> State:
+        """Return the next global state from checked updates in site order (at least one)."""
+
+    def weight(self, site: str, n_samples: int) -> float:
+        """Return the weight a site sends. 1, unless a strategy needs more: a sample count tells something."""
+        return 1.0
+
+    def correction(self, ctx: SiteRound) -> Correction | None:
+        """Return the term to add to each gradient in local training, if the strategy has one."""
+        return None
+
+    def sent_names(self, global_state: Mapping[str, Tensor]) -> list[str]:
+        """Return the names a site sends: the shared ones and the strategy's own."""
+        model = {name: tensor for name, tensor in global_state.items() if not name.startswith(EXTRA)}
+        return shared_names(model, self.share) + [name for name in global_state if name.startswith(EXTRA)]
+
+    def personalize(self, global_state: Mapping[str, Tensor], site_state: Mapping[str, Tensor]) -> State:
+        """Return a site's model: the global tensors, with the site's personal ones in their place."""
+        return {
+            name: site_state.get(PERSONAL + name, tensor)
+            for name, tensor in global_state.items()
+            if not name.startswith(EXTRA)
+        }
+
+    def local_round(self, ctx: SiteRound) -> SiteOutcome:
+        """Train from the site's model; send the change of what is shared, keep the rest for the next time."""
+        start = self.personalize(ctx.global_state, ctx.site_state)
+        result = train_locally(
+            ctx.task, start, ctx.data, seed=ctx.train_seed, correction=self.correction(ctx)
+        )
+        sent = shared_names(start, self.share)
+        update = Update(
+            ctx.site, subtract(result.state, start, sent), self.weight(ctx.site, result.n_samples)
+        )
+        return SiteOutcome(update, self.personal_state(result.state), result)
+
+    def personal_state(self, trained: Mapping[str, Tensor]) -> State:
+        """Return the tensors of ``trained`` that ``share`` leaves out, named for a site's own state."""
+        if self.share is None:
+            return {}
+        sent = set(shared_names(trained, self.share))
+        return {
+            PERSONAL + name: tensor.clone()
+            for name, tensor in trained.items()
+            if name not in sent and tensor.is_floating_point()
+        }
+
+
+def site_round(
+    task: Task,
+    strategy: Strategy,
+    global_state: State,
+    data: Any,
+    *,
+    site: str,
+    site_state: State,
+    round_index: int,
+    total_rounds: int,
+    seed: int,
+    plan: PrivacyPlan,
+) -> SiteOutcome:
+    """The site's half of a round: the strategy's local round, then the privacy plan's release.
+
+    Raises:
+        JobError: Training failed, or what would leave has not the names and shapes the strategy sends.
+        HistoflareError: The privacy plan lets nothing leave.
+    """
+    ctx = SiteRound(task, data, site, global_state, site_state, round_index, total_rounds, seed)
+    outcome = strategy.local_round(ctx)
+    released = plan.release(outcome.update.tensors, site=site, round_index=round_index)
+    like = {name: global_state[name] for name in strategy.sent_names(global_state)}
+    check_tensors(released, like, whose=f"The update of {site}")
+    return replace(outcome, update=replace(outcome.update, tensors=released))
+
+
+def server_round(
+    strategy: Strategy, global_state: State, updates: Sequence[Update], sites: Sequence[str]
+) -> State:
+    """The server's half of a round: check every update, order them by ``sites``, combine them.
+
+    The order of arrival does not matter, to the last bit.
+
+    Args:
+        sites: All sites of the federation, in its fixed order; not all need to have sent an update.
+
+    Raises:
+        JobError: No update; one from an unknown site or two from one; an update with missing, unknown,
+            wrongly shaped or non-finite tensors or a bad weight; a result that is not finite.
+    """
+    arrived = [update.site for update in updates]
+    unknown = sorted(set(arrived) - set(sites))
+    doubled = sorted({site for site in arrived if arrived.count(site) > 1})
+    if not arrived or unknown or doubled:
+        what = f"from unknown sites {unknown}" if unknown else f"more than once from {doubled}"
+        raise JobError(
+            f"Updates came {what if arrived else 'from no site'}; the sites are {list(sites)}.",
+            reason="UPDATES_INVALID",
+        )
+    like = {name: global_state[name] for name in strategy.sent_names(global_state)}
+    for update in updates:
+        check_tensors(update.tensors, like, whose=f"The update of {update.site}")
+        if not (math.isfinite(update.weight) and update.weight >= 0):
+            raise JobError(
+                f"The update of {update.site} has weight {update.weight}; it must be a number of at least 0.",
+                reason="WEIGHTS_INVALID",
+            )
+    ordered = sorted(updates, key=lambda update: list(sites).index(update.site))
+    combined = strategy.combine(global_state, ordered)
+    check_tensors(combined, global_state, whose=f"The global state that {strategy.name} made")
+    return combined
+
+
+def make_strategy(name: str, **arguments: Any) -> Strategy:
+    """Return the strategy ``name`` with its arguments, as a job's configuration gives them.
+
+    Raises:
+        JobError: No such strategy, or it does not take these arguments.
+    """
+    if name not in STRATEGIES:
+        raise JobError(f"There is no strategy {name!r}; there are: {', '.join(sorted(STRATEGIES))}.")
+    module, _, attribute = STRATEGIES[name].partition(":")
+    kind: type[Strategy] = getattr(importlib.import_module(module), attribute)
+    known = set(inspect.signature(kind).parameters)
+    unknown = sorted(set(arguments) - known)
+    if unknown:
+        raise JobError(
+            f"The strategy {name} takes no {', '.join(unknown)}; it takes: {', '.join(sorted(known))}."
+        )
+    return kind(**arguments)

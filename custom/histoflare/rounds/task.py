@@ -1,0 +1,58 @@
+"""What a round asks of a task. A round is handed a task and its data; it imports neither."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+
+class PredictionTable(Protocol):
+    """One row per slide (or image) of one split.
+
+    ``probabilities`` (n, k) float64, rows summing to 1; ``labels`` (n,) in [0, k); ``patients`` n names;
+    ``subgroups`` column → n values, None where a row has none.
+    """
+
+    @property
+    def probabilities(self) -> NDArray[np.float64]: ...
+    @property
+    def labels(self) -> NDArray[np.int64]: ...
+    @property
+    def patients(self) -> Sequence[str]: ...
+    @property
+    def subgroups(self) -> Mapping[str, Sequence[str | None]]: ...
+
+
+class Task(Protocol):
+    """A model, how it is trained, and how it is asked.
+
+    Data and batches are the task's own types. Everything random follows the seeds handed in, torch's global
+    generator included (local training seeds it and puts it back).
+    """
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """Class names, in the order of the model's outputs."""
+
+    def build_model(self) -> nn.Module:
+        """Return the initial model: the same bytes in every process."""
+
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Return a fresh optimizer; its state lives for one round."""
+
+    def n_train(self, data: Any) -> int:
+        """Return the number of training samples."""
+
+    def train_batches(self, data: Any, seed: int) -> Iterable[Any]:
+        """Yield the batches of one round, all its local epochs."""
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the scalar loss of one batch."""
+
+    def predict(self, model: nn.Module, data: Any, split: str) -> PredictionTable:
+        """Return predictions for ``split``: ``"train"``, ``"test"`` or ``"all"``."""

@@ -1,0 +1,127 @@
+"""The files a slide is made of, and their fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from histoflare.errors import SlideError
+
+SERIES_UID_TAG = b"\x20\x00\x0e\x00"
+"""DICOM (0020,000E) Series Instance UID, little endian. It is compared between files and never kept."""
+
+DICOM_HEADER_BYTES = 1 << 18
+"""The series UID stands in group 0020, well before the pixels; more than this is not searched."""
+
+
+@dataclass(frozen=True)
+class SlideFingerprint:
+    """Which bytes a slide was: SHA-256 in hex, total size, latest change (nanoseconds since 1970)."""
+
+    sha256: str
+    size_bytes: int
+    mtime_ns: int
+
+
+def slide_files(path: Path) -> list[Path]:
+    """Return the files the slide at ``path`` is made of, sorted; the file itself for one-file formats.
+
+    A Mirax slide is its ``.mrxs`` file and the folder of that name, a DICOM slide all files of its series in
+    the same folder, a Hamamatsu VMS/VMU slide the files its index names.
+
+    Raises:
+        SlideError: As :func:`opening_file`.
+    """
+    first = opening_file(path)
+    suffix = first.suffix.lower()
+    if suffix == ".mrxs":
+        folder = first.with_suffix("")
+        return sorted([first, *(file for file in folder.rglob("*") if file.is_file())])
+    if suffix in {".vms", ".vmu"}:
+        lines = first.read_text("utf-8", "replace").splitlines()
+        named = {first.parent / line.partition("=")[2].strip() for line in lines if "=" in line}
+        return sorted({first, *(file for file in named if file.is_file())})
+    series = _series_uid(first)
+    if series is not None:
+        return sorted(file for file in _files_in(first.parent) if _series_uid(file) == series)
+    return [first]
+
+
+def fingerprint(path: Path) -> SlideFingerprint:
+    """Return the fingerprint of the slide at ``path``.
+
+    For one file ``sha256`` is that of its bytes (what ``sha256sum`` prints); for several it is the SHA-256
+    over the files' SHA-256 digests in the order of their names.
+
+    Raises:
+        SlideError: As :func:`opening_file`, or a file cannot be read (``SLIDE_OPEN_FAILED``).
+    """
+    digests, size_bytes, mtime_ns = [], 0, 0
+    for file in slide_files(path):
+        try:
+            with file.open("rb") as opened:
+                digests.append(hashlib.file_digest(opened, "sha256").digest())
+            stat = file.stat()
+        except OSError as error:
+            raise SlideError(f"{file}: cannot be read ({error}).", reason="SLIDE_OPEN_FAILED") from error
+        size_bytes += stat.st_size
+        mtime_ns = max(mtime_ns, stat.st_mtime_ns)
+    sha256 = digests[0].hex() if len(digests) == 1 else hashlib.sha256(b"".join(digests)).hexdigest()
+    return SlideFingerprint(sha256, size_bytes, mtime_ns)
+
+
+def opening_file(path: Path) -> Path:
+    """Return the file to open for ``path``: itself, or for a folder the first file of its DICOM series.
+
+    Raises:
+        SlideError: No such file or folder (``SLIDE_MISSING``), a folder without DICOM files
+            (``SLIDE_UNSUPPORTED``) or with several series (``SLIDE_AMBIGUOUS``).
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise SlideError(
+            f"{path}: no such slide. Correct the path, or copy the slide there.", reason="SLIDE_MISSING"
+        )
+    by_series: dict[bytes, Path] = {}
+    for file in _files_in(path):
+        series = _series_uid(file)
+        if series is not None:
+            by_series.setdefault(series, file)
+    if not by_series:
+        raise SlideError(
+            f"{path}: a folder without DICOM files. Name the slide's file itself.", reason="SLIDE_UNSUPPORTED"
+        )
+    if len(by_series) > 1:
+        raise SlideError(
+            f"{path}: the folder holds {len(by_series)} DICOM series. Name one file of the slide "
+            "that is meant.",
+            reason="SLIDE_AMBIGUOUS",
+        )
+    return next(iter(by_series.values()))
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+
+
+def _series_uid(file: Path) -> bytes | None:
+    """Return the series UID of a DICOM file, None for any other file.
+
+    Found by its tag, without a DICOM reader: OpenSlide groups files by it but does not list them.
+    """
+    try:
+        with file.open("rb") as opened:
+            header = opened.read(DICOM_HEADER_BYTES)
+    except OSError:
+        return None
+    if header[128:132] != b"DICM":
+        return None
+    at = header.find(SERIES_UID_TAG)
+    if at < 0:
+        return b""
+    value = at + 8
+    explicit = header[at + 4 : at + 6] == b"UI"
+    length = int.from_bytes(header[at + 6 : value] if explicit else header[at + 4 : value], "little")
+    return header[value : value + min(length, 64)].rstrip(b"\0 ")

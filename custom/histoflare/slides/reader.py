@@ -1,0 +1,214 @@
+"""Whole-slide images, read by resolution.
+
+Planes: ``l0_`` is a pixel of level 0 (the finest), ``lv_`` a pixel of the level that is read; sizes without a
+plane are pixels of the wanted resolution. Resolution is always mpp, micrometres per pixel; a level is chosen
+by its mpp and never by its index.
+
+Only what :class:`SlideInfo` lists is taken from a slide's properties. Label, macro and thumbnail images are
+never opened, and no other property (barcode, date, DICOM patient tag) is read.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import openslide
+from numpy.typing import NDArray
+from PIL import Image
+
+from histoflare.errors import SlideError
+from histoflare.slides.files import SlideFingerprint, fingerprint, opening_file, slide_files
+from histoflare.slides.resolution import LevelInfo, SlideInfo, choose_level, is_mpp, slide_info
+
+__all__ = ["LevelInfo", "Slide", "SlideFingerprint", "SlideInfo", "fingerprint", "is_mpp", "slide_files"]
+
+BLOCK_PX = 4096
+"""Side of the largest region read at once for a thumbnail: bounds memory on slides without a pyramid."""
+
+
+class Slide:
+    """An open slide. Use it as a context manager; reads may come from several threads at once.
+
+    Args:
+        path: A file OpenSlide can open; for a DICOM series any of its files, or the folder that holds them.
+        mpp: Resolution of level 0 in µm/px. Wins over what the slide says of itself, and that wins over its
+            objective power (10 / power).
+
+    Raises:
+        SlideError: No such file (``SLIDE_MISSING``), a format OpenSlide does not know
+            (``SLIDE_UNSUPPORTED``), damaged (``SLIDE_OPEN_FAILED``), several series in one folder
+            (``SLIDE_AMBIGUOUS``), or ``mpp`` is no resolution (``SLIDE_MPP_INVALID``).
+    """
+
+    def __init__(self, path: Path, *, mpp: float | None = None) -> None:
+        self.path = Path(path)
+        if mpp is not None and not is_mpp(mpp):
+            raise SlideError(
+                f"{self.path}: mpp must be micrometres per pixel, such as 0.25 or 0.5, and not {mpp}.",
+                reason="SLIDE_MPP_INVALID",
+            )
+        self._handle = _open(self.path)
+        self._failure: Exception | None = None
+        self._plans: dict[float, tuple[int, float]] = {}
+        try:
+            self.info, self._mpp_problem = slide_info(
+                self._handle.properties, self._handle.level_dimensions, self._handle.level_downsamples, mpp
+            )
+        except openslide.OpenSlideError as error:
+            self._handle.close()
+            raise _read_failed(self.path, error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the slide; no thread may be reading from it."""
+        self._handle.close()
+
+    @property
+    def mpp(self) -> float:
+        """Resolution of level 0 in µm/px.
+
+        Raises:
+            SlideError: It is not known (``SLIDE_MPP_MISSING``).
+        """
+        if self.info.mpp is None:
+            raise SlideError(
+                f"{self.path}: {self._mpp_problem}. Give its resolution in micrometres per pixel: "
+                "in the manifest's 'mpp' column, or with --mpp (0.25 for most 40x scans, 0.5 for 20x).",
+                reason="SLIDE_MPP_MISSING",
+            )
+        return self.info.mpp
+
+    def l0_per_px(self, mpp: float) -> float:
+        """Return how many level-0 pixels one pixel at ``mpp`` spans along a side.
+
+        Close (2 %) to a level, or to a whole multiple of one, that level or multiple is meant, so that reads
+        need no or exact resampling and neighbouring patches touch.
+
+        Raises:
+            SlideError: As :meth:`read` for an ``mpp`` that cannot be had.
+        """
+        level, lv_per_px = self._plan(mpp)
+        return self.info.levels[level].downsample * lv_per_px
+
+    def read(self, l0_xy: tuple[int, int], size_px: tuple[int, int], mpp: float) -> NDArray[np.uint8]:
+        """Return the region whose upper left corner is ``l0_xy``, at ``mpp``.
+
+        Args:
+            l0_xy: (x, y) in level-0 pixels; may lie outside the slide.
+            size_px: (width, height) of the result, each >= 1.
+            mpp: Wanted resolution in µm/px. Read from the coarsest level that is at least this fine.
+
+        Returns:
+            uint8 (height, width, 3). Transparent parts and parts outside the slide are white.
+
+        Raises:
+            SlideError: The slide is too coarse for ``mpp`` (``SLIDE_TOO_COARSE``), has no mpp
+                (``SLIDE_MPP_MISSING``), or fails to read (``SLIDE_READ_FAILED``; every later read then
+                fails too).
+        """
+        level, lv_per_px = self._plan(mpp)
+        width_px, height_px = size_px
+        if lv_per_px == 1.0:
+            return np.array(self._read_level(l0_xy, level, size_px))
+        lv_width, lv_height = width_px * lv_per_px, height_px * lv_per_px
+        image = self._read_level(l0_xy, level, (math.ceil(lv_width), math.ceil(lv_height)))
+        if lv_per_px.is_integer():
+            return np.array(image.reduce(int(lv_per_px)))
+        box = (0.0, 0.0, lv_width, lv_height)
+        return np.array(image.resize(size_px, Image.Resampling.BILINEAR, box=box))
+
+    def thumbnail(self, mpp: float) -> NDArray[np.uint8]:
+        """Return the whole slide at ``mpp`` (at its own resolution if that is coarser): uint8 (h, w, 3).
+
+        One pixel spans ``l0_per_px(max(mpp, self.mpp))`` level-0 pixels. Read in blocks, so memory stays
+        bounded on a slide without a pyramid.
+
+        Raises:
+            SlideError: As :meth:`read`.
+        """
+        mpp = max(mpp, self.mpp)
+        l0_per_px = self.l0_per_px(mpp)
+        width_px, height_px = (max(1, math.ceil(side / l0_per_px - 1e-6)) for side in self.info.l0_size_px)
+        step_px = max(1, int(BLOCK_PX / self._plan(mpp)[1]))
+        thumbnail = np.empty((height_px, width_px, 3), np.uint8)
+        for y in range(0, height_px, step_px):
+            for x in range(0, width_px, step_px):
+                size_px = (min(step_px, width_px - x), min(step_px, height_px - y))
+                block = self.read((round(x * l0_per_px), round(y * l0_per_px)), size_px, mpp)
+                thumbnail[y : y + size_px[1], x : x + size_px[0]] = block
+        return thumbnail
+
+    def probe(self) -> None:
+        """Read one pixel in the middle of every level: a slide that opens may still be unreadable.
+
+        Raises:
+            SlideError: A level cannot be read (``SLIDE_READ_FAILED``).
+        """
+        width, height = self.info.l0_size_px
+        for level in range(len(self.info.levels)):
+            self._read_level((width // 2, height // 2), level, (1, 1))
+
+    def _plan(self, mpp: float) -> tuple[int, float]:
+        """Return the level to read for ``mpp`` and how many of its pixels one wanted pixel spans."""
+        plan = self._plans.get(mpp)
+        if plan is None:
+            try:
+                plan = choose_level(self.info, self.mpp, mpp)
+            except SlideError as error:
+                if error.reason != "SLIDE_TOO_COARSE":
+                    raise
+                raise SlideError(f"{self.path}: {error}", reason=error.reason) from error
+            self._plans[mpp] = plan
+        return plan
+
+    def _read_level(self, l0_xy: tuple[int, int], level: int, lv_size_px: tuple[int, int]) -> Image.Image:
+        """Return a region of ``level`` as an RGB image on white."""
+        if self._failure is not None:
+            raise _read_failed(self.path, self._failure)
+        try:
+            image = self._handle.read_region(l0_xy, level, lv_size_px)
+        except openslide.OpenSlideError as error:
+            self._failure = error  # OpenSlide's handle is dead from here on
+            raise _read_failed(self.path, error) from error
+        alpha = image.getchannel("A")
+        if alpha.getextrema() == (255, 255):  # the rule inside a slide; compositing would halve the speed
+            return image.convert("RGB")
+        white = Image.new("RGB", image.size, (255, 255, 255))
+        white.paste(image, mask=alpha)
+        return white
+
+
+def _open(path: Path) -> openslide.OpenSlide:
+    file = opening_file(path)
+    try:
+        return openslide.OpenSlide(file)
+    except openslide.OpenSlideUnsupportedFormatError as error:
+        raise SlideError(
+            f"{path}: not a slide format OpenSlide knows, or the file is damaged. Whole-slide formats such "
+            "as svs, ndpi, mrxs, scn, bif, tiled tiff and DICOM are read.",
+            reason="SLIDE_UNSUPPORTED",
+        ) from error
+    except (openslide.OpenSlideError, OSError) as error:
+        raise SlideError(
+            f"{path}: the slide cannot be opened ({error}). Copy it again from its source, or leave it out.",
+            reason="SLIDE_OPEN_FAILED",
+        ) from error
+
+
+def _read_failed(path: Path, error: Exception) -> SlideError:
+    return SlideError(
+        f"{path}: the slide opened but cannot be read ({error}). It is damaged: copy it again from its "
+        "source, or leave it out.",
+        reason="SLIDE_READ_FAILED",
+    )

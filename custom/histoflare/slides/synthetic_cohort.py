@@ -1,0 +1,175 @@
+"""Who is in a generated cohort: hospitals with their look, patients, slides, labels and splits; no pixels.
+
+Everything about a slide depends on its own names alone (seed, site, patient, number), so a larger cohort
+begins with the smaller one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from histoflare.errors import JobError
+from histoflare.seeds import derive_seed
+from histoflare.slides.manifest import ManifestRow, Split, write_manifest
+from histoflare.slides.tissue_texture import Stain
+
+LABELS = ("glandular", "solid")
+EXTERNAL = "external"
+EXTERNAL_STYLE = 1000  # its index, so that the number of hospitals does not change its look
+AGE_BANDS = ("40-49", "50-59", "60-69", "70-79", "80-89")
+SCANNERS = {0.25: "Synth 40x", 0.5: "Synth 20x"}
+
+# OD vectors of two sources, between which hospitals lie
+RUIFROK = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105))  # Ruifrok & Johnston 2001
+MACENKO = ((0.563, 0.720, 0.406), (0.216, 0.801, 0.558))  # Macenko et al. 2009
+
+
+@dataclass(frozen=True)
+class HospitalStyle:
+    """What one hospital's slides have in common: the resolution in um/px and the look."""
+
+    mpp: float
+    stain: Stain
+    jpeg_quality: int = 90
+
+    @property
+    def scanner(self) -> str:
+        """A name for the manifest's scanner column."""
+        return SCANNERS.get(self.mpp, f"Synth {self.mpp:g}")
+
+
+NEUTRAL_STYLE = HospitalStyle(
+    0.5, Stain(MACENKO[0], MACENKO[1], 1.0, 1.0, (244.0, 243.0, 245.0), um_blur=0.5, noise=2.0)
+)
+
+
+@dataclass(frozen=True)
+class SyntheticCohort:
+    """How many slides of which size to make.
+
+    Attributes:
+        hospitals: Sites ``hospital-1`` and on; their resolution alternates between 0.5 and 0.25 um/px.
+        external: Whether there is a further site, ``external``, whose patients are all for testing.
+        slides_per_hospital: Slides of a hospital; its last patient may thereby have fewer than drawn.
+        slides_external: Slides of the external site.
+        um_field: Side of the square slide.
+        seed: Of everything.
+    """
+
+    hospitals: int = 4
+    external: bool = True
+    slides_per_hospital: int = 12
+    slides_external: int = 8
+    um_field: float = 896.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.hospitals < 1:
+            raise JobError(f"a synthetic cohort needs at least one hospital, not {self.hospitals}")
+        if self.slides_per_hospital < 2 or (self.external and self.slides_external < 2):
+            raise JobError("a synthetic site needs at least 2 slides, one of each class")
+        if not 200 <= self.um_field <= 5000:
+            raise JobError(f"the side of a synthetic slide must be 200 to 5000 um, not {self.um_field:g}")
+
+    @property
+    def sites(self) -> dict[str, int]:
+        """Names of all sites and how many slides each has, the external one last."""
+        names = {f"hospital-{index + 1}": self.slides_per_hospital for index in range(self.hospitals)}
+        if self.external:
+            names[EXTERNAL] = self.slides_external
+        return names
+
+
+@dataclass(frozen=True)
+class PlannedSlide:
+    """One slide to be: everything about it but its pixels. ``number`` counts the patient's slides from 1."""
+
+    site: str
+    patient: str
+    number: int
+    label: str
+    split: Split
+    sex: str
+    age_band: str
+    style: HospitalStyle
+
+    @property
+    def slide_id(self) -> str:
+        """The file's stem."""
+        return f"{self.patient}-{self.number}"
+
+
+def hospital_style(index: int, seed: int = 0) -> HospitalStyle:
+    """Return the style of hospital ``index`` (0, 1, ...): mpp 0.5 and 0.25 in turn, everything else drawn."""
+    rng = np.random.default_rng(derive_seed(seed, "hospital style", index))
+    between = rng.uniform(0.2, 1.0)
+    vectors = []
+    for one, other in zip(RUIFROK, MACENKO, strict=True):
+        mixed = (1 - between) * np.array(one) + between * np.array(other) + rng.normal(0, 0.02, 3)
+        vectors.append(tuple(float(part) for part in np.abs(mixed) / np.linalg.norm(mixed)))
+    bright = rng.uniform(234, 250) + rng.uniform(-4, 4, 3)
+    stain = Stain(
+        hematoxylin_od=(vectors[0][0], vectors[0][1], vectors[0][2]),
+        eosin_od=(vectors[1][0], vectors[1][1], vectors[1][2]),
+        hematoxylin=float(rng.uniform(0.75, 1.2)),
+        eosin=float(rng.uniform(0.75, 1.25)),
+        background=(float(bright[0]), float(bright[1]), float(bright[2])),
+        um_blur=float(rng.uniform(0.25, 0.95)),
+        noise=float(rng.uniform(1.0, 4.0)),
+    )
+    return HospitalStyle(0.5 if index % 2 == 0 else 0.25, stain, int(rng.integers(82, 94)))
+
+
+def plan_slides(cohort: SyntheticCohort) -> list[PlannedSlide]:
+    """Return all slides of ``cohort``, site by site.
+
+    The classes take turns by patient, and of five pairs of patients the second is for testing: a site of four
+    slides or more trains and tests on both classes.
+    """
+    planned: list[PlannedSlide] = []
+    for index, (site, count) in enumerate(cohort.sites.items()):
+        style = hospital_style(EXTERNAL_STYLE if site == EXTERNAL else index, cohort.seed)
+        patients: list[tuple[str, int]] = []
+        while (missing := count - sum(slides for _, slides in patients)) > 0:
+            patient = f"{site}-p{len(patients) + 1:03d}"
+            slides = 1 + derive_seed(cohort.seed, "slides", site, patient) % 3
+            # leave slides for the first four patients: both classes, for training and for testing
+            reserved = max(0, min(4, count) - len(patients) - 1)
+            patients.append((patient, min(slides, missing - reserved)))
+        for rank, (patient, slides) in enumerate(patients):
+            rng = np.random.default_rng(derive_seed(cohort.seed, "patient", site, patient))
+            traits = (("F", "M")[rng.integers(2)], AGE_BANDS[rng.integers(len(AGE_BANDS))])
+            split: Split = "test" if site == EXTERNAL or (rank // 2) % 5 == 1 else "train"
+            for number in range(1, slides + 1):
+                planned.append(PlannedSlide(site, patient, number, LABELS[rank % 2], split, *traits, style))
+    return planned
+
+
+def slide_path(out_dir: Path, slide: PlannedSlide) -> Path:
+    """Return where the file of ``slide`` lies, or would lie, below ``out_dir``."""
+    return out_dir / slide.site / "slides" / f"{slide.slide_id}.tif"
+
+
+def write_site_manifests(out_dir: Path, planned: Sequence[PlannedSlide]) -> dict[str, Path]:
+    """Write ``<site>/manifest.csv`` of each site in ``planned`` and return their paths."""
+    rows: dict[str, list[ManifestRow]] = {}
+    for s in planned:
+        row = ManifestRow(
+            line=0,
+            slide=slide_path(out_dir, s),
+            patient=s.patient,
+            label=s.label,
+            split=s.split,
+            site=s.site,
+            sex=s.sex,
+            age_band=s.age_band,
+            scanner=s.style.scanner,
+        )
+        rows.setdefault(s.site, []).append(row)
+    return {
+        site: write_manifest(out_dir / site / "manifest.csv", of_site).path for site, of_site in rows.items()
+    }

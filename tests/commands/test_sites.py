@@ -1,0 +1,41 @@
+"""Finding one manifest per site."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from histoflare.commands.sites import find_sites
+from histoflare.errors import ManifestError
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+def test_both_layouts_are_found_and_the_external_cohort_is_apart(tmp_path: Path) -> None:
+    one = touch(tmp_path / "clinic-a" / "manifest.csv")
+    two = touch(tmp_path / "clinic-b.csv")
+    external = touch(tmp_path / "external" / "manifest.csv")
+    found = find_sites(tmp_path)
+    assert found.sites == {"clinic-a": one, "clinic-b": two}
+    assert found.external == external
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ([], "no <site>/manifest.csv"),
+        (["external.csv"], "no <site>/manifest.csv"),
+        (["a.csv", "a/manifest.csv"], "a: has two manifests"),
+        (["St Mary/manifest.csv"], "St Mary: a site's name"),
+    ],
+)
+def test_what_cannot_be_used_is_one_error(tmp_path: Path, files: list[str], says: str) -> None:
+    for name in files:
+        touch(tmp_path / name)
+    with pytest.raises(ManifestError, match=says):
+        find_sites(tmp_path)

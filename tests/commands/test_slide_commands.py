@@ -1,0 +1,120 @@
+"""The commands slide, mosaic and manifest as a user runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from histoflare.commands import manifest, mosaic, slide
+from histoflare.errors import ManifestError, SlideError
+from histoflare.slides.mosaic import Mosaic
+
+app = typer.Typer()
+app.add_typer(slide.app, name="slide")
+app.add_typer(manifest.app, name="manifest")
+app.command("mosaic")(mosaic.mosaic)
+
+
+def run(*arguments: str | Path) -> str:
+    """Run the command and return its stdout; what it raises is raised."""
+    result = CliRunner().invoke(app, [str(each) for each in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture
+def cmu(test_data: Path) -> Path:
+    return test_data / "wsi" / "CMU-1-Small-Region.svs"
+
+
+def test_slide_info_json(cmu: Path) -> None:
+    about = json.loads(run("slide", "info", cmu, "--json"))
+    assert about["mpp"] == 0.499
+    assert about["vendor"] == "aperio"
+    assert about["levels"] == [{"lv_size_px": [2220, 2967], "downsample": 1.0, "mpp": 0.499}]
+    assert json.loads(run("slide", "info", cmu, "--json", "--mpp", "0.3"))["mpp_source"] == "given"
+
+
+def test_slide_info_for_people(cmu: Path, test_data: Path) -> None:
+    shown = run("slide", "info", cmu)
+    assert "0.499 µm/px, from the slide" in shown
+    without = run("slide", "info", test_data / "wsi" / "openslide_python_fixtures" / "boxes.tiff")
+    assert "--mpp" in without
+
+
+def test_every_malformed_slide_is_one_error(test_data: Path) -> None:
+    files = [file for file in (test_data / "wsi_malformed").iterdir() if file.name != "README.txt"]
+    assert len(files) == 7
+    for file in files:
+        with pytest.raises(SlideError):
+            run("slide", "info", file, "--json")
+        with pytest.raises(SlideError):
+            run("mosaic", file, "--out", file.parent / "never")
+
+
+def test_mosaic_writes_json_and_picture(cmu: Path, tmp_path: Path) -> None:
+    run("mosaic", cmu, "--out", tmp_path, "--patch-px", "224", "--selection", "spatial", "--fraction", "0.2")
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "CMU-1-Small-Region.mosaic.json",
+        "CMU-1-Small-Region.overlay.png",
+    }
+    content = json.loads((tmp_path / "CMU-1-Small-Region.mosaic.json").read_text())
+    built = Mosaic.from_json(content)
+    assert (built.parameters.selection, built.parameters.fraction) == ("spatial", 0.2)
+    assert content["slide"]["mpp"] == 0.499
+    with Image.open(tmp_path / "CMU-1-Small-Region.overlay.png") as picture:
+        assert max(picture.size) > 1400
+    again = tmp_path / "again"
+    run("mosaic", cmu, "--out", again, "--patch-px", "224", "--selection", "spatial", "--fraction", "0.2")
+    for file in again.iterdir():
+        assert file.read_bytes() == (tmp_path / file.name).read_bytes()
+
+
+def test_mosaic_that_cannot_be_leaves_nothing(cmu: Path, tmp_path: Path) -> None:
+    with pytest.raises(SlideError):
+        run("mosaic", cmu, "--out", tmp_path / "out", "--patch-px", "9000")
+    assert not (tmp_path / "out").exists()
+
+
+def test_manifest_check(tmp_path: Path) -> None:
+    path = tmp_path / "north.csv"
+    path.write_text("slide,patient,label,split\na.svs,1,x,train\nb.svs,1,x,train\nc.svs,2,y,test\n")
+    with pytest.raises(ManifestError) as caught:
+        run("manifest", "check", path)
+    assert len(caught.value.problems) == 3
+    counts = json.loads(run("manifest", "check", path, "--no-files", "--json"))
+    assert counts == {
+        "slides": 3,
+        "patients": 2,
+        "labels": {"x": 2, "y": 1},
+        "splits": {"test": 1, "train": 2},
+    }
+    with pytest.raises(ManifestError, match="unknown label 'y'"):
+        run("manifest", "check", path, "--no-files", "--label", "x", "--label", "z")
+
+
+def test_manifest_tcga(tmp_path: Path) -> None:
+    names = [f"TCGA-{site}-{patient:04d}-01Z-00-DX1.AB.svs" for site in ("05", "66") for patient in range(5)]
+    (tmp_path / "slides").mkdir()
+    for name in names:
+        (tmp_path / "slides" / name).write_bytes(b"slide")
+    rows = [f"id{number}\t{name}\t0\t5\treleased" for number, name in enumerate(names)]
+    (tmp_path / "gdc.txt").write_text("\n".join(["id\tfilename\tmd5\tsize\tstate", *rows]))
+    arguments = (
+        "manifest",
+        "tcga",
+        tmp_path / "gdc.txt",
+        "--slides",
+        tmp_path / "slides",
+        "--out",
+        tmp_path / "m",
+    )
+    report = json.loads(run(*arguments, "--json"))
+    assert report["manifests"]["Indivumed"]["splits"] == {"test": 2, "train": 8}
+    shown = run("manifest", "check", tmp_path / "m" / "indivumed.csv")
+    assert "LUAD 5, LUSC 5" in shown

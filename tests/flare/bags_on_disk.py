@@ -1,0 +1,49 @@
+"""Sites with bags of numbers on disk: what a FLARE test needs, without slides or an encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from histoflare.bags.bag import BAG_VERSION, Bag, BagHeader, write_bag
+from histoflare.flare.site import SiteConfiguration
+from histoflare.slides.manifest import ManifestRow, write_manifest
+
+LABELS = ("glandular", "solid")
+ENCODER = "densenet121-random:v1"
+FEATURES = 1024
+
+
+def write_site(root: Path, site: str, slides: int = 10, encoder: str = ENCODER) -> SiteConfiguration:
+    """Write a manifest and bags of 3 to 6 patches for ``slides`` slides, one in five for testing."""
+    rng = np.random.default_rng(sum(site.encode()))
+    rows = [
+        ManifestRow(
+            line=index + 2,
+            slide=root / site / "slides" / f"s{index}.tif",
+            patient=f"p{index}",
+            label=LABELS[index % 2],
+            split="test" if index % 5 >= 3 else "train",
+        )
+        for index in range(slides)
+    ]
+    manifest = write_manifest(root / site / "manifest.csv", rows)
+    for row in manifest.rows:
+        n = int(rng.integers(3, 7))
+        features = rng.normal(0.0, 1.0, (n, FEATURES)).astype(np.float32)
+        features[:, :100] += 0.5 if row.label == "solid" else -0.5
+        header = BagHeader(
+            version=BAG_VERSION,
+            slide_sha256=None,
+            slide_size_bytes=0,
+            slide_mtime_ns=0,
+            mosaic=None,
+            encoder=encoder,
+            features=FEATURES,
+            patch_mpp=0.5,
+            patch_px=224,
+        )
+        coords = np.zeros((n, 2), dtype=np.int64)
+        write_bag(root / site / "bags" / f"{manifest.row_id(row)}.h5", Bag(header, features, coords))
+    return SiteConfiguration(root / site / "manifest.csv", root / site / "bags")

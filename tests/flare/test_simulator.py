@@ -1,0 +1,111 @@
+"""The job through real FLARE server and site processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from histoflare.bags.cohort import load_cohort
+from histoflare.errors import JobError
+from histoflare.flare.job import Job, read_job, write_variant
+from histoflare.flare.simulator import run_simulation
+from histoflare.flare.site import SiteConfiguration
+from histoflare.rounds.runner import run_in_process
+from histoflare.rounds.state import digest
+from histoflare.slides.manifest import read_manifest
+
+from .bags_on_disk import LABELS, write_site
+
+pytestmark = [pytest.mark.flare, pytest.mark.slow]
+
+SITES = ("clinic-b", "clinic-a", "clinic-c")
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> dict[str, SiteConfiguration]:
+    return {site: write_site(tmp_path / "sites of ours", site) for site in SITES}
+
+
+def variant(repository: Path, tmp_path: Path, **changes: object) -> Job:
+    return read_job(write_variant(repository / "jobs" / "mem_fedavg", tmp_path / "job", changes))
+
+
+def flare_processes() -> set[int]:
+    return {
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if any("nvflare" in part for part in process.info["cmdline"] or [])
+    }
+
+
+def in_process_digest(job: Job, sites: dict[str, SiteConfiguration]) -> str:
+    cohorts = {
+        site: load_cohort(
+            site, read_manifest(where.manifest, LABELS, False), where.bags, LABELS, job.task.encoder
+        )
+        for site, where in sorted(sites.items())
+    }
+    return digest(run_in_process(job.task, cohorts, job.strategy, job.rounds, job.seed).state)
+
+
+@pytest.mark.parametrize("clients_per_round", [None, 2])
+def test_flare_ends_with_the_weights_of_the_in_process_runner(
+    repository: Path, tmp_path: Path, sites: dict[str, SiteConfiguration], clients_per_round: int | None
+) -> None:
+    """Same job, same data, same global weights, to the last bit; also when only some sites are asked."""
+    job = variant(repository, tmp_path, rounds=3, **{"strategy.clients_per_round": clients_per_round})
+    before = flare_processes()
+    seen: list[int] = []
+    result = run_simulation(job.folder, sites, job.rounds, on_round=seen.append)
+    assert digest(result.state) == in_process_digest(job, sites)
+    expected = [list(job.strategy.participants(index, sorted(SITES), job.seed)) for index in range(3)]
+    assert [row["taking_part"] for row in result.participation] == expected
+    assert max(seen) == 3
+    assert flare_processes() <= before, "nothing is left running"
+
+
+def test_a_site_that_cannot_take_part_sends_a_code_and_the_others_go_on(
+    repository: Path, tmp_path: Path, sites: dict[str, SiteConfiguration]
+) -> None:
+    sites["clinic-b"] = write_site(tmp_path / "other encoder", "clinic-b", encoder="imported:other")
+    job = variant(repository, tmp_path, rounds=2, min_clients=2)
+    result = run_simulation(job.folder, sites, job.rounds)
+    assert [row["taking_part"] for row in result.participation] == [["clinic-a", "clinic-c"]] * 2
+    assert "REFUSED_COHORT_INVALID" in result.log
+
+
+def test_a_job_that_stops_is_an_error_with_its_log(
+    repository: Path, tmp_path: Path, sites: dict[str, SiteConfiguration]
+) -> None:
+    job = variant(repository, tmp_path, rounds=2, min_clients=3)
+    sites["clinic-b"] = SiteConfiguration(tmp_path / "nowhere.csv", tmp_path / "nowhere")
+    with pytest.raises(JobError, match="stopped after 0 of 2 rounds"):
+        run_simulation(job.folder, sites, job.rounds)
+
+
+def test_ctrl_c_leaves_nothing_running(
+    repository: Path, tmp_path: Path, sites: dict[str, SiteConfiguration]
+) -> None:
+    job = variant(repository, tmp_path, rounds=500)
+    listed = [(name, str(where.manifest), str(where.bags)) for name, where in sites.items()]
+    code = f"""
+import os, signal
+from pathlib import Path
+from histoflare.flare.simulator import run_simulation
+from histoflare.flare.site import SiteConfiguration
+sites = {{name: SiteConfiguration(Path(m), Path(b)) for name, m, b in {listed!r}}}
+def on_round(done):
+    if done >= 1:
+        os.kill(os.getpid(), signal.SIGINT)
+run_simulation(Path({str(job.folder)!r}), sites, 500, on_round=on_round)
+"""
+    before = flare_processes()
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "KeyboardInterrupt" in ended.stderr
+    assert flare_processes() <= before

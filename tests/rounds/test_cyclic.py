@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from histoflare.errors import JobError
+from histoflare.rounds.cyclic import CyclicWeightTransfer
+from histoflare.rounds.local import train_locally
+from histoflare.rounds.runner import run_in_process
+from histoflare.rounds.state import model_state
+from histoflare.rounds.strategy import Update, server_round
+from histoflare.seeds import derive_seed
+
+from .toy import ToyTask, toy_sites
+
+SITES = ["a", "b", "c"]
+
+
+def test_it_visits_one_site_a_round_in_site_order() -> None:
+    visits = [CyclicWeightTransfer().participants(index, SITES, seed=0) for index in range(7)]
+    assert visits == [("a",), ("b",), ("c",), ("a",), ("b",), ("c",), ("a",)]
+
+
+def test_seeded_order_is_a_new_permutation_each_cycle() -> None:
+    strategy = CyclicWeightTransfer(order="seeded")
+    visits = [strategy.participants(index, SITES, seed=4)[0] for index in range(90)]
+    cycles = [tuple(visits[start : start + 3]) for start in range(0, 90, 3)]
+    assert all(sorted(cycle) == SITES for cycle in cycles)
+    assert len(set(cycles)) == 6  # all orders of three sites turn up in thirty cycles
+    assert visits == [strategy.participants(index, SITES, seed=4)[0] for index in range(90)]
+
+
+def test_a_cycle_is_training_at_one_site_after_the_other() -> None:
+    sites, task = toy_sites(3), ToyTask()
+    result = run_in_process(task, sites, CyclicWeightTransfer(), rounds=3, seed=9)
+    state = model_state(task.build_model())
+    for index, (site, data) in enumerate(sites.items()):
+        state = train_locally(task, state, data, seed=derive_seed(9, "train", site, index)).state
+    for name, tensor in state.items():
+        torch.testing.assert_close(result.state[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_two_models_in_a_round_are_refused() -> None:
+    updates = [Update(site, {"w": torch.zeros(1)}, 1.0) for site in "ab"]
+    with pytest.raises(JobError, match="one site's model"):
+        server_round(CyclicWeightTransfer(), {"w": torch.zeros(1)}, updates, SITES)
+
+
+def test_an_unknown_order_is_refused() -> None:
+    with pytest.raises(JobError, match="site, seeded"):
+        CyclicWeightTransfer(order="random")

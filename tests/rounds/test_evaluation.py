@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import json
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
+
+from histoflare.errors import JobError
+from histoflare.rounds.evaluation import Predictions, evaluate, merge_predictions, weighted_auc
+
+
+def table(
+    seed: int = 0,
+    n: int = 60,
+    k: int = 2,
+    slides_per_patient: int = 2,
+    ties: bool = False,
+    subgroups: dict[str, list[str | None]] | None = None,
+) -> Predictions:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, k, n)
+    logits = rng.normal(size=(n, k)) + np.eye(k)[labels]
+    if ties:
+        logits = np.round(logits)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    patients = [f"patient_{row // slides_per_patient}" for row in range(n)]
+    return Predictions(probabilities, labels, patients, subgroups or {})
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_the_figures_are_sklearns(k: int, ties: bool) -> None:
+    rows = table(k=k, ties=ties, n=120)
+    metrics = evaluate(rows, bootstraps=0)
+    predicted = rows.probabilities.argmax(axis=1)
+    scores = rows.probabilities[:, 1] if k == 2 else rows.probabilities
+    assert metrics.accuracy.value == pytest.approx(accuracy_score(rows.labels, predicted))
+    assert metrics.balanced_accuracy.value == pytest.approx(balanced_accuracy_score(rows.labels, predicted))
+    assert metrics.auc.value == pytest.approx(roc_auc_score(rows.labels, scores, multi_class="ovr"))
+    assert metrics.accuracy.low is None
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 5), st.booleans(), st.integers(0, 3)), min_size=2, max_size=25
+    ).filter(lambda rows: len({positive for _, positive, weight in rows if weight}) == 2)
+)
+def test_weighted_auc_is_sklearns_with_ties_and_weights(rows: list[tuple[int, bool, int]]) -> None:
+    scores = np.array([score for score, _, _ in rows], dtype=np.float64)
+    positive = np.array([positive for _, positive, _ in rows])
+    weights = np.array([weight for _, _, weight in rows], dtype=np.float64)
+    expected = roc_auc_score(positive, scores, sample_weight=weights)
+    both = np.stack([weights, 2 * weights])
+    np.testing.assert_allclose(weighted_auc(scores, positive, both), expected, rtol=1e-12)
+
+
+def test_a_weight_is_a_repetition() -> None:
+    """The bootstrap's weighted figures are the plain figures of the rows repeated."""
+    rows = table(ties=True)
+    counts = np.random.default_rng(1).integers(0, 4, len(rows.labels))
+    repeated = roc_auc_score(np.repeat(rows.labels, counts), np.repeat(rows.probabilities[:, 1], counts))
+    weighted = weighted_auc(rows.probabilities[:, 1], rows.labels == 1, counts[None].astype(np.float64))
+    assert weighted[0] == pytest.approx(repeated)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_the_interval_is_that_of_a_plain_bootstrap_over_patients(k: int) -> None:
+    rows = table(seed=3, n=80, k=k, slides_per_patient=4)
+    metrics = evaluate(rows, bootstraps=4000)
+    rng = np.random.default_rng(7)
+    owner = np.arange(80) // 4
+    accuracies, balanced, areas = [], [], []
+    for _ in range(800):
+        chosen = np.concatenate([np.flatnonzero(owner == patient) for patient in rng.integers(0, 20, 20)])
+        labels, probabilities = rows.labels[chosen], rows.probabilities[chosen]
+        accuracies.append(accuracy_score(labels, probabilities.argmax(axis=1)))
+        balanced.append(balanced_accuracy_score(labels, probabilities.argmax(axis=1)))
+        scores = probabilities[:, 1] if k == 2 else probabilities
+        areas.append(roc_auc_score(labels, scores, multi_class="ovr"))
+    for figure, plain in (
+        (metrics.accuracy, accuracies),
+        (metrics.balanced_accuracy, balanced),
+        (metrics.auc, areas),
+    ):
+        assert [figure.low, figure.high] == pytest.approx(list(np.percentile(plain, [2.5, 97.5])), abs=0.02)
+
+
+def test_patients_are_resampled_and_not_slides() -> None:
+    # Ten patients, each all right or all wrong in 20 slides: by slides the interval is 4.5 times narrower.
+    right = np.repeat([True, False] * 5, 20)
+    labels = np.tile([0, 1], 100)
+    probabilities = np.eye(2)[np.where(right, labels, 1 - labels)]
+    by_patient = evaluate(Predictions(probabilities, labels, [f"p{i // 20}" for i in range(200)], {}))
+    by_slide = evaluate(Predictions(probabilities, labels, [f"s{i}" for i in range(200)], {}))
+    widths = [m.accuracy.high - m.accuracy.low for m in (by_patient, by_slide)]  # type: ignore[operator]
+    # 2 · 1.96 · sqrt(p(1-p)/patients), p = 1/2
+    assert widths[0] == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 10), rel=0.15)
+    assert widths[1] == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 200), rel=0.15)
+
+
+def test_perfect_useless_and_reversed() -> None:
+    labels = np.array([0, 1] * 10)
+    patients = [f"p{i}" for i in range(20)]
+    for scores, area in ((labels, 1.0), (np.full(20, 0.5), 0.5), (1 - labels, 0.0)):
+        auc = evaluate(Predictions(np.stack([1 - scores, scores], axis=1), labels, patients, {})).auc
+        assert (auc.value, auc.low, auc.high) == (area, area, area)
+
+
+def test_one_class_has_no_auc_and_says_why() -> None:
+    rows = table()
+    metrics = evaluate(Predictions(rows.probabilities, np.ones(60, dtype=np.int64), rows.patients, {}))
+    assert metrics.auc.value is None and metrics.auc.reason == "all slides are of one class"
+    assert metrics.to_json()["auc"] == {"value": None, "reason": "all slides are of one class"}
+    assert metrics.accuracy.value == metrics.balanced_accuracy.value
+    # Of three classes the one that is absent is left out of the mean.
+    three = table(k=3)
+    two = three.labels % 2
+    expected = np.mean([roc_auc_score(two == c, three.probabilities[:, c]) for c in (0, 1)])
+    auc = evaluate(Predictions(three.probabilities, two, three.patients, {})).auc
+    assert auc.value == pytest.approx(expected)
+
+
+def test_a_single_patient_has_no_interval() -> None:
+    rows = table(n=8, slides_per_patient=8)
+    accuracy = evaluate(rows).accuracy
+    assert accuracy.value is not None and accuracy.low is None and accuracy.high is None
+
+
+def test_the_seed_and_nothing_else_makes_the_interval() -> None:
+    rows = table()
+    assert evaluate(rows, seed=1).to_json() == evaluate(rows, seed=1).to_json()
+    assert evaluate(rows, seed=1).to_json() != evaluate(rows, seed=2).to_json()
+    state = np.random.get_state()[1].copy()  # type: ignore[union-attr]
+    evaluate(rows)
+    assert (np.random.get_state()[1] == state).all()  # type: ignore[union-attr]
+
+
+def test_subgroups_are_figures_of_their_own_rows_and_small_ones_are_suppressed() -> None:
+    sex: list[str | None] = ["F"] * 30 + ["M"] * 18 + ["X"] * 8 + [None] * 4
+    rows = table(subgroups={"sex": sex})
+    metrics = evaluate(rows, bootstraps=50)  # two slides a patient: X are 4 patients
+    groups = metrics.subgroups["sex"]
+    assert list(groups) == ["F", "M", "X"] and groups["X"] is None
+    women = groups["F"]
+    assert women is not None and (women.n_slides, women.n_patients) == (30, 15)
+    assert women.auc.value == pytest.approx(roc_auc_score(rows.labels[:30], rows.probabilities[:30, 1]))
+    assert metrics.to_json()["subgroups"]["sex"]["X"] == {"suppressed": True}
+    assert evaluate(rows, bootstraps=50, min_patients=4).subgroups["sex"]["X"] is not None
+
+
+def test_json_has_no_nan_and_no_numpy() -> None:
+    one_class = Predictions(
+        np.full((3, 2), 0.5), np.zeros(3, dtype=np.int64), ["a", "b", "c"], {"sex": ["F"] * 3}
+    )
+    for rows in (one_class, table(subgroups={"scanner": ["A", "B"] * 30})):
+        text = json.dumps(evaluate(rows, bootstraps=20, min_patients=1).to_json(), allow_nan=False)
+        assert set(json.loads(text)) == {
+            "n_slides",
+            "n_patients",
+            "accuracy",
+            "balanced_accuracy",
+            "auc",
+            "subgroups",
+        }
+    assert "subgroups" not in evaluate(table(), bootstraps=0).to_json()
+
+
+def test_tables_of_sites_are_joined_with_patients_kept_apart() -> None:
+    sites = {"a": table(0, subgroups={"sex": ["F"] * 60}), "b": table(1, n=40)}
+    merged = merge_predictions(sites)
+    assert len(merged.labels) == 100 and len(set(merged.patients)) == 30 + 20
+    assert merged.subgroups["site"] == ["a"] * 60 + ["b"] * 40
+    assert merged.subgroups["sex"] == ["F"] * 60 + [None] * 40
+    metrics = evaluate(merged, bootstraps=0)
+    assert metrics.subgroups["site"]["b"] == evaluate(sites["b"], bootstraps=0)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels", "patients", "groups"),
+    [
+        (np.full((2, 2), 0.5), [0], ["a", "b"], {}),
+        (np.full((2, 2), 0.5), [0, 1], ["a"], {}),
+        (np.full((2, 1), 1.0), [0, 0], ["a", "b"], {}),
+        (np.full((2, 2), 0.4), [0, 1], ["a", "b"], {}),
+        (np.full((2, 2), np.nan), [0, 1], ["a", "b"], {}),
+        (np.array([[1.5, -0.5], [0.5, 0.5]]), [0, 1], ["a", "b"], {}),
+        (np.full((2, 2), 0.5), [0, 2], ["a", "b"], {}),
+        (np.full((2, 2), 0.5), [0, -1], ["a", "b"], {}),
+        (np.full((2, 2), 0.5), [0, 1], ["a", "b"], {"sex": ["F"]}),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(probabilities, labels, patients, groups) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(JobError):
+        Predictions(probabilities, np.array(labels), patients, groups)
+
+
+def test_nothing_to_evaluate_is_an_error() -> None:
+    with pytest.raises(JobError, match="no slides"):
+        evaluate(Predictions(np.empty((0, 2)), np.empty(0, dtype=np.int64), [], {}))
+
+
+def test_a_thousand_resamples_of_two_thousand_slides_take_a_moment() -> None:
+    started = time.perf_counter()
+    evaluate(table(n=2000), bootstraps=1000)
+    assert time.perf_counter() - started < 5.0

@@ -1,0 +1,213 @@
+"""Manifests: what is read, and every fault at once."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from histoflare.errors import ManifestError
+from histoflare.slides.manifest import Manifest, ManifestRow, assign_splits, read_manifest, write_manifest
+
+
+def write(folder: Path, text: str, slides: tuple[str, ...] = ("a.svs", "b.svs", "c.svs")) -> Path:
+    for slide in slides:
+        (folder / slide).write_bytes(b"slide")
+    path = folder / "manifest.csv"
+    path.write_bytes(text.encode())
+    return path
+
+
+def faults(path: Path, labels: tuple[str, ...] | None = None) -> tuple[str, ...]:
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(path, labels)
+    for problem in caught.value.problems:
+        assert problem in str(caught.value)
+    return caught.value.problems
+
+
+def test_everything_is_read(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "slide,patient,label,mpp,split,site,sex,age_band,scanner\n"
+        "a.svs,p1,LUAD,0.25,train,north,f,60-69,GT450\n"
+        "\n"
+        'b.svs,"p, 2",LUSC,,test,,,,\n',
+    )
+    manifest = read_manifest(path)
+    assert manifest.labels == ("LUAD", "LUSC")
+    first, second = manifest.rows
+    assert first == ManifestRow(
+        2, tmp_path / "a.svs", "p1", "LUAD", 0.25, "train", "north", "f", "60-69", "GT450", written="a.svs"
+    )
+    assert second == ManifestRow(4, tmp_path / "b.svs", "p, 2", "LUSC", None, "test", written="b.svs")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffslide,patient,label\na.svs,1,x\nb.svs,2,y\n",
+        "slide;patient;label\na.svs;1;x\nb.svs;2;y\n",
+        "slide,patient,label\r\na.svs,1,x\r\nb.svs,2,y\r\n",
+        "slide,patient,label,mpp\na.svs,1,x\nb.svs,2,y",
+        " slide , patient,label\n a.svs ,1, x\nb.svs,2,y\n,,\n",
+    ],
+    ids=["byte order mark", "semicolons", "CRLF", "short rows", "blanks"],
+)
+def test_spreadsheets_habits_are_tolerated(tmp_path: Path, text: str) -> None:
+    rows = read_manifest(write(tmp_path, text)).rows
+    assert [(row.slide.name, row.patient, row.label) for row in rows] == [
+        ("a.svs", "1", "x"),
+        ("b.svs", "2", "y"),
+    ]
+
+
+def test_every_fault_at_once_with_its_line(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "slide,patient,label,mpp,split\n"
+        "a.svs,p1,LUAD,0.25,train\n"
+        "a.svs,p1,LUSC,0.25,train\n"
+        "b.svs,,LUAD,20x,train\n"
+        "c.svs,p3,LUAC,-1,trian\n"
+        "d.svs,p1,LUSC,nan,test\n"
+        "./b.svs,p5,LUSC,,test\n",
+    )
+    assert faults(path, ("LUAD", "LUSC")) == (
+        "line 3: slide a.svs is already in line 2",
+        "line 4: no patient",
+        "line 4: mpp '20x' is not micrometres per pixel, such as 0.25",
+        "line 5: split 'trian' is none of train, validation, test",
+        "line 5: mpp '-1' is not micrometres per pixel, such as 0.25",
+        "line 5: unknown label 'LUAC'; allowed are LUAD, LUSC",
+        "line 6: mpp 'nan' is not micrometres per pixel, such as 0.25",
+        "line 6: patient p1 is in 'test' here and in 'train' in line 2; a patient belongs to one split",
+        f"line 6: no such slide: {tmp_path / 'd.svs'}",
+        "line 7: slide ./b.svs is already in line 4",
+    )
+
+
+def test_columns(tmp_path: Path) -> None:
+    path = write(tmp_path, "slide,patients,lable,weight,mpp,mpp\na.svs,1,x,3,,\n")
+    assert faults(path) == (
+        "line 1: no column 'patient'",
+        "line 1: no column 'label'",
+        "line 1: unknown column 'patients'; did you mean 'patient'?",
+        "line 1: unknown column 'lable'; did you mean 'label'?",
+        "line 1: unknown column 'weight'; allowed are slide, patient, label, mpp, split, site, sex, "
+        "age_band, scanner",
+        "line 1: column 'mpp' twice",
+    )
+
+
+def test_too_many_cells(tmp_path: Path) -> None:
+    path = write(tmp_path, "slide,patient,label\na.svs,1,x,y\nb.svs,2,y\n")
+    assert faults(path) == ("line 2: 4 cells under 3 columns",)
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "slide,patient,label\n", "slide,patient,label\n,,\n"])
+def test_empty(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ManifestError, match="empty"):
+        read_manifest(write(tmp_path, text))
+
+
+def test_unreadable(tmp_path: Path) -> None:
+    latin = tmp_path / "latin.csv"
+    latin.write_bytes("slide,patient,label\nä.svs,1,x\n".encode("latin-1"))
+    unclosed = write(tmp_path, 'slide,patient,label\n"a.svs,1,x\n')
+    for path, word in (
+        (latin, "UTF-8"),
+        (unclosed, "line 2 is not CSV"),
+        (tmp_path / "none.csv", "cannot be read"),
+    ):
+        with pytest.raises(ManifestError, match=word) as caught:
+            read_manifest(path)
+        assert caught.value.reason == "MANIFEST_UNREADABLE"
+
+
+def test_one_class_needs_the_labels_said(tmp_path: Path) -> None:
+    path = write(tmp_path, "slide,patient,label\na.svs,1,x\nb.svs,2,x\n")
+    assert faults(path) == ("every row has the label 'x'; two are needed",)
+    assert read_manifest(path, ("x", "y")).labels == ("x",)
+
+
+def test_row_id(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    text = "slide,patient,label\na.svs,1,x\nsub/a.svs,2,y\n"
+    manifest = read_manifest(write(tmp_path, text, ("a.svs", "sub/a.svs")))
+    one, other = (manifest.row_id(row) for row in manifest.rows)
+    assert one == "a-" + hashlib.sha256(b"a.svs").hexdigest()[:8]
+    assert other == "a-" + hashlib.sha256(b"sub/a.svs").hexdigest()[:8]
+
+
+def test_written_is_read_back(tmp_path: Path) -> None:
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "slides" / "ü, 1.svs").write_bytes(b"slide")
+    row = ManifestRow(0, tmp_path / "slides" / "ü, 1.svs", 'p"1', "x", 0.25, "test", site="north")
+    path = tmp_path / "out" / "north.csv"
+    written = write_manifest(path, [row])
+    assert path.read_text().splitlines()[0] == "slide,patient,label,mpp,split,site"
+    read = read_manifest(path, ("x", "y"))
+    assert read.rows[0].written == written.rows[0].written == "../slides/ü, 1.svs"
+    assert read.rows[0].slide.samefile(row.slide)
+    assert [getattr(read.rows[0], name) for name in ("patient", "label", "mpp", "split", "site")] == [
+        'p"1', "x", 0.25, "test", "north",
+    ]  # fmt: skip
+    assert read.row_id(read.rows[0]) == written.row_id(written.rows[0])
+
+
+def cohort(patients: dict[str, str], slides_each: int = 2) -> Manifest:
+    rows = [
+        ManifestRow(0, Path(f"{patient}-{number}.svs"), patient, label)
+        for patient, label in patients.items()
+        for number in range(slides_each)
+    ]
+    return Manifest(Path("cohort.csv"), tuple(rows))
+
+
+@given(st.integers(2, 40), st.integers(2, 40), st.integers(0, 5))
+def test_split_by_patient_and_stratified(n_x: int, n_y: int, seed: int) -> None:
+    patients = {f"x{i}": "x" for i in range(n_x)} | {f"y{i}": "y" for i in range(n_y)}
+    split = assign_splits(cohort(patients), 0.2, seed)
+    of_patient: dict[str, set[str | None]] = {}
+    for row in split.rows:
+        of_patient.setdefault(row.patient, set()).add(row.split)
+    assert all(len(splits) == 1 for splits in of_patient.values())
+    for label, count in (("x", n_x), ("y", n_y)):
+        tested = sum(of_patient[patient] == {"test"} for patient, of in patients.items() if of == label)
+        assert 1 <= tested < count
+        assert tested == 1 or abs(tested - 0.2 * count) <= 0.5
+
+
+def test_split_does_not_depend_on_order_or_on_other_labels() -> None:
+    patients = {f"x{i}": "x" for i in range(20)} | {f"y{i}": "y" for i in range(10)}
+    manifest = cohort(patients)
+    shuffled = list(manifest.rows)
+    random.Random(0).shuffle(shuffled)
+
+    def of(rows: Manifest) -> dict[Path, str | None]:
+        return {row.slide: row.split for row in rows.rows}
+
+    whole = of(assign_splits(manifest))
+    assert of(assign_splits(Manifest(manifest.path, tuple(shuffled)))) == whole
+    only_x = assign_splits(cohort({patient: label for patient, label in patients.items() if label == "x"}))
+    assert of(only_x).items() <= whole.items()
+    assert of(assign_splits(manifest, seed=1)) != whole
+
+
+def test_given_splits_stay_and_mixed_ones_are_refused() -> None:
+    given_split = assign_splits(cohort({"a": "x", "b": "y"}))
+    assert assign_splits(given_split, seed=7) is given_split
+    mixed = Manifest(given_split.path, (*given_split.rows, ManifestRow(9, Path("c.svs"), "c", "x")))
+    with pytest.raises(ManifestError) as caught:
+        assign_splits(mixed)
+    assert caught.value.problems == ("line 9: no split",)
+
+
+def test_no_test_patients_when_none_are_wanted() -> None:
+    rows = assign_splits(cohort({f"p{i}": "xy"[i % 2] for i in range(10)}), test_fraction=0.0).rows
+    assert {row.split for row in rows} == {"train"}
