@@ -133,8 +133,9 @@ def test_predictions_are_a_table_of_slides() -> None:
     assert len(everything.labels) == len(data.records)
     empty = MemoryBags(data.train, data.bags)
     assert predict(task, model_state(task.build_model()), empty, "test").probabilities.shape == (0, 2)
-    with pytest.raises(JobError, match="validation"):
-        predict(task, model_state(task.build_model()), data, "validation")
+    assert len(predict(task, model_state(task.build_model()), data, "validation").labels) == 0
+    with pytest.raises(JobError, match="no split 'holdout'"):
+        predict(task, model_state(task.build_model()), data, "holdout")
 
 
 def test_a_bag_of_another_width_names_its_slide() -> None:

@@ -20,9 +20,10 @@ def test_both_layouts_are_found_and_the_external_cohort_is_apart(tmp_path: Path)
     one = touch(tmp_path / "clinic-a" / "manifest.csv")
     two = touch(tmp_path / "clinic-b.csv")
     external = touch(tmp_path / "external" / "manifest.csv")
+    further = touch(tmp_path / "external" / "clinic-c.csv")
     found = find_sites(tmp_path)
     assert found.sites == {"clinic-a": one, "clinic-b": two}
-    assert found.external == external
+    assert found.external == {"external": external, "external-clinic-c": further}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Bags of generated tissue without the slides in between: thousands, for experiments.
 
-The patients, hospitals and tissue are those of :mod:`histoflare.slides.synthetic`. A bag holds a square field of
-patches instead of a mosaic chosen from a slide; its header says so.
+The patients, hospitals and tissue are those of :mod:`histoflare.slides.synthetic`. A bag holds a square field
+of patches instead of a mosaic chosen from a slide: its header names no mosaic, and its source says so.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from histoflare.errors import BagError, JobError
 from histoflare.slides.manifest import Manifest, read_manifest
 from histoflare.slides.synthetic import PlannedSlide, SyntheticCohort, plan_slides, render_mosaic
 from histoflare.slides.synthetic_cohort import write_site_manifests
-
-SOURCE = "histoflare synthetic"
 
 
 @dataclass(frozen=True)
@@ -88,10 +86,10 @@ def _make_bag(target: Path, slide: PlannedSlide, encoder: Encoder, seed: int, fi
         slide_sha256=None,
         slide_size_bytes=0,
         slide_mtime_ns=0,
-        mosaic={"synthetic_field": field.patches, "seed": seed},
+        mosaic=None,
         encoder=encoder.id,
         features=encoder.features,
-        source=SOURCE,
+        source=f"histoflare synthetic, {field.patches} patches, seed {seed}",
         patch_mpp=field.mpp,
         patch_px=field.patch_px,
         l0_patch_px=field.patch_px,

@@ -32,6 +32,8 @@ class BagRecord(Protocol):
     @property
     def label(self) -> int: ...
     @property
+    def split(self) -> str: ...
+    @property
     def subgroups(self) -> Mapping[str, str]: ...
 
 
@@ -42,8 +44,6 @@ class Bags(Protocol):
     def records(self) -> Sequence[Any]: ...
     @property
     def train(self) -> Sequence[Any]: ...
-    @property
-    def test(self) -> Sequence[Any]: ...
     def features(self, record: Any, /) -> Tensor: ...
 
 
@@ -172,14 +172,14 @@ class MemTask:
         return F.cross_entropy(model(batch.features, batch.mask), batch.labels)
 
     def predict(self, model: nn.Module, data: Bags, split: str) -> BagPredictions:
-        """Return the model's probabilities for ``split`` (``"train"``, ``"test"`` or ``"all"``).
+        """Return the model's probabilities for ``split`` (train, validation, test or all).
 
         One bag at a time, so that a slide's figures do not depend on its neighbours. The caller has put the
         model in evaluation mode and switched gradients off.
         """
-        if split not in ("train", "test", "all"):
-            raise JobError(f"There is no split {split!r}; use train, test or all.")
-        records = {"train": data.train, "test": data.test, "all": data.records}[split]
+        if split not in ("train", "validation", "test", "all"):
+            raise JobError(f"There is no split {split!r}; use train, validation, test or all.")
+        records = [record for record in data.records if split in ("all", record.split)]
         rows = [self.probabilities(model, self._features(data, record)) for record in records]
         names = sorted({name for record in records for name in record.subgroups})
         return BagPredictions(

@@ -55,6 +55,7 @@ def demo(
     """
     from histoflare.commands.console import print_json
     from histoflare.commands.experiment import REPORT_FILE, Experiment, PhaseClock, run_experiment
+    from histoflare.commands.sites import find_sites
     from histoflare.report.consortium import results_table
 
     clock = PhaseClock()
@@ -64,19 +65,19 @@ def demo(
             with clock.phase("make slides"):
                 _make_slides(slides, hospitals, slides_per_hospital, bars)
         with clock.phase("prepare bags"):
-            manifests, external = _find(slides)
+            found = find_sites(slides)
             changes = {"rounds": rounds, "seed": seed, "task.patch_px": patch_px}
             chosen, network = _choose_job(
-                job, out_dir, manifests, changes, (encoder, weights, weights_sha256)
+                job, out_dir, found.sites, changes, (encoder, weights, weights_sha256)
             )
             sites = {
                 name: _prepare(name, path, out_dir / "bags" / name, chosen, network, workers, bars)
-                for name, path in (manifests | external).items()
+                for name, path in (found.sites | found.external).items()
             }
         experiment = Experiment(
             job=chosen,
-            sites={name: sites[name] for name in manifests},
-            external=next((sites[name] for name in external), None),
+            sites={name: sites[name] for name in found.sites},
+            external={name: sites[name] for name in found.external},
             runtime=runtime,
         )
         report = run_experiment(experiment, out_dir, bars, clock)
@@ -100,13 +101,6 @@ def _make_slides(folder: Path, hospitals: int, slides_per_hospital: int, bars: P
         return
     bar = bars.add_task("make slides", total=wanted)
     make_slides(folder, cohort, progress=lambda done, total: bars.update(bar, completed=done, total=total))
-
-
-def _find(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    from histoflare.commands.sites import EXTERNAL, find_sites
-
-    found = find_sites(folder)
-    return found.sites, {EXTERNAL: found.external} if found.external else {}
 
 
 def _choose_job(

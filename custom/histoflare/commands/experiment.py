@@ -45,13 +45,13 @@ class Experiment:
     Attributes:
         job: The job.
         sites: Training sites and where each keeps its manifest and bags.
-        external: The external cohort, if there is one.
+        external: External cohorts; they are asked as one.
         runtime: One of :data:`RUNTIMES`.
     """
 
     job: Job
     sites: Mapping[str, SiteConfiguration]
-    external: SiteConfiguration | None
+    external: Mapping[str, SiteConfiguration]
     runtime: str
 
 
@@ -80,7 +80,8 @@ def run_experiment(experiment: Experiment, out: Path, bars: Progress, clock: Pha
     job = experiment.job
     with clock.phase("load bags"):
         cohorts = {site: _load(job, site, where) for site, where in experiment.sites.items()}
-        external = _load(job, EXTERNAL, experiment.external) if experiment.external else None
+        outside = [_load(job, name, where) for name, where in experiment.external.items()]
+        external = pool_cohorts(outside, EXTERNAL) if outside else None
     with clock.phase("federated rounds"):
         state, participation = _federate(experiment, cohorts, bars)
     with clock.phase("local and pooled bounds"):
@@ -165,7 +166,7 @@ def _federate(
 
 def _train_bounds(job: Job, cohorts: Mapping[str, Cohort], bars: Progress) -> tuple[dict[str, State], State]:
     bar = bars.add_task("bounds (each site alone, all pooled)", total=len(cohorts) + 1)
-    local = {}
+    local: dict[str, State] = {}
     for site, cohort in cohorts.items():
         local |= train_local_only(job.task, {site: cohort}, job.rounds, job.seed)
         bars.advance(bar)
@@ -177,4 +178,5 @@ def _train_bounds(job: Job, cohorts: Mapping[str, Cohort], bars: Progress) -> tu
 def _mosaic(cohorts: Mapping[str, Cohort]) -> dict[str, Any] | None:
     """Return the mosaic parameters of the first bag: a model is used on slides cut as its own were."""
     record = next(iter(cohorts.values())).records[0]
-    return read_header(record.path).mosaic
+    mosaic = read_header(record.path).mosaic
+    return None if mosaic is None else dict(mosaic)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import shutil
 import statistics
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from histoflare.commands.console import console, out, print_json, progress
 from histoflare.commands.demo import DEFAULT_JOB
 from histoflare.errors import JobError
+
+if TYPE_CHECKING:
+    from histoflare.flare.site import SiteConfiguration
 
 SUMMARY_FILE = "summary.json"
 MODELS = ("local", "federated", "pooled")
@@ -39,13 +42,11 @@ def run(
     Example: histoflare run --sites my-sites --bags my-run/bags --out run --set rounds=50
     """
     from histoflare.commands.experiment import Experiment, PhaseClock, run_experiment
-    from histoflare.commands.sites import EXTERNAL, find_sites
+    from histoflare.commands.sites import find_sites
     from histoflare.flare.job import read_job, write_variant
-    from histoflare.flare.site import SiteConfiguration
     from histoflare.storage import write_json
 
     found = find_sites(sites)
-    external = SiteConfiguration(found.external, bags / EXTERNAL) if found.external else None
     changes = _settings(setting or [])
     reports = []
     with progress() as bars:
@@ -55,11 +56,8 @@ def run(
             variant = write_variant(job, folder / "job" / job.name, changes | {"seed": seed})
             experiment = Experiment(
                 job=read_job(variant),
-                sites={
-                    name: SiteConfiguration(path.resolve(), (bags / name).resolve())
-                    for name, path in found.sites.items()
-                },
-                external=external,
+                sites=_configure(found.sites, bags),
+                external=_configure(found.external, bags),
                 runtime=runtime,
             )
             reports.append(run_experiment(experiment, folder, bars, PhaseClock()))
@@ -70,6 +68,14 @@ def run(
     else:
         out.print(_table(summary))
         console.print(f"reports: {out_dir}/seed-*/report.json", highlight=False, soft_wrap=True)
+
+
+def _configure(manifests: dict[str, Path], bags: Path) -> dict[str, SiteConfiguration]:
+    from histoflare.flare.site import SiteConfiguration
+
+    return {
+        name: SiteConfiguration(path.resolve(), (bags / name).resolve()) for name, path in manifests.items()
+    }
 
 
 def summarise(reports: list[dict[str, Any]]) -> dict[str, Any]:

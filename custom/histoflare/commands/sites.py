@@ -14,14 +14,16 @@ SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True)
 class SiteFolder:
-    """The manifests found: ``sites`` train, ``external`` (if any) is only asked at the end."""
+    """The manifests found: ``sites`` train, the ``external`` cohorts are only asked at the end."""
 
     sites: dict[str, Path]
-    external: Path | None
+    external: dict[str, Path]
 
 
 def find_sites(folder: Path) -> SiteFolder:
-    """Return the manifests in ``folder``: ``<site>/manifest.csv`` or ``<site>.csv``, ``external`` apart.
+    """Return the manifests in ``folder``: ``<site>/manifest.csv`` or ``<site>.csv``.
+
+    External cohorts are a site called ``external``, and every ``external/<name>.csv``.
 
     Raises:
         ManifestError: There are none, one site has two, or a name cannot be a FLARE site name.
@@ -35,7 +37,13 @@ def find_sites(folder: Path) -> SiteFolder:
         if not SITE_NAME.fullmatch(name):
             problems.append(f"{name}: a site's name may have letters, digits, '-', '_' and '.' only")
         found[name] = path
-    external = found.pop(EXTERNAL, None)
+    external = {name: path for name, path in found.items() if name == EXTERNAL}
+    external |= {
+        f"{EXTERNAL}-{path.stem}": path
+        for path in sorted((folder / EXTERNAL).glob("*.csv"))
+        if path.name != "manifest.csv"
+    }
+    found.pop(EXTERNAL, None)
     if not found:
         problems.append("no <site>/manifest.csv and no <site>.csv")
     if problems:

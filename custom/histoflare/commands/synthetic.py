@@ -105,7 +105,7 @@ def assemble(
 
     Without --label: lung_aca=LUAD and lung_scc=LUSC. Which tile went where is written to assembly.json.
 
-    Example: histoflare synthetic assemble tiles/index.csv --out slides --label lung_aca=LUAD --label lung_scc=LUSC
+    Example: histoflare synthetic assemble tiles/index.csv --out slides --label aca=LUAD --label scc=LUSC
     """
     from histoflare.slides.assemble import LUNG_LABELS as LUNG
     from histoflare.slides.assemble import AssemblyParameters, assemble

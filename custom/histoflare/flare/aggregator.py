@@ -19,7 +19,7 @@ from histoflare.flare.tensors import to_arrays, to_state
 from histoflare.rounds.strategy import Update, server_round
 
 
-class SiteOrderAggregator(Aggregator):  # type: ignore[misc]
+class SiteOrderAggregator(Aggregator):
     """Holds a round's updates and gives them to the strategy in site order, where they are summed in float64.
 
     FLARE's own aggregators add each update as it arrives; floating-point sums then depend on who is faster.

@@ -24,7 +24,7 @@ from histoflare.rounds.strategy import site_round
 from histoflare.slides.manifest import read_manifest
 
 
-class SiteExecutor(Executor):  # type: ignore[misc]
+class SiteExecutor(Executor):
     """Trains this site's model for one round with the code that every runtime uses.
 
     Args:

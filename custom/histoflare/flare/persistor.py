@@ -16,7 +16,7 @@ from histoflare.storage import write_bytes
 GLOBAL_MODEL_FILE = "global_model.safetensors"
 
 
-class SeededPersistor(ModelPersistor):  # type: ignore[misc]
+class SeededPersistor(ModelPersistor):
     """Starts from the task's seeded initial model, and keeps the global model of the last round.
 
     Args:

@@ -11,7 +11,7 @@ from nvflare.app_common.shareablegenerators.full_model_shareable_generator impor
 from histoflare.flare.headers import ASKED
 
 
-class AskingShareableGenerator(FullModelShareableGenerator):  # type: ignore[misc]
+class AskingShareableGenerator(FullModelShareableGenerator):
     """FLARE's full-model generator; its tasks carry the names of the sites that are asked.
 
     ``ScatterAndGather`` sends every task to every site. A site that is not named in the header answers that

@@ -55,4 +55,4 @@ class Task(Protocol):
         """Return the scalar loss of one batch."""
 
     def predict(self, model: nn.Module, data: Any, split: str) -> PredictionTable:
-        """Return predictions for ``split``: ``"train"``, ``"test"`` or ``"all"``."""
+        """Return predictions for ``split``: train, validation, test or all."""

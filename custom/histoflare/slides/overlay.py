@@ -111,7 +111,7 @@ def _draw_legend(width: int, mosaic: Mosaic, px_per_um: float) -> Image.Image:
     font = ImageFont.load_default(FONT_PX)
     counts = Counter(patch.cluster for patch in mosaic.candidates)
     chosen = Counter(patch.cluster for patch in mosaic.patches)
-    texts = [f"cluster {each + 1}: {chosen[each]} of {counts[each]}" for each in sorted(counts)]
+    texts = [f"cluster {each}: {chosen[each]} of {counts[each]}" for each in sorted(counts)]
     column_px = 44 + max(int(font.getlength(text)) for text in texts) + MARGIN_PX
     columns = max(1, (width - 2 * MARGIN_PX) // column_px)
     rows = -(-len(texts) // columns)

@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 DRAWN_MPP = 0.5
-GLAND_SHARE = {"glandular": (0.58, 0.90), "solid": (0.10, 0.42)}  # range of the share of gland units
+GLAND_SHARE = {"glandular": (0.66, 0.94), "solid": (0.06, 0.34)}  # range of the share of gland units
 
 
 def make_slides(

@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.networks.nets import DenseNet121
+from torch import nn
+
+from histoflare.bags import densenet as densenet_module
+from histoflare.bags import encoder as encoder_module
+from histoflare.bags.encoder import load_encoder, normalise
+from histoflare.errors import EncoderError
+
+
+def save(path: Path, content: object) -> str:
+    """Write ``content`` as PyTorch does; return the file's SHA-256."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    path.write_bytes(buffer.getvalue())
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+def random_patches(count: int, side_px: int = 64, seed: int = 0) -> torch.Tensor:
+    values = np.random.default_rng(seed).integers(0, 256, (count, 3, side_px, side_px), dtype=np.uint8)
+    return torch.from_numpy(values)
+
+
+@pytest.fixture(scope="module")
+def monai_network() -> DenseNet121:
+    """A DenseNet121 whose every tensor is its own, so that one loaded into another's place shows."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        network = DenseNet121(spatial_dims=2, in_channels=3, out_channels=1000)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.data.uniform_(0.8, 1.2)
+                module.bias.data.uniform_(-0.1, 0.1)
+                module.running_mean.uniform_(-0.1, 0.1)
+                module.running_var.uniform_(0.8, 1.2)
+    return network.eval()
+
+
+def rename(state: Mapping[str, torch.Tensor], naming: str) -> dict[str, torch.Tensor]:
+    """Return MONAI's tensors under the names of ``naming``."""
+    if naming == "monai":
+        return dict(state)
+    dot = "." if naming == "torchvision-old" else ""
+    renamed = {}
+    for key, tensor in state.items():
+        if dot and key.endswith("num_batches_tracked"):
+            continue  # the published file is older than this counter
+        key = re.sub(r"\.layers\.(norm|conv)([12])\.", rf".\g<1>{dot}\g<2>.", key)
+        renamed[key.replace("class_layers.out.", "classifier.")] = tensor
+    return renamed
+
+
+@pytest.mark.parametrize("naming", ["monai", "torchvision-old", "torchvision-new"])
+def test_weights_under_every_naming_give_monais_features(
+    tmp_path: Path, monai_network: DenseNet121, naming: str
+) -> None:
+    digest = save(tmp_path / "w.pth", rename(monai_network.state_dict(), naming))
+    encoder = load_encoder("densenet121", tmp_path / "w.pth", digest, "cpu")
+    assert (encoder.id, encoder.features) == (f"densenet121:{digest[:12]}", 1024)
+    patches = random_patches(2)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        images = (patches / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+        layers = monai_network.class_layers
+        expected = layers.flatten(layers.pool(layers.relu(monai_network.features(images))))
+    torch.testing.assert_close(encoder.encode(patches), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("fault", ["missing", "shape", "nan", "extra", "empty", "list"])
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path, monai_network: DenseNet121, fault: str) -> None:
+    state = rename(monai_network.state_dict(), "torchvision-old")
+    key = "features.denseblock3.denselayer24.conv.2.weight"
+    content: object = state
+    if fault == "missing":
+        del state[key]
+    elif fault == "shape":
+        state[key] = state[key][:, :64]
+    elif fault == "nan":
+        state[key] = state[key] * torch.nan
+    elif fault == "extra":
+        state["features.denseblock3.denselayer25.conv.2.weight"] = state[key]
+    else:
+        content = {} if fault == "empty" else [1, 2]
+    digest = save(tmp_path / "w.pth", content)
+    with pytest.raises(EncoderError, match="DenseNet121") as error:
+        load_encoder("densenet121", tmp_path / "w.pth", digest, "cpu")
+    assert error.value.reason == "ENCODER_WEIGHTS"
+
+
+class Trap:
+    """Unpickling it would make the file ``mark``."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.mark,)
+
+
+def test_nothing_in_a_weight_file_runs(tmp_path: Path) -> None:
+    digest = save(tmp_path / "w.pth", {"features.conv0.weight": Trap(tmp_path / "mark")})
+    torch.load(tmp_path / "w.pth", weights_only=False)
+    assert (tmp_path / "mark").exists(), "the trap does not work"
+    (tmp_path / "mark").unlink()
+    with pytest.raises(EncoderError) as wrong_hash:
+        load_encoder("densenet121", tmp_path / "w.pth", "0" * 64, "cpu")
+    with pytest.raises(EncoderError) as unsafe:
+        load_encoder("densenet121", tmp_path / "w.pth", digest, "cpu")
+    assert (wrong_hash.value.reason, unsafe.value.reason) == ("ENCODER_HASH", "ENCODER_WEIGHTS")
+    assert not (tmp_path / "mark").exists()
+
+
+def test_the_hash_is_needed_and_shown(tmp_path: Path) -> None:
+    digest = save(tmp_path / "w.pth", {})
+    with pytest.raises(EncoderError, match=digest) as error:
+        load_encoder("densenet121", tmp_path / "w.pth", None, "cpu")
+    assert error.value.reason == "ENCODER_HASH"
+    with pytest.raises(EncoderError) as error:
+        load_encoder("densenet121", tmp_path / "none.pth", digest, "cpu")
+    assert error.value.reason == "ENCODER_WEIGHTS_MISSING"
+
+
+@pytest.mark.parametrize("spec", ["resnet50", "torchscript:", "torchscript:a/b", "densenet121-random:v1", ""])
+def test_unknown_encoders_are_refused(spec: str) -> None:
+    with pytest.raises(EncoderError, match="densenet121-random") as error:
+        load_encoder(spec)
+    assert error.value.reason == "ENCODER_UNKNOWN"
+
+
+def test_a_weight_file_for_the_random_encoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EncoderError):
+        load_encoder("densenet121-random", tmp_path / "w.pth")
+
+
+@pytest.fixture(scope="module")
+def random_encoder() -> encoder_module.Encoder:
+    return load_encoder("densenet121-random", device="cpu")
+
+
+def test_random_encoder_is_named_so_and_built_once(random_encoder: encoder_module.Encoder) -> None:
+    assert "random" in random_encoder.id
+    assert load_encoder("densenet121-random", device="cpu") is random_encoder
+
+
+def test_random_encoder_has_unit_statistics_on_its_reference_patches() -> None:
+    """With statistics of the batch itself, what enters each norm's scale has mean 0 and variance 1."""
+    network = densenet_module.densenet121()
+    images = normalise(random_patches(8))
+    densenet_module.set_statistics(network, images)
+    seen: list[torch.Tensor] = []
+    norm = network.layers.denseblock2.denselayer3.layers.norm1
+    norm.register_forward_hook(lambda _module, _inputs, output: seen.append(output.clone()))
+    with torch.no_grad():
+        network(images)
+    torch.testing.assert_close(seen[0].mean(dim=(0, 2, 3)), torch.zeros(norm.num_features), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        seen[0].var(dim=(0, 2, 3)), torch.ones(norm.num_features), atol=2e-2, rtol=0
+    )
+
+
+def test_features_depend_neither_on_the_batch_nor_on_its_size(random_encoder: encoder_module.Encoder) -> None:
+    patches = random_patches(5)
+    together = random_encoder.encode(patches)
+    assert together.shape == (5, 1024) and together.dtype == torch.float32
+    alone = torch.cat([random_encoder.encode(patch[None]) for patch in patches])
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-3)
+    others = torch.cat([patches[:1], torch.full_like(patches[1:], 255)])
+    torch.testing.assert_close(random_encoder.encode(others)[0], together[0], rtol=1e-3, atol=1e-3)
+    assert (together[0] - together[1]).abs().max() > 0.01
+
+
+def test_features_are_ordinary_tensors(random_encoder: encoder_module.Encoder) -> None:
+    features = random_encoder.encode(random_patches(1, 32))
+    nn.Linear(1024, 1)(features).sum().backward()  # a tensor of inference mode raises here
+    assert random_encoder.encode(random_patches(0)).shape == (0, 1024)
+
+
+def test_two_processes_make_the_same_random_encoder() -> None:
+    code = (
+        "import torch, hashlib; from histoflare.bags.densenet import densenet121; torch.manual_seed({});"
+        "print(hashlib.sha256(b''.join(t.numpy().tobytes() for t in densenet121().state_dict().values())).hexdigest())"
+    )
+    digests = {
+        subprocess.run([sys.executable, "-c", code.format(seed)], capture_output=True, text=True, check=True).stdout
+        for seed in (0, 1)
+    }
+    assert len(digests) == 1
+
+
+def test_building_leaves_pytorchs_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    densenet_module.densenet121()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "patches",
+    [torch.zeros(1, 3, 8, 8), torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(1, 4, 8, 8, dtype=torch.uint8)],
+)
+def test_other_input_than_rgb_bytes_is_refused(
+    random_encoder: encoder_module.Encoder, patches: torch.Tensor
+) -> None:
+    with pytest.raises(EncoderError) as error:
+        random_encoder.encode(patches)
+    assert error.value.reason == "ENCODER_INPUT"
+
+
+class Pooled(nn.Module):
+    """Mean colour of normalised images."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean(dim=(2, 3))
+
+
+class Centred(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pooled = images.mean(dim=(2, 3))
+        return pooled - pooled.mean(dim=0)
+
+
+class Maps(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images
+
+
+class Logarithm(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.log(-images.abs().mean(dim=(2, 3)))
+
+
+class Only224(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.view(images.shape[0], 3 * 224 * 224)[:, :5]
+
+
+def script(path: Path, network: nn.Module) -> str:
+    torch.jit.script(network).save(str(path))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_torchscript_gets_imagenet_images(tmp_path: Path) -> None:
+    digest = script(tmp_path / "m.pt", Pooled())
+    encoder = load_encoder("torchscript:uni2", tmp_path / "m.pt", digest, "cpu", probe_px=32)
+    assert (encoder.id, encoder.features) == (f"torchscript:uni2:{digest[:12]}", 3)
+    grey = torch.full((1, 3, 32, 32), 51, dtype=torch.uint8)  # 51 / 255 = 0.2
+    expected = [(0.2 - mean) / std for mean, std in ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))]
+    torch.testing.assert_close(encoder.encode(grey), torch.tensor([expected]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (Maps(), "ENCODER_OUTPUT"),
+        (Centred(), "ENCODER_BATCH"),
+        (Logarithm(), "ENCODER_NOT_FINITE"),
+        (Only224(), "ENCODER_INPUT"),
+    ],
+)
+def test_torchscript_that_makes_no_features_is_refused_at_once(
+    tmp_path: Path, network: nn.Module, reason: str
+) -> None:
+    digest = script(tmp_path / "m.pt", network)
+    with pytest.raises(EncoderError) as error:
+        load_encoder("torchscript:x", tmp_path / "m.pt", digest, "cpu", probe_px=32)
+    assert error.value.reason == reason
+
+
+def test_torchscript_in_training_mode_is_put_into_evaluation(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.BatchNorm2d(3), Pooled()).train()
+    digest = script(tmp_path / "m.pt", network)
+    encoder = load_encoder("torchscript:x", tmp_path / "m.pt", digest, "cpu", probe_px=32)
+    patches = random_patches(3, 32)
+    torch.testing.assert_close(encoder.encode(patches)[:1], encoder.encode(patches[:1]))
+
+
+def test_a_file_that_is_no_torchscript_is_refused(tmp_path: Path) -> None:
+    digest = save(tmp_path / "m.pt", {"a": torch.zeros(1)})
+    with pytest.raises(EncoderError) as error:
+        load_encoder("torchscript:x", tmp_path / "m.pt", digest, "cpu")
+    assert error.value.reason == "ENCODER_WEIGHTS"
+
+
+def test_devices_that_are_not_there() -> None:
+    with pytest.raises(EncoderError):
+        load_encoder("densenet121-random", device="abacus")
+    if not torch.cuda.is_available():
+        with pytest.raises(EncoderError, match="CUDA"):
+            load_encoder("densenet121-random", device="cuda")

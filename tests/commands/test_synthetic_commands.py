@@ -1,0 +1,56 @@
+"""``histoflare synthetic``: what the three commands write and print."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from histoflare.commands.synthetic import app
+from histoflare.errors import ManifestError
+from histoflare.slides.manifest import read_manifest
+
+runner = CliRunner()
+
+
+def test_slides_are_made_and_counted(tmp_path: Path) -> None:
+    arguments = ["slides", "--out", str(tmp_path), "--hospitals", "1", "--slides-per-hospital", "4"]
+    result = runner.invoke(app, [*arguments, "--no-external", "--um-field", "200", "--json"])
+    assert result.exit_code == 0, result.output
+    (site,) = json.loads(result.stdout)["sites"].values()
+    assert site["slides"] == 4
+    assert len(read_manifest(Path(site["manifest"]), labels=("glandular", "solid")).rows) == 4
+
+
+def test_bags_add_up_to_the_count(tmp_path: Path) -> None:
+    arguments = ["bags", "--out", str(tmp_path), "--count", "11", "--hospitals", "2", "--patches", "1"]
+    result = runner.invoke(app, [*arguments, "--patch-px", "32", "--json"])
+    assert result.exit_code == 0, result.output
+    assert [site["slides"] for site in json.loads(result.stdout)["sites"].values()] == [3, 3, 5]
+    assert len(list(tmp_path.glob("*/bags/*.h5"))) == 11
+
+
+@pytest.mark.parametrize("wrong", ["aca", "=LUAD", "aca="])
+def test_a_label_pair_must_be_a_pair(tmp_path: Path, wrong: str) -> None:
+    result = runner.invoke(
+        app, ["assemble", str(tmp_path / "i.csv"), "--out", str(tmp_path), "--label", wrong]
+    )
+    assert result.exit_code == 2
+    assert "TILE_LABEL=SLIDE_LABEL" in result.output
+
+
+def test_assembling_without_an_index_is_an_error_of_ours(tmp_path: Path) -> None:
+    result = runner.invoke(app, ["assemble", str(tmp_path / "none.csv"), "--out", str(tmp_path)])
+    assert isinstance(result.exception, ManifestError)
+
+
+def test_the_lung_tiles_assemble(test_data: Path, tmp_path: Path) -> None:
+    index = test_data / "cls_lc25000_lung" / "index.csv"
+    arguments = ["assemble", str(index), "--out", str(tmp_path), "--json", "--label", "lung_n=benign"]
+    result = runner.invoke(app, [*arguments, "--label", "lung_aca=tumour", "--sites", "2"])
+    assert result.exit_code == 0, result.output
+    sites = json.loads(result.stdout)["sites"]
+    assert list(sites) == ["hospital-1", "hospital-2", "external"]
+    assert all(set(site["labels"]) == {"benign", "tumour"} for site in sites.values())

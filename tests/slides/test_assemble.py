@@ -1,0 +1,182 @@
+"""Slides from labelled tiles: every tile once at most, its pixels in place, sites and splits right."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import openslide
+import pytest
+from PIL import Image
+
+from histoflare.errors import JobError, ManifestError, SlideError
+from histoflare.slides.assemble import AssemblyParameters, Tile, assemble, plan_assembly, read_tiles
+from histoflare.slides.manifest import read_manifest
+
+TILE_PX = 48
+
+
+def write_index(folder: Path, rows: list[tuple[str, str, str]], make: bool = True) -> Path:
+    """An index of one-coloured tiles: (file, label, source_tile)."""
+    for number, (name, _, _) in enumerate(rows):
+        if make:
+            colour = np.array([number % 250, 100 + number // 250, 50], np.uint8)
+            Image.fromarray(np.broadcast_to(colour, (TILE_PX, TILE_PX, 3)).copy()).save(folder / name)
+    path = folder / "index.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("file", "label", "source_tile"), *rows])
+    return path
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Path:
+    rows = [
+        (f"{label}{i}.png", label, f"{label}-{i}") for label in ("lung_aca", "lung_scc") for i in range(70)
+    ]
+    return write_index(tmp_path, [*rows, ("benign.png", "lung_n", "lung_n-0")])
+
+
+def tiles(count: int, labels: tuple[str, ...] = ("A", "B")) -> list[Tile]:
+    return [Tile(Path(f"{label}{i}"), f"{label}{i}", label) for label in labels for i in range(count)]
+
+
+def test_only_mapped_labels_are_read_under_their_new_name(index: Path) -> None:
+    assert Counter(tile.label for tile in read_tiles(index)) == {"LUAD": 70, "LUSC": 70}
+    assert Counter(tile.label for tile in read_tiles(index, {"lung_n": "benign"})) == {"benign": 1}
+
+
+def test_of_copies_of_a_tile_the_first_is_read(tmp_path: Path) -> None:
+    path = write_index(
+        tmp_path, [("a.png", "lung_aca", "x"), ("b.png", "lung_aca", "x"), ("c.png", "lung_aca", "")]
+    )
+    assert [tile.name for tile in read_tiles(path)] == ["a.png", "c.png"]
+
+
+def test_every_fault_of_an_index_is_named_at_once(tmp_path: Path) -> None:
+    path = write_index(tmp_path, [("a.png", "lung_aca", "1"), ("a.png", "lung_aca", "1")])
+    with path.open("a") as file:
+        file.write("gone.png,lung_scc,2\n")
+    with pytest.raises(ManifestError) as caught:
+        read_tiles(path)
+    assert [problem.split(":")[0] for problem in caught.value.problems] == ["line 3", "line 4"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("name,kind\na,b\n", "no column file"),
+        ("file,label\na.png,spleen\n", "spleen"),
+        ("file,label\n", "none"),
+    ],
+)
+def test_an_index_without_tiles_is_refused(tmp_path: Path, content: str, says: str) -> None:
+    (tmp_path / "index.csv").write_text(content)
+    with pytest.raises(ManifestError, match=says):
+        read_tiles(tmp_path / "index.csv")
+
+
+def test_no_index_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError) as caught:
+        read_tiles(tmp_path / "none.csv")
+    assert caught.value.reason == "MANIFEST_UNREADABLE"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_tile_is_used_twice_and_sizes_are_kept(seed: int) -> None:
+    planned = plan_assembly(tiles(150), AssemblyParameters(seed=seed))
+    used = [tile.name for slide in planned for tile in slide.tiles]
+    assert len(used) == len(set(used))
+    assert len(used) >= 2 * (150 - 2)  # of each label fewer than one slide's tiles are left over
+    assert {len(slide.tiles) for slide in planned} == {3, 4}
+    assert all(tile.label == slide.label for slide in planned for tile in slide.tiles)
+    per_patient = Counter(slide.patient for slide in planned)
+    assert set(per_patient.values()) == {1, 2}
+    assert all(len({s.site for s in planned if s.patient == patient}) == 1 for patient in per_patient)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_site_can_train_and_test_on_every_label(seed: int) -> None:
+    planned = plan_assembly(tiles(150), AssemblyParameters(seed=seed))
+    pairs = {(s.site, s.label): set[str]() for s in planned}
+    for slide in planned:
+        pairs[slide.site, slide.label].add(slide.patient)
+    assert len(pairs) == 5 * 2
+    assert min(len(patients) for patients in pairs.values()) >= 2
+
+
+def label_spread(iid: bool) -> float:
+    """Mean over seeds of the spread, over sites, of the share of label A."""
+    spreads = []
+    for seed in range(20):
+        planned = plan_assembly(tiles(300), AssemblyParameters(seed=seed, iid=iid, external_share=0))
+        counts = Counter((s.site, s.label) for s in planned)
+        shares = [
+            counts[f"hospital-{i}", "A"] / (counts[f"hospital-{i}", "A"] + counts[f"hospital-{i}", "B"])
+            for i in range(1, 5)
+        ]
+        spreads.append(np.ptp(shares))
+    return float(np.mean(spreads))
+
+
+def test_sites_have_other_mixes_of_labels_unless_iid() -> None:
+    assert label_spread(iid=False) > label_spread(iid=True) + 0.15
+
+
+def test_too_few_tiles_say_what_to_change() -> None:
+    with pytest.raises(JobError, match="fewer sites"):
+        plan_assembly(tiles(20), AssemblyParameters())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"tiles_per_slide": (4, 3)}, {"slides_per_patient": (0, 1)}, {"sites": 0}, {"external_share": 1.0}],
+)
+def test_impossible_parameters_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(JobError):
+        AssemblyParameters(**wrong)  # type: ignore[arg-type]
+
+
+def test_tiles_lie_on_the_slide_as_they_were(index: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assemble(index, out, AssemblyParameters(sites=2, external_share=0, mpp=0.5))
+    described = json.loads((out / "assembly.json").read_text())["slides"]
+    for entry in described[:6]:
+        path = out / entry["site"] / "slides" / f"{entry['slide']}.tif"
+        with openslide.OpenSlide(path) as slide:
+            assert slide.dimensions == (2 * TILE_PX, 2 * TILE_PX)
+            assert float(slide.properties["openslide.mpp-x"]) == pytest.approx(0.5)
+            shown = np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB")).astype(int)
+        centres = {tuple(shown[y, x]) for y in (24, 72) for x in (24, 72)}
+        wanted = [np.asarray(Image.open(index.parent / name))[0, 0].astype(int) for name in entry["tiles"]]
+        wanted += [np.array([255, 255, 255])] * (4 - len(wanted))
+        for colour in wanted:
+            assert min(np.abs(np.array(centre) - colour).max() for centre in centres) <= 4
+
+
+def test_same_seed_same_bytes(index: Path, tmp_path: Path) -> None:
+    parameters = AssemblyParameters(sites=2)
+    for name in ("a", "b"):
+        assemble(index, tmp_path / name, parameters)
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
+    assert len(files) > 20
+    assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
+
+
+def test_a_tile_that_is_no_picture_is_named(index: Path, tmp_path: Path) -> None:
+    for path in index.parent.glob("lung_scc*.png"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(SlideError, match="lung_scc"):
+        assemble(index, tmp_path / "out", AssemblyParameters(sites=2))
+
+
+def test_the_lung_tiles_make_a_federation(test_data: Path, tmp_path: Path) -> None:
+    made = assemble(test_data / "cls_lc25000_lung" / "index.csv", tmp_path)
+    assert list(made) == ["hospital-1", "hospital-2", "hospital-3", "hospital-4", "external"]
+    manifests = {site: read_manifest(path, labels=("LUAD", "LUSC")) for site, path in made.items()}
+    assert 297 // 4 - 1 <= sum(len(m.rows) for m in manifests.values()) <= 297 // 3
+    for site, manifest in manifests.items():
+        splits = {(row.split, row.label) for row in manifest.rows}
+        assert len(splits) == (2 if site == "external" else 4)
