@@ -66,7 +66,7 @@ MakeManifest = Callable[..., Manifest]
 
 @pytest.fixture
 def make_manifest(tmp_path: Path) -> MakeManifest:
-    """Return a function that writes ``count`` slides and their manifest; ``extra`` adds rows without slides."""
+    """Return a function that writes ``count`` slides and a manifest; ``extra`` adds rows without slides."""
 
     def make(count: int, extra: Sequence[dict[str, str]] = (), **columns: Sequence[str]) -> Manifest:
         rows = []

@@ -108,7 +108,9 @@ def test_damage_is_found_or_harmless(
     whole = encode_bag(make_bag(50))
     position = int(at * len(whole))
     path.write_bytes(
-        whole[:position] if cut else whole[:position] + bytes([whole[position] ^ mask]) + whole[position + 1 :]
+        whole[:position]
+        if cut
+        else whole[:position] + bytes([whole[position] ^ mask]) + whole[position + 1 :]
     )
     try:
         found = read_bag(path)
@@ -150,6 +152,6 @@ def test_another_version_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(bag_module, "BAG_VERSION", 99)
     write_bag(tmp_path / "a.h5", make_bag())
     monkeypatch.undo()
-    with pytest.raises(BagError, match="version 99.*prepare") as error:
+    with pytest.raises(BagError, match=r"version 99.*prepare") as error:
         read_header(tmp_path / "a.h5")
     assert error.value.reason == "BAG_VERSION"

@@ -26,7 +26,8 @@ def test_items_are_those_of_monais_dataset(test_data: Path) -> None:
         mosaic = build_mosaic(slide, MosaicParameters(patch_px=224, max_patches=5))
         ours = MosaicPatchDataset(slide, mosaic, label=1)
         data = [
-            {"image": str(path), "location": (patch.l0_y_px, patch.l0_x_px), "label": 1} for patch in mosaic.patches
+            {"image": str(path), "location": (patch.l0_y_px, patch.l0_x_px), "label": 1}
+            for patch in mosaic.patches
         ]
         theirs = PatchWSIDataset(
             data, patch_size=224, patch_level=0, center_location=False, reader="openslide"
@@ -50,7 +51,7 @@ def test_monais_transforms_and_loader_work_on_items(slide_path: Path, parameters
         dataset = MosaicPatchDataset(slide, build_mosaic(slide, parameters), 1, transform)
         batch = next(iter(DataLoader(dataset, batch_size=4)))
     assert batch["image"].shape == (4, 3, 32, 32)
-    assert 0 <= batch["image"].min() and batch["image"].max() <= 1
+    assert batch["image"].min() >= 0 and batch["image"].max() <= 1
     assert batch["label"].tolist() == [1, 1, 1, 1]
 
 

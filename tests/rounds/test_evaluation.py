@@ -208,4 +208,4 @@ def test_nothing_to_evaluate_is_an_error() -> None:
 def test_a_thousand_resamples_of_two_thousand_slides_take_a_moment() -> None:
     started = time.perf_counter()
     evaluate(table(n=2000), bootstraps=1000)
-    assert time.perf_counter() - started < 5.0
+    assert time.perf_counter() - started < 20.0  # 0.3 s on a quiet core

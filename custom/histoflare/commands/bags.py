@@ -106,7 +106,9 @@ def _show_folder(bags: list[dict[str, Any]], damaged: list[dict[str, str]]) -> N
 
     from histoflare.commands.console import out
 
-    table = Table("bag", "patches", "features", "encoder", "µm/px", "px", "source")
+    table = Table()
+    for name in ("bag", "patches", "features", "encoder", "µm/px", "px", "source"):
+        table.add_column(name, overflow="fold")
     for bag in bags:
         cells = (bag[name] for name in ("patches", "features", "encoder", "patch_mpp", "patch_px", "source"))
         table.add_row(bag["bag"], *("?" if cell is None else str(cell) for cell in cells))

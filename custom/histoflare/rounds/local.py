@@ -37,20 +37,28 @@ class LocalResult:
 
 
 @contextmanager
-def reproducible(seed: int) -> Iterator[None]:
-    """Run a block on one thread and under ``seed``; put torch's thread count and random state back after it.
+def one_thread() -> Iterator[None]:
+    """Run a block on one thread and put torch's thread count back after it.
 
-    The thread count is torch's, so it holds for the whole process: do not train in two threads of one.
+    How a sum is cut into threads changes its last bits; and threads that wait for one another on a busy
+    machine cost a round more than they save. The count is torch's, so it holds for the whole process: do not
+    run two rounds in two threads of one.
     """
     threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """Run a block on one thread and under ``seed``; put threads and torch's random state back after it."""
+    with one_thread(), torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: where CUDA is not started it queues a call, with its stack, for ever.
         torch.default_generator.manual_seed(seed)
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
+        yield
 
 
 def train_locally(

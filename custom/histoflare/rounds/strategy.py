@@ -23,7 +23,7 @@ from torch import Tensor
 
 from histoflare.errors import JobError
 from histoflare.privacy.plan import PrivacyPlan
-from histoflare.rounds.local import Correction, LocalResult, train_locally
+from histoflare.rounds.local import Correction, LocalResult, one_thread, train_locally
 from histoflare.rounds.state import State, check_tensors, shared_names, subtract
 from histoflare.rounds.task import Task
 from histoflare.seeds import derive_seed
@@ -164,6 +164,7 @@ class Strategy(ABC):
         }
 
 
+@one_thread()
 def site_round(
     task: Task,
     strategy: Strategy,
@@ -191,6 +192,7 @@ def site_round(
     return replace(outcome, update=replace(outcome.update, tensors=released))
 
 
+@one_thread()
 def server_round(
     strategy: Strategy, global_state: State, updates: Sequence[Update], sites: Sequence[str]
 ) -> State:

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from histoflare.commands import bags, prepare
+from histoflare.slides.pyramid import write_pyramid
+
+app = typer.Typer()
+app.command("prepare")(prepare.prepare)
+app.add_typer(bags.app, name="bags")
+runner = CliRunner()
+
+FEW = ["--patch-px", "32", "--max-patches", "3", "--device", "cpu"]
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("s0", "s1"):
+        rgb = np.full((256, 256, 3), 243, np.uint8)
+        rgb[40:220, 40:220] = rng.integers((100, 60, 130), (230, 160, 200), (180, 180, 3))
+        write_pyramid(tmp_path / f"{name}.tif", rgb, 0.5)
+    path = tmp_path / "m.csv"
+    path.write_text("slide,patient,label\ns0.tif,p0,a\ns1.tif,p1,b\ngone.tif,p2,b\n")
+    return path
+
+
+def test_prepare_lists_what_it_left_out(manifest: Path, tmp_path: Path) -> None:
+    result = runner.invoke(app, ["prepare", str(manifest), "--out", str(tmp_path / "bags"), *FEW])
+    assert result.exit_code == 3, result.output
+    assert "2 made" in result.output and "1 failed" in result.output
+    assert "gone.tif" in result.output and "densenet121-random" in result.output
+    again = runner.invoke(app, ["prepare", str(manifest), "--out", str(tmp_path / "bags"), *FEW, "--json"])
+    report = json.loads(again.stdout)
+    assert (report["made"], report["kept"], report["failed"]) == (0, 2, 1)
+    assert report["rows"][2]["reason"] == "SLIDE_MISSING" and report["mosaic"]["patch_px"] == 32
+
+
+def test_show_one_bag_and_a_folder(manifest: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bags"
+    runner.invoke(app, ["prepare", str(manifest), "--out", str(folder), *FEW])
+    shown = json.loads(runner.invoke(app, ["bags", "show", str(folder), "--json"]).stdout)
+    assert [bag["patches"] for bag in shown["bags"]] == [3, 3] and shown["damaged"] == []
+    path = sorted(folder.glob("*.h5"))[0]
+    one = runner.invoke(app, ["bags", "show", str(path)])
+    assert one.exit_code == 0 and "densenet121-random:v1" in one.output
+    path.write_bytes(path.read_bytes()[:-400])
+    listed = runner.invoke(app, ["bags", "show", str(folder)])
+    assert listed.exit_code == 3 and "damaged" in listed.output
+
+
+def test_import_brings_features_in(manifest: Path, tmp_path: Path) -> None:
+    for name in ("s0", "s1", "gone"):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["features"] = np.ones((2, 3), np.float32)
+            file["coords"] = np.zeros((2, 2), np.int64)
+    command = ["bags", "import", str(tmp_path), "--manifest", str(manifest), "--out", str(tmp_path / "bags")]
+    result = runner.invoke(app, [*command, "--encoder", "uni2"])
+    assert result.exit_code == 0, result.output
+    assert "3 made" in result.output and "imported:uni2" in result.output
