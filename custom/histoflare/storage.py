@@ -56,7 +56,7 @@ def write_text(path: Path, content: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` as indented JSON to ``path``, whole or not at all. NaN is refused (it is not JSON)."""
+    """Write ``content`` as indented JSON to ``path``, whole or not at all. NaN is refused, JSON has none."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 

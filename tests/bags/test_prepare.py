@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -323,13 +325,13 @@ def test_killed_at_any_moment_leaves_whole_bags(
     manifest, bags = make_manifest(12), tmp_path / "bags"
     moments = random.Random(0)
     seen = 0
-    for _ in range(4):
-        child = start_child(manifest.path, bags, 0.02)
+    for turn in range(4):
+        child = start_child(manifest.path, bags, 0.1)  # 12 slides: the first kill always comes before the end
         assert child.stdout is not None and child.stdout.readline() == "ready\n"
         time.sleep(moments.uniform(0.02, 0.6))
         child.send_signal(signal.SIGKILL)
-        child.communicate()
-        assert child.returncode == -signal.SIGKILL
+        _, errors = child.communicate()
+        assert child.returncode == -signal.SIGKILL or (turn and child.returncode == 0), errors
         whole = list(bags.glob("*.h5"))
         assert all(len(read_bag(path)) for path in whole)
         assert len(whole) >= seen
@@ -381,10 +383,12 @@ def test_memory_does_not_grow_with_the_number_of_slides(
     make_manifest: MakeManifest, tmp_path: Path, encoder: MeanColour, parameters: MosaicParameters
 ) -> None:
     manifest = make_manifest(40)
-    levels = []
+    levels: list[tuple[int, int, int]] = []
 
     def note(_: object) -> None:
-        levels.append((tracemalloc.get_traced_memory()[0], len(list(Path("/proc/self/fd").iterdir()))))
+        gc.collect()
+        kinds = Counter(map(type, gc.get_objects()))
+        levels.append((tracemalloc.get_traced_memory()[0], kinds[torch.Tensor], kinds[Slide]))
 
     tracemalloc.start()
     try:
@@ -392,8 +396,9 @@ def test_memory_does_not_grow_with_the_number_of_slides(
     finally:
         tracemalloc.stop()
     early, late = levels[9], levels[39]
-    assert late[0] - early[0] < 30 * 20_000  # a slide's patches are 0.5 MB: none of it may stay
-    assert late[1] <= early[1] + 2, "slides stay open"
+    assert late[0] - early[0] < 30 * 20_000  # bytes of Python and NumPy; a slide's patches are 300,000
+    assert late[1] <= early[1] + 2, "patches stay in memory"
+    assert late[2] <= early[2] + 2, "slides stay in memory"
 
 
 def test_rows_of_the_report_are_the_manifests(

@@ -36,6 +36,8 @@ def test_every_model_is_asked_about_the_same_patients() -> None:
         assert (row.n_train, row.n_test) == (len(data.y), len(data.y_test))
     assert set(found.external) == {"federated", "pooled", "local/one", "local/two"}
     assert found.external["local/two"] == score(local["two"], EXTERNAL)
+    right = sum(score(local["two"], data).accuracy.value * len(data.y_test) for data in SITES.values())
+    assert found.local["two"].accuracy.value == pytest.approx(right / found.federated.n_slides)
 
 
 def test_the_overall_accuracy_counts_every_slide_once() -> None:

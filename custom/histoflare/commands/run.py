@@ -81,9 +81,14 @@ def _configure(manifests: dict[str, Path], bags: Path) -> dict[str, SiteConfigur
 def summarise(reports: list[dict[str, Any]]) -> dict[str, Any]:
     """Return mean and standard deviation over the seeds' reports, per cohort, model and figure.
 
-    ``local`` is in each report the mean over the sites' own models.
+    ``each site``: the mean over the sites, each model on that site's test patients. ``all sites``: on the
+    test patients of all sites together; there, and on the external cohort, ``local`` is the mean over the
+    sites' own models.
     """
-    cohorts: dict[str, list[dict[str, Any]]] = {"sites": [_on_sites(report) for report in reports]}
+    cohorts: dict[str, list[dict[str, Any]]] = {
+        "each site": [_on_each_site(report) for report in reports],
+        "all sites": [_on_all_sites(report) for report in reports],
+    }
     if all(report["external"] for report in reports):
         cohorts["external"] = [_on_external(report) for report in reports]
     return {
@@ -100,9 +105,13 @@ def summarise(reports: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _on_sites(report: dict[str, Any]) -> dict[str, Any]:
-    own = [site["local"] for site in report["sites"].values()]
-    return {"local": own, "federated": [report["federated"]], "pooled": [report["pooled"]]}
+def _on_each_site(report: dict[str, Any]) -> dict[str, Any]:
+    return {model: [site[model] for site in report["sites"].values()] for model in MODELS}
+
+
+def _on_all_sites(report: dict[str, Any]) -> dict[str, Any]:
+    elsewhere = list(report["local_on_all_sites"].values())
+    return {"local": elsewhere, "federated": [report["federated"]], "pooled": [report["pooled"]]}
 
 
 def _on_external(report: dict[str, Any]) -> dict[str, Any]:
@@ -125,14 +134,14 @@ def _table(summary: dict[str, Any]) -> Any:
 
     seeds = ", ".join(str(seed) for seed in summary["seeds"])
     table = Table(title=f"{summary['job']}: {summary['rounds']} rounds, seeds {seeds} (mean ± sd over seeds)")
-    table.add_column("test patients of")
+    table.add_column("test patients")
     table.add_column("model")
     for figure in FIGURES:
         table.add_column(figure.replace("_", " "), justify="right")
+    table.caption = "local: the mean of the sites' own models"
     for cohort, models in summary["cohorts"].items():
         for model, figures in models.items():
-            name = "local (mean of the sites)" if model == "local" else model
-            table.add_row(cohort, name, *(_cell(figures[figure]) for figure in FIGURES))
+            table.add_row(cohort, model, *(_cell(figures[figure]) for figure in FIGURES))
         table.add_section()
     return table
 

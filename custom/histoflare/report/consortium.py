@@ -70,6 +70,7 @@ def build_report(facts: RunFacts, comparison: Comparison) -> dict[str, Any]:
         },
         "federated": _flat(comparison.federated),
         "pooled": _flat(comparison.pooled),
+        "local_on_all_sites": {name: _flat(metrics) for name, metrics in comparison.local.items()},
         "external": _flat(external.pop("federated", None)),
         "external_other_models": {name: _flat(metrics) for name, metrics in external.items()},
         "seconds": {phase: round(seconds, 3) for phase, seconds in facts.seconds.items()},
@@ -85,7 +86,7 @@ def results_table(report: Mapping[str, Any]) -> Table:
     table.add_column("cohort")
     table.add_column("train / test\nslides", justify="right")
     for model in ("local", "federated", "pooled"):
-        table.add_column(f"{model}\naccuracy · AUC", justify="right")
+        table.add_column(f"{model}\nacc · AUC", justify="right")
     for name, site in report["sites"].items():
         table.add_row(
             name,
@@ -93,22 +94,23 @@ def results_table(report: Mapping[str, Any]) -> Table:
             *(_cell(site[model]) for model in ("local", "federated", "pooled")),
         )
     table.add_section()
-    total = f"{sum(s['n_train'] for s in report['sites'].values())} / "
-    total += f"{sum(s['n_test'] for s in report['sites'].values())}"
-    table.add_row(
-        "all sites", total, _mean_local(report), _cell(report["federated"]), _cell(report["pooled"])
-    )
+    sites = list(report["sites"].values())
+    models = ("local", "federated", "pooled")
+    table.add_row("mean of sites", "", *(_mean([site[model] for site in sites]) for model in models))
+    slides = f"{sum(site['n_train'] for site in sites)} / {sum(site['n_test'] for site in sites)}"
+    elsewhere = _mean(list(report["local_on_all_sites"].values()))
+    table.add_row("all sites", slides, elsewhere, _cell(report["federated"]), _cell(report["pooled"]))
     if report["external"]:
         others = report["external_other_models"]
         local = [figures for name, figures in others.items() if name.startswith("local/")]
+        slides = f"– / {report['external']['n_slides']}"
         table.add_row(
-            "external",
-            f"– / {report['external']['n_slides']}",
-            _mean(local),
-            _cell(report["external"]),
-            _cell(others.get("pooled")),
+            "external", slides, _mean(local), _cell(report["external"]), _cell(others.get("pooled"))
         )
-    table.caption = f"In the last rows, local is the mean of the sites' own models. {report['privacy']}"
+    table.caption = (
+        "A site's local model is its own, tested on its own patients; in the last rows local is the mean of "
+        f"the sites' models, each tested on all sites' or the external patients. {report['privacy']}"
+    )
     return table
 
 
@@ -127,16 +129,10 @@ def _flat(metrics: Metrics | None) -> dict[str, Any] | None:
     return flat | ({"subgroups": groups} if groups else {})
 
 
-def _mean_local(report: Mapping[str, Any]) -> str:
-    return _mean([site["local"] for site in report["sites"].values() if site["local"]])
-
-
-def _mean(figures: Sequence[Mapping[str, Any]]) -> str:
-    if not figures:
-        return "–"
+def _mean(figures: Sequence[Mapping[str, Any] | None]) -> str:
     values = []
     for name in ("accuracy", "auc"):
-        known = [row[name] for row in figures if row[name] is not None]
+        known = [row[name] for row in figures if row is not None and row[name] is not None]
         values.append(_number(sum(known) / len(known) if known else None))
     return " · ".join(values)
 

@@ -36,12 +36,15 @@ class Comparison:
     Attributes:
         sites: Each site's own test patients.
         federated, pooled: Over the test patients of all sites.
+        local: Site → its own model over the test patients of all sites: what a hospital's model is worth
+            elsewhere.
         external: Model (``"federated"``, ``"pooled"``, ``"local/<site>"``) → metrics on the external cohort.
     """
 
     sites: dict[str, SiteComparison]
     federated: Metrics
     pooled: Metrics | None
+    local: dict[str, Metrics]
     external: dict[str, Metrics]
 
 
@@ -71,27 +74,33 @@ def compare(
     def score(table: PredictionTable) -> Metrics:
         return evaluate(table, seed=derive_seed(seed, "evaluate"))
 
-    shared = strategy.personalize(federated, {})
-    tables: dict[str, dict[str, PredictionTable]] = {"federated": {}, "pooled": {}}
-    rows = {}
-    for site, data in sites.items():
-        own = strategy.personalize(federated, (site_states or {}).get(site, {}))
-        tables["federated"][site] = predict(task, own, data, "test")
-        if pooled is not None:
-            tables["pooled"][site] = predict(task, pooled, data, "test")
-        rows[site] = SiteComparison(
-            n_train=task.n_train(data),
-            n_test=len(tables["federated"][site].labels),
-            local=score(predict(task, local[site], data, "test")) if local else None,
-            federated=score(tables["federated"][site]),
-            pooled=score(tables["pooled"][site]) if pooled is not None else None,
+    def everywhere(state: State) -> Metrics:
+        return score(
+            merge_predictions({site: predict(task, state, data, "test") for site, data in sites.items()})
         )
+
+    shared = strategy.personalize(federated, {})
+    own = {
+        site: predict(task, strategy.personalize(federated, (site_states or {}).get(site, {})), data, "test")
+        for site, data in sites.items()
+    }
+    rows = {
+        site: SiteComparison(
+            n_train=task.n_train(data),
+            n_test=len(own[site].labels),
+            local=score(predict(task, local[site], data, "test")) if local else None,
+            federated=score(own[site]),
+            pooled=score(predict(task, pooled, data, "test")) if pooled is not None else None,
+        )
+        for site, data in sites.items()
+    }
     models = {"federated": shared, **({"pooled": pooled} if pooled is not None else {})}
     models |= {f"local/{site}": state for site, state in (local or {}).items()}
     return Comparison(
         sites=rows,
-        federated=score(merge_predictions(tables["federated"])),
-        pooled=score(merge_predictions(tables["pooled"])) if pooled is not None else None,
+        federated=score(merge_predictions(own)),
+        pooled=everywhere(pooled) if pooled is not None else None,
+        local={site: everywhere(state) for site, state in (local or {}).items()},
         external={}
         if external is None
         else {name: score(predict(task, state, external, "all")) for name, state in models.items()},
