@@ -139,7 +139,8 @@ def load_cohort(
 ) -> Cohort:
     """Return the cohort of ``manifest``, every bag's header checked; features are read when asked for.
 
-    Slides that ``histoflare prepare`` skipped, because there is nothing on them, are left out with a warning.
+    Slides that ``histoflare prepare`` said it had to leave out, because there is nothing on them or they are
+    damaged, are left out here too, with a warning; a bag that is missing without its word is a problem.
     A manifest without a split column is split by :func:`assign_splits`; one without training rows (an
     external cohort) can be tested on only.
 
@@ -224,9 +225,8 @@ def _collect(
         where = f"line {row.line} ({row.written or row.slide})"
         path = bag_path(bags_dir, row_id)
         note = left_out.get(row_id, {})
-        if not path.is_file() and note.get("status") == "skipped":
-            reason = note.get("reason")
-            findings.warnings.append(f"{where}: left out, nothing on the slide to make a bag of ({reason})")
+        if not path.is_file() and note:
+            findings.warnings.append(f"{where}: left out, 'prepare' could not use it ({note.get('reason')})")
             continue
         counted.append(row)
         if row.label not in labels:
@@ -236,10 +236,7 @@ def _collect(
         try:
             header, patches = read_header_and_count(path)
         except BagError as error:
-            why = (
-                f"; the last 'prepare' could not use the slide ({note['reason']})" if "reason" in note else ""
-            )
-            findings.problems.append(f"{where}: {error}{why}")
+            findings.problems.append(f"{where}: {error}")
             continue
         if patches == 0:
             findings.problems.append(f"{where}: its bag has no patches; take the row out of the manifest")

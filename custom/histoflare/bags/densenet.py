@@ -19,12 +19,19 @@ from histoflare.seeds import derive_seed
 
 
 class DenseNetFeatures(nn.Module):
-    """MONAI's DenseNet121 up to its global average pooling: images (b, 3, h, w) to features (b, 1024)."""
+    """MONAI's DenseNet121 up to its global average pooling: images (b, 3, h, w) to features (b, 1024).
+
+    Pooled features are shifted and scaled by ``mean`` and ``deviation``; with loaded weights these are 0 and 1.
+    """
 
     features = 1024
+    mean: torch.Tensor
+    deviation: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
+        self.register_buffer("mean", torch.zeros(self.features))
+        self.register_buffer("deviation", torch.ones(self.features))
         from monai.networks.nets import DenseNet121
 
         self.layers = DenseNet121(spatial_dims=2, in_channels=3, out_channels=1).features
@@ -32,7 +39,8 @@ class DenseNetFeatures(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return relu and average over the plane of the last feature maps, as torchvision's forward does."""
         maps = self.layers(images)  # (b, 1024, h / 32, w / 32)
-        return torch.relu(maps).mean(dim=(2, 3))  # (b, 1024)
+        pooled = torch.relu(maps).mean(dim=(2, 3))  # (b, 1024)
+        return (pooled - self.mean) / self.deviation
 
 
 def densenet121() -> DenseNetFeatures:
@@ -62,6 +70,20 @@ def set_statistics(network: nn.Module, images: torch.Tensor) -> None:
     with torch.no_grad():
         network(images)
     network.eval()
+
+
+def standardise_features(network: DenseNetFeatures, images: torch.Tensor, batch_size: int = 8) -> None:
+    """Make each feature's mean 0 and standard deviation 1 over ``images`` (b, 3, h, w), normalised.
+
+    Random features all but agree on every patch; what tells patches apart is small beside what they share.
+    """
+    with torch.no_grad():
+        features = torch.cat([network(part) for part in images.split(batch_size)])  # (b, 1024)
+    deviation = features.std(dim=0)
+    network.mean.copy_(features.mean(dim=0))
+    network.deviation.copy_(
+        deviation.clamp(min=float(deviation.max()) * 1e-3)
+    )  # a constant feature stays one
 
 
 # torchvision says denselayer1.norm.1 (the published file) or denselayer1.norm1, MONAI

@@ -26,7 +26,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from histoflare.bags.densenet import densenet121, first_line, load_densenet, set_statistics
+from histoflare.bags.densenet import (
+    densenet121,
+    first_line,
+    load_densenet,
+    set_statistics,
+    standardise_features,
+)
 from histoflare.errors import EncoderError
 
 ENCODER_KINDS = "densenet121, densenet121-random, torchscript:<name>"
@@ -39,7 +45,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 CPU_BATCH_PX = 1 << 18
 CUDA_BATCH_PX = 1 << 24
 
+# Of densenet121-random: patches for the BatchNorm statistics, and, those included, for the features' own.
 REFERENCE_PATCHES = 32
+REFERENCE_FEATURE_PATCHES = 96
 REFERENCE_PATCH_PX = 224
 
 
@@ -244,12 +252,17 @@ def read_pinned(spec: str, weights: Path | None, sha256: str | None) -> tuple[by
 
 @lru_cache(maxsize=2)
 def _random_densenet(device: str) -> Encoder:
-    """Build ``densenet121-random`` once a process: setting its statistics takes about a second."""
+    """Build ``densenet121-random`` once a process: setting its statistics takes a few seconds.
+
+    Its weights are random, its statistics those of generated patches: it depends on no patient.
+    """
     from histoflare.slides.synthetic import reference_patches
 
-    patches = torch.from_numpy(reference_patches(REFERENCE_PATCHES, REFERENCE_PATCH_PX))
+    patches = torch.from_numpy(reference_patches(REFERENCE_FEATURE_PATCHES, REFERENCE_PATCH_PX))
+    images = normalise(patches.permute(0, 3, 1, 2))  # (b, h, w, 3) to (b, 3, h, w)
     network = densenet121()
-    set_statistics(network, normalise(patches.permute(0, 3, 1, 2)))  # (b, h, w, 3) to (b, 3, h, w)
+    set_statistics(network, images[:REFERENCE_PATCHES])
+    standardise_features(network, images)
     return NetworkEncoder(network, RANDOM_ID, network.features, torch.device(device))
 
 

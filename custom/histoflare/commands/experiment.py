@@ -19,6 +19,7 @@ from histoflare.bags.bag import read_header
 from histoflare.bags.cohort import Cohort, load_cohort
 from histoflare.bags.cohort import pooled as pool_cohorts
 from histoflare.bags.model_file import save_model
+from histoflare.commands.console import console
 from histoflare.commands.sites import EXTERNAL
 from histoflare.errors import JobError
 from histoflare.flare.job import Job
@@ -129,7 +130,7 @@ def run_experiment(experiment: Experiment, out: Path, bars: Progress, clock: Pha
 
 def _load(job: Job, site: str, where: SiteConfiguration) -> Cohort:
     manifest = read_manifest(where.manifest, labels=job.task.labels, check_files=False)
-    return load_cohort(
+    cohort = load_cohort(
         site,
         manifest,
         where.bags,
@@ -138,6 +139,9 @@ def _load(job: Job, site: str, where: SiteConfiguration) -> Cohort:
         mpp=job.task.mpp,
         patch_px=job.task.patch_px,
     )
+    for warning in cohort.warnings:
+        console.print(f"{site}: {warning}", style="yellow", highlight=False, markup=False)
+    return cohort
 
 
 def _federate(

@@ -103,4 +103,6 @@ class SiteExecutor(Executor):
                 mpp=task.mpp,
                 patch_px=task.patch_px,
             )
+            for warning in self._cohort.warnings:
+                self.logger.info(warning)
         return self._cohort
