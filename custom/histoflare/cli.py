@@ -7,17 +7,20 @@ out (each is listed); 130 stopped by Ctrl-C. ``histoflare --debug …`` shows th
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from typing import Annotated
 
-import click
 import typer
 
 from histoflare import __version__
 from histoflare.commands import bags, demo, manifest, mosaic, predict, prepare, run, slide, synthetic
 from histoflare.commands.console import console
 from histoflare.errors import HistoflareError
+
+STOPPED = 130
+"""Exit code of a command that Ctrl-C ended; Typer makes it of KeyboardInterrupt."""
 
 app = typer.Typer(
     name="histoflare",
@@ -61,26 +64,40 @@ app.command("predict")(predict.predict)
 def main() -> None:
     """Run the command line and exit with its code."""
     debug = "--debug" in sys.argv[1:]
+    code: int | str | None = 0
     try:
-        code = app(standalone_mode=False)
-    except HistoflareError as error:
+        try:
+            app()
+        except SystemExit as end:
+            code = end.code
+        sys.stdout.flush()  # here and not while Python ends: a full disk must not look like success
+    except KeyboardInterrupt:
+        code = STOPPED
+    except BrokenPipeError:  # e.g. "| head": whoever reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except Exception as error:
         if debug:
             raise
-        _say(str(error))
-        sys.exit(1)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+        _say(f"error: {_describe(error)}")
+        code = 1
+    if code == STOPPED:
         _say("stopped; run the same command again to go on")
-        sys.exit(130)
-    except OSError as error:
-        if debug:
-            raise
-        _say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
-        sys.exit(1)
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(code)
+
+
+def _describe(error: Exception) -> str:
+    """Return the one message that a person sees."""
+    if isinstance(error, HistoflareError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for this; make it smaller, or use a machine with more"
+    return (
+        f"unexpected {type(error).__name__}: {error}. 'histoflare --debug …' shows where; please report it."
+    )
 
 
 def _say(message: str) -> None:
-    console.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)

@@ -21,7 +21,7 @@ from histoflare.seeds import derive_seed
 class DenseNetFeatures(nn.Module):
     """MONAI's DenseNet121 up to its global average pooling: images (b, 3, h, w) to features (b, 1024).
 
-    Pooled features are shifted and scaled by ``mean`` and ``deviation``; with loaded weights these are 0 and 1.
+    Pooled features are shifted and scaled by ``mean`` and ``deviation``: 0 and 1 with loaded weights.
     """
 
     features = 1024
@@ -78,7 +78,7 @@ def standardise_features(network: DenseNetFeatures, images: torch.Tensor, batch_
     Random features all but agree on every patch; what tells patches apart is small beside what they share.
     """
     with torch.no_grad():
-        features = torch.cat([network(part) for part in images.split(batch_size)])  # (b, 1024)
+        features = torch.cat([network(part) for part in torch.split(images, batch_size)])  # (b, 1024)
     deviation = features.std(dim=0)
     network.mean.copy_(features.mean(dim=0))
     network.deviation.copy_(

@@ -81,6 +81,9 @@ def run_experiment(experiment: Experiment, out: Path, bars: Progress, clock: Pha
     job = experiment.job
     with clock.phase("load bags"):
         cohorts = {site: _load(job, site, where) for site, where in experiment.sites.items()}
+        for site, cohort in cohorts.items():
+            for warning in cohort.warnings:
+                console.print(f"{site}: {warning}", style="yellow", highlight=False, markup=False)
         outside = [_load(job, name, where) for name, where in experiment.external.items()]
         external = pool_cohorts(outside, EXTERNAL) if outside else None
     with clock.phase("federated rounds"):
@@ -130,7 +133,7 @@ def run_experiment(experiment: Experiment, out: Path, bars: Progress, clock: Pha
 
 def _load(job: Job, site: str, where: SiteConfiguration) -> Cohort:
     manifest = read_manifest(where.manifest, labels=job.task.labels, check_files=False)
-    cohort = load_cohort(
+    return load_cohort(
         site,
         manifest,
         where.bags,
@@ -139,9 +142,6 @@ def _load(job: Job, site: str, where: SiteConfiguration) -> Cohort:
         mpp=job.task.mpp,
         patch_px=job.task.patch_px,
     )
-    for warning in cohort.warnings:
-        console.print(f"{site}: {warning}", style="yellow", highlight=False, markup=False)
-    return cohort
 
 
 def _federate(

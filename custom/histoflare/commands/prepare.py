@@ -103,35 +103,19 @@ OnPatches = Callable[["ManifestRow", int, int], None]
 
 
 def follow(manifest: Manifest, work: Callable[[OnRow, OnPatches], PrepareReport]) -> PrepareReport:
-    """Do ``work`` under a progress bar (stderr): slides done, their rate, the time left.
+    """Do ``work`` under a progress bar (stderr): slides done, their rate, the time left."""
+    from histoflare.commands.console import progress
 
-    Ctrl-C ends with exit code 130; what is done stays.
-    """
-    from histoflare.commands.console import console, progress
-
-    done_rows = 0
     with progress() as bar:
         task = bar.add_task("slides", total=len(manifest.rows))
 
         def on_row(result: RowResult) -> None:
-            nonlocal done_rows
-            done_rows += 1
             bar.update(task, advance=1, description="slides")
 
         def on_patches(row: ManifestRow, done: int, total: int) -> None:
             bar.update(task, description=f"slides ({row.slide.name}: patch {done} of {total})")
 
-        try:
-            return work(on_row, on_patches)
-        except KeyboardInterrupt:
-            bar.stop()
-            console.print(
-                f"stopped after {done_rows} of {len(manifest.rows)} slides; run the same command again to "
-                "go on",
-                soft_wrap=True,
-                highlight=False,
-            )
-            raise typer.Exit(130) from None
+        return work(on_row, on_patches)
 
 
 def show_report(report: PrepareReport, folder: Path) -> None:

@@ -14,6 +14,8 @@ from histoflare.commands.demo import DEFAULT_JOB
 from histoflare.errors import JobError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from histoflare.flare.site import SiteConfiguration
 
 SUMMARY_FILE = "summary.json"
@@ -66,7 +68,7 @@ def run(
     if as_json:
         print_json(summary)
     else:
-        out.print(_table(summary))
+        out.print(show_summary(summary))
         console.print(f"reports: {out_dir}/seed-*/report.json", highlight=False, soft_wrap=True)
 
 
@@ -129,7 +131,8 @@ def _spread(rows: list[list[dict[str, Any]]], figure: str) -> dict[str, float | 
     return {"mean": statistics.fmean(values), "sd": statistics.stdev(values) if len(values) > 1 else None}
 
 
-def _table(summary: dict[str, Any]) -> Any:
+def show_summary(summary: dict[str, Any]) -> Table:
+    """Return the summary as a table."""
     from rich.table import Table
 
     seeds = ", ".join(str(seed) for seed in summary["seeds"])

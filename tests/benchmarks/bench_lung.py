@@ -1,0 +1,81 @@
+"""Slides assembled from real lung tiles: every hospital alone, federated, pooled, over several assemblies.
+
+Each seed assembles the slides anew (which tiles, hospitals, patients, which of them are for testing) and
+trains anew, so the spread is over data and training. Needs the tiles of LC25000 (HISTOFLARE_TEST_DATA).
+
+    python tests/benchmarks/bench_lung.py [--seeds 11,12,13,14,15]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from histoflare.bags.encoder import load_encoder
+from histoflare.bags.prepare import prepare
+from histoflare.commands.console import progress
+from histoflare.commands.experiment import Experiment, PhaseClock, run_experiment
+from histoflare.commands.run import show_summary, summarise
+from histoflare.commands.sites import find_sites
+from histoflare.flare.job import read_job, write_variant
+from histoflare.flare.site import SiteConfiguration
+from histoflare.slides.assemble import LUNG_LABELS, AssemblyParameters, assemble
+from histoflare.slides.manifest import read_manifest
+from histoflare.slides.mosaic import MosaicParameters
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def run_seed(seed: int, index: Path, folder: Path) -> dict:
+    """Assemble, prepare and compare for one seed; return the report."""
+    assemble(index, folder / "slides", AssemblyParameters(seed=seed), LUNG_LABELS)
+    changes = {"seed": seed, "task.labels": sorted(LUNG_LABELS.values())}
+    job = read_job(write_variant(REPOSITORY / "jobs" / "mem_fedavg", folder / "job", changes))
+    found = find_sites(folder / "slides")
+    encoder = load_encoder("densenet121-random")
+    where = {}
+    for name, path in (found.sites | found.external).items():
+        where[name] = SiteConfiguration(path, folder / "bags" / name)
+        parameters = MosaicParameters(mpp=job.task.mpp, patch_px=job.task.patch_px)
+        prepare(read_manifest(path, labels=job.task.labels), where[name].bags, encoder, parameters)
+    experiment = Experiment(
+        job=job,
+        sites={name: where[name] for name in found.sites},
+        external={name: where[name] for name in found.external},
+        runtime="inprocess",
+    )
+    with progress() as bars:
+        return run_experiment(experiment, folder / "run", bars, PhaseClock())
+
+
+def measure(seeds: list[int], index: Path) -> dict:
+    """Return the summary over ``seeds``."""
+    reports = []
+    for seed in seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            reports.append(run_seed(seed, index, Path(folder)))
+    return summarise(reports)
+
+
+def main() -> None:
+    """Print the table."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--seeds", default="11,12,13,14,15")
+    seeds = [int(seed) for seed in arguments.parse_args().seeds.split(",")]
+    data = Path(os.environ.get("HISTOFLARE_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    index = data / "cls_lc25000_lung" / "index.csv"
+    if not index.is_file():
+        sys.exit(f"skipped: no {index}; set HISTOFLARE_TEST_DATA")
+    started = time.monotonic()
+    Console(width=100).print(show_summary(measure(seeds, index)))
+    print(f"{time.monotonic() - started:.0f} s for {len(seeds)} seeds")
+
+
+if __name__ == "__main__":
+    main()
