@@ -132,3 +132,28 @@ def test_an_error_comes_through_and_ends_the_reading() -> None:
     assert dataset.started <= 40
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("patches")]
     assert list(iterate_batches(Counting(0), 10, 2)) == []
+
+
+@pytest.mark.parametrize("mpp", [0.5, 0.8])
+def test_an_image_alone_is_the_items_image(
+    slide_path: Path, parameters: MosaicParameters, mpp: float
+) -> None:
+    with Slide(slide_path) as slide:
+        mosaic = build_mosaic(slide, MosaicParameters(mpp=mpp, patch_px=parameters.patch_px, fraction=1.0))
+        dataset = MosaicPatchDataset(slide, mosaic)
+        for index in range(len(dataset)):
+            image = dataset.read_image(index)
+            assert torch.equal(image, dataset[index]["image"].as_tensor())
+            image += 1  # its memory is its own
+
+
+def test_batches_are_of_transformed_images_where_there_is_a_transform(
+    slide_path: Path, parameters: MosaicParameters
+) -> None:
+    with Slide(slide_path) as slide:
+        mosaic = build_mosaic(slide, parameters)
+        plain = torch.cat(list(iterate_batches(MosaicPatchDataset(slide, mosaic), 4, 1)))
+        half = ScaleIntensityd("image", minv=0.0, maxv=0.5)
+        scaled = torch.cat(list(iterate_batches(MosaicPatchDataset(slide, mosaic, transform=half), 4, 1)))
+    assert plain.dtype == torch.uint8 and scaled.is_floating_point()
+    assert scaled.max() == 0.5

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
+from histoflare.commands.run import summarise
 from histoflare.report.consortium import FIGURES, RunFacts, build_report, results_table
 from histoflare.rounds.comparison import Comparison, SiteComparison
 from histoflare.rounds.evaluation import Figure, Metrics
@@ -50,6 +51,7 @@ def test_the_shape_scripts_rely_on() -> None:
         assert set(FIGURES) <= set(figures)
         assert figures["accuracy"] == 0.8
         assert figures["accuracy_ci95"] == [0.6, 0.9]
+    assert [site["rounds_taken_part"] for site in report["sites"].values()] == [2, 1]
     assert report["participation"][1] == {"round": 1, "taking_part": ["a"]}
     assert set(report["external_other_models"]) == {"pooled", "local/a", "local/b"}
 
@@ -70,3 +72,14 @@ def test_the_table_shows_every_cohort_and_survives_missing_ones() -> None:
         assert "0.800 · 0.900" in text
         assert "0.800 · –" in text, "an AUC that does not exist is a dash"
         assert "Updates leave as they are." in " ".join(text.split())
+
+
+def test_a_site_that_cannot_be_tested_is_a_dash() -> None:
+    made = comparison()
+    untested = SiteComparison(20, 0, None, None, None)
+    report = build_report(FACTS, replace(made, sites={**made.sites, "c": untested}))
+    assert report["sites"]["c"]["federated"] is None
+    written = io.StringIO()
+    Console(file=written, width=120).print(results_table(report))
+    assert "20 / 0" in written.getvalue()
+    assert summarise([report])["cohorts"]["each site"]["federated"]["accuracy"]["mean"] == 0.8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from histoflare.rounds.bounds import train_local_only, train_pooled
@@ -59,3 +61,12 @@ def test_personal_layers_are_the_sites_own() -> None:
     own = strategy.personalize(run.state, run.site_states["two"])
     expected = evaluate(predict(task, own, SITES["two"], "test"), seed=derive_seed(0, "evaluate"))
     assert found.sites["two"].federated == expected
+
+
+def test_a_site_without_test_patients_has_no_figures_and_spoils_no_others() -> None:
+    empty = toy_table(1)
+    sites = {**SITES, "none": replace(empty, x_test=empty.x_test[:0], y_test=empty.y_test[:0])}
+    federated = run_in_process(TASK, sites, FedAvg(), 2, seed=0).state
+    found = compare(TASK, FedAvg(), federated, sites)
+    assert (found.sites["none"].n_test, found.sites["none"].federated) == (0, None)
+    assert found.federated == compare(TASK, FedAvg(), federated, SITES).federated

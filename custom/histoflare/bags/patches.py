@@ -108,6 +108,18 @@ class MosaicPatchDataset(PatchWSIDataset):
             reader=SlideReader(slide, mosaic.parameters.mpp),
         )
         self.slide = slide
+        self._mpp = mosaic.parameters.mpp
+
+    def read_image(self, index: int) -> torch.Tensor:
+        """Return the pixels of item ``index`` before any transform: uint8 (3, h, w), without meta data.
+
+        The same pixels as the item's image. Meta data cost more than decoding a small patch does.
+        """
+        sample = self.data[index]
+        size = self._get_size(sample)
+        l0_y_px, l0_x_px = sample["location"]
+        pixels = self.slide.read((l0_x_px, l0_y_px), (size[1], size[0]), self._mpp)  # (h, w, 3)
+        return torch.from_numpy(np.moveaxis(pixels, -1, 0).copy())
 
     def _get_wsi_object(self, sample: Mapping[str, Any]) -> Slide:
         # The dictionary MONAI keeps open slides in is emptied at every read and not safe among threads.
@@ -146,6 +158,8 @@ def iterate_batches(
 
 
 def _read_image(dataset: Any, index: int) -> torch.Tensor:
+    if isinstance(dataset, MosaicPatchDataset) and dataset.transform is None:
+        return dataset.read_image(index)
     image = dataset[index]["image"]
     # Stacking MetaTensors collates their meta data as well, which costs more than decoding a small patch.
     plain: torch.Tensor = image.as_tensor() if hasattr(image, "as_tensor") else torch.as_tensor(image)

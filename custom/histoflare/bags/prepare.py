@@ -34,6 +34,7 @@ from histoflare.slides.files import SlideFingerprint, fingerprint, slide_files
 from histoflare.slides.manifest import Manifest, ManifestRow
 from histoflare.slides.mosaic import Mosaic, MosaicParameters, build_mosaic
 from histoflare.slides.reader import Slide
+from histoflare.slides.resolution import is_mpp
 
 # These say that there is nothing on a sound slide to make a bag of; everything else is a failure.
 NOTHING_THERE = {
@@ -100,9 +101,15 @@ def prepare(
         on_patches: Called with (row, patches done, patches in all) after each batch.
 
     Raises:
+        SlideError: ``default_mpp`` is no resolution (SLIDE_MPP_INVALID).
         BagError: Another process writes there (BAGS_BUSY), or the disk is full (BAG_NOT_WRITTEN).
         EncoderError: The encoder does not take these patches.
     """
+    if default_mpp is not None and not is_mpp(default_mpp):
+        raise SlideError(
+            f"--mpp must be micrometres per pixel, such as 0.25 or 0.5, and not {default_mpp}.",
+            reason="SLIDE_MPP_INVALID",
+        )
     started = time.monotonic()
     run = Preparation(
         manifest,

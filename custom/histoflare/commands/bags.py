@@ -39,7 +39,7 @@ def import_(
     from histoflare.commands.console import print_json
     from histoflare.slides.manifest import read_manifest
 
-    known = [label.strip() for label in labels.split(",")] if labels else None
+    known = [label.strip() for label in labels.split(",")] if labels is not None else None
     rows = read_manifest(manifest, labels=known, check_files=False)
     report = follow(rows, lambda on_row, _: import_features(h5_dir, rows, out, encoder, on_row=on_row))
     if as_json:

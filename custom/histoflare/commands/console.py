@@ -19,8 +19,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
-console = Console(stderr=True)
-out = Console()
+# Names of files may look like emoji codes (":x:") or markup ("[b]").
+console = Console(stderr=True, emoji=False)
+out = Console(emoji=False)
 
 
 class RateColumn(ProgressColumn):
@@ -34,7 +35,7 @@ class RateColumn(ProgressColumn):
 def progress() -> Progress:
     """Return a progress display (stderr) with a bar, a count, the rate, and the time gone and left."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         RateColumn(),

@@ -120,7 +120,7 @@ def _choose_job(
 
     job = read_job(folder)
     spec, weights, sha256 = wanted_encoder
-    encoder = load_encoder(spec or job.task.encoder.partition(":")[0], weights, sha256)
+    encoder = load_encoder(spec or job.task.encoder.rpartition(":")[0], weights, sha256)
     found = sorted({label for path in manifests.values() for label in read_manifest(path).labels})
     if set(found) != set(job.task.labels):
         changes["task.labels"] = found

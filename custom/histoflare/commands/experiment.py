@@ -87,7 +87,7 @@ def run_experiment(experiment: Experiment, out: Path, bars: Progress, clock: Pha
         outside = [_load(job, name, where) for name, where in experiment.external.items()]
         external = pool_cohorts(outside, EXTERNAL) if outside else None
     with clock.phase("federated rounds"):
-        state, participation = _federate(experiment, cohorts, bars)
+        state, site_states, participation = _federate(experiment, cohorts, bars)
     with clock.phase("local and pooled bounds"):
         local, pooled = _train_bounds(job, cohorts, bars)
     with clock.phase("evaluation"):
@@ -96,6 +96,7 @@ def run_experiment(experiment: Experiment, out: Path, bars: Progress, clock: Pha
             job.strategy,
             state,
             cohorts,
+            site_states=site_states,
             local=local,
             pooled=pooled,
             external=external,
@@ -116,7 +117,7 @@ def run_experiment(experiment: Experiment, out: Path, bars: Progress, clock: Pha
     report = build_report(facts, comparison)
     save_model(
         out / MODEL_FILE,
-        state,
+        job.strategy.personalize(state, {}),
         job.task,
         mosaic=_mosaic(cohorts),
         training={
@@ -146,15 +147,21 @@ def _load(job: Job, site: str, where: SiteConfiguration) -> Cohort:
 
 def _federate(
     experiment: Experiment, cohorts: Mapping[str, Cohort], bars: Progress
-) -> tuple[State, list[list[str]]]:
+) -> tuple[State, dict[str, State], list[list[str]]]:
+    """Return the last global state, what the strategy keeps at each site, and who trained in each round."""
     job = experiment.job
     bar = bars.add_task(f"federated rounds ({experiment.runtime})", total=job.rounds)
     if experiment.runtime == "simulator":
+        if job.strategy.share is not None:
+            raise JobError(
+                "With share = … every site keeps layers of its own, and FLARE's simulator throws them away "
+                "at its end: its models could not be evaluated. Use --runtime inprocess."
+            )
         result = run_simulation(
             job.folder, experiment.sites, job.rounds, on_round=lambda done: bars.update(bar, completed=done)
         )
         bars.update(bar, completed=job.rounds)
-        return result.state, [row["taking_part"] for row in result.participation]
+        return result.state, {}, [row["taking_part"] for row in result.participation]
     if experiment.runtime == "inprocess":
         run = run_in_process(
             job.task,
@@ -164,7 +171,7 @@ def _federate(
             job.seed,
             on_round=lambda *_: bars.advance(bar),
         )
-        return run.state, [list(sites) for sites in run.participation]
+        return run.state, run.site_states, [list(sites) for sites in run.participation]
     raise JobError(f"There is no runtime '{experiment.runtime}'; use {' or '.join(RUNTIMES)}.")
 
 

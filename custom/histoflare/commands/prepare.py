@@ -75,7 +75,7 @@ def prepare(
         max_patches=max_patches,
         seed=seed,
     )
-    known = [label.strip() for label in labels.split(",")] if labels else None
+    known = [label.strip() for label in labels.split(",")] if labels is not None else None
     # A missing slide is one row's fault and must not cost the others.
     rows = read_manifest(manifest, labels=known, check_files=False)
     loaded = load_encoder(encoder, weights, weights_sha256, device, probe_px=patch_px)

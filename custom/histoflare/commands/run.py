@@ -124,7 +124,7 @@ def _on_external(report: dict[str, Any]) -> dict[str, Any]:
 
 def _spread(rows: list[list[dict[str, Any]]], figure: str) -> dict[str, float | None]:
     """Return mean and standard deviation over seeds; each seed's value is the mean over its models."""
-    known = [[row[figure] for row in seed if row[figure] is not None] for seed in rows]
+    known = [[row[figure] for row in seed if row and row[figure] is not None] for seed in rows]
     values = [statistics.fmean(seed) for seed in known if seed]
     if not values:
         return {"mean": None, "sd": None}

@@ -16,7 +16,7 @@ from histoflare.errors import HistoflareError
 from histoflare.flare.headers import NOT_ASKED, WEIGHT
 from histoflare.flare.participation import ParticipationLog
 from histoflare.flare.tensors import to_arrays, to_state
-from histoflare.rounds.strategy import Update, server_round
+from histoflare.rounds.strategy import Update, check_update, server_round
 
 
 class SiteOrderAggregator(Aggregator):
@@ -39,7 +39,11 @@ class SiteOrderAggregator(Aggregator):
         self._updates = {}
 
     def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
-        """Hold one site's update of this round; refuse errors, duplicates, late ones and other kinds."""
+        """Hold one site's update of this round; refuse errors, duplicates, late and unusable ones.
+
+        A refused update costs its site the round and no other site anything. Never raises: FLARE would end
+        the round for everybody.
+        """
         peer = fl_ctx.get_peer_context()
         site = peer.get_prop(ReservedKey.IDENTITY_NAME) if peer else None
         current = fl_ctx.get_prop(AppConstants.CURRENT_ROUND)
@@ -51,20 +55,22 @@ class SiteOrderAggregator(Aggregator):
             return False
         try:
             dxo = from_shareable(shareable)
-        except ValueError:
+            weight = dxo.get_meta_prop(WEIGHT)
+            if dxo.data_kind != DataKind.WEIGHT_DIFF or not isinstance(weight, float):
+                return False
+            update = Update(site=site, tensors=to_state(dxo.data), weight=weight)
+            strategy = fl_ctx.get_engine().get_component(self._strategy_id)
+            check_update(strategy, to_state(_weights(fl_ctx)), update)
+        except (HistoflareError, ValueError, TypeError, AttributeError) as error:
+            self.log_warning(fl_ctx, f"the update of {site} is refused: {error}")
             return False
-        if dxo.data_kind != DataKind.WEIGHT_DIFF or not dxo.data:
-            return False
-        weight = dxo.get_meta_prop(WEIGHT)
-        if not isinstance(weight, float):
-            return False
-        self._updates[site] = Update(site=site, tensors=to_state(dxo.data), weight=weight)
+        self._updates[site] = update
         return True
 
     def aggregate(self, fl_ctx: FLContext) -> Shareable:
         """Return the new global model. Without any update it stays as it was, and the record says so."""
         engine = fl_ctx.get_engine()
-        weights: dict[str, Any] = fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)[ModelLearnableKey.WEIGHTS]
+        weights = _weights(fl_ctx)
         sites = sorted(client.name for client in engine.get_clients())
         taking_part = sorted(self._updates)
         try:
@@ -78,6 +84,12 @@ class SiteOrderAggregator(Aggregator):
                 weights = to_arrays(combined)
         except HistoflareError as error:
             self.system_panic(f"round not combined: {error}", fl_ctx)
+            taking_part = []
         self._log.add(fl_ctx, sites=sites, taking_part=taking_part)
         shareable: Shareable = DXO(DataKind.WEIGHTS, data=weights).to_shareable()
         return shareable
+
+
+def _weights(fl_ctx: FLContext) -> dict[str, Any]:
+    weights: dict[str, Any] = fl_ctx.get_prop(AppConstants.GLOBAL_MODEL)[ModelLearnableKey.WEIGHTS]
+    return weights

@@ -11,7 +11,7 @@ ALLOWED_CLASSES = (
     "histoflare.flare.executor.SiteExecutor",
     "histoflare.flare.persistor.SeededPersistor",
     "histoflare.flare.shareables.AskingShareableGenerator",
+    "histoflare.flare.workflow.AskingScatterAndGather",
     "histoflare.rounds.cyclic.CyclicWeightTransfer",
     "histoflare.rounds.fedavg.FedAvg",
-    "nvflare.app_common.workflows.scatter_and_gather.ScatterAndGather",
 )

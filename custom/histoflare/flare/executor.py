@@ -83,10 +83,10 @@ class SiteExecutor(Executor):
             seed=self._seed,
             plan=Open(),
         )
-        self._site_state = outcome.site_state
         update = outcome.update
         dxo = DXO(DataKind.WEIGHT_DIFF, data=to_arrays(update.tensors), meta={WEIGHT: float(update.weight)})
         reply: Shareable = dxo.to_shareable()
+        self._site_state = outcome.site_state
         return reply
 
     def _data(self, task: Any, site: str, fl_ctx: FLContext) -> Cohort:

@@ -14,8 +14,8 @@ from histoflare.flare.headers import ASKED
 class AskingShareableGenerator(FullModelShareableGenerator):
     """FLARE's full-model generator; its tasks carry the names of the sites that are asked.
 
-    ``ScatterAndGather`` sends every task to every site. A site that is not named in the header answers that
-    it was not asked, and trains nothing.
+    ``AskingScatterAndGather`` sends the task to them only. Under a workflow that sends it to every site, one
+    that is not named in the header answers that it was not asked, and trains nothing.
 
     Args:
         strategy_id: Component whose ``participants`` chooses.
@@ -32,6 +32,7 @@ class AskingShareableGenerator(FullModelShareableGenerator):
         engine = fl_ctx.get_engine()
         sites = sorted(client.name for client in engine.get_clients())
         strategy = engine.get_component(self._strategy_id)
+        strategy.check_sites(sites)
         asked = strategy.participants(fl_ctx.get_prop(AppConstants.CURRENT_ROUND), sites, self._seed)
         shareable: Shareable = super().learnable_to_shareable(model_learnable, fl_ctx)
         shareable.set_header(ASKED, list(asked))

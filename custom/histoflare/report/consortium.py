@@ -60,6 +60,7 @@ def build_report(facts: RunFacts, comparison: Comparison) -> dict[str, Any]:
         ],
         "sites": {
             name: {
+                "rounds_taken_part": sum(name in taking_part for taking_part in facts.participation),
                 "n_train": site.n_train,
                 "n_test": site.n_test,
                 "local": _flat(site.local),
@@ -84,28 +85,30 @@ def results_table(report: Mapping[str, Any]) -> Table:
         title=f"{report['job']}: {report['rounds']} rounds, {report['runtime']}, seed {report['seed']}"
     )
     table.add_column("cohort")
+    table.add_column("rounds", justify="right")
     table.add_column("train / test\nslides", justify="right")
     for model in ("local", "federated", "pooled"):
         table.add_column(f"{model}\nacc · AUC", justify="right")
     for name, site in report["sites"].items():
         table.add_row(
             name,
+            str(site["rounds_taken_part"]),
             f"{site['n_train']} / {site['n_test']}",
             *(_cell(site[model]) for model in ("local", "federated", "pooled")),
         )
     table.add_section()
     sites = list(report["sites"].values())
     models = ("local", "federated", "pooled")
-    table.add_row("mean of sites", "", *(_mean([site[model] for site in sites]) for model in models))
+    table.add_row("mean of sites", "", "", *(_mean([site[model] for site in sites]) for model in models))
     slides = f"{sum(site['n_train'] for site in sites)} / {sum(site['n_test'] for site in sites)}"
     elsewhere = _mean(list(report["local_on_all_sites"].values()))
-    table.add_row("all sites", slides, elsewhere, _cell(report["federated"]), _cell(report["pooled"]))
+    table.add_row("all sites", "", slides, elsewhere, _cell(report["federated"]), _cell(report["pooled"]))
     if report["external"]:
         others = report["external_other_models"]
         local = [figures for name, figures in others.items() if name.startswith("local/")]
         slides = f"– / {report['external']['n_slides']}"
         table.add_row(
-            "external", slides, _mean(local), _cell(report["external"]), _cell(others.get("pooled"))
+            "external", "", slides, _mean(local), _cell(report["external"]), _cell(others.get("pooled"))
         )
     table.caption = (
         "A site's local model is its own, tested on its own patients; in the last rows local is the mean of "

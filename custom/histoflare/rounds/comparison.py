@@ -20,12 +20,15 @@ from histoflare.seeds import derive_seed
 
 @dataclass(frozen=True)
 class SiteComparison:
-    """One site's test patients as seen by three models; ``local`` is the site's own."""
+    """One site's test patients as seen by three models; ``local`` is the site's own.
+
+    None: there is no such model, or the site has no test patients.
+    """
 
     n_train: int
     n_test: int
     local: Metrics | None
-    federated: Metrics
+    federated: Metrics | None
     pooled: Metrics | None
 
 
@@ -42,10 +45,10 @@ class Comparison:
     """
 
     sites: dict[str, SiteComparison]
-    federated: Metrics
+    federated: Metrics | None
     pooled: Metrics | None
-    local: dict[str, Metrics]
-    external: dict[str, Metrics]
+    local: dict[str, Metrics | None]
+    external: dict[str, Metrics | None]
 
 
 def compare(
@@ -71,10 +74,10 @@ def compare(
         seed: Of the bootstrap.
     """
 
-    def score(table: PredictionTable) -> Metrics:
-        return evaluate(table, seed=derive_seed(seed, "evaluate"))
+    def score(table: PredictionTable) -> Metrics | None:
+        return evaluate(table, seed=derive_seed(seed, "evaluate")) if len(table.labels) else None
 
-    def everywhere(state: State) -> Metrics:
+    def everywhere(state: State) -> Metrics | None:
         return score(
             merge_predictions({site: predict(task, state, data, "test") for site, data in sites.items()})
         )

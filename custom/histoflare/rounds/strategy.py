@@ -187,9 +187,20 @@ def site_round(
     ctx = SiteRound(task, data, site, global_state, site_state, round_index, total_rounds, seed)
     outcome = strategy.local_round(ctx)
     released = plan.release(outcome.update.tensors, site=site, round_index=round_index)
+    update = replace(outcome.update, tensors=released)
+    check_update(strategy, global_state, update)
+    return replace(outcome, update=update)
+
+
+def check_update(strategy: Strategy, global_state: State, update: Update) -> None:
+    """Raise :class:`JobError` unless ``update`` has the tensors that ``strategy`` sends and a weight."""
     like = {name: global_state[name] for name in strategy.sent_names(global_state)}
-    check_tensors(released, like, whose=f"The update of {site}")
-    return replace(outcome, update=replace(outcome.update, tensors=released))
+    check_tensors(update.tensors, like, whose=f"The update of {update.site}")
+    if not (math.isfinite(update.weight) and update.weight >= 0):
+        raise JobError(
+            f"The update of {update.site} has weight {update.weight}; it must be a number of at least 0.",
+            reason="WEIGHTS_INVALID",
+        )
 
 
 @one_thread()
@@ -216,14 +227,8 @@ def server_round(
             f"Updates came {what if arrived else 'from no site'}; the sites are {list(sites)}.",
             reason="UPDATES_INVALID",
         )
-    like = {name: global_state[name] for name in strategy.sent_names(global_state)}
     for update in updates:
-        check_tensors(update.tensors, like, whose=f"The update of {update.site}")
-        if not (math.isfinite(update.weight) and update.weight >= 0):
-            raise JobError(
-                f"The update of {update.site} has weight {update.weight}; it must be a number of at least 0.",
-                reason="WEIGHTS_INVALID",
-            )
+        check_update(strategy, global_state, update)
     ordered = sorted(updates, key=lambda update: list(sites).index(update.site))
     combined = strategy.combine(global_state, ordered)
     check_tensors(combined, global_state, whose=f"The global state that {strategy.name} made")

@@ -30,6 +30,9 @@ NEEDED = ("slide", "patient", "label")
 SUBGROUPS = ("site", "sex", "age_band", "scanner")
 COLUMNS = (*NEEDED, "mpp", "split", *SUBGROUPS)
 
+LONGEST_STEM = 160
+"""Bytes of a slide's stem in a row's id: with what is put before and after it, a file name has 255 at most."""
+
 
 @dataclass(frozen=True)
 class ManifestRow:
@@ -63,10 +66,11 @@ class Manifest:
     def row_id(self, row: ManifestRow) -> str:
         """Return a file stem that is unique in this manifest and the same on every run and machine.
 
-        The slide's own stem and 8 hex digits of the SHA-256 of its path as the manifest has it.
+        The slide's own stem (cut if it is very long) and 8 hex digits of the SHA-256 of its path as the manifest has it.
         """
         written = row.written or str(row.slide)
-        return f"{row.slide.stem}-{hashlib.sha256(written.encode()).hexdigest()[:8]}"
+        stem = row.slide.stem.encode()[:LONGEST_STEM].decode(errors="ignore")
+        return f"{stem}-{hashlib.sha256(written.encode()).hexdigest()[:8]}"
 
 
 def read_manifest(path: Path, labels: Sequence[str] | None = None, check_files: bool = True) -> Manifest:
@@ -86,7 +90,7 @@ def read_manifest(path: Path, labels: Sequence[str] | None = None, check_files: 
     rows = [_read_row(path, line, cells, problems) for line, cells in table]
     problems += _duplicate_slides(rows) + _split_problems(rows) + _label_problems(rows, labels)
     if check_files:
-        missing = [row for row in rows if row.written and not row.slide.exists()]
+        missing = [row for row in rows if row.written and not _exists(row.slide)]
         problems += [f"line {row.line}: no such slide: {row.slide}" for row in missing]
     if problems:
         problems.sort(key=_line_of)
@@ -164,7 +168,7 @@ def _read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
         text = path.read_text("utf-8-sig")
     except OSError as error:
-        raise ManifestError(f"{path}: cannot be read ({error}).", reason="MANIFEST_UNREADABLE") from error
+        raise ManifestError(f"{path}: cannot be read ({error.strerror}).", reason="MANIFEST_UNREADABLE") from error
     except UnicodeDecodeError as error:
         raise ManifestError(
             f"{path}: not UTF-8 text. In a spreadsheet, save it as 'CSV UTF-8'.", reason="MANIFEST_UNREADABLE"
@@ -237,6 +241,13 @@ def _read_row(path: Path, line: int, cells: dict[str, str], problems: list[str])
         written=cells["slide"],
         **{name: cells.get(name) or None for name in SUBGROUPS},
     )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # e.g. a name that is too long to be one
+        return False
 
 
 def _duplicate_slides(rows: Sequence[ManifestRow]) -> list[str]:

@@ -1,0 +1,44 @@
+"""A FLARE engine of a few lines: real contexts and shareables, no processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from nvflare.apis.fl_constant import FLContextKey, ReservedKey
+from nvflare.apis.fl_context import FLContext, FLContextManager
+
+
+class StandInEngine:
+    """Hands out components, sites and folders, and notes the events that are fired."""
+
+    def __init__(self, folder: Path, components: dict[str, Any], sites: tuple[str, ...] = ()) -> None:
+        self.folder = folder
+        self.components = components
+        self.sites = sites
+        self.events: list[str] = []
+
+    def get_component(self, name: str) -> Any:
+        return self.components[name]
+
+    def get_clients(self) -> list[Any]:
+        return [SimpleNamespace(name=site) for site in self.sites]
+
+    def get_workspace(self) -> Any:
+        folder = str(self.folder)
+        return SimpleNamespace(get_run_dir=lambda job_id: folder, get_site_config_dir=lambda: folder)
+
+    def fire_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        self.events.append(event_type)
+
+    def context(self, identity: str) -> FLContext:
+        return FLContextManager(self, identity, "job").new_context()
+
+
+def come_from(site: str, fl_ctx: FLContext) -> FLContext:
+    """Return ``fl_ctx`` as FLARE hands it over with a reply of ``site``."""
+    peer = FLContext()
+    peer.set_prop(ReservedKey.IDENTITY_NAME, site, private=False, sticky=False)
+    fl_ctx.set_prop(FLContextKey.PEER_CONTEXT, peer, private=True, sticky=False)
+    return fl_ctx

@@ -1,0 +1,171 @@
+"""What the server takes, what it refuses, and what it writes down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.app_common.abstract.model import make_model_learnable
+from nvflare.app_common.app_constant import AppConstants
+
+from histoflare.flare.aggregator import SiteOrderAggregator
+from histoflare.flare.headers import NOT_ASKED, WEIGHT
+from histoflare.flare.participation import PARTICIPATION_FILE
+from histoflare.rounds.fedavg import FedAvg
+from histoflare.rounds.strategy import Strategy, Update, server_round
+
+from .stand_in import StandInEngine, come_from
+
+SITES = ("a", "b", "c")
+ROUND = 4
+START = {"w": np.array([1.0, 2.0], dtype=np.float32), "steps": np.array(3)}
+
+
+class Server:
+    """An aggregator in round :data:`ROUND`."""
+
+    def __init__(self, folder: Path, strategy: Strategy | None = None) -> None:
+        self.folder = folder
+        self.engine = StandInEngine(folder, {"strategy": strategy or FedAvg()}, SITES)
+        self.aggregator = SiteOrderAggregator()
+
+    def context(self) -> FLContext:
+        fl_ctx = self.engine.context("server")
+        fl_ctx.set_prop(AppConstants.CURRENT_ROUND, ROUND, private=True, sticky=False)
+        fl_ctx.set_prop(
+            AppConstants.GLOBAL_MODEL, make_model_learnable(dict(START), {}), private=True, sticky=False
+        )
+        return fl_ctx
+
+    def accept(self, site: str, reply: Shareable) -> bool:
+        return self.aggregator.accept(reply, come_from(site, self.context()))
+
+    def aggregate(self) -> dict[str, Any]:
+        return from_shareable(self.aggregator.aggregate(self.context())).data
+
+    def record(self) -> list[dict[str, Any]]:
+        return json.loads((self.folder / PARTICIPATION_FILE).read_text())
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Server:
+    return Server(tmp_path)
+
+
+def reply(
+    values: Any = (0.5, -0.5), weight: Any = 1.0, index: int = ROUND, kind: str = DataKind.WEIGHT_DIFF
+) -> Shareable:
+    data = {"w": np.asarray(values, dtype=np.float32)} if not isinstance(values, dict) else values
+    shareable = DXO(kind, data=data, meta={WEIGHT: weight}).to_shareable()
+    shareable.add_cookie(AppConstants.CONTRIBUTION_ROUND, index)
+    return shareable
+
+
+def not_asked() -> Shareable:
+    answer = make_reply(ReturnCode.OK, headers={NOT_ASKED: True})
+    answer.add_cookie(AppConstants.CONTRIBUTION_ROUND, ROUND)
+    return answer
+
+
+def test_the_order_of_arrival_does_not_matter(tmp_path: Path) -> None:
+    changes = {"a": (1e8, 0.1), "b": (1.0, 0.2), "c": (-1e8, 0.3)}
+    found = []
+    for order in (SITES, SITES[::-1]):
+        server = Server(tmp_path)
+        assert all(server.accept(site, reply(changes[site], weight=3.0)) for site in order)
+        found.append(server.aggregate())
+    updates = [Update(site, {"w": torch.tensor(change)}, 3.0) for site, change in changes.items()]
+    state = {name: torch.from_numpy(array) for name, array in START.items()}
+    expected = server_round(FedAvg(), state, updates, SITES)
+    for combined in found:
+        assert {name: array.tobytes() for name, array in combined.items()} == {
+            name: tensor.numpy().tobytes() for name, tensor in expected.items()
+        }
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: make_reply("REFUSED_COHORT_INVALID"),
+        not_asked,
+        lambda: reply(index=ROUND - 1),
+        lambda: reply(kind=DataKind.WEIGHTS),
+        lambda: make_reply(ReturnCode.OK),
+        lambda: reply(weight=None),
+        lambda: reply(weight=float("nan")),
+        lambda: reply(weight=-1.0),
+        lambda: reply((1.0, float("nan"))),
+        lambda: reply((1.0, float("inf"))),
+        lambda: reply((1.0, 2.0, 3.0)),
+        lambda: reply({}),
+        lambda: reply({"other": np.zeros(2, dtype=np.float32)}),
+        lambda: reply({"w": np.zeros(2)}),
+        lambda: reply({"w": np.array([object(), object()])}),
+        lambda: reply({"w": "text"}),
+    ],
+    ids=[
+        "refused",
+        "not asked",
+        "late",
+        "whole model",
+        "empty reply",
+        "no weight",
+        "NaN weight",
+        "negative weight",
+        "NaN",
+        "infinity",
+        "shape",
+        "nothing",
+        "unknown name",
+        "dtype",
+        "objects",
+        "text",
+    ],
+)
+def test_what_cannot_be_used_costs_its_site_the_round_and_nobody_else(
+    server: Server, bad: Callable[[], Shareable]
+) -> None:
+    assert not server.accept("b", bad())
+    assert server.accept("a", reply())
+    np.testing.assert_array_equal(server.aggregate()["w"], [1.5, 1.5])
+    assert server.record()[0]["taking_part"] == ["a"]
+    assert EventType.FATAL_SYSTEM_ERROR not in server.engine.events
+
+
+def test_a_second_reply_of_a_site_is_refused(server: Server) -> None:
+    assert server.accept("a", reply())
+    assert not server.accept("a", reply((9.0, 9.0)))
+    np.testing.assert_array_equal(server.aggregate()["w"], [1.5, 1.5])
+
+
+def test_a_round_without_updates_leaves_the_model_as_it_was(server: Server) -> None:
+    assert server.aggregate() == START
+    row = server.record()[0]
+    assert (row["round"], row["sites"], row["taking_part"]) == (ROUND, list(SITES), [])
+
+
+def test_the_next_round_starts_empty(server: Server) -> None:
+    server.accept("a", reply())
+    server.aggregate()
+    server.aggregator.reset(server.context())
+    assert server.accept("a", reply((0.0, 1.0)))
+    np.testing.assert_array_equal(server.aggregate()["w"], [1.0, 3.0])
+    assert [row["taking_part"] for row in server.record()] == [["a"], ["a"]]
+
+
+def test_a_round_that_cannot_be_combined_ends_the_job_and_nobody_took_part(tmp_path: Path) -> None:
+    server = Server(tmp_path, FedAvg("fixed", {"a": 0.0, "b": 1.0, "c": 1.0}))
+    assert server.accept("a", reply())
+    server.aggregate()
+    assert EventType.FATAL_SYSTEM_ERROR in server.engine.events
+    assert server.record()[0]["taking_part"] == []
