@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -30,6 +31,18 @@ def test_an_error_leaves_the_earlier_file_and_nothing_else(tmp_path: Path) -> No
         raise RuntimeError
     assert path.read_bytes() == b"earlier"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_full_disk_names_the_file_that_was_to_be(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    with pytest.raises(OSError, match="No space left") as caught, atomic_path(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(path)
+    other = str(tmp_path / "source.png")
+    with pytest.raises(FileNotFoundError) as missing, atomic_path(path) as partial:
+        partial.touch()
+        Path(other).read_bytes()
+    assert missing.value.filename == other
 
 
 def test_nan_is_not_json(tmp_path: Path) -> None:

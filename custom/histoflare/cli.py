@@ -74,7 +74,6 @@ def main() -> None:
     except KeyboardInterrupt:
         code = STOPPED
     except BrokenPipeError:  # e.g. "| head": whoever reads has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except Exception as error:
         if debug:
@@ -83,7 +82,16 @@ def main() -> None:
         code = 1
     if code == STOPPED:
         _say("stopped; run the same command again to go on")
+    _end_output()
     sys.exit(code)
+
+
+def _end_output() -> None:
+    """Drop what stdout does not take: Python would try again at its end, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _describe(error: Exception) -> str:
@@ -91,7 +99,12 @@ def _describe(error: Exception) -> str:
     if isinstance(error, HistoflareError):
         return str(error)
     if isinstance(error, OSError):
-        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+        what = error.strerror or str(error)
+        return (
+            f"{error.filename}: {what}. Check the path and its permissions, or make room."
+            if error.filename
+            else what
+        )
     if isinstance(error, MemoryError):
         return "there is not enough memory for this; make it smaller, or use a machine with more"
     return (

@@ -85,6 +85,7 @@ def test_files_that_are_no_model_say_why(written: Path, tmp_path: Path) -> None:
         (lambda: rewrite(written, {FORMAT: "{"}), "not JSON"),
         (lambda: rewrite(written, header(version=2)), "version 2"),
         (lambda: rewrite(written, header(task=None)), "names no task"),
+        (lambda: rewrite(written, header(mosaic=[1])), "no readable mosaic"),
         (lambda: rewrite(written, header(task={**TASK.to_json(), "hidden": 9})), "does not fit its task"),
         (lambda: rewrite(written, header(task={**TASK.to_json(), "memories": 0})), "memories"),
         (lambda: rewrite(written, header(), **{"head.bias": torch.zeros(3)}), "head.bias"),

@@ -10,6 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from histoflare.commands import bags, prepare
+from histoflare.errors import HistoflareError
 from histoflare.slides.pyramid import write_pyramid
 
 app = typer.Typer()
@@ -65,3 +66,32 @@ def test_import_brings_features_in(manifest: Path, tmp_path: Path) -> None:
     result = runner.invoke(app, [*command, "--encoder", "uni2"])
     assert result.exit_code == 0, result.output
     assert "3 made" in result.output and "imported:uni2" in result.output
+
+
+def test_odd_names_cost_no_other_slide_and_are_shown_as_they_are(manifest: Path, tmp_path: Path) -> None:
+    odd = ["[b]old [red] :x: ü.tif", "line\nbreak.tif", f"{'long' * 62}.tif"]
+    for name in odd:
+        (tmp_path / name).write_bytes((tmp_path / "s0.tif").read_bytes())
+    rows = "".join(f'"{name}",p{number},a\n' for number, name in enumerate(odd, start=5))
+    manifest.write_text(f"slide,patient,label\ns0.tif,p0,a\n{rows}{'x' * 300}.tif,p3,b\ns1.tif,p1,b\n")
+    arguments = ["prepare", str(manifest), "--out", str(tmp_path / "bags ü [b]"), *FEW]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 3, result.output
+    assert "5 made" in result.stdout and "1 failed" in result.stdout and "bags ü [b]" in result.stdout
+    assert len(list((tmp_path / "bags ü [b]").glob("*.h5"))) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--mpp", "nan"], "--mpp must be"),
+        (["--mpp", "-1"], "--mpp must be"),
+        (["--labels", ""], "unknown label"),
+    ],
+)
+def test_prepare_refuses_what_cannot_be_meant(
+    options: list[str], says: str, manifest: Path, tmp_path: Path
+) -> None:
+    result = runner.invoke(app, ["prepare", str(manifest), "--out", str(tmp_path / "bags"), *FEW, *options])
+    assert isinstance(result.exception, HistoflareError) and says in str(result.exception)
+    assert not (tmp_path / "bags").exists()

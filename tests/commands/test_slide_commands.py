@@ -98,6 +98,14 @@ def test_manifest_check(tmp_path: Path) -> None:
         run("manifest", "check", path, "--no-files", "--label", "x", "--label", "z")
 
 
+def test_a_name_too_long_to_be_one_is_a_fault_of_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "north.csv"
+    path.write_text(f"slide,patient,label\n{'x' * 300}.svs,1,x\ngone.svs,2,y\n")
+    with pytest.raises(ManifestError) as caught:
+        run("manifest", "check", path)
+    assert [problem.split(":")[0] for problem in caught.value.problems] == ["line 2", "line 3"]
+
+
 def test_manifest_tcga(tmp_path: Path) -> None:
     names = [f"TCGA-{site}-{patient:04d}-01Z-00-DX1.AB.svs" for site in ("05", "66") for patient in range(5)]
     (tmp_path / "slides").mkdir()

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from histoflare.commands.synthetic import app
-from histoflare.errors import ManifestError
+from histoflare.errors import JobError, ManifestError
 from histoflare.slides.manifest import read_manifest
 
 runner = CliRunner()
@@ -35,10 +35,20 @@ def test_bags_add_up_to_the_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", ["aca", "=LUAD", "aca="])
 def test_a_label_pair_must_be_a_pair(tmp_path: Path, wrong: str) -> None:
     result = runner.invoke(
-        app, ["assemble", str(tmp_path / "i.csv"), "--out", str(tmp_path), "--label", wrong]
+        app,
+        ["assemble", str(tmp_path / "i.csv"), "--out", str(tmp_path), "--label", wrong, "--label", "scc=B"],
     )
     assert result.exit_code == 2
     assert "TILE_LABEL=SLIDE_LABEL" in result.output
+
+
+def test_two_labels_and_a_resolution_are_needed_before_anything_is_made(tmp_path: Path) -> None:
+    arguments = ["assemble", str(tmp_path / "i.csv"), "--out", str(tmp_path / "out")]
+    result = runner.invoke(app, [*arguments, "--label", "aca=LUAD", "--label", "mixed=LUAD"])
+    assert result.exit_code == 2 and "two labels" in result.output
+    result = runner.invoke(app, [*arguments, "--mpp", "nan"])
+    assert isinstance(result.exception, JobError) and "mpp" in str(result.exception)
+    assert not (tmp_path / "out").exists()
 
 
 def test_assembling_without_an_index_is_an_error_of_ours(tmp_path: Path) -> None:

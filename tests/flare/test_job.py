@@ -81,6 +81,11 @@ def texts(content: Any) -> list[str]:
     return [text for part in parts for text in texts(part)]
 
 
+def append(job: Path, line: str) -> None:
+    variables = job / CONFIG_FOLDER / "job.conf"
+    variables.write_text(f"{variables.read_text()}\n{line}\n")
+
+
 def test_a_variant_changes_what_it_names_and_what_follows_from_it(tmp_path: Path, repository: Path) -> None:
     original = read_job(repository / "jobs" / "mem_fedavg")
     changed = read_job(
@@ -102,8 +107,11 @@ def test_a_variant_changes_what_it_names_and_what_follows_from_it(tmp_path: Path
         (lambda job: (job / CONFIG_FOLDER / "config_fed_server.conf").unlink(), "not found"),
         (lambda job: (job / CONFIG_FOLDER / "job.conf").write_text("rounds = {"), "cannot be read"),
         (lambda job: (job / CONFIG_FOLDER / "job.conf").write_text("seed = 1"), "does not say"),
+        (lambda job: append(job, "rounds = 1.5"), "rounds in job.conf must be a whole number of at least 1"),
+        (lambda job: append(job, "rounds = 0"), "at least 1, not 0"),
+        (lambda job: append(job, "seed = null"), "seed in job.conf must be a whole number, not None"),
     ],
-    ids=["no meta", "no server", "not HOCON", "no rounds"],
+    ids=["no meta", "no server", "not HOCON", "no rounds", "half a round", "zero rounds", "no seed"],
 )
 def test_a_broken_job_is_one_clear_error(tmp_path: Path, repository: Path, break_it: Any, says: str) -> None:
     folder = write_variant(repository / "jobs" / "mem_fedavg", tmp_path / "job", {})

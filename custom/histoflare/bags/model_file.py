@@ -100,6 +100,8 @@ def load_model(path: Path) -> ModelFile:
         raise _invalid(path, f"it has version {header.get('version')}, this histoflare reads {VERSION}")
     if not isinstance(header.get("task"), dict):
         raise _invalid(path, "its header names no task")
+    if not isinstance(header.get("mosaic"), dict | None):
+        raise _invalid(path, "its header has no readable mosaic parameters")
     task = MemTask.from_json(header["task"])
     order = _check_state(tensors, task, f"The model file {path}")
     return ModelFile(

@@ -17,6 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column, Table
 from rich.text import Text
 
 # Names of files may look like emoji codes (":x:") or markup ("[b]").
@@ -44,6 +45,12 @@ def progress() -> Progress:
         TimeRemainingColumn(),
         console=console,
     )
+
+
+def make_table(*columns: str, title: str | None = None) -> Table:
+    """Return a table that folds what is too wide for it: a path cut short is no use."""
+    headers = [Column(column, overflow="fold") for column in columns]
+    return Table(*headers, title=title, title_justify="left")
 
 
 def print_json(content: Any) -> None:

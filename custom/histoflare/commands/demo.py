@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 DEFAULT_JOB = Path("jobs/mem_fedavg")
 
 
+class Runtime(StrEnum):
+    """Where a job's server and sites run."""
+
+    SIMULATOR = "simulator"
+    INPROCESS = "inprocess"
+
+
 def demo(
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for everything the demo makes.")] = Path(
         "demo-run"
@@ -31,8 +39,8 @@ def demo(
     ] = None,
     job: Annotated[Path, typer.Option(help="The job folder.")] = DEFAULT_JOB,
     runtime: Annotated[
-        str, typer.Option(help="simulator (real FLARE server and sites) or inprocess.")
-    ] = "simulator",
+        Runtime, typer.Option(help="simulator: a real FLARE server and sites; inprocess: without FLARE.")
+    ] = Runtime.SIMULATOR,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds instead of the job's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed instead of the job's.")] = None,
     patch_px: Annotated[int | None, typer.Option(min=32, help="Patch edge instead of the job's.")] = None,
@@ -47,7 +55,8 @@ def demo(
     """Federate four made-up hospitals and an external one, from slides on disk to a report.
 
     Makes the slides (or takes yours), cuts and encodes their mosaics, trains MEM over FLARE, trains the
-    bounds (each hospital alone; all pooled) and compares them all. What is there is not made again.
+    bounds (each hospital alone; all pooled) and compares them all. What is there is not made again. A slide
+    that cannot be used is listed and costs no other; the exit code is then 3.
 
     Example: histoflare demo --out demo-run
 
@@ -70,15 +79,17 @@ def demo(
             chosen, network = _choose_job(
                 job, out_dir, found.sites, changes, (encoder, weights, weights_sha256)
             )
-            sites = {
+            prepared = {
                 name: _prepare(name, path, out_dir / "bags" / name, chosen, network, workers, bars)
                 for name, path in (found.sites | found.external).items()
             }
+        sites = {name: where for name, (where, _) in prepared.items()}
+        left_out = sum(count for _, count in prepared.values())
         experiment = Experiment(
             job=chosen,
             sites={name: sites[name] for name in found.sites},
             external={name: sites[name] for name in found.external},
-            runtime=runtime,
+            runtime=runtime.value,
         )
         report = run_experiment(experiment, out_dir, bars, clock)
     if as_json:
@@ -87,7 +98,8 @@ def demo(
         out.print(results_table(report))
         spent = " · ".join(f"{phase} {seconds:.0f} s" for phase, seconds in clock.seconds.items())
         console.print(spent, style="dim", highlight=False)
-        console.print(f"report: {out_dir / REPORT_FILE}", highlight=False, soft_wrap=True)
+        console.print(f"report: {out_dir / REPORT_FILE}", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(3 if left_out else 0)
 
 
 def _make_slides(folder: Path, hospitals: int, slides_per_hospital: int, bars: Progress) -> None:
@@ -97,7 +109,9 @@ def _make_slides(folder: Path, hospitals: int, slides_per_hospital: int, bars: P
     wanted = sum(cohort.sites.values())
     manifests = [folder / site / "manifest.csv" for site in cohort.sites]
     if all(path.exists() for path in manifests) and len(list(folder.glob("*/slides/*.tif"))) == wanted:
-        console.print(f"{folder}: the slides are there already")
+        console.print(
+            f"{folder}: the slides are there already", markup=False, highlight=False, soft_wrap=True
+        )
         return
     bar = bars.add_task("make slides", total=wanted)
     make_slides(folder, cohort, progress=lambda done, total: bars.update(bar, completed=done, total=total))
@@ -140,7 +154,8 @@ def _prepare(
     encoder: Encoder,
     workers: int | None,
     bars: Progress,
-) -> SiteConfiguration:
+) -> tuple[SiteConfiguration, int]:
+    """Make the site's bags; return where they are, and how many slides were left out."""
     from histoflare.bags.prepare import prepare
     from histoflare.flare.site import SiteConfiguration
     from histoflare.slides.manifest import read_manifest
@@ -151,8 +166,14 @@ def _prepare(
         manifest, bags, encoder, _mosaic_parameters(job), workers, on_row=lambda _: bars.advance(bar)
     )
     for row in report.left_out:
-        console.print(f"{name}: {row.slide} left out: {row.message}", style="yellow", highlight=False)
-    return SiteConfiguration(manifest_path.resolve(), bags.resolve())
+        console.print(
+            f"{name}: {row.slide} left out: {row.message}",
+            style="yellow",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    return SiteConfiguration(manifest_path.resolve(), bags.resolve()), len(report.left_out)
 
 
 def _mosaic_parameters(job: Job) -> MosaicParameters:

@@ -83,7 +83,9 @@ def run_experiment(experiment: Experiment, out: Path, bars: Progress, clock: Pha
         cohorts = {site: _load(job, site, where) for site, where in experiment.sites.items()}
         for site, cohort in cohorts.items():
             for warning in cohort.warnings:
-                console.print(f"{site}: {warning}", style="yellow", highlight=False, markup=False)
+                console.print(
+                    f"{site}: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True
+                )
         outside = [_load(job, name, where) for name, where in experiment.external.items()]
         external = pool_cohorts(outside, EXTERNAL) if outside else None
     with clock.phase("federated rounds"):

@@ -105,11 +105,9 @@ def _counts(rows: tuple[ManifestRow, ...]) -> dict[str, Any]:
 
 
 def _print_table(manifests: list[tuple[str, tuple[ManifestRow, ...]]]) -> None:
-    from rich.table import Table
+    from histoflare.commands.console import make_table, out
 
-    from histoflare.commands.console import out
-
-    table = Table("manifest", "slides", "patients", "slides by label", "slides by split")
+    table = make_table("manifest", "slides", "patients", "slides by label", "slides by split")
     for name, rows in manifests:
         counts = _counts(rows)
         table.add_row(
@@ -119,4 +117,4 @@ def _print_table(manifests: list[tuple[str, tuple[ManifestRow, ...]]]) -> None:
             ", ".join(f"{label} {count}" for label, count in counts["labels"].items()),
             ", ".join(f"{split} {count}" for split, count in counts["splits"].items()),
         )
-    out.print(table)
+    out.print(table, markup=False)

@@ -120,9 +120,7 @@ def follow(manifest: Manifest, work: Callable[[OnRow, OnPatches], PrepareReport]
 
 def show_report(report: PrepareReport, folder: Path) -> None:
     """Print what was made, and a table of what was left out and why."""
-    from rich.table import Table
-
-    from histoflare.commands.console import out
+    from histoflare.commands.console import make_table, out
 
     patches = sum(row.patches for row in report.rows)
     counts = ", ".join(f"{report.count(status)} {STATUS_NAMES[status]}" for status in STATUS_NAMES)
@@ -133,9 +131,7 @@ def show_report(report: PrepareReport, folder: Path) -> None:
         markup=False,
     )
     if report.left_out:
-        table = Table(
-            "line", "slide", "status", "reason", "what to do", title="left out", title_justify="left"
-        )
+        table = make_table("line", "slide", "status", "reason", "what to do", title="left out")
         for row in report.left_out:
             table.add_row(str(row.line), row.slide, row.status, row.reason, row.message)
         out.print(table, markup=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from histoflare.commands.console import console, out, print_json, progress
-from histoflare.commands.demo import DEFAULT_JOB
+from histoflare.commands.demo import DEFAULT_JOB, Runtime
 from histoflare.errors import JobError
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ def run(
     bags: Annotated[Path, typer.Option(help="Folder with one <site>/ of bags each (histoflare prepare).")],
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the reports and models.")],
     job: Annotated[Path, typer.Option(help="The job folder.")] = DEFAULT_JOB,
-    runtime: Annotated[str, typer.Option(help="inprocess, or simulator for FLARE.")] = "inprocess",
+    runtime: Annotated[
+        Runtime, typer.Option(help="simulator: a real FLARE server and sites; inprocess: without FLARE.")
+    ] = Runtime.INPROCESS,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "1",
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Change a variable of the job, e.g. rounds=50.")
@@ -49,7 +51,8 @@ def run(
     from histoflare.storage import write_json
 
     found = find_sites(sites)
-    changes = _settings(setting or [])
+    read_job(job)  # what is wrong with it must not be said of a copy
+    changes = _settings(setting or [], job)
     reports = []
     with progress() as bars:
         for seed in _seeds(seeds):
@@ -60,7 +63,7 @@ def run(
                 job=read_job(variant),
                 sites=_configure(found.sites, bags),
                 external=_configure(found.external, bags),
-                runtime=runtime,
+                runtime=runtime.value,
             )
             reports.append(run_experiment(experiment, folder, bars, PhaseClock()))
     summary = summarise(reports)
@@ -69,7 +72,7 @@ def run(
         print_json(summary)
     else:
         out.print(show_summary(summary))
-        console.print(f"reports: {out_dir}/seed-*/report.json", highlight=False, soft_wrap=True)
+        console.print(f"reports: {out_dir}/seed-*/report.json", highlight=False, markup=False, soft_wrap=True)
 
 
 def _configure(manifests: dict[str, Path], bags: Path) -> dict[str, SiteConfiguration]:
@@ -157,21 +160,39 @@ def _cell(spread: dict[str, float | None]) -> str:
 
 def _seeds(text: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",")]
+        seeds = [int(part) for part in text.split(",")]
     except ValueError:
         raise JobError(f"--seeds takes whole numbers separated by commas, not '{text}'.") from None
+    if len(set(seeds)) < len(seeds):
+        raise JobError(f"--seeds has a seed twice: '{text}'; that is no second run.")
+    return seeds
 
 
-def _settings(pairs: list[str]) -> dict[str, Any]:
+def _settings(pairs: list[str], job: Path) -> dict[str, Any]:
+    """Return the changes that ``--set`` asks for.
+
+    A variable the job does not have would change nothing, so it is refused; below ``task`` and ``strategy``
+    the classes refuse what they do not know.
+    """
     import json
 
-    changes = {}
+    from histoflare.flare.job import CONFIG_FOLDER, read_configuration
+
+    variables = read_configuration(job / CONFIG_FOLDER / "config_fed_server.conf")
+    changes: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise JobError(f"--set takes name=value, not '{pair}'.")
+        if name.partition(".")[0] not in variables:
+            raise JobError(f"--set {pair}: the job has no variable '{name}'; its job.conf lists them.")
+        if name == "seed":
+            raise JobError(f"--set {pair}: seeds are given with --seeds.")
         try:
             changes[name] = json.loads(value)
         except ValueError:
             changes[name] = value
+    rounds = changes.get("rounds", 1)
+    if type(rounds) is not int or rounds < 1:
+        raise JobError(f"--set rounds takes a whole number from 1 up, not '{rounds}'.")
     return changes

@@ -31,9 +31,7 @@ def info(
 
     Example: histoflare slide info a.svs --json
     """
-    from rich.table import Table
-
-    from histoflare.commands.console import out, print_json
+    from histoflare.commands.console import make_table, out, print_json
     from histoflare.slides.reader import Slide
 
     with Slide(slide, mpp=mpp) as opened:
@@ -51,7 +49,7 @@ def info(
     out.print(f"size        {about.l0_size_px[0]} x {about.l0_size_px[1]} px", highlight=False)
     out.print(f"resolution  {resolution}", highlight=False)
     out.print(f"objective   {power}", highlight=False)
-    table = Table("level", "size (px)", "downsample", "µm/px")
+    table = make_table("level", "size (px)", "downsample", "µm/px")
     for number, level in enumerate(about.levels):
         level_mpp = "?" if level.mpp is None else f"{level.mpp:.4g}"
         width, height = level.lv_size_px

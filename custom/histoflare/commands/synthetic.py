@@ -121,6 +121,8 @@ def _read_label_map(pairs: list[str]) -> dict[str, str]:
     split = [pair.partition("=") for pair in pairs]
     if wrong := [pair for pair, (old, _, new) in zip(pairs, split, strict=True) if not old or not new]:
         raise typer.BadParameter(f"{wrong[0]} is not TILE_LABEL=SLIDE_LABEL", param_hint="--label")
+    if len({new for _, _, new in split}) < 2:
+        raise typer.BadParameter("slides need two labels at least; repeat it", param_hint="--label")
     return {old: new for old, _, new in split}
 
 
@@ -143,9 +145,7 @@ def _show(manifests: Mapping[str, Path], as_json: bool) -> None:
     """Print per site the manifest and how many slides, patients and, by label, slides it has."""
     from collections import Counter
 
-    from rich.table import Table
-
-    from histoflare.commands.console import out, print_json
+    from histoflare.commands.console import make_table, out, print_json
     from histoflare.slides.manifest import read_manifest
 
     found: dict[str, dict[str, Any]] = {}
@@ -161,9 +161,9 @@ def _show(manifests: Mapping[str, Path], as_json: bool) -> None:
     if as_json:
         print_json({"sites": found})
         return
-    table = Table("site", "slides", "patients", "for testing", "slides by label", "manifest")
+    table = make_table("site", "slides", "patients", "for testing", "slides by label", "manifest")
     for site, of in found.items():
         labels = ", ".join(f"{label} {count}" for label, count in of["labels"].items())
         cells = (of["slides"], of["patients"], of["test_patients"], labels, of["manifest"])
         table.add_row(site, *map(str, cells))
-    out.print(table)
+    out.print(table, markup=False)

@@ -54,7 +54,8 @@ def read_configuration(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = PyhoconLoader().load_config(str(path)).to_dict()
     except (ParseBaseException, ValueError, OSError) as error:
-        raise JobError(f"{path}: cannot be read: {error}") from None
+        first_line = (str(error).splitlines() or [""])[0]
+        raise JobError(f"{path}: cannot be read (with what it includes) as HOCON: {first_line}") from None
     resolve_var_refs(JsonScanner(content), content)
     return content
 
@@ -79,13 +80,21 @@ def read_job(folder: Path) -> Job:
         return Job(
             name=name,
             folder=folder,
-            rounds=int(server["rounds"]),
-            seed=int(server["seed"]),
+            rounds=_whole(server, "rounds", at_least=1),
+            seed=_whole(server, "seed"),
             task=make_component(components["task"]),
             strategy=make_component(components["strategy"]),
         )
     except KeyError as error:
         raise JobError(f"{folder}: the job does not say {error}.") from None
+
+
+def _whole(variables: Mapping[str, Any], name: str, at_least: int | None = None) -> int:
+    value = variables[name]
+    if type(value) is not int or (at_least is not None and value < at_least):
+        limit = "" if at_least is None else f" of at least {at_least}"
+        raise JobError(f"{name} in {VARIABLES_FILE} must be a whole number{limit}, not {value!r}.")
+    return value
 
 
 def make_component(component: Mapping[str, Any]) -> Any:

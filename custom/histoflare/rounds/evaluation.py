@@ -55,7 +55,10 @@ class Predictions:
             )
         sums = self.probabilities.sum(axis=1)
         if not (np.isfinite(sums).all() and (self.probabilities >= 0).all() and (abs(sums - 1) < 1e-3).all()):
-            raise JobError("Predicted probabilities must be finite, at least 0 and sum to 1 in each row.")
+            raise JobError(
+                "Predicted probabilities must be finite, at least 0 and sum to 1 in each row; where they are "
+                "not, training diverged: use a smaller learning rate."
+            )
         if n and (self.labels.min() < 0 or self.labels.max() >= shape[1]):
             raise JobError(f"Labels must be in [0, {shape[1]}).")
 

@@ -25,6 +25,7 @@ from histoflare.errors import JobError, ManifestError, SlideError
 from histoflare.seeds import derive_seed
 from histoflare.slides.manifest import Manifest, ManifestRow, assign_splits, write_manifest
 from histoflare.slides.pyramid import write_pyramid
+from histoflare.slides.resolution import is_mpp
 from histoflare.storage import write_json
 
 LUNG_LABELS = {"lung_aca": "LUAD", "lung_scc": "LUSC"}
@@ -69,6 +70,8 @@ class AssemblyParameters:
             raise JobError(f"there must be at least one site, not {self.sites}")
         if not 0 <= self.external_share < 1:
             raise JobError(f"external_share must be at least 0 and less than 1, not {self.external_share}")
+        if not is_mpp(self.mpp):
+            raise JobError(f"mpp must be micrometres per pixel, such as 0.5, and not {self.mpp}")
 
 
 @dataclass(frozen=True)

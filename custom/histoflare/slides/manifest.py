@@ -31,7 +31,7 @@ SUBGROUPS = ("site", "sex", "age_band", "scanner")
 COLUMNS = (*NEEDED, "mpp", "split", *SUBGROUPS)
 
 LONGEST_STEM = 160
-"""Bytes of a slide's stem in a row's id: with what is put before and after it, a file name has 255 at most."""
+"""Bytes of a slide's stem in a row's id; a file name made of it may have 255 in all."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class Manifest:
     def row_id(self, row: ManifestRow) -> str:
         """Return a file stem that is unique in this manifest and the same on every run and machine.
 
-        The slide's own stem (cut if it is very long) and 8 hex digits of the SHA-256 of its path as the manifest has it.
+        The slide's own stem (cut if it is very long) and 8 hex digits of the SHA-256 of its path as the
+        manifest has it.
         """
         written = row.written or str(row.slide)
         stem = row.slide.stem.encode()[:LONGEST_STEM].decode(errors="ignore")
@@ -168,7 +169,9 @@ def _read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
         text = path.read_text("utf-8-sig")
     except OSError as error:
-        raise ManifestError(f"{path}: cannot be read ({error.strerror}).", reason="MANIFEST_UNREADABLE") from error
+        raise ManifestError(
+            f"{path}: cannot be read ({error.strerror}).", reason="MANIFEST_UNREADABLE"
+        ) from error
     except UnicodeDecodeError as error:
         raise ManifestError(
             f"{path}: not UTF-8 text. In a spreadsheet, save it as 'CSV UTF-8'.", reason="MANIFEST_UNREADABLE"
