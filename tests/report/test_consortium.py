@@ -72,6 +72,14 @@ def test_the_table_shows_every_cohort_and_survives_missing_ones() -> None:
         assert "0.800 · 0.900" in text
         assert "0.800 · –" in text, "an AUC that does not exist is a dash"
         assert "Updates leave as they are." in " ".join(text.split())
+        assert "Rounds taken part: a 2, b 1." in " ".join(text.split())
+
+
+def test_full_participation_is_said_in_one_sentence() -> None:
+    written = io.StringIO()
+    facts = replace(FACTS, participation=[["a", "b"], ["a", "b"]])
+    Console(file=written, width=120).print(results_table(build_report(facts, comparison())))
+    assert "Every site took part in every round." in " ".join(written.getvalue().split())
 
 
 def test_a_site_that_cannot_be_tested_is_a_dash() -> None:

@@ -85,36 +85,43 @@ def results_table(report: Mapping[str, Any]) -> Table:
         title=f"{report['job']}: {report['rounds']} rounds, {report['runtime']}, seed {report['seed']}"
     )
     table.add_column("cohort")
-    table.add_column("rounds", justify="right")
     table.add_column("train / test\nslides", justify="right")
     for model in ("local", "federated", "pooled"):
         table.add_column(f"{model}\nacc · AUC", justify="right")
     for name, site in report["sites"].items():
         table.add_row(
             name,
-            str(site["rounds_taken_part"]),
             f"{site['n_train']} / {site['n_test']}",
             *(_cell(site[model]) for model in ("local", "federated", "pooled")),
         )
     table.add_section()
     sites = list(report["sites"].values())
     models = ("local", "federated", "pooled")
-    table.add_row("mean of sites", "", "", *(_mean([site[model] for site in sites]) for model in models))
+    table.add_row("mean of sites", "", *(_mean([site[model] for site in sites]) for model in models))
     slides = f"{sum(site['n_train'] for site in sites)} / {sum(site['n_test'] for site in sites)}"
     elsewhere = _mean(list(report["local_on_all_sites"].values()))
-    table.add_row("all sites", "", slides, elsewhere, _cell(report["federated"]), _cell(report["pooled"]))
+    table.add_row("all sites", slides, elsewhere, _cell(report["federated"]), _cell(report["pooled"]))
     if report["external"]:
         others = report["external_other_models"]
         local = [figures for name, figures in others.items() if name.startswith("local/")]
         slides = f"– / {report['external']['n_slides']}"
         table.add_row(
-            "external", "", slides, _mean(local), _cell(report["external"]), _cell(others.get("pooled"))
+            "external", slides, _mean(local), _cell(report["external"]), _cell(others.get("pooled"))
         )
     table.caption = (
         "A site's local model is its own, tested on its own patients; in the last rows local is the mean of "
-        f"the sites' models, each tested on all sites' or the external patients. {report['privacy']}"
+        f"the sites' models, each tested on all sites' or the external patients. {_rounds(report)} "
+        f"{report['privacy']}"
     )
     return table
+
+
+def _rounds(report: Mapping[str, Any]) -> str:
+    """Return who took part how often: a run over some of the sites is never shown as one over all."""
+    taken = {name: site["rounds_taken_part"] for name, site in report["sites"].items()}
+    if set(taken.values()) == {report["rounds"]}:
+        return "Every site took part in every round."
+    return "Rounds taken part: " + ", ".join(f"{name} {rounds}" for name, rounds in taken.items()) + "."
 
 
 def _flat(metrics: Metrics | None) -> dict[str, Any] | None:
