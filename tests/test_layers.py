@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOMS = ("slides", "bags", "masks", "privacy", "rounds", "report", "flare", "commands")
+ROOMS = ("slides", "bags", "masks", "privacy", "rounds", "report", "site", "flare", "commands")
 GROUND = {"errors", "storage", "seeds"}
 ALLOWED = {
     "slides": set(),
@@ -16,8 +16,9 @@ ALLOWED = {
     "privacy": set(),
     "rounds": {"privacy"},
     "report": {"rounds", "privacy"},
-    "flare": {"slides", "bags", "masks", "privacy", "rounds", "report"},
-    "commands": {"slides", "bags", "masks", "privacy", "rounds", "report", "flare"},
+    "site": {"slides", "bags", "masks", "privacy", "rounds", "report"},
+    "flare": {"slides", "bags", "masks", "privacy", "rounds", "report", "site"},
+    "commands": {"slides", "bags", "masks", "privacy", "rounds", "report", "site", "flare"},
 }
 LIBRARY_HOME = {"openslide": {"slides"}, "nvflare": {"flare"}, "typer": {"commands", "cli"}}
 FORBIDDEN_IN_PRIVACY = {"nvflare", "openslide", "monai"}

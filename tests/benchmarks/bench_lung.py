@@ -24,7 +24,7 @@ from histoflare.commands.experiment import Experiment, PhaseClock, run_experimen
 from histoflare.commands.run import show_summary, summarise
 from histoflare.commands.sites import find_sites
 from histoflare.flare.job import read_job, write_variant
-from histoflare.flare.site import SiteConfiguration
+from histoflare.site.configuration import SiteConfiguration
 from histoflare.slides.assemble import LUNG_LABELS, AssemblyParameters, assemble
 from histoflare.slides.manifest import read_manifest
 from histoflare.slides.mosaic import MosaicParameters

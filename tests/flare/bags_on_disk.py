@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from histoflare.bags.bag import BAG_VERSION, Bag, BagHeader, write_bag
-from histoflare.flare.site import SiteConfiguration
+from histoflare.site.configuration import SiteConfiguration
 from histoflare.slides.manifest import ManifestRow, write_manifest
 
 LABELS = ("glandular", "solid")

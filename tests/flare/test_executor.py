@@ -18,7 +18,7 @@ from histoflare.bags.task import MemTask
 from histoflare.flare import executor as module
 from histoflare.flare.executor import SiteExecutor
 from histoflare.flare.headers import ASKED, NOT_ASKED, WEIGHT
-from histoflare.flare.site import SITE_FILE, SITES_VARIABLE, write_site_file
+from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE, write_site_file
 from histoflare.flare.tensors import to_arrays
 from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.state import model_state

@@ -13,7 +13,7 @@ from histoflare.bags.cohort import load_cohort
 from histoflare.errors import JobError
 from histoflare.flare.job import Job, read_job, write_variant
 from histoflare.flare.simulator import run_simulation
-from histoflare.flare.site import SiteConfiguration
+from histoflare.site.configuration import SiteConfiguration
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import digest
 from histoflare.slides.manifest import read_manifest
@@ -96,7 +96,7 @@ def test_ctrl_c_leaves_nothing_running(
 import os, signal
 from pathlib import Path
 from histoflare.flare.simulator import run_simulation
-from histoflare.flare.site import SiteConfiguration
+from histoflare.site.configuration import SiteConfiguration
 sites = {{name: SiteConfiguration(Path(m), Path(b)) for name, m, b in {listed!r}}}
 def on_round(done):
     if done >= 1:

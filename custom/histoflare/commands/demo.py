@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from histoflare.bags.encoder import Encoder
     from histoflare.flare.job import Job
-    from histoflare.flare.site import SiteConfiguration
+    from histoflare.site.configuration import SiteConfiguration
     from histoflare.slides.mosaic import MosaicParameters
 
 DEFAULT_JOB = Path("jobs/mem_fedavg")
@@ -157,7 +157,7 @@ def _prepare(
 ) -> tuple[SiteConfiguration, int]:
     """Make the site's bags; return where they are, and how many slides were left out."""
     from histoflare.bags.prepare import prepare
-    from histoflare.flare.site import SiteConfiguration
+    from histoflare.site.configuration import SiteConfiguration
     from histoflare.slides.manifest import read_manifest
 
     manifest = read_manifest(manifest_path, labels=job.task.labels)

@@ -24,7 +24,7 @@ from histoflare.commands.sites import EXTERNAL
 from histoflare.errors import JobError
 from histoflare.flare.job import Job
 from histoflare.flare.simulator import run_simulation
-from histoflare.flare.site import SiteConfiguration
+from histoflare.site.configuration import SiteConfiguration
 from histoflare.privacy.plan import Open
 from histoflare.report.consortium import RunFacts, build_report
 from histoflare.rounds.bounds import train_local_only, train_pooled

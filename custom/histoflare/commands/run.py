@@ -16,7 +16,7 @@ from histoflare.errors import JobError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from histoflare.flare.site import SiteConfiguration
+    from histoflare.site.configuration import SiteConfiguration
 
 SUMMARY_FILE = "summary.json"
 MODELS = ("local", "federated", "pooled")
@@ -76,7 +76,7 @@ def run(
 
 
 def _configure(manifests: dict[str, Path], bags: Path) -> dict[str, SiteConfiguration]:
-    from histoflare.flare.site import SiteConfiguration
+    from histoflare.site.configuration import SiteConfiguration
 
     return {
         name: SiteConfiguration(path.resolve(), (bags / name).resolve()) for name, path in manifests.items()

@@ -16,7 +16,7 @@ from nvflare.app_common.app_constant import AppConstants
 from histoflare.bags.cohort import Cohort, load_cohort
 from histoflare.errors import HistoflareError
 from histoflare.flare.headers import ASKED, NOT_ASKED, REFUSED, WEIGHT
-from histoflare.flare.site import find_site_file, read_site_file
+from histoflare.site.configuration import find_site_file, read_site_file
 from histoflare.flare.tensors import to_arrays, to_state
 from histoflare.privacy.plan import Open
 from histoflare.rounds.state import State

@@ -25,7 +25,7 @@ from histoflare.errors import JobError
 from histoflare.flare.allowed import ALLOWED_CLASSES
 from histoflare.flare.participation import PARTICIPATION_FILE
 from histoflare.flare.persistor import GLOBAL_MODEL_FILE
-from histoflare.flare.site import SITES_VARIABLE, SiteConfiguration, write_site_file
+from histoflare.site.configuration import SITES_VARIABLE, SiteConfiguration, write_site_file
 
 POLL_SECONDS = 0.3
 LOG_TAIL_LINES = 15

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from histoflare.errors import JobError
-from histoflare.flare.site import (
+from histoflare.site.configuration import (
     SITE_FILE,
     SITES_VARIABLE,
     SiteConfiguration,
