@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint demo bench clean
+.PHONY: help install test lint demo poc poc-stop bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,8 +30,15 @@ test: lint ## lint, then every test, the quick ones first
 demo: $(STAMP) ## four hospitals and an external one through FLARE: demo-run/report.json (SLIDES=folder for your own)
 	$(BIN)/histoflare demo --out demo-run $(if $(SLIDES),--slides $(SLIDES)) $(DEMO_ARGS)
 
+poc: $(STAMP) ## start a federation for the console and leave it up (SITES=folder BAGS=folder for your own)
+	$(BIN)/histoflare poc start --workspace poc-run $(if $(SITES),--sites $(SITES)) $(if $(BAGS),--bags $(BAGS)) $(POC_ARGS)
+
+poc-stop: $(STAMP) ## end what 'make poc' started
+	$(BIN)/histoflare poc stop --workspace poc-run
+
 bench: $(STAMP) ## the measured figures of the README, one after the other
 	@for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
 
 clean: ## remove the environment, the demo and caches
-	rm -rf $(VENV) demo-run .mypy_cache .ruff_cache .pytest_cache .hypothesis build custom/*.egg-info
+	@test ! -f poc-run/federation.json || $(BIN)/histoflare poc stop --workspace poc-run
+	rm -rf $(VENV) demo-run poc-run .mypy_cache .ruff_cache .pytest_cache .hypothesis build custom/*.egg-info

@@ -15,7 +15,20 @@ from typing import Annotated
 import typer
 
 from histoflare import __version__
-from histoflare.commands import bags, demo, manifest, mosaic, predict, prepare, run, slide, synthetic
+from histoflare.commands import (
+    bags,
+    demo,
+    job,
+    manifest,
+    mosaic,
+    poc,
+    predict,
+    prepare,
+    report,
+    run,
+    slide,
+    synthetic,
+)
 from histoflare.commands.console import console
 from histoflare.errors import HistoflareError
 
@@ -58,7 +71,11 @@ app.add_typer(bags.app, name="bags", help="Look at bags, or take over features m
 app.add_typer(synthetic.app, name="synthetic", help="Make slides and bags for demos, tests and experiments.")
 app.command("run")(run.run)
 app.command("demo")(demo.demo)
+app.add_typer(poc.app, name="poc", help="A federation of real FLARE processes on this machine.")
 app.command("predict")(predict.predict)
+app.add_typer(report.app, name="report", help="Make pages for people out of a run's figures.")
+app.add_typer(job.app, name="job", help="Look at a job folder, or make a variant of one to submit.")
+app.command("resume")(job.resume)
 
 
 def main() -> None:

@@ -27,7 +27,11 @@ class StandInEngine:
 
     def get_workspace(self) -> Any:
         folder = str(self.folder)
-        return SimpleNamespace(get_run_dir=lambda job_id: folder, get_site_config_dir=lambda: folder)
+        return SimpleNamespace(
+            get_run_dir=lambda job_id: folder,
+            get_site_config_dir=lambda: folder,
+            get_app_config_dir=lambda job_id: folder,
+        )
 
     def fire_event(self, event_type: str, fl_ctx: FLContext) -> None:
         self.events.append(event_type)

@@ -18,9 +18,10 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.app_common.abstract.model import make_model_learnable
 from nvflare.app_common.app_constant import AppConstants
 
-from histoflare.flare.aggregator import SiteOrderAggregator
-from histoflare.flare.headers import NOT_ASKED, WEIGHT
-from histoflare.flare.participation import PARTICIPATION_FILE
+from histoflare.flare import handshake
+from histoflare.flare.aggregator import MetricsCollector, SiteOrderAggregator
+from histoflare.flare.headers import METRICS, RELEASE, WEIGHT
+from histoflare.flare.record import EVALUATION_FILE
 from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.strategy import Strategy, Update, server_round
 
@@ -53,9 +54,6 @@ class Server:
     def aggregate(self) -> dict[str, Any]:
         return from_shareable(self.aggregator.aggregate(self.context())).data
 
-    def record(self) -> list[dict[str, Any]]:
-        return json.loads((self.folder / PARTICIPATION_FILE).read_text())
-
 
 @pytest.fixture
 def server(tmp_path: Path) -> Server:
@@ -66,14 +64,30 @@ def reply(
     values: Any = (0.5, -0.5), weight: Any = 1.0, index: int = ROUND, kind: str = DataKind.WEIGHT_DIFF
 ) -> Shareable:
     data = {"w": np.asarray(values, dtype=np.float32)} if not isinstance(values, dict) else values
-    shareable = DXO(kind, data=data, meta={WEIGHT: weight}).to_shareable()
+    return stamped(DXO(kind, data=data, meta={WEIGHT: weight}), index)
+
+
+def stamped(dxo: DXO, index: int = ROUND) -> Shareable:
+    """Return the reply as a site's gate makes it."""
+    try:
+        stamp = {"digest": handshake.digest_of(dxo.data)}
+    except (TypeError, ValueError, RuntimeError):
+        stamp = {"digest": "none: these are not tensors"}
+    dxo.set_meta_prop(RELEASE, stamp)
+    shareable = dxo.to_shareable()
     shareable.add_cookie(AppConstants.CONTRIBUTION_ROUND, index)
     return shareable
 
 
-def not_asked() -> Shareable:
-    answer = make_reply(ReturnCode.OK, headers={NOT_ASKED: True})
+def unstamped() -> Shareable:
+    answer = DXO(DataKind.WEIGHT_DIFF, data={"w": np.zeros(2, np.float32)}, meta={WEIGHT: 1.0}).to_shareable()
     answer.add_cookie(AppConstants.CONTRIBUTION_ROUND, ROUND)
+    return answer
+
+
+def changed_after_the_stamp() -> Shareable:
+    answer = reply()
+    answer["DXO"]["data"]["w"] = np.zeros(2, np.float32)
     return answer
 
 
@@ -97,7 +111,8 @@ def test_the_order_of_arrival_does_not_matter(tmp_path: Path) -> None:
     "bad",
     [
         lambda: make_reply("REFUSED_COHORT_INVALID"),
-        not_asked,
+        unstamped,
+        changed_after_the_stamp,
         lambda: reply(index=ROUND - 1),
         lambda: reply(kind=DataKind.WEIGHTS),
         lambda: make_reply(ReturnCode.OK),
@@ -115,7 +130,8 @@ def test_the_order_of_arrival_does_not_matter(tmp_path: Path) -> None:
     ],
     ids=[
         "refused",
-        "not asked",
+        "no stamp",
+        "changed after the stamp",
         "late",
         "whole model",
         "empty reply",
@@ -138,7 +154,7 @@ def test_what_cannot_be_used_costs_its_site_the_round_and_nobody_else(
     assert not server.accept("b", bad())
     assert server.accept("a", reply())
     np.testing.assert_array_equal(server.aggregate()["w"], [1.5, 1.5])
-    assert server.record()[0]["taking_part"] == ["a"]
+    assert server.aggregator.taking_part == ["a"]
     assert EventType.FATAL_SYSTEM_ERROR not in server.engine.events
 
 
@@ -150,8 +166,7 @@ def test_a_second_reply_of_a_site_is_refused(server: Server) -> None:
 
 def test_a_round_without_updates_leaves_the_model_as_it_was(server: Server) -> None:
     assert server.aggregate() == START
-    row = server.record()[0]
-    assert (row["round"], row["sites"], row["taking_part"]) == (ROUND, list(SITES), [])
+    assert server.aggregator.taking_part == []
 
 
 def test_the_next_round_starts_empty(server: Server) -> None:
@@ -160,7 +175,7 @@ def test_the_next_round_starts_empty(server: Server) -> None:
     server.aggregator.reset(server.context())
     assert server.accept("a", reply((0.0, 1.0)))
     np.testing.assert_array_equal(server.aggregate()["w"], [1.0, 3.0])
-    assert [row["taking_part"] for row in server.record()] == [["a"], ["a"]]
+    assert server.aggregator.taking_part == ["a"]
 
 
 def test_a_round_that_cannot_be_combined_ends_the_job_and_nobody_took_part(tmp_path: Path) -> None:
@@ -168,4 +183,22 @@ def test_a_round_that_cannot_be_combined_ends_the_job_and_nobody_took_part(tmp_p
     assert server.accept("a", reply())
     server.aggregate()
     assert EventType.FATAL_SYSTEM_ERROR in server.engine.events
-    assert server.record()[0]["taking_part"] == []
+    assert server.aggregator.taking_part == []
+
+
+def test_metrics_let_out_beside_an_update_are_kept_by_site(server: Server) -> None:
+    dxo = DXO(DataKind.WEIGHT_DIFF, data={"w": np.zeros(2, np.float32)}, meta={WEIGHT: 1.0})
+    dxo.set_meta_prop(METRICS, {"validation/auc": 0.75})
+    assert server.accept("a", stamped(dxo)) and server.accept("b", reply())
+    assert server.aggregator.metrics == {"a": {"validation/auc": 0.75}, "b": {}}
+
+
+def test_an_evaluation_is_written_by_site_and_the_model_stays_as_it_is(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    server.aggregator = MetricsCollector()
+    assert server.accept("b", stamped(DXO(DataKind.METRICS, data={"auc": 0.5, "accuracy": None})))
+    assert server.accept("a", stamped(DXO(DataKind.METRICS, data={"auc": 1.0})))
+    assert not server.accept("c", reply())
+    assert server.aggregate() == START
+    written = json.loads((tmp_path / EVALUATION_FILE).read_text())
+    assert written == {"a": {"auc": 1.0}, "b": {"accuracy": None, "auc": 0.5}}

@@ -1,125 +1,177 @@
-"""A site answers with an update or with a fixed code, and with nothing else."""
+"""A site answers with an update, metrics or a fixed code, only where it was admitted."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
+from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants
 
-from histoflare.bags.task import MemTask
+from histoflare.errors import JobError
 from histoflare.flare import executor as module
+from histoflare.flare import handshake
 from histoflare.flare.executor import SiteExecutor
-from histoflare.flare.headers import ASKED, NOT_ASKED, WEIGHT
-from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE, write_site_file
-from histoflare.flare.tensors import to_arrays
-from histoflare.rounds.fedavg import FedAvg
-from histoflare.rounds.state import model_state
+from histoflare.flare.headers import METRICS, TOTAL_ROUNDS, WEIGHT
+from histoflare.privacy.policy import POLICIES, read_policy
+from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE
+from histoflare.site.trainer import EvaluateAnswer, TrainAnswer, TrainerSetup
 
-from .bags_on_disk import ENCODER, FEATURES, LABELS, write_site
 from .stand_in import StandInEngine
 
-TASK = MemTask(LABELS, ENCODER, patch_px=224, features=FEATURES, memories=2, dim=4, hidden=4, batch_size=4)
-STRATEGY = FedAvg(share=["head"])
+TENSORS = {"w": np.array([0.5], dtype=np.float32)}
+
+
+class StandInTrainer:
+    """Answers at once, and notes what it was asked."""
+
+    made: list[StandInTrainer]
+    error: Exception | None = None
+
+    def __init__(self, setup: TrainerSetup, say: Any) -> None:
+        self.setup = setup
+        self.asked: list[Any] = []
+        self.closed = False
+        StandInTrainer.made.append(self)
+
+    def train(self, state: Any, round_index: int, total_rounds: int, *, metrics: Any, stopped: Any) -> Any:
+        self.asked.append((round_index, total_rounds, list(metrics), stopped()))
+        if StandInTrainer.error is not None:
+            raise StandInTrainer.error
+        values = dict.fromkeys(metrics, 0.5)
+        return TrainAnswer(tensors=dict(TENSORS), weight=6.0, metrics=values, patients=6, metric_patients=3)
+
+    def evaluate(self, state: Any, split: str, *, stopped: Any) -> Any:
+        self.asked.append((split, stopped()))
+        return EvaluateAnswer(metrics={"auc": 0.75}, patients=4)
+
+    def close(self) -> None:
+        self.closed = True
 
 
 class Site:
-    """``clinic-a`` with its bags, its file in the kit's local folder, and an executor."""
+    """``clinic-a`` with its file in the kit's local folder, and an executor."""
 
-    def __init__(self, root: Path, **options: Any) -> None:
-        write_site_file(root / "kit" / SITE_FILE, write_site(root, "clinic-a", **options))
-        self.engine = StandInEngine(root / "kit", {"task": TASK, "strategy": STRATEGY})
-        self.executor = SiteExecutor(seed=5)
+    def __init__(self, root: Path, text: str = "", **options: Any) -> None:
+        self.kit = root
+        (root / SITE_FILE).write_text(f'manifest = "m.csv"\nbags = "bags"\n{text}')
+        self.engine = StandInEngine(root, {"task": "the task", "strategy": "the strategy"})
+        self.executor = SiteExecutor(seed=5, **options)
+        self.admitted = True
 
-    def train(self, index: int = 0, asked: tuple[str, ...] = ("clinic-a",), name: str = "train") -> Shareable:
-        model = to_arrays(STRATEGY.begin(model_state(TASK.build_model())))
-        task = DXO(DataKind.WEIGHTS, data=model).to_shareable()
-        task.set_header(ASKED, list(asked))
+    def ask(self, name: str = "train", index: int = 0) -> Shareable:
+        task = DXO(DataKind.WEIGHTS, data=dict(TENSORS)).to_shareable()
         task.set_header(AppConstants.CURRENT_ROUND, index)
-        task.set_header(AppConstants.NUM_ROUNDS, 3)
-        return self.executor.execute(name, task, self.engine.context("clinic-a"), Signal())
+        task.set_header(TOTAL_ROUNDS, 3)
+        return self.executor.execute(name, task, self.context(), Signal())
+
+    def context(self) -> FLContext:
+        fl_ctx = self.engine.context("clinic-a")
+        if self.admitted:
+            handshake.admit(read_policy(POLICIES / "open.toml"), fl_ctx)
+        return fl_ctx
 
 
 @pytest.fixture(autouse=True)
-def _own_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def _stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv(SITES_VARIABLE, raising=False)
+    monkeypatch.setattr(module, "Trainer", StandInTrainer)
+    StandInTrainer.made, StandInTrainer.error = [], None
+    yield
+    handshake._released.clear()
 
 
-def test_an_update_and_its_weight_leave_and_nothing_else(tmp_path: Path) -> None:
-    reply = Site(tmp_path).train()
-    assert reply.get_return_code() == ReturnCode.OK
-    update = from_shareable(reply)
-    assert update.data_kind == DataKind.WEIGHT_DIFF
-    assert set(update.data) == {"head.weight", "head.bias"}
-    assert all(np.isfinite(array).all() and array.any() for array in update.data.values())
-    assert update.meta == {WEIGHT: 6.0}  # 10 slides, two in five for testing
-    text = repr({**reply, "DXO": None})
-    assert "clinic-a" not in text and str(tmp_path) not in text
+def test_an_update_is_released_and_goes_with_its_weight(tmp_path: Path) -> None:
+    reply = Site(tmp_path).ask(index=1)
+    dxo = from_shareable(reply)
+    assert (dxo.data_kind, dxo.meta) == (DataKind.WEIGHT_DIFF, {WEIGHT: 6.0})
+    released = handshake.take_release(dxo.data)
+    assert released is not None and released.patients == 6
+    (trainer,) = StandInTrainer.made
+    assert trainer.asked == [(1, 3, [], False)]
+    assert (trainer.setup.site, trainer.setup.seed, trainer.setup.run) == ("clinic-a", 5, "job")
 
 
-def test_a_site_that_is_not_asked_reads_and_sends_nothing(tmp_path: Path) -> None:
-    site = Site(tmp_path)
-    (tmp_path / "kit" / SITE_FILE).unlink()
-    reply = site.train(asked=("clinic-b",))
-    assert reply.get_return_code() == ReturnCode.OK and reply.get_header(NOT_ASKED)
-    assert "DXO" not in reply
+def test_one_trainer_serves_every_round_and_ends_with_the_job(tmp_path: Path) -> None:
+    site = Site(tmp_path, run="earlier")
+    for index in range(3):
+        site.ask(index=index)
+    (trainer,) = StandInTrainer.made
+    assert trainer.setup.run == "earlier", "a job that goes on keeps the name of its run"
+    site.executor.handle_event(EventType.END_RUN, site.context())
+    assert trainer.closed
 
 
-def test_another_task_is_not_answered(tmp_path: Path) -> None:
-    assert Site(tmp_path).train(name="submit_model").get_return_code() == ReturnCode.TASK_UNKNOWN
+def test_a_metric_is_asked_for_only_if_the_policy_lets_it_out(tmp_path: Path) -> None:
+    dxo = from_shareable(Site(tmp_path, best_metric="auc").ask())
+    assert dxo.meta[METRICS] == {"validation/auc": 0.5}
+    released = handshake.take_release(dxo.meta[METRICS])
+    assert released is not None and released.patients == 3
+    assert METRICS not in from_shareable(Site(tmp_path, best_metric="loss").ask()).meta
 
 
-def test_a_refusal_is_a_code_without_its_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    missing = Site(tmp_path / "missing")
-    (tmp_path / "missing" / "kit" / SITE_FILE).unlink()
-    other = Site(tmp_path / "other", encoder="imported:other")
-    for site, code in ((missing, "SITE_NOT_CONFIGURED"), (other, "COHORT_INVALID")):
-        reply = site.train()
-        assert reply.get_return_code() == f"REFUSED_{code}"
-        assert str(tmp_path) not in repr(dict(reply))
-    # The person at the site reads why; error logs would be streamed to the server.
-    assert "imported:other" in caplog.text
-    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
-    assert not site.engine.events, "a fired log event can be carried to the server"
-
-
-def test_a_crash_is_a_code_without_its_text(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("text", "split"), [("", "test"), ("evaluation_only = true\n", "all")])
+def test_an_evaluation_asks_test_patients_or_all_of_a_site_that_never_trains(
+    tmp_path: Path, text: str, split: str
 ) -> None:
-    def crash(*_: Any, **__: Any) -> None:
-        raise RuntimeError("patient Doe")
+    dxo = from_shareable(Site(tmp_path, text).ask("evaluate"))
+    assert (dxo.data_kind, dxo.data) == (DataKind.METRICS, {"auc": 0.75})
+    assert StandInTrainer.made[0].asked == [(split, False)]
+    assert handshake.take_release(dxo.data) is not None
 
+
+def test_without_a_token_nothing_is_even_read(tmp_path: Path) -> None:
     site = Site(tmp_path)
-    monkeypatch.setattr(module, "site_round", crash)
-    reply = site.train()
-    assert reply.get_return_code() == "REFUSED_TRAINING_FAILED"
-    assert "Doe" not in repr(dict(reply))
-    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    site.admitted = False
+    (tmp_path / SITE_FILE).unlink()
+    assert site.ask().get_return_code() == "REFUSED_NOT_ADMITTED"
+    assert not StandInTrainer.made
 
 
-def test_a_site_keeps_its_own_state_only_of_rounds_it_answered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_token_serves_one_task(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    fl_ctx = site.context()
+    site.executor.execute("other", Shareable(), fl_ctx, Signal())
+    assert site.executor.execute("train", Shareable(), fl_ctx, Signal()).get_return_code() == (
+        "REFUSED_NOT_ADMITTED"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "error", "code"),
+    [
+        ("evaluation_only = true\n", "train", None, "EVALUATION_ONLY"),
+        ("", "submit_model", None, "TASK_UNKNOWN"),
+        ("unknown = 1\n", "train", None, "SITE_NOT_CONFIGURED"),
+        ("", "train", JobError("patient Doe", reason="COHORT_INVALID"), "COHORT_INVALID"),
+        ("", "train", RuntimeError("patient Doe"), "TRAINING_FAILED"),
+    ],
+)
+def test_a_refusal_is_a_code_and_its_text_stays_here(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    text: str,
+    name: str,
+    error: Exception | None,
+    code: str,
 ) -> None:
-    given: list[dict[str, Any]] = []
-    site_round = module.site_round
-
-    def spy(*arguments: Any, **options: Any) -> Any:
-        given.append(options["site_state"])
-        return site_round(*arguments, **options)
-
-    site = Site(tmp_path)
-    monkeypatch.setattr(module, "site_round", spy)
-    monkeypatch.setattr(module, "DXO", None)  # the reply cannot be made
-    assert site.train(0).get_return_code() == "REFUSED_TRAINING_FAILED"
-    monkeypatch.setattr(module, "DXO", DXO)
-    site.train(1)
-    site.train(2)
-    assert given[:2] == [{}, {}]
-    assert "personal/blocks.0.memory.weight" in given[2]
+    StandInTrainer.error = error
+    caplog.set_level(logging.INFO)
+    site = Site(tmp_path, text)
+    reply = site.ask(name)
+    assert reply.get_return_code() == f"REFUSED_{code}"
+    assert "Doe" not in repr(dict(reply)) and str(tmp_path) not in repr(dict(reply))
+    assert error is None or "Doe" in caplog.text, "the person at the site reads why"
+    # Error logs would be streamed to the server, and fired log events can be carried there.
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert not site.engine.events
+    assert reply.get_return_code() != ReturnCode.OK

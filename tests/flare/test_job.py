@@ -13,6 +13,8 @@ import pytest
 from histoflare.errors import JobError
 from histoflare.flare.allowed import ALLOWED_CLASSES
 from histoflare.flare.job import CONFIG_FOLDER, make_component, read_configuration, read_job, write_variant
+from histoflare.privacy.policy import POLICIES, read_policy
+from histoflare.privacy.protocol import check_task, digest
 
 JOBS = sorted((Path(__file__).resolve().parents[2] / "jobs").iterdir())
 
@@ -43,6 +45,14 @@ class TestEveryJob:
         meta = json.loads((folder / "meta.json").read_text())
         assert meta["name"] == folder.name
         assert meta["min_clients"] >= 1
+        assert meta["scope"] == "open"
+
+    def test_names_its_purpose_and_the_consortium_s_protocol(self, folder: Path, repository: Path) -> None:
+        variables = read_configuration(folder / CONFIG_FOLDER / "config_fed_client.conf")
+        assert variables["purpose"] in read_policy(POLICIES / "open.toml").purposes
+        agreed = read_job(repository / "jobs" / "mem_fedavg").protocol
+        assert digest(variables["protocol"]) == digest(agreed), "a site agrees to one protocol for all jobs"
+        check_task(agreed, read_job(folder).task.to_json())
 
     @pytest.mark.parametrize("side", ["server", "client"])
     def test_every_class_exists_is_allowed_and_takes_its_arguments(self, folder: Path, side: str) -> None:
@@ -53,6 +63,8 @@ class TestEveryJob:
             module, _, name = component["path"].rpartition(".")
             kind = getattr(importlib.import_module(module), name)
             known = set(inspect.signature(kind).parameters)
+            if "arguments" in known:  # handed on to FLARE's own
+                known |= set(inspect.signature(kind.__mro__[1]).parameters)
             assert set(component.get("args") or {}) <= known, component["path"]
 
     def test_both_sides_agree(self, folder: Path) -> None:

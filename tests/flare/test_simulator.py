@@ -13,9 +13,9 @@ from histoflare.bags.cohort import load_cohort
 from histoflare.errors import JobError
 from histoflare.flare.job import Job, read_job, write_variant
 from histoflare.flare.simulator import run_simulation
-from histoflare.site.configuration import SiteConfiguration
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import digest
+from histoflare.site.configuration import SiteConfiguration
 from histoflare.slides.manifest import read_manifest
 
 from .bags_on_disk import LABELS, write_site
@@ -60,10 +60,10 @@ def test_flare_ends_with_the_weights_of_the_in_process_runner(
     job = variant(repository, tmp_path, rounds=3, **{"strategy.clients_per_round": clients_per_round})
     before = flare_processes()
     seen: list[int] = []
-    result = run_simulation(job.folder, sites, job.rounds, on_round=seen.append)
+    result = run_simulation(job, sites, on_round=seen.append)
     assert digest(result.state) == in_process_digest(job, sites)
     expected = [list(job.strategy.participants(index, sorted(SITES), job.seed)) for index in range(3)]
-    assert [row["taking_part"] for row in result.participation] == expected
+    assert [row["taking_part"] for row in result.rounds] == expected
     assert max(seen) == 3
     assert flare_processes() <= before, "nothing is left running"
 
@@ -73,9 +73,9 @@ def test_a_site_that_cannot_take_part_sends_a_code_and_the_others_go_on(
 ) -> None:
     sites["clinic-b"] = write_site(tmp_path / "other encoder", "clinic-b", encoder="imported:other")
     job = variant(repository, tmp_path, rounds=2, min_clients=2)
-    result = run_simulation(job.folder, sites, job.rounds)
-    assert [row["taking_part"] for row in result.participation] == [["clinic-a", "clinic-c"]] * 2
-    assert "REFUSED_COHORT_INVALID" in result.log
+    result = run_simulation(job, sites)
+    assert [row["taking_part"] for row in result.rounds] == [["clinic-a", "clinic-c"]] * 2
+    assert [row["refused"] for row in result.rounds] == [{"clinic-b": "COHORT_INVALID"}] * 2
 
 
 def test_a_job_that_stops_is_an_error_with_its_log(
@@ -84,7 +84,7 @@ def test_a_job_that_stops_is_an_error_with_its_log(
     job = variant(repository, tmp_path, rounds=2, min_clients=3)
     sites["clinic-b"] = SiteConfiguration(tmp_path / "nowhere.csv", tmp_path / "nowhere")
     with pytest.raises(JobError, match="stopped after 0 of 2 rounds"):
-        run_simulation(job.folder, sites, job.rounds)
+        run_simulation(job, sites)
 
 
 def test_ctrl_c_leaves_nothing_running(
@@ -95,13 +95,14 @@ def test_ctrl_c_leaves_nothing_running(
     code = f"""
 import os, signal
 from pathlib import Path
+from histoflare.flare.job import read_job
 from histoflare.flare.simulator import run_simulation
 from histoflare.site.configuration import SiteConfiguration
 sites = {{name: SiteConfiguration(Path(m), Path(b)) for name, m, b in {listed!r}}}
 def on_round(done):
     if done >= 1:
         os.kill(os.getpid(), signal.SIGINT)
-run_simulation(Path({str(job.folder)!r}), sites, 500, on_round=on_round)
+run_simulation(read_job(Path({str(job.folder)!r})), sites, on_round=on_round)
 """
     before = flare_processes()
     ended = subprocess.run(

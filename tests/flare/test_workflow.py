@@ -1,29 +1,160 @@
-"""A round waits for the sites it asked."""
+"""A round waits for the sites it asked, counts no refusal as an answer, and writes down what happened."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from nvflare.apis.controller_spec import Task
+from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.fl_context import FLContext
-from nvflare.apis.shareable import Shareable
+from nvflare.apis.impl.bcast_manager import BcastTaskManager
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.app_common.app_event_type import AppEventType
 
-from histoflare.flare.headers import ASKED
+from histoflare.errors import JobError
+from histoflare.flare.headers import ASKED, PSEUDONYM
+from histoflare.flare.record import EARLIER_ROUNDS_FILE, ROUNDS_FILE, SITES_FILE
 from histoflare.flare.workflow import AskingScatterAndGather
+
+from .stand_in import StandInEngine
+
+SITES = ("a", "b", "c")
+
+
+class Communicator:
+    """Gives every site asked its task, and takes the replies it was made with."""
+
+    def __init__(self, workflow: AskingScatterAndGather, replies: dict[str, Shareable]) -> None:
+        self.workflow = workflow
+        self.replies = replies
+        self.arguments: tuple[Any, ...] = ()
+
+    def broadcast_and_wait(self, task: Task, fl_ctx: FLContext, targets: list[str], *arguments: Any) -> None:
+        self.arguments = (targets, *arguments)
+        assert task.data.get_header(ASKED) is None, "no site is told who the others are"
+        task.targets = targets
+        self.manager = BcastTaskManager(task, arguments[0], arguments[1])
+        for site in targets:
+            client_task = SimpleNamespace(
+                client=SimpleNamespace(name=site), task=task, result=self.replies.get(site)
+            )
+            self.workflow._prepare_train_task_data(client_task, fl_ctx)
+            if site in self.replies:
+                self.workflow._process_train_result(client_task, fl_ctx)
+
+
+class Server:
+    """A workflow in a round, with an aggregator that takes what it is told to."""
+
+    def __init__(
+        self, folder: Path, replies: dict[str, Shareable], accepts: bool = True, **options: Any
+    ) -> None:
+        self.workflow = AskingScatterAndGather(
+            **{"rounds": 5, "min_clients": 2, "ignore_result_error": True, **options}
+        )
+        self.engine = StandInEngine(folder, {}, SITES)
+        self.workflow._engine = self.engine
+        self.workflow._current_round = 3
+        self.workflow.communicator = Communicator(self.workflow, replies)
+        self.workflow.aggregator = SimpleNamespace(
+            accept=lambda *_: accepts, taking_part=sorted(replies) if accepts else [], metrics={}
+        )
+        self.folder = folder
+
+    def run(self, asked: list[str]) -> dict[str, Any]:
+        data = DXO(DataKind.WEIGHTS, data={"w": np.zeros(10, np.float32)}).to_shareable()
+        data.set_header(ASKED, asked)
+        fl_ctx = self.engine.context("server")
+        self.workflow.broadcast_and_wait(
+            Task("train", data), fl_ctx, min_responses=2, wait_time_after_min_received=60
+        )
+        self.workflow.handle_event(AppEventType.ROUND_DONE, fl_ctx)
+        self.workflow.stop_controller(fl_ctx)
+        return json.loads((self.folder / ROUNDS_FILE).read_text())[-1]
+
+
+def update() -> Shareable:
+    return DXO(DataKind.WEIGHT_DIFF, data={"w": np.zeros(10, np.float32)}).to_shareable()
 
 
 @pytest.mark.parametrize(("asked", "waits_for"), [(["b"], 1), (["a", "c"], 2), (["a", "b", "c"], 2)])
-def test_only_the_sites_asked_get_the_task_and_are_waited_for(asked: list[str], waits_for: int) -> None:
-    class Communicator:
-        def broadcast_and_wait(self, task: Task, fl_ctx: FLContext, *arguments: Any) -> None:
-            self.arguments = arguments
+def test_only_the_sites_asked_get_the_task_and_are_waited_for(
+    tmp_path: Path, asked: list[str], waits_for: int
+) -> None:
+    server = Server(tmp_path, {site: update() for site in asked})
+    row = server.run(asked)
+    assert server.workflow.communicator.arguments == (asked, waits_for, 60, None)
+    assert (row["asked"], row["taking_part"], row["sites"]) == (asked, asked, list(SITES))
 
-    workflow = AskingScatterAndGather(min_clients=2)
-    workflow.communicator = Communicator()
-    data = Shareable()
-    data.set_header(ASKED, asked)
-    workflow.broadcast_and_wait(
-        Task("train", data), FLContext(), min_responses=2, wait_time_after_min_received=60
-    )
-    assert workflow.communicator.arguments == (asked, waits_for, 60, None)
+
+def test_the_record_says_who_refused_why_and_who_was_silent(tmp_path: Path) -> None:
+    refusal = make_reply("REFUSED_TOO_FEW_PATIENTS", headers={PSEUDONYM: "river"})
+    server = Server(tmp_path, {"a": update(), "b": refusal})
+    server.workflow.aggregator.taking_part = ["a"]
+    row = server.run(list(SITES))
+    assert (row["round"], row["taking_part"], row["no_answer"]) == (3, ["a"], ["c"])
+    assert row["refused"] == {"b": "TOO_FEW_PATIENTS"}
+    assert (row["bytes_up"], row["bytes_down"]) == (40, 120)
+    assert set(row["seconds"]) == set(SITES)
+    assert json.loads((tmp_path / SITES_FILE).read_text()) == {"b": "river"}
+
+
+def test_text_that_is_no_reason_code_is_not_written_down(tmp_path: Path) -> None:
+    row = Server(tmp_path, {"b": make_reply("REFUSED_patient Doe")}).run(["b"])
+    assert row["refused"] == {"b": "REPLY_NOT_ALLOWED"}
+
+
+@pytest.mark.parametrize("accepts", [True, False])
+def test_a_refusal_does_not_count_as_an_answer(tmp_path: Path, accepts: bool) -> None:
+    """With two of three to wait for, two quick refusals must not close the round on the one that trains."""
+    replies = {site: update() if not accepts else make_reply("REFUSED_JOB_INVALID") for site in ("a", "b")}
+    server = Server(tmp_path, replies, accepts)
+    server.run(list(SITES))
+    task = server.workflow._task
+    now = 1.0
+    task.client_tasks = [SimpleNamespace(result_received_time=time) for time in (now, now, None)]
+    done, _ = server.workflow.communicator.manager.check_task_exit(task)
+    assert not done
+    assert task.props["__min_responses"] == 3
+
+
+def test_a_job_that_goes_on_keeps_the_earlier_rounds(tmp_path: Path) -> None:
+    (tmp_path / EARLIER_ROUNDS_FILE).write_text('[{"round": 0}, {"round": 1}, {"round": 2}]')
+    Server(tmp_path, {"a": update()}).run(["a"])
+    rows = json.loads((tmp_path / ROUNDS_FILE).read_text())
+    assert [row["round"] for row in rows] == [0, 1, 2, 3]
+
+
+def test_the_best_model_is_the_one_that_all_who_took_part_found_best(tmp_path: Path) -> None:
+    kept: list[tuple[float, str]] = []
+    replies = {site: update() for site in ("a", "b")}
+    for metrics in (
+        {"a": {"validation/auc": 0.5}, "b": {"validation/auc": 0.7}},
+        {"a": {"validation/auc": 0.9}, "b": {"validation/auc": None}},  # b does not say
+        {"a": {"validation/auc": 0.4}, "b": {"validation/auc": 0.7}},  # worse
+        {"a": {"validation/auc": 0.8}, "b": {"validation/auc": 0.7}},
+    ):
+        if not kept:
+            server = Server(tmp_path, replies, best_metric="auc")
+            server.workflow.persistor = SimpleNamespace(
+                save_best=lambda model, value, metric, fl_ctx: kept.append((round(value, 6), metric))
+            )
+        server.workflow.aggregator.metrics = metrics
+        server.run(["a", "b"])
+    assert kept == [(0.6, "validation/auc"), (0.75, "validation/auc")]
+
+
+@pytest.mark.parametrize("start", [-1, 5, 6])
+def test_a_start_outside_the_job_is_refused(start: int) -> None:
+    with pytest.raises(JobError, match="start_round"):
+        AskingScatterAndGather(rounds=5, start_round=start)
+
+
+def test_a_job_that_goes_on_runs_the_rest() -> None:
+    workflow = AskingScatterAndGather(rounds=5, start_round=2)
+    assert (workflow._start_round, workflow._num_rounds) == (2, 3)

@@ -52,7 +52,13 @@ def test_the_shape_scripts_rely_on() -> None:
         assert figures["accuracy"] == 0.8
         assert figures["accuracy_ci95"] == [0.6, 0.9]
     assert [site["rounds_taken_part"] for site in report["sites"].values()] == [2, 1]
-    assert report["participation"][1] == {"round": 1, "taking_part": ["a"]}
+    assert report["participation"][1] == {
+        "round": 1,
+        "asked": ["a"],
+        "taking_part": ["a"],
+        "refused": {},
+        "no_answer": [],
+    }
     assert set(report["external_other_models"]) == {"pooled", "local/a", "local/b"}
 
 
@@ -91,3 +97,69 @@ def test_a_site_that_cannot_be_tested_is_a_dash() -> None:
     Console(file=written, width=120).print(results_table(report))
     assert "20 / 0" in written.getvalue()
     assert summarise([report])["cohorts"]["each site"]["federated"]["accuracy"]["mean"] == 0.8
+
+
+RECORDED = [
+    {
+        "round": index,
+        "sites": ["a", "b", "training"],
+        "asked": ["a", "b", "training"],
+        "taking_part": ["a"],
+        "refused": {"b": "TOO_FEW_PATIENTS"},
+        "no_answer": ["training"],
+        "seconds": {site: {"training": 1.5, "waiting": 0.25, "idle": 0.125} for site in ("a", "b")},
+        "bytes_up": 100,
+        "bytes_down": 300,
+        "metrics": {"a": {"validation/auc": 0.5}},
+    }
+    for index in range(2)
+]
+
+
+def test_what_the_server_recorded_is_added_up() -> None:
+    report = build_report(replace(FACTS, participation=RECORDED), comparison())
+    assert report["participation"][0]["refused"] == {"b": "TOO_FEW_PATIENTS"}
+    assert report["participation"][1]["no_answer"] == ["training"]
+    assert (report["bytes_up"], report["bytes_down"]) == (200, 600)
+    assert report["seconds_per_site"]["b"] == {"training": 3.0, "waiting": 0.5, "idle": 0.25}
+    assert report["sites"]["b"]["rounds_taken_part"] == 0
+
+
+def test_bytes_nobody_counted_are_null_and_not_zero() -> None:
+    assert build_report(FACTS, comparison())["bytes_up"] is None
+    assert build_report(replace(FACTS, bytes_up=7), comparison())["bytes_up"] == 7
+
+
+def test_pseudonyms_stand_everywhere_a_name_stood() -> None:
+    made = comparison()
+    grouped = replace(METRICS, subgroups={"site": {"b": METRICS}})
+    made = replace(made, federated=grouped)
+    facts = replace(
+        FACTS,
+        participation=RECORDED,
+        strategy={"name": "fedavg", "weights": {"a": 0.5, "b": 0.5}},
+        evaluated_at_sites={"b": {"auc": 0.5}},
+        evaluation_refused={"training": "EVALUATION_ONLY"},
+        pseudonyms={"b": "north", "training": "south"},
+    )
+    report = build_report(facts, made)
+    assert set(report["sites"]) == {"a", "north"}
+    assert report["strategy"]["weights"] == {"a": 0.5, "north": 0.5}
+    assert report["participation"][0]["refused"] == {"north": "TOO_FEW_PATIENTS"}
+    assert report["participation"][0]["no_answer"] == ["south"]
+    assert report["seconds_per_site"]["north"]["training"] == 3.0, "a site's name is no phase's"
+    assert set(report["external_other_models"]) == {"pooled", "local/a", "local/north"}
+    assert set(report["local_on_all_sites"]) == {"a", "north"}
+    assert list(report["federated"]["subgroups"]["site"]) == ["north"]
+    assert report["evaluated_at_sites"] == {"north": {"auc": 0.5}}
+    assert report["evaluation_refused"] == {"south": "EVALUATION_ONLY"}
+    assert '"b"' not in json.dumps(report)
+
+
+def test_two_sites_of_one_pseudonym_stay_two() -> None:
+    facts = replace(FACTS, pseudonyms={"a": "north", "b": "north"})
+    assert set(build_report(facts, comparison())["sites"]) == {"north", "north (2)"}
+    facts = replace(FACTS, pseudonyms={"a": "b"})
+    report = build_report(facts, comparison())
+    assert set(report["sites"]) == {"b", "b (2)"}
+    assert report["sites"]["b"]["rounds_taken_part"] == 1, "b keeps its own name"

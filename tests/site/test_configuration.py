@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -16,17 +18,66 @@ from histoflare.site.configuration import (
     write_site_file,
 )
 
+SHA256 = "0123456789abcdef" * 4
+MINIMUM = 'manifest = "m.csv"\nbags = "bags"\n'
 
-@pytest.mark.parametrize("name", ["bags", 'a "quoted" \\ folder', "größe 1"])
+
+@pytest.mark.parametrize("name", ["bags", 'a "quoted" \\ folder', "größe 1", "line\nbreak\x7f", "{braces}"])
 def test_what_is_written_is_read(tmp_path: Path, name: str) -> None:
-    configuration = SiteConfiguration(tmp_path / f"{name}.csv", tmp_path / name)
-    write_site_file(tmp_path / SITE_FILE, configuration)
-    assert read_site_file(tmp_path / SITE_FILE) == configuration
+    plain = SiteConfiguration(tmp_path / f"{name}.csv", tmp_path / name)
+    full = SiteConfiguration(
+        tmp_path / "m.csv",
+        tmp_path / "bags",
+        records=tmp_path / name,
+        prepare=True,
+        encoder_weights=tmp_path / f"{name}.pth",
+        encoder_sha256=SHA256,
+        cache_mb=0,
+        evaluation_only=True,
+        pseudonym="river-7",
+    )
+    for configuration in (plain, full):
+        write_site_file(tmp_path / SITE_FILE, configuration)
+        assert read_site_file(tmp_path / SITE_FILE) == configuration
 
 
-def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
-    (tmp_path / SITE_FILE).write_text('manifest = "m.csv"\nbags = "../bags"\n')
-    assert read_site_file(tmp_path / SITE_FILE) == SiteConfiguration(tmp_path / "m.csv", tmp_path / "../bags")
+def test_a_written_file_has_every_key_with_a_comment_above_it(tmp_path: Path) -> None:
+    write_site_file(tmp_path / SITE_FILE, SiteConfiguration(tmp_path / "m.csv", tmp_path / "bags"))
+    text = (tmp_path / SITE_FILE).read_text()
+    assert list(tomllib.loads(text)) == [field.name for field in fields(SiteConfiguration)]
+    blocks = text.split("\n\n")
+    assert all(block.startswith("#") for block in blocks)
+
+
+def test_relative_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = 'manifest = "m.csv"\nbags = "../bags"\nrecords = "notes"\nencoder_weights = "w.pth"\n'
+    (tmp_path / SITE_FILE).write_text(f'{text}encoder_sha256 = "{SHA256}"\n')
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / SITE_FILE, Path(SITE_FILE)):
+        assert read_site_file(path) == SiteConfiguration(
+            tmp_path / "m.csv",
+            tmp_path / "../bags",
+            records=tmp_path / "notes",
+            encoder_weights=tmp_path / "w.pth",
+            encoder_sha256=SHA256,
+        )
+
+
+def test_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / SITE_FILE).write_text(MINIMUM)
+    read = read_site_file(tmp_path / SITE_FILE)
+    assert read == SiteConfiguration(tmp_path / "m.csv", tmp_path / "bags", records=tmp_path / "records")
+    assert (read.prepare, read.cache_mb, read.evaluation_only) == (False, 2048, False)
+    assert (read.encoder_weights, read.encoder_sha256, read.pseudonym) == (None, None, None)
+
+
+def test_sites_on_one_machine_have_records_of_their_own(tmp_path: Path) -> None:
+    sites = [SiteConfiguration(tmp_path / f"{name}.csv", tmp_path / "bags" / name) for name in "ab"]
+    assert sites[0].records != sites[1].records
+    for name in "ab":
+        (tmp_path / f"{name}.toml").write_text(MINIMUM)
+    read = [read_site_file(tmp_path / f"{name}.toml") for name in "ab"]
+    assert [site.records for site in read] == [tmp_path / "records" / name for name in "ab"]
 
 
 @pytest.mark.parametrize(
@@ -34,17 +85,39 @@ def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
     [
         (None, "not found"),
         ("manifest = ", "not a TOML file"),
-        ('manifest = "m.csv"', "it has manifest"),
-        ('manifest = "m.csv"\nbags = 3', "must have exactly"),
-        ('manifest = "m.csv"\nbags = "b"\nspare = "s"', "it has bags, manifest, spare"),
+        ("# \udcff", "not a TOML file"),
+        ('manifest = "m.csv"', "bags: missing"),
+        (f'{MINIMUM}spare = "s"', "spare: unknown"),
+        ('manifest = ""\nbags = "b"', "manifest: must be"),
+        ('manifest = "m"\nbags = 3', "bags: must be"),
+        (f"{MINIMUM}records = true", "records: must be"),
+        (f'{MINIMUM}prepare = "yes"', "prepare: must be"),
+        (f"{MINIMUM}encoder_weights = 1", "encoder_weights: must be"),
+        (f'{MINIMUM}encoder_sha256 = "abc"', "encoder_sha256: must be"),
+        (f'{MINIMUM}encoder_weights = "w.pth"', "give both or neither"),
+        (f"{MINIMUM}cache_mb = -1", "cache_mb: must be"),
+        (f"{MINIMUM}cache_mb = true", "cache_mb: must be"),
+        (f"{MINIMUM}cache_mb = 1.5", "cache_mb: must be"),
+        (f"{MINIMUM}evaluation_only = 1", "evaluation_only: must be"),
+        (f'{MINIMUM}pseudonym = "St. Mary"', "pseudonym: must be"),
+        (f'{MINIMUM}pseudonym = "river\\n"', "pseudonym: must be"),
+        (f'{MINIMUM}pseudonym = "{"x" * 33}"', "pseudonym: must be"),
     ],
 )
 def test_a_wrong_file_is_one_clear_error(tmp_path: Path, content: str | None, says: str) -> None:
     if content is not None:
-        (tmp_path / SITE_FILE).write_text(content)
+        (tmp_path / SITE_FILE).write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(JobError, match=says) as caught:
         read_site_file(tmp_path / SITE_FILE)
     assert caught.value.reason == "SITE_NOT_CONFIGURED"
+
+
+def test_every_fault_is_in_the_error(tmp_path: Path) -> None:
+    (tmp_path / SITE_FILE).write_text('bags = 3\ncache_mb = "much"\nspare = 1\npseudonym = "Ä"\n')
+    with pytest.raises(JobError) as caught:
+        read_site_file(tmp_path / SITE_FILE)
+    for name in ("manifest", "bags", "cache_mb", "spare", "pseudonym"):
+        assert f"\n  {name}: " in str(caught.value)
 
 
 def test_the_variable_is_for_simulations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -24,13 +24,13 @@ from histoflare.commands.sites import EXTERNAL
 from histoflare.errors import JobError
 from histoflare.flare.job import Job
 from histoflare.flare.simulator import run_simulation
-from histoflare.site.configuration import SiteConfiguration
 from histoflare.privacy.plan import Open
 from histoflare.report.consortium import RunFacts, build_report
 from histoflare.rounds.bounds import train_local_only, train_pooled
 from histoflare.rounds.comparison import compare
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, digest
+from histoflare.site.configuration import SiteConfiguration
 from histoflare.slides.manifest import read_manifest
 from histoflare.storage import write_json
 
@@ -159,11 +159,9 @@ def _federate(
                 "With share = … every site keeps layers of its own, and FLARE's simulator throws them away "
                 "at its end: its models could not be evaluated. Use --runtime inprocess."
             )
-        result = run_simulation(
-            job.folder, experiment.sites, job.rounds, on_round=lambda done: bars.update(bar, completed=done)
-        )
+        result = run_simulation(job, experiment.sites, on_round=lambda done: bars.update(bar, completed=done))
         bars.update(bar, completed=job.rounds)
-        return result.state, {}, [row["taking_part"] for row in result.participation]
+        return result.state, {}, [row["taking_part"] for row in result.rounds]
     if experiment.runtime == "inprocess":
         run = run_in_process(
             job.task,

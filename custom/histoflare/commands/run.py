@@ -52,7 +52,9 @@ def run(
 
     found = find_sites(sites)
     read_job(job)  # what is wrong with it must not be said of a copy
-    changes = _settings(setting or [], job)
+    changes = settings(setting or [], job)
+    if "seed" in changes:
+        raise JobError("--set seed=…: seeds are given with --seeds.")
     reports = []
     with progress() as bars:
         for seed in _seeds(seeds):
@@ -168,7 +170,7 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def _settings(pairs: list[str], job: Path) -> dict[str, Any]:
+def settings(pairs: list[str], job: Path) -> dict[str, Any]:
     """Return the changes that ``--set`` asks for.
 
     A variable the job does not have would change nothing, so it is refused; below ``task`` and ``strategy``
@@ -186,8 +188,6 @@ def _settings(pairs: list[str], job: Path) -> dict[str, Any]:
             raise JobError(f"--set takes name=value, not '{pair}'.")
         if name.partition(".")[0] not in variables:
             raise JobError(f"--set {pair}: the job has no variable '{name}'; its job.conf lists them.")
-        if name == "seed":
-            raise JobError(f"--set {pair}: seeds are given with --seeds.")
         try:
             changes[name] = json.loads(value)
         except ValueError:

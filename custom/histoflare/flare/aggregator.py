@@ -1,4 +1,4 @@
-"""The server's side of a round: updates are held, then combined in site order, not in order of arrival."""
+"""The server's side of a round: what sites sent is held, then combined in site order, whoever was faster."""
 
 from __future__ import annotations
 
@@ -12,15 +12,69 @@ from nvflare.app_common.abstract.aggregator import Aggregator
 from nvflare.app_common.abstract.model import ModelLearnableKey
 from nvflare.app_common.app_constant import AppConstants
 
-from histoflare.errors import HistoflareError
-from histoflare.flare.headers import NOT_ASKED, WEIGHT
-from histoflare.flare.participation import ParticipationLog
+from histoflare.errors import HistoflareError, JobError
+from histoflare.flare import handshake
+from histoflare.flare.headers import METRICS, RELEASE, WEIGHT
+from histoflare.flare.record import EVALUATION_FILE, run_folder
 from histoflare.flare.tensors import to_arrays, to_state
 from histoflare.rounds.strategy import Update, check_update, server_round
+from histoflare.storage import write_json
 
 
-class SiteOrderAggregator(Aggregator):
-    """Holds a round's updates and gives them to the strategy in site order, where they are summed in float64.
+class StampedAggregator(Aggregator):
+    """Holds a round's stamped results by site; refuses errors, duplicates, late and unstamped ones.
+
+    The stamp is what a site's gate put on what it let out: the digest of the content. It guards against a
+    site whose policy file is missing or wrong, and that would send what no gate has seen. It does not guard
+    against malice: whoever controls a site can write any stamp.
+    """
+
+    kind = DataKind.WEIGHT_DIFF
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taking_part: list[str] = []
+        self.metrics: dict[str, dict[str, float | None]] = {}
+
+    def reset(self, fl_ctx: FLContext) -> None:
+        """Forget the round's results."""
+        self.taking_part, self.metrics = [], {}
+
+    def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
+        """Hold one site's result of this round, or refuse it.
+
+        A refused result costs its site the round and no other site anything. Never raises: FLARE would end
+        the round for everybody.
+        """
+        peer = fl_ctx.get_peer_context()
+        site = peer.get_prop(ReservedKey.IDENTITY_NAME) if peer else None
+        current = fl_ctx.get_prop(AppConstants.CURRENT_ROUND)
+        if site is None or shareable.get_return_code() not in (None, ReturnCode.OK):
+            return False
+        if site in self.taking_part or shareable.get_cookie(AppConstants.CONTRIBUTION_ROUND) != current:
+            return False
+        try:
+            dxo = from_shareable(shareable)
+            if dxo.data_kind != self.kind:
+                raise JobError(f"{dxo.data_kind} is not what was asked for")
+            stamp = dxo.get_meta_prop(RELEASE) or {}
+            if stamp.get("digest") != handshake.digest_of(dxo.data):
+                raise JobError("it does not carry the stamp of the site's gate")
+            self.hold(site, dxo, fl_ctx)
+        except (HistoflareError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            self.log_warning(fl_ctx, f"the result of {site} is refused: {error}")
+            return False
+        self.metrics[site] = dict(dxo.get_meta_prop(METRICS) or {})
+        self.taking_part.append(site)
+        return True
+
+    def hold(self, site: str, dxo: DXO, fl_ctx: FLContext) -> None:
+        """Check and keep a site's result; raise :class:`JobError` if it cannot be used."""
+        raise NotImplementedError
+
+
+class SiteOrderAggregator(StampedAggregator):
+    """Gives a round's updates to the strategy in site order, where they are summed in float64.
 
     FLARE's own aggregators add each update as it arrives; floating-point sums then depend on who is faster.
 
@@ -32,61 +86,56 @@ class SiteOrderAggregator(Aggregator):
         super().__init__()
         self._strategy_id = strategy_id
         self._updates: dict[str, Update] = {}
-        self._log = ParticipationLog()
 
     def reset(self, fl_ctx: FLContext) -> None:
         """Forget the round's updates."""
+        super().reset(fl_ctx)
         self._updates = {}
 
-    def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
-        """Hold one site's update of this round; refuse errors, duplicates, late and unusable ones.
-
-        A refused update costs its site the round and no other site anything. Never raises: FLARE would end
-        the round for everybody.
-        """
-        peer = fl_ctx.get_peer_context()
-        site = peer.get_prop(ReservedKey.IDENTITY_NAME) if peer else None
-        current = fl_ctx.get_prop(AppConstants.CURRENT_ROUND)
-        if site is None or shareable.get_return_code() not in (None, ReturnCode.OK):
-            return False
-        if shareable.get_header(NOT_ASKED) or site in self._updates:
-            return False
-        if shareable.get_cookie(AppConstants.CONTRIBUTION_ROUND) != current:
-            return False
-        try:
-            dxo = from_shareable(shareable)
-            weight = dxo.get_meta_prop(WEIGHT)
-            if dxo.data_kind != DataKind.WEIGHT_DIFF or not isinstance(weight, float):
-                return False
-            update = Update(site=site, tensors=to_state(dxo.data), weight=weight)
-            strategy = fl_ctx.get_engine().get_component(self._strategy_id)
-            check_update(strategy, to_state(_weights(fl_ctx)), update)
-        except (HistoflareError, ValueError, TypeError, AttributeError) as error:
-            self.log_warning(fl_ctx, f"the update of {site} is refused: {error}")
-            return False
+    def hold(self, site: str, dxo: DXO, fl_ctx: FLContext) -> None:
+        """Keep an update that the strategy can use."""
+        weight = dxo.get_meta_prop(WEIGHT)
+        if not isinstance(weight, float):
+            raise JobError("it has no weight")
+        update = Update(site=site, tensors=to_state(dxo.data), weight=weight)
+        strategy = fl_ctx.get_engine().get_component(self._strategy_id)
+        check_update(strategy, to_state(_weights(fl_ctx)), update)
         self._updates[site] = update
-        return True
 
     def aggregate(self, fl_ctx: FLContext) -> Shareable:
         """Return the new global model. Without any update it stays as it was, and the record says so."""
         engine = fl_ctx.get_engine()
         weights = _weights(fl_ctx)
-        sites = sorted(client.name for client in engine.get_clients())
-        taking_part = sorted(self._updates)
+        sites = sorted({client.name for client in engine.get_clients()} | set(self._updates))
         try:
             if self._updates:
-                combined = server_round(
-                    engine.get_component(self._strategy_id),
-                    to_state(weights),
-                    [self._updates[site] for site in taking_part],
-                    sites=sorted({*sites, *taking_part}),
-                )
-                weights = to_arrays(combined)
+                updates = [self._updates[site] for site in sorted(self._updates)]
+                strategy = engine.get_component(self._strategy_id)
+                weights = to_arrays(server_round(strategy, to_state(weights), updates, sites=sites))
         except HistoflareError as error:
+            self.taking_part = []
             self.system_panic(f"round not combined: {error}", fl_ctx)
-            taking_part = []
-        self._log.add(fl_ctx, sites=sites, taking_part=taking_part)
         shareable: Shareable = DXO(DataKind.WEIGHTS, data=weights).to_shareable()
+        return shareable
+
+
+class MetricsCollector(StampedAggregator):
+    """Writes what each site says of the model into the run folder; the model itself stays as it is."""
+
+    kind = DataKind.METRICS
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._evaluations: dict[str, dict[str, float | None]] = {}
+
+    def hold(self, site: str, dxo: DXO, fl_ctx: FLContext) -> None:
+        """Keep a site's metrics."""
+        self._evaluations[site] = dict(dxo.data)
+
+    def aggregate(self, fl_ctx: FLContext) -> Shareable:
+        """Write the metrics and return the model."""
+        write_json(run_folder(fl_ctx) / EVALUATION_FILE, dict(sorted(self._evaluations.items())))
+        shareable: Shareable = DXO(DataKind.WEIGHTS, data=_weights(fl_ctx)).to_shareable()
         return shareable
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 ALLOWED_CLASSES = (
     "histoflare.bags.task.MemTask",
+    "histoflare.flare.aggregator.MetricsCollector",
     "histoflare.flare.aggregator.SiteOrderAggregator",
     "histoflare.flare.executor.SiteExecutor",
     "histoflare.flare.persistor.SeededPersistor",
@@ -15,3 +16,10 @@ ALLOWED_CLASSES = (
     "histoflare.rounds.cyclic.CyclicWeightTransfer",
     "histoflare.rounds.fedavg.FedAvg",
 )
+
+SITE_CLASSES = (
+    "histoflare.flare.admission.Admission",
+    "histoflare.flare.gate.Gate",
+    "histoflare.flare.guard.Guard",
+)
+"""What a site's own ``privacy.json`` names. A job may not: it would bring its own gate."""

@@ -1,37 +1,37 @@
-"""The site's side of a round: FLARE's task in, an update or a fixed reason code out."""
+"""The site's side of a round: FLARE's task in, an update, metrics or a fixed reason code out."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
+from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
-from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
-from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants
 
-from histoflare.bags.cohort import Cohort, load_cohort
-from histoflare.errors import HistoflareError
-from histoflare.flare.headers import ASKED, NOT_ASKED, REFUSED, WEIGHT
-from histoflare.site.configuration import find_site_file, read_site_file
-from histoflare.flare.tensors import to_arrays, to_state
-from histoflare.privacy.plan import Open
-from histoflare.rounds.state import State
-from histoflare.rounds.strategy import site_round
-from histoflare.slides.manifest import read_manifest
+from histoflare.errors import HistoflareError, JobError
+from histoflare.flare import handshake
+from histoflare.flare.gate import refused
+from histoflare.flare.headers import METRICS, TOTAL_ROUNDS, WEIGHT
+from histoflare.flare.tensors import as_arrays
+from histoflare.privacy.policy import Policy
+from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
+from histoflare.site.trainer import Trainer, TrainerSetup
 
 
 class SiteExecutor(Executor):
-    """Trains this site's model for one round with the code that every runtime uses.
+    """Hands the tasks of an admitted job to this site's trainer process.
 
     Args:
         task_id: Component that says what is learned (e.g. ``histoflare.bags.task.MemTask``).
         strategy_id: Component that says how sites work together (e.g. ``histoflare.rounds.fedavg.FedAvg``).
         seed: The job's seed.
-        train_task_name: The FLARE task this executor answers.
+        run: Name of the run that this job continues; None for a new one.
+        best_metric: Metric of the validation patients to send with each update, if the policy lets it out.
+        train_task_name, evaluate_task_name: The FLARE tasks this executor answers.
     """
 
     def __init__(
@@ -39,70 +39,93 @@ class SiteExecutor(Executor):
         task_id: str = "task",
         strategy_id: str = "strategy",
         seed: int = 0,
+        run: str | None = None,
+        best_metric: str | None = None,
         train_task_name: str = "train",
+        evaluate_task_name: str = "evaluate",
     ) -> None:
         super().__init__()
         self._task_id = task_id
         self._strategy_id = strategy_id
         self._seed = seed
+        self._run = run
+        self._metrics = [f"validation/{best_metric}"] if best_metric else []
         self._train_task_name = train_task_name
-        self._cohort: Cohort | None = None
-        self._site_state: State = {}
+        self._evaluate_task_name = evaluate_task_name
+        self._trainer: Trainer | None = None
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """End the trainer with the job."""
+        if event_type == EventType.END_RUN and self._trainer is not None:
+            self._trainer.close()
 
     def execute(
         self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
     ) -> Shareable:
-        """Answer one FLARE task. Never raises: the text of an exception would travel to the server."""
-        if task_name != self._train_task_name:
-            return make_reply(ReturnCode.TASK_UNKNOWN)
+        """Answer one FLARE task. Never raises: an exception would go round the gate, with its text."""
         try:
-            return self._train(shareable, fl_ctx)
+            policy = handshake.redeem(fl_ctx)
+            if policy is None:
+                return refused(handshake.refusal(fl_ctx))
+            if task_name == self._train_task_name:
+                return self._train(shareable, fl_ctx, policy, abort_signal)
+            if task_name == self._evaluate_task_name:
+                return self._evaluate(shareable, fl_ctx, abort_signal)
+            return refused("TASK_UNKNOWN")
         except HistoflareError as error:
-            self.log_warning(fl_ctx, f"this site leaves the round out: {error}", fire_event=False)
-            return make_reply(REFUSED + error.reason)
+            self.logger.warning("this site leaves the round out: %s", error)
+            return refused(error.reason)
         except Exception:
             # Warning level: FLARE streams error logs to the server by default.
-            self.logger.warning("training failed", exc_info=True)
-            return make_reply(REFUSED + "TRAINING_FAILED")
+            self.logger.warning("the task failed", exc_info=True)
+            return refused("TRAINING_FAILED")
 
-    def _train(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
-        site = fl_ctx.get_identity_name()
-        if site not in shareable.get_header(ASKED, [site]):
-            return make_reply(ReturnCode.OK, headers={NOT_ASKED: True})
-        engine = fl_ctx.get_engine()
-        task = engine.get_component(self._task_id)
-        outcome = site_round(
-            task,
-            engine.get_component(self._strategy_id),
-            to_state(from_shareable(shareable).data),
-            self._data(task, site, fl_ctx),
-            site=site,
-            site_state=self._site_state,
-            round_index=shareable.get_header(AppConstants.CURRENT_ROUND),
-            total_rounds=shareable.get_header(AppConstants.NUM_ROUNDS),
-            seed=self._seed,
-            plan=Open(),
+    def _train(
+        self, shareable: Shareable, fl_ctx: FLContext, policy: Policy, abort_signal: Signal
+    ) -> Shareable:
+        configuration = self._configuration(fl_ctx)
+        if getattr(configuration, "evaluation_only", False):
+            raise JobError("This site only evaluates (evaluation_only).", reason="EVALUATION_ONLY")
+        answer = self._start(configuration, fl_ctx).train(
+            as_arrays(from_shareable(shareable).data),
+            shareable.get_header(AppConstants.CURRENT_ROUND),
+            shareable.get_header(TOTAL_ROUNDS),
+            metrics=list(policy.allowed_metrics(dict.fromkeys(self._metrics))),
+            stopped=lambda: bool(abort_signal.triggered),
         )
-        update = outcome.update
-        dxo = DXO(DataKind.WEIGHT_DIFF, data=to_arrays(update.tensors), meta={WEIGHT: float(update.weight)})
-        reply: Shareable = dxo.to_shareable()
-        self._site_state = outcome.site_state
+        handshake.release(answer.tensors, answer.patients)
+        meta: dict[str, object] = {WEIGHT: float(answer.weight)}
+        if answer.metrics:
+            handshake.release(answer.metrics, answer.metric_patients)
+            meta[METRICS] = answer.metrics
+        reply: Shareable = DXO(DataKind.WEIGHT_DIFF, data=answer.tensors, meta=meta).to_shareable()
         return reply
 
-    def _data(self, task: Any, site: str, fl_ctx: FLContext) -> Cohort:
-        if self._cohort is None:
-            local_folder = Path(fl_ctx.get_engine().get_workspace().get_site_config_dir())
-            configuration = read_site_file(find_site_file(site, local_folder))
-            manifest = read_manifest(configuration.manifest, labels=task.labels, check_files=False)
-            self._cohort = load_cohort(
-                site,
-                manifest,
-                configuration.bags,
-                labels=task.labels,
-                encoder=task.encoder,
-                mpp=task.mpp,
-                patch_px=task.patch_px,
+    def _evaluate(self, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
+        configuration = self._configuration(fl_ctx)
+        # None of the patients of a site that never trains has been seen: all of them are asked.
+        split = "all" if getattr(configuration, "evaluation_only", False) else "test"
+        answer = self._start(configuration, fl_ctx).evaluate(
+            as_arrays(from_shareable(shareable).data), split, stopped=lambda: bool(abort_signal.triggered)
+        )
+        handshake.release(answer.metrics, answer.patients)
+        reply: Shareable = DXO(DataKind.METRICS, data=answer.metrics).to_shareable()
+        return reply
+
+    def _configuration(self, fl_ctx: FLContext) -> SiteConfiguration:
+        local = Path(fl_ctx.get_engine().get_workspace().get_site_config_dir())
+        return read_site_file(find_site_file(fl_ctx.get_identity_name(), local))
+
+    def _start(self, configuration: SiteConfiguration, fl_ctx: FLContext) -> Trainer:
+        if self._trainer is None:
+            engine = fl_ctx.get_engine()
+            setup = TrainerSetup(
+                site=fl_ctx.get_identity_name(),
+                configuration=configuration,
+                task=engine.get_component(self._task_id),
+                strategy=engine.get_component(self._strategy_id),
+                seed=self._seed,
+                run=self._run or fl_ctx.get_job_id(),
             )
-            for warning in self._cohort.warnings:
-                self.logger.info(warning)
-        return self._cohort
+            self._trainer = Trainer(setup, say=self.logger.info)
+        return self._trainer

@@ -1,13 +1,24 @@
-"""Names of our own headers and return codes on FLARE messages."""
+"""Names of our own headers, DXO meta and return codes on FLARE messages."""
+
+from __future__ import annotations
 
 ASKED = "histoflare_asked"
-"""Task header: the sites that the strategy asks in this round."""
+"""Server-side task header: the sites that the strategy asks in this round. Not sent on."""
 
-NOT_ASKED = "histoflare_not_asked"
-"""Reply header: this site was not asked in this round and sends nothing."""
+TOTAL_ROUNDS = "histoflare_total_rounds"
+"""Task header: the last round of the job plus one, whether or not it is resumed."""
 
 WEIGHT = "histoflare_weight"
 """DXO meta: the aggregation weight of an update."""
 
+METRICS = "histoflare_metrics"
+"""DXO meta of an update: metrics of the model that the site received, as far as its policy lets them out."""
+
+RELEASE = "histoflare_release"
+"""DXO meta: the stamp of the site's gate, with the digest of what it let out, its scope and mechanism."""
+
+PSEUDONYM = "histoflare_pseudonym"
+"""Reply header: the name under which other sites may see this one."""
+
 REFUSED = "REFUSED_"
-"""Prefix of our return codes; the rest is the fixed reason code of a :class:`HistoflareError`."""
+"""Prefix of our return codes; the rest is one of :data:`histoflare.errors.REASONS`."""

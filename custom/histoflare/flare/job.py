@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,22 @@ from nvflare.fuel_opt.utils.pyhocon_loader import PyhoconLoader
 from pyparsing.exceptions import ParseBaseException
 
 from histoflare.errors import HistoflareError, JobError
+from histoflare.storage import write_json
 
 CONFIG_FOLDER = Path("app") / "config"
+META_FILE = "meta.json"
 VARIABLES_FILE = "job.conf"
+START_MODEL_FILE = "start_model.safetensors"
 OWN_CLASSES = "histoflare."
+
+AGREED = {
+    "rounds": "protocol.stop.rounds",
+    "task.labels": "protocol.labels",
+    "task.encoder": "protocol.encoder",
+    "task.mpp": "protocol.mpp",
+    "task.patch_px": "protocol.patch_px",
+}
+"""Variables that the protocol decides: a variant that changes one changes the protocol with it."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,7 @@ class Job:
         seed: The job's seed.
         task: What is learned (has the methods of ``rounds.task.Task``).
         strategy: How the sites work together (``rounds.strategy.Strategy``).
+        scope: The privacy scope it asks for. protocol: What the consortium agreed on.
     """
 
     name: str
@@ -41,6 +54,8 @@ class Job:
     seed: int
     task: Any
     strategy: Any
+    scope: str
+    protocol: dict[str, Any]
 
 
 def read_configuration(path: Path) -> dict[str, Any]:
@@ -69,10 +84,12 @@ def read_job(folder: Path) -> Job:
         JobError: Something is missing, or a class or its arguments are wrong.
     """
     try:
-        name = json.loads((folder / "meta.json").read_text())["name"]
+        meta = json.loads((folder / META_FILE).read_text())
+        name, scope = meta["name"], meta["scope"]
     except (OSError, ValueError, KeyError):
         raise JobError(
-            f"{folder}: not a job folder: it has no readable meta.json with a name. The jobs are in jobs/."
+            f"{folder}: not a job folder: it has no readable meta.json with a name and a scope. "
+            "The jobs are in jobs/."
         ) from None
     server = read_configuration(folder / CONFIG_FOLDER / "config_fed_server.conf")
     components = {component["id"]: component for component in server.get("components", [])}
@@ -80,13 +97,23 @@ def read_job(folder: Path) -> Job:
         return Job(
             name=name,
             folder=folder,
-            rounds=_whole(server, "rounds", at_least=1),
+            rounds=_whole({"rounds": _workflow_rounds(server)}, "rounds", at_least=1),
             seed=_whole(server, "seed"),
             task=make_component(components["task"]),
             strategy=make_component(components["strategy"]),
+            scope=scope,
+            protocol=server["protocol"],
         )
     except KeyError as error:
         raise JobError(f"{folder}: the job does not say {error}.") from None
+
+
+def _workflow_rounds(server: Mapping[str, Any]) -> Any:
+    """Return the rounds the workflow runs; KeyError if nobody says (FLARE reads a missing variable as None)."""
+    rounds = server["workflows"][0]["args"]["rounds"]
+    if rounds is None:
+        raise KeyError("rounds")
+    return rounds
 
 
 def _whole(variables: Mapping[str, Any], name: str, at_least: int | None = None) -> int:
@@ -114,16 +141,34 @@ def make_component(component: Mapping[str, Any]) -> Any:
         raise JobError(f"{path}: cannot be made from the job's arguments: {error}") from error
 
 
-def write_variant(folder: Path, target: Path, changes: Mapping[str, Any]) -> Path:
+def write_variant(
+    folder: Path,
+    target: Path,
+    changes: Mapping[str, Any],
+    *,
+    sites: Sequence[str] | None = None,
+    start_model: Path | None = None,
+) -> Path:
     """Copy a job folder to ``target`` with some of its variables changed; return ``target``.
 
     Args:
         changes: Dotted variable names and their values, e.g. ``{"rounds": 5, "task.patch_px": 224}``. They
             are added at the end of ``job.conf``, where HOCON lets the last word win.
+        sites: Whom the job is for; None is every site of the federation.
+        start_model: File that the job starts from; it travels inside the job.
     """
     shutil.copytree(folder, target)
+    changes = {AGREED.get(name, name): value for name, value in changes.items()}
+    if start_model is not None:
+        shutil.copyfile(start_model, target / CONFIG_FOLDER / START_MODEL_FILE)
+        changes["start_model"] = START_MODEL_FILE
     lines = [f"{name} = {json.dumps(value)}" for name, value in changes.items()]
-    variables = target / CONFIG_FOLDER / VARIABLES_FILE
-    text = variables.read_text()
-    variables.write_text(text + "\n# Changed for this run:\n" + "\n".join(lines) + "\n")
+    if lines:
+        variables = target / CONFIG_FOLDER / VARIABLES_FILE
+        text = variables.read_text()
+        variables.write_text(text + "\n# Changed for this run:\n" + "\n".join(lines) + "\n")
+    if sites is not None:
+        meta = json.loads((target / META_FILE).read_text())
+        meta["deploy_map"] = {"app": ["server", *sites]}
+        write_json(target / META_FILE, meta)
     return target

@@ -2,43 +2,110 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.abstract.model import ModelLearnable, ModelLearnableKey, make_model_learnable
 from nvflare.app_common.abstract.model_persistor import ModelPersistor
 from nvflare.app_common.app_constant import AppConstants
-from safetensors.torch import save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 
-from histoflare.flare.participation import run_folder
+from histoflare.errors import JobError
+from histoflare.flare.record import run_folder
 from histoflare.flare.tensors import to_arrays, to_state
-from histoflare.rounds.state import model_state
+from histoflare.rounds.state import State, check_tensors, model_state
 from histoflare.storage import write_bytes
 
 GLOBAL_MODEL_FILE = "global_model.safetensors"
+BEST_MODEL_FILE = "best_model.safetensors"
+GLOBAL_MODEL = "histoflare.global_model"
+"""The one metadata entry of these files, JSON (safetensors writes several in no fixed order): ``round``,
+``run``, ``task``, and for the best model ``metric`` and ``value``."""
 
 
 class SeededPersistor(ModelPersistor):
-    """Starts from the task's seeded initial model, and keeps the global model of the last round.
+    """Starts from the task's seeded initial model or a file of the job; keeps the last global model.
 
     Args:
         task_id: Component whose ``build_model`` gives the initial model, the same bytes on every machine.
         strategy_id: Component that may add tensors of its own to the global state.
+        start_model: File beside the job's configuration to start from; None starts from the initial model.
+        run: Name of the run that this job continues; None for a new one.
     """
 
-    def __init__(self, task_id: str = "task", strategy_id: str = "strategy") -> None:
+    def __init__(
+        self,
+        task_id: str = "task",
+        strategy_id: str = "strategy",
+        start_model: str | None = None,
+        run: str | None = None,
+    ) -> None:
         super().__init__()
+        if start_model is not None and Path(start_model).name != start_model:
+            raise JobError(f"start_model is '{start_model}': it must be a file beside job.conf.")
         self._task_id = task_id
         self._strategy_id = strategy_id
+        self._start_model = start_model
+        self._run = run
 
     def load_model(self, fl_ctx: FLContext) -> ModelLearnable:
-        """Return the initial model."""
+        """Return the first global model."""
         engine = fl_ctx.get_engine()
-        state = model_state(engine.get_component(self._task_id).build_model())
-        return make_model_learnable(to_arrays(engine.get_component(self._strategy_id).begin(state)), {})
+        state = engine.get_component(self._strategy_id).begin(
+            model_state(engine.get_component(self._task_id).build_model())
+        )
+        if self._start_model is not None:
+            folder = Path(engine.get_workspace().get_app_config_dir(fl_ctx.get_job_id()))
+            state = read_state(folder / self._start_model, like=state)
+        return make_model_learnable(to_arrays(state), {})
 
     def save_model(self, model: ModelLearnable, fl_ctx: FLContext) -> None:
-        """Write the global model of this round, with the round in its metadata."""
-        metadata = {"round": str(fl_ctx.get_prop(AppConstants.CURRENT_ROUND))}
-        write_bytes(
-            run_folder(fl_ctx) / GLOBAL_MODEL_FILE,
-            save(to_state(model[ModelLearnableKey.WEIGHTS]), metadata=metadata),
-        )
+        """Write the global model of this round."""
+        self._write(GLOBAL_MODEL_FILE, model, fl_ctx, {"round": fl_ctx.get_prop(AppConstants.CURRENT_ROUND)})
+
+    def save_best(self, model: ModelLearnable, value: float, metric: str, fl_ctx: FLContext) -> None:
+        """Write the best global model so far, with what made it the best."""
+        before = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND)) - 1  # the model as this round began with it
+        self._write(BEST_MODEL_FILE, model, fl_ctx, {"round": before, "metric": metric, "value": value})
+
+    def _write(self, name: str, model: ModelLearnable, fl_ctx: FLContext, facts: dict[str, Any]) -> None:
+        task = fl_ctx.get_engine().get_component(self._task_id)
+        facts = facts | {"run": self._run or fl_ctx.get_job_id(), "task": task.to_json()}
+        metadata = {GLOBAL_MODEL: json.dumps(facts, sort_keys=True)}
+        state = to_state(model[ModelLearnableKey.WEIGHTS])
+        write_bytes(run_folder(fl_ctx) / name, save(state, metadata=metadata))
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return what a global model's file says of itself.
+
+    Raises:
+        JobError: The file is missing, damaged or no global model.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            facts: dict[str, Any] = json.loads((file.metadata() or {})[GLOBAL_MODEL])
+    except FileNotFoundError:
+        raise JobError(f"{path}: not found.", reason="MODEL_FILE_MISSING") from None
+    except (SafetensorError, KeyError, ValueError, OSError):
+        raise JobError(f"{path}: not a global model of a federation.", reason="MODEL_FILE_INVALID") from None
+    return facts
+
+
+def read_state(path: Path, like: State) -> State:
+    """Return the global state in a file.
+
+    Raises:
+        JobError: The file is missing or damaged, or has not the tensors of ``like``.
+    """
+    try:
+        state: State = load_file(path)
+    except FileNotFoundError:
+        raise JobError(f"{path}: not found.", reason="MODEL_FILE_MISSING") from None
+    except (SafetensorError, OSError) as error:
+        raise JobError(f"{path}: not a model: {error}", reason="MODEL_FILE_INVALID") from None
+    check_tensors(state, like, whose=f"The model in {path.name}")
+    return state

@@ -1,4 +1,4 @@
-"""The global model as a task: adds whom the strategy asks in this round."""
+"""The global model as a task: with whom the strategy asks in this round."""
 
 from __future__ import annotations
 
@@ -8,24 +8,22 @@ from nvflare.app_common.abstract.model import ModelLearnable
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.shareablegenerators.full_model_shareable_generator import FullModelShareableGenerator
 
-from histoflare.flare.headers import ASKED
+from histoflare.flare.headers import ASKED, TOTAL_ROUNDS
 
 
 class AskingShareableGenerator(FullModelShareableGenerator):
-    """FLARE's full-model generator; its tasks carry the names of the sites that are asked.
-
-    ``AskingScatterAndGather`` sends the task to them only. Under a workflow that sends it to every site, one
-    that is not named in the header answers that it was not asked, and trains nothing.
+    """FLARE's full-model generator; its tasks say whom the strategy asks, to ``AskingScatterAndGather``.
 
     Args:
         strategy_id: Component whose ``participants`` chooses.
-        seed: The job's seed.
+        seed, rounds: The job's.
     """
 
-    def __init__(self, strategy_id: str = "strategy", seed: int = 0) -> None:
+    def __init__(self, strategy_id: str = "strategy", seed: int = 0, rounds: int = 1) -> None:
         super().__init__()
         self._strategy_id = strategy_id
         self._seed = seed
+        self._rounds = rounds
 
     def learnable_to_shareable(self, model_learnable: ModelLearnable, fl_ctx: FLContext) -> Shareable:
         """Return the task of this round."""
@@ -36,4 +34,5 @@ class AskingShareableGenerator(FullModelShareableGenerator):
         asked = strategy.participants(fl_ctx.get_prop(AppConstants.CURRENT_ROUND), sites, self._seed)
         shareable: Shareable = super().learnable_to_shareable(model_learnable, fl_ctx)
         shareable.set_header(ASKED, list(asked))
+        shareable.set_header(TOTAL_ROUNDS, self._rounds)
         return shareable

@@ -1,13 +1,14 @@
 """A job in FLARE's simulator: one server and one process per site on this machine.
 
-The simulator runs the same job folder and the same classes as a provisioned federation. It does not enforce
-site policies; that is for POC and provisioned sites.
+The simulator runs the same job folder, the same classes and the same site policy as a provisioned federation.
+Its sites share one machine and one user: that is no protection, and no place for data of several hospitals.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,10 +23,15 @@ import torch
 from safetensors.torch import load_file
 
 from histoflare.errors import JobError
-from histoflare.flare.allowed import ALLOWED_CLASSES
-from histoflare.flare.participation import PARTICIPATION_FILE
+from histoflare.flare.allowed import ALLOWED_CLASSES, SITE_CLASSES
+from histoflare.flare.job import Job
 from histoflare.flare.persistor import GLOBAL_MODEL_FILE
+from histoflare.flare.record import EVALUATION_FILE, ROUNDS_FILE
+from histoflare.flare.site_policy import PRIVACY_FILE, policy_file, privacy_configuration
+from histoflare.privacy.policy import POLICIES
+from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocol
 from histoflare.site.configuration import SITES_VARIABLE, SiteConfiguration, write_site_file
+from histoflare.storage import write_json
 
 POLL_SECONDS = 0.3
 LOG_TAIL_LINES = 15
@@ -37,27 +43,27 @@ class FederationResult:
 
     Attributes:
         state: The last global model.
-        participation: One row per round: ``round``, ``sites``, ``taking_part``, ``unix_time``.
+        rounds: One row per round, see ``flare.record.RoundRecord.to_json``.
+        evaluation: Site → metrics, where the job was an evaluation.
         log: Everything the processes printed.
     """
 
     state: dict[str, torch.Tensor]
-    participation: list[dict[str, Any]]
+    rounds: list[dict[str, Any]]
+    evaluation: dict[str, dict[str, float | None]]
     log: str
 
 
 def run_simulation(
-    job_folder: Path,
+    job: Job,
     sites: Mapping[str, SiteConfiguration],
-    rounds: int,
     on_round: Callable[[int], None] | None = None,
 ) -> FederationResult:
-    """Run a job over ``sites`` to its end.
+    """Run a job over ``sites`` to its end, each under this package's policy for the job's scope.
 
     Args:
-        job_folder: The job.
+        job: The job; fewer rounds in the result than it says is an error.
         sites: Site names and where each keeps its manifest and bags.
-        rounds: How many rounds the job runs; fewer in the result is an error.
         on_round: Called with the number of finished rounds whenever it grows.
 
     Raises:
@@ -68,13 +74,23 @@ def run_simulation(
         workspace, configurations = Path(scratch) / "workspace", Path(scratch) / "sites"
         for site, configuration in sites.items():
             write_site_file(configurations / f"{site}.toml", configuration)
-        local = workspace / "local"
-        local.mkdir(parents=True)
-        resources = {"format_version": 2, "class_allow_list": list(ALLOWED_CLASSES)}
-        (local / "resources.json").write_text(json.dumps(resources))
+        _write_policy(workspace / "local", job)
         log_path = Path(scratch) / "log.txt"
-        code = _run_to_the_end(job_folder, workspace, configurations, sorted(sites), log_path, on_round)
-        return _collect(workspace, code, rounds, log_path.read_text(errors="replace"))
+        code = _run_to_the_end(job.folder, workspace, configurations, sorted(sites), log_path, on_round)
+        return _collect(workspace, code, job.rounds, log_path.read_text(errors="replace"))
+
+
+def _write_policy(local: Path, job: Job) -> None:
+    """Write what a startup kit has in its ``local`` folder; the simulator copies it to every site."""
+    source = POLICIES / f"{job.scope}.toml"
+    if not source.is_file():
+        raise JobError(f"This package has no policy for the scope '{job.scope}'.", reason="SCOPE_UNKNOWN")
+    local.mkdir(parents=True)
+    shutil.copyfile(source, local / policy_file(job.scope))
+    write_protocol(local / PROTOCOL_FILE, job.protocol)
+    write_json(local / PRIVACY_FILE, privacy_configuration([job.scope], job.scope))
+    allowed = [*ALLOWED_CLASSES, *SITE_CLASSES]
+    write_json(local / "resources.json", {"format_version": 2, "class_allow_list": allowed})
 
 
 def _run_to_the_end(
@@ -101,7 +117,7 @@ def _run_to_the_end(
             while process.poll() is None:
                 time.sleep(POLL_SECONDS)
                 if on_round is not None:
-                    on_round(len(_participation(workspace)))
+                    on_round(len(_rounds(workspace)))
         finally:
             _stop(process)
     return process.returncode
@@ -130,21 +146,24 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _participation(workspace: Path) -> list[dict[str, Any]]:
-    for path in workspace.glob(f"server/*/{PARTICIPATION_FILE}"):
+def _rounds(workspace: Path) -> list[dict[str, Any]]:
+    """Return the finished rounds."""
+    for path in workspace.glob(f"server/*/{ROUNDS_FILE}"):
         rows: list[dict[str, Any]] = json.loads(path.read_text())
-        return rows
+        return [row for row in rows if row.get("finished", True)]
     return []
 
 
 def _collect(workspace: Path, code: int, rounds: int, log: str) -> FederationResult:
-    participation = _participation(workspace)
+    rows = _rounds(workspace)
     models = list(workspace.glob(f"server/*/{GLOBAL_MODEL_FILE}"))
-    if code != 0 or not models or len(participation) < rounds:
+    if code != 0 or not models or len(rows) < rounds:
         tail = "\n".join(log.splitlines()[-LOG_TAIL_LINES:])
         raise JobError(
-            f"The federation stopped after {len(participation)} of {rounds} rounds (exit code {code}). "
+            f"The federation stopped after {len(rows)} of {rounds} rounds (exit code {code}). "
             f"The last lines of its log:\n{tail}",
             reason="JOB_FAILED",
         )
-    return FederationResult(load_file(models[0]), participation, log)
+    evaluations = list(workspace.glob(f"server/*/{EVALUATION_FILE}"))
+    evaluation = json.loads(evaluations[0].read_text()) if evaluations else {}
+    return FederationResult(load_file(models[0]), rows, evaluation, log)

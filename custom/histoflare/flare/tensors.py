@@ -14,14 +14,31 @@ def to_arrays(state: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray[Any, An
     return {name: tensor.detach().cpu().numpy().copy() for name, tensor in state.items()}
 
 
-def to_state(arrays: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Return arrays or tensors that came over the wire as a state on the CPU.
+def as_arrays(values: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """Return what came over the wire as arrays, without copies where it is arrays already.
 
     FLARE delivers arrays or tensors, depending on the server's format: both are taken.
     """
+    return {
+        name: value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+        for name, value in values.items()
+    }
+
+
+def to_state(arrays: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return arrays or tensors that came over the wire as a state on the CPU."""
     return {
         name: value.detach().cpu().clone()
         if isinstance(value, torch.Tensor)
         else torch.from_numpy(np.array(value))
         for name, value in arrays.items()
     }
+
+
+def tensor_bytes(message: Mapping[str, Any]) -> int:
+    """Return the size of the tensors in a FLARE message with a DXO of weights, in bytes; 0 for any other."""
+    try:
+        data = message["DXO"]["data"]
+    except (KeyError, TypeError):
+        return 0
+    return sum(int(value.nbytes) for value in data.values() if hasattr(value, "nbytes"))

@@ -1,21 +1,57 @@
-"""FLARE's scatter-and-gather, for strategies that do not ask every site in every round."""
+"""FLARE's scatter-and-gather, with the strategy's choice of sites and a record of every round."""
 
 from __future__ import annotations
 
-from nvflare.apis.controller_spec import Task
+import time
+from typing import Any
+
+from nvflare.apis.controller_spec import ClientTask, Task
+from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
+from nvflare.apis.impl.bcast_manager import _KEY_MIN_RESPS, _KEY_MIN_RESPS_RCV_TIME
+from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
+from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
 
-from histoflare.flare.headers import ASKED
+from histoflare.errors import JobError
+from histoflare.flare.board import Board
+from histoflare.flare.gate import reason_of
+from histoflare.flare.headers import ASKED, PSEUDONYM
+from histoflare.flare.record import RoundRecord, RunRecord
+from histoflare.flare.tensors import tensor_bytes
 
 
 class AskingScatterAndGather(ScatterAndGather):
-    """Sends the task of a round to the sites that its header names, and waits for those.
+    """Sends a round's task to the sites that the strategy asks, waits for those, records what happened.
 
-    FLARE's own sends it to every site and counts every reply: where ``min_clients`` sites that were not asked
-    have said so, the round would close ``wait_time_after_min_received`` later, without the sites that train.
+    Two things differ from FLARE's own. It sends the task to every site; here the sites asked get it, and none
+    is told who the others are. And it counts a refusal as an answer: where ``min_clients`` sites refuse at
+    once, the round would close ``wait_time_after_min_received`` later, without the sites that train. Here a
+    refusal does not count.
+
+    Args:
+        rounds: Of the whole job.
+        start_round: The first one to run; above 0 where a job goes on after another.
+        best_metric: Metric of the sites' validation patients that says which model is best.
+        **arguments: Of FLARE's workflow.
     """
+
+    def __init__(
+        self, rounds: int, start_round: int = 0, best_metric: str | None = None, **arguments: Any
+    ) -> None:
+        if not 0 <= start_round < rounds:
+            raise JobError(
+                f"start_round is {start_round}: it must be at least 0 and below rounds ({rounds})."
+            )
+        # No snapshots: FLARE cannot resume from them, and they hold every tensor once more.
+        arguments = {"snapshot_every_n_rounds": 0, **arguments}
+        super().__init__(num_rounds=rounds - start_round, start_round=start_round, **arguments)
+        self._best_metric = best_metric
+        self._best: float | None = None
+        self._record = RunRecord()
+        self._board = Board()
+        self._current: RoundRecord | None = None
 
     def broadcast_and_wait(
         self,
@@ -27,9 +63,78 @@ class AskingScatterAndGather(ScatterAndGather):
         abort_signal: Signal | None = None,
     ) -> None:
         """Send the task to the sites asked; ``min_responses`` is never more than there are of them."""
-        asked = task.data.get_header(ASKED)
-        if asked is not None:
-            targets, min_responses = asked, min(min_responses, len(asked))
+        sites = sorted(client.name for client in self._engine.get_clients())
+        asked = task.data.get_header(ASKED) or sites
+        task.data.set_header(ASKED, None)
+        self._current_num_targets = len(asked)
+        self._current = RoundRecord(self._current_round, sites, list(asked))
+        self._task = task
         super().broadcast_and_wait(
-            task, fl_ctx, targets, min_responses, wait_time_after_min_received, abort_signal
+            task, fl_ctx, asked, min(min_responses, len(asked)), wait_time_after_min_received, abort_signal
         )
+        self._current.ended = time.monotonic()
+        self._keep_best(fl_ctx)
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Write the record of a round when it is done."""
+        super().handle_event(event_type, fl_ctx)
+        if event_type == AppEventType.ROUND_DONE and self._current is not None:
+            self._current.taking_part = list(self.aggregator.taking_part)
+            self._record.write(self._current, fl_ctx, finished=True)
+            self._board.write(self._current, fl_ctx)
+            self._current = None
+
+    def stop_controller(self, fl_ctx: FLContext) -> None:
+        """Close what is open."""
+        super().stop_controller(fl_ctx)
+        self._board.close()
+
+    def _prepare_train_task_data(self, client_task: ClientTask, fl_ctx: FLContext) -> None:
+        if self._current is not None:
+            self._current.sent.setdefault(client_task.client.name, time.monotonic())
+            self._current.bytes_down += tensor_bytes(client_task.task.data)
+        super()._prepare_train_task_data(client_task, fl_ctx)
+
+    def _accept_train_result(
+        self, client_name: str, result: Shareable, fl_ctx: FLContext, is_unknown_task: bool = False
+    ) -> bool:
+        if self._current is not None and not is_unknown_task:
+            self._note(self._current, client_name, result, fl_ctx)
+        accepted: bool = super()._accept_train_result(client_name, result, fl_ctx, is_unknown_task)
+        if self._current is not None and not is_unknown_task:
+            if not accepted:
+                self._current.refused.setdefault(client_name, "UPDATES_INVALID")
+                self._record.write(self._current, fl_ctx, finished=False)
+                self._do_not_count()
+            elif client_name in self.aggregator.metrics:
+                self._current.metrics[client_name] = self.aggregator.metrics[client_name]
+        return accepted
+
+    def _note(self, current: RoundRecord, site: str, result: Shareable, fl_ctx: FLContext) -> None:
+        current.answered[site] = time.monotonic()
+        code = result.get_return_code()
+        if code not in (None, ReturnCode.OK):
+            current.refused[site] = reason_of(code)
+        else:
+            current.bytes_up += tensor_bytes(result)
+        self._record.name(site, result.get_header(PSEUDONYM), fl_ctx)
+
+    def _do_not_count(self) -> None:
+        """FLARE has counted a refusal as an answer: ask for one more."""
+        properties = self._task.props
+        properties[_KEY_MIN_RESPS] = min(properties[_KEY_MIN_RESPS] + 1, len(self._task.targets))
+        properties[_KEY_MIN_RESPS_RCV_TIME] = None
+
+    def _keep_best(self, fl_ctx: FLContext) -> None:
+        """Keep the model the sites were sent, if it is the best by what all who took part said of it."""
+        if self._best_metric is None or self._current is None or self.persistor is None:
+            return
+        name = f"validation/{self._best_metric}"
+        values = [metrics.get(name) for metrics in self._current.metrics.values()]
+        known = [value for value in values if value is not None]
+        if not known or len(known) < len(self.aggregator.taking_part):
+            return
+        mean = sum(known) / len(known)
+        if self._best is None or mean > self._best:
+            self._best = mean
+            self.persistor.save_best(self._global_weights, mean, name, fl_ctx)

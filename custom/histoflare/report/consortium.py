@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.table import Table
@@ -12,6 +12,15 @@ from histoflare.rounds.comparison import Comparison
 from histoflare.rounds.evaluation import Figure, Metrics
 
 FIGURES = ("accuracy", "balanced_accuracy", "auc")
+NEEDED = frozenset(
+    {"job", "runtime", "strategy", "task", "encoder", "seed", "rounds", "privacy", "participation", "sites"}
+    | {"federated", "pooled", "local_on_all_sites", "external", "external_other_models", "seconds"}
+    | {"model_sha256"}
+)
+"""Keys that every report has."""
+
+PHASES = ("training", "waiting", "idle")
+"""Of a site in a round: its task sent until its reply; until the last reply; the rest of the round."""
 
 
 @dataclass(frozen=True)
@@ -19,12 +28,21 @@ class RunFacts:
     """What was run.
 
     Attributes:
-        job: Name of the job. runtime: ``"simulator"`` or ``"inprocess"``.
+        job: Name of the job. runtime: ``"poc"``, ``"simulator"`` or ``"inprocess"``.
         strategy: Its name and arguments. task: The task's arguments.
-        participation: One row per round: whose updates were combined.
+        participation: One row per round. Either whose updates were combined, or what the server recorded:
+            ``round, sites, asked, taking_part, refused {site: code}, no_answer, seconds {site: {training,
+            waiting, idle}}, bytes_up, bytes_down, metrics {site: {…}}``, and ``finished: false`` for a round
+            that was broken off.
         privacy: One sentence on what protected the updates.
         seconds: Phase → seconds.
         model_sha256: Of the last global state (names, shapes, dtypes, bytes).
+        mechanism: What protected the updates; ``"open"``: nothing did, ε = ∞.
+        protocol: The protocol as agreed, with its ``sha256``; None where there is none.
+        evaluated_at_sites: Site → the metrics that the site itself computed of the model and let out.
+        evaluation_refused: Site → fixed reason code it answered instead.
+        pseudonyms: Site's FLARE name → the name the report may use. Sites not in it keep their own.
+        bytes_up, bytes_down: Of tensors, where the rows of ``participation`` do not say.
     """
 
     job: str
@@ -33,10 +51,17 @@ class RunFacts:
     task: Mapping[str, Any]
     seed: int
     rounds: int
-    participation: Sequence[Sequence[str]]
+    participation: Sequence[Sequence[str] | Mapping[str, Any]]
     privacy: str
     seconds: Mapping[str, float]
     model_sha256: str
+    mechanism: str = "open"
+    protocol: Mapping[str, Any] | None = None
+    evaluated_at_sites: Mapping[str, Mapping[str, float | None]] | None = None
+    evaluation_refused: Mapping[str, str] = field(default_factory=dict)
+    pseudonyms: Mapping[str, str] = field(default_factory=dict)
+    bytes_up: int | None = None
+    bytes_down: int | None = None
 
 
 def build_report(facts: RunFacts, comparison: Comparison) -> dict[str, Any]:
@@ -44,39 +69,148 @@ def build_report(facts: RunFacts, comparison: Comparison) -> dict[str, Any]:
 
     Each set of figures has ``accuracy``, ``balanced_accuracy`` and ``auc`` (a number, or null where it does
     not exist), each with ``<figure>_ci95`` (low, high: bootstrap over patients) or ``<figure>_reason``.
+    Sites appear under their pseudonyms, wherever their name stands.
     """
+    rows = [_row(index, row, facts.runtime) for index, row in enumerate(facts.participation)]
+    names = _Names.of(facts, comparison, rows)
     external = dict(comparison.external)
+    sites = {
+        name: {
+            "rounds_taken_part": sum(name in row["taking_part"] for row in rows),
+            "n_train": site.n_train,
+            "n_test": site.n_test,
+            "local": _flat(site.local),
+            "federated": _flat(site.federated),
+            "pooled": _flat(site.pooled),
+        }
+        for name, site in comparison.sites.items()
+    }
     return {
         "job": facts.job,
         "runtime": facts.runtime,
-        "strategy": dict(facts.strategy),
+        "strategy": names.apply_each(facts.strategy),
         "task": dict(facts.task),
         "encoder": facts.task.get("encoder"),
+        "protocol": None if facts.protocol is None else dict(facts.protocol),
         "seed": facts.seed,
         "rounds": facts.rounds,
         "privacy": facts.privacy,
-        "participation": [
-            {"round": index, "taking_part": list(sites)} for index, sites in enumerate(facts.participation)
-        ],
-        "sites": {
-            name: {
-                "rounds_taken_part": sum(name in taking_part for taking_part in facts.participation),
-                "n_train": site.n_train,
-                "n_test": site.n_test,
-                "local": _flat(site.local),
-                "federated": _flat(site.federated),
-                "pooled": _flat(site.pooled),
-            }
-            for name, site in comparison.sites.items()
+        "privacy_mechanism": facts.mechanism,
+        "participation": [names.apply_each(row) for row in rows],
+        "sites": {names.of_site(name): names.apply_values(site) for name, site in sites.items()},
+        "federated": names.apply_values(_flat(comparison.federated)),
+        "pooled": names.apply_values(_flat(comparison.pooled)),
+        "local_on_all_sites": {
+            names.of_site(name): names.apply_values(_flat(metrics))
+            for name, metrics in comparison.local.items()
         },
-        "federated": _flat(comparison.federated),
-        "pooled": _flat(comparison.pooled),
-        "local_on_all_sites": {name: _flat(metrics) for name, metrics in comparison.local.items()},
-        "external": _flat(external.pop("federated", None)),
-        "external_other_models": {name: _flat(metrics) for name, metrics in external.items()},
+        "external": names.apply_values(_flat(external.pop("federated", None))),
+        "external_other_models": {
+            names.of_model(name): names.apply_values(_flat(metrics)) for name, metrics in external.items()
+        },
+        "evaluated_at_sites": None
+        if facts.evaluated_at_sites is None
+        else {names.of_site(name): dict(metrics) for name, metrics in facts.evaluated_at_sites.items()},
+        "evaluation_refused": names.apply(dict(facts.evaluation_refused)),
+        "bytes_up": _total(rows, "bytes_up", facts.bytes_up),
+        "bytes_down": _total(rows, "bytes_down", facts.bytes_down),
         "seconds": {phase: round(seconds, 3) for phase, seconds in facts.seconds.items()},
+        "seconds_per_site": names.apply(_seconds_per_site(rows)),
         "model_sha256": facts.model_sha256,
     }
+
+
+def _row(index: int, row: Sequence[str] | Mapping[str, Any], runtime: str) -> dict[str, Any]:
+    """Return a round's row in one form; what is not known of it is null. In one process nobody refuses."""
+    if not isinstance(row, Mapping):
+        asked = list(row) if runtime == "inprocess" else None
+        return {"round": index, "asked": asked, "taking_part": list(row), "refused": {}, "no_answer": []}
+    optional = ("sites", "seconds", "bytes_up", "bytes_down", "metrics", "unix_time")
+    known = {name: row[name] for name in optional if name in row}
+    return {
+        "round": row.get("round", index),
+        "asked": None if row.get("asked") is None else list(row["asked"]),
+        "taking_part": list(row.get("taking_part", [])),
+        "refused": dict(row.get("refused", {})),
+        "no_answer": list(row.get("no_answer", [])),
+        **({} if row.get("finished", True) else {"finished": False}),
+        **known,
+    }
+
+
+def _total(rows: Sequence[Mapping[str, Any]], name: str, otherwise: int | None) -> int | None:
+    known = [row[name] for row in rows if row.get(name) is not None]
+    return sum(known) if known else otherwise
+
+
+def _seconds_per_site(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    total: dict[str, dict[str, float]] = {}
+    for row in rows:
+        for site, spent in (row.get("seconds") or {}).items():
+            mine = total.setdefault(site, dict.fromkeys(PHASES, 0.0))
+            for phase in PHASES:
+                mine[phase] += spent.get(phase) or 0.0
+    return {
+        site: {phase: round(seconds, 3) for phase, seconds in spent.items()} for site, spent in total.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Names:
+    """FLARE name → name in the report, for every site whose name changes."""
+
+    changed: Mapping[str, str]
+
+    @classmethod
+    def of(cls, facts: RunFacts, comparison: Comparison, rows: Sequence[Mapping[str, Any]]) -> _Names:
+        """Return the names; two sites that would get one name are told apart by a number."""
+        sites = set(comparison.sites) | set(comparison.local) | set(facts.pseudonyms)
+        sites |= set(facts.evaluated_at_sites or {}) | set(facts.evaluation_refused)
+        for row in rows:
+            sites |= {*row["taking_part"], *row["refused"], *row["no_answer"], *(row["asked"] or [])}
+            sites |= set(row.get("sites") or [])
+            sites |= set(row.get("seconds") or {})
+        taken: set[str] = set()
+        changed = {}
+        for site in sorted(sites, key=lambda site: (site in facts.pseudonyms, site)):
+            wanted = name = facts.pseudonyms.get(site, site)
+            number = 2
+            while name in taken:
+                name, number = f"{wanted} ({number})", number + 1
+            taken.add(name)
+            if name != site:
+                changed[site] = name
+        return cls(changed)
+
+    def of_site(self, site: str) -> str:
+        return self.changed.get(site, site)
+
+    def of_model(self, model: str) -> str:
+        kind, slash, site = model.partition("/")
+        return f"{kind}/{self.of_site(site)}" if slash else model
+
+    def apply(self, value: Any) -> Any:
+        """Return a mapping with its keys renamed, or a list with its entries; anything else as it is."""
+        if isinstance(value, Mapping):
+            return {self.of_site(key): entry for key, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.of_site(entry) if isinstance(entry, str) else entry for entry in value]
+        return value
+
+    def apply_each(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the row with :meth:`apply` done to every value."""
+        return {key: self.apply(value) for key, value in row.items()}
+
+    def apply_values(self, figures: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Return a set of figures with the names replaced among its subgroups' values."""
+        if figures is None:
+            return None
+        return {
+            key: {column: self.apply(groups) for column, groups in entry.items()}
+            if key == "subgroups"
+            else (self.apply_values(entry) if isinstance(entry, dict) else entry)
+            for key, entry in figures.items()
+        }
 
 
 def results_table(report: Mapping[str, Any]) -> Table:

@@ -135,7 +135,7 @@ def digest(state: Mapping[str, Tensor]) -> str:
     hashed = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         hashed.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        hashed.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        hashed.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return hashed.hexdigest()
 
 

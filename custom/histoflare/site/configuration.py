@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import tomllib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from histoflare.errors import JobError
+from histoflare.storage import write_text
 
 SITES_VARIABLE = "HISTOFLARE_SITES"
 """Environment variable: a folder with one ``<site>.toml`` each. For simulations on one machine."""
@@ -15,60 +20,120 @@ SITES_VARIABLE = "HISTOFLARE_SITES"
 SITE_FILE = "histoflare.toml"
 """A provisioned site's own file, in the ``local`` folder of its startup kit."""
 
+CACHE_MB = 2048
+
 _TEMPLATE = """\
 # What histoflare needs to know about this site. No job can read or change it.
+# Relative paths start at this file's folder.
 
 # CSV with the columns slide, patient, label (see: histoflare manifest check --help)
 manifest = {manifest}
 
 # Folder of bags made by: histoflare prepare MANIFEST --out BAGS
 bags = {bags}
+
+# Folder for this site's own notes of each run: what it keeps from round to round, TensorBoard, predictions.
+# They name slides and patients, and stay here.
+records = {records}
+
+# true: bags that are missing, or not made as the job wants them, are made before the first round. Bags that
+# were imported, or made with other mosaic parameters than the defaults, are then made again.
+prepare = {prepare}
+
+# For prepare: the encoder's weight file and the SHA-256 the sites agreed on; "" for an encoder without one.
+encoder_weights = {encoder_weights}
+encoder_sha256 = {encoder_sha256}
+
+# Memory for features, in MiB; those beyond it are read from disk each time.
+cache_mb = {cache_mb}
+
+# true: this site never trains; it only says how well a model does on its patients.
+evaluation_only = {evaluation_only}
+
+# The name under which other sites see this one: a-z, 0-9 and '-', at most 32; "" for its FLARE name.
+pseudonym = {pseudonym}
 """
 
 
 @dataclass(frozen=True)
 class SiteConfiguration:
-    """One site's own paths.
+    """One site's own settings.
 
     Attributes:
         manifest: The site's manifest.
         bags: The folder of its bags.
+        records: The folder of its own notes of each run. If not given: ``<bags>-records`` beside the bags, so
+            that sites on one machine have one each.
+        prepare: Whether missing or stale bags are made before the first round.
+        encoder_weights, encoder_sha256: Of an encoder with a weight file; for ``prepare``.
+        cache_mb: Memory for features in MiB; at least 0.
+        evaluation_only: Whether training tasks are answered with ``EVALUATION_ONLY``.
+        pseudonym: The name under which other sites see this one; None for its FLARE name.
     """
 
     manifest: Path
     bags: Path
+    records: Path = Path()
+    prepare: bool = False
+    encoder_weights: Path | None = None
+    encoder_sha256: str | None = None
+    cache_mb: int = CACHE_MB
+    evaluation_only: bool = False
+    pseudonym: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.records == Path():
+            object.__setattr__(self, "records", self.bags.parent / f"{self.bags.name}-records")
 
 
 def write_site_file(path: Path, configuration: SiteConfiguration) -> None:
     """Write ``configuration`` as a commented TOML file that its owner can edit."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    quoted = {name: _quote(value) for name, value in vars(configuration).items()}
-    path.write_text(_TEMPLATE.format(**quoted))
+    write_text(path, _TEMPLATE.format(**{name: _toml(value) for name, value in vars(configuration).items()}))
 
 
 def read_site_file(path: Path) -> SiteConfiguration:
-    """Read a site's file. Relative paths in it start at its folder.
+    """Read a site's file.
+
+    Relative paths in it start at its folder. Without ``records`` they are in the folder ``records`` beside a
+    ``histoflare.toml``, and in ``records/<site>`` beside a ``<site>.toml``, which has others next to it.
 
     Raises:
-        JobError: The file is missing, is not TOML, or lacks or adds a key.
+        JobError: The file is missing, is not TOML, or has a missing, unknown or unusable key; all of these
+            are listed (SITE_NOT_CONFIGURED).
     """
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise JobError(
             f'{path}: not found. Write this site\'s file (manifest = "…", bags = "…").',
             reason="SITE_NOT_CONFIGURED",
         ) from None
-    except tomllib.TOMLDecodeError as error:
-        raise JobError(f"{path}: not a TOML file: {error}", reason="SITE_NOT_CONFIGURED") from None
-    wanted = set(SiteConfiguration.__dataclass_fields__)
-    if set(content) != wanted or not all(isinstance(value, str) for value in content.values()):
+    except OSError as error:
         raise JobError(
-            f"{path}: must have exactly the texts {', '.join(sorted(wanted))}; "
-            f"it has {', '.join(sorted(content)) or 'nothing'}.",
-            reason="SITE_NOT_CONFIGURED",
+            f"{path}: cannot be read: {error.strerror or error}", reason="SITE_NOT_CONFIGURED"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise JobError(f"{path}: not a TOML file: {error}", reason="SITE_NOT_CONFIGURED") from None
+    problems = _problems(content)
+    if problems:
+        listed = "".join(f"\n  {problem}" for problem in problems)
+        raise JobError(
+            f"{path}: cannot be used as a site's file; correct:{listed}", reason="SITE_NOT_CONFIGURED"
         )
-    return SiteConfiguration(**{name: path.parent / content[name] for name in wanted})
+    folder = path.absolute().parent
+    records = "records" if path.name == SITE_FILE else f"records/{path.stem}"
+    weights = content.get("encoder_weights")
+    return SiteConfiguration(
+        manifest=folder / content["manifest"],
+        bags=folder / content["bags"],
+        records=folder / content.get("records", records),
+        prepare=content.get("prepare", False),
+        encoder_weights=folder / weights if weights else None,
+        encoder_sha256=content.get("encoder_sha256") or None,
+        cache_mb=content.get("cache_mb", CACHE_MB),
+        evaluation_only=content.get("evaluation_only", False),
+        pseudonym=content.get("pseudonym") or None,
+    )
 
 
 def find_site_file(site: str, local_folder: Path) -> Path:
@@ -77,6 +142,50 @@ def find_site_file(site: str, local_folder: Path) -> Path:
     return Path(folder) / f"{site}.toml" if folder else local_folder / SITE_FILE
 
 
-def _quote(path: Path) -> str:
-    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+def _is_path(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _matches(pattern: str) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+_RULES: dict[str, tuple[Callable[[object], bool], str]] = {
+    "manifest": (_is_path, "the path of a CSV"),
+    "bags": (_is_path, "the path of a folder"),
+    "records": (_is_path, "the path of a folder"),
+    "prepare": (_is_bool, "true or false"),
+    "encoder_weights": (lambda value: isinstance(value, str), 'the path of a file, or ""'),
+    "encoder_sha256": (_matches("|[0-9a-fA-F]{64}"), '64 hexadecimal digits, or ""'),
+    "cache_mb": (lambda value: type(value) is int and value >= 0, "a whole number of MiB, at least 0"),
+    "evaluation_only": (_is_bool, "true or false"),
+    "pseudonym": (_matches("[a-z0-9-]{0,32}"), "at most 32 of a-z, 0-9 and '-'"),
+}
+"""Key → whether a value of it can be used, and what it must be."""
+
+
+def _problems(content: Mapping[str, Any]) -> list[str]:
+    problems = [f"{name}: missing" for name in ("manifest", "bags") if name not in content]
+    for name, value in content.items():
+        if name not in _RULES:
+            problems.append(f"{name}: unknown; there are {', '.join(_RULES)}")
+        elif not _RULES[name][0](value):
+            problems.append(f"{name}: must be {_RULES[name][1]}, not {value!r}")
+    if not problems and bool(content.get("encoder_weights")) != bool(content.get("encoder_sha256")):
+        problems.append("encoder_weights and encoder_sha256: give both or neither")
+    return problems
+
+
+def _toml(value: Path | str | int | None) -> str:
+    """Return ``value`` as TOML; None is an empty text."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return str(value)
+    text = "" if value is None else str(value)
+    # JSON's escapes are TOML's; TOML has one control character more.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -122,6 +122,10 @@ def write_manifest(path: Path, rows: Sequence[ManifestRow]) -> Manifest:
     return Manifest(path, tuple(written_rows))
 
 
+SPLIT_RULE = {"unit": "patient", "test_fraction": 0.2, "seed": 0}
+"""How :func:`assign_splits` divides a manifest that has no splits, as a protocol writes it."""
+
+
 def assign_splits(manifest: Manifest, test_fraction: float = 0.2, seed: int = 0) -> Manifest:
     """Return the manifest with every patient in ``train`` or ``test``; unchanged if it has splits already.
 

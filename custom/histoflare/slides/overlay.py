@@ -1,15 +1,16 @@
-"""A picture of a mosaic on its slide, for people to check it: mask, clusters, chosen patches."""
+"""Pictures of patches on their slide, for people to look at: the mosaic, and where a model attends."""
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from histoflare.slides.mosaic import Mosaic, Patch
+from histoflare.slides.mosaic import Mosaic
 from histoflare.slides.reader import Slide
 from histoflare.slides.tissue import find_tissue
 
@@ -38,19 +39,50 @@ TINT = 0.35
 MASK_COLOUR = (20, 20, 20)
 
 
-def draw_overlay(slide: Slide, mosaic: Mosaic) -> Image.Image:
+VIRIDIS = ("#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725")
+"""Colour map of the attention: equal steps look equally large, also without colour vision, and grow lighter.
+
+Nine of the 256 colours of viridis (Smith and van der Walt, 2015); between them it is linear."""
+
+ATTENTION_OPACITY = 0.75
+
+
+@dataclass(frozen=True)
+class SlidePicture:
+    """A whole slide as a picture, and how many of its pixels a level-0 pixel spans."""
+
+    image: Image.Image
+    px_per_l0: float
+
+
+def read_picture(slide: Slide, longer_px: int = PICTURE_PX) -> SlidePicture:
+    """Return the slide with a longer side of ``longer_px``.
+
+    Raises:
+        SlideError: What :meth:`Slide.read` raises.
+    """
+    l0_longer = max(slide.info.l0_size_px)
+    pixels = slide.thumbnail(slide.mpp * max(1.0, l0_longer / longer_px))
+    scale = longer_px / max(pixels.shape[:2])
+    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
+    image = Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)
+    return SlidePicture(image, size[0] / slide.info.l0_size_px[0])
+
+
+def draw_overlay(
+    slide: Slide, mosaic: Mosaic, base: SlidePicture | None = None, *, legend: bool = True
+) -> Image.Image:
     """Return the slide with the outline of its tissue, its patches by cluster and the chosen ones framed.
+
+    Args:
+        base: The slide's picture, if it was read already.
+        legend: Whether to draw one below the picture.
 
     Raises:
         SlideError: What :meth:`Slide.read` raises, or a slide without tissue.
     """
-    l0_longer = max(slide.info.l0_size_px)
-    pixels = slide.thumbnail(slide.mpp * max(1.0, l0_longer / PICTURE_PX))
-    scale = PICTURE_PX / max(pixels.shape[:2])
-    size = (round(pixels.shape[1] * scale), round(pixels.shape[0] * scale))
-    picture = Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)
-    px_per_l0 = size[0] / slide.info.l0_size_px[0]
-
+    base = base or read_picture(slide)
+    picture, px_per_l0, size = base.image, base.px_per_l0, base.image.size
     tissue = find_tissue(slide, um_patch=mosaic.l0_patch_px * slide.mpp)
     # the mask's last row and column may reach beyond the slide
     mask_width, mask_height = (side / tissue.l0_per_px for side in slide.info.l0_size_px)
@@ -59,21 +91,54 @@ def draw_overlay(slide: Slide, mosaic: Mosaic) -> Image.Image:
     picture = _tint(picture, mosaic, px_per_l0)
     picture.paste(MASK_COLOUR, mask=Image.fromarray(_outline(np.array(mask))))
     _frame_chosen(picture, mosaic, px_per_l0)
-
-    legend = _draw_legend(max(size[0], SMALLEST_LEGEND_PX), mosaic, px_per_l0 / slide.mpp)
-    sheet = Image.new("RGB", (legend.width, size[1] + legend.height), "white")
+    if not legend:
+        return picture
+    below = _draw_legend(max(size[0], SMALLEST_LEGEND_PX), mosaic, px_per_l0 / slide.mpp)
+    sheet = Image.new("RGB", (below.width, size[1] + below.height), "white")
     sheet.paste(picture, ((sheet.width - size[0]) // 2, 0))
-    sheet.paste(legend, (0, size[1]))
+    sheet.paste(below, (0, size[1]))
     return sheet
+
+
+def draw_attention(
+    base: SlidePicture, l0_coords: NDArray[np.int64], l0_patch_px: int, levels: NDArray[np.floating]
+) -> Image.Image:
+    """Return the slide in grey with each patch in the colour of its level.
+
+    Args:
+        base: The slide's picture.
+        l0_coords: Corners (top left) of the patches (n, 2) in level-0 pixels.
+        l0_patch_px: Side of a patch in level-0 pixels.
+        levels: How much is attended to each patch (n,), from 0 to 1; beyond that, as the end it is next to.
+
+    Raises:
+        ValueError: There is not one level a patch, or one is not a number.
+    """
+    if len(l0_coords) != len(levels) or not np.isfinite(levels).all():
+        raise ValueError(f"{len(l0_coords)} patches do not go with these {len(levels)} levels")
+    grey = base.image.convert("L").convert("RGB")
+    tinted = grey.copy()
+    draw = ImageDraw.Draw(tinted)
+    for (x, y), colour in zip(l0_coords, attention_colours(levels), strict=True):
+        square = _square(int(x), int(y), l0_patch_px, base.px_per_l0)
+        draw.rectangle(square, fill=tuple(colour), outline="white")
+    return Image.blend(grey, tinted, ATTENTION_OPACITY)
+
+
+def attention_colours(levels: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Return the colours (n, 3) of ``levels`` (n,), 0 to 1."""
+    stops = np.array([[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in VIRIDIS])  # (9, 3)
+    places = np.linspace(0.0, 1.0, len(stops))
+    channels = [np.interp(levels, places, stops[:, channel]) for channel in range(3)]
+    return np.stack(channels, axis=1).round().astype(np.uint8)
 
 
 def _colour(cluster: int) -> tuple[int, int, int]:
     return COLOURS[cluster % len(COLOURS)]
 
 
-def _square(patch: Patch, l0_patch_px: int, px_per_l0: float) -> tuple[int, int, int, int]:
-    """Return the patch's corners in the picture; the far ones lie inside it."""
-    x, y = patch.l0_x_px, patch.l0_y_px
+def _square(x: int, y: int, l0_patch_px: int, px_per_l0: float) -> tuple[int, int, int, int]:
+    """Return the corners in the picture of the patch at (x, y) on level 0; the far ones lie inside it."""
     near = (round(x * px_per_l0), round(y * px_per_l0))
     far = (round((x + l0_patch_px) * px_per_l0) - 1, round((y + l0_patch_px) * px_per_l0) - 1)
     return *near, max(far[0], near[0]), max(far[1], near[1])
@@ -84,7 +149,7 @@ def _tint(picture: Image.Image, mosaic: Mosaic, px_per_l0: float) -> Image.Image
     tinted = picture.copy()
     draw = ImageDraw.Draw(tinted)
     for patch in mosaic.candidates:
-        square = _square(patch, mosaic.l0_patch_px, px_per_l0)
+        square = _square(patch.l0_x_px, patch.l0_y_px, mosaic.l0_patch_px, px_per_l0)
         draw.rectangle(square, fill=_colour(patch.cluster), outline="white")
     return Image.blend(picture, tinted, TINT)
 
@@ -100,7 +165,7 @@ def _frame_chosen(picture: Image.Image, mosaic: Mosaic, px_per_l0: float) -> Non
     draw = ImageDraw.Draw(picture)
     bold = max(2, round(mosaic.l0_patch_px * px_per_l0 / 16))
     for patch in mosaic.patches:
-        x0, y0, x1, y1 = _square(patch, mosaic.l0_patch_px, px_per_l0)
+        x0, y0, x1, y1 = _square(patch.l0_x_px, patch.l0_y_px, mosaic.l0_patch_px, px_per_l0)
         draw.rectangle((x0, y0, x1, y1), outline="black", width=bold + 2)
         if x1 - x0 > 2 * bold:
             draw.rectangle((x0 + 1, y0 + 1, x1 - 1, y1 - 1), outline=_colour(patch.cluster), width=bold)

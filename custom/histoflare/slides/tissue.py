@@ -7,7 +7,7 @@ least one of the other two colours. With the optical density OD_c = −log10(I_c
 
     violet  OD_G − OD_B > max(0.04, 0.2·OD_G) and OD_G > 0.8·OD_R     not grey, black, brown; not blue ink
     pink    OD_G − OD_R > max(0.04, 0.3·OD_G) and OD_B < 1.5·OD_G     not grey, brown, yellow, orange
-    marker  OD_G > 0.6 and OD_R < 0.2·OD_G                            saturated red or pink ink
+    marker  OD_G > 0.7 and OD_R < 0.2·OD_G                            saturated red or pink ink
             OD_R > 0.7 and OD_G < 0.95·OD_R                           or blue ink
 
 and tissue is (violet or pink) and not marker. A purple marker has the colour of tissue and is taken for it;
@@ -100,7 +100,7 @@ def tissue_mask(
     red, green, blue = np.maximum(density, 0).transpose(2, 0, 1)
     violet = (green - blue > np.maximum(0.04, 0.2 * green)) & (green > 0.8 * red)
     pink = (green - red > np.maximum(0.04, 0.3 * green)) & (blue < 1.5 * green)
-    marker = ((green > 0.6) & (red < 0.2 * green)) | ((red > 0.7) & (green < 0.95 * red))
+    marker = ((green > 0.7) & (red < 0.2 * green)) | ((red > 0.7) & (green < 0.95 * red))
     smallest_px = um2_smallest / mpp**2
     mask = _without_small((violet | pink) & ~marker, smallest_px)
     return ~_without_small(~mask, smallest_px)

@@ -1,0 +1,136 @@
+"""``histoflare job`` and ``histoflare resume``: look at a job, make a variant, go on after a lost server."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from histoflare.commands.console import console, out, print_json
+from histoflare.errors import JobError
+
+app = typer.Typer(no_args_is_help=True, help="Look at a job folder, or make a variant of one to submit.")
+
+
+@app.command()
+def show(
+    job: Annotated[Path, typer.Argument(help="A job folder, e.g. jobs/mem_fedavg.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Show what a job asks of the sites: purpose, scope, protocol with its hash, and every variable.
+
+    Example: histoflare job show jobs/mem_fedavg
+    """
+    from rich.table import Table
+
+    from histoflare.flare.job import CONFIG_FOLDER, read_configuration, read_job
+    from histoflare.privacy.protocol import digest
+
+    read = read_job(job)
+    variables = read_configuration(job / CONFIG_FOLDER / "config_fed_server.conf")
+    facts: dict[str, Any] = {
+        "job": read.name,
+        "purpose": variables.get("purpose"),
+        "scope": read.scope,
+        "strategy": read.strategy.name,
+        "protocol_sha256": digest(read.protocol),
+        "protocol": read.protocol,
+        "task": read.task.to_json(),
+    }
+    more = ("rounds", "start_round", "min_clients", "seed")
+    facts |= {name: variables[name] for name in more if name in variables}
+    if as_json:
+        print_json(facts)
+        return
+    table = Table(title=f"{job}", show_header=False)
+    for name, value in _lines(facts):
+        table.add_row(name, str(value))
+    out.print(table)
+
+
+@app.command()
+def make(
+    job: Annotated[Path, typer.Argument(help="The job folder to start from.")],
+    target: Annotated[Path, typer.Option("--out", help="Folder for the new job; must not exist.")],
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a variable of the job, e.g. min_clients=3.")
+    ] = None,
+    sites: Annotated[str, typer.Option(help="Sites to deploy it to, separated by commas; none: all.")] = "",
+    model: Annotated[Path | None, typer.Option(help="Model the job starts from or asks about.")] = None,
+) -> None:
+    """Make a variant of a job: other figures, some of the sites, a model to start from.
+
+    A variable that the protocol decides (rounds, labels, encoder, resolution) changes the protocol, and with
+    it its hash: sites refuse it until they have agreed.
+
+    Example: histoflare job make jobs/mem_evaluate --model demo-run/model.safetensors --out my-evaluation
+    """
+    from histoflare.commands.run import settings
+    from histoflare.flare.job import read_job, write_variant
+
+    read_job(job)
+    changes = settings(setting or [], job)
+    if model is not None:
+        changes = model_task(model) | changes
+    names = [name.strip() for name in sites.split(",") if name.strip()] or None
+    if target.exists():
+        raise JobError(f"{target}: exists already; give a folder that does not.")
+    write_variant(job, target, changes, sites=names, start_model=model)
+    try:
+        read_job(target)
+    except JobError:
+        shutil.rmtree(target)
+        raise
+    console.print(f"job: {target}", highlight=False, markup=False, soft_wrap=True)
+
+
+def resume(
+    run: Annotated[Path, typer.Argument(help="The server's folder of the job, or what a download brought.")],
+    target: Annotated[Path, typer.Option("--out", help="Folder for the new job; must not exist.")],
+) -> None:
+    """Make a job that goes on after one that was lost: from its last global model and round.
+
+    FLARE itself cannot go on after the loss of its server. Submit the new job as any other; the sites find
+    what they kept of the run by its name.
+
+    Example: histoflare resume server/4c1f…/ --out resumed && nvflare job submit -j resumed
+    """
+    from histoflare.flare.resume import read_run, write_resumed
+
+    if target.exists():
+        raise JobError(f"{target}: exists already; give a folder that does not.")
+    stopped = read_run(run)
+    write_resumed(stopped, target)
+    console.print(
+        f"job: {target} (run {stopped.run}, from round {stopped.next_round} on)",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def model_task(model: Path) -> dict[str, Any]:
+    """Return the changes that give a job the task a model was trained for.
+
+    Raises:
+        JobError: The file is missing or does not say its task.
+    """
+    from histoflare.bags.model_file import load_model
+    from histoflare.flare.persistor import read_facts
+
+    try:
+        task = read_facts(model)["task"]
+    except JobError as error:
+        if error.reason == "MODEL_FILE_MISSING":
+            raise
+        task = load_model(model).task.to_json()
+    return {f"task.{name}": value for name, value in task.items()}
+
+
+def _lines(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in facts.items():
+        rows += _lines(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+    return rows

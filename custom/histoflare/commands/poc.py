@@ -1,0 +1,183 @@
+"""``histoflare poc``: a federation of real FLARE processes on this machine, for work with the console."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from histoflare.commands.console import console, make_table, out, print_json, progress
+from histoflare.commands.demo import DEFAULT_JOB
+from histoflare.errors import HistoflareError, JobError
+
+if TYPE_CHECKING:
+    from histoflare.flare.poc import Federation
+    from histoflare.site.configuration import SiteConfiguration
+
+app = typer.Typer(no_args_is_help=True)
+
+Workspace = Annotated[Path, typer.Option("--workspace", help="Folder for the kits and logs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+DEFAULT_WORKSPACE = Path("poc-run")
+MADE_UP_SLIDES = 12
+MADE_UP_PATCHES = 4
+
+
+@app.callback()
+def _group() -> None:
+    """A federation of real FLARE processes on this machine."""
+
+
+@app.command()
+def start(
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    sites: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with one <site>/manifest.csv (or <site>.csv) per site; none: made-up sites."
+        ),
+    ] = None,
+    bags: Annotated[
+        Path | None, typer.Option(help="Folder with one <site>/ of bags each; none: <site>/bags in --sites.")
+    ] = None,
+    job: Annotated[Path, typer.Option(help="Job whose protocol the sites agree to.")] = DEFAULT_JOB,
+    project: Annotated[
+        Path | None, typer.Option(help="Project file whose builders and administrators are used.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prepare and start a server and one client per site, and leave them up until 'histoflare poc stop'.
+
+    Example: histoflare poc start --sites demo-run/slides --bags demo-run/bags
+
+    Example: histoflare poc start --workspace poc-run
+    """
+    from histoflare.flare.kits import Agreement
+    from histoflare.flare.poc import Federation, refuse_running
+
+    refuse_running(workspace)
+    chosen = _configure(sites, bags) if sites is not None else _made_up(workspace / "sites", job)
+    with console.status("kits"):
+        federation = Federation.prepare(workspace, chosen, Agreement(job, project=project))
+    with console.status(f"starting the server and {len(chosen)} sites"):
+        federation.start(detached=True)
+    _show(federation, as_json)
+
+
+@app.command()
+def status(workspace: Workspace = DEFAULT_WORKSPACE, as_json: AsJson = False) -> None:
+    """Show who is up, the server's jobs, and how to connect a console.
+
+    Example: histoflare poc status --workspace poc-run
+    """
+    from histoflare.flare.poc import Federation
+
+    _show(Federation.open(workspace), as_json)
+
+
+@app.command()
+def stop(workspace: Workspace = DEFAULT_WORKSPACE) -> None:
+    """End all processes of a federation; its kits, logs and jobs stay.
+
+    Example: histoflare poc stop --workspace poc-run
+    """
+    from histoflare.flare.poc import Federation
+
+    federation = Federation.open(workspace)
+    with console.status("stopping"):
+        federation.stop()
+    console.print("stopped", highlight=False)
+
+
+def _configure(folder: Path, bags: Path | None) -> dict[str, SiteConfiguration]:
+    """Return the sites of a folder; an external cohort only evaluates."""
+    from histoflare.commands.sites import find_sites
+    from histoflare.site.configuration import SiteConfiguration
+
+    found = find_sites(folder)
+    chosen = {}
+    for name, manifest in (found.sites | found.external).items():
+        of_site = (bags / name if bags else manifest.parent / "bags").resolve()
+        if not of_site.is_dir():
+            raise JobError(
+                f"{name}: no folder of bags at {of_site}. Make them (histoflare prepare) or give --bags."
+            )
+        chosen[name] = SiteConfiguration(manifest.resolve(), of_site, evaluation_only=name in found.external)
+    return chosen
+
+
+def _made_up(folder: Path, job_folder: Path) -> dict[str, SiteConfiguration]:
+    """Return made-up sites with the bags that a job wants; those that are there are kept."""
+    from histoflare.bags.encoder import load_encoder
+    from histoflare.bags.synthetic_bags import FieldParameters, make_bags
+    from histoflare.flare.job import read_job
+    from histoflare.slides.synthetic import SyntheticCohort
+
+    task = read_job(job_folder).task
+    cohort = SyntheticCohort(slides_per_hospital=MADE_UP_SLIDES)
+    field = FieldParameters(MADE_UP_PATCHES, task.patch_px, task.mpp)
+    encoder = load_encoder(task.encoder.rpartition(":")[0])
+    with progress() as bars:
+        bar = bars.add_task("made-up bags", total=None)
+        make_bags(
+            folder, encoder, cohort, field, lambda done, total: bars.update(bar, completed=done, total=total)
+        )
+    return _configure(folder, None)
+
+
+def _show(federation: Federation, as_json: bool) -> None:
+    facts = _facts(federation)
+    if as_json:
+        print_json(facts)
+        return
+    table = make_table("participant", "process", "registered")
+    for name, row in facts["participants"].items():
+        registered = {True: "yes", False: "no", None: ""}[row["registered"]]
+        table.add_row(name, "up" if row["up"] else "down", registered)
+    out.print(table)
+    if facts["jobs"]:
+        jobs = make_table("job", "name", "status")
+        for one in facts["jobs"]:
+            jobs.add_row(one["job_id"], one["job_name"], one["status"])
+        out.print(jobs)
+    for what, command in {"kits": facts["kits"], "logs": facts["logs"], **facts["commands"]}.items():
+        console.print(f"{what}:\n  {command}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _facts(federation: Federation) -> dict[str, Any]:
+    kits = federation.kits
+    up = federation.up()
+    registered: list[str] | None = None
+    jobs: list[dict[str, Any]] = []
+    if kits.server in up:
+        try:
+            registered, jobs = federation.admin.registered(), federation.admin.jobs()
+        except HistoflareError as error:
+            console.print(str(error), style="yellow", highlight=False, markup=False, soft_wrap=True)
+        finally:
+            federation.admin.disconnect()
+    participants = {
+        name: {
+            "up": name in up,
+            "registered": None if name == kits.server else name in (registered or []),
+        }
+        for name in (kits.server, *kits.sites)
+    }
+    programs = Path(sys.executable).parent
+    kit = kits.kit(kits.lead)
+    return {
+        "workspace": str(federation.workspace),
+        "kits": kits.folder,
+        "logs": str(federation.workspace / "logs"),
+        "port": kits.port,
+        "participants": participants,
+        "jobs": [{name: one[name] for name in ("job_id", "job_name", "status")} for one in jobs],
+        "commands": {
+            "console": f"PATH={programs}:$PATH {kit}/startup/fl_admin.sh",
+            "submit a job": f"{programs}/nvflare job submit -j {DEFAULT_JOB} --startup-kit {kit}",
+            "stop": f"{programs}/histoflare poc stop --workspace {federation.workspace}",
+        },
+    }

@@ -1,0 +1,94 @@
+"""What the lead does with a running federation, over FLARE's own connection for administrators."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import redirect_stdout, suppress
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from nvflare.fuel.flare_api.api_spec import TargetType
+from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
+
+from histoflare.errors import HistoflareError
+
+CONNECT_SECONDS = 5.0
+
+
+class Admin:
+    """An administrator's connection to the server: opened with the first question, and anew when it is lost.
+
+    Every question raises :class:`HistoflareError`: FEDERATION_STOPPED if the server does not answer,
+    FEDERATION_FAILED (JOB_REFUSED for :meth:`submit`) if it answers that it will not.
+
+    Args:
+        name: The administrator's.
+        kit: Its startup kit.
+    """
+
+    def __init__(self, name: str, kit: Path) -> None:
+        self.name = name
+        self.kit = kit
+        self._session: Session | None = None
+
+    def registered(self) -> list[str]:
+        """Return the sites that the server knows now."""
+        info = self._ask(lambda session: session.get_system_info())
+        return sorted(client.name for client in info.client_info)
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Return what the server knows of its jobs: ``job_id``, ``job_name``, ``status``, …"""
+        found: list[dict[str, Any]] = self._ask(lambda session: session.list_jobs())
+        return found
+
+    def submit(self, job: Path) -> str:
+        """Submit a job folder and return the id that the server gave it.
+
+        FLARE signs a job by writing into its folder: it is given a copy.
+        """
+        with tempfile.TemporaryDirectory(prefix="histoflare-") as scratch:
+            copy = shutil.copytree(job, Path(scratch) / job.resolve().name)
+            return str(self._ask(lambda session: session.submit_job(str(copy)), "JOB_REFUSED"))
+
+    def status(self, job_id: str) -> str:
+        """Return FLARE's status of a job, e.g. RUNNING or FINISHED:COMPLETED."""
+        return str(self._ask(lambda session: session.get_job_meta(job_id))["status"])
+
+    def download(self, job_id: str, target: Path) -> Path:
+        """Fetch what a job left into ``target/<job id>``, and return that folder."""
+        shutil.rmtree(target / job_id, ignore_errors=True)
+        return Path(self._ask(lambda session: session.download_job_result(job_id, str(target.absolute()))))
+
+    def abort(self, job_id: str) -> None:
+        """Abort a job."""
+        self._ask(lambda session: session.abort_job(job_id))
+
+    def shut_down(self) -> None:
+        """Ask the server and all sites to end; they take some seconds for it."""
+        self._ask(lambda session: session.shutdown(TargetType.ALL, wait=False))
+        self.disconnect()
+
+    def disconnect(self) -> None:
+        """Close the connection, if there is one."""
+        session, self._session = self._session, None
+        if session is not None:
+            with suppress(Exception), redirect_stdout(StringIO()):
+                session.close()
+
+    def _ask(self, question: Callable[[Session], Any], reason: str = "FEDERATION_FAILED") -> Any:
+        with redirect_stdout(StringIO()):  # FLARE says there that it connects
+            try:
+                if self._session is None:
+                    self._session = new_secure_session(self.name, str(self.kit), timeout=CONNECT_SECONDS)
+            except Exception as error:
+                raise HistoflareError(
+                    f"The server does not answer: {error}", reason="FEDERATION_STOPPED"
+                ) from None
+            try:
+                return question(self._session)
+            except Exception as error:
+                self.disconnect()
+                raise HistoflareError(f"The server says: {error}", reason=reason) from None

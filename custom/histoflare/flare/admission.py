@@ -1,0 +1,105 @@
+"""The door a task comes in by: a site's own filter that admits a job's tasks, or says why not.
+
+It stands in the site's ``privacy.json``, where no job can leave it out, and applies to every task of every
+job, whatever the job's own filters are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nvflare.apis.filter import Filter
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+
+from histoflare.errors import JobError
+from histoflare.flare import handshake
+from histoflare.flare.job import read_configuration
+from histoflare.privacy.policy import Policy, read_policy
+from histoflare.privacy.protocol import PROTOCOL_FILE, check_task, digest, read_protocol
+from histoflare.slides.manifest import SPLIT_RULE
+
+
+class Admission(Filter):
+    """Compares a job with the site's policy and protocol; issues a token for each task of an admitted one.
+
+    It refuses by issuing no token, and never raises: what a filter raises travels to the server as text.
+
+    Args:
+        policy: The scope's policy file, in the ``local`` folder of the site's startup kit.
+        task_id: Component of the job that says what is learned.
+    """
+
+    def __init__(self, policy: str, task_id: str = "task") -> None:
+        super().__init__()
+        self._policy = policy
+        self._task_id = task_id
+        self._admitted: dict[str, Policy] = {}
+
+    def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
+        """Admit or refuse one task; the task itself goes on unchanged."""
+        handshake.keep_task(shareable, fl_ctx)
+        try:
+            job_id = fl_ctx.get_job_id()
+            if job_id not in self._admitted:
+                self._admitted[job_id] = self._check(fl_ctx)
+            handshake.admit(self._admitted[job_id], fl_ctx)
+        except JobError as error:
+            self.logger.warning("this job is not admitted: %s", error)
+            handshake.refuse(error.reason, fl_ctx)
+        except Exception:
+            self.logger.warning("this job is not admitted: it could not be checked", exc_info=True)
+            handshake.refuse("NOT_ADMITTED", fl_ctx)
+        return shareable
+
+    def _check(self, fl_ctx: FLContext) -> Policy:
+        """Return the policy that the job falls under.
+
+        Raises:
+            JobError: The site takes no such job.
+        """
+        workspace = fl_ctx.get_engine().get_workspace()
+        local = Path(workspace.get_site_config_dir())
+        policy = read_policy(local / self._policy)
+        scope = (fl_ctx.get_prop(FLContextKey.JOB_META) or {}).get("scope") or policy.name
+        if scope != policy.name:
+            raise JobError(f"The job's scope '{scope}' is not '{policy.name}'.", reason="SCOPE_UNKNOWN")
+        variables = read_configuration(
+            Path(workspace.get_app_config_dir(fl_ctx.get_job_id())) / "config_fed_client.conf"
+        )
+        purpose = variables.get("purpose")
+        if purpose not in policy.purposes:
+            raise JobError(
+                f"The job's purpose is {purpose!r}; this site works for {', '.join(policy.purposes) or '–'}.",
+                reason="PURPOSE_NOT_ALLOWED",
+            )
+        protocol = variables.get("protocol")
+        if not isinstance(protocol, dict):
+            raise JobError("The job names no protocol.", reason="PROTOCOL_MISSING")
+        agreed = read_protocol(local / PROTOCOL_FILE)
+        if digest(protocol) != digest(agreed):
+            raise JobError(
+                f"The job's protocol ({digest(protocol)[:12]}…) is not the one this site agreed to "
+                f"({digest(agreed)[:12]}…).",
+                reason="PROTOCOL_MISMATCH",
+            )
+        check_task(agreed, fl_ctx.get_engine().get_component(self._task_id).to_json())
+        _check_rules(agreed, variables)
+        return policy
+
+
+def _check_rules(protocol: Mapping[str, Any], variables: Mapping[str, Any]) -> None:
+    """Refuse a protocol that promises what this version does not do, and a job that does not keep it."""
+    stop = protocol["stop"]
+    problems = []
+    if protocol["split"] != SPLIT_RULE:
+        problems.append(f"split must be {SPLIT_RULE}")
+    if not isinstance(stop, Mapping) or stop.get("model") not in ("last", "best"):
+        problems.append("stop.model must be last or best")
+    elif "rounds" in variables and variables["rounds"] != stop.get("rounds"):
+        problems.append("the job's rounds are not the protocol's")
+    if problems:
+        raise JobError(f"The protocol is not kept: {'; '.join(problems)}.", reason="PROTOCOL_MISMATCH")

@@ -1,0 +1,152 @@
+"""The door a result leaves by: a site's own filter that rebuilds every reply from what may leave.
+
+It stands in the site's ``privacy.json``. It copies nothing that it does not know: no header, no key, no DXO
+meta of the reply it was given gets past it, whoever put it there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
+from nvflare.apis.filter import Filter
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable, make_reply
+
+from histoflare.errors import REASONS, HistoflareError, JobError
+from histoflare.flare import handshake
+from histoflare.flare.headers import METRICS, PSEUDONYM, REFUSED, RELEASE, WEIGHT
+from histoflare.privacy.policy import Policy, read_policy
+from histoflare.site.configuration import find_site_file, read_site_file
+
+
+class Gate(Filter):
+    """Lets out updates and metrics that were released, as the policy allows, and fixed reason codes.
+
+    Refuses by a coded reply, and never raises: what is raised in a filter travels to the server as text.
+
+    Args:
+        policy: The scope's policy file, in the ``local`` folder of the site's startup kit.
+    """
+
+    def __init__(self, policy: str) -> None:
+        super().__init__()
+        self._policy = policy
+
+    def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
+        """Return the reply that leaves."""
+        try:
+            local = Path(fl_ctx.get_engine().get_workspace().get_site_config_dir())
+            reply = self._rebuild(shareable, read_policy(local / self._policy))
+        except HistoflareError as error:
+            self.logger.warning("nothing leaves: %s", error)
+            reply = refused(error.reason)
+        except Exception:
+            self.logger.warning("nothing leaves: the reply could not be checked", exc_info=True)
+            reply = refused("REPLY_NOT_ALLOWED")
+        _restore_cookies(fl_ctx)
+        pseudonym = _pseudonym(fl_ctx)
+        if pseudonym:
+            reply.set_header(PSEUDONYM, pseudonym)
+        handshake.permit(reply)
+        return reply
+
+    def _rebuild(self, shareable: Shareable, policy: Policy) -> Shareable:
+        code = shareable.get_return_code()
+        if code not in (None, ReturnCode.OK):
+            return refused(reason_of(code))
+        try:
+            dxo = from_shareable(shareable)
+        except Exception:
+            raise JobError("It is neither an update nor metrics.", reason="REPLY_NOT_ALLOWED") from None
+        if dxo.data_kind == DataKind.WEIGHT_DIFF:
+            return _update(dxo, policy)
+        if dxo.data_kind == DataKind.METRICS:
+            data = _released(dxo.data, policy)
+            return _stamped(DataKind.METRICS, _metrics(data, policy), {}, policy)
+        raise JobError(f"A reply of kind {dxo.data_kind} does not leave.", reason="REPLY_NOT_ALLOWED")
+
+
+def refused(reason: str) -> Shareable:
+    """Return a reply that says no more than a fixed reason code."""
+    reply: Shareable = make_reply(REFUSED + reason)
+    return reply
+
+
+def reason_of(code: str) -> str:
+    """Return the fixed reason in a return code; any other text becomes ``REPLY_NOT_ALLOWED``."""
+    reason = code.removeprefix(REFUSED)
+    if code.startswith(REFUSED) and reason in REASONS:
+        return reason
+    known = {ReturnCode.TASK_UNKNOWN: "TASK_UNKNOWN", ReturnCode.TASK_ABORTED: "STOPPED"}
+    return known.get(code, "REPLY_NOT_ALLOWED")
+
+
+def _update(dxo: DXO, policy: Policy) -> Shareable:
+    arrays = _released(dxo.data, policy)
+    if not all(np.isfinite(np.asarray(array)).all() for array in arrays.values()):
+        raise JobError("The update has NaN or infinity in it.", reason="NOT_FINITE")
+    weight = dxo.get_meta_prop(WEIGHT)
+    if type(weight) is not float or not (math.isfinite(weight) and weight >= 0):
+        raise JobError("The update's weight is not a number of at least 0.", reason="WEIGHTS_INVALID")
+    if weight != 1.0 and not policy.counts:
+        raise JobError(
+            "The update's weight is a count of samples, and the policy lets no counts out: use weighting "
+            '"uniform" in the job.',
+            reason="WEIGHT_NOT_ALLOWED",
+        )
+    meta: dict[str, Any] = {WEIGHT: weight}
+    metrics = dxo.get_meta_prop(METRICS)
+    if metrics:
+        meta[METRICS] = _metrics(_released(metrics, policy), policy)
+    return _stamped(DataKind.WEIGHT_DIFF, arrays, meta, policy)
+
+
+def _released(content: Any, policy: Policy) -> dict[str, Any]:
+    """Return ``content`` if exactly this was released, over enough patients."""
+    release = handshake.take_release(content) if isinstance(content, Mapping) else None
+    if release is None:
+        raise JobError("The reply holds something that was not released.", reason="NOT_RELEASED")
+    if release.patients < policy.minimum_patients:
+        raise JobError(
+            f"It was computed over {release.patients} patients, and the policy asks for at least "
+            f"{policy.minimum_patients}.",
+            reason="TOO_FEW_PATIENTS",
+        )
+    return dict(content)
+
+
+def _metrics(metrics: Mapping[str, Any], policy: Policy) -> dict[str, float | None]:
+    allowed = policy.allowed_metrics(metrics)
+    if any(type(value) not in (float, int, type(None)) for value in allowed.values()):
+        raise JobError("A metric is not a number.", reason="METRIC_NOT_ALLOWED")
+    if metrics and not allowed:
+        raise JobError("The policy lists none of these metrics.", reason="METRIC_NOT_ALLOWED")
+    return {name: None if value is None else float(value) for name, value in allowed.items()}
+
+
+def _stamped(kind: str, data: dict[str, Any], meta: dict[str, Any], policy: Policy) -> Shareable:
+    stamp = {"digest": handshake.digest_of(data), "scope": policy.name, "mechanism": policy.mechanism}
+    reply: Shareable = DXO(kind, data=data, meta={**meta, RELEASE: stamp}).to_shareable()
+    return reply
+
+
+def _restore_cookies(fl_ctx: FLContext) -> None:
+    """FLARE copies the task's cookies onto the reply after this filter: put them back as they came."""
+    task = handshake.kept_task(fl_ctx)
+    if task is not None:
+        task.data.set_cookie_jar(dict(task.cookies))
+
+
+def _pseudonym(fl_ctx: FLContext) -> str | None:
+    local = Path(fl_ctx.get_engine().get_workspace().get_site_config_dir())
+    try:
+        configuration = read_site_file(find_site_file(fl_ctx.get_identity_name(), local))
+    except HistoflareError:
+        return None
+    return getattr(configuration, "pseudonym", None)

@@ -1,0 +1,135 @@
+"""The last check before the wire: a site's own component that stops what is neither a reply nor housekeeping.
+
+FLARE has more ways out than task replies: events, auxiliary messages, streams, raw cell messages, public
+properties of its context. The guard stands in the ``components`` of the site's ``privacy.json`` and is built
+in the job process after all components of the job.
+
+It protects against jobs and configurations, not against code: whatever class the site allows to run there can
+undo it. The names of channels and headers are internals of FLARE; the version is pinned, and a test looks at
+everything a server received.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_component import FLComponent
+from nvflare.apis.fl_constant import FLContextKey, ReservedKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import ReservedHeaderKey, Shareable
+from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
+from nvflare.fuel.f3.cellnet.utils import make_reply
+from nvflare.fuel.f3.message import Message
+from nvflare.fuel.f3.streaming.stream_const import STREAM_CHANNEL, STREAM_DATA_TOPIC, StreamHeaderKey
+
+from histoflare.flare import handshake
+from histoflare.flare.gate import refused
+from histoflare.flare.headers import PSEUDONYM
+
+ANY = "*"
+
+KEPT_OPEN = {
+    "aux_communication": {"__job_heartbeat__", "__task_check__", "__sync_runner__"},
+    "server_command": {"get_task", "submit_update"},
+    "sm__STREAM": {"sm__ACK"},
+    "download_service__": {ANY},
+    "return_only": {"download_service__:download_service__download"},
+    "admin": {"train.notify_job_status"},
+    "cellnet.channel": {ANY},
+}
+"""Channel → topics that FLARE needs to run a job at all."""
+
+REPLY_HEADERS = {
+    ReservedHeaderKey.RC,
+    ReservedHeaderKey.CONTENT_TYPE,
+    ReservedHeaderKey.COOKIE_JAR,
+    ReservedHeaderKey.TASK_NAME,
+    ReservedHeaderKey.TASK_ID,
+    ReservedKey.AUDIT_EVENT_ID,
+    PSEUDONYM,
+}
+"""Headers of a reply that may stand beside what the gate made: FLARE's own bookkeeping."""
+
+PUBLIC_PROPERTIES = {
+    ReservedKey.IDENTITY_NAME,
+    ReservedKey.FQSN,
+    ReservedKey.IS_LEAF,
+    ReservedKey.RUN_NUM,
+    FLContextKey.CLIENT_NAME,
+    FLContextKey.CURRENT_RUN,
+    FLContextKey.CURRENT_JOB_ID,
+    FLContextKey.SSID,
+    FLContextKey.JOB_RUN_NUMBER,
+}
+"""Public properties of FLARE's context that travel with every message."""
+
+
+class Guard(FLComponent):
+    """Stops every message of the job process that FLARE does not need, and any change after the gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._reply: Shareable | None = None
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Follow a task through FLARE's events. Never raises: an event's exception is logged, not obeyed."""
+        if event_type == EventType.ABOUT_TO_START_RUN:
+            self._close_cell(fl_ctx)
+        elif event_type == EventType.AFTER_TASK_RESULT_FILTER:
+            self._reply = fl_ctx.get_prop(FLContextKey.TASK_RESULT)
+            self._check(fl_ctx)
+        elif event_type == EventType.BEFORE_SEND_TASK_RESULT:
+            self._check(fl_ctx)
+            self._reply = None
+            _close_properties(fl_ctx)
+        elif event_type == EventType.BEFORE_PULL_TASK:
+            _close_properties(fl_ctx)
+
+    def _close_cell(self, fl_ctx: FLContext) -> None:
+        cell = fl_ctx.get_engine().get_cell()
+        core = getattr(cell, "core_cell", cell)
+        core.add_outgoing_request_filter(ANY, ANY, self.stop_unless_needed)
+
+    def stop_unless_needed(self, message: Message) -> Message | None:
+        """Return None to let an outgoing message pass, else the error its sender gets."""
+        channel = message.get_header(MessageHeaderKey.CHANNEL, "")
+        topic = message.get_header(MessageHeaderKey.TOPIC, "")
+        if (channel, topic) == (STREAM_CHANNEL, STREAM_DATA_TOPIC):
+            channel = message.get_header(StreamHeaderKey.CHANNEL, "")
+            topic = message.get_header(StreamHeaderKey.TOPIC, "")
+        topics = KEPT_OPEN.get(channel, set())
+        if topic in topics or ANY in topics:
+            return None
+        self.logger.warning("a message on %s/%s was stopped", channel, topic)
+        return make_reply(ReturnCode.FILTER_ERROR)
+
+    def _check(self, fl_ctx: FLContext) -> None:
+        reply = self._reply
+        if reply is None:
+            return
+        try:
+            if not handshake.is_permitted(reply):
+                self.logger.warning("the reply was changed after the gate: nothing leaves")
+                _replace(reply, refused("REPLY_CHANGED"))
+                handshake.permit(reply)
+            headers: dict[str, Any] = reply[ReservedHeaderKey.HEADERS]
+            for name in [name for name in headers if name not in REPLY_HEADERS]:
+                del headers[name]
+            task = handshake.kept_task(fl_ctx)
+            if ReservedHeaderKey.COOKIE_JAR in headers:
+                headers[ReservedHeaderKey.COOKIE_JAR] = dict(task.cookies) if task else {}
+        except Exception:
+            self.logger.warning("the reply could not be checked: nothing leaves", exc_info=True)
+            _replace(reply, refused("REPLY_CHANGED"))
+
+
+def _replace(reply: Shareable, by: Shareable) -> None:
+    reply.clear()
+    reply.update(by)
+
+
+def _close_properties(fl_ctx: FLContext) -> None:
+    for name in fl_ctx.get_all_public_props():
+        if name not in PUBLIC_PROPERTIES:
+            fl_ctx.remove_prop(name, force_removal=True)

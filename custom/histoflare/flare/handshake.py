@@ -1,0 +1,135 @@
+"""What Admission, executor, Gate and Guard know of one another in a site's job process.
+
+Admission issues a token for a task; the executor does nothing without one, and notes what it lets go; the
+gate lets out what was noted, once, and notes the reply it made; the guard checks that this is what is sent.
+All of it is state of this process and private properties of FLARE's context: headers could be forged by the
+server, or stripped by a filter of the job.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from nvflare.apis.dxo import from_shareable
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import ReservedHeaderKey, Shareable
+
+from histoflare.flare.headers import PSEUDONYM
+from histoflare.privacy.policy import Policy
+from histoflare.rounds.state import digest
+
+_ADMITTED = "histoflare_admitted"
+_TASK = "histoflare_task"
+_REFUSAL = "histoflare_refusal"
+
+_issued: dict[str, Policy] = {}
+_permitted: list[str] = []
+_released: dict[str, Release] = {}
+
+
+@dataclass(frozen=True)
+class Release:
+    """One result that may leave.
+
+    Attributes:
+        digest: Of its tensors or its metrics, see :func:`digest_of`.
+        patients: Over how many patients it was computed.
+    """
+
+    digest: str
+    patients: int
+
+
+@dataclass(frozen=True)
+class ReceivedTask:
+    """A task as it came: the message, and its cookies before anything else of this process saw them."""
+
+    data: Shareable
+    cookies: dict[str, Any]
+
+
+def admit(policy: Policy, fl_ctx: FLContext) -> None:
+    """Issue the token that lets the executor work on this task."""
+    token = secrets.token_hex(16)
+    _issued[token] = policy
+    _set(fl_ctx, _ADMITTED, token)
+    _set(fl_ctx, _REFUSAL, None)
+
+
+def refuse(reason: str, fl_ctx: FLContext) -> None:
+    """Note why no token is issued for this task."""
+    _set(fl_ctx, _ADMITTED, None)
+    _set(fl_ctx, _REFUSAL, reason)
+
+
+def redeem(fl_ctx: FLContext) -> Policy | None:
+    """Take back this task's token; None if there is none. A token works once; earlier releases are void."""
+    _released.clear()
+    policy = _issued.pop(str(fl_ctx.get_prop(_ADMITTED)), None)
+    _set(fl_ctx, _ADMITTED, None)
+    return policy
+
+
+def refusal(fl_ctx: FLContext) -> str:
+    """Return why this task has no token."""
+    return fl_ctx.get_prop(_REFUSAL) or "NOT_ADMITTED"
+
+
+def release(content: Mapping[str, Any], patients: int) -> None:
+    """Note that ``content`` (the tensors of an update, or metrics) may leave, once."""
+    noted = Release(digest_of(content), patients)
+    _released[noted.digest] = noted
+
+
+def take_release(content: Mapping[str, Any]) -> Release | None:
+    """Return the note on ``content`` and strike it out; None if exactly these bytes were never released."""
+    return _released.pop(digest_of(content), None)
+
+
+def permit(reply: Shareable) -> None:
+    """Note the reply that the gate made: no other may be sent."""
+    _permitted[:] = [_fingerprint(reply)]
+
+
+def is_permitted(reply: Shareable) -> bool:
+    """Return whether ``reply`` says exactly what the gate's reply said, FLARE's own headers apart."""
+    return _permitted == [_fingerprint(reply)]
+
+
+def keep_task(task: Shareable, fl_ctx: FLContext) -> None:
+    """Remember a task as it came."""
+    _set(fl_ctx, _TASK, ReceivedTask(task, dict(task.get_cookie_jar() or {})))
+
+
+def kept_task(fl_ctx: FLContext) -> ReceivedTask | None:
+    """Return the task as it came."""
+    kept: ReceivedTask | None = fl_ctx.get_prop(_TASK)
+    return kept
+
+
+def _fingerprint(reply: Shareable) -> str:
+    """Return a hash of a reply's code, pseudonym, content and any key beside them."""
+    others = {name: value for name, value in reply.items() if name not in (ReservedHeaderKey.HEADERS, "DXO")}
+    parts = [reply.get_return_code(), reply.get_header(PSEUDONYM), others]
+    if reply.get_header(ReservedHeaderKey.CONTENT_TYPE) == "DXO":
+        dxo = from_shareable(reply)
+        parts += [dxo.data_kind, dxo.meta, digest_of(dxo.data)]
+    return repr(parts)
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 over names, types, shapes and bytes of tensors, arrays or numbers (None: NaN)."""
+    return digest(
+        {
+            name: torch.as_tensor(float("nan") if value is None else value).detach().cpu()
+            for name, value in content.items()
+        }
+    )
+
+
+def _set(fl_ctx: FLContext, name: str, value: Any) -> None:
+    fl_ctx.set_prop(name, value, private=True, sticky=False)

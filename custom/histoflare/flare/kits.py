@@ -1,0 +1,217 @@
+"""Startup kits for one workstation, made by FLARE from the builders that make production's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from histoflare.errors import HistoflareError
+from histoflare.flare import processes
+from histoflare.flare.provision import project_with_absolute_paths
+from histoflare.privacy.policy import POLICIES
+from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE, SiteConfiguration, write_site_file
+from histoflare.storage import write_text
+
+SERVER = "server"
+LEAD = "lead@consortium.example"
+PROJECT = "histoflare"
+PREPARE_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What the sites of a federation have agreed to, and with which builders their kits are made.
+
+    Attributes:
+        protocol: A job's folder, or a JSON file.
+        policies, default_scope: The sites' policies.
+        project: A project file whose builders and administrators are used instead of all of the above.
+    """
+
+    protocol: Path
+    policies: tuple[Path, ...] = (POLICIES / "open.toml",)
+    default_scope: str = "open"
+    project: Path | None = None
+
+
+@dataclass(frozen=True)
+class Kits:
+    """The kits of a federation on this machine.
+
+    Attributes:
+        name: The federation's; unique, and in the environment of each of its processes.
+        folder: One startup kit per participant.
+        server, lead: Names of the server and of the project's administrator; ``sites``: of the sites.
+        port: The server's TCP port.
+    """
+
+    name: str
+    folder: str
+    server: str
+    lead: str
+    sites: tuple[str, ...]
+    port: int
+
+    def kit(self, participant: str) -> Path:
+        """Return a participant's kit."""
+        return Path(self.folder) / participant
+
+    def remove_temporary(self, workspace: Path) -> None:
+        """Remove the kits if they could not be made in ``workspace`` (see :func:`make_kits`)."""
+        place = Path(self.folder).parents[1]
+        if workspace not in place.parents:
+            shutil.rmtree(place.parent, ignore_errors=True)
+
+
+def make_kits(workspace: Path, sites: Mapping[str, SiteConfiguration], agreement: Agreement) -> Kits:
+    """Make a kit for the server, its administrator and each site, with a free port for the server.
+
+    Args:
+        workspace: Gets ``project.yml``, ``home`` (which FLARE takes for the user's) and ``kits``. If its path
+            has a blank in it the kits are in a temporary folder: FLARE puts their paths into command lines.
+        sites: Site → its own settings, written into its kit.
+        agreement: What they agreed to.
+
+    Raises:
+        HistoflareError: FLARE cannot make them (FEDERATION_FAILED).
+    """
+    place = _folder_for_kits(workspace)
+    port = processes.free_port()
+    content = _project(agreement)
+    server, lead = _cast(content, sorted(sites), port)
+    write_text(workspace / "project.yml", yaml.safe_dump(content, sort_keys=False))
+    _run_flare(workspace, place)
+    folder = place / content["name"] / "prod_00"
+    kits = Kits(uuid.uuid4().hex, str(folder), server, lead, tuple(sorted(sites)), port)
+    missing = [who for who in (server, lead, *sites) if not (kits.kit(who) / "startup").is_dir()]
+    if missing:
+        raise HistoflareError(f"FLARE made no kit for {', '.join(missing)}.", reason="FEDERATION_FAILED")
+    # FLARE's own for one workstation: it puts the job store elsewhere. Without it the kit is production's.
+    (kits.kit(server) / "local" / "resources.json").unlink(missing_ok=True)
+    for site, configuration in sites.items():
+        write_site_file(kits.kit(site) / "local" / SITE_FILE, _absolute(configuration))
+    return kits
+
+
+def _project(agreement: Agreement) -> dict[str, Any]:
+    """Return a project without clients; its builders are those of ``provisioning/project.yml``."""
+    if agreement.project is not None:
+        return project_with_absolute_paths(agreement.project)
+    policy = {
+        "policies": [str(path.absolute()) for path in agreement.policies],
+        "default_scope": agreement.default_scope,
+        "protocol": str(agreement.protocol.absolute()),
+    }
+    flare = "nvflare.lighter.impl"
+    return {
+        "api_version": 3,
+        "name": PROJECT,
+        "description": "One workstation",
+        "participants": [
+            {"name": SERVER, "type": "server", "org": "consortium"},
+            {"name": LEAD, "type": "admin", "org": "consortium", "role": "project_admin"},
+        ],
+        "builders": [
+            {"path": f"{flare}.workspace.WorkspaceBuilder"},
+            {"path": "histoflare.flare.provision.SitePolicyBuilder", "args": policy},
+            {"path": f"{flare}.static_file.StaticFileBuilder", "args": {"config_folder": "config"}},
+            {"path": f"{flare}.cert.CertBuilder"},
+            {"path": f"{flare}.signature.SignatureBuilder"},
+        ],
+    }
+
+
+def _cast(content: dict[str, Any], sites: Sequence[str], port: int) -> tuple[str, str]:
+    """Give a project these sites and this port; return the names of its server and of its project's admin."""
+    others = [part for part in content["participants"] if part["type"] != "client"]
+    server = next(part for part in others if part["type"] == "server")
+    server |= {"fed_learn_port": port, "admin_port": port}
+    lead = next(part for part in others if part.get("role") == "project_admin")
+    clients = [{"name": site, "type": "client", "org": _organisation(site)} for site in sites]
+    content["participants"] = [*others, *clients]
+    return server["name"], lead["name"]
+
+
+def _organisation(site: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in site)
+
+
+def _run_flare(workspace: Path, place: Path) -> None:
+    project_file = workspace / "project.yml"
+    home = workspace / "home"
+    home.mkdir(exist_ok=True)
+    environment = kit_environment() | {"HOME": str(home), "NVFLARE_POC_WORKSPACE": str(place)}
+    environment.pop("NVFLARE_HOME", None)
+    command = [sys.executable, "-m", "nvflare.cli", "poc", "prepare", "-i", str(project_file), "--force"]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=workspace,
+            timeout=PREPARE_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise HistoflareError(
+            f"FLARE made no kits in {PREPARE_SECONDS:.0f} s.", reason="FEDERATION_FAILED"
+        ) from None
+    if done.returncode != 0:
+        last = "\n".join((done.stdout + done.stderr).strip().splitlines()[-12:])
+        raise HistoflareError(f"FLARE cannot make the kits:\n{last}", reason="FEDERATION_FAILED")
+
+
+def _folder_for_kits(workspace: Path) -> Path:
+    """Return where the kits go: in the workspace, or in a temporary folder if its path has a blank."""
+    if _breaks_command_lines(sys.executable):
+        raise HistoflareError(
+            f"{sys.executable}: FLARE cannot start jobs with a Python whose path has a blank or a quote in "
+            "it; move the environment.",
+            reason="FEDERATION_FAILED",
+        )
+    if not _breaks_command_lines(str(workspace)):
+        return workspace / "kits"
+    folder = tempfile.mkdtemp(prefix="histoflare-")
+    if _breaks_command_lines(folder):
+        raise HistoflareError(
+            f"{workspace}: FLARE cannot work in a folder whose path has a blank or a quote in it.",
+            reason="FEDERATION_FAILED",
+        )
+    return Path(folder) / "kits"
+
+
+def _breaks_command_lines(path: str) -> bool:
+    return any(letter.isspace() or letter in "'\"\\#" for letter in path)
+
+
+def kit_environment() -> dict[str, str]:
+    """Return the environment of a kit's process: this Python first, one thread, no other site's settings."""
+    environment = dict(os.environ)
+    for name in (SITES_VARIABLE, processes.FEDERATION_VARIABLE, "NVFL_WORKSPACE", "NVFL_JOB_STORE_ROOT"):
+        environment.pop(name, None)
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
+    environment["OMP_NUM_THREADS"] = "1"
+    return environment
+
+
+def _absolute(configuration: SiteConfiguration) -> SiteConfiguration:
+    """A kit's relative paths start at its ``local`` folder, a caller's at the current one."""
+    weights = configuration.encoder_weights
+    return replace(
+        configuration,
+        manifest=configuration.manifest.absolute(),
+        bags=configuration.bags.absolute(),
+        records=configuration.records.absolute(),
+        encoder_weights=weights and weights.absolute(),
+    )

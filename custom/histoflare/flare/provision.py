@@ -1,0 +1,216 @@
+"""What histoflare adds to FLARE's startup kits: each site's policy, and no more rights than a job needs.
+
+FLARE reads ``local/<file>`` if there is one, else ``local/<file>.default``. This builder changes the
+``.default`` files in place, so that a steward who deletes a file of his own falls back to these and not to
+FLARE's wider defaults.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from nvflare.lighter.constants import ProvFileName
+from nvflare.lighter.entity import Participant
+from nvflare.lighter.spec import Builder, Project, ProvisionContext
+
+from histoflare.errors import JobError
+from histoflare.flare.allowed import ALLOWED_CLASSES
+from histoflare.flare.job import CONFIG_FOLDER, read_configuration
+from histoflare.flare.server_storage import JOBS_FOLDER, SNAPSHOTS_FOLDER
+from histoflare.flare.site_policy import PRIVACY_FILE, policy_file, privacy_configuration
+from histoflare.privacy.policy import read_policy
+from histoflare.privacy.protocol import PROTOCOL_FILE, canonical, write_protocol
+from histoflare.site.configuration import SITE_FILE, SiteConfiguration, write_site_file
+from histoflare.storage import write_json, write_text
+
+SITE_PROPERTY = "histoflare"
+"""A client's property in ``project.yml``: what its ``histoflare.toml`` says."""
+
+PROJECT_OPTIONS = ("-p", "--project-file", "--project_file", "-i", "--project-input", "--project_input")
+"""The options with which ``nvflare provision`` and ``nvflare poc prepare`` are told of a project file."""
+
+_CATEGORIES = ("submit_job", "clone_job", "manage_job", "download_job", "view", "operate", "shell_commands")
+
+
+class SitePolicyBuilder(Builder):
+    """Puts policies, protocol and site file into every client's kit; limits what jobs and admins may do.
+
+    List it between WorkspaceBuilder and StaticFileBuilder: FLARE finalizes in reverse order, and this one
+    changes what StaticFileBuilder wrote.
+
+    Args:
+        policies: Policy files, one per scope.
+        protocol: The agreed protocol: a job's folder, or a JSON file.
+        default_scope: The scope of a job that names none; one of the policies'.
+
+    Relative paths start at the folder of the project file that the command line names, else at the current
+    one. A client's property ``histoflare`` (keys as in ``histoflare.toml``) fills in its site file; what it
+    does not say of manifest and bags is left to the site's steward.
+
+    Raises:
+        JobError: A policy or the protocol is missing or unusable.
+    """
+
+    def __init__(self, policies: Sequence[str], protocol: str, default_scope: str = "open") -> None:
+        folder = project_folder(sys.argv)
+        self.policies = {}
+        for entry in policies:
+            path = folder / entry
+            self.policies[read_policy(path).name] = path
+        if default_scope not in self.policies:
+            raise JobError(
+                f"default_scope '{default_scope}' is none of the policies: {', '.join(self.policies)}.",
+                reason="POLICY_INVALID",
+            )
+        self.default_scope = default_scope
+        self.protocol = read_agreed_protocol(folder / protocol)
+
+    def finalize(self, project: Project, ctx: ProvisionContext) -> None:
+        """Change the kits, once all other builders wrote theirs."""
+        for client in project.get_clients():
+            local = Path(ctx.get_local_dir(client))
+            self._write_policy(local)
+            _write_site_file(local / SITE_FILE, client)
+            _limit_jobs(local)
+            _limit_admins(local, at_site=True)
+        local = Path(ctx.get_local_dir(project.get_server()))
+        _limit_jobs(local)
+        _limit_admins(local, at_site=False)
+        _keep_jobs_in_kit(local)
+
+    def _write_policy(self, local: Path) -> None:
+        for scope, source in self.policies.items():
+            shutil.copyfile(source, local / policy_file(scope))
+        write_json(local / PRIVACY_FILE, privacy_configuration(list(self.policies), self.default_scope))
+        write_protocol(local / PROTOCOL_FILE, self.protocol)
+        (local / ProvFileName.PRIVACY_JSON_SAMPLE).unlink(missing_ok=True)
+
+
+def project_folder(arguments: Sequence[str]) -> Path:
+    """Return the folder of the project file that a command line names, else the current folder."""
+    for index, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if option in PROJECT_OPTIONS:
+            value = value if equals else "".join(arguments[index + 1 : index + 2])
+            return Path(value).absolute().parent
+    return Path.cwd()
+
+
+def project_with_absolute_paths(path: Path) -> dict[str, Any]:
+    """Return a project file's content, with the paths of :class:`SitePolicyBuilder` made absolute.
+
+    Raises:
+        JobError: It is no project file, or has no SitePolicyBuilder.
+    """
+    try:
+        content: dict[str, Any] = yaml.safe_load(path.read_text())
+        builder = next(part for part in content["builders"] if part["path"].endswith(".SitePolicyBuilder"))
+        arguments = builder["args"]
+        folder = path.absolute().parent
+        arguments["policies"] = [str(folder / policy) for policy in arguments["policies"]]
+        arguments["protocol"] = str(folder / arguments["protocol"])
+    except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError, StopIteration) as error:
+        raise JobError(f"{path}: not a project file with a SitePolicyBuilder: {error!r}") from None
+    return content
+
+
+def read_agreed_protocol(path: Path) -> dict[str, Any]:
+    """Return the protocol of a job folder, or of a JSON file.
+
+    Raises:
+        JobError: There is none, or it is not a protocol.
+    """
+    if path.is_dir():
+        protocol = read_configuration(path / CONFIG_FOLDER / "config_fed_server.conf").get("protocol")
+    else:
+        try:
+            protocol = json.loads(path.read_bytes())
+        except OSError:
+            raise JobError(
+                f"{path}: not found; 'protocol' names a job's folder or a JSON file.",
+                reason="PROTOCOL_MISSING",
+            ) from None
+        except ValueError as error:
+            raise JobError(f"{path}: not JSON: {error}", reason="PROTOCOL_INVALID") from None
+    if not isinstance(protocol, dict):
+        raise JobError(f"{path}: has no protocol.", reason="PROTOCOL_MISSING")
+    canonical(protocol)
+    return protocol
+
+
+def _write_site_file(path: Path, client: Participant) -> None:
+    """Write a client's site file; what its steward has to say stands there as a comment."""
+    settings = client.get_prop(SITE_PROPERTY, {})
+    write_site_file(path, site_configuration(client.name, settings))
+    unsaid = tuple(f"{name} = " for name in ("manifest", "bags") if name not in settings)
+    lines = path.read_text().splitlines(keepends=True)
+    write_text(path, "".join(f"# {line}" if line.startswith(unsaid) else line for line in lines))
+
+
+def site_configuration(site: str, settings: Any) -> SiteConfiguration:
+    """Return what a client's property says of its site file.
+
+    Raises:
+        JobError: The property is not a mapping, or has a key that no site file has.
+    """
+    known = SiteConfiguration.__dataclass_fields__
+    if not isinstance(settings, Mapping) or set(settings) - set(known):
+        raise JobError(
+            f"{site}: the property '{SITE_PROPERTY}' takes the entries of a site file: {', '.join(known)}.",
+            reason="SITE_NOT_CONFIGURED",
+        )
+    paths = {"manifest": "manifest.csv", "bags": "bags", "records": "records", "encoder_weights": None}
+    given = {name: settings.get(name) or default for name, default in paths.items()}
+    values = {name: Path(value) for name, value in given.items() if value}
+    return SiteConfiguration(**{**settings, **values})
+
+
+def _limit_jobs(local: Path) -> None:
+    """Only this package's own classes, by their full names; no log leaves."""
+    with _changed(local / ProvFileName.RESOURCES_JSON_DEFAULT) as resources:
+        resources["class_list_enforcement_mode"] = "enforce"
+        resources["class_allow_list"] = list(ALLOWED_CLASSES)
+        if "client" in resources:
+            resources["allow_log_streaming"] = False
+
+
+def _limit_admins(local: Path, at_site: bool) -> None:
+    """No job brings code; at a site only its own administrators look into its files.
+
+    FLARE's default lets ``project_admin`` do all of it, also read any text file of a site's kit.
+    """
+    with _changed(local / ProvFileName.AUTHORIZATION_JSON_DEFAULT) as authorization:
+        permissions = authorization["permissions"]
+        permissions["project_admin"] = dict.fromkeys(_CATEGORIES, "any")
+        for role, rights in permissions.items():
+            if role == "member":
+                continue
+            rights["byoc"] = "none"
+            rights["server-predeployed-flwr"] = "none"
+            if at_site:
+                rights["shell_commands"] = "o:site" if role == "org_admin" else "none"
+
+
+def _keep_jobs_in_kit(local: Path) -> None:
+    with _changed(local / ProvFileName.RESOURCES_JSON_DEFAULT) as resources:
+        storage = resources["snapshot_persistor"]["args"]["storage"]
+        storage["path"] = "histoflare.flare.server_storage.KitStorage"
+        storage["args"]["root_dir"] = SNAPSHOTS_FOLDER
+        manager = next(part for part in resources["components"] if part["id"] == "job_manager")
+        manager["path"] = "histoflare.flare.server_storage.KitJobs"
+        manager["args"]["uri_root"] = JOBS_FOLDER
+
+
+@contextmanager
+def _changed(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield a JSON file's content to change, and write it back."""
+    content: dict[str, Any] = json.loads(path.read_text())
+    yield content
+    write_json(path, content)

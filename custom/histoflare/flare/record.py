@@ -1,0 +1,114 @@
+"""What happened in each round: files in the server's run folder, which come with the job's result."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nvflare.apis.fl_context import FLContext
+
+from histoflare.storage import write_json
+
+ROUNDS_FILE = "rounds.json"
+SITES_FILE = "sites.json"
+EVALUATION_FILE = "evaluation.json"
+EARLIER_ROUNDS_FILE = "earlier_rounds.json"
+"""Beside the configuration of a job that goes on after another: the rows of that one."""
+
+
+@dataclass
+class RoundRecord:
+    """One round as the server saw it. Times are of the server's monotonic clock, in seconds.
+
+    Attributes:
+        round_index: From 0. sites: All registered with the server. asked: Who was sent the task.
+        sent, answered: Site → when its task left, when its reply came.
+        refused: Site → fixed reason code of what it answered instead of a result.
+        taking_part: Whose updates were combined.
+        metrics: Site → metrics of the model it received, as far as its policy let them out.
+        bytes_down, bytes_up: Of tensors.
+    """
+
+    round_index: int
+    sites: list[str]
+    asked: list[str]
+    started: float = field(default_factory=time.monotonic)
+    ended: float | None = None
+    sent: dict[str, float] = field(default_factory=dict)
+    answered: dict[str, float] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    taking_part: list[str] = field(default_factory=list)
+    metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    bytes_down: int = 0
+    bytes_up: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row of this round.
+
+        ``seconds``: site → ``training`` (its task sent → its reply), ``waiting`` (its reply → the last one
+        awaited) and ``idle`` (the rest of the round: combining, writing, the way of the task). A site that
+        was asked and gave no answer has none of the first two.
+        """
+        return {
+            "round": self.round_index,
+            "sites": self.sites,
+            "asked": self.asked,
+            "taking_part": sorted(self.taking_part),
+            "refused": dict(sorted(self.refused.items())),
+            "no_answer": [site for site in self.asked if site not in self.answered],
+            "seconds": {site: self._seconds(site) for site in self.sites},
+            "metrics": dict(sorted(self.metrics.items())),
+            "bytes_up": self.bytes_up,
+            "bytes_down": self.bytes_down,
+            "unix_time": round(time.time(), 3),
+        }
+
+    def _seconds(self, site: str) -> dict[str, float]:
+        now = time.monotonic()
+        whole = now - self.started
+        training = waiting = 0.0
+        if site in self.answered and site in self.sent:
+            training = self.answered[site] - self.sent[site]
+            waiting = max((self.ended or now) - self.answered[site], 0.0)
+        idle = max(whole - training - waiting, 0.0)
+        return {"training": round(training, 3), "waiting": round(waiting, 3), "idle": round(idle, 3)}
+
+
+class RunRecord:
+    """The rows of a run, rewritten as a whole whenever one is added: a run that is aborted keeps its own."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, Any]] | None = None
+        self._pseudonyms: dict[str, str] = {}
+
+    def write(self, current: RoundRecord, fl_ctx: FLContext, *, finished: bool) -> None:
+        """Write the finished rows and the current one; a round that is not finished says so."""
+        if self._rows is None:
+            self._rows = _earlier_rounds(fl_ctx)
+        row = current.to_json() | ({} if finished else {"finished": False})
+        if finished:
+            self._rows.append(row)
+        write_json(run_folder(fl_ctx) / ROUNDS_FILE, self._rows if finished else [*self._rows, row])
+
+    def name(self, site: str, pseudonym: str | None, fl_ctx: FLContext) -> None:
+        """Note under which name other sites may see ``site``."""
+        if pseudonym and self._pseudonyms.get(site) != pseudonym:
+            self._pseudonyms[site] = pseudonym
+            write_json(run_folder(fl_ctx) / SITES_FILE, self._pseudonyms)
+
+
+def _earlier_rounds(fl_ctx: FLContext) -> list[dict[str, Any]]:
+    folder = fl_ctx.get_engine().get_workspace().get_app_config_dir(fl_ctx.get_job_id())
+    try:
+        rows: list[dict[str, Any]] = json.loads((Path(folder) / EARLIER_ROUNDS_FILE).read_text())
+    except FileNotFoundError:
+        return []
+    return rows
+
+
+def run_folder(fl_ctx: FLContext) -> Path:
+    """Return the server's folder of this job; what lies there is downloaded with the job's result."""
+    return Path(fl_ctx.get_engine().get_workspace().get_run_dir(fl_ctx.get_job_id()))

@@ -1,0 +1,99 @@
+"""A new job from where another one stopped: its last global model and the round after it.
+
+FLARE has no resume of its own: when its server dies, the job is lost. What it had reached is on the server's
+disk, every round. The new job carries that model and the name of the old run, under which the sites have kept
+what is theirs (personal layers, spent budget).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from histoflare.errors import JobError
+from histoflare.flare.job import CONFIG_FOLDER, META_FILE, read_job, write_variant
+from histoflare.flare.persistor import GLOBAL_MODEL_FILE, read_facts
+from histoflare.flare.record import EARLIER_ROUNDS_FILE, ROUNDS_FILE
+from histoflare.storage import write_json
+
+META_FIELDS = ("name", "min_clients", "scope", "resource_spec", "deploy_map")
+
+
+@dataclass(frozen=True)
+class StoppedRun:
+    """A run as it was left.
+
+    Attributes:
+        folder: The server's run folder. model: Its last global model.
+        configuration: Folder of the job's configuration. meta: The job's ``meta.json``.
+        run: Name of the run. next_round: The first one it has not finished.
+    """
+
+    folder: Path
+    model: Path
+    configuration: Path
+    meta: dict[str, Any]
+    run: str
+    next_round: int
+
+
+def read_run(folder: Path) -> StoppedRun:
+    """Find what a run has left, in a server's run folder or in what ``job download`` brought.
+
+    Raises:
+        JobError: There is no global model, no job or no readable round in it.
+    """
+    places = [folder, folder / "workspace"]
+    workspace = next((place for place in places if (place / GLOBAL_MODEL_FILE).is_file()), None)
+    if workspace is None:
+        raise JobError(
+            f"{folder}: no {GLOBAL_MODEL_FILE} there. Give the server's folder of the job (named by its "
+            "id, in the server's startup kit), or the folder that a download made. A job that finished no "
+            "round is submitted again as it was.",
+            reason="MODEL_FILE_MISSING",
+        )
+    configuration, meta_file = _job_of(folder, workspace)
+    model = workspace / GLOBAL_MODEL_FILE
+    facts = read_facts(model)
+    try:
+        meta = json.loads(meta_file.read_text())
+    except ValueError as error:
+        raise JobError(f"{meta_file}: not JSON: {error}") from None
+    return StoppedRun(workspace, model, configuration, meta, str(facts["run"]), int(facts["round"]) + 1)
+
+
+def write_resumed(run: StoppedRun, target: Path) -> Path:
+    """Write the job that goes on after ``run`` to ``target``; return ``target``.
+
+    Raises:
+        JobError: The run has finished all its rounds.
+    """
+    with tempfile.TemporaryDirectory(prefix="histoflare-") as scratch:
+        job = Path(scratch) / "job"
+        shutil.copytree(run.configuration, job / CONFIG_FOLDER)
+        write_json(job / META_FILE, {name: run.meta[name] for name in META_FIELDS if name in run.meta})
+        rounds = read_job(job).rounds
+        if run.next_round >= rounds:
+            raise JobError(f"The run has finished its {rounds} rounds: there is nothing to go on with.")
+        changes = {"run": run.run, "start_round": run.next_round}
+        write_variant(job, target, changes, start_model=run.model)
+        earlier = run.folder / ROUNDS_FILE
+        if earlier.is_file():
+            rows = [row for row in json.loads(earlier.read_text()) if row["round"] < run.next_round]
+            write_json(target / CONFIG_FOLDER / EARLIER_ROUNDS_FILE, rows)
+    return target
+
+
+def _job_of(folder: Path, workspace: Path) -> tuple[Path, Path]:
+    """Return the job's configuration folder and its ``meta.json``."""
+    for configuration, meta in (
+        (folder / "job" / CONFIG_FOLDER, folder / "job" / META_FILE),
+        (workspace / "app_server" / "config", workspace / META_FILE),
+    ):
+        if configuration.is_dir() and meta.is_file():
+            return configuration, meta
+    raise JobError(f"{folder}: the run's job is not there (job/ or app_server/ with {META_FILE}).")

@@ -1,0 +1,224 @@
+"""What a report's figures say, in a few sentences, and what they do not.
+
+The sentences compare intervals. Two intervals that do not overlap show a difference; two that do show none,
+which is not the same as showing that there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from histoflare.report.participation import SiteRounds, finished_rounds, site_rounds
+
+NAMES = {"balanced_accuracy": "balanced accuracy", "auc": "AUC", "accuracy": "accuracy"}
+FEW_PATIENTS = 20
+"""Below this many test patients no difference between models is spoken of."""
+
+MOST_NAMES = 6
+"""More sites than this are counted and not named."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The result in words.
+
+    Attributes:
+        metric: The figure the sentences speak of.
+        verdict: One sentence: what the run shows.
+        result: The figures behind it.
+        cautions: What a reader must know besides: who is missing, what cannot be told from this run.
+    """
+
+    metric: str
+    verdict: str
+    result: str
+    cautions: tuple[str, ...]
+
+
+def write_headline(report: Mapping[str, Any]) -> Headline:
+    """Return the result of ``report`` in words. Any figure may be missing."""
+    metric = choose_metric(report)
+    federated = report["federated"]
+    cautions = [*_missing_sites(report), *_unfinished(report)]
+    complete = all(each.complete for each in site_rounds(report))
+    subset = "" if complete else "Not every site took part in every round it was asked in. "
+    if not federated or federated[metric] is None:
+        reason = (federated or {}).get(f"{metric}_reason") or "no site has test patients"
+        return Headline(metric, f"{subset}No result: {reason}.", "", tuple(cautions))
+    local = [figures for figures in report["local_on_all_sites"].values() if _known(figures, metric)]
+    cautions += _limits(report, metric)
+    verdict = subset + _verdict(federated, local, metric)
+    return Headline(metric, verdict, _result(report, local, metric), tuple(cautions))
+
+
+def choose_metric(report: Mapping[str, Any]) -> str:
+    """Return the protocol's metric, or balanced accuracy; another one where it does not exist."""
+    agreed = str((report.get("protocol") or {}).get("metric"))
+    wanted = [agreed] if agreed in NAMES else []
+    for metric in [*wanted, *NAMES]:
+        if _known(report["federated"], metric):
+            return metric
+    return wanted[0] if wanted else next(iter(NAMES))
+
+
+def chance_of(metric: str, report: Mapping[str, Any]) -> float | None:
+    """Return what guessing gives, or None where that depends on how frequent the classes are."""
+    if metric == "auc":
+        return 0.5
+    classes = len(report["task"].get("labels", []))
+    return 1 / classes if metric == "balanced_accuracy" and classes >= 2 else None
+
+
+def say_figure(figures: Mapping[str, Any], metric: str) -> str:
+    """Return a figure with its interval in words."""
+    interval = figures.get(f"{metric}_ci95")
+    between = f" (95 % interval {interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
+    return f"{figures[metric]:.3f}{between}"
+
+
+def mean_of(rows: Sequence[Mapping[str, Any] | None], metric: str) -> float | None:
+    """Return the mean of the figures that exist."""
+    known = [row[metric] for row in rows if row and row[metric] is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _known(figures: Mapping[str, Any] | None, metric: str) -> bool:
+    return bool(figures) and figures is not None and figures.get(metric) is not None
+
+
+def _result(report: Mapping[str, Any], local: Sequence[Mapping[str, Any]], metric: str) -> str:
+    federated, pooled = report["federated"], report["pooled"]
+    tested = [name for name, site in report["sites"].items() if site["federated"]]
+    text = (
+        f"On the {count(federated['n_patients'], 'test patient')} of "
+        f"{'the only site' if len(tested) == 1 else f'{len(tested)} sites'} the federated model reaches "
+        f"{_article(metric)} of {say_figure(federated, metric)}"
+    )
+    others = []
+    mean = mean_of(local, metric)
+    if mean is not None:
+        others.append(f"the sites' own models reach {mean:.3f} on average")
+    if _known(pooled, metric):
+        others.append(f"a model trained on all their slides in one place {say_figure(pooled, metric)}")
+    text += f"; there {' and '.join(others)}." if others else "."
+    external = report["external"]
+    if external and _known(external, metric):
+        cohort = count(external["n_patients"], "patient")
+        text += f" On {cohort} of an external cohort it reaches {say_figure(external, metric)}"
+        elsewhere = [
+            figures for name, figures in report["external_other_models"].items() if name.startswith("local/")
+        ]
+        mean = mean_of(elsewhere, metric)
+        text += "." if mean is None else f", the sites' own models {mean:.3f} on average."
+    return text
+
+
+def _verdict(federated: Mapping[str, Any], local: Sequence[Mapping[str, Any]], metric: str) -> str:
+    interval = federated.get(f"{metric}_ci95")
+    if federated["n_patients"] < FEW_PATIENTS or not interval:
+        patients = count(federated["n_patients"], "test patient")
+        return f"With {patients} this run cannot tell which model is better."
+    intervals = [figures.get(f"{metric}_ci95") for figures in local]
+    known = [each for each in intervals if each]
+    if not known:
+        return "There are no models of single sites to compare the federated model with."
+    below = sum(each[1] < interval[0] for each in known)
+    above = sum(each[0] > interval[1] for each in known)
+    if below == len(known):
+        whose = "the site's own model" if len(known) == 1 else "every site's own model"
+        return f"The federated model is better than {whose}: the intervals do not overlap."
+    if above == len(known):
+        return "The federated model is worse than every site's own model: the intervals do not overlap."
+    if not below and not above:
+        return _undecided(federated[metric], mean_of(local, metric) or 0.0)
+    parts = [f"better than {below} of {len(known)} sites' own models"] if below else []
+    parts += [f"worse than {above} of them" if below else f"worse than {above} of {len(known)} sites' own"]
+    said = " and ".join(parts if above else parts[:1])
+    rest = len(known) - below - above
+    if not rest:
+        return f"The federated model is {said}."
+    return f"The federated model is {said}; with the other {rest} the intervals overlap."
+
+
+def _undecided(federated: float, local: float) -> str:
+    if abs(federated - local) < 0.0005:
+        beginning = "The federated model scores the same as the sites' own models do on average, and"
+    else:
+        side = "higher" if federated > local else "lower"
+        beginning = f"The federated model scores {side} than the sites' own models do on average, but"
+    return f"{beginning} the intervals overlap: this run does not show a difference."
+
+
+def _limits(report: Mapping[str, Any], metric: str) -> list[str]:
+    """Return what the figures cannot tell."""
+    federated, pooled = report["federated"], report["pooled"]
+    found = []
+    agreed = (report.get("protocol") or {}).get("metric")
+    if agreed in NAMES and agreed != metric:
+        reason = federated.get(f"{agreed}_reason") or "unknown reason"
+        found.append(f"The agreed figure, {NAMES[agreed]}, does not exist here: {reason}.")
+    interval, chance = federated.get(f"{metric}_ci95"), chance_of(metric, report)
+    if interval and chance is not None and interval[0] <= chance <= interval[1]:
+        found.append(f"Guessing gives {chance:.2g}, which lies within the federated model's interval.")
+    if interval and federated["n_patients"] >= FEW_PATIENTS and pooled and pooled.get(f"{metric}_ci95"):
+        other = pooled[f"{metric}_ci95"]
+        if other[0] > interval[1]:
+            found.append("The model trained on all slides in one place is better; the intervals are apart.")
+        elif other[1] < interval[0]:
+            found.append("The model trained on all slides in one place is worse; the intervals are apart.")
+        else:
+            found.append("The intervals of the federated model and of all slides in one place overlap.")
+    untested = [name for name, site in report["sites"].items() if not site["federated"]]
+    if untested:
+        found.append(f"No test patients, so not in the figures: {', '.join(untested)}.")
+    return found
+
+
+def _missing_sites(report: Mapping[str, Any]) -> list[str]:
+    """Return who did not take part although asked: a run on some of the sites is not one on all."""
+    sites = site_rounds(report)
+    found = []
+    never = [each.site for each in sites if not each.taken]
+    if never:
+        found.append(f"Never took part: {', '.join(never)}.")
+    partly = [each for each in sites if each.taken and not each.complete]
+    if len(partly) > MOST_NAMES:
+        fewest = min(partly, key=lambda each: each.taken)
+        found.append(
+            f"{len(partly)} sites took part in some of the rounds only; the fewest: {_share(fewest)}."
+        )
+    elif partly:
+        found.append(f"Took part in some of the rounds only: {', '.join(map(_share, partly))}.")
+    if not never and not partly and any(each.asked < len(each.statuses) for each in sites):
+        found.append("The strategy asks only some of the sites in each round; all that were asked took part.")
+    unknown = [each.site for each in sites if each.site not in report["sites"]]
+    if unknown:
+        found.append(f"Not in the figures: {', '.join(unknown)}.")
+    nobody = sum(not row["taking_part"] for row in report["participation"] if row.get("finished", True))
+    if nobody:
+        found.append(f"In {count(nobody, 'round')} nobody took part; the model stayed as it was.")
+    return found
+
+
+def _share(each: SiteRounds) -> str:
+    return f"{each.site} {each.taken} of {each.asked}"
+
+
+def _unfinished(report: Mapping[str, Any]) -> list[str]:
+    done = finished_rounds(report)
+    if done >= report["rounds"]:
+        return []
+    return [
+        f"Only {done} of {count(report['rounds'], 'round')} were finished; the figures are of that model."
+    ]
+
+
+def _article(metric: str) -> str:
+    return f"{'a' if metric == 'balanced_accuracy' else 'an'} {NAMES[metric]}"
+
+
+def count(number: int, noun: str) -> str:
+    """Return ``1 patient``, ``2 patients``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}".replace(",", "\u202f")

@@ -1,0 +1,292 @@
+"""The consortium's page, made of ``report.json`` alone: no pixels, no paths, no names but the report's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from histoflare.report.charts import (
+    MODELS,
+    PHASES,
+    STATUSES,
+    Mark,
+    MarkGroup,
+    draw_intervals,
+    draw_lines,
+    draw_participation,
+    draw_seconds,
+)
+from histoflare.report.headline import NAMES, chance_of, count, mean_of, write_headline
+from histoflare.report.participation import finished_rounds, site_rounds
+from histoflare.report.rendering import flatten, write_template
+
+RUNTIMES = {
+    "poc": "real FLARE server and client processes on one workstation",
+    "production": "FLARE in production",
+    "simulator": "FLARE's simulator",
+    "inprocess": "one process, without FLARE; nothing was sent over a network",
+}
+UNTESTED = "no test patients"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table of figures; where there are none (``figures`` None), ``missing`` says why."""
+
+    label: str
+    figures: Mapping[str, Any] | None
+    look: str = ""
+    missing: str = "no such model in this run"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Lines of a table that belong together: one set of patients, or one model.
+
+    ``each`` holds the figures that the first line is the mean of.
+    """
+
+    label: str
+    note: str
+    rows: Sequence[Row]
+    each: Sequence[Mapping[str, Any] | None] = ()
+
+
+def write_page(report: Mapping[str, Any], path: Path) -> None:
+    """Write the page of ``report`` (see :func:`histoflare.report.consortium.build_report`) to ``path``.
+
+    Reports of before a key was added can be shown too; what they do not say is left out.
+
+    Raises:
+        KeyError: It is no such report.
+        OSError: The disk is full or the folder cannot be written.
+    """
+    headline = write_headline(report)
+    metrics = [headline.metric, *(name for name in NAMES if name != headline.metric)]
+    rounds = site_rounds(report)
+    lines = _validation_lines(report)
+    shown = {status for each in rounds for status in each.statuses}
+    write_template(
+        "page.html",
+        path,
+        report=report,
+        headline=headline,
+        metrics=metrics,
+        models=MODELS,
+        tiles=_tiles(report, headline.metric),
+        groups=_groups(report),
+        charts=[_interval_chart(report, metric) for metric in metrics],
+        elsewhere=_elsewhere(report),
+        evaluated=_evaluated(report),
+        rounds=rounds,
+        finished=finished_rounds(report),
+        participation=draw_participation("rounds", {each.site: each.statuses for each in rounds}),
+        statuses={status: words for status, words in STATUSES.items() if status in shown},
+        seconds=_seconds_chart(report),
+        phases=PHASES,
+        lines=lines,
+        line_sites=sorted({site for chart in lines for site in chart.sites}),
+        subgroups=_subgroups(report),
+        suppressed=sum(1 for *_, figures in _all_subgroups(report) if figures.get("suppressed")),
+        runtime=RUNTIMES.get(report["runtime"], report["runtime"]),
+        open_policy=report.get("privacy_mechanism", "open") == "open",
+        settings=_settings(report),
+    )
+
+
+def _tiles(report: Mapping[str, Any], metric: str) -> list[Row]:
+    """Return the headline's figures: on all sites' test patients, and on the external cohort."""
+    local = _mean(list(report["local_on_all_sites"].values()))
+    rows = [
+        Row("Federated", report["federated"], "federated"),
+        Row("Each site alone, on average", local, "local"),
+        Row("All slides in one place", report["pooled"], "pooled"),
+    ]
+    if report["external"]:
+        rows.append(Row("Federated, external cohort", report["external"], "federated"))
+    return [row for row in rows if row.figures and row.figures.get(metric) is not None]
+
+
+def _groups(report: Mapping[str, Any]) -> list[Group]:
+    """Return the table of figures: each site, their mean, all sites together, the external cohort."""
+    groups = [
+        Group(
+            name,
+            f"{_patients(site['federated'])}{site['n_train']} training and {site['n_test']} test slides",
+            [Row(model, site[model], model, *([] if site["n_test"] else [UNTESTED])) for model in MODELS],
+        )
+        for name, site in report["sites"].items()
+    ]
+    sites = list(report["sites"].values())
+    if len(sites) > 1:
+        means = [Row(model, _mean([site[model] for site in sites]), model) for model in MODELS]
+        groups.append(Group("Mean of the sites", "each site counts the same", means))
+    if report["federated"] or report["pooled"]:
+        trained, tested = (sum(site[name] for site in sites) for name in ("n_train", "n_test"))
+        note = f"{_patients(report['federated'])}{trained} training and {tested} test slides"
+        own = list(report["local_on_all_sites"].values())
+        groups.append(Group("All sites together", note, _three(report, own), own))
+    if report["external"]:
+        others = report["external_other_models"]
+        own = [figures for name, figures in others.items() if name.startswith("local/")]
+        external = {"federated": report["external"], "pooled": others.get("pooled")}
+        note = f"{_patients(report['external'])}{count(report['external']['n_slides'], 'slide')}"
+        groups.append(Group("External cohort", f"{note}; seen by no model", _three(external, own), own))
+    return groups
+
+
+def _three(shared: Mapping[str, Any], local: Sequence[Mapping[str, Any] | None]) -> list[Row]:
+    return [
+        Row("local, mean", _mean(local), "local"),
+        Row("federated", shared["federated"], "federated"),
+        Row("pooled", shared["pooled"], "pooled"),
+    ]
+
+
+def _patients(figures: Mapping[str, Any] | None) -> str:
+    return f"{count(figures['n_patients'], 'test patient')}, " if figures else ""
+
+
+def _mean(rows: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """Return the mean of each figure over those that exist; no interval."""
+    if not any(rows):
+        return None
+    means: dict[str, Any] = {metric: mean_of(rows, metric) for metric in NAMES}
+    missing = {f"{metric}_reason": "exists at no site" for metric in NAMES if means[metric] is None}
+    return means | missing
+
+
+def _interval_chart(report: Mapping[str, Any], metric: str) -> Markup:
+    groups = []
+    for group in _groups(report):
+        marks = []
+        for model, row in zip(MODELS, group.rows, strict=True):
+            figures = row.figures or {}
+            low, high = figures.get(f"{metric}_ci95") or (None, None)
+            marks.append(Mark(model, figures.get(metric), low, high))
+        each = [figures[metric] for figures in group.each if figures and figures[metric] is not None]
+        note = group.note.partition(",")[0] if "patient" in group.note else ""
+        groups.append(MarkGroup(group.label, note, marks, each))
+    title = NAMES[metric][0].upper() + NAMES[metric][1:]
+    return draw_intervals(f"figures-{metric}", title, groups, chance_of(metric, report))
+
+
+def _elsewhere(report: Mapping[str, Any]) -> list[Group]:
+    """Return each site's own model, on its own patients, on all sites' and on the external cohort."""
+    groups = []
+    for name, everywhere in report["local_on_all_sites"].items():
+        own = report["sites"].get(name, {}).get("local")
+        rows = [Row("its own test patients", own), Row("all sites' test patients", everywhere)]
+        if f"local/{name}" in report["external_other_models"]:
+            rows.append(Row("external cohort", report["external_other_models"][f"local/{name}"]))
+        groups.append(Group(f"Model of {name} alone", "", rows))
+    return groups
+
+
+def _evaluated(report: Mapping[str, Any]) -> list[Row]:
+    """Return what the sites themselves said of the model."""
+    rows = []
+    for name, said in (report.get("evaluated_at_sites") or {}).items():
+        figures: dict[str, Any] = {"n_patients": said.get("n_patients"), "n_slides": said.get("n_slides")}
+        for metric in NAMES:
+            figures[metric] = said.get(metric)
+            ends = (said.get(f"{metric}_low"), said.get(f"{metric}_high"))
+            if figures[metric] is None:
+                figures[f"{metric}_reason"] = "not let out by the site, or does not exist there"
+            elif None not in ends:
+                figures[f"{metric}_ci95"] = ends
+        rows.append(Row(name, figures))
+    return rows
+
+
+@dataclass(frozen=True)
+class LineChart:
+    """A metric round by round, and whose lines are in it, in their order."""
+
+    title: str
+    sites: Sequence[str]
+    chart: Markup
+
+
+def _validation_lines(report: Mapping[str, Any]) -> list[LineChart]:
+    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for row in report["participation"]:
+        for site, metrics in (row.get("metrics") or {}).items():
+            for name, value in metrics.items():
+                if value is not None:
+                    found.setdefault(name, {}).setdefault(site, []).append((row["round"], value))
+    charts = []
+    for index, (name, sites) in enumerate(sorted(found.items())):
+        split, _, metric = name.rpartition("/")
+        words = NAMES.get(metric, metric.replace("_", " "))
+        title = f"{words[0].upper()}{words[1:]}" + (f" on {split} patients" if split else "")
+        ordered = dict(sorted(sites.items()))
+        charts.append(LineChart(title, list(ordered), draw_lines(f"line-{index}", title, ordered)))
+    return charts
+
+
+def _seconds_chart(report: Mapping[str, Any]) -> Markup | None:
+    spent = report.get("seconds_per_site")
+    return draw_seconds("seconds", spent) if spent else None
+
+
+def _all_subgroups(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, Mapping[str, Any]]]:
+    """Yield (column, group, patients, model, figures) of every subgroup in the report."""
+    sets = [(name, model, site[model]) for name, site in report["sites"].items() for model in MODELS]
+    sets += [("all sites", model, report[model]) for model in ("federated", "pooled")]
+    sets += [
+        ("all sites", f"local, of {name}", figures) for name, figures in report["local_on_all_sites"].items()
+    ]
+    sets.append(("external", "federated", report["external"]))
+    sets += [
+        ("external", name.replace("local/", "local, of ", 1), figures)
+        for name, figures in report["external_other_models"].items()
+    ]
+    for cohort, model, figures in sets:
+        for column, groups in ((figures or {}).get("subgroups") or {}).items():
+            for group, inside in groups.items():
+                yield column, group, cohort, model, inside
+
+
+def _subgroups(report: Mapping[str, Any]) -> dict[str, list[Group]]:
+    """Return column → one group of lines a subgroup, those with too few patients left out."""
+    found: dict[str, dict[str, list[Row]]] = {}
+    for column, group, cohort, model, inside in _all_subgroups(report):
+        if not inside.get("suppressed"):
+            row = Row(f"{cohort}: {model}", _flatten_metrics(inside))
+            found.setdefault(column, {}).setdefault(group, []).append(row)
+    return {
+        column: [Group(f"{column.replace('_', ' ')} {group}", "", rows) for group, rows in groups.items()]
+        for column, groups in found.items()
+    }
+
+
+def _flatten_metrics(inside: Mapping[str, Any]) -> dict[str, Any]:
+    figures: dict[str, Any] = {"n_patients": inside["n_patients"], "n_slides": inside["n_slides"]}
+    for metric in NAMES:
+        figure = inside[metric]
+        figures[metric] = figure["value"]
+        if figure["value"] is None:
+            figures[f"{metric}_reason"] = figure["reason"]
+        elif figure["low"] is not None:
+            figures[f"{metric}_ci95"] = (figure["low"], figure["high"])
+    return figures
+
+
+def _settings(report: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    run = {
+        "job": report["job"],
+        "runtime": RUNTIMES.get(report["runtime"], report["runtime"]),
+        "rounds": report["rounds"],
+        "seed": report["seed"],
+        "encoder": report["encoder"],
+        "SHA-256 of the model": report["model_sha256"],
+    }
+    parts = {"Run": run, "Strategy": report["strategy"], "Task": report["task"]}
+    if report.get("protocol"):
+        parts["Protocol"] = report["protocol"]
+    return {name: list(flatten(values)) for name, values in parts.items()}

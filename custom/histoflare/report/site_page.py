@@ -1,0 +1,204 @@
+"""One site's own page: its slides, where the model looks, and what left the site. It stays at the site.
+
+It is handed prepared pictures and rows; :mod:`histoflare.site.pictures` makes them.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from histoflare.report.charts import MODELS
+from histoflare.report.headline import NAMES
+from histoflare.report.page import RUNTIMES, UNTESTED, Group, Row
+from histoflare.report.participation import site_rounds
+from histoflare.report.rendering import write_template
+
+LARGEST_PICTURE_BYTES = 60_000
+REFUSED_AT_SERVER = "UPDATES_INVALID"
+"""Code the server itself gives: the update had left the site. All other codes come from the site."""
+
+QUALITIES = (85, 75, 65, 50, 35)
+SMALLEST_PX = 64
+
+
+@dataclass(frozen=True)
+class SlidePictures:
+    """A slide's pictures as data URIs; what could not be drawn is empty, and ``notes`` says why.
+
+    Attributes:
+        chosen, candidates: Patches of the mosaic, and patches with enough tissue; None if unknown.
+        attention_range: Least and greatest attention to a patch, as a multiple of the average.
+    """
+
+    thumbnail: str = ""
+    mosaic: str = ""
+    attention: str = ""
+    chosen: int | None = None
+    candidates: int | None = None
+    attention_range: tuple[float, float] | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SlideRow:
+    """One slide. ``probabilities``: label → the federated model's; empty without a model."""
+
+    slide: str
+    patient: str
+    label: str
+    split: str
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+    pictures: SlidePictures | None = None
+
+    @property
+    def answer(self) -> str:
+        """The label the model thinks likeliest."""
+        return max(self.probabilities, key=lambda label: self.probabilities[label], default="")
+
+
+@dataclass(frozen=True)
+class LeftOutRow:
+    """A slide of the manifest that no model saw, and the reason code."""
+
+    slide: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SentRow:
+    """What left the site in one round (from 1), one of ``report.charts.STATUSES``.
+
+    ``size_bytes`` is that of the tensors; None if nothing left or it was not counted.
+    """
+
+    round_number: int
+    status: str
+    reason: str = ""
+    size_bytes: int | None = None
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    when: datetime | None = None
+
+
+@dataclass(frozen=True)
+class AttentionScale:
+    """Colours (CSS) from the least to the greatest attention: 1/limit to limit times the average."""
+
+    limit: float
+    colours: Sequence[str]
+
+
+@dataclass(frozen=True)
+class SitePage:
+    """All that a site's page says.
+
+    Attributes:
+        site: The site's own name. alias: Its name in the consortium's report; empty if the same.
+        report: The consortium's report, for the site's figures, privacy and settings.
+        slides: Every slide a model saw; those with pictures are shown first.
+        left_out: Slides that were left out.
+        sent: What left in each round.
+        scale: Of the attention pictures; None if there are none.
+        warnings: What is odd about the data.
+    """
+
+    site: str
+    report: Mapping[str, Any]
+    slides: Sequence[SlideRow]
+    left_out: Sequence[LeftOutRow]
+    sent: Sequence[SentRow]
+    alias: str = ""
+    scale: AttentionScale | None = None
+    warnings: Sequence[str] = ()
+
+
+def sent_rows(report: Mapping[str, Any], name: str, update_bytes: int | None = None) -> list[SentRow]:
+    """Return what the site called ``name`` in ``report`` sent in each round.
+
+    Args:
+        update_bytes: Size of one update's tensors, where known.
+    """
+    mine = next((each for each in site_rounds(report) if each.site == name), None)
+    if mine is None:
+        return []
+    rows = []
+    for status, row in zip(mine.statuses, report["participation"], strict=True):
+        reason = row.get("refused", {}).get(name, "")
+        shown = "unused" if reason == REFUSED_AT_SERVER else status
+        left = shown in ("took", "unused")
+        rows.append(
+            SentRow(
+                round_number=row["round"] + 1,
+                status=shown,
+                reason=reason,
+                size_bytes=update_bytes if left else None,
+                metrics=(row.get("metrics") or {}).get(name, {}),
+                when=datetime.fromtimestamp(row["unix_time"], UTC) if row.get("unix_time") else None,
+            )
+        )
+    return rows
+
+
+def write_site_page(page: SitePage, path: Path) -> None:
+    """Write a site's page, whole or not at all.
+
+    Raises:
+        OSError: The disk is full or the folder cannot be written.
+    """
+    name = page.alias or page.site
+    report = page.report
+    figures = report["sites"].get(name)
+    groups = []
+    if figures:
+        missing = [] if figures["n_test"] else [UNTESTED]
+        note = f"{figures['n_train']} training and {figures['n_test']} test slides"
+        rows = [Row(model, figures[model], model, *missing) for model in MODELS]
+        groups.append(Group("This site's test patients", note, rows))
+    tested = [slide for slide in page.slides if slide.split == "test" and slide.probabilities]
+    write_template(
+        "site.html",
+        path,
+        page=page,
+        report=report,
+        groups=groups,
+        metrics=list(NAMES),
+        splits=Counter(slide.split for slide in page.slides),
+        pictured=[slide for slide in page.slides if slide.pictures],
+        tested=tested,
+        right=sum(slide.answer == slide.label for slide in tested),
+        sent_bytes=sum(row.size_bytes or 0 for row in page.sent),
+        sent_rounds=sum(row.status in ("took", "unused") for row in page.sent),
+        counted=any(row.size_bytes is not None for row in page.sent),
+        runtime=RUNTIMES.get(report["runtime"], report["runtime"]),
+        open_policy=report.get("privacy_mechanism", "open") == "open",
+    )
+
+
+def encode_picture(image: Image.Image, largest_bytes: int = LARGEST_PICTURE_BYTES) -> str:
+    """Return ``image`` as a JPEG data URI of at most ``largest_bytes`` (before base64).
+
+    The quality is lowered first and then the size, down to :data:`SMALLEST_PX` at the longer side.
+    """
+    image = image.convert("RGB")
+    while True:
+        for quality in QUALITIES:
+            buffer = io.BytesIO()
+            image.save(buffer, "JPEG", quality=quality, optimize=True)
+            if buffer.tell() <= largest_bytes:
+                return _data_uri(buffer)
+        if max(image.size) <= SMALLEST_PX:
+            return _data_uri(buffer)
+        smaller = (max(1, round(image.width * 0.75)), max(1, round(image.height * 0.75)))
+        image = image.resize(smaller, Image.Resampling.LANCZOS)
+
+
+def _data_uri(buffer: io.BytesIO) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

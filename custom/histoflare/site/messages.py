@@ -1,0 +1,109 @@
+"""What a trainer and its process say to each other, and how tensors cross between them.
+
+One message is a small pickled head (kind, content, the tensors' names, dtypes and shapes) and then each
+tensor's bytes as they lie in memory: to pickle the tensors too would copy all of them at once on either side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histoflare.rounds.strategy import Strategy
+from histoflare.site.configuration import SiteConfiguration
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class TrainerSetup:
+    """All that a trainer is told once.
+
+    Attributes:
+        site: The site's FLARE name; seeds depend on it.
+        configuration: The site's own.
+        task: What is learned (``bags.task.MemTask``); has the labels, encoder, mpp and patch_px of the bags.
+        strategy: How sites work together.
+        seed: The job's.
+        run: Name of the run, for the site's own notes; the same for a job that continues another.
+    """
+
+    site: str
+    configuration: SiteConfiguration
+    task: Any
+    strategy: Strategy
+    seed: int
+    run: str
+
+
+@dataclass(frozen=True)
+class TrainAnswer:
+    """A site's half of a round.
+
+    Attributes:
+        tensors: The update: local minus global.
+        weight: Of the update.
+        metrics: Those asked for, of the model as it was received; None where a figure does not exist.
+        patients: Patients trained on.
+        metric_patients: Patients the metrics were computed over.
+    """
+
+    tensors: Arrays
+    weight: float
+    metrics: dict[str, float | None]
+    patients: int
+    metric_patients: int = 0
+
+
+@dataclass(frozen=True)
+class EvaluateAnswer:
+    """How well a model does at a site.
+
+    Attributes:
+        metrics: accuracy, balanced_accuracy and auc, each also with ``_low`` and ``_high`` (95 % interval
+            over patients), n_slides and n_patients; None where a figure does not exist.
+        patients: Patients the metrics were computed over.
+    """
+
+    metrics: dict[str, float | None]
+    patients: int
+
+
+def send(
+    connection: Connection[Any, Any],
+    kind: str,
+    content: Any = None,
+    arrays: Mapping[str, NDArray[Any]] | None = None,
+) -> None:
+    """Send one message.
+
+    Raises:
+        OSError: The other side is gone.
+    """
+    whole = {name: np.asarray(array, order="C") for name, array in (arrays or {}).items()}
+    connection.send((kind, content, [(name, array.dtype, array.shape) for name, array in whole.items()]))
+    for array in whole.values():
+        connection.send_bytes(_as_bytes(array))
+
+
+def receive(connection: Connection[Any, Any]) -> tuple[str, Any, Arrays]:
+    """Wait for one message and return its kind, content and tensors.
+
+    Raises:
+        EOFError, OSError: The other side is gone.
+    """
+    kind, content, outline = connection.recv()
+    arrays: Arrays = {}
+    for name, dtype, shape in outline:
+        arrays[name] = np.empty(shape, dtype)
+        connection.recv_bytes_into(_as_bytes(arrays[name]))
+    return kind, content, arrays
+
+
+def _as_bytes(array: NDArray[Any]) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data

@@ -1,0 +1,150 @@
+"""A site's own notes of a run, on its own disk: what it keeps from round to round, TensorBoard, predictions.
+
+Everything lies in ``<records>/<run>/``; nothing of it leaves the site.
+
+What a strategy keeps at the site (personal layers, control variates) is written once a round, before the
+round's answer is given, as ``state_<round>.safetensors``. Round r starts from the newest state of a round
+*before* r, never from that of r itself, and of the states the newest two are kept. So the newest round can be
+run again, after a crash of any process or by a job that resumes, and starts where it started the first time
+and gives the same bytes. A run that goes back further finds nothing kept and starts from the global model.
+States of later rounds are of a history that is no more; writing round r removes them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import safetensors
+import safetensors.torch
+
+from histoflare.errors import JobError
+from histoflare.rounds.state import State
+from histoflare.storage import write_bytes, write_text
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+SITE = "site"
+ROUND = "round"
+
+
+class RunRecords:
+    """The notes of one run at one site.
+
+    Args:
+        folder: The site's folder for the notes of all runs.
+        run: Name of the run: 1 to 64 of A-Z, a-z, 0-9, '_', '.', '-', and not only dots. A run's name must
+            be its own: a second run of the same name could start from what the first one kept.
+        site: The site; written into every state, so that two sites that share a folder find out.
+
+    Raises:
+        JobError: ``run`` cannot be the name of a folder (RUN_INVALID).
+    """
+
+    def __init__(self, folder: Path, run: str, site: str) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", run) or not run.strip("."):
+            raise JobError(
+                f"A run's name is 1 to 64 of A-Z, a-z, 0-9, '_', '.' and '-', and not {run!r}.",
+                reason="RUN_INVALID",
+            )
+        self.folder = folder / run
+        self._site = site
+        self._writer: SummaryWriter | None = None
+
+    def load_state(self, before: int | None = None) -> State:
+        """Return what the strategy kept at this site; empty if nothing.
+
+        Args:
+            before: The round that is about to run: the newest state of an earlier one is taken. None takes
+                the newest.
+
+        Raises:
+            JobError: The file is damaged or another site's (RECORDS_INVALID).
+        """
+        usable = [index for index in self._rounds() if before is None or index < before]
+        if not usable:
+            return {}
+        path = self._state_path(max(usable))
+        try:
+            with safetensors.safe_open(path, framework="pt", device="cpu") as opened:
+                written = opened.metadata() or {}
+                # Copies: what the file gives is mapped from it, and the file may be replaced.
+                state = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+        except (safetensors.SafetensorError, OSError) as error:
+            raise _unusable(path, f"it is damaged ({error})") from error
+        if written != {SITE: self._site, ROUND: str(max(usable))}:
+            raise _unusable(path, f"it says it is of {written}; every site needs a records folder of its own")
+        return state
+
+    def save_state(self, round_index: int, state: State) -> None:
+        """Keep ``state`` as that of the end of ``round_index``, and the newest before it; drop all others.
+
+        Raises:
+            JobError: It cannot be written (RECORDS_INVALID).
+        """
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        content = safetensors.torch.save(tensors, metadata={SITE: self._site, ROUND: str(round_index)})
+        try:
+            write_bytes(self._state_path(round_index), content)
+            earlier = [index for index in self._rounds() if index < round_index]
+            for index in set(self._rounds()) - {round_index, max(earlier, default=round_index)}:
+                self._state_path(index).unlink(missing_ok=True)
+        except OSError as error:
+            raise JobError(
+                f"{self.folder}: this site's notes cannot be written ({error.strerror or error}). Make room, "
+                "or give another folder as records in the site's file.",
+                reason="RECORDS_INVALID",
+            ) from error
+
+    def add_scalars(self, round_index: int, values: Mapping[str, float | None]) -> None:
+        """Add a round's figures to TensorBoard; None is left out.
+
+        A round that is run again replaces what was written of it and after it.
+        """
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=round_index)
+        for name, value in values.items():
+            if value is not None:
+                self._writer.add_scalar(name, value, round_index)
+        self._writer.flush()
+
+    def write_predictions(
+        self, split: str, labels: Sequence[str], rows: Sequence[tuple[str, str, int, Sequence[float]]]
+    ) -> Path:
+        """Write ``evaluation_<split>.csv``: slide, patient, label, predicted, a probability for each label.
+
+        Args:
+            rows: (slide, patient, index of the label, probabilities) of each slide.
+        """
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["slide", "patient", "label", "predicted", *(f"p_{label}" for label in labels)])
+        for slide, patient, label, chances in rows:
+            predicted = max(range(len(labels)), key=chances.__getitem__)
+            row = [slide, patient, labels[label], labels[predicted]]
+            table.writerow([*row, *(f"{chance:.6f}" for chance in chances)])
+        path = self.folder / f"evaluation_{split}.csv"
+        write_text(path, text.getvalue())
+        return path
+
+    def _state_path(self, round_index: int) -> Path:
+        return self.folder / f"state_{round_index:05d}.safetensors"
+
+    def _rounds(self) -> list[int]:
+        """Return the rounds whose state is there."""
+        found = (re.fullmatch(r"state_(\d+)\.safetensors", path.name) for path in self.folder.glob("state_*"))
+        return [int(match[1]) for match in found if match]
+
+
+def _unusable(path: Path, why: str) -> JobError:
+    return JobError(
+        f"{path}: cannot be used: {why}. Remove it to go on with what the global model has in its place.",
+        reason="RECORDS_INVALID",
+    )

@@ -1,0 +1,137 @@
+"""What a careless or hostile component could do in a site's job process: a secret in every way out.
+
+Each way has a secret of its own, ``SECRET-<way>-SECRET``, so that a test can name the way that was open.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from nvflare.apis.analytix import AnalyticsDataType
+from nvflare.apis.event_type import EventType
+from nvflare.apis.executor import Executor
+from nvflare.apis.fl_component import FLComponent
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.app_common.streamers.file_streamer import FileStreamer
+from nvflare.app_common.widgets.streaming import create_analytic_dxo
+from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
+from nvflare.fuel.f3.message import Message
+
+from histoflare.flare.executor import SiteExecutor
+
+WAYS = (
+    "dxo-meta",
+    "reply-header",
+    "reply-key",
+    "reply-cookie",
+    "task-cookie",
+    "after-gate-meta",
+    "after-gate-header",
+    "before-send-header",
+    "public-property",
+    "sticky-property",
+    "analytics",
+    "fed-event",
+    "aux-message",
+    "cell-message",
+    "file-stream",
+    "error-log",
+    "return-code",
+    "exception",
+)
+
+
+def secret(way: str) -> str:
+    assert way in WAYS
+    return f"SECRET-{way}-SECRET"
+
+
+class LeakyExecutor(SiteExecutor):
+    """The project's executor, whose reply is tampered with; in its third round it answers with a text, and in
+    the fourth it raises one."""
+
+    def execute(
+        self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Any
+    ) -> Shareable:
+        index = shareable.get_header("current_round")
+        if index == 2:
+            return make_reply(secret("return-code"))
+        if index == 3:
+            raise ValueError(secret("exception"))
+        reply = super().execute(task_name, shareable, fl_ctx, abort_signal)
+        if "DXO" in reply:
+            reply["DXO"]["meta"]["initial_metrics"] = secret("dxo-meta")
+        reply.set_header("leak", secret("reply-header"))
+        reply["leak"] = secret("reply-key")
+        reply.add_cookie("leak", secret("reply-cookie"))
+        return reply
+
+
+class OpenExecutor(Executor):
+    """An executor that asks for no token: what a site without the handshake would let run."""
+
+    def execute(
+        self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Any
+    ) -> Shareable:
+        if shareable.get_header("current_round") == 2:
+            return make_reply(secret("return-code"))
+        reply = make_reply("OK")
+        reply["DXO"] = {"kind": "WEIGHT_DIFF", "data": {}, "meta": {"initial_metrics": secret("dxo-meta")}}
+        reply.set_header("leak", secret("reply-header"))
+        reply["leak"] = secret("reply-key")
+        return reply
+
+
+class Leaker(FLComponent):
+    """A component of the job that uses FLARE's events to send what it likes."""
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        if event_type == EventType.BEFORE_TASK_EXECUTION:
+            fl_ctx.get_prop(FLContextKey.TASK_DATA).add_cookie("leak", secret("task-cookie"))
+            self._send(fl_ctx)
+        elif event_type == EventType.AFTER_TASK_RESULT_FILTER:
+            reply = fl_ctx.get_prop(FLContextKey.TASK_RESULT)
+            if fl_ctx.get_prop(FLContextKey.TASK_ID, "").endswith(tuple("01234567")) and "DXO" in reply:
+                reply["DXO"]["meta"]["leak"] = secret("after-gate-meta")
+            reply.set_header("leak2", secret("after-gate-header"))
+            self._reply = reply
+        elif event_type == EventType.BEFORE_SEND_TASK_RESULT:
+            self._reply.set_header("leak3", secret("before-send-header"))
+            fl_ctx.set_prop("leak", secret("public-property"), private=False, sticky=False)
+        elif event_type == EventType.START_RUN:
+            fl_ctx.set_prop("leak_sticky", secret("sticky-property"), private=False, sticky=True)
+
+    def _send(self, fl_ctx: FLContext) -> None:
+        engine = fl_ctx.get_engine()
+        for way in (self._analytics, self._fed_event, self._aux, self._cell, self._stream):
+            try:
+                way(engine, fl_ctx)
+            except Exception as error:
+                self.logger.info("%s: %s", way.__name__, type(error).__name__)
+        self.logger.error(secret("error-log"))
+
+    def _analytics(self, engine: Any, fl_ctx: FLContext) -> None:
+        dxo = create_analytic_dxo(secret("analytics"), 1.0, AnalyticsDataType.SCALAR)
+        fl_ctx.set_prop(FLContextKey.EVENT_DATA, dxo.to_shareable(), private=True, sticky=False)
+        self.fire_event("analytix_log_stats", fl_ctx)
+
+    def _fed_event(self, engine: Any, fl_ctx: FLContext) -> None:
+        self.fire_fed_event("fed.leak", Shareable({"leak": secret("fed-event")}), fl_ctx)
+
+    def _aux(self, engine: Any, fl_ctx: FLContext) -> None:
+        request = Shareable({"leak": secret("aux-message")})
+        engine.send_aux_request(None, "leak", request, timeout=1.0, fl_ctx=fl_ctx)
+
+    def _cell(self, engine: Any, fl_ctx: FLContext) -> None:
+        message = Message({MessageHeaderKey.TOPIC: "leak"}, {"leak": secret("cell-message")})
+        engine.get_cell().send_request("leak", "leak", "server", message, timeout=1.0)
+
+    def _stream(self, engine: Any, fl_ctx: FLContext) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "leak.txt"
+            file.write_text(secret("file-stream"))
+            FileStreamer.stream_file("leak", "leak", {}, ["server"], str(file), fl_ctx, chunk_timeout=2.0)

@@ -1,0 +1,346 @@
+"""Admission, Gate and Guard by themselves: what is admitted, what leaves, what is stopped."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey, ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import ReservedHeaderKey, Shareable, make_reply
+from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
+from nvflare.fuel.f3.message import Message
+from nvflare.fuel.f3.streaming.stream_const import STREAM_CHANNEL, STREAM_DATA_TOPIC, StreamHeaderKey
+
+from histoflare.flare import handshake
+from histoflare.flare.admission import Admission
+from histoflare.flare.gate import Gate
+from histoflare.flare.guard import Guard
+from histoflare.flare.headers import METRICS, PSEUDONYM, RELEASE, WEIGHT
+from histoflare.flare.job import CONFIG_FOLDER, make_component, read_configuration, write_variant
+from histoflare.flare.site_policy import policy_file
+from histoflare.privacy.policy import POLICIES
+from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocol
+from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE
+
+from .stand_in import StandInEngine
+
+SECRET = "patient Doe"
+TENSORS = {"w": np.array([0.5, -0.5], dtype=np.float32)}
+
+
+class Site:
+    """A site's job process: its kit, a deployed job, and the three parts of its policy."""
+
+    def __init__(self, root: Path, repository: Path, changes: dict[str, Any] | None = None) -> None:
+        self.kit = root / "kit"
+        job = write_variant(repository / "jobs" / "mem_fedavg", root / "job", changes or {})
+        (job / CONFIG_FOLDER).rename(self.kit)
+        variables = read_configuration(self.kit / "config_fed_client.conf")
+        (self.kit / policy_file("open")).write_text((POLICIES / "open.toml").read_text())
+        agreed = read_configuration(
+            repository / "jobs" / "mem_fedavg" / CONFIG_FOLDER / "config_fed_client.conf"
+        )
+        write_protocol(self.kit / PROTOCOL_FILE, agreed["protocol"])
+        task = make_component({"path": "histoflare.bags.task.MemTask", "args": variables["task"]})
+        self.engine = StandInEngine(self.kit, {"task": task})
+        self.scope = "open"
+        self.guard = Guard()
+
+    def policy(self, *change: str) -> None:
+        path = self.kit / policy_file("open")
+        assert change[0] in path.read_text()
+        path.write_text(path.read_text().replace(*change))
+
+    def admit(self) -> FLContext:
+        fl_ctx = self.engine.context("clinic-a")
+        fl_ctx.set_prop(FLContextKey.JOB_META, {"scope": self.scope}, private=True, sticky=False)
+        task = Shareable()
+        task.add_cookie("round", 3)
+        assert Admission(policy_file("open")).process(task, fl_ctx) is task
+        return fl_ctx
+
+    def reply(self, answer: Shareable, fl_ctx: FLContext | None = None) -> Shareable:
+        return Gate(policy_file("open")).process(answer, fl_ctx or self.admit())
+
+
+@pytest.fixture
+def site(tmp_path: Path, repository: Path) -> Site:
+    return Site(tmp_path, repository)
+
+
+@pytest.fixture(autouse=True)
+def _own_file(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv(SITES_VARIABLE, raising=False)
+    yield
+    handshake._issued.clear()
+    handshake._released.clear()
+
+
+def update(tensors: dict[str, Any] = TENSORS, released: bool = True, **meta: Any) -> Shareable:
+    if released:
+        handshake.release(tensors, patients=10)
+    return DXO(DataKind.WEIGHT_DIFF, data=tensors, meta={WEIGHT: 1.0, **meta}).to_shareable()
+
+
+def code(reply: Shareable) -> str:
+    return str(reply.get_return_code())
+
+
+class TestAdmission:
+    def test_admits_a_job_the_site_agreed_to_once_per_task(self, site: Site) -> None:
+        fl_ctx = site.admit()
+        policy = handshake.redeem(fl_ctx)
+        assert policy is not None and policy.name == "open"
+        assert handshake.redeem(fl_ctx) is None, "a token works once"
+
+    def test_a_token_of_the_job_s_own_making_is_none(self, site: Site) -> None:
+        fl_ctx = site.engine.context("clinic-a")
+        fl_ctx.set_prop("histoflare_admitted", "0" * 32, private=True, sticky=False)
+        assert handshake.redeem(fl_ctx) is None
+        assert handshake.refusal(fl_ctx) == "NOT_ADMITTED"
+
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"purpose": "marketing"}, "PURPOSE_NOT_ALLOWED"),
+            ({"purpose": None}, "PURPOSE_NOT_ALLOWED"),
+            ({"rounds": 31}, "PROTOCOL_MISMATCH"),
+            ({"protocol.metric": "auc"}, "PROTOCOL_MISMATCH"),
+            ({"protocol.labels": ["a", "b"]}, "PROTOCOL_MISMATCH"),
+            ({"protocol": 3}, "PROTOCOL_MISSING"),
+        ],
+    )
+    def test_refuses_what_the_site_did_not_agree_to(
+        self, tmp_path: Path, repository: Path, changes: dict[str, Any], reason: str
+    ) -> None:
+        if changes == {"protocol": 3}:
+            site = Site(tmp_path, repository)
+            with (site.kit / "job.conf").open("a") as file:
+                file.write("\nprotocol = 3\ntask.labels = []\ntask.encoder = x\ntask.mpp = 1\n")
+        else:
+            site = Site(tmp_path, repository, changes)
+        fl_ctx = site.admit()
+        assert handshake.redeem(fl_ctx) is None
+        assert handshake.refusal(fl_ctx) in {reason, "NOT_ADMITTED" if "protocol" in changes else reason}
+
+    def test_refuses_a_task_that_is_not_the_protocol_s(self, site: Site) -> None:
+        """The protocol in the job is the agreed one, and the class below is given something else."""
+        arguments = site.engine.components["task"].to_json() | {"mpp": 0.25}
+        site.engine.components["task"] = make_component(
+            {"path": "histoflare.bags.task.MemTask", "args": arguments}
+        )
+        assert handshake.refusal(site.admit()) == "PROTOCOL_MISMATCH"
+
+    def test_refuses_a_job_that_runs_other_rounds_than_agreed(self, site: Site) -> None:
+        with (site.kit / "job.conf").open("a") as file:
+            file.write("\nrounds = 3\n")
+        assert handshake.refusal(site.admit()) == "PROTOCOL_MISMATCH"
+
+    def test_refuses_another_scope(self, site: Site) -> None:
+        site.scope = "trusted"
+        assert handshake.refusal(site.admit()) == "SCOPE_UNKNOWN"
+
+    @pytest.mark.parametrize(
+        ("name", "reason"), [("policy_open.toml", "POLICY_INVALID"), (PROTOCOL_FILE, "PROTOCOL_MISSING")]
+    )
+    def test_without_its_files_a_site_takes_no_job(self, site: Site, name: str, reason: str) -> None:
+        (site.kit / name).unlink()
+        assert handshake.refusal(site.admit()) == reason
+
+    def test_what_it_cannot_check_it_refuses_and_says_nothing_aloud(
+        self, site: Site, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        del site.engine.components["task"]
+        assert handshake.refusal(site.admit()) == "NOT_ADMITTED"
+        assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+class TestGate:
+    def test_an_update_leaves_as_it_was_released_with_its_stamp(self, site: Site) -> None:
+        reply = site.reply(update())
+        dxo = from_shareable(reply)
+        assert code(reply) == ReturnCode.OK
+        np.testing.assert_array_equal(dxo.data["w"], TENSORS["w"])
+        stamp = {"digest": handshake.digest_of(TENSORS), "scope": "open", "mechanism": "open"}
+        assert dxo.meta == {WEIGHT: 1.0, RELEASE: stamp}
+
+    def test_nothing_planted_in_a_reply_leaves(self, site: Site) -> None:
+        fl_ctx = site.admit()
+        answer = update(note=SECRET, initial_metrics={SECRET: 1.0})
+        answer.set_header("x", SECRET)
+        answer.add_cookie("x", SECRET)
+        answer["x"] = SECRET
+        task = handshake.kept_task(fl_ctx)
+        assert task is not None
+        task.data.add_cookie("x", SECRET)
+        reply = site.reply(answer, fl_ctx)
+        assert code(reply) == ReturnCode.OK
+        assert SECRET not in repr(dict(reply))
+        assert task.data.get_cookie_jar() == {"round": 3}, "FLARE copies these onto the reply"
+
+    @pytest.mark.parametrize(
+        ("answer", "reason"),
+        [
+            (lambda: update(released=False), "NOT_RELEASED"),
+            (lambda: update({"w": np.array([np.nan], dtype=np.float32)}), "NOT_FINITE"),
+            (lambda: update({SECRET: TENSORS["w"]}, released=False), "NOT_RELEASED"),
+            (lambda: update(**{WEIGHT: SECRET}), "WEIGHTS_INVALID"),
+            (lambda: update(**{WEIGHT: -1.0}), "WEIGHTS_INVALID"),
+            (lambda: update(**{WEIGHT: float("nan")}), "WEIGHTS_INVALID"),
+            (lambda: update(**{METRICS: {"auc": 1.0}}), "NOT_RELEASED"),
+            (lambda: DXO(DataKind.WEIGHTS, data=TENSORS).to_shareable(), "REPLY_NOT_ALLOWED"),
+            (lambda: DXO(DataKind.ANALYTIC, data={"x": SECRET}).to_shareable(), "REPLY_NOT_ALLOWED"),
+            (lambda: DXO(DataKind.METRICS, data={SECRET: 1.0}).to_shareable(), "NOT_RELEASED"),
+            (lambda: Shareable({"x": SECRET}), "REPLY_NOT_ALLOWED"),
+            (lambda: make_reply(SECRET), "REPLY_NOT_ALLOWED"),
+            (lambda: make_reply(f"REFUSED_{SECRET}"), "REPLY_NOT_ALLOWED"),
+            (lambda: make_reply("REFUSED_TRAINING_FAILED", headers={"x": SECRET}), "TRAINING_FAILED"),
+            (lambda: make_reply(ReturnCode.TASK_UNKNOWN), "TASK_UNKNOWN"),
+            (lambda: make_reply(ReturnCode.UNSAFE_JOB), "REPLY_NOT_ALLOWED"),
+            (lambda: make_reply(ReturnCode.EXECUTION_EXCEPTION), "REPLY_NOT_ALLOWED"),
+        ],
+    )
+    def test_everything_else_becomes_a_fixed_code(
+        self, site: Site, answer: Callable[[], Shareable], reason: str
+    ) -> None:
+        reply = site.reply(answer())
+        assert code(reply) == f"REFUSED_{reason}"
+        assert SECRET not in repr(dict(reply)) and "DXO" not in reply
+
+    def test_a_release_leaves_once(self, site: Site) -> None:
+        answer = update()
+        assert code(site.reply(answer)) == ReturnCode.OK
+        assert code(site.reply(answer)) == "REFUSED_NOT_RELEASED"
+
+    def test_a_byte_changed_after_the_release_stops_it(self, site: Site) -> None:
+        answer = update({"w": TENSORS["w"].copy()})
+        answer["DXO"]["data"]["w"][0] += 1e-7
+        assert code(site.reply(answer)) == "REFUSED_NOT_RELEASED"
+
+    def test_too_few_patients_send_nothing(self, site: Site) -> None:
+        handshake.release(TENSORS, patients=1)
+        reply = site.reply(update(released=False))
+        assert code(reply) == "REFUSED_TOO_FEW_PATIENTS"
+
+    def test_a_count_as_a_weight_needs_the_policy_s_leave(self, site: Site) -> None:
+        assert code(site.reply(update(**{WEIGHT: 40.0}))) == ReturnCode.OK
+        site.policy("counts = true", "counts = false")
+        assert code(site.reply(update(**{WEIGHT: 40.0}))) == "REFUSED_WEIGHT_NOT_ALLOWED"
+        assert code(site.reply(update(**{WEIGHT: 1.0}))) == ReturnCode.OK
+
+    def test_only_listed_metrics_leave(self, site: Site) -> None:
+        metrics = {"auc": 0.5, "accuracy": None, "n_patients": 12, "loss": 0.1, SECRET: 1.0}
+        handshake.release(metrics, patients=12)
+        reply = site.reply(DXO(DataKind.METRICS, data=metrics).to_shareable())
+        assert from_shareable(reply).data == {"auc": 0.5, "accuracy": None, "n_patients": 12.0}
+
+    def test_metrics_of_which_none_is_listed_send_nothing(self, site: Site) -> None:
+        handshake.release({"loss": 1.0}, patients=12)
+        reply = site.reply(DXO(DataKind.METRICS, data={"loss": 1.0}).to_shareable())
+        assert code(reply) == "REFUSED_METRIC_NOT_ALLOWED"
+
+    def test_metrics_beside_an_update_are_cut_to_the_list(self, site: Site) -> None:
+        metrics = {"validation/auc": 0.75, "validation/loss": 3.0}
+        handshake.release(metrics, patients=5)
+        reply = site.reply(update(**{METRICS: metrics}))
+        assert from_shareable(reply).meta[METRICS] == {"validation/auc": 0.75}
+
+    def test_without_its_policy_nothing_leaves(self, site: Site) -> None:
+        fl_ctx = site.admit()
+        (site.kit / policy_file("open")).unlink()
+        assert code(site.reply(update(), fl_ctx)) == "REFUSED_POLICY_INVALID"
+
+    def test_the_pseudonym_of_the_site_goes_with_every_reply(self, site: Site) -> None:
+        (site.kit / SITE_FILE).write_text('manifest = "m.csv"\nbags = "bags"\npseudonym = "river"\n')
+        for answer in (update(), make_reply("REFUSED_JOB_INVALID")):
+            assert site.reply(answer).get_header(PSEUDONYM) == "river"
+
+
+class TestGuard:
+    def send(self, site: Site, tamper: Callable[[Shareable, FLContext], None]) -> Shareable:
+        """Return the reply as it goes on the wire, after something has had its hands on it."""
+        fl_ctx = site.admit()
+        reply = site.reply(update(), fl_ctx)
+        tamper(reply, fl_ctx)
+        fl_ctx.set_prop(FLContextKey.TASK_RESULT, reply, private=True, sticky=False)
+        site.guard.handle_event(EventType.AFTER_TASK_RESULT_FILTER, fl_ctx)
+        reply.set_cookie_jar({"round": 3, "x": SECRET})
+        reply.set_header("later", SECRET)
+        fl_ctx.set_prop("x", SECRET, private=False, sticky=False)
+        site.guard.handle_event(EventType.BEFORE_SEND_TASK_RESULT, fl_ctx)
+        assert SECRET not in repr(fl_ctx.get_all_public_props())
+        assert SECRET not in repr(dict(reply))
+        assert reply.get_cookie_jar() == {"round": 3}
+        return reply
+
+    def test_the_gate_s_reply_passes(self, site: Site) -> None:
+        reply = self.send(site, lambda reply, _: reply.set_header(ReservedHeaderKey.TASK_ID, "t"))
+        assert code(reply) == ReturnCode.OK
+        assert reply.get_header(ReservedHeaderKey.TASK_ID) == "t"
+
+    @pytest.mark.parametrize(
+        "tamper",
+        [
+            lambda reply, _: reply.update({"x": SECRET}),
+            lambda reply, _: reply["DXO"]["meta"].update({"x": SECRET}),
+            lambda reply, _: reply["DXO"]["data"].update({SECRET: np.zeros(1)}),
+            lambda reply, _: reply["DXO"].update({"data": {"w": TENSORS["w"] + 1}}),
+            lambda reply, _: reply.set_return_code(SECRET),
+            lambda reply, _: reply.set_header(PSEUDONYM, SECRET),
+        ],
+        ids=["key", "meta", "tensor", "bytes", "code", "pseudonym"],
+    )
+    def test_a_reply_changed_after_the_gate_is_replaced(
+        self, site: Site, tamper: Callable[[Shareable, FLContext], None]
+    ) -> None:
+        assert code(self.send(site, tamper)) == "REFUSED_REPLY_CHANGED"
+
+    def test_a_header_added_after_the_gate_is_taken_off(self, site: Site) -> None:
+        reply = self.send(site, lambda reply, _: reply.set_header("x", SECRET))
+        assert code(reply) == ReturnCode.OK
+
+    @pytest.mark.parametrize(
+        ("channel", "topic", "passes"),
+        [
+            ("server_command", "get_task", True),
+            ("server_command", "submit_update", True),
+            ("aux_communication", "__job_heartbeat__", True),
+            ("aux_communication", "fed.event", False),
+            ("server_command", "anything", False),
+            ("my_channel", "my_topic", False),
+            ("", "", False),
+        ],
+    )
+    def test_only_what_a_job_needs_leaves_the_cell(self, channel: str, topic: str, passes: bool) -> None:
+        direct = Message({MessageHeaderKey.CHANNEL: channel, MessageHeaderKey.TOPIC: topic})
+        streamed = Message(
+            {
+                MessageHeaderKey.CHANNEL: STREAM_CHANNEL,
+                MessageHeaderKey.TOPIC: STREAM_DATA_TOPIC,
+                StreamHeaderKey.CHANNEL: channel,
+                StreamHeaderKey.TOPIC: topic,
+            }
+        )
+        for message in (direct, streamed):
+            stopped = Guard().stop_unless_needed(message)
+            assert (stopped is None) is passes
+            if stopped is not None:
+                assert stopped.payload is None
+
+
+def test_what_a_job_names_cannot_stand_in_for_the_site_s_parts(repository: Path) -> None:
+    """A job that brought its own gate could make the server believe in a stamp."""
+    from histoflare.flare.allowed import ALLOWED_CLASSES, SITE_CLASSES
+
+    assert not set(ALLOWED_CLASSES) & set(SITE_CLASSES)
+    for path in (repository / "jobs").rglob("*.conf"):
+        assert not [name for name in SITE_CLASSES if name in path.read_text()]
+    assert json.dumps(ALLOWED_CLASSES).count("histoflare.") == len(ALLOWED_CLASSES)

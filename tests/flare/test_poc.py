@@ -1,0 +1,226 @@
+"""A federation of real FLARE processes on this machine: up, at work, and gone without a trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from histoflare.errors import HistoflareError
+from histoflare.flare import processes
+from histoflare.flare.job import write_variant
+from histoflare.flare.kits import Agreement
+from histoflare.flare.poc import COMPLETED, STATE_FILE, Federation
+from histoflare.site.configuration import SiteConfiguration, read_site_file
+
+from .bags_on_disk import write_site
+
+pytestmark = [pytest.mark.flare, pytest.mark.slow]
+
+SITES = ("clinic-a", "clinic-b")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home with a FLARE configuration that nobody may touch."""
+    folder = tmp_path / "home"
+    (folder / ".nvflare").mkdir(parents=True)
+    (folder / ".nvflare" / "config.conf").write_text("version = 2\n")
+    monkeypatch.setenv("HOME", str(folder))
+    before = content_of(folder)
+    yield folder
+    assert content_of(folder) == before, "the user's home is left alone"
+
+
+def content_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> dict[str, SiteConfiguration]:
+    return {site: write_site(tmp_path / "sites", site) for site in SITES}
+
+
+@pytest.fixture
+def agreement(repository: Path) -> Agreement:
+    return Agreement(repository / "jobs" / "mem_fedavg")
+
+
+def gone(name: str, seconds: float = 0.0) -> bool:
+    until = time.monotonic() + seconds
+    while processes.find(name):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def test_a_job_from_its_submission_to_its_result(
+    repository: Path, tmp_path: Path, sites: dict[str, SiteConfiguration], home: Path
+) -> None:
+    """The workspace has a blank in its path, which FLARE's command lines cannot take."""
+    job = write_variant(repository / "jobs" / "mem_fedavg", tmp_path / "job", {"rounds": 2})
+    files = content_of(job)
+    seen: list[int] = []
+    with Federation.prepare(tmp_path / "my run", sites, Agreement(job)) as federation:
+        name = federation.kits.name
+        for site, configuration in sites.items():
+            written = read_site_file(federation.kits.kit(site) / "local" / "histoflare.toml")
+            assert written == configuration
+        federation.start()
+        assert federation.up() == {"server", *SITES}
+        assert federation.admin.registered() == sorted(SITES)
+        job_id = federation.admin.submit(job)
+        status = federation.follow(job_id, lambda rows: seen.append(len(rows)), timeout_s=180)
+        assert status == COMPLETED, processes.tail(federation.log("server"), 40)
+        assert [row["status"] for row in federation.admin.jobs()] == [COMPLETED]
+        result = federation.admin.download(job_id, tmp_path / "result")
+    rows = json.loads((result / "workspace" / "rounds.json").read_text())
+    assert [row["taking_part"] for row in rows] == [list(SITES)] * 2
+    assert (result / "workspace" / "global_model.safetensors").is_file()
+    assert seen and seen == sorted(seen)
+    assert content_of(job) == files, "FLARE signs jobs by writing into their folder"
+    assert gone(name)
+    assert not Path(federation.kits.folder).exists(), "keys are not left in the temporary folder"
+
+
+def test_a_port_that_somebody_took_meanwhile(
+    tmp_path: Path, sites: dict[str, SiteConfiguration], agreement: Agreement
+) -> None:
+    federation = Federation.prepare(tmp_path / "run", sites, agreement)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", federation.kits.port))
+        other.listen()
+        with pytest.raises(HistoflareError) as caught:
+            federation.start()
+    assert caught.value.reason == "PORT_TAKEN"
+    assert str(federation.kits.port) in str(caught.value)
+    assert gone(federation.kits.name)
+
+
+def test_a_site_that_cannot_start_ends_the_others(
+    tmp_path: Path, sites: dict[str, SiteConfiguration], agreement: Agreement
+) -> None:
+    federation = Federation.prepare(tmp_path / "run", sites, agreement)
+    (federation.kits.kit("clinic-b") / "startup" / "fed_client.json").write_text("not JSON")
+    with pytest.raises(HistoflareError) as caught:
+        federation.start(timeout_s=60)
+    assert caught.value.reason == "FEDERATION_FAILED"
+    assert "clinic-b" in str(caught.value) and "log" in str(caught.value)
+    assert gone(federation.kits.name)
+
+
+def test_kits_that_flare_refuses_to_make(tmp_path: Path, agreement: Agreement) -> None:
+    site = SiteConfiguration(tmp_path / "m.csv", tmp_path / "bags")
+    with pytest.raises(HistoflareError) as caught:
+        Federation.prepare(tmp_path / "run", {"no site name!": site}, agreement)
+    assert caught.value.reason == "FEDERATION_FAILED"
+    assert "no site name!" in str(caught.value)
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from histoflare.flare.kits import Agreement
+from histoflare.flare.poc import Federation
+from histoflare.site.configuration import SiteConfiguration
+
+run, job = Path(sys.argv[1]), Path(sys.argv[2])
+sites = {name: SiteConfiguration(run / "m.csv", run / "bags") for name in ("clinic-a", "clinic-b")}
+with Federation.prepare(run, sites, Agreement(job)) as federation:
+    federation.start()
+    print("started", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_nothing_outlives_the_process_that_started_it(
+    repository: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    job = repository / "jobs" / "mem_fedavg"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path / "run"), str(job)], stdout=subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == b"started\n"
+    name = json.loads((tmp_path / "run" / STATE_FILE).read_text())["name"]
+    assert len(processes.find(name)) == 3
+    parent.send_signal(number)
+    if number != signal.SIGKILL:
+        time.sleep(1)
+        parent.send_signal(number)  # an impatient user
+    parent.wait(timeout=60)
+    parent.stdout.close()
+    assert gone(name, seconds=10 if number == signal.SIGKILL else 0)
+
+
+class TestCommands:
+    def run(self, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).parent / "histoflare"), "poc", *arguments]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=dict(os.environ))
+
+    def test_start_leaves_it_up_and_stop_ends_it(
+        self, repository: Path, tmp_path: Path, sites: dict[str, SiteConfiguration]
+    ) -> None:
+        start = [
+            "start",
+            "--sites",
+            str(tmp_path / "sites"),
+            "--job",
+            str(repository / "jobs" / "mem_fedavg"),
+        ]
+        started = self.run(tmp_path, *start, "--json")
+        assert started.returncode == 0, started.stderr
+        facts = json.loads(started.stdout)
+        assert facts["participants"]["clinic-a"] == {"up": True, "registered": True}
+        federation = Federation.open(tmp_path / "poc-run")
+        try:
+            again = self.run(tmp_path, *start)
+            assert again.returncode == 1
+            assert "is running" in again.stderr and "histoflare poc stop" in again.stderr
+            status = self.run(tmp_path, "status")
+            assert status.returncode == 0
+            assert "clinic-b" in status.stdout and "nvflare job submit" in status.stderr
+        finally:
+            stopped = self.run(tmp_path, "stop")
+            processes.end(federation.kits.name)
+        assert stopped.returncode == 0, stopped.stderr
+        assert gone(federation.kits.name)
+        assert self.run(tmp_path, "stop").returncode == 1
+        assert "no federation" in self.run(tmp_path, "status").stderr
+
+
+def test_what_does_not_listen_to_sigterm_is_killed(tmp_path: Path) -> None:
+    """A process, and one that it started in a session of its own and then left alone."""
+    code = (
+        "import os, signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "if len(sys.argv) == 1: subprocess.Popen([sys.executable, __file__, 'x'], start_new_session=True)\n"
+        "else: print('ready', flush=True)\n"
+        "time.sleep(600 if len(sys.argv) > 1 else 0.5)\n"
+    )
+    script, log = tmp_path / "stubborn.py", tmp_path / "log.txt"
+    script.write_text(code)
+    started = processes.start(
+        [sys.executable, str(script)], log, os.environ, tmp_path, federation="stubborn", detached=True
+    )
+    started.wait()
+    wait(lambda: "ready" in log.read_text())
+    assert len(processes.find("stubborn")) == 1
+    processes.end("stubborn", grace_s=0.5)
+    assert gone("stubborn")
+
+
+def wait(done: Callable[[], bool], seconds: float = 20.0) -> None:
+    until = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < until
+        time.sleep(0.1)

@@ -1,0 +1,238 @@
+"""What is in a startup kit, made by FLARE's own command from the project file of this repository."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from nvflare.fuel.sec.authz import AuthzContext, Person
+from nvflare.security.security import FLAuthorizer
+
+from histoflare.errors import JobError
+from histoflare.flare.allowed import ALLOWED_CLASSES, SITE_CLASSES
+from histoflare.flare.job import read_job
+from histoflare.flare.kits import Agreement, _project
+from histoflare.flare.provision import SitePolicyBuilder, project_folder, site_configuration
+from histoflare.privacy.policy import POLICIES, read_policy
+from histoflare.privacy.protocol import digest, read_protocol
+from histoflare.site.configuration import read_site_file
+
+SITES = ("hospital-a", "hospital-b", "hospital-c", "hospital-d", "external")
+
+
+def provision(project: Path, folder: Path, home: Path) -> subprocess.CompletedProcess[str]:
+    """Run ``nvflare provision`` in ``folder``, which is not the project's."""
+    command = [sys.executable, "-m", "nvflare.cli", "provision", "-p", str(project), "-w", "kits", "--force"]
+    environment = {**os.environ, "HOME": str(home)}
+    return subprocess.run(
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def kits(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, home = tmp_path_factory.mktemp("elsewhere"), tmp_path_factory.mktemp("home")
+    done = provision(repository / "provisioning" / "project.yml", folder, home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not list(home.iterdir())
+    return folder / "kits" / "histoflare" / "prod_00"
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_everybody_has_a_kit(kits: Path, repository: Path) -> None:
+    project = yaml.safe_load((repository / "provisioning" / "project.yml").read_text())
+    assert {path.name for path in kits.iterdir()} == {part["name"] for part in project["participants"]}
+    assert {part["name"] for part in project["participants"] if part["type"] == "client"} == set(SITES)
+    for kit in kits.iterdir():
+        keys = list(kit.rglob("*.key"))
+        assert keys and all(path.stat().st_mode & 0o077 == 0 for path in keys)
+
+
+@pytest.mark.parametrize("site", SITES)
+class TestSite:
+    def test_has_the_policy_it_is_told_of(self, kits: Path, repository: Path, site: str) -> None:
+        local = kits / site / "local"
+        source = repository / "provisioning" / "policies" / "open.toml"
+        assert (local / "policy_open.toml").read_bytes() == source.read_bytes()
+        privacy = read(local / "privacy.json")
+        assert [scope["name"] for scope in privacy["scopes"]] == ["open"] == [privacy["default_scope"]]
+        named = {
+            part["path"]
+            for filters in ("task_data_filters", "task_result_filters")
+            for part in privacy["scopes"][0][filters]
+        } | {part["path"] for part in privacy["components"]}
+        assert named == set(SITE_CLASSES)
+        for part in privacy["scopes"][0]["task_data_filters"]:
+            assert read_policy(local / part["args"]["policy"]).name == "open"
+        assert not (local / "privacy.json.sample").exists(), "its scopes are wider than ours"
+
+    def test_has_the_protocol_of_the_jobs(self, kits: Path, repository: Path, site: str) -> None:
+        agreed = digest(read_protocol(kits / site / "local" / "protocol.json"))
+        for job in sorted((repository / "jobs").iterdir()):
+            assert digest(read_job(job).protocol) == agreed, job.name
+
+    def test_jobs_may_name_this_package_s_classes_only(self, kits: Path, site: str) -> None:
+        local = kits / site / "local"
+        assert not (local / "resources.json").exists(), "it would hide the default"
+        resources = read(local / "resources.json.default")
+        assert resources["class_allow_list"] == list(ALLOWED_CLASSES)
+        assert resources["class_list_enforcement_mode"] == "enforce"
+        assert resources["allow_log_streaming"] is False
+        paths = [part["path"] for part in resources["components"]]
+        assert any(path.endswith(".SiteLogStreamer") for path in paths), "it takes streamers out of jobs"
+
+    def test_what_flare_sends_at_registration_says_nothing_of_the_policy(self, kits: Path, site: str) -> None:
+        from nvflare.private.fed.utils.site_config import project_site_config
+
+        resources = read(kits / site / "local" / "resources.json.default")
+        assert project_site_config(resources) == {"allow_log_streaming": False}
+
+    @pytest.mark.parametrize(
+        ("role", "org", "right", "allowed"),
+        [
+            ("project_admin", "consortium", "byoc", False),
+            ("lead", "consortium", "byoc", False),
+            ("org_admin", "own", "byoc", False),
+            ("project_admin", "consortium", "submit_job", True),
+            ("project_admin", "consortium", "shutdown", True),
+            ("project_admin", "consortium", "cat", False),
+            ("project_admin", "own", "cat", False),
+            ("lead", "consortium", "tail", False),
+            ("org_admin", "own", "cat", True),
+            ("org_admin", "another", "cat", False),
+            ("org_admin", "own", "shutdown", True),
+            ("org_admin", "another", "shutdown", False),
+        ],
+    )
+    def test_rights(
+        self, kits: Path, repository: Path, site: str, role: str, org: str, right: str, allowed: bool
+    ) -> None:
+        project = yaml.safe_load((repository / "provisioning" / "project.yml").read_text())
+        own = next(part["org"] for part in project["participants"] if part["name"] == site)
+        assert not (kits / site / "local" / "authorization.json").exists(), "it would hide the default"
+        authorizer = FLAuthorizer(own, read(kits / site / "local" / "authorization.json.default"))
+        person = Person("x", own if org == "own" else org, role)
+        assert authorizer.authorize(AuthzContext(right, person, person))[0] is allowed
+
+
+def test_a_site_file_is_left_to_its_steward(kits: Path) -> None:
+    path = kits / "hospital-a" / "local" / "histoflare.toml"
+    with pytest.raises(JobError) as caught:
+        read_site_file(path)
+    assert caught.value.reason == "SITE_NOT_CONFIGURED"
+    assert "manifest: missing" in str(caught.value) and "bags: missing" in str(caught.value)
+    path = kits / "external" / "local" / "histoflare.toml"
+    assert tomllib.loads(path.read_text())["evaluation_only"] is True
+
+
+def test_a_steward_s_two_lines_make_it_whole(kits: Path, tmp_path: Path) -> None:
+    text = (kits / "hospital-a" / "local" / "histoflare.toml").read_text()
+    path = tmp_path / "histoflare.toml"
+    path.write_text(text.replace("# manifest =", "manifest =").replace("# bags =", "bags ="))
+    site = read_site_file(path)
+    assert (site.manifest, site.bags, site.records) == tuple(
+        tmp_path / name for name in ("manifest.csv", "bags", "records")
+    )
+
+
+def test_the_server_keeps_its_jobs_in_its_kit_and_takes_no_code(kits: Path) -> None:
+    local = kits / "server.consortium.example" / "local"
+    resources = read(local / "resources.json.default")
+    assert "/tmp" not in json.dumps(resources)
+    assert resources["class_allow_list"] == list(ALLOWED_CLASSES)
+    authorizer = FLAuthorizer("consortium", read(local / "authorization.json.default"))
+    lead = Person("x", "consortium", "project_admin")
+    allowed = {
+        right: authorizer.authorize(AuthzContext(right, lead, lead))[0]
+        for right in ("byoc", "cat", "sys_info")
+    }
+    assert allowed == {"byoc": False, "cat": True, "sys_info": True}
+
+
+def test_a_property_fills_in_the_site_file(tmp_path: Path) -> None:
+    given = {"manifest": "/data/m.csv", "bags": "/data/bags", "prepare": True, "pseudonym": "north"}
+    site = site_configuration("hospital-a", given)
+    assert (site.manifest, site.bags, site.prepare, site.pseudonym) == (
+        Path("/data/m.csv"),
+        Path("/data/bags"),
+        True,
+        "north",
+    )
+
+
+@pytest.mark.parametrize("settings", ["/data", {"manifests": "/data/m.csv"}])
+def test_a_property_that_is_no_site_file_is_refused(settings: Any) -> None:
+    with pytest.raises(JobError) as caught:
+        site_configuration("hospital-a", settings)
+    assert caught.value.reason == "SITE_NOT_CONFIGURED"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nvflare", "provision", "-p", "there/project.yml"],
+        ["nvflare", "provision", "--project-file=there/project.yml"],
+        ["nvflare", "poc", "prepare", "-i", "there/project.yml", "--force"],
+    ],
+)
+def test_relative_paths_start_at_the_project_file(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert project_folder(arguments) == tmp_path / "there"
+    assert project_folder(["pytest"]) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("policies", "protocol", "scope", "reason"),
+    [
+        (["missing.toml"], "jobs/mem_fedavg", "open", "POLICY_INVALID"),
+        (["provisioning/policies/open.toml"], "jobs/mem_fedavg", "closed", "POLICY_INVALID"),
+        (["provisioning/policies/open.toml"], "missing.json", "open", "PROTOCOL_MISSING"),
+        (["provisioning/policies/open.toml"], "jobs/mem_fedavg/meta.json", "open", "PROTOCOL_INVALID"),
+    ],
+)
+def test_a_builder_without_its_files_makes_nothing(
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    policies: list[str],
+    protocol: str,
+    scope: str,
+    reason: str,
+) -> None:
+    monkeypatch.chdir(repository)
+    with pytest.raises(JobError) as caught:
+        SitePolicyBuilder(policies, protocol, scope)
+    assert caught.value.reason == reason
+
+
+def test_a_missing_policy_ends_the_command(repository: Path, tmp_path: Path) -> None:
+    shutil.copytree(repository / "provisioning", tmp_path / "provisioning")
+    (tmp_path / "provisioning" / "policies" / "open.toml").unlink()
+    done = provision(tmp_path / "provisioning" / "project.yml", tmp_path, tmp_path)
+    assert done.returncode != 0
+    assert "policies/open.toml: not found" in done.stdout + done.stderr
+
+
+def test_the_policy_here_is_the_package_s(repository: Path) -> None:
+    folder = repository / "provisioning" / "policies"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        path.name: path.read_bytes() for path in POLICIES.glob("*.toml")
+    }
+
+
+def test_one_workstation_has_the_builders_of_production(repository: Path) -> None:
+    project = yaml.safe_load((repository / "provisioning" / "project.yml").read_text())
+    made = _project(Agreement(repository / "jobs" / "mem_fedavg"))
+    assert [part["path"] for part in made["builders"]] == [part["path"] for part in project["builders"]]

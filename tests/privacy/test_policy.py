@@ -1,0 +1,65 @@
+"""A site's policy: read whole, or nothing leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from histoflare.errors import JobError
+from histoflare.privacy.policy import POLICIES, Policy, read_policy
+
+GOOD = """
+name = "open"
+mechanism = "open"
+purposes = ["research"]
+metrics = ["auc", "validation/auc"]
+counts = false
+minimum_patients = 5
+"""
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "policy.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_policy_says_what_may_leave(tmp_path: Path) -> None:
+    policy = read_policy(written(tmp_path, GOOD))
+    assert policy == Policy("open", "open", ("research",), ("auc", "validation/auc"), False, 5)
+    metrics = {"auc": 0.5, "accuracy": 0.9, "validation/auc": None, "n_patients": 12.0, "test/n_slides": 3.0}
+    assert policy.allowed_metrics(metrics) == {"auc": 0.5, "validation/auc": None}
+    counting = read_policy(written(tmp_path, GOOD.replace("false", "true")))
+    assert set(counting.allowed_metrics(metrics)) == {"auc", "validation/auc", "n_patients", "test/n_slides"}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("counts = false", ""), "counts: missing"),
+        (("counts = false", "counts = 1"), "counts: true or false"),
+        (("counts = false", "counts = false\nextra = 1"), "extra: not an entry"),
+        (('mechanism = "open"', 'mechanism = "none"'), "mechanism: one of open"),
+        (('["research"]', '"research"'), "purposes: a list of texts"),
+        (("= 5", "= 0"), "minimum_patients: a whole number of at least 1"),
+        (("= 5", "= true"), "minimum_patients"),
+        (('name = "open"', 'name = ""'), "name: the scope"),
+        (("minimum_patients", "minimum patients"), "not a TOML file"),
+    ],
+)
+def test_what_is_wrong_with_a_policy_is_said(tmp_path: Path, change: tuple[str, str], says: str) -> None:
+    with pytest.raises(JobError, match=says) as caught:
+        read_policy(written(tmp_path, GOOD.replace(*change)))
+    assert caught.value.reason == "POLICY_INVALID"
+
+
+def test_no_policy_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="takes no job"):
+        read_policy(tmp_path / "policy.toml")
+
+
+def test_the_policies_of_the_package_can_be_read_and_are_named_as_their_files() -> None:
+    paths = sorted(POLICIES.glob("*.toml"))
+    assert paths
+    assert [read_policy(path).name for path in paths] == [path.stem for path in paths]

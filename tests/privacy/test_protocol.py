@@ -1,0 +1,79 @@
+"""The protocol's hash: the same for the same agreement, however it is laid out, and another for any other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from histoflare.errors import JobError
+from histoflare.privacy.protocol import FIELDS, check_task, digest, read_protocol, write_protocol
+
+AGREED: dict[str, Any] = {
+    "metric": "balanced_accuracy",
+    "labels": ["a", "b"],
+    "mpp": 0.5,
+    "patch_px": 224,
+    "encoder": "e:v1",
+    "split": {"unit": "patient", "test_fraction": 0.2, "seed": 0},
+    "stop": {"rounds": 30, "model": "last"},
+}
+
+
+@given(st.permutations(FIELDS))
+def test_the_order_of_the_fields_does_not_matter(order: list[str]) -> None:
+    assert digest({name: AGREED[name] for name in order}) == digest(AGREED)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": ["b", "a"]},
+        {"mpp": 0.25},
+        {"stop": {"rounds": 31, "model": "last"}},
+        {"split": {"unit": "patient", "test_fraction": 0.2, "seed": 1}},
+        {"metric": "auc"},
+    ],
+)
+def test_another_agreement_has_another_hash(change: dict[str, Any]) -> None:
+    assert digest(AGREED | change) != digest(AGREED)
+
+
+def test_a_whole_float_is_the_whole_number() -> None:
+    assert digest(AGREED | {"mpp": 1.0}) == digest(AGREED | {"mpp": 1})
+    assert digest(AGREED | {"labels": ("a", "b")}) == digest(AGREED)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "says"),
+    [
+        ({name: AGREED[name] for name in FIELDS[1:]}, "missing: metric"),
+        (AGREED | {"more": 1}, "unknown: more"),
+        (AGREED | {"mpp": float("nan")}, "plain data"),
+        (AGREED | {"mpp": object()}, "plain data"),
+    ],
+)
+def test_what_is_no_protocol_has_no_hash(protocol: dict[str, Any], says: str) -> None:
+    with pytest.raises(JobError, match=says):
+        digest(protocol)
+
+
+def test_a_site_reads_the_protocol_it_was_given(tmp_path: Path) -> None:
+    write_protocol(tmp_path / "protocol.json", AGREED)
+    assert digest(read_protocol(tmp_path / "protocol.json")) == digest(AGREED)
+    for text, says in (("[]", "not a protocol"), ("{", "not JSON"), (json.dumps({"metric": 1}), "missing")):
+        (tmp_path / "protocol.json").write_text(text)
+        with pytest.raises(JobError, match=says):
+            read_protocol(tmp_path / "protocol.json")
+    with pytest.raises(JobError, match="not found"):
+        read_protocol(tmp_path / "none.json")
+
+
+def test_a_task_is_held_to_the_protocol() -> None:
+    check_task(AGREED, {"labels": ("a", "b"), "mpp": 0.5, "dim": 128})
+    with pytest.raises(JobError, match="labels, encoder"):
+        check_task(AGREED, {"labels": ["a", "c"], "encoder": "other"})

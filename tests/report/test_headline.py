@@ -1,0 +1,142 @@
+"""The sentence at the top is true of the figures below it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from histoflare.report.headline import write_headline
+from histoflare.rounds.comparison import SiteComparison
+from histoflare.rounds.evaluation import Figure
+from tests.report.made import full_report, metrics, row
+
+SITES = ["amsterdam", "graz", "nijmegen"]
+
+
+def complete(**changes: Any) -> dict[str, Any]:
+    """A report in which everybody took part in both rounds."""
+    figures = metrics(0.7, 15)
+    sites = {site: SiteComparison(40, 30, figures, figures, figures) for site in SITES}
+    everybody = {"participation": [row(0, SITES), row(1, SITES)], "rounds": 2, "site_figures": sites}
+    return full_report(**everybody | changes)
+
+
+def models(*centres: float) -> dict[str, Any]:
+    return {f"s{number}": metrics(centre, 46) for number, centre in enumerate(centres)}
+
+
+@pytest.mark.parametrize(
+    ("federated", "local", "said"),
+    [
+        (0.82, (0.6, 0.65), "is better than every site's own model: the intervals do not overlap."),
+        (
+            0.82,
+            (0.6, 0.8),
+            "is better than 1 of 2 sites' own models; with the other 1 the intervals overlap.",
+        ),
+        (
+            0.82,
+            (0.78, 0.8),
+            "scores higher than the sites' own models do on average, but the intervals overlap",
+        ),
+        (
+            0.78,
+            (0.8, 0.82),
+            "scores lower than the sites' own models do on average, but the intervals overlap",
+        ),
+        (
+            0.8,
+            (0.8, 0.8),
+            "scores the same as the sites' own models do on average, and the intervals overlap",
+        ),
+        (0.6, (0.8, 0.82), "is worse than every site's own model: the intervals do not overlap."),
+        (0.7, (0.5, 0.9), "is better than 1 of 2 sites' own models and worse than 1 of them."),
+        (0.7, (0.9, 0.7), "is worse than 1 of 2 sites' own"),
+    ],
+)
+def test_the_verdict_follows_the_intervals(federated: float, local: tuple[float, ...], said: str) -> None:
+    """Every interval reaches 0.06 to both sides, so figures more than 0.12 apart differ."""
+    headline = write_headline(complete(federated=metrics(federated, 46), local=models(*local)))
+    assert said in headline.verdict
+    assert (
+        f"{federated:.3f} (95 % interval {federated - 0.06:.2f} to {federated + 0.06:.2f})" in headline.result
+    )
+    assert f"{sum(local) / len(local):.3f} on average" in headline.result
+
+
+def test_few_patients_can_tell_nothing_however_far_apart_the_intervals() -> None:
+    headline = write_headline(complete(federated=metrics(0.95, 19), local=models(0.2)))
+    assert headline.verdict == "With 19 test patients this run cannot tell which model is better."
+    assert not any("one place" in caution for caution in headline.cautions)
+
+
+def test_guessing_is_called_guessing() -> None:
+    said = "Guessing gives 0.5, which lies within the federated model's interval."
+    assert said in write_headline(complete(federated=metrics(0.55, 46))).cautions
+    assert said not in write_headline(complete(federated=metrics(0.57, 46))).cautions
+    three = complete(federated=metrics(0.37, 46), task={"labels": ["a", "b", "c"], "encoder": "e:v1"})
+    assert any("Guessing gives 0.33" in caution for caution in write_headline(three).cautions)
+
+
+@pytest.mark.parametrize(("pooled", "said"), [(0.82, "overlap"), (0.97, "is better"), (0.6, "is worse")])
+def test_what_all_slides_in_one_place_give_is_said(pooled: float, said: str) -> None:
+    cautions = write_headline(complete(federated=metrics(0.8, 46), pooled=metrics(pooled, 46))).cautions
+    assert any("in one place" in caution and said in caution for caution in cautions)
+
+
+def test_a_subset_is_said_first() -> None:
+    missing = complete(
+        participation=[row(0, SITES, taking_part=SITES[:2], refused={"nijmegen": "TOO_FEW_PATIENTS"})] * 2
+    )
+    headline = write_headline(missing)
+    assert headline.verdict.startswith("Not every site took part in every round it was asked in.")
+    assert "Never took part: nijmegen" in " ".join(headline.cautions)
+    partly = complete(
+        participation=[row(0, SITES), row(1, SITES, taking_part=SITES[:2], no_answer=["nijmegen"])]
+    )
+    headline = write_headline(partly)
+    assert headline.verdict.startswith("Not every site took part")
+    assert "nijmegen 1 of 2" in " ".join(headline.cautions)
+    assert write_headline(complete()).verdict.startswith("The federated model")
+    nothing = complete(federated=None, participation=[row(0, SITES, taking_part=SITES[:2])], rounds=1)
+    assert write_headline(nothing).verdict.startswith("Not every site took part")
+
+
+def test_a_site_without_a_turn_is_no_missing_site() -> None:
+    """Cyclic weight transfer asks one site a round."""
+    turns = [row(index, SITES, asked=[site], taking_part=[site]) for index, site in enumerate(SITES)]
+    headline = write_headline(complete(participation=turns, rounds=3))
+    assert headline.verdict.startswith("The federated model")
+    assert "asks only some of the sites" in headline.cautions[0]
+
+
+def test_a_site_that_only_refused_is_not_forgotten() -> None:
+    rows = [row(0, [*SITES, "bonn"], taking_part=SITES, refused={"bonn": "EVALUATION_ONLY"})]
+    cautions = " ".join(write_headline(complete(participation=rows, rounds=1)).cautions)
+    assert "Never took part: bonn." in cautions
+    assert "Not in the figures: bonn." in cautions
+
+
+def test_a_run_that_was_broken_off_says_so() -> None:
+    rows = [row(0, SITES), row(1, SITES, taking_part=[], finished=False)]
+    cautions = " ".join(write_headline(complete(participation=rows, rounds=5)).cautions)
+    assert "Only 1 of 5 rounds were finished" in cautions
+    nobody = [row(0, SITES, taking_part=[], no_answer=SITES)]
+    cautions = " ".join(write_headline(complete(participation=nobody, rounds=1)).cautions)
+    assert "In 1 round nobody took part" in cautions
+
+
+def test_the_agreed_metric_is_spoken_of_or_its_absence() -> None:
+    agreed = {"metric": "auc", "sha256": "0"}
+    assert "an AUC of" in write_headline(complete(protocol=agreed)).result
+    headline = write_headline(complete(protocol=agreed, federated=metrics(0.8, 46, auc=False)))
+    assert headline.metric == "balanced_accuracy"
+    assert "The agreed figure, AUC, does not exist here: all slides are of one class." in headline.cautions
+
+
+def test_an_interval_that_does_not_exist_decides_nothing() -> None:
+    bare = replace(metrics(0.8, 46), balanced_accuracy=Figure(0.8))
+    assert "cannot tell" in write_headline(complete(federated=bare)).verdict
+    assert "no models of single sites" in write_headline(complete(local={})).verdict

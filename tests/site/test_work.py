@@ -1,0 +1,199 @@
+"""What a trainer's process does, here without the process."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from histoflare.errors import HistoflareError, JobError
+from histoflare.rounds.comparison import compare
+from histoflare.rounds.evaluation import evaluate
+from histoflare.rounds.local import predict
+from histoflare.rounds.state import State, digest, model_state
+from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.records import RunRecords
+from histoflare.site.work import SiteWork, load_site_cohort
+from histoflare.slides.manifest import read_manifest, write_manifest
+
+from ..flare.bags_on_disk import FEATURES, write_site
+from .tasks import SEED, SHARED_BODY, TASK, first_state, in_process, same_bytes, setup_of
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> SiteConfiguration:
+    return write_site(tmp_path, "a", slides=20)
+
+
+def tensors(arrays: Any) -> State:
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+
+
+def move_to_validation(site: SiteConfiguration, patients: set[str]) -> None:
+    rows = [
+        replace(row, split="validation") if row.patient in patients else row
+        for row in read_manifest(site.manifest, check_files=False).rows
+    ]
+    write_manifest(site.manifest, rows)
+
+
+def say_nothing(_: str) -> None:
+    pass
+
+
+def test_the_cohort_is_the_tasks_and_its_memory_the_sites(site: SiteConfiguration) -> None:
+    bag_bytes = 6 * FEATURES * 4  # the largest bag has 6 patches
+    for cache_mb, most in ((0, 0), (2048, 20 * bag_bytes)):
+        cohort = load_site_cohort("a", TASK, replace(site, cache_mb=cache_mb))
+        for record in cohort.records:
+            cohort.features(record)
+        assert (cohort.name, cohort.labels, len(cohort.records)) == ("a", TASK.labels, 20)
+        assert cohort.cache.held_bytes <= most
+        assert len(cohort.cache.held) == (20 if cache_mb else 0)
+    with pytest.raises(HistoflareError) as caught:
+        load_site_cohort("a", replace(TASK, encoder="other:v1"), site)
+    assert caught.value.reason == "COHORT_INVALID"
+
+
+def test_a_round_gives_the_bytes_of_site_round(site: SiteConfiguration) -> None:
+    lines: list[str] = []
+    answer = SiteWork(setup_of(site), lines.append).train(first_state(), 2, 5, [])
+    expected = in_process(site, model_state(TASK.build_model()), 2, {})
+    assert same_bytes(answer.tensors, expected.update.tensors)
+    assert (answer.weight, answer.patients, answer.metrics, answer.metric_patients) == (12.0, 12, {}, 0)
+    assert any("round 3 of 5" in line for line in lines)
+
+
+def test_patients_are_counted_once(site: SiteConfiguration) -> None:
+    rows = read_manifest(site.manifest, check_files=False).rows
+    train = [row for row in rows if row.split == "train"]
+    both = {train[0].patient: "x", train[2].patient: "x"}
+    write_manifest(site.manifest, [replace(row, patient=both.get(row.patient, row.patient)) for row in rows])
+    answer = SiteWork(setup_of(site), say_nothing).train(first_state(), 0, 1, [])
+    assert (answer.weight, answer.patients) == (12.0, 11)
+
+
+def test_what_a_site_keeps_goes_from_round_to_round(site: SiteConfiguration) -> None:
+    global_state = model_state(TASK.build_model())
+    kept: State = {}
+    for index in range(3):
+        # A new process each time: it has the state from the disk.
+        work = SiteWork(setup_of(site, strategy=SHARED_BODY), say_nothing)
+        answer = work.train(first_state(), index, 3, [])
+        expected = in_process(site, global_state, index, kept, SHARED_BODY)
+        assert "head.weight" not in answer.tensors
+        assert same_bytes(answer.tensors, expected.update.tensors)
+        kept = expected.site_state
+    assert digest(RunRecords(site.records, "run-1", "a").load_state()) == digest(kept)
+
+
+@pytest.mark.parametrize("newest", [0, 1, 2])
+def test_a_round_that_is_run_again_gives_the_same_bytes(site: SiteConfiguration, newest: int) -> None:
+    setup = setup_of(site, strategy=SHARED_BODY)
+    rounds = [*range(newest + 1), newest, newest]
+    answers = [SiteWork(setup, say_nothing).train(first_state(), index, 3, []).tensors for index in rounds]
+    assert same_bytes(answers[-1], tensors(answers[newest]))
+    assert same_bytes(answers[-2], tensors(answers[newest]))
+    assert newest == 0 or not same_bytes(answers[-1], tensors(answers[0]))
+
+
+def test_metrics_are_of_the_model_as_it_came_and_of_validation_patients(site: SiteConfiguration) -> None:
+    move_to_validation(site, {"p0", "p1", "p2", "p5"})
+    asked = ["validation/balanced_accuracy", "validation/auc"]
+    answer = SiteWork(setup_of(site), say_nothing).train(first_state(), 0, 1, asked)
+    cohort = load_site_cohort("a", TASK, site)
+    oracle = evaluate(predict(TASK, model_state(TASK.build_model()), cohort, "validation"))
+    assert answer.metrics == {
+        "validation/balanced_accuracy": oracle.balanced_accuracy.value,
+        "validation/auc": oracle.auc.value,
+    }
+    assert (answer.metric_patients, answer.patients) == (4, 8)
+
+
+def test_a_figure_that_does_not_exist_is_none(site: SiteConfiguration) -> None:
+    asked = ["validation/auc", "validation/accuracy"]
+    answer = SiteWork(setup_of(site), say_nothing).train(first_state(), 0, 1, asked)
+    assert (answer.metrics, answer.metric_patients) == (dict.fromkeys(asked), 0)
+    move_to_validation(site, {"p0", "p2"})  # both of one class
+    answer = SiteWork(setup_of(site), say_nothing).train(first_state(), 0, 1, asked)
+    assert answer.metrics["validation/auc"] is None and answer.metrics["validation/accuracy"] is not None
+    assert answer.metric_patients == 2
+
+
+@pytest.mark.parametrize("name", ["test/auc", "train/auc", "auc", "validation/loss", "validation/"])
+def test_a_model_is_chosen_by_validation_patients_only(site: SiteConfiguration, name: str) -> None:
+    with pytest.raises(JobError, match="no metric"):
+        SiteWork(setup_of(site), say_nothing).train(first_state(), 0, 1, [name])
+
+
+def test_a_site_that_only_evaluates_does_not_train(site: SiteConfiguration) -> None:
+    work = SiteWork(setup_of(replace(site, evaluation_only=True)), say_nothing)
+    with pytest.raises(JobError) as caught:
+        work.train(first_state(), 0, 1, [])
+    assert caught.value.reason == "EVALUATION_ONLY"
+    assert work.evaluate(first_state(), "all").patients == 20
+
+
+def test_an_evaluation_has_the_figures_of_the_in_process_report(site: SiteConfiguration) -> None:
+    answer = SiteWork(setup_of(site), say_nothing).evaluate(first_state(), "test")
+    cohort = load_site_cohort("a", TASK, site)
+    rows = compare(TASK, SHARED_BODY, model_state(TASK.build_model()), {"a": cohort}, seed=SEED).sites
+    expected = rows["a"].federated
+    assert expected is not None
+    assert answer.metrics == {
+        "n_slides": 8,
+        "n_patients": 8,
+        **{
+            f"{name}{suffix}": getattr(getattr(expected, name), part)
+            for name in ("accuracy", "balanced_accuracy", "auc")
+            for suffix, part in (("", "value"), ("_low", "low"), ("_high", "high"))
+        },
+    }
+    assert answer.patients == 8
+
+
+def test_an_evaluation_is_of_the_sites_own_model(site: SiteConfiguration) -> None:
+    work = SiteWork(setup_of(site, strategy=SHARED_BODY), say_nothing)
+    for index in range(3):
+        work.train(first_state(), index, 3, [])
+    answer = work.evaluate(first_state(), "train")
+    kept = RunRecords(site.records, "run-1", "a").load_state()
+    own = SHARED_BODY.personalize(model_state(TASK.build_model()), kept)
+    table = predict(TASK, own, load_site_cohort("a", TASK, site), "train")
+    assert answer.metrics["auc"] == evaluate(table).auc.value
+    path = site.records / "run-1" / "evaluation_train.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["patient"] for row in rows] == list(table.patients)
+    written = np.array([float(row["p_solid"]) for row in rows])
+    np.testing.assert_allclose(written, table.probabilities[:, 1], atol=1e-6)
+
+
+def test_nothing_to_evaluate_is_a_code(site: SiteConfiguration) -> None:
+    with pytest.raises(JobError) as caught:
+        SiteWork(setup_of(site), say_nothing).evaluate(first_state(), "validation")
+    assert caught.value.reason == "NOTHING_TO_EVALUATE"
+
+
+def test_a_fault_that_was_put_right_costs_no_later_round(site: SiteConfiguration) -> None:
+    work = SiteWork(setup_of(site), say_nothing)
+    hidden = site.bags.rename(site.bags.with_name("elsewhere"))
+    with pytest.raises(HistoflareError) as caught:
+        work.train(first_state(), 0, 2, [])
+    assert caught.value.reason == "COHORT_INVALID"
+    hidden.rename(site.bags)
+    assert work.train(first_state(), 1, 2, []).patients == 12
+
+
+def test_tensorboard_that_cannot_be_written_costs_no_round(site: SiteConfiguration) -> None:
+    (site.records / "run-1").mkdir(parents=True)
+    (site.records / "run-1" / "tensorboard").touch()
+    lines: list[str] = []
+    answer = SiteWork(setup_of(site), lines.append).train(first_state(), 0, 1, [])
+    assert answer.patients == 12
+    assert any("TensorBoard could not be written" in line for line in lines)
