@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.filter import Filter
-from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_constant import ProcessType, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 
@@ -40,6 +40,8 @@ class Gate(Filter):
 
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """Return the reply that leaves."""
+        if fl_ctx.get_process_type() == ProcessType.SERVER_JOB:
+            return shareable  # FLARE's simulator gives its server the sites' files too
         try:
             local = Path(fl_ctx.get_engine().get_workspace().get_site_config_dir())
             reply = self._rebuild(shareable, read_policy(local / self._policy))

@@ -15,7 +15,7 @@ from typing import Any
 
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
-from nvflare.apis.fl_constant import FLContextKey, ReservedKey
+from nvflare.apis.fl_constant import FLContextKey, ProcessType, ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
@@ -74,6 +74,8 @@ class Guard(FLComponent):
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Follow a task through FLARE's events. Never raises: an event's exception is logged, not obeyed."""
+        if fl_ctx.get_process_type() == ProcessType.SERVER_JOB:
+            return  # FLARE's simulator gives its server the sites' files too
         if event_type == EventType.ABOUT_TO_START_RUN:
             self._close_cell(fl_ctx)
         elif event_type == EventType.AFTER_TASK_RESULT_FILTER:
@@ -111,7 +113,7 @@ class Guard(FLComponent):
         try:
             if not handshake.is_permitted(reply):
                 self.logger.warning("the reply was changed after the gate: nothing leaves")
-                _replace(reply, refused("REPLY_CHANGED"))
+                _replace(reply, fl_ctx)
                 handshake.permit(reply)
             headers: dict[str, Any] = reply[ReservedHeaderKey.HEADERS]
             for name in [name for name in headers if name not in REPLY_HEADERS]:
@@ -121,12 +123,18 @@ class Guard(FLComponent):
                 headers[ReservedHeaderKey.COOKIE_JAR] = dict(task.cookies) if task else {}
         except Exception:
             self.logger.warning("the reply could not be checked: nothing leaves", exc_info=True)
-            _replace(reply, refused("REPLY_CHANGED"))
+            _replace(reply, fl_ctx)
 
 
-def _replace(reply: Shareable, by: Shareable) -> None:
+def _replace(reply: Shareable, fl_ctx: FLContext) -> None:
+    """Make ``reply`` a refusal, still to the same task: without its id the server would send the task again."""
     reply.clear()
-    reply.update(by)
+    reply.update(refused("REPLY_CHANGED"))
+    task = handshake.kept_task(fl_ctx)
+    if task is not None:
+        reply.set_cookie_jar(dict(task.cookies))
+    reply.set_header(ReservedHeaderKey.TASK_NAME, fl_ctx.get_prop(FLContextKey.TASK_NAME))
+    reply.set_header(ReservedHeaderKey.TASK_ID, fl_ctx.get_prop(FLContextKey.TASK_ID))
 
 
 def _close_properties(fl_ctx: FLContext) -> None:

@@ -109,7 +109,7 @@ def read_job(folder: Path) -> Job:
 
 
 def _workflow_rounds(server: Mapping[str, Any]) -> Any:
-    """Return the rounds the workflow runs; KeyError if nobody says (FLARE reads a missing variable as None)."""
+    """Return the rounds the workflow runs; KeyError if nobody says (FLARE reads it as None)."""
     rounds = server["workflows"][0]["args"]["rounds"]
     if rounds is None:
         raise KeyError("rounds")

@@ -28,7 +28,7 @@ from histoflare.errors import HistoflareError
 from histoflare.flare import processes
 from histoflare.flare.admin import Admin
 from histoflare.flare.kits import Agreement, Kits, kit_environment, make_kits
-from histoflare.flare.record import ROUNDS_FILE
+from histoflare.flare.result import read_rounds
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.storage import write_json
 
@@ -173,9 +173,7 @@ class Federation:
     def rounds(self, job_id: str) -> list[dict[str, Any]]:
         """Return the rows of a running job's rounds so far (``flare.record``); none before its first."""
         with suppress(OSError, ValueError):
-            text = (self.kits.kit(self.kits.server) / job_id / ROUNDS_FILE).read_text()
-            rows: list[dict[str, Any]] = json.loads(text)
-            return rows
+            return read_rounds(self.kits.kit(self.kits.server) / job_id)
         return []
 
     def follow(

@@ -6,7 +6,6 @@ Its sites share one machine and one user: that is no protection, and no place fo
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -14,19 +13,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
-import torch
-from safetensors.torch import load_file
 
 from histoflare.errors import JobError
 from histoflare.flare.allowed import ALLOWED_CLASSES, SITE_CLASSES
 from histoflare.flare.job import Job
-from histoflare.flare.persistor import GLOBAL_MODEL_FILE
-from histoflare.flare.record import EVALUATION_FILE, ROUNDS_FILE
+from histoflare.flare.record import ROUNDS_FILE
+from histoflare.flare.result import FederationResult, count_finished, read_result, read_rounds
 from histoflare.flare.site_policy import PRIVACY_FILE, policy_file, privacy_configuration
 from histoflare.privacy.policy import POLICIES
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocol
@@ -35,23 +30,7 @@ from histoflare.storage import write_json
 
 POLL_SECONDS = 0.3
 LOG_TAIL_LINES = 15
-
-
-@dataclass(frozen=True)
-class FederationResult:
-    """What came out of a job.
-
-    Attributes:
-        state: The last global model.
-        rounds: One row per round, see ``flare.record.RoundRecord.to_json``.
-        evaluation: Site → metrics, where the job was an evaluation.
-        log: Everything the processes printed.
-    """
-
-    state: dict[str, torch.Tensor]
-    rounds: list[dict[str, Any]]
-    evaluation: dict[str, dict[str, float | None]]
-    log: str
+SIMULATED_SCOPE = "histoflare.flare.simulated_scope.SimulatedScope"
 
 
 def run_simulation(
@@ -88,8 +67,10 @@ def _write_policy(local: Path, job: Job) -> None:
     local.mkdir(parents=True)
     shutil.copyfile(source, local / policy_file(job.scope))
     write_protocol(local / PROTOCOL_FILE, job.protocol)
-    write_json(local / PRIVACY_FILE, privacy_configuration([job.scope], job.scope))
-    allowed = [*ALLOWED_CLASSES, *SITE_CLASSES]
+    privacy = privacy_configuration([job.scope], job.scope)
+    privacy["components"].append({"id": "simulated_scope", "path": SIMULATED_SCOPE, "args": {}})
+    write_json(local / PRIVACY_FILE, privacy)
+    allowed = [*ALLOWED_CLASSES, *SITE_CLASSES, SIMULATED_SCOPE]
     write_json(local / "resources.json", {"format_version": 2, "class_allow_list": allowed})
 
 
@@ -117,7 +98,7 @@ def _run_to_the_end(
             while process.poll() is None:
                 time.sleep(POLL_SECONDS)
                 if on_round is not None:
-                    on_round(len(_rounds(workspace)))
+                    on_round(_finished_rounds(workspace))
         finally:
             _stop(process)
     return process.returncode
@@ -146,24 +127,24 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _rounds(workspace: Path) -> list[dict[str, Any]]:
-    """Return the finished rounds."""
-    for path in workspace.glob(f"server/*/{ROUNDS_FILE}"):
-        rows: list[dict[str, Any]] = json.loads(path.read_text())
-        return [row for row in rows if row.get("finished", True)]
-    return []
+def _run_folder(workspace: Path) -> Path | None:
+    return next((path.parent for path in workspace.glob(f"server/*/{ROUNDS_FILE}")), None)
+
+
+def _finished_rounds(workspace: Path) -> int:
+    folder = _run_folder(workspace)
+    return 0 if folder is None else count_finished(read_rounds(folder))
 
 
 def _collect(workspace: Path, code: int, rounds: int, log: str) -> FederationResult:
-    rows = _rounds(workspace)
-    models = list(workspace.glob(f"server/*/{GLOBAL_MODEL_FILE}"))
-    if code != 0 or not models or len(rows) < rounds:
+    folder = _run_folder(workspace)
+    result = None if folder is None else read_result(folder)
+    done = 0 if result is None else result.finished_rounds
+    if code != 0 or result is None or result.state is None or done < rounds:
         tail = "\n".join(log.splitlines()[-LOG_TAIL_LINES:])
         raise JobError(
-            f"The federation stopped after {len(rows)} of {rounds} rounds (exit code {code}). "
+            f"The federation stopped after {done} of {rounds} rounds (exit code {code}). "
             f"The last lines of its log:\n{tail}",
             reason="JOB_FAILED",
         )
-    evaluations = list(workspace.glob(f"server/*/{EVALUATION_FILE}"))
-    evaluation = json.loads(evaluations[0].read_text()) if evaluations else {}
-    return FederationResult(load_file(models[0]), rows, evaluation, log)
+    return result

@@ -1,0 +1,68 @@
+"""What a job left in the server's run folder: the simulator's, a download's, a resumed run's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from histoflare.flare.persistor import GLOBAL_MODEL_FILE
+from histoflare.flare.record import EVALUATION_FILE, ROUNDS_FILE, SITES_FILE
+
+
+@dataclass(frozen=True)
+class FederationResult:
+    """What came out of a job.
+
+    Attributes:
+        state: The last global model; None if no round was finished.
+        rounds: One row per round, see ``flare.record.RoundRecord.to_json``.
+        evaluation: Site → metrics, where the job was an evaluation.
+        pseudonyms: Site → the name under which others may see it, of those that have one.
+    """
+
+    state: dict[str, torch.Tensor] | None
+    rounds: list[dict[str, Any]]
+    evaluation: dict[str, dict[str, float | None]]
+    pseudonyms: dict[str, str]
+
+    @property
+    def finished_rounds(self) -> int:
+        """Rounds that were brought to their end."""
+        return count_finished(self.rounds)
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Site → fixed reason code of its last refusal."""
+        return {site: code for row in self.rounds for site, code in row["refused"].items()}
+
+
+def read_result(folder: Path) -> FederationResult:
+    """Read a server's run folder (``workspace`` in a download). What is not there is empty."""
+    model = folder / GLOBAL_MODEL_FILE
+    return FederationResult(
+        state=load_file(model) if model.is_file() else None,
+        rounds=read_rounds(folder),
+        evaluation=_read(folder / EVALUATION_FILE) or {},
+        pseudonyms=_read(folder / SITES_FILE) or {},
+    )
+
+
+def read_rounds(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of a run's rounds so far; none before its first."""
+    rows: list[dict[str, Any]] = _read(folder / ROUNDS_FILE) or []
+    return rows
+
+
+def count_finished(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Return how many rounds were brought to their end."""
+    return sum(bool(row.get("finished", True)) for row in rows)
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.is_file() else None
