@@ -19,9 +19,12 @@ from rich.console import Console
 
 from histoflare.bags.encoder import load_encoder
 from histoflare.bags.prepare import prepare
+from histoflare.commands.clock import PhaseClock
 from histoflare.commands.console import progress
-from histoflare.commands.experiment import Experiment, PhaseClock, run_experiment
+from histoflare.commands.experiment import run_experiment
+from histoflare.commands.options import Runtime
 from histoflare.commands.run import show_summary, summarise
+from histoflare.commands.runtimes import Experiment
 from histoflare.commands.sites import find_sites
 from histoflare.flare.job import read_job, write_variant
 from histoflare.site.configuration import SiteConfiguration
@@ -48,10 +51,10 @@ def run_seed(seed: int, index: Path, folder: Path) -> dict:
         job=job,
         sites={name: where[name] for name in found.sites},
         external={name: where[name] for name in found.external},
-        runtime="inprocess",
+        runtime=Runtime.INPROCESS,
     )
     with progress() as bars:
-        return run_experiment(experiment, folder / "run", bars, PhaseClock())
+        return run_experiment(experiment, folder / "run", bars, PhaseClock()).report
 
 
 def measure(seeds: list[int], index: Path) -> dict:

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from histoflare.bags.cohort import load_cohort
+from histoflare.commands.clock import PhaseClock
 from histoflare.commands.console import progress
-from histoflare.commands.experiment import Experiment, PhaseClock, run_experiment
+from histoflare.commands.experiment import run_experiment
+from histoflare.commands.options import Runtime
+from histoflare.commands.runtimes import Experiment
 from histoflare.errors import JobError
 from histoflare.flare.job import read_job
 from histoflare.rounds.comparison import compare
@@ -24,7 +27,7 @@ def test_personal_layers_are_evaluated_or_refused(tmp_path: Path, repository: Pa
     task = replace(job.task, memories=2, dim=4, hidden=8, learning_rate=0.02)
     job = replace(job, task=task, strategy=FedAvg(share=["head"]), rounds=2)
     sites = {site: write_site(tmp_path, site, slides=20) for site in ("a", "b")}
-    experiment = Experiment(job, sites, {}, "inprocess")
+    experiment = Experiment(job, sites, {}, Runtime.INPROCESS)
     with progress() as bars:
         report = run_experiment(experiment, tmp_path / "out", bars, PhaseClock())
         with pytest.raises(JobError, match="--runtime inprocess"):

@@ -60,7 +60,7 @@ def test_flare_ends_with_the_weights_of_the_in_process_runner(
     job = variant(repository, tmp_path, rounds=3, **{"strategy.clients_per_round": clients_per_round})
     before = flare_processes()
     seen: list[int] = []
-    result = run_simulation(job, sites, on_round=seen.append)
+    result = run_simulation(job, sites, on_round=seen.append).training
     assert digest(result.state) == in_process_digest(job, sites)
     expected = [list(job.strategy.participants(index, sorted(SITES), job.seed)) for index in range(3)]
     assert [row["taking_part"] for row in result.rounds] == expected
@@ -73,7 +73,7 @@ def test_a_site_that_cannot_take_part_sends_a_code_and_the_others_go_on(
 ) -> None:
     sites["clinic-b"] = write_site(tmp_path / "other encoder", "clinic-b", encoder="imported:other")
     job = variant(repository, tmp_path, rounds=2, min_clients=2)
-    result = run_simulation(job, sites)
+    result = run_simulation(job, sites).training
     assert [row["taking_part"] for row in result.rounds] == [["clinic-a", "clinic-c"]] * 2
     assert [row["refused"] for row in result.rounds] == [{"clinic-b": "COHORT_INVALID"}] * 2
 

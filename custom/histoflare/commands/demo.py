@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from histoflare.commands.console import console, out, progress
+from histoflare.commands.options import DEFAULT_JOB, RUNTIME_HELP, Runtime
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -18,15 +18,6 @@ if TYPE_CHECKING:
     from histoflare.flare.job import Job
     from histoflare.site.configuration import SiteConfiguration
     from histoflare.slides.mosaic import MosaicParameters
-
-DEFAULT_JOB = Path("jobs/mem_fedavg")
-
-
-class Runtime(StrEnum):
-    """Where a job's server and sites run."""
-
-    SIMULATOR = "simulator"
-    INPROCESS = "inprocess"
 
 
 def demo(
@@ -38,9 +29,7 @@ def demo(
         typer.Option(help="Your own slides: a folder with one <site>/manifest.csv (or <site>.csv) per site."),
     ] = None,
     job: Annotated[Path, typer.Option(help="The job folder.")] = DEFAULT_JOB,
-    runtime: Annotated[
-        Runtime, typer.Option(help="simulator: a real FLARE server and sites; inprocess: without FLARE.")
-    ] = Runtime.SIMULATOR,
+    runtime: Annotated[Runtime, typer.Option(help=RUNTIME_HELP)] = Runtime.POC,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds instead of the job's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed instead of the job's.")] = None,
     patch_px: Annotated[int | None, typer.Option(min=32, help="Patch edge instead of the job's.")] = None,
@@ -54,19 +43,28 @@ def demo(
 ) -> None:
     """Federate four made-up hospitals and an external one, from slides on disk to a report.
 
-    Makes the slides (or takes yours), cuts and encodes their mosaics, trains MEM over FLARE, trains the
-    bounds (each hospital alone; all pooled) and compares them all. What is there is not made again. A slide
-    that cannot be used is listed and costs no other; the exit code is then 3.
+    Makes the slides (or takes yours), cuts and encodes their mosaics, provisions and starts a FLARE server
+    and a client per hospital, trains MEM there, asks each hospital about the model, ends them, trains the
+    bounds (each hospital alone; all pooled) and compares them all. Writes a report for the consortium and a
+    page with pictures for each hospital. What is there is not made again. A slide that cannot be used is
+    listed and costs no other; the exit code is then 3.
 
     Example: histoflare demo --out demo-run
 
     Example: histoflare demo --slides my-sites --out my-run --rounds 20
     """
+    from histoflare.commands.clock import PhaseClock
     from histoflare.commands.console import print_json
-    from histoflare.commands.experiment import REPORT_FILE, Experiment, PhaseClock, run_experiment
+    from histoflare.commands.experiment import PAGE_FILE, run_experiment, write_site_pages
+    from histoflare.commands.runtimes import FEDERATION_FOLDER, Experiment
     from histoflare.commands.sites import find_sites
     from histoflare.report.consortium import results_table
+    from histoflare.site.configuration import SiteConfiguration
 
+    if runtime == Runtime.POC:
+        from histoflare.flare.poc import refuse_running
+
+        refuse_running(out_dir / FEDERATION_FOLDER)
     clock = PhaseClock()
     with progress() as bars:
         if slides is None:
@@ -79,27 +77,39 @@ def demo(
             chosen, network = _choose_job(
                 job, out_dir, found.sites, changes, (encoder, weights, weights_sha256)
             )
-            prepared = {
-                name: _prepare(name, path, out_dir / "bags" / name, chosen, network, workers, bars)
+            sites = {
+                name: SiteConfiguration(
+                    manifest=path.resolve(),
+                    bags=(out_dir / "bags" / name).resolve(),
+                    records=(out_dir / "records" / name).resolve(),
+                    evaluation_only=name in found.external,
+                )
                 for name, path in (found.sites | found.external).items()
             }
-        sites = {name: where for name, (where, _) in prepared.items()}
-        left_out = sum(count for _, count in prepared.values())
+            left_out = sum(
+                _prepare(name, site, chosen, network, workers, bars) for name, site in sites.items()
+            )
         experiment = Experiment(
             job=chosen,
             sites={name: sites[name] for name in found.sites},
             external={name: sites[name] for name in found.external},
-            runtime=runtime.value,
+            runtime=runtime,
         )
-        report = run_experiment(experiment, out_dir, bars, clock)
+        outcome = run_experiment(experiment, out_dir, bars, clock)
+        pages = write_site_pages(experiment, outcome, out_dir, bars, clock)
     if as_json:
-        print_json(report)
+        print_json(outcome.report)
     else:
-        out.print(results_table(report))
+        out.print(results_table(outcome.report))
         spent = " · ".join(f"{phase} {seconds:.0f} s" for phase, seconds in clock.seconds.items())
         console.print(spent, style="dim", highlight=False)
-        console.print(f"report: {out_dir / REPORT_FILE}", highlight=False, markup=False, soft_wrap=True)
+        _say(f"report: {out_dir / PAGE_FILE}")
+        _say(f"each site's own: {', '.join(str(path) for path in pages)}")
     raise typer.Exit(3 if left_out else 0)
+
+
+def _say(text: str, style: str | None = None) -> None:
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def _make_slides(folder: Path, hospitals: int, slides_per_hospital: int, bars: Progress) -> None:
@@ -109,9 +119,7 @@ def _make_slides(folder: Path, hospitals: int, slides_per_hospital: int, bars: P
     wanted = sum(cohort.sites.values())
     manifests = [folder / site / "manifest.csv" for site in cohort.sites]
     if all(path.exists() for path in manifests) and len(list(folder.glob("*/slides/*.tif"))) == wanted:
-        console.print(
-            f"{folder}: the slides are there already", markup=False, highlight=False, soft_wrap=True
-        )
+        _say(f"{folder}: the slides are there already")
         return
     bar = bars.add_task("make slides", total=wanted)
     make_slides(folder, cohort, progress=lambda done, total: bars.update(bar, completed=done, total=total))
@@ -124,12 +132,14 @@ def _choose_job(
     changes: dict[str, Any],
     wanted_encoder: tuple[str | None, Path | None, str | None],
 ) -> tuple[Job, Encoder]:
-    """Return the job with the changes asked for, and its encoder.
+    """Return the job with the changes asked for, and its encoder; with it goes the job that evaluates.
 
     Its labels are those of the manifests, where these are others.
     """
     from histoflare.bags.encoder import load_encoder
+    from histoflare.commands.runtimes import EVALUATION_JOB
     from histoflare.flare.job import read_job, write_variant
+    from histoflare.flare.workstation import write_evaluation
     from histoflare.slides.manifest import read_manifest
 
     job = read_job(folder)
@@ -140,40 +150,31 @@ def _choose_job(
         changes["task.labels"] = found
     if encoder.id != job.task.encoder:
         changes |= {"task.encoder": encoder.id, "task.features": encoder.features}
-    target = out_dir / "job" / folder.name
-    shutil.rmtree(target, ignore_errors=True)
+    jobs = out_dir / "job"
+    shutil.rmtree(jobs, ignore_errors=True)
     changed = {name: value for name, value in changes.items() if value is not None}
-    return read_job(write_variant(folder, target, changed)), encoder
+    chosen = read_job(write_variant(folder, jobs / folder.name, changed))
+    evaluation = folder.parent / EVALUATION_JOB
+    if evaluation.is_dir():
+        write_evaluation(evaluation, jobs, chosen)
+    return chosen, encoder
 
 
 def _prepare(
-    name: str,
-    manifest_path: Path,
-    bags: Path,
-    job: Job,
-    encoder: Encoder,
-    workers: int | None,
-    bars: Progress,
-) -> tuple[SiteConfiguration, int]:
-    """Make the site's bags; return where they are, and how many slides were left out."""
+    name: str, site: SiteConfiguration, job: Job, encoder: Encoder, workers: int | None, bars: Progress
+) -> int:
+    """Make the site's bags; return how many slides were left out."""
     from histoflare.bags.prepare import prepare
-    from histoflare.site.configuration import SiteConfiguration
     from histoflare.slides.manifest import read_manifest
 
-    manifest = read_manifest(manifest_path, labels=job.task.labels)
+    manifest = read_manifest(site.manifest, labels=job.task.labels)
     bar = bars.add_task(f"prepare {name}", total=len(manifest.rows))
     report = prepare(
-        manifest, bags, encoder, _mosaic_parameters(job), workers, on_row=lambda _: bars.advance(bar)
+        manifest, site.bags, encoder, _mosaic_parameters(job), workers, on_row=lambda _: bars.advance(bar)
     )
     for row in report.left_out:
-        console.print(
-            f"{name}: {row.slide} left out: {row.message}",
-            style="yellow",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-    return SiteConfiguration(manifest_path.resolve(), bags.resolve()), len(report.left_out)
+        _say(f"{name}: {row.slide} left out: {row.message}", style="yellow")
+    return len(report.left_out)
 
 
 def _mosaic_parameters(job: Job) -> MosaicParameters:

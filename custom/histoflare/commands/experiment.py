@@ -1,14 +1,8 @@
-"""A whole experiment on one workstation: a job over prepared sites, its bounds, the comparison, the report.
-
-The job runs in FLARE's simulator or in this process; both call the same two halves of a round and end with
-the same weights.
-"""
+"""A whole experiment on one workstation: a job over prepared sites, its bounds, comparison and report."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,163 +10,150 @@ from typing import Any
 from rich.progress import Progress
 
 from histoflare.bags.bag import read_header
-from histoflare.bags.cohort import Cohort, load_cohort
+from histoflare.bags.cohort import Cohort
 from histoflare.bags.cohort import pooled as pool_cohorts
 from histoflare.bags.model_file import save_model
+from histoflare.commands.clock import PhaseClock
 from histoflare.commands.console import console
+from histoflare.commands.runtimes import Experiment, Federated, federate
 from histoflare.commands.sites import EXTERNAL
-from histoflare.errors import JobError
 from histoflare.flare.job import Job
-from histoflare.flare.simulator import run_simulation
 from histoflare.privacy.plan import Open
+from histoflare.privacy.protocol import digest as protocol_digest
 from histoflare.report.consortium import RunFacts, build_report
+from histoflare.report.page import write_page
+from histoflare.report.site_page import write_site_page
 from histoflare.rounds.bounds import train_local_only, train_pooled
-from histoflare.rounds.comparison import compare
-from histoflare.rounds.runner import run_in_process
-from histoflare.rounds.state import State, digest
-from histoflare.site.configuration import SiteConfiguration
-from histoflare.slides.manifest import read_manifest
+from histoflare.rounds.comparison import Comparison, compare
+from histoflare.rounds.state import State, digest, n_bytes
+from histoflare.site.pictures import build_site_page
+from histoflare.site.work import load_site_cohort
 from histoflare.storage import write_json
 
-RUNTIMES = ("simulator", "inprocess")
 REPORT_FILE = "report.json"
+PAGE_FILE = "report.html"
 MODEL_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """What to run.
+class Outcome:
+    """What an experiment found.
 
     Attributes:
-        job: The job.
-        sites: Training sites and where each keeps its manifest and bags.
-        external: External cohorts; they are asked as one.
-        runtime: One of :data:`RUNTIMES`.
+        report: The consortium's report.
+        cohorts: Site or external cohort → its data.
+        federated: What came out of the job.
     """
 
-    job: Job
-    sites: Mapping[str, SiteConfiguration]
-    external: Mapping[str, SiteConfiguration]
-    runtime: str
+    report: dict[str, Any]
+    cohorts: Mapping[str, Cohort]
+    federated: Federated
 
 
-class PhaseClock:
-    """Seconds of each named phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Time a block under ``name``."""
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
-
-
-def run_experiment(experiment: Experiment, out: Path, bars: Progress, clock: PhaseClock) -> dict[str, Any]:
-    """Run the job and its bounds, write the report and the model to ``out``, and return the report.
+def run_experiment(experiment: Experiment, out: Path, bars: Progress, clock: PhaseClock) -> Outcome:
+    """Run the job and its bounds, and write the report, its page and the model to ``out``.
 
     Raises:
         HistoflareError: A site's data do not fit the job (every fault at once), or the job failed.
     """
     job = experiment.job
     with clock.phase("load bags"):
-        cohorts = {site: _load(job, site, where) for site, where in experiment.sites.items()}
+        cohorts = {site: load_site_cohort(site, job.task, at) for site, at in experiment.sites.items()}
+        outside = {name: load_site_cohort(name, job.task, at) for name, at in experiment.external.items()}
+        external = pool_cohorts(list(outside.values()), EXTERNAL) if outside else None
         for site, cohort in cohorts.items():
             for warning in cohort.warnings:
-                console.print(
-                    f"{site}: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True
-                )
-        outside = [_load(job, name, where) for name, where in experiment.external.items()]
-        external = pool_cohorts(outside, EXTERNAL) if outside else None
-    with clock.phase("federated rounds"):
-        state, site_states, participation = _federate(experiment, cohorts, bars)
+                text = f"{site}: {warning}"
+                console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    federated = federate(experiment, cohorts, out, bars, clock)
     with clock.phase("local and pooled bounds"):
         local, pooled = _train_bounds(job, cohorts, bars)
     with clock.phase("evaluation"):
         comparison = compare(
             job.task,
             job.strategy,
-            state,
+            federated.state,
             cohorts,
-            site_states=site_states,
+            site_states=federated.site_states,
             local=local,
             pooled=pooled,
             external=external,
             seed=job.seed,
         )
-    facts = RunFacts(
-        job=job.name,
-        runtime=experiment.runtime,
-        strategy={"name": job.strategy.name, **asdict(job.strategy)},
-        task=job.task.to_json(),
-        seed=job.seed,
-        rounds=job.rounds,
-        participation=participation,
-        privacy=Open().describe(),
-        seconds=clock.seconds,
-        model_sha256=digest(state),
-    )
-    report = build_report(facts, comparison)
+    report = _build_report(experiment, federated, comparison, clock)
     save_model(
         out / MODEL_FILE,
-        job.strategy.personalize(state, {}),
+        job.strategy.personalize(federated.state, {}),
         job.task,
         mosaic=_mosaic(cohorts),
         training={
             "job": job.name,
-            "strategy": facts.strategy,
+            "strategy": report["strategy"],
             "rounds": job.rounds,
             "seed": job.seed,
-            "sites": sorted(cohorts),
+            "sites": sorted(report["sites"]),
         },
     )
     write_json(out / REPORT_FILE, report)
-    return report
+    write_page(report, out / PAGE_FILE)
+    return Outcome(report, {**cohorts, **outside}, federated)
 
 
-def _load(job: Job, site: str, where: SiteConfiguration) -> Cohort:
-    manifest = read_manifest(where.manifest, labels=job.task.labels, check_files=False)
-    return load_cohort(
-        site,
-        manifest,
-        where.bags,
-        labels=job.task.labels,
-        encoder=job.task.encoder,
-        mpp=job.task.mpp,
-        patch_px=job.task.patch_px,
-    )
-
-
-def _federate(
-    experiment: Experiment, cohorts: Mapping[str, Cohort], bars: Progress
-) -> tuple[State, dict[str, State], list[list[str]]]:
-    """Return the last global state, what the strategy keeps at each site, and who trained in each round."""
-    job = experiment.job
-    bar = bars.add_task(f"federated rounds ({experiment.runtime})", total=job.rounds)
-    if experiment.runtime == "simulator":
-        if job.strategy.share is not None:
-            raise JobError(
-                "With share = … every site keeps layers of its own, and FLARE's simulator throws them away "
-                "at its end: its models could not be evaluated. Use --runtime inprocess."
+def write_site_pages(
+    experiment: Experiment, outcome: Outcome, out: Path, bars: Progress, clock: PhaseClock
+) -> list[Path]:
+    """Write each site's own page, with pictures of its slides, to ``site-<name>.html``; return the paths."""
+    job, federated = experiment.job, outcome.federated
+    everyone = {**experiment.sites, **experiment.external}
+    sent = job.strategy.sent_names(federated.state)
+    update_bytes = n_bytes({name: federated.state[name] for name in sent})
+    bar = bars.add_task("pages of the sites", total=len(everyone))
+    paths = []
+    with clock.phase("pages"):
+        for site, configuration in everyone.items():
+            model = job.task.build_model()
+            model.load_state_dict(
+                job.strategy.personalize(federated.state, federated.site_states.get(site, {}))
             )
-        result = run_simulation(job, experiment.sites, on_round=lambda done: bars.update(bar, completed=done))
-        bars.update(bar, completed=job.rounds)
-        return result.state, {}, [row["taking_part"] for row in result.rounds]
-    if experiment.runtime == "inprocess":
-        run = run_in_process(
-            job.task,
-            {site: cohorts[site] for site in sorted(cohorts)},
-            job.strategy,
-            job.rounds,
-            job.seed,
-            on_round=lambda *_: bars.advance(bar),
-        )
-        return run.state, run.site_states, [list(sites) for sites in run.participation]
-    raise JobError(f"There is no runtime '{experiment.runtime}'; use {' or '.join(RUNTIMES)}.")
+            page = build_site_page(
+                site,
+                configuration,
+                outcome.cohorts[site],
+                job.task,
+                model.eval(),
+                outcome.report,
+                alias=federated.pseudonyms.get(site, ""),
+                update_bytes=update_bytes,
+            )
+            paths.append(out / f"site-{site}.html")
+            write_site_page(page, paths[-1])
+            bars.advance(bar)
+    return paths
+
+
+def _build_report(
+    experiment: Experiment, federated: Federated, comparison: Comparison, clock: PhaseClock
+) -> dict[str, Any]:
+    job = experiment.job
+    facts = RunFacts(
+        job=job.name,
+        runtime=experiment.runtime.value,
+        strategy={"name": job.strategy.name, **asdict(job.strategy)},
+        task=job.task.to_json(),
+        seed=job.seed,
+        rounds=job.rounds,
+        participation=federated.participation,
+        privacy=Open().describe(),
+        seconds=clock.seconds,
+        model_sha256=digest(federated.state),
+        protocol={"sha256": protocol_digest(job.protocol), **job.protocol},
+        evaluated_at_sites=federated.evaluated,
+        evaluation_refused=federated.evaluation_refused,
+        pseudonyms=federated.pseudonyms,
+        bytes_up=federated.bytes_up,
+        bytes_down=federated.bytes_down,
+    )
+    return build_report(facts, comparison)
 
 
 def _train_bounds(job: Job, cohorts: Mapping[str, Cohort], bars: Progress) -> tuple[dict[str, State], State]:

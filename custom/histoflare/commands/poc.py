@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from histoflare.commands.console import console, make_table, out, print_json, progress
-from histoflare.commands.demo import DEFAULT_JOB
+from histoflare.commands.options import DEFAULT_JOB
 from histoflare.errors import HistoflareError, JobError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from histoflare.commands.console import console, out, print_json, progress
-from histoflare.commands.demo import DEFAULT_JOB, Runtime
+from histoflare.commands.options import DEFAULT_JOB, RUNTIME_HELP, Runtime
 from histoflare.errors import JobError
 
 if TYPE_CHECKING:
@@ -30,9 +30,7 @@ def run(
     bags: Annotated[Path, typer.Option(help="Folder with one <site>/ of bags each (histoflare prepare).")],
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the reports and models.")],
     job: Annotated[Path, typer.Option(help="The job folder.")] = DEFAULT_JOB,
-    runtime: Annotated[
-        Runtime, typer.Option(help="simulator: a real FLARE server and sites; inprocess: without FLARE.")
-    ] = Runtime.INPROCESS,
+    runtime: Annotated[Runtime, typer.Option(help=RUNTIME_HELP)] = Runtime.INPROCESS,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "1",
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Change a variable of the job, e.g. rounds=50.")
@@ -45,7 +43,9 @@ def run(
 
     Example: histoflare run --sites my-sites --bags my-run/bags --out run --set rounds=50
     """
-    from histoflare.commands.experiment import Experiment, PhaseClock, run_experiment
+    from histoflare.commands.clock import PhaseClock
+    from histoflare.commands.experiment import run_experiment
+    from histoflare.commands.runtimes import Experiment
     from histoflare.commands.sites import find_sites
     from histoflare.flare.job import read_job, write_variant
     from histoflare.storage import write_json
@@ -63,11 +63,11 @@ def run(
             variant = write_variant(job, folder / "job" / job.name, changes | {"seed": seed})
             experiment = Experiment(
                 job=read_job(variant),
-                sites=_configure(found.sites, bags),
-                external=_configure(found.external, bags),
-                runtime=runtime.value,
+                sites=_configure(found.sites, bags, folder),
+                external=_configure(found.external, bags, folder, evaluation_only=True),
+                runtime=runtime,
             )
-            reports.append(run_experiment(experiment, folder, bars, PhaseClock()))
+            reports.append(run_experiment(experiment, folder, bars, PhaseClock()).report)
     summary = summarise(reports)
     write_json(out_dir / SUMMARY_FILE, summary)
     if as_json:
@@ -77,11 +77,19 @@ def run(
         console.print(f"reports: {out_dir}/seed-*/report.json", highlight=False, markup=False, soft_wrap=True)
 
 
-def _configure(manifests: dict[str, Path], bags: Path) -> dict[str, SiteConfiguration]:
+def _configure(
+    manifests: dict[str, Path], bags: Path, folder: Path, evaluation_only: bool = False
+) -> dict[str, SiteConfiguration]:
     from histoflare.site.configuration import SiteConfiguration
 
     return {
-        name: SiteConfiguration(path.resolve(), (bags / name).resolve()) for name, path in manifests.items()
+        name: SiteConfiguration(
+            manifest=path.resolve(),
+            bags=(bags / name).resolve(),
+            records=(folder / "records" / name).resolve(),
+            evaluation_only=evaluation_only,
+        )
+        for name, path in manifests.items()
     }
 
 

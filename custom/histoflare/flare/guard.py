@@ -127,7 +127,7 @@ class Guard(FLComponent):
 
 
 def _replace(reply: Shareable, fl_ctx: FLContext) -> None:
-    """Make ``reply`` a refusal, still to the same task: without its id the server would send the task again."""
+    """Make ``reply`` a refusal, still of the same task: without its id the server would send it again."""
     reply.clear()
     reply.update(refused("REPLY_CHANGED"))
     task = handshake.kept_task(fl_ctx)

@@ -19,6 +19,7 @@ from histoflare.errors import HistoflareError, JobError
 from histoflare.storage import write_json
 
 CONFIG_FOLDER = Path("app") / "config"
+SERVER_APP = "app_server"
 META_FILE = "meta.json"
 VARIABLES_FILE = "job.conf"
 START_MODEL_FILE = "start_model.safetensors"
@@ -155,20 +156,30 @@ def write_variant(
         changes: Dotted variable names and their values, e.g. ``{"rounds": 5, "task.patch_px": 224}``. They
             are added at the end of ``job.conf``, where HOCON lets the last word win.
         sites: Whom the job is for; None is every site of the federation.
-        start_model: File that the job starts from; it travels inside the job.
+        start_model: File that the job starts from; it travels inside the job, where ``sites`` are named in an
+            application of the server's own: no other needs it.
     """
     shutil.copytree(folder, target)
     changes = {AGREED.get(name, name): value for name, value in changes.items()}
     if start_model is not None:
-        shutil.copyfile(start_model, target / CONFIG_FOLDER / START_MODEL_FILE)
         changes["start_model"] = START_MODEL_FILE
     lines = [f"{name} = {json.dumps(value)}" for name, value in changes.items()]
     if lines:
         variables = target / CONFIG_FOLDER / VARIABLES_FILE
         text = variables.read_text()
         variables.write_text(text + "\n# Changed for this run:\n" + "\n".join(lines) + "\n")
+    meta = json.loads((target / META_FILE).read_text())
+    place = target / CONFIG_FOLDER
     if sites is not None:
-        meta = json.loads((target / META_FILE).read_text())
         meta["deploy_map"] = {"app": ["server", *sites]}
-        write_json(target / META_FILE, meta)
+        if start_model is not None:
+            place = target / SERVER_APP / CONFIG_FOLDER.name
+            shutil.rmtree(target / SERVER_APP, ignore_errors=True)
+            shutil.copytree(target / CONFIG_FOLDER, place)
+            meta["deploy_map"] = {SERVER_APP: ["server"], CONFIG_FOLDER.parent.name: list(sites)}
+    if start_model is not None:
+        shutil.copyfile(start_model, place / START_MODEL_FILE)
+    if "min_clients" in changes:  # FLARE wants it in both places
+        meta["min_clients"] = changes["min_clients"]
+    write_json(target / META_FILE, meta)
     return target

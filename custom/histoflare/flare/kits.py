@@ -25,6 +25,9 @@ from histoflare.storage import write_text
 SERVER = "server"
 LEAD = "lead@consortium.example"
 PROJECT = "histoflare"
+SCHEME = "tcp"
+"""With TLS both ways. FLARE's default, a websocket, drops messages above 4 MiB: a job with a model in it."""
+
 PREPARE_SECONDS = 120.0
 
 
@@ -124,7 +127,10 @@ def _project(agreement: Agreement) -> dict[str, Any]:
         "builders": [
             {"path": f"{flare}.workspace.WorkspaceBuilder"},
             {"path": "histoflare.flare.provision.SitePolicyBuilder", "args": policy},
-            {"path": f"{flare}.static_file.StaticFileBuilder", "args": {"config_folder": "config"}},
+            {
+                "path": f"{flare}.static_file.StaticFileBuilder",
+                "args": {"config_folder": "config", "scheme": SCHEME},
+            },
             {"path": f"{flare}.cert.CertBuilder"},
             {"path": f"{flare}.signature.SignatureBuilder"},
         ],

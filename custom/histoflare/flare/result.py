@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 
 from histoflare.flare.persistor import GLOBAL_MODEL_FILE
 from histoflare.flare.record import EVALUATION_FILE, ROUNDS_FILE, SITES_FILE
+from histoflare.rounds.state import State
+from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.records import RunRecords
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class FederationResult:
         pseudonyms: Site → the name under which others may see it, of those that have one.
     """
 
-    state: dict[str, torch.Tensor] | None
+    state: State | None
     rounds: list[dict[str, Any]]
     evaluation: dict[str, dict[str, float | None]]
     pseudonyms: dict[str, str]
@@ -40,6 +42,20 @@ class FederationResult:
     def refused(self) -> dict[str, str]:
         """Site → fixed reason code of its last refusal."""
         return {site: code for row in self.rounds for site, code in row["refused"].items()}
+
+
+@dataclass(frozen=True)
+class FederationRun:
+    """What came out of a job, and of the question about its model.
+
+    Attributes:
+        training: Of the job. evaluation: What each site said of the last model; None if it was not asked.
+        site_states: Site → what the strategy keeps there.
+    """
+
+    training: FederationResult
+    evaluation: FederationResult | None
+    site_states: dict[str, State]
 
 
 def read_result(folder: Path) -> FederationResult:
@@ -62,6 +78,15 @@ def read_rounds(folder: Path) -> list[dict[str, Any]]:
 def count_finished(rows: Sequence[Mapping[str, Any]]) -> int:
     """Return how many rounds were brought to their end."""
     return sum(bool(row.get("finished", True)) for row in rows)
+
+
+def load_site_states(sites: Mapping[str, SiteConfiguration], run: str) -> dict[str, State]:
+    """Return what the strategy kept at each site of one machine.
+
+    Raises:
+        JobError: A site's notes are damaged (RECORDS_INVALID).
+    """
+    return {site: RunRecords(where.records, run, site).load_state() for site, where in sites.items()}
 
 
 def _read(path: Path) -> Any:

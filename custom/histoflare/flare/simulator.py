@@ -16,12 +16,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
+from nvflare.private.fed.simulator.simulator_const import SimulatorConstants
 
 from histoflare.errors import JobError
 from histoflare.flare.allowed import ALLOWED_CLASSES, SITE_CLASSES
 from histoflare.flare.job import Job
 from histoflare.flare.record import ROUNDS_FILE
-from histoflare.flare.result import FederationResult, count_finished, read_result, read_rounds
+from histoflare.flare.result import (
+    FederationResult,
+    FederationRun,
+    count_finished,
+    load_site_states,
+    read_result,
+    read_rounds,
+)
 from histoflare.flare.site_policy import PRIVACY_FILE, policy_file, privacy_configuration
 from histoflare.privacy.policy import POLICIES
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocol
@@ -37,7 +45,7 @@ def run_simulation(
     job: Job,
     sites: Mapping[str, SiteConfiguration],
     on_round: Callable[[int], None] | None = None,
-) -> FederationResult:
+) -> FederationRun:
     """Run a job over ``sites`` to its end, each under this package's policy for the job's scope.
 
     Args:
@@ -56,7 +64,8 @@ def run_simulation(
         _write_policy(workspace / "local", job)
         log_path = Path(scratch) / "log.txt"
         code = _run_to_the_end(job.folder, workspace, configurations, sorted(sites), log_path, on_round)
-        return _collect(workspace, code, job.rounds, log_path.read_text(errors="replace"))
+        result = _collect(workspace, code, job.rounds, log_path.read_text(errors="replace"))
+    return FederationRun(result, None, load_site_states(sites, SimulatorConstants.JOB_NAME))
 
 
 def _write_policy(local: Path, job: Job) -> None:

@@ -1,0 +1,185 @@
+"""Where a job runs: real FLARE processes, FLARE's simulator, this process. All end with the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from histoflare.bags.cohort import Cohort
+from histoflare.commands.clock import PhaseClock
+from histoflare.commands.options import Runtime
+from histoflare.flare.job import Job
+from histoflare.flare.result import FederationResult
+from histoflare.flare.simulator import run_simulation
+from histoflare.flare.workstation import run_on_workstation
+from histoflare.rounds.runner import run_in_process
+from histoflare.rounds.state import State
+from histoflare.site.configuration import SiteConfiguration
+
+EVALUATION_JOB = "mem_evaluate"
+"""Folder beside a job's, with which the sites are asked about its last model. Without it they are not."""
+
+FEDERATION_FOLDER = "federation"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What to run.
+
+    Attributes:
+        job: The job.
+        sites: Training sites and where each keeps its manifest and bags.
+        external: External cohorts; they are asked as one.
+        runtime: Where.
+    """
+
+    job: Job
+    sites: Mapping[str, SiteConfiguration]
+    external: Mapping[str, SiteConfiguration]
+    runtime: Runtime
+
+
+@dataclass(frozen=True)
+class Federated:
+    """What came out of a job.
+
+    Attributes:
+        state: The last global state. site_states: Site → what the strategy keeps there.
+        participation: One row per round, see ``report.consortium.RunFacts``.
+        evaluated: Site → what it says of the last model; None where the sites were not asked.
+        evaluation_refused: Site → fixed reason code it answered instead.
+        pseudonyms: Site → the name under which others may see it, of those that have one.
+        bytes_up, bytes_down: Of tensors, where the rows do not say.
+    """
+
+    state: State
+    site_states: Mapping[str, State]
+    participation: Sequence[Any]
+    evaluated: Mapping[str, Mapping[str, float | None]] | None = None
+    evaluation_refused: Mapping[str, str] = field(default_factory=dict)
+    pseudonyms: Mapping[str, str] = field(default_factory=dict)
+    bytes_up: int | None = None
+    bytes_down: int | None = None
+
+
+def federate(
+    experiment: Experiment, cohorts: Mapping[str, Cohort], out: Path, bars: Progress, clock: PhaseClock
+) -> Federated:
+    """Run an experiment's job.
+
+    Args:
+        cohorts: The sites' data; only a job that runs in this process looks at them.
+        out: Folder for what a federation makes.
+        bars: Shows how far it is. clock: Times the parts.
+
+    Raises:
+        HistoflareError: The job did not finish.
+    """
+    run = {Runtime.POC: _poc, Runtime.SIMULATOR: _simulator, Runtime.INPROCESS: _in_process}
+    return run[experiment.runtime](experiment, cohorts, out, bars, clock)
+
+
+def _poc(
+    experiment: Experiment, cohorts: Mapping[str, Cohort], out: Path, bars: Progress, clock: PhaseClock
+) -> Federated:
+    job = experiment.job
+    evaluation = job.folder.parent / EVALUATION_JOB
+    rounds = _Rounds(bars, job.rounds, "FLARE processes")
+
+    @contextmanager
+    def phase(name: str) -> Iterator[None]:
+        bar = None if name == "federated rounds" else bars.add_task(name, total=None)
+        with clock.phase(name):
+            yield
+        if bar is not None:
+            bars.update(bar, total=1, completed=1)
+
+    run = run_on_workstation(
+        job,
+        experiment.sites,
+        experiment.external,
+        out / FEDERATION_FOLDER,
+        evaluation if evaluation.is_dir() else None,
+        phase,
+        rounds.show,
+    )
+    result, asked = run.training, run.evaluation
+    return Federated(
+        state=_state(result),
+        site_states=run.site_states,
+        participation=result.rounds,
+        evaluated=None if asked is None else asked.evaluation,
+        evaluation_refused={} if asked is None else asked.refused,
+        pseudonyms=result.pseudonyms | ({} if asked is None else asked.pseudonyms),
+    )
+
+
+def _simulator(
+    experiment: Experiment, cohorts: Mapping[str, Cohort], out: Path, bars: Progress, clock: PhaseClock
+) -> Federated:
+    job = experiment.job
+    rounds = _Rounds(bars, job.rounds, "FLARE's simulator")
+    with clock.phase("federated rounds"):
+        run = run_simulation(job, experiment.sites, rounds.show)
+    return Federated(
+        state=_state(run.training),
+        site_states=run.site_states,
+        participation=run.training.rounds,
+        pseudonyms=run.training.pseudonyms,
+    )
+
+
+def _in_process(
+    experiment: Experiment, cohorts: Mapping[str, Cohort], out: Path, bars: Progress, clock: PhaseClock
+) -> Federated:
+    job = experiment.job
+    rounds = _Rounds(bars, job.rounds, "this process")
+    with clock.phase("federated rounds"):
+        run = run_in_process(
+            job.task,
+            {site: cohorts[site] for site in sorted(experiment.sites)},
+            job.strategy,
+            job.rounds,
+            job.seed,
+            on_round=rounds.advance,
+        )
+    return Federated(
+        state=run.state,
+        site_states=run.site_states,
+        participation=[list(sites) for sites in run.participation],
+        bytes_up=run.bytes_up,
+        bytes_down=run.bytes_down,
+    )
+
+
+class _Rounds:
+    """A bar that appears with the first round: the time before it says nothing of the time left."""
+
+    def __init__(self, bars: Progress, total: int, where: str) -> None:
+        self._bars = bars
+        self._total = total
+        self._text = f"federated rounds ({where})"
+        self._bar: Any = None
+        self._done = 0
+
+    def show(self, done: int) -> None:
+        """Show that ``done`` rounds are finished."""
+        if self._bar is None:
+            self._bar = self._bars.add_task(self._text, total=self._total)
+        self._done = done
+        self._bars.update(self._bar, completed=done)
+
+    def advance(self, *_: object) -> None:
+        """Show one more round."""
+        self.show(self._done + 1)
+
+
+def _state(result: FederationResult) -> State:
+    """Return the model of a finished run."""
+    assert result.state is not None, "a job without a model is an error before"
+    return result.state

@@ -1,0 +1,129 @@
+"""A job that plants a secret in every way out, at a site with its policy and at one without.
+
+Looked at is everything that the server received, stored, wrote down or gave away. The site without a policy
+shows that each way is open in FLARE as it comes: a secret that arrives from nowhere proves nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from histoflare.flare.job import CONFIG_FOLDER, write_variant
+from histoflare.flare.kits import Agreement
+from histoflare.flare.poc import COMPLETED, Federation
+from histoflare.storage import write_json
+
+from .bags_on_disk import write_site
+from .leaks.leaky import WAYS, secret
+
+pytestmark = [pytest.mark.flare, pytest.mark.slow]
+
+LEAKS = Path(__file__).parent / "leaks"
+HONEST, GUARDED, OPEN = "clinic-a", "clinic-b", "clinic-c"
+ROUNDS = 5
+TO_FED_EVENT = "nvflare.app_common.widgets.convert_to_fed_event.ConvertToFedEvent"
+LEAKY = ["leaky.LeakyExecutor", "leaky.OpenExecutor", "leaky.Leaker", TO_FED_EVENT]
+
+
+def write_leaky_job(repository: Path, target: Path) -> Path:
+    """One site does what the job says; at the others the job's own components try to get secrets out."""
+    job = write_variant(
+        repository / "jobs" / "mem_fedavg",
+        target,
+        {"rounds": ROUNDS, "min_clients": 1, "task.memories": 2, "task.dim": 4, "task.hidden": 8},
+    )
+    plain = (job / CONFIG_FOLDER / "config_fed_client.conf").read_text()
+    events = '["analytix_log_stats", "_error_log_available"]'
+    leaker = f"""
+components += {{ id = "leaker", path = "leaky.Leaker", args {{ mark = "%s" }} }}
+components += {{ id = "to_fed", path = "{TO_FED_EVENT}", args {{ events_to_convert = {events} }} }}
+"""
+    executors = {
+        "guarded": plain.replace(
+            'path = "histoflare.flare.executor.SiteExecutor"', 'path = "leaky.LeakyExecutor"'
+        ).replace("args { task_id", 'args { mark = "guarded", task_id'),
+        "open": 'include "job.conf"\nformat_version = 2\ntask_data_filters = []\ntask_result_filters = []\n'
+        'executors = [{ tasks = ["train"]\n'
+        '  executor { path = "leaky.OpenExecutor", args { mark = "open" } } }]\ncomponents = []\n',
+    }
+    for mark, text in executors.items():
+        folder = job / f"app_{mark}" / "config"
+        folder.mkdir(parents=True)
+        for name in ("job.conf", "protocol.conf"):
+            (folder / name).write_text((job / CONFIG_FOLDER / name).read_text())
+        (folder / "config_fed_client.conf").write_text(text + leaker % mark)
+    meta = json.loads((job / "meta.json").read_text())
+    meta["deploy_map"] = {"app": ["server", HONEST], "app_guarded": [GUARDED], "app_open": [OPEN]}
+    write_json(job / "meta.json", meta)
+    return job
+
+
+def admit_classes(local: Path) -> dict[str, Any]:
+    """Have a site allow the leaking classes: what is tested is what stands behind the list of classes."""
+    path = local / "resources.json.default"
+    resources = json.loads(path.read_text())
+    resources["class_allow_list"] += LEAKY
+    write_json(path, resources)
+    return resources
+
+
+@pytest.fixture(scope="module")
+def received(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[tuple[bytes, list[Any]]]:
+    """All that the server came to have, and the rows of its rounds."""
+    folder = tmp_path_factory.mktemp("leaks")
+    tap = folder / "tap"
+    tap.mkdir()
+    job = write_leaky_job(repository, folder / "job")
+    sites = {site: write_site(folder / "sites", site) for site in (HONEST, GUARDED, OPEN)}
+    with Federation.prepare(folder / "run", sites, Agreement(job)) as federation:
+        for site in sites:
+            resources = admit_classes(federation.kits.kit(site) / "local")
+        (federation.kits.kit(OPEN) / "local" / "privacy.json").unlink()
+        resources["allow_log_streaming"] = True
+        write_json(federation.kits.kit(OPEN) / "local" / "resources.json.default", resources)
+        federation.start(environment={"PYTHONPATH": str(LEAKS), "WIRE_TAP": str(tap)})
+        job_id = federation.admin.submit(job)
+        status = federation.follow(job_id, timeout_s=240)
+        result = federation.admin.download(job_id, folder / "download")
+        assert status == COMPLETED
+        seen = b""
+        for place in (tap, federation.kits.kit("server"), result):
+            for path in sorted(place.rglob("*")):
+                if path.is_file():
+                    seen += path.read_bytes()
+        seen += (federation.log("server")).read_bytes()
+    rows = json.loads((result / "workspace" / "rounds.json").read_text())
+    yield seen, rows
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_nothing_planted_leaves_a_site_with_its_policy(received: tuple[bytes, list[Any]], way: str) -> None:
+    seen, _ = received
+    assert secret(way, "open").encode() in seen, "FLARE as it comes lets it out; else this shows nothing"
+    assert secret(way, "guarded").encode() not in seen
+
+
+def test_reason_codes_arrive_instead(received: tuple[bytes, list[Any]]) -> None:
+    _, rows = received
+    refusals = [row["refused"].get(GUARDED) for row in rows]
+    assert refusals == [
+        None,  # what was planted beside the update was left out, the update itself is in order
+        "REPLY_CHANGED",
+        "REPLY_NOT_ALLOWED",
+        "REPLY_NOT_ALLOWED",
+        None,
+    ]
+    assert [HONEST in row["taking_part"] for row in rows] == [True] * ROUNDS
+    assert not any(OPEN in row["taking_part"] for row in rows), "what no gate has stamped is not used"
+
+
+def test_nothing_says_where_a_site_keeps_its_slides(received: tuple[bytes, list[Any]]) -> None:
+    seen, _ = received
+    for site in (HONEST, GUARDED):
+        assert f"{site}/manifest.csv".encode() not in seen
+        assert f"{site}/bags".encode() not in seen
