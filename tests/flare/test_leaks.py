@@ -39,9 +39,9 @@ def write_leaky_job(repository: Path, target: Path) -> Path:
     )
     plain = (job / CONFIG_FOLDER / "config_fed_client.conf").read_text()
     events = '["analytix_log_stats", "_error_log_available"]'
-    leaker = f"""
-components += {{ id = "leaker", path = "leaky.Leaker", args {{ mark = "%s" }} }}
-components += {{ id = "to_fed", path = "{TO_FED_EVENT}", args {{ events_to_convert = {events} }} }}
+    leaker = f"""components = [
+  {{ id = "leaker", path = "leaky.Leaker", args {{ mark = "%s" }} }}
+  {{ id = "to_fed", path = "{TO_FED_EVENT}", args {{ events_to_convert = {events} }} }}
 """
     executors = {
         "guarded": plain.replace(
@@ -49,14 +49,14 @@ components += {{ id = "to_fed", path = "{TO_FED_EVENT}", args {{ events_to_conve
         ).replace("args { task_id", 'args { mark = "guarded", task_id'),
         "open": 'include "job.conf"\nformat_version = 2\ntask_data_filters = []\ntask_result_filters = []\n'
         'executors = [{ tasks = ["train"]\n'
-        '  executor { path = "leaky.OpenExecutor", args { mark = "open" } } }]\ncomponents = []\n',
+        '  executor { path = "leaky.OpenExecutor", args { mark = "open" } } }]\ncomponents = [\n]\n',
     }
     for mark, text in executors.items():
         folder = job / f"app_{mark}" / "config"
         folder.mkdir(parents=True)
         for name in ("job.conf", "protocol.conf"):
             (folder / name).write_text((job / CONFIG_FOLDER / name).read_text())
-        (folder / "config_fed_client.conf").write_text(text + leaker % mark)
+        (folder / "config_fed_client.conf").write_text(text.replace("components = [\n", leaker % mark))
     meta = json.loads((job / "meta.json").read_text())
     meta["deploy_map"] = {"app": ["server", HONEST], "app_guarded": [GUARDED], "app_open": [OPEN]}
     write_json(job / "meta.json", meta)
@@ -103,9 +103,8 @@ def received(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iter
 
 @pytest.mark.parametrize("way", WAYS)
 def test_nothing_planted_leaves_a_site_with_its_policy(received: tuple[bytes, list[Any]], way: str) -> None:
-    seen, _ = received
-    assert secret(way, "open").encode() in seen, "FLARE as it comes lets it out; else this shows nothing"
-    assert secret(way, "guarded").encode() not in seen
+    arrived = [mark for mark in ("open", "guarded") if secret(way, mark).encode() in received[0]]
+    assert arrived == ["open"], "FLARE as it comes lets it out (else this shows nothing), the policy does not"
 
 
 def test_reason_codes_arrive_instead(received: tuple[bytes, list[Any]]) -> None:

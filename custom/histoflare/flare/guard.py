@@ -71,18 +71,23 @@ class Guard(FLComponent):
     def __init__(self) -> None:
         super().__init__()
         self._reply: Shareable | None = None
+        self._task: Shareable | None = None
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Follow a task through FLARE's events. Never raises: an event's exception is logged, not obeyed."""
         if fl_ctx.get_process_type() == ProcessType.SERVER_JOB:
             return  # FLARE's simulator gives its server the sites' files too
+        _close_stickers(fl_ctx)
         if event_type == EventType.ABOUT_TO_START_RUN:
             self._close_cell(fl_ctx)
+        elif event_type == EventType.BEFORE_TASK_EXECUTION:
+            self._task = fl_ctx.get_prop(FLContextKey.TASK_DATA)
         elif event_type == EventType.AFTER_TASK_RESULT_FILTER:
             self._reply = fl_ctx.get_prop(FLContextKey.TASK_RESULT)
             self._check(fl_ctx)
         elif event_type == EventType.BEFORE_SEND_TASK_RESULT:
             self._check(fl_ctx)
+            self._restore_cookies(fl_ctx)
             self._reply = None
             _close_properties(fl_ctx)
         elif event_type == EventType.BEFORE_PULL_TASK:
@@ -105,6 +110,15 @@ class Guard(FLComponent):
             return None
         self.logger.warning("a message on %s/%s was stopped", channel, topic)
         return make_reply(ReturnCode.FILTER_ERROR)
+
+    def _restore_cookies(self, fl_ctx: FLContext) -> None:
+        """A reply that FLARE makes itself (of an exception) passes no gate, and carries the task's cookies."""
+        kept = handshake.kept_task(fl_ctx)
+        for task in (self._task, kept.data if kept else None):
+            jar = task.get_cookie_jar() if task is not None else None
+            if jar:
+                jar.clear()  # in place: the reply has the same jar
+                jar.update(kept.cookies if kept else {})
 
     def _check(self, fl_ctx: FLContext) -> None:
         reply = self._reply
@@ -135,6 +149,14 @@ def _replace(reply: Shareable, fl_ctx: FLContext) -> None:
         reply.set_cookie_jar(dict(task.cookies))
     reply.set_header(ReservedHeaderKey.TASK_NAME, fl_ctx.get_prop(FLContextKey.TASK_NAME))
     reply.set_header(ReservedHeaderKey.TASK_ID, fl_ctx.get_prop(FLContextKey.TASK_ID))
+
+
+def _close_stickers(fl_ctx: FLContext) -> None:
+    """Take back public properties that were to go with every message from now on."""
+    manager = fl_ctx.get_prop(ReservedKey.MANAGER)
+    if manager is not None:
+        for name in set(manager.public_stickers) - PUBLIC_PROPERTIES:
+            manager.public_stickers.pop(name, None)
 
 
 def _close_properties(fl_ctx: FLContext) -> None:

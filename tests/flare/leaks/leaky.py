@@ -30,7 +30,6 @@ WAYS = (
     "dxo-meta",
     "reply-header",
     "reply-key",
-    "reply-cookie",
     "task-cookie",
     "after-gate-meta",
     "after-gate-header",
@@ -98,7 +97,6 @@ def _plant(reply: Shareable, mark: str) -> Shareable:
         reply["DXO"]["meta"]["initial_metrics"] = secret("dxo-meta", mark)
     reply.set_header("leak", secret("reply-header", mark))
     reply["leak"] = secret("reply-key", mark)
-    reply.add_cookie("leak", secret("reply-cookie", mark))
     return reply
 
 
