@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from histoflare.flare import processes
+from histoflare.flare.poc import STATE_FILE
 
 pytestmark = pytest.mark.slow
 
@@ -47,24 +53,70 @@ def test_the_report_compares_all_models(run_folder: Path) -> None:
     assert found["external"]["n_slides"] > 0
     assert found["encoder"] == "densenet121-random:v1"
     assert "no clipping" in found["privacy"]
-    text = json.dumps(found)
-    assert str(run_folder) not in text
-    assert "-p001" not in text, "no patient or slide is named"
+    for text in (json.dumps(found), (run_folder / "report.html").read_text()):
+        assert str(run_folder) not in text
+        assert "-p001" not in text, "no patient or slide is named"
+        assert "data:image" not in text, "no pixel of a slide"
 
 
+def test_each_site_has_a_page_of_its_own(run_folder: Path) -> None:
+    for site in ("hospital-1", "hospital-2", "external"):
+        page = (run_folder / f"site-{site}.html").read_text()
+        assert "data:image/jpeg" in page and f"{site}-p" in page
+        others = {"hospital-1", "hospital-2", "external"} - {site}
+        assert not [other for other in others if f"{other}-p" in page], "no other site's patients"
+
+
+@pytest.mark.parametrize("runtime", ["poc", "simulator"])
 def test_the_same_demo_gives_the_same_bytes_through_flare(
-    run_folder: Path, tmp_path: Path, repository: Path
+    run_folder: Path, tmp_path: Path, repository: Path, runtime: str
 ) -> None:
     """FLARE's own processes end with the model of the first run, and nothing is made again."""
     (tmp_path / "slides").symlink_to(run_folder / "slides")
     (tmp_path / "bags").symlink_to(run_folder / "bags")
     job, before = repository / "jobs" / "mem_fedavg", times(run_folder)
-    histoflare("demo", "--out", tmp_path, "--job", job, "--runtime", "simulator", *SMALL)
+    histoflare("demo", "--out", tmp_path, "--job", job, "--runtime", runtime, *SMALL)
     one, other = report(run_folder), report(tmp_path)
-    assert other["runtime"] == "simulator"
+    assert other["runtime"] == runtime
     assert one["model_sha256"] == other["model_sha256"]
     assert one["sites"] == other["sites"]
+    if runtime == "poc":
+        said = other["evaluated_at_sites"]
+        assert set(said) == {*other["sites"], "external"}
+        assert said["external"]["auc"] == other["external"]["auc"], "the site comes to the same figure"
+        assert all(row["bytes_up"] > 0 for row in other["participation"])
     assert times(run_folder) == before, "slides and bags were kept as they are"
+
+
+def test_ctrl_c_ends_everything_and_the_same_command_goes_on(
+    run_folder: Path, tmp_path: Path, repository: Path
+) -> None:
+    """In the middle of the rounds: no process is left, nothing made is lost, the home is untouched."""
+    (tmp_path / "slides").symlink_to(run_folder / "slides")
+    (tmp_path / "bags").symlink_to(run_folder / "bags")
+    home = tmp_path / "home"
+    home.mkdir()
+    before = times(run_folder)
+    arguments = ["demo", "--out", tmp_path, "--job", repository / "jobs" / "mem_fedavg", *SMALL]
+    arguments[arguments.index("--rounds") + 1] = "500"
+    command = [str(Path(sys.executable).with_name("histoflare")), *map(str, arguments)]
+    environment = {**os.environ, "HOME": str(home)}
+    demo = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    state = tmp_path / "federation" / STATE_FILE
+    until = time.monotonic() + 120
+    while not list(tmp_path.glob("federation/kits/*/prod_00/server/*/rounds.json")):
+        assert demo.poll() is None and time.monotonic() < until
+        time.sleep(0.2)
+    name = json.loads(state.read_text())["name"]
+    assert len(processes.find(name)) >= 8, "a server and three sites, their jobs, two trainers"
+    demo.send_signal(signal.SIGINT)
+    _, said = demo.communicate(timeout=60)
+    assert demo.returncode == 130
+    assert "run the same command again" in said
+    assert not processes.find(name)
+    assert not state.exists(), "the next run is not told that this one is up"
+    assert times(run_folder) == before
+    assert not list(home.rglob("*"))
 
 
 def test_a_job_runs_over_the_bags_for_several_seeds(run_folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ ENCODER = "densenet121-random:v1"
 FEATURES = 1024
 
 
-def write_site(root: Path, site: str, slides: int = 10, encoder: str = ENCODER) -> SiteConfiguration:
+def write_site(
+    root: Path, site: str, slides: int = 10, encoder: str = ENCODER, features: int = FEATURES
+) -> SiteConfiguration:
     """Write a manifest and bags of 3 to 6 patches for ``slides`` slides, one in five for testing."""
     rng = np.random.default_rng(sum(site.encode()))
     rows = [
@@ -31,8 +33,8 @@ def write_site(root: Path, site: str, slides: int = 10, encoder: str = ENCODER) 
     manifest = write_manifest(root / site / "manifest.csv", rows)
     for row in manifest.rows:
         n = int(rng.integers(3, 7))
-        features = rng.normal(0.0, 1.0, (n, FEATURES)).astype(np.float32)
-        features[:, :100] += 0.5 if row.label == "solid" else -0.5
+        values = rng.normal(0.0, 1.0, (n, features)).astype(np.float32)
+        values[:, :100] += 0.5 if row.label == "solid" else -0.5
         header = BagHeader(
             version=BAG_VERSION,
             slide_sha256=None,
@@ -40,10 +42,10 @@ def write_site(root: Path, site: str, slides: int = 10, encoder: str = ENCODER) 
             slide_mtime_ns=0,
             mosaic=None,
             encoder=encoder,
-            features=FEATURES,
+            features=features,
             patch_mpp=0.5,
             patch_px=224,
         )
         coords = np.zeros((n, 2), dtype=np.int64)
-        write_bag(root / site / "bags" / f"{manifest.row_id(row)}.h5", Bag(header, features, coords))
+        write_bag(root / site / "bags" / f"{manifest.row_id(row)}.h5", Bag(header, values, coords))
     return SiteConfiguration(root / site / "manifest.csv", root / site / "bags")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -75,6 +77,18 @@ class TestEveryJob:
         for name in ("task", "strategy"):
             assert parts[0][name] == parts[1][name]
         assert sides[0]["seed"] == sides[1]["seed"]
+
+    def test_survives_the_rewriting_of_nvflare_job_submit(self, folder: Path, tmp_path: Path) -> None:
+        """FLARE's command loads each configuration, and submits what it has written out again."""
+        from nvflare.tool.job.job_cli import prepare_job_config
+
+        shutil.copytree(folder, tmp_path / "job")
+        arguments = SimpleNamespace(job_folder=str(folder), config_file=None, app_config=None, debug=True)
+        prepare_job_config(arguments, ["app"], str(tmp_path / "job"))
+        for name in ("config_fed_server.conf", "config_fed_client.conf"):
+            path = CONFIG_FOLDER / name
+            assert (tmp_path / "job" / path).read_text() != (folder / path).read_text()
+            assert read_configuration(tmp_path / "job" / path) == read_configuration(folder / path)
 
     def test_no_variable_is_left_open(self, folder: Path) -> None:
         for path in (folder / CONFIG_FOLDER).glob("config_fed_*.conf"):

@@ -44,6 +44,9 @@ def start(
         Path | None, typer.Option(help="Folder with one <site>/ of bags each; none: <site>/bags in --sites.")
     ] = None,
     job: Annotated[Path, typer.Option(help="Job whose protocol the sites agree to.")] = DEFAULT_JOB,
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="Sites make missing or stale bags before their first round.")
+    ] = False,
     project: Annotated[
         Path | None, typer.Option(help="Project file whose builders and administrators are used.")
     ] = None,
@@ -53,13 +56,13 @@ def start(
 
     Example: histoflare poc start --sites demo-run/slides --bags demo-run/bags
 
-    Example: histoflare poc start --workspace poc-run
+    Example: histoflare poc start --sites my-sites --prepare
     """
     from histoflare.flare.kits import Agreement
     from histoflare.flare.poc import Federation, refuse_running
 
     refuse_running(workspace)
-    chosen = _configure(sites, bags) if sites is not None else _made_up(workspace / "sites", job)
+    chosen = _configure(sites, bags, prepare) if sites is not None else _made_up(workspace / "sites", job)
     with console.status("kits"):
         federation = Federation.prepare(workspace, chosen, Agreement(job, project=project))
     with console.status(f"starting the server and {len(chosen)} sites"):
@@ -92,7 +95,7 @@ def stop(workspace: Workspace = DEFAULT_WORKSPACE) -> None:
     console.print("stopped", highlight=False)
 
 
-def _configure(folder: Path, bags: Path | None) -> dict[str, SiteConfiguration]:
+def _configure(folder: Path, bags: Path | None, prepare: bool = False) -> dict[str, SiteConfiguration]:
     """Return the sites of a folder; an external cohort only evaluates."""
     from histoflare.commands.sites import find_sites
     from histoflare.site.configuration import SiteConfiguration
@@ -101,11 +104,14 @@ def _configure(folder: Path, bags: Path | None) -> dict[str, SiteConfiguration]:
     chosen = {}
     for name, manifest in (found.sites | found.external).items():
         of_site = (bags / name if bags else manifest.parent / "bags").resolve()
-        if not of_site.is_dir():
+        if not of_site.is_dir() and not prepare:
             raise JobError(
-                f"{name}: no folder of bags at {of_site}. Make them (histoflare prepare) or give --bags."
+                f"{name}: no folder of bags at {of_site}. Make them (histoflare prepare), give --bags, or "
+                "let the sites make them (--prepare)."
             )
-        chosen[name] = SiteConfiguration(manifest.resolve(), of_site, evaluation_only=name in found.external)
+        chosen[name] = SiteConfiguration(
+            manifest.resolve(), of_site, prepare=prepare, evaluation_only=name in found.external
+        )
     return chosen
 
 

@@ -112,7 +112,7 @@ class Guard(FLComponent):
         return make_reply(ReturnCode.FILTER_ERROR)
 
     def _restore_cookies(self, fl_ctx: FLContext) -> None:
-        """A reply that FLARE makes itself (of an exception) passes no gate, and carries the task's cookies."""
+        """A reply that FLARE makes of an exception passes no gate, and carries the task's cookies."""
         kept = handshake.kept_task(fl_ctx)
         for task in (self._task, kept.data if kept else None):
             jar = task.get_cookie_jar() if task is not None else None

@@ -1,0 +1,230 @@
+"""Seconds per round beyond training, and memory over many rounds: four sites, real FLARE processes.
+
+    .venv/bin/python tests/benchmarks/bench_poc.py                    # 1k, 1M and 55M parameters
+    .venv/bin/python tests/benchmarks/bench_poc.py --memory           # 50 rounds at 1M
+
+The sites answer with an update of zeros; everything else is as in production: mTLS, admission, the trainer's
+process, gate, guard, our aggregator, a checkpoint every round. Beside it, in the same run, FLARE's own
+ScatterAndGather, executor API and aggregator with the same polling, without any of that and without writing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from histoflare.commands.console import make_table, out
+from histoflare.flare import processes
+from histoflare.flare.job import read_job, write_variant
+from histoflare.flare.kits import Agreement
+from histoflare.flare.poc import COMPLETED, Federation
+from histoflare.flare.result import read_rounds
+from histoflare.rounds.state import model_state
+from histoflare.storage import write_json
+from tests.flare.bags_on_disk import write_site
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+IDLE = Path(__file__).resolve().parent / "idle"
+SITES = [f"site-{index}" for index in range(1, 5)]
+SIZES = {
+    "1k": {"features": 32, "memories": 1, "dim": 8, "hidden": 8},
+    "1M": {"features": 1024, "memories": 4, "dim": 128, "hidden": 192},
+    "55M": {"features": 1024, "memories": 10, "dim": 5200, "hidden": 256},
+}
+PARTS = {
+    "server": "nvflare.private.fed.app.server.server_train",
+    "server's job": "nvflare.private.fed.app.server.runner_process",
+    "site": "nvflare.private.fed.app.client.client_train",
+    "site's job": "nvflare.private.fed.app.client.worker_process",
+    "site's trainer": "histoflare.site.child",
+}
+
+
+def write_stock_job(folder: Path, ours: Path, rounds: int) -> Path:
+    """Write a job of FLARE's own parts with the tensors and the polling of ``ours``."""
+    shapes = {name: list(t.shape) for name, t in model_state(read_job(ours).task.build_model()).items()}
+    common = "nvflare.app_common"
+    server = {
+        "format_version": 2,
+        "server": {"heart_beat_timeout": 600, "task_request_interval": 0.2},
+        "workflows": [
+            {
+                "id": "sag",
+                "path": f"{common}.workflows.scatter_and_gather.ScatterAndGather",
+                "args": {
+                    "min_clients": len(SITES),
+                    "num_rounds": rounds,
+                    "wait_time_after_min_received": 0,
+                    "task_check_period": 0.1,
+                    "snapshot_every_n_rounds": 0,
+                    "persistor_id": "persistor",
+                    "aggregator_id": "aggregator",
+                    "shareable_generator_id": "generator",
+                },
+            }
+        ],
+        "components": [
+            {"id": "persistor", "path": "idle_flare.IdlePersistor", "args": {"shapes": shapes}},
+            {
+                "id": "generator",
+                "path": f"{common}.shareablegenerators.full_model_shareable_generator."
+                "FullModelShareableGenerator",
+            },
+            {
+                "id": "aggregator",
+                "path": f"{common}.aggregators.intime_accumulate_model_aggregator."
+                "InTimeAccumulateWeightedAggregator",
+                "args": {"expected_data_kind": "WEIGHT_DIFF"},
+            },
+        ],
+    }
+    client = {
+        "format_version": 2,
+        "executors": [{"tasks": ["train"], "executor": {"path": "idle_flare.IdleExecutor"}}],
+    }
+    write_json(folder / "app" / "config" / "config_fed_server.json", server)
+    write_json(folder / "app" / "config" / "config_fed_client.json", client)
+    meta = {"name": "stock", "min_clients": len(SITES), "resource_spec": {}, "deploy_map": {"app": ["@ALL"]}}
+    write_json(folder / "meta.json", meta)
+    return folder
+
+
+class Memory:
+    """Samples the resident memory of a federation's processes."""
+
+    def __init__(self, federation: Federation) -> None:
+        self._federation = federation
+        self._stop = threading.Event()
+        self.samples: list[tuple[float, dict[str, float]]] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Memory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.5):
+            found: dict[str, list[float]] = {}
+            for process in processes.find(self._federation.kits.name):
+                try:
+                    command, size = process.cmdline(), process.memory_info().rss / 2**20
+                except psutil.Error:
+                    continue
+                for part, module in PARTS.items():
+                    if module in command:
+                        found.setdefault(part, []).append(size)
+            self.samples.append((time.time(), {part: max(sizes) for part, sizes in found.items()}))
+
+    def between(self, start: float, end: float, part: str) -> float:
+        """Return the mean MiB of a part (its largest process) between two times."""
+        known = [row[part] for when, row in self.samples if start <= when <= end and part in row]
+        return statistics.fmean(known)
+
+
+def measure(
+    size: str, rounds: int, folder: Path, stock: bool
+) -> tuple[list[dict[str, Any]] | list[float], Memory]:
+    """Run a job that does nothing; return its rows (ours) or seconds per round (FLARE's own), and memory."""
+    width = SIZES[size]
+    changes = {"rounds": rounds, "min_clients": len(SITES)} | {f"task.{n}": v for n, v in width.items()}
+    job = write_variant(REPOSITORY / "jobs" / "mem_fedavg", folder / "job", changes)
+    sites = {site: write_site(folder / "sites", site, features=width["features"]) for site in SITES}
+    with Federation.prepare(folder / "run", sites, Agreement(job)) as federation:
+        environment = {"PYTHONPATH": str(IDLE)}
+        if stock:
+            job = write_stock_job(folder / "stock", job, rounds)
+            for name in ("server", *SITES):
+                local = federation.kits.kit(name) / "local"
+                (local / "privacy.json").unlink(missing_ok=True)
+                resources = json.loads((local / "resources.json.default").read_text())
+                del resources["class_allow_list"], resources["class_list_enforcement_mode"]
+                write_json(local / "resources.json.default", resources)
+        federation.start(environment=environment)
+        with Memory(federation) as memory:
+            job_id = federation.admin.submit(job)
+            status = federation.follow(job_id, timeout_s=1800)
+            if status != COMPLETED:
+                raise SystemExit(f"{status}\n{processes.tail(federation.log('server'), 30)}")
+            result = federation.admin.download(job_id, folder / "result") / "workspace"
+        return (stock_times(result / "log.txt") if stock else read_rounds(result)), memory
+
+
+def stock_times(log: Path) -> list[float]:
+    """Return when each round ended, from the server's log."""
+    stamps = [line[:23] for line in log.read_text().splitlines() if " finished." in line and "Round " in line]
+    return [
+        time.mktime(time.strptime(stamp[:19], "%Y-%m-%d %H:%M:%S")) + int(stamp[20:]) / 1000
+        for stamp in stamps
+    ]
+
+
+def per_round(ends: list[float]) -> float:
+    """Return the median seconds of a round; the first, which starts processes, left out."""
+    return statistics.median(later - earlier for earlier, later in itertools.pairwise(ends))
+
+
+def main() -> None:
+    """Print the table."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    arguments.add_argument("--sizes", default="1k,1M,55M")
+    arguments.add_argument("--rounds", type=int, default=12)
+    arguments.add_argument("--memory", action="store_true", help="50 rounds at 1M: memory over time")
+    given = arguments.parse_args()
+    if given.memory:
+        show_memory(50)
+        return
+    table = make_table(
+        "parameters", "s per round", "FLARE's own", "ratio", "server's job MiB", "site's job MiB"
+    )
+    for size in given.sizes.split(","):
+        rounds = given.rounds if size != "55M" else max(4, given.rounds // 3)
+        with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
+            rows, memory = measure(size, rounds, Path(one), stock=False)
+            ends, _ = measure(size, rounds, Path(other), stock=True)
+            parameters = sum(
+                tensor.numel()
+                for tensor in model_state(read_job(Path(one) / "job").task.build_model()).values()
+            )
+        ours, theirs = per_round([row["unix_time"] for row in rows]), per_round(ends)
+        peak = {part: max(row.get(part, 0.0) for _, row in memory.samples) for part in PARTS}
+        table.add_row(
+            f"{parameters:,}",
+            f"{ours:.2f}",
+            f"{theirs:.2f}",
+            f"{ours / theirs:.2f}",
+            str(round(peak["server's job"])),
+            str(round(peak["site's job"])),
+        )
+    out.print(table)
+
+
+def show_memory(rounds: int) -> None:
+    """Print the memory of each kind of process in five parts of a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows, memory = measure("1M", rounds, Path(folder), stock=False)
+    ends = [row["unix_time"] for row in rows]
+    step = rounds // 5
+    table = make_table(
+        "MiB, largest process", *(f"rounds {i + 1}–{i + step}" for i in range(0, rounds, step))
+    )
+    for part in PARTS:
+        parts = [(ends[i], ends[min(i + step, rounds) - 1]) for i in range(0, rounds, step)]
+        table.add_row(part, *(f"{memory.between(*times, part):.0f}" for times in parts))
+    out.print(table)
+
+
+if __name__ == "__main__":
+    main()

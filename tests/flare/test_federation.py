@@ -1,0 +1,234 @@
+"""One federation of real FLARE processes: the weights of the in-process runner, and what it survives."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from histoflare.bags.cohort import load_cohort
+from histoflare.flare import processes
+from histoflare.flare.job import read_job, write_variant
+from histoflare.flare.kits import Agreement
+from histoflare.flare.persistor import GLOBAL_MODEL_FILE
+from histoflare.flare.poc import COMPLETED, Federation
+from histoflare.flare.result import read_result
+from histoflare.flare.resume import read_run, write_resumed
+from histoflare.rounds.runner import run_in_process
+from histoflare.rounds.state import State, digest
+from histoflare.site.configuration import SiteConfiguration
+from histoflare.slides.manifest import read_manifest
+from histoflare.storage import write_json
+
+from .bags_on_disk import write_site
+
+pytestmark = [pytest.mark.flare, pytest.mark.slow]
+
+SITES = ("clinic-a", "clinic-b", "clinic-c")
+ROUNDS = 6
+SLOW = Path(__file__).parent / "slow"
+
+
+class Running:
+    """A federation, with sites whose trainers can be told to take their time."""
+
+    def __init__(self, folder: Path, repository: Path) -> None:
+        self.folder = folder
+        self.original = write_variant(repository / "jobs" / "mem_fedavg", folder / "job", {"rounds": ROUNDS})
+        self.sites = {site: write_site(folder / "sites", site) for site in SITES}
+        self._delays = folder / "delays.json"
+        self.delay({})
+        self.environment = {
+            "PYTHONPATH": str(SLOW),
+            "HISTOFLARE_TEST_DELAYS": str(self._delays),
+            # FLARE gives a site up after minutes; here after seconds.
+            "NVFLARE_CLIENT_OUTCOME_WAIT_TIMEOUT": "5",
+            "NVFLARE_DEAD_CLIENT_GRACE_PERIOD": "5",
+        }
+        self.federation = Federation.prepare(folder / "run", self.sites, Agreement(self.original))
+        resources = self.federation.kits.kit("server") / "local" / "resources.json.default"
+        content = json.loads(resources.read_text())
+        content["servers"][0]["heart_beat_timeout"] = 45
+        write_json(resources, content)
+        self._count = 0
+
+    def delay(self, seconds: Mapping[str, list[float]]) -> None:
+        """Have sites sleep so long after their work in each round, the last number standing for the rest."""
+        self._delays.write_text(json.dumps(seconds))
+
+    def variant(self, **changes: Any) -> Path:
+        self._count += 1
+        return write_variant(self.original, self.folder / f"job-{self._count}", changes)
+
+    def submit(self, job: Path) -> str:
+        return self.federation.admin.submit(job)
+
+    def end(self, job_id: str, seconds: float = 180.0) -> tuple[str, list[dict[str, Any]], Path]:
+        """Return a job's status, rows and run folder once it has ended."""
+        status = self.federation.follow(job_id, timeout_s=seconds)
+        folder = self.federation.admin.download(job_id, self.folder / "results") / "workspace"
+        return status, read_result(folder).rounds, folder
+
+    def until_round(self, job_id: str, index: int) -> None:
+        """Wait until rounds before ``index`` are finished."""
+        wait(lambda: len(self.finished(job_id)) >= index)
+
+    def finished(self, job_id: str) -> list[dict[str, Any]]:
+        return [row for row in self.federation.rounds(job_id) if row.get("finished", True)]
+
+    def kill(self, participant: str, module: str = "") -> None:
+        """Kill a participant's processes, all or those that run a module."""
+        kit = str(self.federation.kits.kit(participant))
+        killed = 0
+        for process in processes.find(self.federation.kits.name):
+            with suppress(psutil.Error):
+                command = process.cmdline()
+                if kit in " ".join([*command, process.cwd()]) and (not module or module in command):
+                    process.kill()
+                    killed += 1
+        assert killed, f"{participant} has no such process"
+
+    def in_process(self, job: Path) -> State:
+        """Return the last global state of the runner without FLARE."""
+        read = read_job(job)
+        cohorts = {site: load(read.task, site, where) for site, where in self.sites.items()}
+        return run_in_process(read.task, cohorts, read.strategy, read.rounds, read.seed).state
+
+
+TRAINER = "histoflare.site.child"
+JOB_PROCESS = "nvflare.private.fed.app.client.worker_process"
+SITE_PROCESS = "nvflare.private.fed.app.client.client_train"
+
+
+def load(task: Any, site: str, where: SiteConfiguration) -> Any:
+    manifest = read_manifest(where.manifest, task.labels, check_files=False)
+    return load_cohort(site, manifest, where.bags, task.labels, task.encoder)
+
+
+def wait(done: Callable[[], bool], seconds: float = 90.0) -> None:
+    until = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[Running]:
+    running = Running(tmp_path_factory.mktemp("federation"), repository)
+    with running.federation as federation:
+        federation.start(environment=running.environment)
+        yield running
+
+
+def test_staggered_sites_end_with_the_weights_of_the_in_process_runner(running: Running) -> None:
+    """Real MEM, six rounds, another order of arrival in each: the same bytes."""
+    running.delay(
+        {"clinic-a": [1.0, 0, 0.5, 0, 1.0, 0], "clinic-b": [0.5, 0.5, 0, 1.0, 0, 0.5], "clinic-c": [0, 1.0]}
+    )
+    job = running.variant()
+    status, rows, folder = running.end(running.submit(job))
+    assert status == COMPLETED
+    assert [row["taking_part"] for row in rows] == [list(SITES)] * ROUNDS
+    orders = {tuple(sorted(SITES, key=lambda site: row["seconds"][site]["training"])) for row in rows}
+    assert len(orders) >= 3, "they did not arrive in site order only"
+    assert digest(load_file(folder / GLOBAL_MODEL_FILE)) == digest(running.in_process(job))
+
+
+def test_a_trainer_that_dies_costs_its_site_one_round(running: Running) -> None:
+    running.delay({site: [0.0, 2.0, 0.0] for site in SITES})
+    job_id = running.submit(running.variant())
+    running.until_round(job_id, 1)
+    time.sleep(1.0)
+    running.kill("clinic-b", TRAINER)
+    status, rows, _ = running.end(job_id)
+    assert status == COMPLETED
+    lost = [row["round"] for row in rows if row["refused"]]
+    assert len(lost) == 1
+    assert rows[lost[0]]["refused"] == {"clinic-b": "TRAINER_DIED"}
+    assert [row["taking_part"] for row in rows if row["round"] not in lost] == [list(SITES)] * (ROUNDS - 1)
+
+
+def test_a_late_site_is_not_waited_for_longer_than_said_and_is_back_when_it_can(running: Running) -> None:
+    running.delay({"clinic-c": [0.0, 8.0, 0.0]})
+    status, rows, _ = running.end(running.submit(running.variant(late_seconds=2)))
+    assert status == COMPLETED
+    assert rows[1]["no_answer"] == ["clinic-c"]
+    assert [row["taking_part"] for row in rows[:2]] == [list(SITES), ["clinic-a", "clinic-b"]]
+    assert len(rows) == ROUNDS
+
+
+def test_a_job_goes_on_after_a_lost_job_process(running: Running) -> None:
+    """FLARE ends a job whose process at a site dies; ``resume`` goes on from its last round, to the bytes."""
+    running.delay({site: [0.0, 0.0, 1.5] for site in SITES})
+    job = running.variant()
+    job_id = running.submit(job)
+    running.until_round(job_id, 2)
+    running.kill("clinic-a", JOB_PROCESS)
+    status, rows, folder = running.end(job_id)
+    assert status != COMPLETED
+    assert len([row for row in rows if row.get("finished", True)]) < ROUNDS
+    running.delay({})
+    stopped = read_run(folder.parent)
+    resumed = write_resumed(stopped, running.folder / "resumed")
+    status, rows, folder = running.end(running.submit(resumed))
+    assert status == COMPLETED
+    assert [row["round"] for row in rows] == list(range(ROUNDS)), "with the rounds of before"
+    assert digest(load_file(folder / GLOBAL_MODEL_FILE)) == digest(running.in_process(job))
+
+
+def test_a_lost_server_loses_no_round(running: Running) -> None:
+    """FLARE has no resume: a new job starts from what the server had written."""
+    running.delay({site: [0.0, 0.0, 1.5] for site in SITES})
+    job = running.variant()
+    job_id = running.submit(job)
+    running.until_round(job_id, 2)
+    federation = running.federation
+    run_folder = federation.kits.kit("server") / job_id
+    running.kill("server")
+    wait(lambda: "server" not in federation.up())
+    running.delay({})
+    stopped = read_run(run_folder)
+    assert stopped.next_round >= 2
+    resumed = write_resumed(stopped, running.folder / "after-the-server")
+    federation.admin.disconnect()
+    federation.start_one("server", environment=running.environment)
+    wait(lambda: registered(federation) == set(SITES))
+    status, rows, folder = running.end(running.submit(resumed))
+    assert status == COMPLETED
+    assert [row["round"] for row in rows] == list(range(ROUNDS))
+    assert digest(load_file(folder / GLOBAL_MODEL_FILE)) == digest(running.in_process(job))
+
+
+def registered(federation: Federation) -> set[str]:
+    try:
+        return set(federation.admin.registered())
+    except Exception:
+        return set()
+
+
+@pytest.mark.parametrize("min_clients", [2, 3])
+def test_a_site_that_is_gone(running: Running, min_clients: int) -> None:
+    """The others go on while ``min_clients`` are there, and the job ends when they are not."""
+    federation = running.federation
+    running.delay({site: [0.0, 2.0, 0.0] for site in SITES})
+    job_id = running.submit(running.variant(min_clients=min_clients, late_seconds=2))
+    running.until_round(job_id, 1)
+    running.kill("clinic-c")
+    status, rows, _ = running.end(job_id)
+    done = [row for row in rows if row.get("finished", True)]
+    if min_clients == 2:
+        assert status == COMPLETED and len(done) == ROUNDS
+        assert done[-1]["taking_part"] == ["clinic-a", "clinic-b"]
+        assert done[-1]["no_answer"] == ["clinic-c"], "the record says whose patients are not in it"
+    else:
+        assert status != COMPLETED and len(done) < ROUNDS
+        assert all(row["taking_part"] == list(SITES) for row in done), "no round is closed on fewer"
+    federation.start_one("clinic-c", environment=running.environment)
+    wait(lambda: registered(federation) == set(SITES))
