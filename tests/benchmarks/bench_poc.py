@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -30,7 +31,6 @@ from histoflare.flare.poc import COMPLETED, Federation
 from histoflare.flare.result import read_rounds
 from histoflare.rounds.state import model_state
 from histoflare.storage import write_json
-from tests.flare.bags_on_disk import write_site
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IDLE = Path(__file__).resolve().parent / "idle"
@@ -138,6 +138,9 @@ def measure(
     size: str, rounds: int, folder: Path, stock: bool
 ) -> tuple[list[dict[str, Any]] | list[float], Memory]:
     """Run a job that does nothing; return its rows (ours) or seconds per round (FLARE's own), and memory."""
+    sys.path.insert(0, str(REPOSITORY))
+    from tests.flare.bags_on_disk import write_site
+
     width = SIZES[size]
     changes = {"rounds": rounds, "min_clients": len(SITES)} | {f"task.{n}": v for n, v in width.items()}
     job = write_variant(REPOSITORY / "jobs" / "mem_fedavg", folder / "job", changes)

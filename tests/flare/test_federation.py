@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -12,12 +13,13 @@ from typing import Any
 import psutil
 import pytest
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from histoflare.bags.cohort import load_cohort
 from histoflare.flare import processes
 from histoflare.flare.job import read_job, write_variant
 from histoflare.flare.kits import Agreement
-from histoflare.flare.persistor import GLOBAL_MODEL_FILE
+from histoflare.flare.persistor import BEST_MODEL_FILE, GLOBAL_MODEL_FILE, read_facts
 from histoflare.flare.poc import COMPLETED, Federation
 from histoflare.flare.result import read_result
 from histoflare.flare.resume import read_run, write_resumed
@@ -33,6 +35,7 @@ pytestmark = [pytest.mark.flare, pytest.mark.slow]
 
 SITES = ("clinic-a", "clinic-b", "clinic-c")
 ROUNDS = 6
+METRIC = "validation/balanced_accuracy"
 SLOW = Path(__file__).parent / "slow"
 
 
@@ -132,13 +135,23 @@ def test_staggered_sites_end_with_the_weights_of_the_in_process_runner(running: 
     running.delay(
         {"clinic-a": [1.0, 0, 0.5, 0, 1.0, 0], "clinic-b": [0.5, 0.5, 0, 1.0, 0, 0.5], "clinic-c": [0, 1.0]}
     )
-    job = running.variant()
-    status, rows, folder = running.end(running.submit(job))
+    job = running.variant(best_metric="balanced_accuracy")
+    job_id = running.submit(job)
+    status, rows, folder = running.end(job_id)
     assert status == COMPLETED
     assert [row["taking_part"] for row in rows] == [list(SITES)] * ROUNDS
     orders = {tuple(sorted(SITES, key=lambda site: row["seconds"][site]["training"])) for row in rows}
     assert len(orders) >= 3, "they did not arrive in site order only"
     assert digest(load_file(folder / GLOBAL_MODEL_FILE)) == digest(running.in_process(job))
+    # The policies let the metric out: the best model is kept beside the last, and TensorBoard shows it.
+    means = [statistics.fmean(site[METRIC] for site in row["metrics"].values()) for row in rows]
+    best = read_facts(folder / BEST_MODEL_FILE)
+    assert (best["metric"], best["value"]) == (METRIC, pytest.approx(max(means)))
+    assert best["round"] == means.index(max(means)) - 1, "of the model with which that round began"
+    at_server = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert {f"{METRIC}/{site}" for site in SITES} <= set(at_server.Tags()["scalars"])
+    where = running.sites["clinic-a"].records / job_id / "tensorboard"
+    assert {"loss", METRIC} <= set(EventAccumulator(str(where)).Reload().Tags()["scalars"])
 
 
 def test_a_trainer_that_dies_costs_its_site_one_round(running: Running) -> None:

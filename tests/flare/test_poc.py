@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from histoflare.errors import HistoflareError
@@ -78,6 +79,7 @@ def test_a_job_from_its_submission_to_its_result(
         federation.start()
         assert federation.up() == {"server", *SITES}
         assert federation.admin.registered() == sorted(SITES)
+        assert listening(federation) == {"127.0.0.1"}
         job_id = federation.admin.submit(job)
         status = federation.follow(job_id, lambda rows: seen.append(len(rows)), timeout_s=180)
         assert status == COMPLETED, processes.tail(federation.log("server"), 40)
@@ -90,6 +92,15 @@ def test_a_job_from_its_submission_to_its_result(
     assert content_of(job) == files, "FLARE signs jobs by writing into their folder"
     assert gone(name)
     assert not Path(federation.kits.folder).exists(), "keys are not left in the temporary folder"
+
+
+def listening(federation: Federation) -> set[str]:
+    """Return the addresses on which the federation's processes listen."""
+    found = set()
+    for process in processes.find(federation.kits.name):
+        sockets = process.net_connections(kind="inet")
+        found |= {each.laddr.ip for each in sockets if each.status == psutil.CONN_LISTEN}
+    return found
 
 
 def test_a_port_that_somebody_took_meanwhile(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -13,7 +14,7 @@ from histoflare.bags.cohort import load_cohort
 from histoflare.errors import JobError
 from histoflare.flare.job import Job, read_job, write_variant
 from histoflare.flare.simulator import run_simulation
-from histoflare.rounds.runner import run_in_process
+from histoflare.rounds.runner import RunResult, run_in_process
 from histoflare.rounds.state import digest
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.slides.manifest import read_manifest
@@ -30,8 +31,8 @@ def sites(tmp_path: Path) -> dict[str, SiteConfiguration]:
     return {site: write_site(tmp_path / "sites of ours", site) for site in SITES}
 
 
-def variant(repository: Path, tmp_path: Path, **changes: object) -> Job:
-    return read_job(write_variant(repository / "jobs" / "mem_fedavg", tmp_path / "job", changes))
+def variant(repository: Path, tmp_path: Path, name: str = "mem_fedavg", **changes: object) -> Job:
+    return read_job(write_variant(repository / "jobs" / name, tmp_path / "job", changes))
 
 
 def flare_processes() -> set[int]:
@@ -42,26 +43,39 @@ def flare_processes() -> set[int]:
     }
 
 
-def in_process_digest(job: Job, sites: dict[str, SiteConfiguration]) -> str:
+def in_process(job: Job, sites: dict[str, SiteConfiguration]) -> RunResult:
     cohorts = {
         site: load_cohort(
             site, read_manifest(where.manifest, LABELS, False), where.bags, LABELS, job.task.encoder
         )
         for site, where in sorted(sites.items())
     }
-    return digest(run_in_process(job.task, cohorts, job.strategy, job.rounds, job.seed).state)
+    return run_in_process(job.task, cohorts, job.strategy, job.rounds, job.seed)
 
 
-@pytest.mark.parametrize("clients_per_round", [None, 2])
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("mem_fedavg", {}),
+        ("mem_fedavg", {"strategy.clients_per_round": 2}),
+        ("mem_fedavg", {"strategy.share": ["head"]}),
+        ("mem_cwt", {}),
+    ],
+    ids=["all", "two", "shared head", "cyclic"],
+)
 def test_flare_ends_with_the_weights_of_the_in_process_runner(
-    repository: Path, tmp_path: Path, sites: dict[str, SiteConfiguration], clients_per_round: int | None
+    repository: Path, tmp_path: Path, sites: dict[str, SiteConfiguration], name: str, changes: dict[str, Any]
 ) -> None:
     """Same job, same data, same global weights, to the last bit; also when only some sites are asked."""
-    job = variant(repository, tmp_path, rounds=3, **{"strategy.clients_per_round": clients_per_round})
+    job = variant(repository, tmp_path, name, rounds=3, **changes)
     before = flare_processes()
     seen: list[int] = []
-    result = run_simulation(job, sites, on_round=seen.append).training
-    assert digest(result.state) == in_process_digest(job, sites)
+    run, other = run_simulation(job, sites, on_round=seen.append), in_process(job, sites)
+    result = run.training
+    assert digest(result.state) == digest(other.state)
+    assert {site: digest(state) for site, state in run.site_states.items()} == {
+        site: digest(other.site_states.get(site, {})) for site in sites
+    }, "what each site keeps for itself"
     expected = [list(job.strategy.participants(index, sorted(SITES), job.seed)) for index in range(3)]
     assert [row["taking_part"] for row in result.rounds] == expected
     assert max(seen) == 3
@@ -95,6 +109,7 @@ def test_ctrl_c_leaves_nothing_running(
     code = f"""
 import os, signal
 from pathlib import Path
+from typing import Any
 from histoflare.flare.job import read_job
 from histoflare.flare.simulator import run_simulation
 from histoflare.site.configuration import SiteConfiguration

@@ -123,6 +123,18 @@ def test_a_refusal_does_not_count_as_an_answer(tmp_path: Path, accepts: bool) ->
     assert task.props["__min_responses"] == 3
 
 
+@pytest.mark.parametrize(("ignores", "ends"), [(None, True), (True, False)])
+def test_a_round_given_up_with_too_few_updates_ends_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ignores: bool | None, ends: bool
+) -> None:
+    """Two are needed, one came, and the wait is over (the others are gone)."""
+    server = Server(tmp_path, {"a": update()}, ignore_result_error=ignores)
+    said: list[str] = []
+    monkeypatch.setattr(server.workflow, "system_panic", lambda reason, fl_ctx: said.append(reason))
+    server.run(list(SITES))
+    assert said == (["round 3: 1 of at least 2 updates came"] if ends else [])
+
+
 def test_a_job_that_goes_on_keeps_the_earlier_rounds(tmp_path: Path) -> None:
     (tmp_path / EARLIER_ROUNDS_FILE).write_text('[{"round": 0}, {"round": 1}, {"round": 2}]')
     Server(tmp_path, {"a": update()}).run(["a"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from histoflare.flare import processes
 from histoflare.flare.provision import project_with_absolute_paths
 from histoflare.privacy.policy import POLICIES
 from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE, SiteConfiguration, write_site_file
-from histoflare.storage import write_text
+from histoflare.storage import write_json, write_text
 
 SERVER = "server"
 LEAD = "lead@consortium.example"
@@ -99,11 +100,19 @@ def make_kits(workspace: Path, sites: Mapping[str, SiteConfiguration], agreement
     missing = [who for who in (server, lead, *sites) if not (kits.kit(who) / "startup").is_dir()]
     if missing:
         raise HistoflareError(f"FLARE made no kit for {', '.join(missing)}.", reason="FEDERATION_FAILED")
+    _listen_on_loopback(kits.kit(server) / "startup" / "fed_server.json", port)
     # FLARE's own for one workstation: it puts the job store elsewhere. Without it the kit is production's.
     (kits.kit(server) / "local" / "resources.json").unlink(missing_ok=True)
     for site, configuration in sites.items():
         write_site_file(kits.kit(site) / "local" / SITE_FILE, _absolute(configuration))
     return kits
+
+
+def _listen_on_loopback(path: Path, port: int) -> None:
+    """FLARE's server listens on every address of the machine, unless its own name is the loopback's."""
+    content = json.loads(path.read_text())
+    content["servers"][0]["service"]["target"] = f"{processes.LOOPBACK}:{port}"
+    write_json(path, content)
 
 
 def _project(agreement: Agreement) -> dict[str, Any]:

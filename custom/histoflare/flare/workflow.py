@@ -25,10 +25,11 @@ from histoflare.flare.tensors import tensor_bytes
 class AskingScatterAndGather(ScatterAndGather):
     """Sends a round's task to the sites that the strategy asks, waits for those, records what happened.
 
-    Two things differ from FLARE's own. It sends the task to every site; here the sites asked get it, and none
-    is told who the others are. And it counts a refusal as an answer: where ``min_clients`` sites refuse at
+    Three things differ from FLARE's own. It sends the task to every site; here the sites asked get it, and
+    none is told who the others are. It counts a refusal as an answer: where ``min_clients`` sites refuse at
     once, the round would close ``wait_time_after_min_received`` later, without the sites that train. Here a
-    refusal does not count.
+    refusal does not count. And a round that was given up with too few updates ends the job, where FLARE would
+    combine those (not with ``ignore_result_error = true``: then a site that fails loses its turn).
 
     Args:
         rounds: Of the whole job.
@@ -73,6 +74,7 @@ class AskingScatterAndGather(ScatterAndGather):
             task, fl_ctx, asked, min(min_responses, len(asked)), wait_time_after_min_received, abort_signal
         )
         self._current.ended = time.monotonic()
+        self._require_updates(min(min_responses, len(asked)), fl_ctx, abort_signal)
         self._keep_best(fl_ctx)
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
@@ -124,6 +126,21 @@ class AskingScatterAndGather(ScatterAndGather):
         properties = self._task.props
         properties[_KEY_MIN_RESPS] = min(properties[_KEY_MIN_RESPS] + 1, len(self._task.targets))
         properties[_KEY_MIN_RESPS_RCV_TIME] = None
+
+    def _require_updates(self, required: int, fl_ctx: FLContext, abort_signal: Signal | None) -> None:
+        """End the job if a round was given up with fewer updates than it needs (a time-out, sites gone).
+
+        FLARE would combine what there is. The last whole round's model is kept, and a job can go on from it.
+        """
+        came = len(self.aggregator.taking_part)
+        if self.ignore_result_error is True or came >= required:
+            return
+        if self._current is not None and (abort_signal is None or not abort_signal.triggered):
+            self._current.taking_part = []
+            self._record.write(self._current, fl_ctx, finished=False)
+            self.system_panic(
+                f"round {self._current_round}: {came} of at least {required} updates came", fl_ctx
+            )
 
     def _keep_best(self, fl_ctx: FLContext) -> None:
         """Keep the model the sites were sent, if it is the best by what all who took part said of it."""
