@@ -55,7 +55,7 @@ def write_stock_job(folder: Path, ours: Path, rounds: int) -> Path:
     common = "nvflare.app_common"
     server = {
         "format_version": 2,
-        "server": {"heart_beat_timeout": 600, "task_request_interval": 0.2},
+        "server": {"heart_beat_timeout": 600, "task_request_interval": 0.1},
         "workflows": [
             {
                 "id": "sag",
@@ -64,7 +64,7 @@ def write_stock_job(folder: Path, ours: Path, rounds: int) -> Path:
                     "min_clients": len(SITES),
                     "num_rounds": rounds,
                     "wait_time_after_min_received": 0,
-                    "task_check_period": 0.1,
+                    "task_check_period": 0.05,
                     "snapshot_every_n_rounds": 0,
                     "persistor_id": "persistor",
                     "aggregator_id": "aggregator",
@@ -153,7 +153,7 @@ def measure(
                 local = federation.kits.kit(name) / "local"
                 (local / "privacy.json").unlink(missing_ok=True)
                 resources = json.loads((local / "resources.json.default").read_text())
-                del resources["class_allow_list"], resources["class_list_enforcement_mode"]
+                resources["class_allow_list"] = ["nvflare.", "idle_flare."]
                 write_json(local / "resources.json.default", resources)
         federation.start(environment=environment)
         with Memory(federation) as memory:

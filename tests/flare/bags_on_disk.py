@@ -16,9 +16,18 @@ FEATURES = 1024
 
 
 def write_site(
-    root: Path, site: str, slides: int = 10, encoder: str = ENCODER, features: int = FEATURES
+    root: Path,
+    site: str,
+    slides: int = 10,
+    encoder: str = ENCODER,
+    features: int = FEATURES,
+    validation: bool = False,
 ) -> SiteConfiguration:
-    """Write a manifest and bags of 3 to 6 patches for ``slides`` slides: of five, one validates, two test."""
+    """Write a manifest and bags of 3 to 6 patches for ``slides`` slides, two in five for testing.
+
+    With ``validation``, one in five is for that.
+    """
+    splits = ("train", "train", "validation" if validation else "train", "test", "test")
     rng = np.random.default_rng(sum(site.encode()))
     rows = [
         ManifestRow(
@@ -26,7 +35,7 @@ def write_site(
             slide=root / site / "slides" / f"s{index}.tif",
             patient=f"p{index}",
             label=LABELS[index % 2],
-            split=("train", "train", "validation", "test", "test")[index % 5],
+            split=splits[index % 5],
         )
         for index in range(slides)
     ]

@@ -13,8 +13,15 @@ from nvflare.apis.fl_context import FLContext, FLContextManager
 class StandInEngine:
     """Hands out components, sites and folders, and notes the events that are fired."""
 
-    def __init__(self, folder: Path, components: dict[str, Any], sites: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        components: dict[str, Any],
+        sites: tuple[str, ...] = (),
+        configuration: Path | None = None,
+    ) -> None:
         self.folder = folder
+        self.configuration = configuration or folder
         self.components = components
         self.sites = sites
         self.events: list[str] = []
@@ -30,7 +37,7 @@ class StandInEngine:
         return SimpleNamespace(
             get_run_dir=lambda job_id: folder,
             get_site_config_dir=lambda: folder,
-            get_app_config_dir=lambda job_id: folder,
+            get_app_config_dir=lambda job_id: str(self.configuration),
         )
 
     def fire_event(self, event_type: str, fl_ctx: FLContext) -> None:

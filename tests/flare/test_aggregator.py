@@ -61,10 +61,14 @@ def server(tmp_path: Path) -> Server:
 
 
 def reply(
-    values: Any = (0.5, -0.5), weight: Any = 1.0, index: int = ROUND, kind: str = DataKind.WEIGHT_DIFF
+    values: Any = (0.5, -0.5),
+    weight: Any = 1.0,
+    index: int = ROUND,
+    kind: str = DataKind.WEIGHT_DIFF,
+    metrics: Any = None,
 ) -> Shareable:
     data = {"w": np.asarray(values, dtype=np.float32)} if not isinstance(values, dict) else values
-    return stamped(DXO(kind, data=data, meta={WEIGHT: weight}), index)
+    return stamped(DXO(kind, data=data, meta={WEIGHT: weight, METRICS: metrics}), index)
 
 
 def stamped(dxo: DXO, index: int = ROUND) -> Shareable:
@@ -127,6 +131,9 @@ def test_the_order_of_arrival_does_not_matter(tmp_path: Path) -> None:
         lambda: reply({"w": np.zeros(2)}),
         lambda: reply({"w": np.array([object(), object()])}),
         lambda: reply({"w": "text"}),
+        lambda: reply(metrics=5),
+        lambda: reply(metrics={"validation/auc": "0.5"}),
+        lambda: reply(metrics={3: 0.5}),
     ],
     ids=[
         "refused",
@@ -146,6 +153,9 @@ def test_the_order_of_arrival_does_not_matter(tmp_path: Path) -> None:
         "dtype",
         "objects",
         "text",
+        "metrics: number",
+        "metrics: text",
+        "metrics: names",
     ],
 )
 def test_what_cannot_be_used_costs_its_site_the_round_and_nobody_else(
@@ -156,6 +166,14 @@ def test_what_cannot_be_used_costs_its_site_the_round_and_nobody_else(
     np.testing.assert_array_equal(server.aggregate()["w"], [1.5, 1.5])
     assert server.aggregator.taking_part == ["a"]
     assert EventType.FATAL_SYSTEM_ERROR not in server.engine.events
+
+
+def test_what_comes_after_the_sum_was_not_part_of_it(server: Server) -> None:
+    """FLARE hands a reply over also while the model is being written."""
+    assert server.accept("a", reply())
+    server.aggregate()
+    assert not server.accept("b", reply())
+    assert server.aggregator.taking_part == ["a"]
 
 
 def test_a_second_reply_of_a_site_is_refused(server: Server) -> None:

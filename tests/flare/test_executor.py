@@ -36,6 +36,7 @@ class StandInTrainer:
 
     made: list[StandInTrainer]
     error: Exception | None = None
+    metric_patients = 3
 
     def __init__(self, setup: TrainerSetup, say: Any) -> None:
         self.setup = setup
@@ -48,7 +49,7 @@ class StandInTrainer:
         if StandInTrainer.error is not None:
             raise StandInTrainer.error
         values = dict.fromkeys(metrics, 0.5)
-        return TrainAnswer(tensors=dict(TENSORS), weight=6.0, metrics=values, patients=6, metric_patients=3)
+        return TrainAnswer(dict(TENSORS), 6.0, values, patients=6, metric_patients=self.metric_patients)
 
     def evaluate(self, state: Any, split: str, *, stopped: Any) -> Any:
         self.asked.append((split, stopped()))
@@ -77,7 +78,8 @@ class Site:
     def context(self) -> FLContext:
         fl_ctx = self.engine.context("clinic-a")
         if self.admitted:
-            handshake.admit(read_policy(POLICIES / "open.toml"), fl_ctx)
+            admitted = handshake.Admitted(read_policy(POLICIES / "open.toml"), rounds=3)
+            handshake.admit(admitted, fl_ctx)
         return fl_ctx
 
 
@@ -85,7 +87,7 @@ class Site:
 def _stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv(SITES_VARIABLE, raising=False)
     monkeypatch.setattr(module, "Trainer", StandInTrainer)
-    StandInTrainer.made, StandInTrainer.error = [], None
+    StandInTrainer.made, StandInTrainer.error, StandInTrainer.metric_patients = [], None, 3
     yield
     handshake._released.clear()
 
@@ -127,6 +129,25 @@ def test_an_evaluation_asks_test_patients_or_all_of_a_site_that_never_trains(
     assert (dxo.data_kind, dxo.data) == (DataKind.METRICS, {"auc": 0.75})
     assert StandInTrainer.made[0].asked == [(split, False)]
     assert handshake.take_release(dxo.data) is not None
+
+
+def test_an_evaluation_is_answered_once(tmp_path: Path) -> None:
+    """A server that could ask again and again could find out single patients' labels."""
+    site = Site(tmp_path)
+    assert site.ask("evaluate").get_return_code() == ReturnCode.OK
+    assert site.ask("evaluate").get_return_code() == "REFUSED_EVALUATED_ALREADY"
+
+
+@pytest.mark.parametrize("index", [-1, 3, 1.0, None])
+def test_only_rounds_of_the_protocol_are_trained(tmp_path: Path, index: Any) -> None:
+    assert Site(tmp_path).ask(index=index).get_return_code() == "REFUSED_ROUND_INVALID"
+    assert not StandInTrainer.made
+
+
+def test_metrics_of_too_few_patients_do_not_cost_the_update(tmp_path: Path) -> None:
+    StandInTrainer.metric_patients = 1
+    dxo = from_shareable(Site(tmp_path, best_metric="auc").ask())
+    assert dxo.data_kind == DataKind.WEIGHT_DIFF and METRICS not in dxo.meta
 
 
 def test_without_a_token_nothing_is_even_read(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from histoflare.bags.cohort import load_cohort
+from histoflare.errors import HistoflareError
 from histoflare.flare import processes
-from histoflare.flare.job import read_job, write_variant
+from histoflare.flare.job import CONFIG_FOLDER, VARIABLES_FILE, read_job, write_variant
 from histoflare.flare.kits import Agreement
 from histoflare.flare.persistor import BEST_MODEL_FILE, GLOBAL_MODEL_FILE, read_facts
 from histoflare.flare.poc import COMPLETED, Federation
@@ -45,7 +46,7 @@ class Running:
     def __init__(self, folder: Path, repository: Path) -> None:
         self.folder = folder
         self.original = write_variant(repository / "jobs" / "mem_fedavg", folder / "job", {"rounds": ROUNDS})
-        self.sites = {site: write_site(folder / "sites", site) for site in SITES}
+        self.sites = {site: write_site(folder / "sites", site, validation=True) for site in SITES}
         self._delays = folder / "delays.json"
         self.delay({})
         self.environment = {
@@ -224,6 +225,21 @@ def registered(federation: Federation) -> set[str]:
         return set(federation.admin.registered())
     except Exception:
         return set()
+
+
+def test_a_job_that_could_read_a_site_gets_nowhere(running: Running) -> None:
+    """Its task's name would tell the server the first letter of a path; the sites ask for no task at all."""
+    job = running.variant()
+    with (job / CONFIG_FOLDER / VARIABLES_FILE).open("a") as file:
+        file.write('\ntask_name = "train{manifest[0]}"\n')
+    job_id = running.submit(job)
+    wait(lambda: "does not run here" in running.federation.log("clinic-a").read_text())
+    time.sleep(3.0)
+    rows = running.federation.rounds(job_id)
+    assert not [row for row in rows if row["taking_part"] or row["refused"]]
+    with suppress(HistoflareError):  # it may have ended by itself
+        running.federation.admin.abort(job_id)
+    running.end(job_id)
 
 
 @pytest.mark.parametrize("min_clients", [2, 3])

@@ -42,15 +42,16 @@ class Site:
     def __init__(self, root: Path, repository: Path, changes: dict[str, Any] | None = None) -> None:
         self.kit = root / "kit"
         job = write_variant(repository / "jobs" / "mem_fedavg", root / "job", changes or {})
-        (job / CONFIG_FOLDER).rename(self.kit)
-        variables = read_configuration(self.kit / "config_fed_client.conf")
+        self.configuration = job / CONFIG_FOLDER
+        self.kit.mkdir()
+        variables = read_configuration(self.configuration / "config_fed_client.conf")
         (self.kit / policy_file("open")).write_text((POLICIES / "open.toml").read_text())
         agreed = read_configuration(
             repository / "jobs" / "mem_fedavg" / CONFIG_FOLDER / "config_fed_client.conf"
         )
         write_protocol(self.kit / PROTOCOL_FILE, agreed["protocol"])
         task = make_component({"path": "histoflare.bags.task.MemTask", "args": variables["task"]})
-        self.engine = StandInEngine(self.kit, {"task": task})
+        self.engine = StandInEngine(self.kit, {"task": task}, configuration=self.configuration)
         self.scope = "open"
         self.guard = Guard()
 
@@ -97,8 +98,8 @@ def code(reply: Shareable) -> str:
 class TestAdmission:
     def test_admits_a_job_the_site_agreed_to_once_per_task(self, site: Site) -> None:
         fl_ctx = site.admit()
-        policy = handshake.redeem(fl_ctx)
-        assert policy is not None and policy.name == "open"
+        admitted = handshake.redeem(fl_ctx)
+        assert admitted is not None and admitted.policy.name == "open" and admitted.rounds == 30
         assert handshake.redeem(fl_ctx) is None, "a token works once"
 
     def test_a_token_of_the_job_s_own_making_is_none(self, site: Site) -> None:
@@ -123,7 +124,7 @@ class TestAdmission:
     ) -> None:
         if changes == {"protocol": 3}:
             site = Site(tmp_path, repository)
-            with (site.kit / "job.conf").open("a") as file:
+            with (site.configuration / "job.conf").open("a") as file:
                 file.write("\nprotocol = 3\ntask.labels = []\ntask.encoder = x\ntask.mpp = 1\n")
         else:
             site = Site(tmp_path, repository, changes)
@@ -140,9 +141,44 @@ class TestAdmission:
         assert handshake.refusal(site.admit()) == "PROTOCOL_MISMATCH"
 
     def test_refuses_a_job_that_runs_other_rounds_than_agreed(self, site: Site) -> None:
-        with (site.kit / "job.conf").open("a") as file:
+        with (site.configuration / "job.conf").open("a") as file:
             file.write("\nrounds = 3\n")
         assert handshake.refusal(site.admit()) == "PROTOCOL_MISMATCH"
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            'include file("/etc/passwd")',
+            'include url("http://consortium.example/job.conf")',
+            'task { include "histoflare.toml" }',
+            'INCLUDE required(file("x"))',
+            "seed = ${HOME}",
+            "seed = ${?manifest}",
+            "strategy.weights.a = ${cache_mb}",
+            'purpose = "research{manifest[0]}"',
+            'purpose = "{manifest[0]}"',
+            'purpose = "{$HOME}"',
+            'purpose = """research"""',
+        ],
+    )
+    def test_refuses_a_job_that_could_read_the_site(self, site: Site, line: str) -> None:
+        with (site.configuration / "job.conf").open("a") as file:
+            file.write(f"\n{line}\n")
+        assert handshake.refusal(site.admit()) == "JOB_INVALID"
+
+    @pytest.mark.parametrize(
+        "name", ["config_fed_client.json", "sub/config_fed_client.conf", "../custom/x.py"]
+    )
+    def test_refuses_a_job_with_other_files(self, site: Site, name: str) -> None:
+        """FLARE would run ``config_fed_client.json`` if it is there, whatever the checked file says."""
+        path = site.configuration / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+        assert handshake.refusal(site.admit()) == "JOB_INVALID"
+
+    def test_flare_s_signatures_belong_to_a_job(self, site: Site) -> None:
+        (site.configuration / ".__nvfl_sig.json").write_text("{}")
+        assert handshake.redeem(site.admit()) is not None
 
     def test_refuses_another_scope(self, site: Site) -> None:
         site.scope = "trusted"

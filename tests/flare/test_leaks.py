@@ -46,7 +46,7 @@ def write_leaky_job(repository: Path, target: Path) -> Path:
     executors = {
         "guarded": plain.replace(
             'path = "histoflare.flare.executor.SiteExecutor"', 'path = "leaky.LeakyExecutor"'
-        ).replace("args { task_id", 'args { mark = "guarded", task_id'),
+        ).replace("args { seed", 'args { mark = "guarded", seed'),
         "open": 'include "job.conf"\nformat_version = 2\ntask_data_filters = []\ntask_result_filters = []\n'
         'executors = [{ tasks = ["train"]\n'
         '  executor { path = "leaky.OpenExecutor", args { mark = "open" } } }]\ncomponents = [\n]\n',

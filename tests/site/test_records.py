@@ -98,6 +98,26 @@ def test_other_names_are_folders(tmp_path: Path, run: str) -> None:
     assert RunRecords(tmp_path, run, "a").folder.parent == tmp_path
 
 
+def test_a_run_stays_what_it_was(tmp_path: Path, records: RunRecords) -> None:
+    """Else a job could name an earlier run, share what that one kept at the site, and have it sent."""
+    task, strategy = {"labels": ("a", "b"), "dim": 4}, {"name": "fedavg", "share": ["blocks"]}
+    records.claim(task, strategy)
+    records.claim(task, strategy)
+    records.claim(task, None)
+    for other in ((task, {"name": "fedavg", "share": None}), ({**task, "dim": 5}, strategy), ({}, None)):
+        with pytest.raises(JobError) as caught:
+            RunRecords(tmp_path, "run-1", "a").claim(*other)
+        assert caught.value.reason == "RECORDS_INVALID"
+    (records.folder / "run.json").write_text("{")
+    with pytest.raises(JobError, match="damaged"):
+        records.claim(task, strategy)
+
+
+def test_an_evaluation_alone_claims_nothing(records: RunRecords) -> None:
+    records.claim({}, None)
+    assert not records.folder.exists()
+
+
 def test_figures_are_in_tensorboard(records: RunRecords) -> None:
     records.add_scalars(0, {"loss": 0.75, "validation/auc": None})
     records.add_scalars(1, {"loss": 0.5, "validation/auc": 0.625})

@@ -17,8 +17,10 @@ from nvflare.apis.shareable import Shareable
 
 from histoflare.errors import JobError
 from histoflare.flare import handshake
-from histoflare.flare.job import read_configuration
-from histoflare.privacy.policy import Policy, read_policy
+from histoflare.flare.deployed import CLIENT_FILE, check_deployed
+from histoflare.flare.handshake import Admitted
+from histoflare.flare.job import TASK, read_configuration
+from histoflare.privacy.policy import read_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, check_task, digest, read_protocol
 from histoflare.slides.manifest import SPLIT_RULE
 
@@ -30,14 +32,12 @@ class Admission(Filter):
 
     Args:
         policy: The scope's policy file, in the ``local`` folder of the site's startup kit.
-        task_id: Component of the job that says what is learned.
     """
 
-    def __init__(self, policy: str, task_id: str = "task") -> None:
+    def __init__(self, policy: str) -> None:
         super().__init__()
         self._policy = policy
-        self._task_id = task_id
-        self._admitted: dict[str, Policy] = {}
+        self._admitted: dict[str, Admitted] = {}
 
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """Admit or refuse one task; the task itself goes on unchanged."""
@@ -55,8 +55,8 @@ class Admission(Filter):
             handshake.refuse("NOT_ADMITTED", fl_ctx)
         return shareable
 
-    def _check(self, fl_ctx: FLContext) -> Policy:
-        """Return the policy that the job falls under.
+    def _check(self, fl_ctx: FLContext) -> Admitted:
+        """Return what the job may do.
 
         Raises:
             JobError: The site takes no such job.
@@ -67,9 +67,9 @@ class Admission(Filter):
         scope = (fl_ctx.get_prop(FLContextKey.JOB_META) or {}).get("scope") or policy.name
         if scope != policy.name:
             raise JobError(f"The job's scope '{scope}' is not '{policy.name}'.", reason="SCOPE_UNKNOWN")
-        variables = read_configuration(
-            Path(workspace.get_app_config_dir(fl_ctx.get_job_id())) / "config_fed_client.conf"
-        )
+        folder = Path(workspace.get_app_config_dir(fl_ctx.get_job_id()))
+        check_deployed(folder)
+        variables = read_configuration(folder / CLIENT_FILE)
         purpose = variables.get("purpose")
         if purpose not in policy.purposes:
             raise JobError(
@@ -86,9 +86,9 @@ class Admission(Filter):
                 f"({digest(agreed)[:12]}…).",
                 reason="PROTOCOL_MISMATCH",
             )
-        check_task(agreed, fl_ctx.get_engine().get_component(self._task_id).to_json())
+        check_task(agreed, fl_ctx.get_engine().get_component(TASK).to_json())
         _check_rules(agreed, variables)
-        return policy
+        return Admitted(policy, agreed["stop"]["rounds"])
 
 
 def _check_rules(protocol: Mapping[str, Any], variables: Mapping[str, Any]) -> None:
@@ -99,6 +99,8 @@ def _check_rules(protocol: Mapping[str, Any], variables: Mapping[str, Any]) -> N
         problems.append(f"split must be {SPLIT_RULE}")
     if not isinstance(stop, Mapping) or stop.get("model") not in ("last", "best"):
         problems.append("stop.model must be last or best")
+    elif type(stop.get("rounds")) is not int or stop["rounds"] < 1:
+        problems.append("stop.rounds must be a whole number of at least 1")
     elif "rounds" in variables and variables["rounds"] != stop.get("rounds"):
         problems.append("the job's rounds are not the protocol's")
     if problems:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
@@ -35,10 +37,11 @@ class StampedAggregator(Aggregator):
         super().__init__()
         self.taking_part: list[str] = []
         self.metrics: dict[str, dict[str, float | None]] = {}
+        self._combined = False
 
     def reset(self, fl_ctx: FLContext) -> None:
         """Forget the round's results."""
-        self.taking_part, self.metrics = [], {}
+        self.taking_part, self.metrics, self._combined = [], {}, False
 
     def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
         """Hold one site's result of this round, or refuse it.
@@ -49,7 +52,7 @@ class StampedAggregator(Aggregator):
         peer = fl_ctx.get_peer_context()
         site = peer.get_prop(ReservedKey.IDENTITY_NAME) if peer else None
         current = fl_ctx.get_prop(AppConstants.CURRENT_ROUND)
-        if site is None or shareable.get_return_code() not in (None, ReturnCode.OK):
+        if self._combined or site is None or shareable.get_return_code() not in (None, ReturnCode.OK):
             return False
         if site in self.taking_part or shareable.get_cookie(AppConstants.CONTRIBUTION_ROUND) != current:
             return False
@@ -60,11 +63,12 @@ class StampedAggregator(Aggregator):
             stamp = dxo.get_meta_prop(RELEASE) or {}
             if stamp.get("digest") != handshake.digest_of(dxo.data):
                 raise JobError("it does not carry the stamp of the site's gate")
+            metrics = _read_metrics(dxo.get_meta_prop(METRICS) or {})
             self.hold(site, dxo, fl_ctx)
         except (HistoflareError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             self.log_warning(fl_ctx, f"the result of {site} is refused: {error}")
             return False
-        self.metrics[site] = dict(dxo.get_meta_prop(METRICS) or {})
+        self.metrics[site] = metrics
         self.taking_part.append(site)
         return True
 
@@ -104,6 +108,7 @@ class SiteOrderAggregator(StampedAggregator):
 
     def aggregate(self, fl_ctx: FLContext) -> Shareable:
         """Return the new global model. Without any update it stays as it was, and the record says so."""
+        self._combined = True  # what comes now is of this round, and too late
         engine = fl_ctx.get_engine()
         weights = _weights(fl_ctx)
         sites = sorted({client.name for client in engine.get_clients()} | set(self._updates))
@@ -128,15 +133,31 @@ class MetricsCollector(StampedAggregator):
         super().__init__()
         self._evaluations: dict[str, dict[str, float | None]] = {}
 
+    def reset(self, fl_ctx: FLContext) -> None:
+        """Forget the round's metrics."""
+        super().reset(fl_ctx)
+        self._evaluations = {}
+
     def hold(self, site: str, dxo: DXO, fl_ctx: FLContext) -> None:
         """Keep a site's metrics."""
-        self._evaluations[site] = dict(dxo.data)
+        self._evaluations[site] = _read_metrics(dxo.data)
 
     def aggregate(self, fl_ctx: FLContext) -> Shareable:
         """Write the metrics and return the model."""
+        self._combined = True
         write_json(run_folder(fl_ctx) / EVALUATION_FILE, dict(sorted(self._evaluations.items())))
         shareable: Shareable = DXO(DataKind.WEIGHTS, data=_weights(fl_ctx)).to_shareable()
         return shareable
+
+
+def _read_metrics(content: Any) -> dict[str, float | None]:
+    """Return a site's metrics; one site's nonsense may not end the round of the others."""
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and (value is None or (type(value) is float and math.isfinite(value)))
+        for name, value in content.items()
+    ):
+        raise JobError("its metrics are not names and numbers")
+    return dict(content)
 
 
 def _weights(fl_ctx: FLContext) -> dict[str, Any]:

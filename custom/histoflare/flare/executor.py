@@ -15,9 +15,10 @@ from nvflare.app_common.app_constant import AppConstants
 from histoflare.errors import HistoflareError, JobError
 from histoflare.flare import handshake
 from histoflare.flare.gate import refused
+from histoflare.flare.handshake import Admitted
 from histoflare.flare.headers import METRICS, TOTAL_ROUNDS, WEIGHT
+from histoflare.flare.job import STRATEGY, TASK
 from histoflare.flare.tensors import as_arrays
-from histoflare.privacy.policy import Policy
 from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
 from histoflare.site.trainer import Trainer, TrainerSetup
 
@@ -26,8 +27,6 @@ class SiteExecutor(Executor):
     """Hands the tasks of an admitted job to this site's trainer process.
 
     Args:
-        task_id: Component that says what is learned (e.g. ``histoflare.bags.task.MemTask``).
-        strategy_id: Component that says how sites work together (e.g. ``histoflare.rounds.fedavg.FedAvg``).
         seed: The job's seed.
         run: Name of the run that this job continues; None for a new one.
         best_metric: Metric of the validation patients to send with each update, if the policy lets it out.
@@ -36,8 +35,6 @@ class SiteExecutor(Executor):
 
     def __init__(
         self,
-        task_id: str = "task",
-        strategy_id: str = "strategy",
         seed: int = 0,
         run: str | None = None,
         best_metric: str | None = None,
@@ -45,14 +42,13 @@ class SiteExecutor(Executor):
         evaluate_task_name: str = "evaluate",
     ) -> None:
         super().__init__()
-        self._task_id = task_id
-        self._strategy_id = strategy_id
         self._seed = seed
         self._run = run
         self._metrics = [f"validation/{best_metric}"] if best_metric else []
         self._train_task_name = train_task_name
         self._evaluate_task_name = evaluate_task_name
         self._trainer: Trainer | None = None
+        self._evaluated = False
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """End the trainer with the job."""
@@ -64,11 +60,11 @@ class SiteExecutor(Executor):
     ) -> Shareable:
         """Answer one FLARE task. Never raises: an exception would go round the gate, with its text."""
         try:
-            policy = handshake.redeem(fl_ctx)
-            if policy is None:
+            admitted = handshake.redeem(fl_ctx)
+            if admitted is None:
                 return refused(handshake.refusal(fl_ctx))
             if task_name == self._train_task_name:
-                return self._train(shareable, fl_ctx, policy, abort_signal)
+                return self._train(shareable, fl_ctx, admitted, abort_signal)
             if task_name == self._evaluate_task_name:
                 return self._evaluate(shareable, fl_ctx, abort_signal)
             return refused("TASK_UNKNOWN")
@@ -81,33 +77,43 @@ class SiteExecutor(Executor):
             return refused("TRAINING_FAILED")
 
     def _train(
-        self, shareable: Shareable, fl_ctx: FLContext, policy: Policy, abort_signal: Signal
+        self, shareable: Shareable, fl_ctx: FLContext, admitted: Admitted, abort_signal: Signal
     ) -> Shareable:
         configuration = self._configuration(fl_ctx)
         if getattr(configuration, "evaluation_only", False):
             raise JobError("This site only evaluates (evaluation_only).", reason="EVALUATION_ONLY")
+        index, total = shareable.get_header(AppConstants.CURRENT_ROUND), shareable.get_header(TOTAL_ROUNDS)
+        if type(index) is not int or not 0 <= index < admitted.rounds or total != admitted.rounds:
+            raise JobError(
+                f"The server asked for round {index!r} of {total!r}; the protocol has {admitted.rounds}.",
+                reason="ROUND_INVALID",
+            )
+        policy = admitted.policy
         answer = self._start(configuration, fl_ctx).train(
             as_arrays(from_shareable(shareable).data),
-            shareable.get_header(AppConstants.CURRENT_ROUND),
-            shareable.get_header(TOTAL_ROUNDS),
+            index,
+            total,
             metrics=list(policy.allowed_metrics(dict.fromkeys(self._metrics))),
             stopped=lambda: bool(abort_signal.triggered),
         )
         handshake.release(answer.tensors, answer.patients)
         meta: dict[str, object] = {WEIGHT: float(answer.weight)}
-        if answer.metrics:
+        if answer.metrics and answer.metric_patients >= policy.minimum_patients:
             handshake.release(answer.metrics, answer.metric_patients)
             meta[METRICS] = answer.metrics
         reply: Shareable = DXO(DataKind.WEIGHT_DIFF, data=answer.tensors, meta=meta).to_shareable()
         return reply
 
     def _evaluate(self, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
+        if self._evaluated:
+            raise JobError("This job has had its answer.", reason="EVALUATED_ALREADY")
         configuration = self._configuration(fl_ctx)
         # None of the patients of a site that never trains has been seen: all of them are asked.
         split = "all" if getattr(configuration, "evaluation_only", False) else "test"
         answer = self._start(configuration, fl_ctx).evaluate(
             as_arrays(from_shareable(shareable).data), split, stopped=lambda: bool(abort_signal.triggered)
         )
+        self._evaluated = True
         handshake.release(answer.metrics, answer.patients)
         reply: Shareable = DXO(DataKind.METRICS, data=answer.metrics).to_shareable()
         return reply
@@ -122,8 +128,8 @@ class SiteExecutor(Executor):
             setup = TrainerSetup(
                 site=fl_ctx.get_identity_name(),
                 configuration=configuration,
-                task=engine.get_component(self._task_id),
-                strategy=engine.get_component(self._strategy_id),
+                task=engine.get_component(TASK),  # the one that admission has compared with the protocol
+                strategy=engine.get_component(STRATEGY),
                 seed=self._seed,
                 run=self._run or fl_ctx.get_job_id(),
             )

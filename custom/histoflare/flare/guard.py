@@ -11,6 +11,7 @@ everything a server received.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from nvflare.apis.event_type import EventType
@@ -24,14 +25,17 @@ from nvflare.fuel.f3.message import Message
 from nvflare.fuel.f3.streaming.stream_const import STREAM_CHANNEL, STREAM_DATA_TOPIC, StreamHeaderKey
 
 from histoflare.flare import handshake
+from histoflare.flare.deployed import check_deployed
 from histoflare.flare.gate import refused
 from histoflare.flare.headers import PSEUDONYM
 
 ANY = "*"
 
+GET_TASK = "get_task"
+
 KEPT_OPEN = {
     "aux_communication": {"__job_heartbeat__", "__task_check__", "__sync_runner__"},
-    "server_command": {"get_task", "submit_update"},
+    "server_command": {GET_TASK, "submit_update"},
     "sm__STREAM": {"sm__ACK"},
     "download_service__": {ANY},
     "return_only": {"download_service__:download_service__download"},
@@ -72,6 +76,7 @@ class Guard(FLComponent):
         super().__init__()
         self._reply: Shareable | None = None
         self._task: Shareable | None = None
+        self._sealed = False
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Follow a task through FLARE's events. Never raises: an event's exception is logged, not obeyed."""
@@ -94,7 +99,15 @@ class Guard(FLComponent):
             _close_properties(fl_ctx)
 
     def _close_cell(self, fl_ctx: FLContext) -> None:
-        cell = fl_ctx.get_engine().get_cell()
+        engine = fl_ctx.get_engine()
+        try:
+            check_deployed(Path(engine.get_workspace().get_app_config_dir(fl_ctx.get_job_id())))
+        except Exception as error:
+            # It could make FLARE itself tell things, before any filter sees them: it gets no task at all.
+            self.logger.warning("this job does not run here: %s", error)
+            self._sealed = True
+            self.system_panic("JOB_INVALID", fl_ctx)
+        cell = engine.get_cell()
         core = getattr(cell, "core_cell", cell)
         core.add_outgoing_request_filter(ANY, ANY, self.stop_unless_needed)
 
@@ -106,7 +119,7 @@ class Guard(FLComponent):
             channel = message.get_header(StreamHeaderKey.CHANNEL, "")
             topic = message.get_header(StreamHeaderKey.TOPIC, "")
         topics = KEPT_OPEN.get(channel, set())
-        if topic in topics or ANY in topics:
+        if (topic in topics or ANY in topics) and not (self._sealed and topic == GET_TASK):
             return None
         self.logger.warning("a message on %s/%s was stopped", channel, topic)
         return make_reply(ReturnCode.FILTER_ERROR)

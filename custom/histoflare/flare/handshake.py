@@ -26,7 +26,7 @@ _ADMITTED = "histoflare_admitted"
 _TASK = "histoflare_task"
 _REFUSAL = "histoflare_refusal"
 
-_issued: dict[str, Policy] = {}
+_issued: dict[str, Admitted] = {}
 _permitted: list[str] = []
 _released: dict[str, Release] = {}
 
@@ -45,6 +45,14 @@ class Release:
 
 
 @dataclass(frozen=True)
+class Admitted:
+    """What an admitted job may do here: under which policy, and of how many rounds."""
+
+    policy: Policy
+    rounds: int
+
+
+@dataclass(frozen=True)
 class ReceivedTask:
     """A task as it came: the message, and its cookies before anything else of this process saw them."""
 
@@ -52,10 +60,10 @@ class ReceivedTask:
     cookies: dict[str, Any]
 
 
-def admit(policy: Policy, fl_ctx: FLContext) -> None:
+def admit(admitted: Admitted, fl_ctx: FLContext) -> None:
     """Issue the token that lets the executor work on this task."""
     token = secrets.token_hex(16)
-    _issued[token] = policy
+    _issued[token] = admitted
     _set(fl_ctx, _ADMITTED, token)
     _set(fl_ctx, _REFUSAL, None)
 
@@ -66,12 +74,12 @@ def refuse(reason: str, fl_ctx: FLContext) -> None:
     _set(fl_ctx, _REFUSAL, reason)
 
 
-def redeem(fl_ctx: FLContext) -> Policy | None:
+def redeem(fl_ctx: FLContext) -> Admitted | None:
     """Take back this task's token; None if there is none. A token works once; earlier releases are void."""
     _released.clear()
-    policy = _issued.pop(str(fl_ctx.get_prop(_ADMITTED)), None)
+    admitted = _issued.pop(str(fl_ctx.get_prop(_ADMITTED)), None)
     _set(fl_ctx, _ADMITTED, None)
-    return policy
+    return admitted
 
 
 def refusal(fl_ctx: FLContext) -> str:
@@ -125,10 +133,14 @@ def digest_of(content: Mapping[str, Any]) -> str:
     """Return the SHA-256 over names, types, shapes and bytes of tensors, arrays or numbers (None: NaN)."""
     return digest(
         {
-            name: torch.as_tensor(float("nan") if value is None else value).detach().cpu()
+            name: _number(value) if isinstance(value, float | int | None) else torch.as_tensor(value).cpu()
             for name, value in content.items()
         }
     )
+
+
+def _number(value: float | None) -> torch.Tensor:
+    return torch.tensor(float("nan") if value is None else value, dtype=torch.float64)
 
 
 def _set(fl_ctx: FLContext, name: str, value: Any) -> None:

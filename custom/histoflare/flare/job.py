@@ -24,6 +24,8 @@ META_FILE = "meta.json"
 VARIABLES_FILE = "job.conf"
 START_MODEL_FILE = "start_model.safetensors"
 OWN_CLASSES = "histoflare."
+TASK, STRATEGY = "task", "strategy"
+"""Ids of a job's components that say what is learned, and how sites work together."""
 
 AGREED = {
     "rounds": "protocol.stop.rounds",

@@ -29,6 +29,7 @@ PROJECT = "histoflare"
 SCHEME = "tcp"
 """With TLS both ways. FLARE's default, a websocket, drops messages above 4 MiB: a job with a model in it."""
 
+TEMPORARY_PREFIX = "histoflare-kits-"
 PREPARE_SECONDS = 120.0
 
 
@@ -57,6 +58,7 @@ class Kits:
         folder: One startup kit per participant.
         server, lead: Names of the server and of the project's administrator; ``sites``: of the sites.
         port: The server's TCP port.
+        temporary: Folder made for the kits if they could not be in the workspace; removed with them.
     """
 
     name: str
@@ -65,16 +67,16 @@ class Kits:
     lead: str
     sites: tuple[str, ...]
     port: int
+    temporary: str | None = None
 
     def kit(self, participant: str) -> Path:
         """Return a participant's kit."""
         return Path(self.folder) / participant
 
-    def remove_temporary(self, workspace: Path) -> None:
-        """Remove the kits if they could not be made in ``workspace`` (see :func:`make_kits`)."""
-        place = Path(self.folder).parents[1]
-        if workspace not in place.parents:
-            shutil.rmtree(place.parent, ignore_errors=True)
+    def remove_temporary(self) -> None:
+        """Remove the kits if they are in a temporary folder (see :func:`make_kits`)."""
+        if self.temporary and Path(self.temporary).name.startswith(TEMPORARY_PREFIX):
+            shutil.rmtree(self.temporary, ignore_errors=True)
 
 
 def make_kits(workspace: Path, sites: Mapping[str, SiteConfiguration], agreement: Agreement) -> Kits:
@@ -89,14 +91,15 @@ def make_kits(workspace: Path, sites: Mapping[str, SiteConfiguration], agreement
     Raises:
         HistoflareError: FLARE cannot make them (FEDERATION_FAILED).
     """
-    place = _folder_for_kits(workspace)
+    temporary = _temporary_folder(workspace)
+    place = (Path(temporary) if temporary else workspace) / "kits"
     port = processes.free_port()
     content = _project(agreement)
     server, lead = _cast(content, sorted(sites), port)
     write_text(workspace / "project.yml", yaml.safe_dump(content, sort_keys=False))
     _run_flare(workspace, place)
     folder = place / content["name"] / "prod_00"
-    kits = Kits(uuid.uuid4().hex, str(folder), server, lead, tuple(sorted(sites)), port)
+    kits = Kits(uuid.uuid4().hex, str(folder), server, lead, tuple(sorted(sites)), port, temporary)
     missing = [who for who in (server, lead, *sites) if not (kits.kit(who) / "startup").is_dir()]
     if missing:
         raise HistoflareError(f"FLARE made no kit for {', '.join(missing)}.", reason="FEDERATION_FAILED")
@@ -187,8 +190,8 @@ def _run_flare(workspace: Path, place: Path) -> None:
         raise HistoflareError(f"FLARE cannot make the kits:\n{last}", reason="FEDERATION_FAILED")
 
 
-def _folder_for_kits(workspace: Path) -> Path:
-    """Return where the kits go: in the workspace, or in a temporary folder if its path has a blank."""
+def _temporary_folder(workspace: Path) -> str | None:
+    """Make a folder for the kits if the workspace's path has a blank; None: they can be in there."""
     if _breaks_command_lines(sys.executable):
         raise HistoflareError(
             f"{sys.executable}: FLARE cannot start jobs with a Python whose path has a blank or a quote in "
@@ -196,14 +199,14 @@ def _folder_for_kits(workspace: Path) -> Path:
             reason="FEDERATION_FAILED",
         )
     if not _breaks_command_lines(str(workspace)):
-        return workspace / "kits"
-    folder = tempfile.mkdtemp(prefix="histoflare-")
+        return None
+    folder = tempfile.mkdtemp(prefix=TEMPORARY_PREFIX)
     if _breaks_command_lines(folder):
         raise HistoflareError(
             f"{workspace}: FLARE cannot work in a folder whose path has a blank or a quote in it.",
             reason="FEDERATION_FAILED",
         )
-    return Path(folder) / "kits"
+    return folder
 
 
 def _breaks_command_lines(path: str) -> bool:

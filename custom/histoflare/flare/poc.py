@@ -74,7 +74,7 @@ class Federation:
         refuse_running(workspace)
         workspace.mkdir(parents=True, exist_ok=True)
         if (earlier := _read_state(workspace)) is not None:
-            earlier.remove_temporary(workspace)  # its process was killed
+            earlier.remove_temporary()  # its process was killed
         shutil.rmtree(workspace / "logs", ignore_errors=True)
         kits = make_kits(workspace, sites, agreement)
         write_json(workspace / STATE_FILE, asdict(kits))
@@ -236,7 +236,7 @@ class Federation:
             for process in self._started.values():
                 process.wait()
             self._started.clear()
-            self.kits.remove_temporary(self.workspace)
+            self.kits.remove_temporary()
             if _read_state(self.workspace) == self.kits:
                 (self.workspace / STATE_FILE).unlink(missing_ok=True)
 

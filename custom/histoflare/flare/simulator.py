@@ -12,15 +12,15 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
-from nvflare.private.fed.simulator.simulator_const import SimulatorConstants
 
 from histoflare.errors import JobError
 from histoflare.flare.allowed import ALLOWED_CLASSES, SITE_CLASSES
-from histoflare.flare.job import Job
+from histoflare.flare.job import Job, write_variant
 from histoflare.flare.record import ROUNDS_FILE
 from histoflare.flare.result import (
     FederationResult,
@@ -63,9 +63,12 @@ def run_simulation(
             write_site_file(configurations / f"{site}.toml", configuration)
         _write_policy(workspace / "local", job)
         log_path = Path(scratch) / "log.txt"
-        code = _run_to_the_end(job.folder, workspace, configurations, sorted(sites), log_path, on_round)
+        # The simulator gives every job the same id; the sites keep their notes by the run's name.
+        run = f"simulation-{uuid.uuid4().hex}"
+        folder = write_variant(job.folder, Path(scratch) / "job" / job.name, {"run": run})
+        code = _run_to_the_end(folder, workspace, configurations, sorted(sites), log_path, on_round)
         result = _collect(workspace, code, job.rounds, log_path.read_text(errors="replace"))
-    return FederationRun(result, None, load_site_states(sites, SimulatorConstants.JOB_NAME))
+    return FederationRun(result, None, load_site_states(sites, run))
 
 
 def _write_policy(local: Path, job: Job) -> None:

@@ -20,6 +20,7 @@ from histoflare.flare.gate import reason_of
 from histoflare.flare.headers import ASKED, PSEUDONYM
 from histoflare.flare.record import RoundRecord, RunRecord
 from histoflare.flare.tensors import tensor_bytes
+from histoflare.site.configuration import is_pseudonym
 
 
 class AskingScatterAndGather(ScatterAndGather):
@@ -53,6 +54,7 @@ class AskingScatterAndGather(ScatterAndGather):
         self._record = RunRecord()
         self._board = Board()
         self._current: RoundRecord | None = None
+        self._required = 1
 
     def broadcast_and_wait(
         self,
@@ -70,11 +72,12 @@ class AskingScatterAndGather(ScatterAndGather):
         self._current_num_targets = len(asked)
         self._current = RoundRecord(self._current_round, sites, list(asked))
         self._task = task
+        self._required = min(min_responses, len(asked))
         super().broadcast_and_wait(
-            task, fl_ctx, asked, min(min_responses, len(asked)), wait_time_after_min_received, abort_signal
+            task, fl_ctx, asked, self._required, wait_time_after_min_received, abort_signal
         )
         self._current.ended = time.monotonic()
-        self._require_updates(min(min_responses, len(asked)), fl_ctx, abort_signal)
+        self._require_updates(fl_ctx, abort_signal)
         self._keep_best(fl_ctx)
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
@@ -116,30 +119,33 @@ class AskingScatterAndGather(ScatterAndGather):
         current.answered[site] = time.monotonic()
         code = result.get_return_code()
         if code not in (None, ReturnCode.OK):
-            current.refused[site] = reason_of(code)
+            current.refused[site] = reason_of(str(code))
         else:
             current.bytes_up += tensor_bytes(result)
-        self._record.name(site, result.get_header(PSEUDONYM), fl_ctx)
+        pseudonym = result.get_header(PSEUDONYM)
+        if isinstance(pseudonym, str) and is_pseudonym(pseudonym):
+            self._record.name(site, pseudonym, fl_ctx)
 
     def _do_not_count(self) -> None:
         """FLARE has counted a refusal as an answer: ask for one more."""
         properties = self._task.props
         properties[_KEY_MIN_RESPS] = min(properties[_KEY_MIN_RESPS] + 1, len(self._task.targets))
-        properties[_KEY_MIN_RESPS_RCV_TIME] = None
+        if len(self.aggregator.taking_part) < self._required:
+            properties[_KEY_MIN_RESPS_RCV_TIME] = None  # the wait for late sites has not begun
 
-    def _require_updates(self, required: int, fl_ctx: FLContext, abort_signal: Signal | None) -> None:
+    def _require_updates(self, fl_ctx: FLContext, abort_signal: Signal | None) -> None:
         """End the job if a round was given up with fewer updates than it needs (a time-out, sites gone).
 
         FLARE would combine what there is. The last whole round's model is kept, and a job can go on from it.
         """
         came = len(self.aggregator.taking_part)
-        if self.ignore_result_error is True or came >= required:
+        if self.ignore_result_error is True or came >= self._required:
             return
         if self._current is not None and (abort_signal is None or not abort_signal.triggered):
             self._current.taking_part = []
             self._record.write(self._current, fl_ctx, finished=False)
             self.system_panic(
-                f"round {self._current_round}: {came} of at least {required} updates came", fl_ctx
+                f"round {self._current_round}: {came} of at least {self._required} updates came", fl_ctx
             )
 
     def _keep_best(self, fl_ctx: FLContext) -> None:

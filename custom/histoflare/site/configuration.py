@@ -21,6 +21,7 @@ SITE_FILE = "histoflare.toml"
 """A provisioned site's own file, in the ``local`` folder of its startup kit."""
 
 CACHE_MB = 2048
+PSEUDONYM = "[a-z0-9-]{1,32}"
 
 _TEMPLATE = """\
 # What histoflare needs to know about this site. No job can read or change it.
@@ -154,6 +155,11 @@ def _matches(pattern: str) -> Callable[[object], bool]:
     return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
+def is_pseudonym(text: str) -> bool:
+    """Return whether a text can be a site's pseudonym."""
+    return re.fullmatch(PSEUDONYM, text) is not None
+
+
 _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "manifest": (_is_path, "the path of a CSV"),
     "bags": (_is_path, "the path of a folder"),
@@ -163,7 +169,7 @@ _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "encoder_sha256": (_matches("|[0-9a-fA-F]{64}"), '64 hexadecimal digits, or ""'),
     "cache_mb": (lambda value: type(value) is int and value >= 0, "a whole number of MiB, at least 0"),
     "evaluation_only": (_is_bool, "true or false"),
-    "pseudonym": (_matches("[a-z0-9-]{0,32}"), "at most 32 of a-z, 0-9 and '-'"),
+    "pseudonym": (_matches(f"|{PSEUDONYM}"), "at most 32 of a-z, 0-9 and '-'"),
 }
 """Key → whether a value of it can be used, and what it must be."""
 

@@ -8,29 +8,34 @@ round's answer is given, as ``state_<round>.safetensors``. Round r starts from t
 run again, after a crash of any process or by a job that resumes, and starts where it started the first time
 and gives the same bytes. A run that goes back further finds nothing kept and starts from the global model.
 States of later rounds are of a history that is no more; writing round r removes them.
+
+``run.json`` says what made the states: the task, and the strategy with what it shares. A job of the run's name
+that trains anything else is refused: it could otherwise have what a site keeps for itself sent out.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.torch
 
 from histoflare.errors import JobError
 from histoflare.rounds.state import State
-from histoflare.storage import write_bytes, write_text
+from histoflare.storage import write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 SITE = "site"
 ROUND = "round"
+RUN_FILE = "run.json"
 
 
 class RunRecords:
@@ -55,6 +60,33 @@ class RunRecords:
         self.folder = folder / run
         self._site = site
         self._writer: SummaryWriter | None = None
+
+    def claim(self, task: Mapping[str, Any], strategy: Mapping[str, Any] | None) -> None:
+        """Make this run the one of ``task`` and ``strategy``, or check that it is.
+
+        Args:
+            task, strategy: Their settings, as JSON. Strategy None: a job that only evaluates.
+
+        Raises:
+            JobError: The run is of another task or strategy, or its notes cannot be used (RECORDS_INVALID).
+        """
+        path = self.folder / RUN_FILE
+        wanted = json.loads(json.dumps({"task": task, "strategy": strategy}))
+        try:
+            if not path.is_file():
+                if strategy is not None:
+                    write_json(path, wanted)
+                return
+            made = json.loads(path.read_text())
+            same = made["task"] == wanted["task"] and wanted["strategy"] in (None, made["strategy"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _unusable(path, f"it is damaged ({error})") from error
+        if not same:
+            raise JobError(
+                f"{self.folder.name}: the run of this name was of another task or strategy. A job that goes "
+                "on after it must be the same job (histoflare resume).",
+                reason="RECORDS_INVALID",
+            )
 
     def load_state(self, before: int | None = None) -> State:
         """Return what the strategy kept at this site; empty if nothing.

@@ -50,6 +50,9 @@ class BagTask(Task, Protocol):
     def patch_px(self) -> int | None:
         """Side of their patches in pixels; None takes any."""
 
+    def to_json(self) -> dict[str, Any]:
+        """Return its settings."""
+
 
 def load_site_cohort(site: str, task: BagTask, configuration: SiteConfiguration) -> Cohort:
     """Return a site's cohort as the task wants it, with the memory its configuration gives to features.
@@ -107,6 +110,7 @@ class SiteWork:
             raise JobError(f"{setup.site} only evaluates (evaluation_only).", reason="EVALUATION_ONLY")
         cohort = self._data()
         state = _tensors(arrays)
+        self._records.claim(self._task.to_json(), {"name": setup.strategy.name, **vars(setup.strategy)})
         site_state = self._records.load_state(before=round_index)
         figures, metric_patients = self._validate(state, site_state, metrics)
         started = time.monotonic()
@@ -147,6 +151,7 @@ class SiteWork:
             HistoflareError: The split has no slides (NOTHING_TO_EVALUATE), or the site cannot take part.
         """
         cohort = self._data()
+        self._records.claim(self._task.to_json(), None)
         table = self._predict(_tensors(arrays), self._records.load_state(), split)
         metrics = evaluate(table, seed=derive_seed(self._setup.seed, "evaluate"))
         slides = [record.slide_id for record in cohort.records if split in ("all", record.split)]
