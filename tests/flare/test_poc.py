@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -135,6 +136,56 @@ def test_kits_that_flare_refuses_to_make(tmp_path: Path, agreement: Agreement) -
         Federation.prepare(tmp_path / "run", {"no site name!": site}, agreement)
     assert caught.value.reason == "FEDERATION_FAILED"
     assert "no site name!" in str(caught.value)
+
+
+def test_a_mistake_costs_no_earlier_federation(
+    tmp_path: Path, sites: dict[str, SiteConfiguration], agreement: Agreement
+) -> None:
+    kits = tmp_path / "run" / "kits" / "jobs"
+    kits.mkdir(parents=True)
+    for wrong in (
+        (sites, Agreement(tmp_path / "nowhere")),
+        ({"server": sites["clinic-a"]}, agreement),
+        ({"h.1": sites["clinic-a"]}, agreement),
+        (sites, Agreement(agreement.protocol, project=tmp_path / "nowhere.yml")),
+    ):
+        with pytest.raises(HistoflareError):
+            Federation.prepare(tmp_path / "run", *wrong)
+    (tmp_path / "run" / "project.yml").write_text("name: mine\n")
+    with pytest.raises(HistoflareError, match="not made by this command"):
+        Federation.prepare(tmp_path / "run", sites, agreement)
+    assert kits.is_dir() and [path.name for path in kits.parent.iterdir()] == ["jobs"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"name": null}', '{"sites": "abc"}'])
+def test_a_damaged_state_is_said_and_ends_nobody(
+    tmp_path: Path, sites: dict[str, SiteConfiguration], agreement: Agreement, text: str
+) -> None:
+    """A name of null would be that of every process that is in no federation."""
+    federation = Federation.prepare(tmp_path / "run", sites, agreement)
+    state = json.loads((tmp_path / "run" / STATE_FILE).read_text())
+    if text.startswith('{"'):
+        text = json.dumps({**state, **json.loads(text)})
+    (tmp_path / "run" / STATE_FILE).write_text(text)
+    for action in (Federation.open, lambda folder: Federation.prepare(folder, sites, agreement)):
+        with pytest.raises(HistoflareError, match="damaged"):
+            action(tmp_path / "run")
+    assert Path(federation.kits.folder).is_dir()
+    assert processes.find("") == []
+
+
+@pytest.mark.parametrize("spelling", ["link", "copy", "../run"])
+def test_stopping_under_another_name_removes_no_results(
+    tmp_path: Path, sites: dict[str, SiteConfiguration], agreement: Agreement, spelling: str
+) -> None:
+    federation = Federation.prepare(tmp_path / "run", sites, agreement)
+    kept = Path(federation.kits.folder)
+    if spelling == "link":
+        (tmp_path / "link").symlink_to(tmp_path / "run")
+    elif spelling == "copy":
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    Federation.open(tmp_path / "run" / spelling if spelling.startswith("..") else tmp_path / spelling).stop()
+    assert kept.is_dir()
 
 
 PARENT = """

@@ -91,6 +91,7 @@ class TestSite:
         assert resources["allow_log_streaming"] is False
         paths = [part["path"] for part in resources["components"]]
         assert any(path.endswith(".SiteLogStreamer") for path in paths), "it takes streamers out of jobs"
+        assert paths[-1] == "histoflare.flare.closed_commands.ClosedCommands"
 
     def test_what_flare_sends_at_registration_says_nothing_of_the_policy(self, kits: Path, site: str) -> None:
         from nvflare.private.fed.utils.site_config import project_site_config
@@ -109,7 +110,7 @@ class TestSite:
             ("project_admin", "consortium", "cat", False),
             ("project_admin", "own", "cat", False),
             ("lead", "consortium", "tail", False),
-            ("org_admin", "own", "cat", True),
+            ("org_admin", "own", "cat", False),
             ("org_admin", "another", "cat", False),
             ("org_admin", "own", "shutdown", True),
             ("org_admin", "another", "shutdown", False),

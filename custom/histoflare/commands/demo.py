@@ -138,6 +138,7 @@ def _choose_job(
     """
     from histoflare.bags.encoder import load_encoder
     from histoflare.commands.runtimes import EVALUATION_JOB
+    from histoflare.errors import JobError
     from histoflare.flare.job import read_job, write_variant
     from histoflare.flare.workstation import write_evaluation
     from histoflare.slides.manifest import read_manifest
@@ -151,10 +152,15 @@ def _choose_job(
     if encoder.id != job.task.encoder:
         changes |= {"task.encoder": encoder.id, "task.features": encoder.features}
     jobs = out_dir / "job"
-    shutil.rmtree(jobs, ignore_errors=True)
     changed = {name: value for name, value in changes.items() if value is not None}
-    chosen = read_job(write_variant(folder, jobs / folder.name, changed))
     evaluation = folder.parent / EVALUATION_JOB
+    if folder.parent.resolve() == jobs.resolve():
+        raise JobError(
+            f"{folder}: this command writes its jobs to {jobs}; copy yours to another folder first."
+        )
+    for name in (folder.name, EVALUATION_JOB):
+        shutil.rmtree(jobs / name, ignore_errors=True)
+    chosen = read_job(write_variant(folder, jobs / folder.name, changed))
     if evaluation.is_dir():
         write_evaluation(evaluation, jobs, chosen)
     return chosen, encoder

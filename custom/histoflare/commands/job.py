@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
+import json
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,21 +69,25 @@ def make(
     Example: histoflare job make jobs/mem_evaluate --model demo-run/model.safetensors --out my-evaluation
     """
     from histoflare.commands.run import settings
-    from histoflare.flare.job import read_job, write_variant
+    from histoflare.flare.job import META_FILE, read_job, write_variant
+    from histoflare.flare.persistor import read_state
+    from histoflare.rounds.state import model_state
 
     read_job(job)
     changes = settings(setting or [], job)
     if model is not None:
         changes = model_task(model) | changes
-    names = [name.strip() for name in sites.split(",") if name.strip()] or None
-    if target.exists():
-        raise JobError(f"{target}: exists already; give a folder that does not.")
+    names = _site_names(sites) if sites else None
+    with tempfile.TemporaryDirectory(prefix="histoflare-") as scratch:
+        made = read_job(write_variant(job, Path(scratch) / job.resolve().name, changes))
+        if model is not None and (found := _global_model(model)):
+            read_state(found, like=made.strategy.begin(model_state(made.task.build_model())))
+        least = json.loads((made.folder / META_FILE).read_text())["min_clients"]
+        if names is not None and len(names) < least:
+            raise JobError(
+                f"--sites names {len(names)}, and the job needs {least} to answer (--set min_clients=…)."
+            )
     write_variant(job, target, changes, sites=names, start_model=model)
-    try:
-        read_job(target)
-    except JobError:
-        shutil.rmtree(target)
-        raise
     console.print(f"job: {target}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -109,6 +114,30 @@ def resume(
         markup=False,
         soft_wrap=True,
     )
+
+
+def _site_names(text: str) -> list[str]:
+    from histoflare.flare.kits import SERVER, SITE_NAME
+
+    names = [name.strip() for name in text.split(",")]
+    wrong = [name for name in names if not SITE_NAME.fullmatch(name) or name == SERVER]
+    if wrong or len(set(names)) < len(names):
+        raise JobError(
+            f"--sites takes names of sites separated by commas, each once, not '{text}'; without --sites the "
+            "job is for all."
+        )
+    return names
+
+
+def _global_model(path: Path) -> Path | None:
+    """Return ``path`` if it is a federation's global model, not a model file."""
+    from histoflare.flare.persistor import read_facts
+
+    try:
+        read_facts(path)
+    except JobError:
+        return None
+    return path
 
 
 def model_task(model: Path) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from jinja2 import UndefinedError
 
 from histoflare.commands.console import console
 from histoflare.errors import JobError
@@ -32,7 +35,10 @@ def page(
     from histoflare.report.page import write_page
 
     target = out or report.with_name("report.html")
-    write_page(_read_report(report), target)
+    content = _read_report(report)
+    _refuse_overwriting(target, report)
+    with _of_a_report(report):
+        write_page(content, target)
     console.print(f"page: {target}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -59,9 +65,13 @@ def site(
 
     content = _read_report(report)
     configuration = read_site_file(site_file)
+    known = _sites_of(content)
+    if not {name, configuration.pseudonym} & known:
+        raise JobError(f"{name}: not in the report; it has {', '.join(sorted(known))}.")
+    target = out or Path(f"site-{name}.html")
+    _refuse_overwriting(target, report, site_file, model)
     loaded = load_model(model)
     cohort = load_site_cohort(name, loaded.task, configuration)
-    target = out or Path(f"site-{name}.html")
     pseudonym = configuration.pseudonym or ""
     made = build_site_page(
         name,
@@ -70,12 +80,41 @@ def site(
         loaded.task,
         loaded.build_model(),
         content,
-        alias=pseudonym if pseudonym in content["sites"] else "",
+        alias=pseudonym if pseudonym in known else "",
         most_pictures=pictures,
         threads=threads,
     )
-    write_site_page(made, target)
+    with _of_a_report(report):
+        write_site_page(made, target)
     console.print(f"page: {target}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _sites_of(content: dict[str, Any]) -> set[str]:
+    """Return every site that a report speaks of."""
+    try:
+        found = {*content["sites"], *(content.get("evaluated_at_sites") or {})}
+        found |= set(content.get("evaluation_refused") or {})
+        for row in content["participation"]:
+            found |= {*(row.get("sites") or []), *row["taking_part"]}
+    except (TypeError, KeyError, AttributeError):
+        return set()
+    return found
+
+
+def _refuse_overwriting(target: Path, *inputs: Path) -> None:
+    if target.is_dir() or any(target.resolve() == path.resolve() for path in inputs):
+        raise JobError(f"{target}: a folder, or a file that is read here; give another one with --out.")
+
+
+@contextmanager
+def _of_a_report(path: Path) -> Iterator[None]:
+    """Turn what a damaged report does to the page's code into one message."""
+    try:
+        yield
+    except (TypeError, KeyError, AttributeError, ValueError, IndexError, UndefinedError):
+        raise JobError(
+            f"{path}: damaged: its figures are not built as a run writes them. Make it again with the run."
+        ) from None
 
 
 def _read_report(path: Path) -> dict[str, Any]:
@@ -84,10 +123,10 @@ def _read_report(path: Path) -> dict[str, Any]:
     from histoflare.report.consortium import NEEDED
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise JobError(f"{path}: not found. A run writes its report.json into its folder.") from None
-    except (UnicodeDecodeError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (FileNotFoundError, IsADirectoryError):
+        raise JobError(f"{path}: not a file. A run writes its report.json into its folder.") from None
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise JobError(f"{path}: not JSON: {error}") from None
     missing = sorted(NEEDED - set(content)) if isinstance(content, dict) else sorted(NEEDED)
     if missing:
@@ -97,3 +136,7 @@ def _read_report(path: Path) -> dict[str, Any]:
         )
     found: dict[str, Any] = content
     return found
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is no figure")

@@ -59,7 +59,9 @@ def run(
     with progress() as bars:
         for seed in _seeds(seeds):
             folder = out_dir / f"seed-{seed}"
-            shutil.rmtree(folder / "job", ignore_errors=True)
+            if job.resolve().is_relative_to((folder / "job").resolve()):
+                raise JobError(f"{job}: this command writes its jobs to {folder / 'job'}; copy yours first.")
+            shutil.rmtree(folder / "job" / job.name, ignore_errors=True)
             variant = write_variant(job, folder / "job" / job.name, changes | {"seed": seed})
             experiment = Experiment(
                 job=read_job(variant),

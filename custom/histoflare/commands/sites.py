@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from histoflare.errors import ManifestError
+from histoflare.flare.kits import SERVER, SITE_NAME
 
 EXTERNAL = "external"
-SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,6 @@ def find_sites(folder: Path) -> SiteFolder:
         name = path.parent.name if path.name == "manifest.csv" and path.parent != folder else path.stem
         if name in found:
             problems.append(f"{name}: has two manifests, {found[name]} and {path}")
-        if not SITE_NAME.fullmatch(name):
-            problems.append(f"{name}: a site's name may have letters, digits, '-', '_' and '.' only")
         found[name] = path
     external = {name: path for name, path in found.items() if name == EXTERNAL}
     external |= {
@@ -44,6 +41,11 @@ def find_sites(folder: Path) -> SiteFolder:
         if path.name != "manifest.csv"
     }
     found.pop(EXTERNAL, None)
+    problems += [
+        f"{name}: a site's name may have letters, digits, '-' and '_' only, and is not '{SERVER}'"
+        for name in (*found, *external)
+        if not SITE_NAME.fullmatch(name) or name == SERVER
+    ]
     if not found:
         problems.append("no <site>/manifest.csv and no <site>.csv")
     if problems:

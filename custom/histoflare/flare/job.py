@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from nvflare.fuel.utils.class_utils import instantiate_class
 from nvflare.fuel.utils.json_scanner import JsonScanner
 from nvflare.fuel.utils.wfconf import resolve_var_refs
 from nvflare.fuel_opt.utils.pyhocon_loader import PyhoconLoader
+from pyhocon.exceptions import ConfigException
 from pyparsing.exceptions import ParseBaseException
 
 from histoflare.errors import HistoflareError, JobError
@@ -68,10 +70,10 @@ def read_configuration(path: Path) -> dict[str, Any]:
         JobError: The file is missing or is not HOCON.
     """
     if not path.is_file():
-        raise JobError(f"{path}: not found; is {path.parents[-1]} a job folder (meta.json, app/config)?")
+        raise JobError(f"{path}: not found. A job folder has meta.json and app/config with {path.name}.")
     try:
         content: dict[str, Any] = PyhoconLoader().load_config(str(path)).to_dict()
-    except (ParseBaseException, ValueError, OSError) as error:
+    except (ParseBaseException, ConfigException, ValueError, OSError, RecursionError, TypeError) as error:
         first_line = (str(error).splitlines() or [""])[0]
         raise JobError(f"{path}: cannot be read (with what it includes) as HOCON: {first_line}") from None
     resolve_var_refs(JsonScanner(content), content)
@@ -88,15 +90,15 @@ def read_job(folder: Path) -> Job:
     """
     try:
         meta = json.loads((folder / META_FILE).read_text())
-        name, scope = meta["name"], meta["scope"]
-    except (OSError, ValueError, KeyError):
+        name, scope = str(meta["name"]), str(meta["scope"])
+    except (OSError, ValueError, KeyError, TypeError):
         raise JobError(
             f"{folder}: not a job folder: it has no readable meta.json with a name and a scope. "
             "The jobs are in jobs/."
         ) from None
     server = read_configuration(folder / CONFIG_FOLDER / "config_fed_server.conf")
-    components = {component["id"]: component for component in server.get("components", [])}
     try:
+        components = {component["id"]: component for component in server.get("components", [])}
         return Job(
             name=name,
             folder=folder,
@@ -105,10 +107,15 @@ def read_job(folder: Path) -> Job:
             task=make_component(components["task"]),
             strategy=make_component(components["strategy"]),
             scope=scope,
-            protocol=server["protocol"],
+            protocol=dict(server["protocol"]),
         )
     except KeyError as error:
         raise JobError(f"{folder}: the job does not say {error}.") from None
+    except (TypeError, ValueError, IndexError, AttributeError):
+        raise JobError(
+            f"{folder}: its components, workflows or protocol are not built as those of a job; compare with "
+            "jobs/mem_fedavg."
+        ) from None
 
 
 def _workflow_rounds(server: Mapping[str, Any]) -> Any:
@@ -151,6 +158,7 @@ def write_variant(
     *,
     sites: Sequence[str] | None = None,
     start_model: Path | None = None,
+    for_server: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Copy a job folder to ``target`` with some of its variables changed; return ``target``.
 
@@ -160,11 +168,36 @@ def write_variant(
         sites: Whom the job is for; None is every site of the federation.
         start_model: File that the job starts from; it travels inside the job, where ``sites`` are named in an
             application of the server's own: no other needs it.
+        for_server: Files beside the configuration, name → content, that only the server needs.
+
+    Raises:
+        JobError: ``target`` exists, or is in the job folder.
     """
+    if target.resolve().is_relative_to(folder.resolve()):
+        raise JobError(f"{target}: in the job folder {folder} itself; give another place.")
+    if target.exists():
+        raise JobError(f"{target}: exists already; give a folder that does not.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".histoflare-") as scratch:
+        made = Path(scratch) / target.name
+        files = dict(for_server or {})
+        if start_model is not None:
+            files[START_MODEL_FILE] = start_model.read_bytes()
+            changes = {**changes, "start_model": START_MODEL_FILE}
+        _write_variant(folder, made, changes, sites, files)
+        made.rename(target)
+    return target
+
+
+def _write_variant(
+    folder: Path,
+    target: Path,
+    changes: Mapping[str, Any],
+    sites: Sequence[str] | None,
+    files: Mapping[str, bytes],
+) -> None:
     shutil.copytree(folder, target)
     changes = {AGREED.get(name, name): value for name, value in changes.items()}
-    if start_model is not None:
-        changes["start_model"] = START_MODEL_FILE
     lines = [f"{name} = {json.dumps(value)}" for name, value in changes.items()]
     if lines:
         variables = target / CONFIG_FOLDER / VARIABLES_FILE
@@ -174,14 +207,13 @@ def write_variant(
     place = target / CONFIG_FOLDER
     if sites is not None:
         meta["deploy_map"] = {"app": ["server", *sites]}
-        if start_model is not None:
+        if files:
             place = target / SERVER_APP / CONFIG_FOLDER.name
             shutil.rmtree(target / SERVER_APP, ignore_errors=True)
             shutil.copytree(target / CONFIG_FOLDER, place)
             meta["deploy_map"] = {SERVER_APP: ["server"], CONFIG_FOLDER.parent.name: list(sites)}
-    if start_model is not None:
-        shutil.copyfile(start_model, place / START_MODEL_FILE)
+    for name, content in files.items():
+        (place / name).write_bytes(content)
     if "min_clients" in changes:  # FLARE wants it in both places
         meta["min_clients"] = changes["min_clients"]
     write_json(target / META_FILE, meta)
-    return target

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import yaml
 
 from histoflare.errors import HistoflareError
 from histoflare.flare import processes
-from histoflare.flare.provision import project_with_absolute_paths
+from histoflare.flare.provision import project_with_absolute_paths, read_agreed_protocol
 from histoflare.privacy.policy import POLICIES
 from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE, SiteConfiguration, write_site_file
 from histoflare.storage import write_json, write_text
@@ -26,6 +27,9 @@ from histoflare.storage import write_json, write_text
 SERVER = "server"
 LEAD = "lead@consortium.example"
 PROJECT = "histoflare"
+SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+PROJECT_FILE = "project.yml"
+MADE_HERE = "# Made by histoflare for one workstation, and made anew with every start.\n"
 SCHEME = "tcp"
 """With TLS both ways. FLARE's default, a websocket, drops messages above 4 MiB: a job with a model in it."""
 
@@ -91,13 +95,17 @@ def make_kits(workspace: Path, sites: Mapping[str, SiteConfiguration], agreement
     Raises:
         HistoflareError: FLARE cannot make them (FEDERATION_FAILED).
     """
+    port = processes.free_port()
+    content, server, lead = plan_project(workspace, sites, agreement, port)
     temporary = _temporary_folder(workspace)
     place = (Path(temporary) if temporary else workspace) / "kits"
-    port = processes.free_port()
-    content = _project(agreement)
-    server, lead = _cast(content, sorted(sites), port)
-    write_text(workspace / "project.yml", yaml.safe_dump(content, sort_keys=False))
-    _run_flare(workspace, place)
+    write_text(workspace / PROJECT_FILE, MADE_HERE + yaml.safe_dump(content, sort_keys=False))
+    try:
+        _run_flare(workspace, place)
+    except BaseException:
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
     folder = place / content["name"] / "prod_00"
     kits = Kits(uuid.uuid4().hex, str(folder), server, lead, tuple(sorted(sites)), port, temporary)
     missing = [who for who in (server, lead, *sites) if not (kits.kit(who) / "startup").is_dir()]
@@ -109,6 +117,40 @@ def make_kits(workspace: Path, sites: Mapping[str, SiteConfiguration], agreement
     for site, configuration in sites.items():
         write_site_file(kits.kit(site) / "local" / SITE_FILE, _absolute(configuration))
     return kits
+
+
+def plan_project(
+    workspace: Path, sites: Mapping[str, SiteConfiguration], agreement: Agreement, port: int
+) -> tuple[dict[str, Any], str, str]:
+    """Return the project file's content, and the names of its server and administrator. Writes nothing.
+
+    Raises:
+        HistoflareError: The agreement or a site's name cannot be used, or the workspace has a project file
+            of somebody else's.
+    """
+    project_file = workspace / PROJECT_FILE
+    if project_file.is_file() and not project_file.read_bytes().startswith(MADE_HERE.encode()):
+        raise HistoflareError(
+            f"{project_file}: not made by this command; give another --workspace.", reason="FEDERATION_FAILED"
+        )
+    read_agreed_protocol(agreement.protocol)
+    content = _project(agreement)
+    try:
+        server, lead = _cast(content, sorted(sites), port)
+    except (KeyError, TypeError, StopIteration):
+        raise HistoflareError(
+            f"{agreement.project}: needs a participant of type server and an admin with the role "
+            "project_admin.",
+            reason="FEDERATION_FAILED",
+        ) from None
+    wrong = [site for site in sites if not SITE_NAME.fullmatch(site) or site == server]
+    if wrong:
+        raise HistoflareError(
+            f"{', '.join(map(repr, wrong))}: a site's name has letters, digits, '-' and '_', and is not "
+            f"'{server}'.",
+            reason="FEDERATION_FAILED",
+        )
+    return content, server, lead
 
 
 def _listen_on_loopback(path: Path, port: int) -> None:
@@ -165,7 +207,7 @@ def _organisation(site: str) -> str:
 
 
 def _run_flare(workspace: Path, place: Path) -> None:
-    project_file = workspace / "project.yml"
+    project_file = workspace / PROJECT_FILE
     home = workspace / "home"
     home.mkdir(exist_ok=True)
     environment = kit_environment() | {"HOME": str(home), "NVFLARE_POC_WORKSPACE": str(place)}

@@ -17,6 +17,7 @@ from histoflare.errors import JobError
 from histoflare.flare.record import run_folder
 from histoflare.flare.tensors import to_arrays, to_state
 from histoflare.rounds.state import State, check_tensors, model_state
+from histoflare.site.records import is_run_name
 from histoflare.storage import write_bytes
 
 GLOBAL_MODEL_FILE = "global_model.safetensors"
@@ -88,11 +89,24 @@ def read_facts(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, "pt") as file:
             facts: dict[str, Any] = json.loads((file.metadata() or {})[GLOBAL_MODEL])
+            _check_facts(facts)
     except FileNotFoundError:
         raise JobError(f"{path}: not found.", reason="MODEL_FILE_MISSING") from None
-    except (SafetensorError, KeyError, ValueError, OSError):
+    except (SafetensorError, OSError):
+        raise JobError(
+            f"{path}: damaged or cut short; take an earlier copy, or start the job anew.",
+            reason="MODEL_FILE_INVALID",
+        ) from None
+    except (KeyError, ValueError, TypeError):
         raise JobError(f"{path}: not a global model of a federation.", reason="MODEL_FILE_INVALID") from None
     return facts
+
+
+def _check_facts(facts: Any) -> None:
+    """Raise KeyError, TypeError or ValueError unless this is what a global model's file says."""
+    index, task = facts["round"], facts["task"]
+    if type(index) is not int or index < 0 or not isinstance(task, dict) or not is_run_name(facts["run"]):
+        raise ValueError
 
 
 def read_state(path: Path, like: State) -> State:

@@ -27,7 +27,7 @@ from typing import Any
 from histoflare.errors import HistoflareError
 from histoflare.flare import processes
 from histoflare.flare.admin import Admin
-from histoflare.flare.kits import Agreement, Kits, kit_environment, make_kits
+from histoflare.flare.kits import Agreement, Kits, kit_environment, make_kits, plan_project
 from histoflare.flare.result import read_rounds
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.storage import write_json
@@ -72,6 +72,7 @@ class Federation:
         """
         workspace = workspace.absolute()
         refuse_running(workspace)
+        plan_project(workspace, sites, agreement, port=0)  # what is wrong is said before anything is lost
         workspace.mkdir(parents=True, exist_ok=True)
         if (earlier := _read_state(workspace)) is not None:
             earlier.remove_temporary()  # its process was killed
@@ -237,8 +238,9 @@ class Federation:
                 process.wait()
             self._started.clear()
             self.kits.remove_temporary()
-            if _read_state(self.workspace) == self.kits:
-                (self.workspace / STATE_FILE).unlink(missing_ok=True)
+            with suppress(HistoflareError):
+                if _read_state(self.workspace) == self.kits:
+                    (self.workspace / STATE_FILE).unlink(missing_ok=True)
 
     def _shut_down(self) -> None:
         try:
@@ -307,8 +309,23 @@ def refuse_running(workspace: Path) -> None:
 
 
 def _read_state(workspace: Path) -> Kits | None:
+    path = workspace / STATE_FILE
     try:
-        content = json.loads((workspace / STATE_FILE).read_text())
-        return Kits(**{**content, "sites": tuple(content["sites"])})
-    except (OSError, ValueError, TypeError, KeyError):
+        content = json.loads(path.read_text())
+        kits = Kits(**{**content, "sites": tuple(content["sites"])})
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        raise _damaged(path) from None
+    texts = (kits.name, kits.folder, kits.server, kits.lead, *kits.sites, kits.temporary or "-")
+    if not all(isinstance(text, str) and text for text in texts) or type(kits.port) is not int:
+        raise _damaged(path)
+    return kits
+
+
+def _damaged(path: Path) -> HistoflareError:
+    return HistoflareError(
+        f"{path}: damaged. It says which federation this is. If its processes still run "
+        "(ps aux | grep nvflare), end them; then remove the file.",
+        reason="FEDERATION_FAILED",
+    )

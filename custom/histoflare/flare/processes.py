@@ -76,6 +76,8 @@ def start(
 
 def find(federation: str) -> list[psutil.Process]:
     """Return the living processes of a federation, of this user."""
+    if not federation:  # a process of no federation has no name either
+        return []
     found = []
     for process in psutil.process_iter():
         try:

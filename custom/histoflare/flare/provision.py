@@ -80,6 +80,7 @@ class SitePolicyBuilder(Builder):
             _write_site_file(local / SITE_FILE, client)
             _limit_jobs(local)
             _limit_admins(local, at_site=True)
+            _close_commands(local)
         local = Path(ctx.get_local_dir(project.get_server()))
         _limit_jobs(local)
         _limit_admins(local, at_site=False)
@@ -116,8 +117,10 @@ def project_with_absolute_paths(path: Path) -> dict[str, Any]:
         folder = path.absolute().parent
         arguments["policies"] = [str(folder / policy) for policy in arguments["policies"]]
         arguments["protocol"] = str(folder / arguments["protocol"])
-    except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError, StopIteration) as error:
-        raise JobError(f"{path}: not a project file with a SitePolicyBuilder: {error!r}") from None
+    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError, StopIteration):
+        raise JobError(
+            f"{path}: not a project file with a SitePolicyBuilder; provisioning/project.yml is one."
+        ) from None
     return content
 
 
@@ -128,6 +131,8 @@ def read_agreed_protocol(path: Path) -> dict[str, Any]:
         JobError: There is none, or it is not a protocol.
     """
     if path.is_dir():
+        if not (path / CONFIG_FOLDER).is_dir():
+            raise JobError(f"{path}: not a job folder (it has no {CONFIG_FOLDER}). The jobs are in jobs/.")
         protocol = read_configuration(path / CONFIG_FOLDER / "config_fed_server.conf").get("protocol")
     else:
         try:
@@ -182,7 +187,7 @@ def _limit_jobs(local: Path) -> None:
 
 
 def _limit_admins(local: Path, at_site: bool) -> None:
-    """No job brings code; at a site only its own administrators look into its files.
+    """No job brings code; nobody looks into a site's files over FLARE.
 
     FLARE's default lets ``project_admin`` do all of it, also read any text file of a site's kit.
     """
@@ -195,7 +200,19 @@ def _limit_admins(local: Path, at_site: bool) -> None:
             rights["byoc"] = "none"
             rights["server-predeployed-flwr"] = "none"
             if at_site:
-                rights["shell_commands"] = "o:site" if role == "org_admin" else "none"
+                rights["shell_commands"] = "none"
+
+
+def _close_commands(local: Path) -> None:
+    """Rights bind a server that keeps to them; this binds any."""
+    with _changed(local / ProvFileName.RESOURCES_JSON_DEFAULT) as resources:
+        resources["components"].append(
+            {
+                "id": "histoflare_commands",
+                "path": "histoflare.flare.closed_commands.ClosedCommands",
+                "args": {},
+            }
+        )
 
 
 def _keep_jobs_in_kit(local: Path) -> None:

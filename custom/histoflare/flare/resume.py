@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from histoflare.errors import JobError
-from histoflare.flare.job import CONFIG_FOLDER, META_FILE, read_job, write_variant
-from histoflare.flare.persistor import GLOBAL_MODEL_FILE, read_facts
+from histoflare.flare.job import CONFIG_FOLDER, META_FILE, START_MODEL_FILE, read_job, write_variant
+from histoflare.flare.persistor import GLOBAL_MODEL_FILE, read_facts, read_state
 from histoflare.flare.record import EARLIER_ROUNDS_FILE, ROUNDS_FILE
+from histoflare.rounds.state import model_state
 from histoflare.storage import write_json
 
 META_FIELDS = ("name", "min_clients", "scope", "resource_spec", "deploy_map")
@@ -28,15 +29,18 @@ class StoppedRun:
     """A run as it was left.
 
     Attributes:
-        folder: The server's run folder. model: Its last global model.
+        model: Its last global model.
         configuration: Folder of the job's configuration. meta: The job's ``meta.json``.
-        run: Name of the run. next_round: The first one it has not finished.
+        sites: Whom the job was for; None is every site (nobody knows who they were).
+        rows: Of the rounds that the model has behind it. run: Name of the run.
+        next_round: The first one it has not finished.
     """
 
-    folder: Path
     model: Path
     configuration: Path
     meta: dict[str, Any]
+    sites: tuple[str, ...] | None
+    rows: list[dict[str, Any]]
     run: str
     next_round: int
 
@@ -61,31 +65,58 @@ def read_run(folder: Path) -> StoppedRun:
     facts = read_facts(model)
     try:
         meta = json.loads(meta_file.read_text())
-    except ValueError as error:
-        raise JobError(f"{meta_file}: not JSON: {error}") from None
-    return StoppedRun(workspace, model, configuration, meta, str(facts["run"]), int(facts["round"]) + 1)
+        deployed = {site for app in meta["deploy_map"].values() for site in app} - {"server"}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise JobError(f"{meta_file}: not what FLARE keeps of a job; is it damaged?") from None
+    rows = _read_rows(workspace / ROUNDS_FILE)
+    if deployed == {"@ALL"}:  # by name, so that only the server gets what is the server's
+        deployed = {site for row in rows for site in row.get("sites", [])}
+    return StoppedRun(
+        model=model,
+        configuration=configuration,
+        meta=meta,
+        sites=tuple(sorted(deployed)) or None,
+        rows=[row for row in rows if row["round"] <= facts["round"]],
+        run=facts["run"],
+        next_round=facts["round"] + 1,
+    )
 
 
 def write_resumed(run: StoppedRun, target: Path) -> Path:
     """Write the job that goes on after ``run`` to ``target``; return ``target``.
 
     Raises:
-        JobError: The run has finished all its rounds.
+        JobError: The run has finished all its rounds, or its model cannot be used.
     """
     with tempfile.TemporaryDirectory(prefix="histoflare-") as scratch:
-        job = Path(scratch) / "job"
+        job = Path(scratch) / str(run.meta.get("name", "job"))
         shutil.copytree(run.configuration, job / CONFIG_FOLDER)
         write_json(job / META_FILE, {name: run.meta[name] for name in META_FIELDS if name in run.meta})
-        rounds = read_job(job).rounds
-        if run.next_round >= rounds:
-            raise JobError(f"The run has finished its {rounds} rounds: there is nothing to go on with.")
+        for name in (START_MODEL_FILE, EARLIER_ROUNDS_FILE):  # of the run before that one
+            (job / CONFIG_FOLDER / name).unlink(missing_ok=True)
+        read = read_job(job)
+        if run.next_round >= read.rounds:
+            raise JobError(f"The run has finished its {read.rounds} rounds: there is nothing to go on with.")
+        read_state(run.model, like=read.strategy.begin(model_state(read.task.build_model())))
         changes = {"run": run.run, "start_round": run.next_round}
-        write_variant(job, target, changes, start_model=run.model)
-        earlier = run.folder / ROUNDS_FILE
-        if earlier.is_file():
-            rows = [row for row in json.loads(earlier.read_text()) if row["round"] < run.next_round]
-            write_json(target / CONFIG_FOLDER / EARLIER_ROUNDS_FILE, rows)
-    return target
+        earlier = {EARLIER_ROUNDS_FILE: json.dumps(run.rows).encode()}
+        return write_variant(job, target, changes, sites=run.sites, start_model=run.model, for_server=earlier)
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the record of a run's rounds; without the file, none."""
+    try:
+        rows: list[dict[str, Any]] = json.loads(path.read_text())
+        whole = all(type(row["round"]) is int for row in rows)
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, KeyError):
+        whole = False
+    if not whole:
+        raise JobError(
+            f"{path}: damaged. Restore it, or remove it to go on without the record of those rounds."
+        )
+    return rows
 
 
 def _job_of(folder: Path, workspace: Path) -> tuple[Path, Path]:

@@ -9,8 +9,8 @@ run again, after a crash of any process or by a job that resumes, and starts whe
 and gives the same bytes. A run that goes back further finds nothing kept and starts from the global model.
 States of later rounds are of a history that is no more; writing round r removes them.
 
-``run.json`` says what made the states: the task, and the strategy with what it shares. A job of the run's name
-that trains anything else is refused: it could otherwise have what a site keeps for itself sent out.
+``run.json`` says what made the states: the task, and the strategy with what it shares. A job that trains
+anything else under the run's name is refused: it could have what a site keeps for itself sent out.
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ ROUND = "round"
 RUN_FILE = "run.json"
 
 
+def is_run_name(run: object) -> bool:
+    """Return whether a run can be called that: it is the name of a folder."""
+    return isinstance(run, str) and bool(re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", run)) and bool(run.strip("."))
+
+
 class RunRecords:
     """The notes of one run at one site.
 
@@ -52,7 +57,7 @@ class RunRecords:
     """
 
     def __init__(self, folder: Path, run: str, site: str) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", run) or not run.strip("."):
+        if not is_run_name(run):
             raise JobError(
                 f"A run's name is 1 to 64 of A-Z, a-z, 0-9, '_', '.' and '-', and not {run!r}.",
                 reason="RUN_INVALID",

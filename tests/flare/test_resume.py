@@ -1,0 +1,128 @@
+"""A job from where another one stopped, and what cannot be gone on from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from histoflare.errors import JobError
+from histoflare.flare.job import CONFIG_FOLDER, read_configuration, read_job, write_variant
+from histoflare.flare.persistor import GLOBAL_MODEL
+from histoflare.flare.resume import read_run, write_resumed
+from histoflare.rounds.state import State, model_state
+from histoflare.storage import write_json
+
+
+NOT_A_NUMBER = torch.tensor([0.0, float("nan")])
+
+
+def write_model(path: Path, state: State, facts: Any) -> None:
+    path.write_bytes(save(state, metadata={GLOBAL_MODEL: json.dumps(facts)}))
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, repository: Path) -> Path:
+    """A download of a job that stopped after three rounds of thirty."""
+    folder = tmp_path / "download"
+    write_variant(repository / "jobs" / "mem_fedavg", folder / "job", {"task.memories": 2})
+    workspace = folder / "workspace"
+    workspace.mkdir()
+    job = read_job(folder / "job")
+    facts = {"round": 2, "run": "run-1", "task": job.task.to_json()}
+    write_model(workspace / "global_model.safetensors", model_state(job.task.build_model()), facts)
+    rows = [{"round": index, "sites": ["a", "b"], "taking_part": ["a", "b"]} for index in range(4)]
+    write_json(workspace / "rounds.json", rows)
+    return folder
+
+
+def resume(stopped: Path, target: Path) -> Path:
+    return write_resumed(read_run(stopped), target)
+
+
+def test_it_goes_on_with_the_next_round_for_the_same_sites(stopped: Path, tmp_path: Path) -> None:
+    job = resume(stopped, tmp_path / "resumed")
+    variables = read_configuration(job / CONFIG_FOLDER / "config_fed_server.conf")
+    assert (variables["run"], variables["start_round"]) == ("run-1", 3)
+    meta = json.loads((job / "meta.json").read_text())
+    assert meta["deploy_map"] == {"app_server": ["server"], "app": ["a", "b"]}
+    only_the_server_s = {path.name for path in (job / "app_server" / "config").iterdir()} - {
+        path.name for path in (job / CONFIG_FOLDER).iterdir()
+    }
+    assert only_the_server_s == {"start_model.safetensors", "earlier_rounds.json"}, (
+        "no site is told who took part, or sent the model twice"
+    )
+    rows = json.loads((job / "app_server" / "config" / "earlier_rounds.json").read_text())
+    assert [row["round"] for row in rows] == [0, 1, 2], "the round that was broken off is run again"
+
+
+def test_a_job_that_goes_on_can_be_gone_on_from(stopped: Path, tmp_path: Path) -> None:
+    shutil.rmtree(stopped / "job")
+    stopped.joinpath("job").symlink_to(resume(_copy(stopped, tmp_path, with_job=True), tmp_path / "one"))
+    job = resume(stopped, tmp_path / "two")
+    meta = json.loads((job / "meta.json").read_text())
+    assert set(meta["deploy_map"]) == {"app_server", "app"}
+    assert read_job(job).task.memories == 2
+
+
+def _copy(stopped: Path, tmp_path: Path, with_job: bool) -> Path:
+    copy = shutil.copytree(stopped, tmp_path / "copy")
+    if with_job:
+        repository = Path(__file__).resolve().parents[2]
+        write_variant(repository / "jobs" / "mem_fedavg", copy / "job", {"task.memories": 2})
+    return copy
+
+
+def change_model(change: Callable[[State, dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        job = read_job(folder / "job")
+        state = model_state(job.task.build_model())
+        facts: Any = {"round": 2, "run": "run-1", "task": job.task.to_json()}
+        replaced = change(state, facts)
+        write_model(
+            folder / "workspace" / "global_model.safetensors", state, facts if replaced is None else replaced
+        )
+
+    return apply
+
+
+def spoil(name: str, text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text(text) and None
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda folder: (folder / "workspace" / "global_model.safetensors").unlink(), "no global_model"),
+        (spoil("workspace/global_model.safetensors", "short"), "damaged or cut short"),
+        (change_model(lambda state, facts: [1]), "not a global model"),
+        (change_model(lambda state, facts: facts.update(round=-7)), "not a global model"),
+        (change_model(lambda state, facts: facts.update(round="abc")), "not a global model"),
+        (change_model(lambda state, facts: facts.update(run="../../x")), "not a global model"),
+        (change_model(lambda state, facts: facts.pop("task") and None), "not a global model"),
+        (
+            change_model(lambda state, facts: state["head.bias"].fill_(torch.nan) is None and None),
+            "head.bias",
+        ),
+        (change_model(lambda state, facts: state.update(a=torch.zeros(3))), "a"),
+        (change_model(lambda state, facts: facts.update(round=29)), "nothing to go on with"),
+        (spoil("workspace/rounds.json", "["), "rounds.json: damaged"),
+        (spoil("workspace/rounds.json", "null"), "rounds.json: damaged"),
+        (spoil("workspace/rounds.json", '[{"round": "a"}]'), "rounds.json: damaged"),
+        (spoil("job/meta.json", "null"), "meta.json"),
+        (lambda folder: (folder / "job" / "meta.json").unlink(), "job is not there"),
+    ],
+)
+def test_what_cannot_be_gone_on_from_is_one_clear_error(
+    stopped: Path, tmp_path: Path, damage: Callable[[Path], None], says: str
+) -> None:
+    damage(stopped)
+    with pytest.raises(JobError, match=says):
+        resume(stopped, tmp_path / "resumed")
+    assert not [path for path in tmp_path.iterdir() if path != stopped], "nothing half-written"
