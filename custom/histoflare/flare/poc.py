@@ -318,7 +318,9 @@ def _read_state(workspace: Path) -> Kits | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         raise _damaged(path) from None
     texts = (kits.name, kits.folder, kits.server, kits.lead, *kits.sites, kits.temporary or "-")
-    if not all(isinstance(text, str) and text for text in texts) or type(kits.port) is not int:
+    if not all(isinstance(text, str) and text for text in texts) or not (
+        type(kits.port) is int and isinstance(content["sites"], list)
+    ):
         raise _damaged(path)
     return kits
 
