@@ -116,7 +116,7 @@ class TestAdmission:
             ({"rounds": 31}, "PROTOCOL_MISMATCH"),
             ({"protocol.metric": "auc"}, "PROTOCOL_MISMATCH"),
             ({"protocol.labels": ["a", "b"]}, "PROTOCOL_MISMATCH"),
-            ({"protocol": 3}, "PROTOCOL_MISSING"),
+            ({"protocol": 3}, "JOB_INVALID"),
         ],
     )
     def test_refuses_what_the_site_did_not_agree_to(

@@ -18,7 +18,7 @@ from histoflare.errors import HistoflareError, JobError
 from histoflare.flare import handshake
 from histoflare.flare.headers import METRICS, RELEASE, WEIGHT
 from histoflare.flare.record import EVALUATION_FILE, run_folder
-from histoflare.flare.tensors import to_arrays, to_state
+from histoflare.flare.tensors import as_state, to_arrays
 from histoflare.rounds.strategy import Update, check_update, server_round
 from histoflare.storage import write_json
 
@@ -101,9 +101,9 @@ class SiteOrderAggregator(StampedAggregator):
         weight = dxo.get_meta_prop(WEIGHT)
         if not isinstance(weight, float):
             raise JobError("it has no weight")
-        update = Update(site=site, tensors=to_state(dxo.data), weight=weight)
+        update = Update(site=site, tensors=as_state(dxo.data), weight=weight)
         strategy = fl_ctx.get_engine().get_component(self._strategy_id)
-        check_update(strategy, to_state(_weights(fl_ctx)), update)
+        check_update(strategy, as_state(_weights(fl_ctx)), update)
         self._updates[site] = update
 
     def aggregate(self, fl_ctx: FLContext) -> Shareable:
@@ -116,7 +116,7 @@ class SiteOrderAggregator(StampedAggregator):
             if self._updates:
                 updates = [self._updates[site] for site in sorted(self._updates)]
                 strategy = engine.get_component(self._strategy_id)
-                weights = to_arrays(server_round(strategy, to_state(weights), updates, sites=sites))
+                weights = to_arrays(server_round(strategy, as_state(weights), updates, sites=sites))
         except HistoflareError as error:
             self.taking_part = []
             self.system_panic(f"round not combined: {error}", fl_ctx)

@@ -69,8 +69,8 @@ class Gate(Filter):
         if dxo.data_kind == DataKind.WEIGHT_DIFF:
             return _update(dxo, policy)
         if dxo.data_kind == DataKind.METRICS:
-            data = _released(dxo.data, policy)
-            return _stamped(DataKind.METRICS, _metrics(data, policy), {}, policy)
+            metrics = _metrics(_released(dxo.data, policy)[0], policy)
+            return _stamped(DataKind.METRICS, metrics, {}, handshake.digest_of(metrics), policy)
         raise JobError(f"A reply of kind {dxo.data_kind} does not leave.", reason="REPLY_NOT_ALLOWED")
 
 
@@ -90,7 +90,7 @@ def reason_of(code: str) -> str:
 
 
 def _update(dxo: DXO, policy: Policy) -> Shareable:
-    arrays = _released(dxo.data, policy)
+    arrays, digest = _released(dxo.data, policy)
     if not all(np.isfinite(np.asarray(array)).all() for array in arrays.values()):
         raise JobError("The update has NaN or infinity in it.", reason="NOT_FINITE")
     weight = dxo.get_meta_prop(WEIGHT)
@@ -105,12 +105,12 @@ def _update(dxo: DXO, policy: Policy) -> Shareable:
     meta: dict[str, Any] = {WEIGHT: weight}
     metrics = dxo.get_meta_prop(METRICS)
     if metrics:
-        meta[METRICS] = _metrics(_released(metrics, policy), policy)
-    return _stamped(DataKind.WEIGHT_DIFF, arrays, meta, policy)
+        meta[METRICS] = _metrics(_released(metrics, policy)[0], policy)
+    return _stamped(DataKind.WEIGHT_DIFF, arrays, meta, digest, policy)
 
 
-def _released(content: Any, policy: Policy) -> dict[str, Any]:
-    """Return ``content`` if exactly this was released, over enough patients."""
+def _released(content: Any, policy: Policy) -> tuple[dict[str, Any], str]:
+    """Return ``content`` and its digest if exactly this was released, over enough patients."""
     release = handshake.take_release(content) if isinstance(content, Mapping) else None
     if release is None:
         raise JobError("The reply holds something that was not released.", reason="NOT_RELEASED")
@@ -120,7 +120,7 @@ def _released(content: Any, policy: Policy) -> dict[str, Any]:
             f"{policy.minimum_patients}.",
             reason="TOO_FEW_PATIENTS",
         )
-    return dict(content)
+    return dict(content), release.digest
 
 
 def _metrics(metrics: Mapping[str, Any], policy: Policy) -> dict[str, float | None]:
@@ -132,8 +132,8 @@ def _metrics(metrics: Mapping[str, Any], policy: Policy) -> dict[str, float | No
     return {name: None if value is None else float(value) for name, value in allowed.items()}
 
 
-def _stamped(kind: str, data: dict[str, Any], meta: dict[str, Any], policy: Policy) -> Shareable:
-    stamp = {"digest": handshake.digest_of(data), "scope": policy.name, "mechanism": policy.mechanism}
+def _stamped(kind: str, data: dict[str, Any], meta: dict[str, Any], digest: str, policy: Policy) -> Shareable:
+    stamp = {"digest": digest, "scope": policy.name, "mechanism": policy.mechanism}
     reply: Shareable = DXO(kind, data=data, meta={**meta, RELEASE: stamp}).to_shareable()
     return reply
 

@@ -13,12 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from nvflare.apis.dxo import from_shareable
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 
 from histoflare.flare.headers import PSEUDONYM
+from histoflare.flare.tensors import as_state
 from histoflare.privacy.policy import Policy
 from histoflare.rounds.state import digest
 
@@ -27,7 +29,7 @@ _TASK = "histoflare_task"
 _REFUSAL = "histoflare_refusal"
 
 _issued: dict[str, Admitted] = {}
-_permitted: list[str] = []
+_permitted: list[tuple[str, dict[str, Any]]] = []
 _released: dict[str, Release] = {}
 
 
@@ -99,13 +101,28 @@ def take_release(content: Mapping[str, Any]) -> Release | None:
 
 
 def permit(reply: Shareable) -> None:
-    """Note the reply that the gate made: no other may be sent."""
-    _permitted[:] = [_fingerprint(reply)]
+    """Note the reply that the gate made: no other may be sent. Its arrays can be read only from now on."""
+    content = _content(reply)
+    for value in content.values():
+        if isinstance(value, np.ndarray):
+            value.flags.writeable = False
+    _permitted[:] = [(_saying(reply), content)]
 
 
 def is_permitted(reply: Shareable) -> bool:
-    """Return whether ``reply`` says exactly what the gate's reply said, FLARE's own headers apart."""
-    return _permitted == [_fingerprint(reply)]
+    """Return whether ``reply`` is what the gate's reply was, FLARE's own headers apart.
+
+    It holds the same arrays, which nobody can have written to: they are not hashed once more.
+    """
+    if not _permitted:
+        return False
+    ((said, permitted),) = _permitted
+    content = _content(reply)
+    return (
+        _saying(reply) == said
+        and content.keys() == permitted.keys()
+        and all(_is_same(content[name], value) for name, value in permitted.items())
+    )
 
 
 def keep_task(task: Shareable, fl_ctx: FLContext) -> None:
@@ -119,24 +136,37 @@ def kept_task(fl_ctx: FLContext) -> ReceivedTask | None:
     return kept
 
 
-def _fingerprint(reply: Shareable) -> str:
-    """Return a hash of a reply's code, pseudonym, content and any key beside them."""
+def _saying(reply: Shareable) -> str:
+    """Return a reply's code, pseudonym, kind and meta of its content, and any key beside them."""
     others = {name: value for name, value in reply.items() if name not in (ReservedHeaderKey.HEADERS, "DXO")}
     parts = [reply.get_return_code(), reply.get_header(PSEUDONYM), others]
     if reply.get_header(ReservedHeaderKey.CONTENT_TYPE) == "DXO":
         dxo = from_shareable(reply)
-        parts += [dxo.data_kind, dxo.meta, digest_of(dxo.data)]
+        parts += [dxo.data_kind, dxo.meta]
     return repr(parts)
+
+
+def _content(reply: Shareable) -> dict[str, Any]:
+    """Return a reply's tensors or numbers; a tensor that cannot be locked as the hash of its bytes."""
+    if reply.get_header(ReservedHeaderKey.CONTENT_TYPE) != "DXO":
+        return {}
+    return {
+        name: digest_of({name: value}) if isinstance(value, torch.Tensor) else value
+        for name, value in from_shareable(reply).data.items()
+    }
+
+
+def _is_same(value: Any, permitted: Any) -> bool:
+    if isinstance(permitted, np.ndarray):
+        return value is permitted and not permitted.flags.writeable
+    return value is permitted or (type(value) is type(permitted) and bool(value == permitted))
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
     """Return the SHA-256 over names, types, shapes and bytes of tensors, arrays or numbers (None: NaN)."""
-    return digest(
-        {
-            name: _number(value) if isinstance(value, float | int | None) else torch.as_tensor(value).cpu()
-            for name, value in content.items()
-        }
-    )
+    numbers = {name: value for name, value in content.items() if isinstance(value, float | int | None)}
+    arrays = {name: value for name, value in content.items() if name not in numbers}
+    return digest({**as_state(arrays), **{name: _number(value) for name, value in numbers.items()}})
 
 
 def _number(value: float | None) -> torch.Tensor:

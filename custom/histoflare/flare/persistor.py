@@ -11,14 +11,14 @@ from nvflare.app_common.abstract.model import ModelLearnable, ModelLearnableKey,
 from nvflare.app_common.abstract.model_persistor import ModelPersistor
 from nvflare.app_common.app_constant import AppConstants
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 
 from histoflare.errors import JobError
 from histoflare.flare.record import run_folder
-from histoflare.flare.tensors import to_arrays, to_state
+from histoflare.flare.tensors import as_state, to_arrays
 from histoflare.rounds.state import State, check_tensors, model_state
 from histoflare.site.records import is_run_name
-from histoflare.storage import write_bytes
+from histoflare.storage import atomic_path
 
 GLOBAL_MODEL_FILE = "global_model.safetensors"
 BEST_MODEL_FILE = "best_model.safetensors"
@@ -76,8 +76,9 @@ class SeededPersistor(ModelPersistor):
         task = fl_ctx.get_engine().get_component(self._task_id)
         facts = facts | {"run": self._run or fl_ctx.get_job_id(), "task": task.to_json()}
         metadata = {GLOBAL_MODEL: json.dumps(facts, sort_keys=True)}
-        state = to_state(model[ModelLearnableKey.WEIGHTS])
-        write_bytes(run_folder(fl_ctx) / name, save(state, metadata=metadata))
+        state = as_state(model[ModelLearnableKey.WEIGHTS])
+        with atomic_path(run_folder(fl_ctx) / name) as partial:
+            save_file(state, partial, metadata=metadata)
 
 
 def read_facts(path: Path) -> dict[str, Any]:
