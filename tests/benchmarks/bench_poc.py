@@ -184,10 +184,12 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     arguments.add_argument("--sizes", default="1k,1M,55M")
     arguments.add_argument("--rounds", type=int, default=12)
-    arguments.add_argument("--memory", action="store_true", help="50 rounds at 1M: memory over time")
+    arguments.add_argument(
+        "--memory", type=int, nargs="?", const=50, help="so many rounds at 1M: memory over time"
+    )
     given = arguments.parse_args()
     if given.memory:
-        show_memory(50)
+        show_memory(given.memory)
         return
     table = make_table(
         "parameters", "s per round", "FLARE's own", "ratio", "server's job MiB", "site's job MiB"
