@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ class Running:
         self.folder = folder
         self.original = write_variant(repository / "jobs" / "mem_fedavg", folder / "job", {"rounds": ROUNDS})
         self.sites = {site: write_site(folder / "sites", site, validation=True) for site in SITES}
+        self.sites["clinic-b"] = replace(self.sites["clinic-b"], pseudonym="river")
         self._delays = folder / "delays.json"
         self.delay({})
         self.environment = {
@@ -144,6 +146,7 @@ def test_staggered_sites_end_with_the_weights_of_the_in_process_runner(running: 
     orders = {tuple(sorted(SITES, key=lambda site: row["seconds"][site]["training"])) for row in rows}
     assert len(orders) >= 3, "they did not arrive in site order only"
     assert digest(load_file(folder / GLOBAL_MODEL_FILE)) == digest(running.in_process(job))
+    assert read_result(folder).pseudonyms == {"clinic-b": "river"}
     # The policies let the metric out: the best model is kept beside the last, and TensorBoard shows it.
     means = [statistics.fmean(site[METRIC] for site in row["metrics"].values()) for row in rows]
     best = read_facts(folder / BEST_MODEL_FILE)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import openslide
@@ -228,3 +232,30 @@ def test_picture_is_no_slide(tmp_path: Path) -> None:
     with pytest.raises(SlideError) as caught:
         Slide(tmp_path / "picture.png")
     assert caught.value.reason == "SLIDE_UNSUPPORTED"
+
+
+def test_closing_waits_for_the_reads_that_have_begun(noise_slide: Path) -> None:
+    """OpenSlide ends the whole process if a slide is closed under a reader, as after Ctrl-C."""
+    slide = Slide(noise_slide)
+    handle, begun, order = slide._handle, threading.Event(), []
+
+    def read_slowly(*arguments: Any) -> Any:
+        begun.set()
+        time.sleep(0.3)
+        image = handle.read_region(*arguments)
+        order.append("read")
+        return image
+
+    def close() -> None:
+        order.append("closed")
+        handle.close()
+
+    slide._handle = SimpleNamespace(read_region=read_slowly, close=close)
+    reader = threading.Thread(target=slide.read, args=((0, 0), (8, 8), 0.25))
+    reader.start()
+    assert begun.wait(5)
+    slide.close()
+    reader.join()
+    assert order == ["read", "closed"]
+    with pytest.raises(SlideError, match="closed"):
+        slide.read((0, 0), (8, 8), 0.25)

@@ -10,7 +10,7 @@ site.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -128,12 +128,12 @@ class MosaicPatchDataset(PatchWSIDataset):
 
 def iterate_batches(
     dataset: Sequence[Any] | PatchWSIDataset, batch_size: int, threads: int, ahead: int = 2
-) -> Iterator[torch.Tensor]:
+) -> Generator[torch.Tensor, None, None]:
     """Yield the images of ``dataset`` in order, uint8 (b, 3, h, w), read by ``threads`` in the background.
 
     While the caller works on a batch the next ones are read; no more than ``ahead`` batches beyond it are in
     memory, however slow the caller is. Closing the iterator, or an error in it, waits only for reads that
-    have begun.
+    have begun; close it before the slide (``contextlib.closing``).
 
     Args:
         dataset: Its items hold the patch under ``"image"``.

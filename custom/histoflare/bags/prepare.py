@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -228,10 +228,11 @@ def _encode(run: Preparation, row: ManifestRow, plan: Planned) -> NDArray[np.flo
     features = np.empty((len(dataset), run.encoder.features), dtype=np.float32)
     batch_size = max(1, min(BATCH_PATCHES, BATCH_PX // run.parameters.patch_px**2))
     done = 0
-    for patches in iterate_batches(dataset, batch_size, run.workers):
-        features[done : done + len(patches)] = run.encoder.encode(patches).numpy()
-        done += len(patches)
-        run.on_patches(row, done, len(dataset))
+    with closing(iterate_batches(dataset, batch_size, run.workers)) as batches:
+        for patches in batches:
+            features[done : done + len(patches)] = run.encoder.encode(patches).numpy()
+            done += len(patches)
+            run.on_patches(row, done, len(dataset))
     return features
 
 

@@ -27,6 +27,8 @@ def predict(
 
     Example: histoflare predict demo-run/model.safetensors slide.svs --json
     """
+    from contextlib import closing
+
     import torch
 
     from histoflare.bags.encoder import load_encoder
@@ -43,8 +45,8 @@ def predict(
         raise JobError(f"The model wants features of {loaded.task.encoder}; the encoder is {encoder.id}.")
     with Slide(slide, mpp=mpp) as opened:
         mosaic = build_mosaic(opened, MosaicParameters.from_json(loaded.mosaic))
-        batches = iterate_batches(MosaicPatchDataset(opened, mosaic), batch_size=16, threads=1)
-        features = torch.cat([encoder.encode(batch) for batch in batches])  # (n, f)
+        with closing(iterate_batches(MosaicPatchDataset(opened, mosaic), 16, threads=1)) as batches:
+            features = torch.cat([encoder.encode(batch) for batch in batches])  # (n, f)
     with torch.inference_mode():
         found = loaded.task.probabilities(loaded.build_model(), features)
     answer = {label: float(share) for label, share in zip(loaded.task.labels, found, strict=True)}

@@ -11,6 +11,7 @@ never opened, and no other property (barcode, date, DICOM patient tag) is read.
 from __future__ import annotations
 
 import math
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -53,6 +54,8 @@ class Slide:
             )
         self._handle = _open(self.path)
         self._failure: Exception | None = None
+        self._reads = 0
+        self._changed = threading.Condition()
         self._plans: dict[float, tuple[int, float]] = {}
         try:
             self.info, self._mpp_problem = slide_info(
@@ -71,8 +74,14 @@ class Slide:
         self.close()
 
     def close(self) -> None:
-        """Close the slide; no thread may be reading from it."""
-        self._handle.close()
+        """Close the slide, once the reads that have begun are done; later ones fail.
+
+        A thread may still read after Ctrl-C, and OpenSlide ends the whole process if that is not waited for.
+        """
+        with self._changed:
+            self._failure = self._failure or ValueError("it was closed")
+            self._changed.wait_for(lambda: not self._reads)
+            self._handle.close()
 
     @property
     def mpp(self) -> float:
@@ -175,13 +184,19 @@ class Slide:
 
     def _read_level(self, l0_xy: tuple[int, int], level: int, lv_size_px: tuple[int, int]) -> Image.Image:
         """Return a region of ``level`` as an RGBA image."""
-        if self._failure is not None:
-            raise _read_failed(self.path, self._failure)
+        with self._changed:
+            if self._failure is not None:
+                raise _read_failed(self.path, self._failure)
+            self._reads += 1
         try:
             return self._handle.read_region(l0_xy, level, lv_size_px)
         except openslide.OpenSlideError as error:
             self._failure = error  # OpenSlide's handle is dead from here on
             raise _read_failed(self.path, error) from error
+        finally:
+            with self._changed:
+                self._reads -= 1
+                self._changed.notify_all()
 
 
 def _is_opaque(image: Image.Image) -> bool:
