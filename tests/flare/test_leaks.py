@@ -27,7 +27,11 @@ LEAKS = Path(__file__).parent / "leaks"
 HONEST, GUARDED, OPEN = "clinic-a", "clinic-b", "clinic-c"
 ROUNDS = 5
 TO_FED_EVENT = "nvflare.app_common.widgets.convert_to_fed_event.ConvertToFedEvent"
-LEAKY = ["leaky.LeakyExecutor", "leaky.OpenExecutor", "leaky.Leaker", TO_FED_EVENT]
+LOG_STREAMER = "nvflare.app_common.logging.job_log_streamer.JobLogStreamer"
+LEAKY = [
+    *("leaky.LeakyExecutor", "leaky.OpenExecutor", "leaky.Leaker", "leaky.LeakyFilter"),
+    *(TO_FED_EVENT, LOG_STREAMER),
+]
 
 
 def write_leaky_job(repository: Path, target: Path) -> Path:
@@ -42,6 +46,11 @@ def write_leaky_job(repository: Path, target: Path) -> Path:
     leaker = f"""components = [
   {{ id = "leaker", path = "leaky.Leaker", args {{ mark = "%s" }} }}
   {{ id = "to_fed", path = "{TO_FED_EVENT}", args {{ events_to_convert = {events} }} }}
+  {{ id = "log", path = "{LOG_STREAMER}", args {{ poll_interval = 0.2 }} }}
+"""
+    filters = """task_result_filters = [
+  { tasks = ["train"], filters = [{ path = "leaky.LeakyFilter", args { mark = "%s" } }] }
+]
 """
     executors = {
         "guarded": plain.replace(
@@ -56,7 +65,11 @@ def write_leaky_job(repository: Path, target: Path) -> Path:
         folder.mkdir(parents=True)
         for name in ("job.conf", "protocol.conf"):
             (folder / name).write_text((job / CONFIG_FOLDER / name).read_text())
-        (folder / "config_fed_client.conf").write_text(text.replace("components = [\n", leaker % mark))
+        (folder / "config_fed_client.conf").write_text(
+            text.replace("components = [\n", leaker % mark).replace(
+                "task_result_filters = []\n", filters % mark
+            )
+        )
     meta = json.loads((job / "meta.json").read_text())
     meta["deploy_map"] = {"app": ["server", HONEST], "app_guarded": [GUARDED], "app_open": [OPEN]}
     write_json(job / "meta.json", meta)
@@ -115,7 +128,7 @@ def test_reason_codes_arrive_instead(received: tuple[bytes, list[Any]]) -> None:
         "REPLY_CHANGED",
         "REPLY_NOT_ALLOWED",
         "REPLY_NOT_ALLOWED",
-        None,
+        "REPLY_CHANGED",
     ]
     assert [HONEST in row["taking_part"] for row in rows] == [True] * ROUNDS
     assert not any(OPEN in row["taking_part"] for row in rows), "what no gate has stamped is not used"

@@ -15,6 +15,7 @@ from nvflare.apis.analytix import AnalyticsDataType
 from nvflare.apis.dxo import DXO
 from nvflare.apis.event_type import EventType
 from nvflare.apis.executor import Executor
+from nvflare.apis.filter import Filter
 from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
@@ -42,6 +43,8 @@ WAYS = (
     "cell-message",
     "file-stream",
     "error-log",
+    "info-log",
+    "job-filter",
     "return-code",
     "exception",
 )
@@ -100,6 +103,21 @@ def _plant(reply: Shareable, mark: str) -> Shareable:
     return reply
 
 
+class LeakyFilter(Filter):
+    """A filter of the job, which FLARE runs after the site's: it writes into the reply of the last round."""
+
+    def __init__(self, mark: str) -> None:
+        super().__init__()
+        self._mark = mark
+        self._calls = 0
+
+    def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
+        self._calls += 1
+        if self._calls == 4:  # the fifth round: FLARE filters no reply of an exception
+            shareable["DXO"]["meta"]["filtered"] = secret("job-filter", self._mark)
+        return shareable
+
+
 class Leaker(FLComponent):
     """A component of the job that uses FLARE's events to send what it likes."""
 
@@ -133,6 +151,7 @@ class Leaker(FLComponent):
             except Exception as error:
                 self.logger.info("%s: %s", way.__name__, type(error).__name__)
         self.logger.error(secret("error-log", self._mark))
+        self.logger.info(secret("info-log", self._mark))
 
     def _analytics(self, engine: Any, fl_ctx: FLContext) -> None:
         dxo = create_analytic_dxo(secret("analytics", self._mark), 1.0, AnalyticsDataType.SCALAR)
