@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,9 +73,9 @@ class StampedAggregator(Aggregator):
         self.taking_part.append(site)
         return True
 
+    @abstractmethod
     def hold(self, site: str, dxo: DXO, fl_ctx: FLContext) -> None:
         """Check and keep a site's result; raise :class:`JobError` if it cannot be used."""
-        raise NotImplementedError
 
 
 class SiteOrderAggregator(StampedAggregator):
