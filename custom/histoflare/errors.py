@@ -61,6 +61,12 @@ class JobError(HistoflareError):
     reason = "JOB_INVALID"
 
 
+class LedgerError(HistoflareError):
+    """A site's privacy ledger says no, or cannot be used."""
+
+    reason = "LEDGER_UNUSABLE"
+
+
 REASONS = frozenset(
     {
         "BAGS_BUSY",
@@ -74,6 +80,7 @@ REASONS = frozenset(
         "BAG_SHAPE",
         "BAG_UNUSABLE",
         "BAG_VERSION",
+        "BUDGET_EXHAUSTED",
         "COHORT_INVALID",
         "ENCODER_BATCH",
         "ENCODER_HASH",
@@ -89,6 +96,8 @@ REASONS = frozenset(
         "ENCODER_WEIGHTS_MISSING",
         "ERROR",
         "EVALUATED_ALREADY",
+        "EVALUATIONS_EXHAUSTED",
+        "EVALUATION_NOT_ALLOWED",
         "EVALUATION_ONLY",
         "FEATURES_AMBIGUOUS",
         "FEATURES_DAMAGED",
@@ -102,11 +111,17 @@ REASONS = frozenset(
         "JOB_FAILED",
         "JOB_INVALID",
         "JOB_REFUSED",
+        "KIT_CHANGED",
+        "LEDGER_DAMAGED",
+        "LEDGER_FULL",
+        "LEDGER_MISSING",
+        "LEDGER_UNUSABLE",
         "MANIFEST_INVALID",
         "MANIFEST_UNREADABLE",
         "METRIC_NOT_ALLOWED",
         "MODEL_FILE_INVALID",
         "MODEL_FILE_MISSING",
+        "MODEL_NOT_PRIVATE",
         "MOSAIC_FILE",
         "MOSAIC_PARAMETERS",
         "NOTHING_TO_EVALUATE",
@@ -115,6 +130,8 @@ REASONS = frozenset(
         "NOT_RELEASED",
         "POLICY_INVALID",
         "PORT_TAKEN",
+        "PRIVACY_INVALID",
+        "PRIVACY_MISMATCH",
         "PROTOCOL_INVALID",
         "PROTOCOL_MISMATCH",
         "PROTOCOL_MISSING",
@@ -122,6 +139,7 @@ REASONS = frozenset(
         "RECORDS_INVALID",
         "REPLY_CHANGED",
         "REPLY_NOT_ALLOWED",
+        "ROLE_CHANGED",
         "ROUND_INVALID",
         "RUN_INVALID",
         "SCOPE_UNKNOWN",

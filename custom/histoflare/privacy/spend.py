@@ -1,0 +1,71 @@
+"""What a mechanism did, as data: the event that is booked in a ledger, and from which ε is derived.
+
+An event is immutable and says nothing of ε: what it costs depends on δ, on the accountant, and on what else
+was done with the same patients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from histoflare.errors import JobError
+
+UNIT = "patient"
+"""Whom an event protects: all slides of one patient."""
+
+ADD_OR_REMOVE_ONE = "add or remove one"
+"""The neighbouring relation: two cohorts differ by one patient, with all of that patient's slides."""
+
+
+@dataclass(frozen=True)
+class Spend:
+    """So many Gaussian mechanisms in a row, each on a Poisson sample of the patients.
+
+    Attributes:
+        noise_multiplier: Standard deviation of the noise ÷ the most that one patient can move the released
+            sum (the sensitivity, in L2). At least 0; 0 protects nothing (ε = ∞).
+        sample_rate: With which probability a patient is in a sample; in (0, 1]. 1: nothing is sampled.
+        steps: How many; at least 0. 0 costs nothing.
+
+    Raises:
+        JobError: A number is out of its range (PRIVACY_INVALID).
+    """
+
+    noise_multiplier: float
+    sample_rate: float = 1.0
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not (_is_number(self.noise_multiplier) and 0 <= self.noise_multiplier < math.inf):
+            problems.append(f"noise_multiplier: a number of at least 0, not {self.noise_multiplier!r}")
+        if not (_is_number(self.sample_rate) and 0 < self.sample_rate <= 1):
+            problems.append(f"sample_rate: a number above 0 and at most 1, not {self.sample_rate!r}")
+        if type(self.steps) is not int or self.steps < 0:
+            problems.append(f"steps: a whole number of at least 0, not {self.steps!r}")
+        if problems:
+            listed = "".join(f"\n  {problem}" for problem in problems)
+            raise JobError(f"These are no numbers of a mechanism:{listed}", reason="PRIVACY_INVALID")
+
+    def times(self, n: int) -> Spend:
+        """Return ``n`` of these in a row as one."""
+        return replace(self, steps=self.steps * n)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the event as plain JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Spend:
+        """Return the event that :meth:`to_json` gave; :class:`JobError` for anything else."""
+        try:
+            return cls(**content)
+        except TypeError as error:
+            raise JobError(f"Not a mechanism's event: {error}", reason="PRIVACY_INVALID") from None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool) and not math.isnan(value)
