@@ -19,11 +19,14 @@ from histoflare.commands import (
     bags,
     demo,
     job,
+    kit,
+    ledger,
     manifest,
     mosaic,
     poc,
     predict,
     prepare,
+    privacy,
     report,
     run,
     slide,
@@ -74,6 +77,9 @@ app.command("demo")(demo.demo)
 app.add_typer(poc.app, name="poc", help="A federation of real FLARE processes on this machine.")
 app.command("predict")(predict.predict)
 app.add_typer(report.app, name="report", help="Make pages for people out of a run's figures.")
+app.add_typer(privacy.app, name="privacy")
+app.add_typer(ledger.app, name="ledger", help="A site's privacy ledger: show, check, export, close runs.")
+app.add_typer(kit.app, name="kit", help="Startup kits and their signature.")
 app.add_typer(job.app, name="job", help="Look at a job folder, or make a variant of one to submit.")
 app.command("resume")(job.resume)
 

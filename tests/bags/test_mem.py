@@ -199,6 +199,42 @@ def test_the_seed_makes_the_bytes_and_the_global_state_is_left_alone() -> None:
     assert not torch.equal(first.head.weight, other.head.weight)
 
 
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("norm", ["none", "rms"])
+def test_leading_axes_are_a_batch_of_bags(blocks: int, norm: str) -> None:
+    model = small_mem(blocks=blocks, decoder=True, input_norm=norm)
+    x, mask = padded([random_bag(index, n) for index, n in enumerate((5, 1, 7, 0, 3, 2))], 7, float("nan"))
+    flat = model.attend(x, mask)
+    for lead in ((2, 3), (3, 2), (1, 6), (2, 1, 3)):
+        got = model.attend(x.view(*lead, 7, F_IN), mask.view(*lead, 7))
+        for name, shape in (("logits", (CLASSES,)), ("attention", (4, 7)), ("reconstruction", ())):
+            one, other = getattr(got, name), getattr(flat, name)
+            assert one.shape == (*lead, *shape)
+            torch.testing.assert_close(one.reshape(other.shape), other, rtol=1e-5, atol=1e-6)
+    whole = model.attend(x[:2, :1].nan_to_num().view(1, 2, 1, F_IN))  # without a mask, all are patches
+    torch.testing.assert_close(whole.logits[0], model(x[:2, :1].nan_to_num()), rtol=1e-5, atol=1e-6)
+
+
+def test_every_layer_sees_a_patient_as_one_sample() -> None:
+    model = small_mem(blocks=2, decoder=True)
+    seen: list[tuple[int, int]] = []
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(lambda module, x, y: seen.append((x[0].ndim, len(x[0]))) and None)
+    model.attend(torch.zeros(3, 2, 5, F_IN), torch.ones((3, 2, 5), dtype=torch.bool))
+    assert seen == [(3, 3)] * 11  # what samplers of per-record gradients take
+
+
+def test_chunks_without_gradients_hold_for_leading_axes() -> None:
+    x, mask = padded([random_bag(index, n) for index, n in enumerate((30, 7, 1, 12))], 30, 0.0)
+    x, mask = x.view(2, 2, 30, F_IN), mask.view(2, 2, 30)
+    expected = small_mem().attend(x, mask)
+    with torch.no_grad():
+        got = small_mem(max_scores=200).attend(x, mask)
+    torch.testing.assert_close(got.logits, expected.logits, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(got.attention, expected.attention, rtol=1e-5, atol=1e-7)
+
+
 def test_rms_norm_takes_a_patchs_length_out() -> None:
     model, bag = small_mem(input_norm="rms"), random_bag(0, 6)
     stretched = bag * torch.tensor([0.1, 1.0, 10.0, 3.0, 50.0, 7.0])[:, None]

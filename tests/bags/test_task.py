@@ -163,6 +163,66 @@ def test_training_is_the_same_bytes_for_one_seed() -> None:
     assert digest(first) == digest(again) != digest(other)
 
 
+def of_patients(*patients: str) -> MemoryBags:
+    """Return bags of 2, 3, ... patches whose slides belong to ``patients``."""
+    names = [f"slide_{index}" for index in range(len(patients))]
+    records = [
+        Record(name, patient, index % 2, "train")
+        for index, (name, patient) in enumerate(zip(names, patients, strict=True))
+    ]
+    generator = torch.Generator().manual_seed(0)
+    bags = {name: torch.randn((2 + i, 6), generator=generator) for i, name in enumerate(names)}
+    return MemoryBags([*records, Record("slide_0", "x", 0, "test")], bags)
+
+
+def test_records_are_a_patients_training_slides() -> None:
+    task, data = small_task(), of_patients("p", "q", "p", "r", "p")
+    records = task.records(data, "patient", None)
+    assert [[slide.slide_id[-1] for slide in record] for record in records] == [["0", "2", "4"], ["1"], ["3"]]
+    assert task.records(data, "patient", None) == records
+
+
+def test_a_records_loss_is_the_mean_of_its_slides_losses() -> None:
+    data = of_patients("p", "q", "p", "r", "p", "q")
+    for weight in (0.0, 0.5):
+        task = small_task(reconstruction=weight, blocks=2)
+        model = task.build_model()
+        records = task.records(data, "patient", None)
+        losses = task.record_losses(model, task.record_batch(data, records, 0))
+        by_hand = [
+            torch.stack([task.loss(model, collate([data.features(s)], [s.label])) for s in record]).mean()
+            for record in records
+        ]
+        torch.testing.assert_close(losses, torch.stack(by_hand))
+
+
+def test_a_records_loss_depends_on_no_other_record() -> None:
+    task, data = small_task(reconstruction=0.5, max_patches=3), of_patients(*"pqprpqq")
+    model, records = task.build_model(), task.records(data, "patient", None)
+    together = task.record_losses(model, task.record_batch(data, records, 4))
+    for chosen in ([2], [1, 0], [0, 2]):
+        apart = task.record_losses(model, task.record_batch(data, [records[i] for i in chosen], 4))
+        torch.testing.assert_close(apart, together[chosen])
+
+
+def test_what_is_drawn_of_a_long_bag_follows_the_seed_and_the_slide() -> None:
+    task, data = small_task(max_patches=2), of_patients(*"pppqq")
+    records = task.records(data, "patient", None)
+    one, again, other = (task.record_batch(data, records, seed) for seed in (1, 1, 2))
+    assert one.features.shape == (2, 3, 2, 6) and one.mask.sum() == 10 and one.slides.sum() == 5
+    assert torch.equal(one.features, again.features) and not torch.equal(one.features, other.features)
+    twins = MemoryBags(data.records, dict.fromkeys(data.bags, torch.arange(60.0).view(10, 6)))
+    drawn = task.record_batch(twins, records, 1)
+    assert len({tuple(bag.flatten().tolist()) for bag in drawn.features[drawn.slides]}) > 3  # each its own
+    second = task.record_batch(data, records[1:], 1)
+    assert torch.equal(second.features[0], one.features[1, :2])
+    for p, record in enumerate(records):
+        for s, slide in enumerate(record):
+            assert int(one.labels[p, s]) == slide.label
+            rows = {tuple(row.tolist()) for row in data.features(slide)}
+            assert {tuple(row.tolist()) for row in one.features[p, s]} <= rows
+
+
 def test_collate_pads_to_the_longest() -> None:
     bags: list[Tensor] = [torch.ones(2, 3), torch.ones(0, 3), torch.ones(4, 3)]
     batch = collate(bags, [1, 0, 1])

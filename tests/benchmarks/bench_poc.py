@@ -155,6 +155,7 @@ def measure(
                 resources = json.loads((local / "resources.json.default").read_text())
                 resources["class_allow_list"] = ["nvflare.", "idle_flare."]
                 write_json(local / "resources.json.default", resources)
+                federation.kits.sign(name)
         federation.start(environment=environment)
         with Memory(federation) as memory:
             job_id = federation.admin.submit(job)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.progress import Progress
 
 from histoflare.bags.cohort import load_cohort
 from histoflare.commands.clock import PhaseClock
@@ -11,10 +15,13 @@ from histoflare.commands.console import progress
 from histoflare.commands.experiment import run_experiment
 from histoflare.commands.options import Runtime
 from histoflare.commands.runtimes import Experiment
-from histoflare.flare.job import read_job
+from histoflare.flare.job import Job, read_job
+from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.rounds.comparison import compare
 from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.runner import run_in_process
+from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.work import load_site_cohort
 from histoflare.slides.manifest import read_manifest
 from tests.flare.bags_on_disk import write_site
 
@@ -39,3 +46,74 @@ def test_personal_layers_are_evaluated(tmp_path: Path, repository: Path) -> None
     assert own.federated != shared.federated, "the blocks matter here"
     assert report["federated"]["accuracy"] == own.federated.accuracy.value
     assert report["federated"]["auc"] == own.federated.auc.value
+
+
+def small_job(repository: Path, plan: PrivacyPlan) -> Job:
+    """The MEM job with two rounds of a tiny model under ``plan``."""
+    job = read_job(repository / "jobs" / "mem_fedavg")
+    task = replace(job.task, memories=2, dim=4, hidden=8, learning_rate=0.02)
+    return replace(job, task=task, strategy=FedAvg(), rounds=2, plan=plan.settled(2), asked=plan)
+
+
+def reported(job: Job, folder: Path, *epsilons: float) -> tuple[dict[str, Any], Progress]:
+    sites = {site: write_site(folder, site, slides=20) for site in ("a", "b")}
+    with progress() as bars:
+        experiment = Experiment(job, sites, {}, Runtime.INPROCESS)
+        outcome = run_experiment(experiment, folder / "out", bars, PhaseClock(), epsilons)
+    return outcome.report, bars
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        UpdateNoise(target_epsilon=3.0, noise_seed=5),
+        DpSgd(target_epsilon=3.0, sample_rate=0.5, batch_size=5, steps=2, noise_seed=5),
+    ],
+)
+def test_accuracy_against_epsilon(plan: UpdateNoise | DpSgd, tmp_path: Path, repository: Path) -> None:
+    job = small_job(repository, plan)
+    report, bars = reported(job, tmp_path, 1.0, 3.0)
+    own, smaller, unprotected = report["accuracy_against_epsilon"]
+    assert [entry["is_own"] for entry in (own, smaller, unprotected)] == [True, False, False]
+    assert own["balanced_accuracy"] == report["federated"]["balanced_accuracy"], "it is not run again"
+    assert own["epsilon"] == report["guarantee"]["reserved"]["rdp"]["epsilon"]
+    assert own["epsilon"] == pytest.approx(3.0, rel=0.1)
+    assert smaller["epsilon"] == pytest.approx(1.0, rel=0.1)
+    assert unprotected["epsilon_is_infinite"] is True
+    assert own["noise_multiplier"] < smaller["noise_multiplier"]
+    cohorts = {site: load_site_cohort(site, job.task, made) for site, made in sites_of(tmp_path).items()}
+    for entry, tried in ((smaller, replace(plan, target_epsilon=1.0).settled(2)), (unprotected, Open())):
+        run = run_in_process(job.task, cohorts, job.strategy, 2, job.seed, tried)
+        found = compare(job.task, job.strategy, run.state, cohorts, seed=job.seed).federated
+        assert found is not None
+        assert entry["balanced_accuracy"] == found.balanced_accuracy.value
+        assert entry["auc"] == found.auc.value
+    local = [site["local"]["balanced_accuracy"] for site in report["sites"].values()]
+    assert own["local_mean"] == unprotected["local_mean"] == pytest.approx(sum(local) / 2)
+    (bar,) = [task for task in bars.tasks if task.description == "other budgets"]
+    assert (bar.completed, bar.total) == (4, 4)
+    assert "Balanced accuracy against ε" in (tmp_path / "out" / "report.html").read_text()
+
+
+def sites_of(folder: Path) -> dict[str, SiteConfiguration]:
+    return {
+        site: SiteConfiguration(folder / site / "manifest.csv", folder / site / "bags") for site in ("a", "b")
+    }
+
+
+def test_other_budgets_are_tried_only_where_asked(tmp_path: Path, repository: Path) -> None:
+    noisy = small_job(repository, UpdateNoise(noise_multiplier=30.0))
+    report, bars = reported(noisy, tmp_path / "noisy")
+    assert report["accuracy_against_epsilon"] == []
+    assert report["guarantee"]["sites"]["a"]["updates"] == 2
+    assert report["guarantee"]["plan"]["noise_multiplier"] == 30.0
+    assert "other budgets" not in {task.description for task in bars.tasks}
+    report, _ = reported(small_job(repository, Open()), tmp_path / "open", 1.0)
+    assert report["accuracy_against_epsilon"] == []
+    assert report["guarantee"] == {"mechanism": "open", "epsilon": None, "epsilon_is_infinite": True}
+
+
+def test_a_budget_that_no_noise_reaches_is_left_out(tmp_path: Path, repository: Path) -> None:
+    noisy = small_job(repository, UpdateNoise(noise_multiplier=30.0))
+    report, _ = reported(noisy, tmp_path, 1e-9)
+    assert [entry["epsilon_is_infinite"] for entry in report["accuracy_against_epsilon"]] == [False, True]

@@ -27,7 +27,7 @@ class StandInEngine:
         self.events: list[str] = []
 
     def get_component(self, name: str) -> Any:
-        return self.components[name]
+        return self.components.get(name)
 
     def get_clients(self) -> list[Any]:
         return [SimpleNamespace(name=site) for site in self.sites]

@@ -18,17 +18,19 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.app_common.abstract.model import make_model_learnable
 from nvflare.app_common.app_constant import AppConstants
 
-from histoflare.flare import handshake
 from histoflare.flare.aggregator import MetricsCollector, SiteOrderAggregator
 from histoflare.flare.headers import METRICS, RELEASE, WEIGHT
 from histoflare.flare.record import EVALUATION_FILE
+from histoflare.privacy.plan import Open
 from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.strategy import Strategy, Update, server_round
+from histoflare.site.messages import digest_of
 
 from .stand_in import StandInEngine, come_from
 
 SITES = ("a", "b", "c")
 ROUND = 4
+SAID = {"scope": "open", "mechanism": "open", "spend": Open().spend().to_json(), "seeded_noise": False}
 START = {"w": np.array([1.0, 2.0], dtype=np.float32), "steps": np.array(3)}
 
 
@@ -74,7 +76,7 @@ def reply(
 def stamped(dxo: DXO, index: int = ROUND) -> Shareable:
     """Return the reply as a site's gate makes it."""
     try:
-        stamp = {"digest": handshake.digest_of(dxo.data)}
+        stamp = {"digest": digest_of(dxo.data), **SAID}
     except (TypeError, ValueError, RuntimeError):
         stamp = {"digest": "none: these are not tensors"}
     dxo.set_meta_prop(RELEASE, stamp)

@@ -22,8 +22,10 @@ from histoflare.flare import executor as module
 from histoflare.flare import handshake
 from histoflare.flare.executor import SiteExecutor
 from histoflare.flare.headers import METRICS, TOTAL_ROUNDS, WEIGHT
+from histoflare.privacy.plan import Open
 from histoflare.privacy.policy import POLICIES, read_policy
-from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE
+from histoflare.site.books import Books
+from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE, SiteConfiguration, read_site_file
 from histoflare.site.trainer import EvaluateAnswer, TrainAnswer, TrainerSetup
 
 from .stand_in import StandInEngine
@@ -62,8 +64,9 @@ class StandInTrainer:
 class Site:
     """``clinic-a`` with its file in the kit's local folder, and an executor."""
 
-    def __init__(self, root: Path, text: str = "", **options: Any) -> None:
+    def __init__(self, root: Path, text: str = "", run: str = "job", **options: Any) -> None:
         self.kit = root
+        self.run = run
         (root / SITE_FILE).write_text(f'manifest = "m.csv"\nbags = "bags"\n{text}')
         self.engine = StandInEngine(root, {"task": "the task", "strategy": "the strategy"})
         self.executor = SiteExecutor(seed=5, **options)
@@ -78,8 +81,13 @@ class Site:
     def context(self) -> FLContext:
         fl_ctx = self.engine.context("clinic-a")
         if self.admitted:
-            admitted = handshake.Admitted(read_policy(POLICIES / "open.toml"), rounds=3)
-            handshake.admit(admitted, fl_ctx)
+            policy = read_policy(POLICIES / "open.toml")
+            try:
+                configuration = read_site_file(self.kit / SITE_FILE)
+            except JobError:
+                configuration = SiteConfiguration(self.kit / "m.csv", self.kit / "bags")
+            books = Books(configuration, policy, Open(), rounds=3, run=self.run, labels=["a", "b"])
+            handshake.admit(handshake.Admitted(policy, 3, books), fl_ctx)
         return fl_ctx
 
 

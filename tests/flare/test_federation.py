@@ -63,6 +63,7 @@ class Running:
         content = json.loads(resources.read_text())
         content["servers"][0]["heart_beat_timeout"] = 45
         write_json(resources, content)
+        self.federation.kits.sign("server")
         self._count = 0
 
     def delay(self, seconds: Mapping[str, list[float]]) -> None:

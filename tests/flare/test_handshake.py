@@ -26,9 +26,11 @@ from histoflare.flare.guard import Guard
 from histoflare.flare.headers import METRICS, PSEUDONYM, RELEASE, WEIGHT
 from histoflare.flare.job import CONFIG_FOLDER, make_component, read_configuration, write_variant
 from histoflare.flare.site_policy import policy_file
+from histoflare.privacy.plan import Open
 from histoflare.privacy.policy import POLICIES
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocol
 from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE
+from histoflare.site.messages import digest_of
 
 from .stand_in import StandInEngine
 
@@ -44,6 +46,7 @@ class Site:
         job = write_variant(repository / "jobs" / "mem_fedavg", root / "job", changes or {})
         self.configuration = job / CONFIG_FOLDER
         self.kit.mkdir()
+        (self.kit / SITE_FILE).write_text('manifest = "m.csv"\nbags = "bags"\n')
         variables = read_configuration(self.configuration / "config_fed_client.conf")
         (self.kit / policy_file("open")).write_text((POLICIES / "open.toml").read_text())
         agreed = read_configuration(
@@ -87,7 +90,7 @@ def _own_file(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def update(tensors: dict[str, Any] = TENSORS, released: bool = True, **meta: Any) -> Shareable:
     if released:
-        handshake.release(tensors, patients=10)
+        handshake.release(tensors, 10, Open())
     return DXO(DataKind.WEIGHT_DIFF, data=tensors, meta={WEIGHT: 1.0, **meta}).to_shareable()
 
 
@@ -205,7 +208,8 @@ class TestGate:
         dxo = from_shareable(reply)
         assert code(reply) == ReturnCode.OK
         np.testing.assert_array_equal(dxo.data["w"], TENSORS["w"])
-        stamp = {"digest": handshake.digest_of(TENSORS), "scope": "open", "mechanism": "open"}
+        stamp = {"digest": digest_of(TENSORS), "scope": "open", "mechanism": "open"}
+        stamp |= {"spend": Open().spend().to_json(), "seeded_noise": False}
         assert dxo.meta == {WEIGHT: 1.0, RELEASE: stamp}
 
     def test_nothing_planted_in_a_reply_leaves(self, site: Site) -> None:

@@ -15,6 +15,7 @@ import pytest
 from histoflare.errors import JobError
 from histoflare.flare.allowed import ALLOWED_CLASSES
 from histoflare.flare.job import CONFIG_FOLDER, make_component, read_configuration, read_job, write_variant
+from histoflare.privacy.budget import Budget
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.privacy.protocol import check_task, digest
 
@@ -47,7 +48,18 @@ class TestEveryJob:
         meta = json.loads((folder / "meta.json").read_text())
         assert meta["name"] == folder.name
         assert meta["min_clients"] >= 1
-        assert meta["scope"] == "open"
+
+    def test_protects_its_updates_as_the_scope_it_names_asks_for(self, folder: Path) -> None:
+        job = read_job(folder)
+        policy = read_policy(POLICIES / f"{job.scope}.toml")
+        if job.name == "mem_evaluate":  # it trains nothing
+            return
+        assert job.plan.mechanism == policy.mechanism
+        if policy.protection is not None:
+            budget = Budget(policy.protection.epsilon, policy.protection.delta)
+            whole = budget.cost(job.plan.spend().times(job.rounds))
+            assert budget.admits(whole), "it fits the budget of a site that has spent nothing"
+            assert not policy.counts and job.strategy.weighting == "uniform"
 
     def test_names_its_purpose_and_the_consortium_s_protocol(self, folder: Path, repository: Path) -> None:
         variables = read_configuration(folder / CONFIG_FOLDER / "config_fed_client.conf")

@@ -99,6 +99,8 @@ def received(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iter
         (federation.kits.kit(OPEN) / "local" / "privacy.json").unlink()
         resources["allow_log_streaming"] = True
         write_json(federation.kits.kit(OPEN) / "local" / "resources.json.default", resources)
+        for site in sites:
+            federation.kits.sign(site)
         federation.start(environment={"PYTHONPATH": str(LEAKS), "WIRE_TAP": str(tap)})
         job_id = federation.admin.submit(job)
         status = federation.follow(job_id, timeout_s=240)

@@ -13,13 +13,15 @@ from typing import Any
 
 import pytest
 import yaml
+from nvflare.apis.workspace import Workspace
 from nvflare.fuel.sec.authz import AuthzContext, Person
 from nvflare.security.security import FLAuthorizer
 
 from histoflare.errors import JobError
 from histoflare.flare.allowed import ALLOWED_CLASSES, SITE_CLASSES
 from histoflare.flare.job import read_job
-from histoflare.flare.kits import Agreement, _project
+from histoflare.flare.kit_signature import SIGNATURE_FILE, read_authority, sign_list, verify_kit
+from histoflare.flare.kits import Agreement, _project, plan_project
 from histoflare.flare.provision import SitePolicyBuilder, project_folder, site_configuration
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.privacy.protocol import digest, read_protocol
@@ -28,9 +30,17 @@ from histoflare.site.configuration import read_site_file
 SITES = ("hospital-a", "hospital-b", "hospital-c", "hospital-d", "external")
 
 
+SERVER = "server.consortium.example"
+SCRIPTS = {f"startup/{name}.sh" for name in ("start", "sub_start", "stop_fl")}
+
+
 def provision(project: Path, folder: Path, home: Path) -> subprocess.CompletedProcess[str]:
     """Run ``nvflare provision`` in ``folder``, which is not the project's."""
-    command = [sys.executable, "-m", "nvflare.cli", "provision", "-p", str(project), "-w", "kits", "--force"]
+    return nvflare(folder, home, "provision", "-p", str(project), "-w", "kits", "--force")
+
+
+def nvflare(folder: Path, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "nvflare.cli", *arguments]
     environment = {**os.environ, "HOME": str(home)}
     return subprocess.run(
         command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
@@ -63,18 +73,18 @@ def test_everybody_has_a_kit(kits: Path, repository: Path) -> None:
 class TestSite:
     def test_has_the_policy_it_is_told_of(self, kits: Path, repository: Path, site: str) -> None:
         local = kits / site / "local"
-        source = repository / "provisioning" / "policies" / "open.toml"
-        assert (local / "policy_open.toml").read_bytes() == source.read_bytes()
         privacy = read(local / "privacy.json")
-        assert [scope["name"] for scope in privacy["scopes"]] == ["open"] == [privacy["default_scope"]]
-        named = {
-            part["path"]
-            for filters in ("task_data_filters", "task_result_filters")
-            for part in privacy["scopes"][0][filters]
-        } | {part["path"] for part in privacy["components"]}
-        assert named == set(SITE_CLASSES)
-        for part in privacy["scopes"][0]["task_data_filters"]:
-            assert read_policy(local / part["args"]["policy"]).name == "open"
+        assert [scope["name"] for scope in privacy["scopes"]] == ["dp-patient", "dp-update"]
+        assert privacy["default_scope"] == "dp-patient"
+        assert not (local / "policy_open.toml").exists(), "a job picks its scope: none that protects nothing"
+        for scope in privacy["scopes"]:
+            name = scope["name"]
+            source = repository / "provisioning" / "policies" / f"{name}.toml"
+            assert (local / f"policy_{name}.toml").read_bytes() == source.read_bytes()
+            parts = [*scope["task_data_filters"], *scope["task_result_filters"], *privacy["components"]]
+            assert {part["path"] for part in parts} == set(SITE_CLASSES)
+            for part in scope["task_data_filters"]:
+                assert read_policy(local / part["args"]["policy"]).name == name
         assert not (local / "privacy.json.sample").exists(), "its scopes are wider than ours"
 
     def test_has_the_protocol_of_the_jobs(self, kits: Path, repository: Path, site: str) -> None:
@@ -125,6 +135,116 @@ class TestSite:
         authorizer = FLAuthorizer(own, read(kits / site / "local" / "authorization.json.default"))
         person = Person("x", own if org == "own" else org, role)
         assert authorizer.authorize(AuthzContext(right, person, person))[0] is allowed
+
+
+@pytest.mark.parametrize("participant", [*SITES, SERVER])
+class TestSignature:
+    def test_is_of_every_file(self, kits: Path, participant: str) -> None:
+        kit = kits / participant
+        verify_kit(kit)
+        signed = set(read(kit / SIGNATURE_FILE)["files"])
+        assert signed >= SCRIPTS
+        there = {
+            path.relative_to(kit).as_posix()
+            for folder in ("startup", "local")
+            for path in (kit / folder).rglob("*")
+            if path.is_file()
+        }
+        assert there - signed == {SIGNATURE_FILE} | (
+            {"local/histoflare.toml"} if participant in SITES else set()
+        )
+
+    def test_is_checked_by_the_process_that_starts_jobs(self, kits: Path, participant: str) -> None:
+        """A job's process that ends would end the job at all sites; there Admission makes the check."""
+        workspace = Workspace(str(kits / participant), participant)
+        named = {}
+        for for_job in (False, True):
+            files = workspace.get_config_files_for_startup(participant == SERVER, for_job)
+            named[for_job] = {
+                part["path"] for file in files for part in read(Path(file)).get("components", [])
+            }
+        assert named[False] - named[True] == {"histoflare.flare.kit_check.KitCheck"}
+        assert not named[True] - named[False]
+
+    @pytest.mark.parametrize("path", [*sorted(SCRIPTS), "local/resources.json.default", SIGNATURE_FILE])
+    def test_tells_a_changed_kit(self, kits: Path, tmp_path: Path, participant: str, path: str) -> None:
+        kit = shutil.copytree(kits / participant, tmp_path / participant)
+        verify_kit(kit)
+        with (kit / path).open("ab") as file:
+            file.write(b"x")
+        with pytest.raises(JobError) as caught:
+            verify_kit(kit)
+        assert caught.value.reason == "KIT_CHANGED" and f"changed: {path}" in str(caught.value)
+
+
+def test_a_steward_s_own_settings_leave_the_signature_alone(kits: Path, tmp_path: Path) -> None:
+    kit = shutil.copytree(kits / "hospital-a", tmp_path / "hospital-a")
+    (kit / "local" / "histoflare.toml").write_text('manifest = "manifest.csv"\nbags = "bags"\n')
+    (kit / "local" / "manifest.csv").write_text("slide,patient,label\n")
+    (kit / "local" / "bags").mkdir()
+    verify_kit(kit)
+
+
+def test_what_a_project_says_of_its_server_is_signed_with_it(repository: Path, tmp_path: Path) -> None:
+    project = yaml.safe_load((repository / "provisioning" / "project.yml").read_text())
+    arguments = next(part for part in project["builders"] if part["path"].endswith("SitePolicyBuilder"))[
+        "args"
+    ]
+    assert "loopback" not in arguments, "the hospitals could not reach it"
+    provisioning = repository / "provisioning"
+    arguments |= {"heart_beat_timeout": 90, "loopback": True, "protocol": str(repository / "jobs/mem_fedavg")}
+    arguments["policies"] = [str(provisioning / policy) for policy in arguments["policies"]]
+    (tmp_path / "project.yml").write_text(yaml.safe_dump(project))
+    done = provision(tmp_path / "project.yml", tmp_path, tmp_path / "home")
+    assert done.returncode == 0, done.stdout + done.stderr
+    kit = tmp_path / "kits" / "histoflare" / "prod_00" / SERVER
+    resources = read(kit / "local" / "resources.json.default")
+    assert resources["servers"][0]["heart_beat_timeout"] == 90
+    service = read(kit / "startup" / "fed_server.json")["servers"][0]["service"]
+    assert service["target"] == "127.0.0.1:8002"
+    verify_kit(kit)
+
+
+@pytest.mark.parametrize("seconds", [0, "600", 1.5, True])
+def test_a_timeout_that_is_none(repository: Path, monkeypatch: pytest.MonkeyPatch, seconds: Any) -> None:
+    monkeypatch.chdir(repository)
+    policies = ["provisioning/policies/open.toml"]
+    with pytest.raises(JobError, match="heart_beat_timeout"):
+        SitePolicyBuilder(policies, "jobs/mem_fedavg", heart_beat_timeout=seconds)
+
+
+def test_where_the_key_is_not_a_kit_is_listed_and_the_lead_signs_the_list(
+    repository: Path, tmp_path: Path
+) -> None:
+    """FLARE's commands for keys that never leave the hospital, and what is sent to and fro."""
+    project = yaml.safe_load((repository / "provisioning" / "project.yml").read_text())
+    project["participants"] = [part for part in project["participants"] if part["name"] == "hospital-a"]
+    policy = {
+        "policies": [str(repository / "provisioning" / "policies" / "open.toml")],
+        "protocol": str(repository / "jobs" / "mem_fedavg"),
+    }
+    next(part for part in project["builders"] if part["path"].endswith("SitePolicyBuilder"))["args"] = policy
+    profile = {"name": "histoflare", "scheme": "tcp", "connection_security": "mtls"}
+    profile["server"] = {"host": "localhost", "fed_learn_port": 8002, "admin_port": 8002}
+    (tmp_path / "site.yaml").write_text(yaml.safe_dump(project))
+    (tmp_path / "profile.yaml").write_text(yaml.safe_dump(profile))
+    signed = "hospital-a.signed.zip"
+    for command in (
+        "cert init --profile profile.yaml -o authority",
+        "cert request -p site.yaml",
+        f"cert approve hospital-a/hospital-a.request.zip -c authority --profile profile.yaml --out {signed}",
+        f"package {signed} --request-dir hospital-a -w kit",
+    ):
+        done = nvflare(tmp_path, tmp_path / "home", *command.split())
+        assert done.returncode == 0, done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert "hospital-a: this kit is not signed" in said and said.count("is not signed") == 1
+    kit = tmp_path / "kit" / "histoflare" / "prod_00" / "hospital-a"
+    with pytest.raises(JobError, match="not signed yet") as caught:
+        verify_kit(kit)
+    assert caught.value.reason == "KIT_CHANGED"
+    sign_list(kit / SIGNATURE_FILE, read_authority(tmp_path / "authority"))
+    verify_kit(kit)
 
 
 def test_a_site_file_is_left_to_its_steward(kits: Path) -> None:
@@ -214,16 +334,38 @@ def test_a_builder_without_its_files_makes_nothing(
 ) -> None:
     monkeypatch.chdir(repository)
     with pytest.raises(JobError) as caught:
-        SitePolicyBuilder(policies, protocol, scope)
+        SitePolicyBuilder(policies, protocol, default_scope=scope)
     assert caught.value.reason == reason
+
+
+def test_trust_picks_the_scope_of_a_job_that_names_none(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository)
+    files = {
+        scope: f"provisioning/policies/{scope}.toml" for scope in ("open", "dp-patient", "trusted-server")
+    }
+    everything = list(files.values())
+
+    def scope(policies: list[str], **arguments: Any) -> str:
+        return SitePolicyBuilder(policies, "jobs/mem_dpsgd", **arguments).default_scope
+
+    assert scope(everything) == scope(everything, trust="untrusted") == "dp-patient"
+    assert scope(everything, trust="trusted") == "trusted-server"
+    assert scope(everything, trust="trusted", default_scope="open") == "open"
+    assert scope([files["open"]]) == "open", "there is no other"
+    with pytest.raises(JobError, match="none of the policies"):
+        scope([files["open"], files["dp-patient"]], trust="trusted")
+    with pytest.raises(JobError, match="trust must be"):
+        scope(everything, trust="some")
 
 
 def test_a_missing_policy_ends_the_command(repository: Path, tmp_path: Path) -> None:
     shutil.copytree(repository / "provisioning", tmp_path / "provisioning")
-    (tmp_path / "provisioning" / "policies" / "open.toml").unlink()
+    (tmp_path / "provisioning" / "policies" / "dp-update.toml").unlink()
     done = provision(tmp_path / "provisioning" / "project.yml", tmp_path, tmp_path)
     assert done.returncode != 0
-    assert "policies/open.toml: not found" in done.stdout + done.stderr
+    assert "policies/dp-update.toml: not found" in done.stdout + done.stderr
 
 
 def test_the_policy_here_is_the_package_s(repository: Path) -> None:
@@ -237,3 +379,15 @@ def test_one_workstation_has_the_builders_of_production(repository: Path) -> Non
     project = yaml.safe_load((repository / "provisioning" / "project.yml").read_text())
     made = _project(Agreement(repository / "jobs" / "mem_fedavg"))
     assert [part["path"] for part in made["builders"]] == [part["path"] for part in project["builders"]]
+
+
+def test_on_one_workstation_the_server_listens_on_loopback_whosever_project_it_is(
+    repository: Path, tmp_path: Path
+) -> None:
+    job = repository / "jobs" / "mem_fedavg"
+    for agreement in (Agreement(job), Agreement(job, project=repository / "provisioning" / "project.yml")):
+        content, _, _ = plan_project(tmp_path, {}, agreement, 8002)
+        (arguments,) = [
+            part["args"] for part in content["builders"] if part["path"].endswith("PolicyBuilder")
+        ]
+        assert arguments["loopback"] is True

@@ -62,7 +62,7 @@ class Server:
         self.workflow._current_round = 3
         self.workflow.communicator = Communicator(self.workflow, replies)
         self.workflow.aggregator = SimpleNamespace(
-            accept=lambda *_: accepts, taking_part=sorted(replies) if accepts else [], metrics={}
+            accept=lambda *_: accepts, taking_part=sorted(replies) if accepts else [], metrics={}, stamps={}
         )
         self.folder = folder
 

@@ -1,19 +1,165 @@
+"""What a job says of its protection: numbers that are public, and what they cost a patient."""
+
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import torch
+from histoflare.privacy.accountant import epsilon
+from histoflare.privacy.budget import Budget
 
-from histoflare.privacy.plan import Open
+from histoflare.errors import JobError
+from histoflare.privacy.noise import SeededNoise
+from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
+from histoflare.privacy.spend import Spend
 
 
 def test_open_protects_nothing_and_says_so() -> None:
     plan, tensors = Open(), {"w": torch.randn(3), "b": torch.randn(1)}
-    assert plan.epsilon == math.inf
-    released = plan.release(tensors, site="s", round_index=0)
+    released = plan.release(tensors, SeededNoise(0))
     assert list(released) == list(tensors)
     assert all(torch.equal(released[name], tensors[name]) for name in tensors)
-    assert plan.epsilon == math.inf
-    assert plan.name == "open"
+    assert epsilon([plan.settled(3).spend()], 1e-5) == math.inf
+    assert plan.mechanism == "open"
     for words in ("no clipping", "no noise", "∞"):
         assert words in plan.describe()
+
+
+def test_a_round_of_dp_sgd_is_its_steps_for_a_patient() -> None:
+    plan = DpSgd(noise_multiplier=4.0, sample_rate=0.1, steps=5, batch_size=16)
+    assert plan.spend() == Spend(4.0, 0.1, 5)
+
+
+@pytest.mark.parametrize("k", [1, 2, 10])
+def test_slides_clipped_one_by_one_cost_their_patient_more(k: int) -> None:
+    # A patient with k slides is drawn with 1 - (1 - q)^k, and then moves the sum by at most k clip norms.
+    plan = DpSgd(noise_multiplier=4.0, sample_rate=0.1, steps=5, record="slide", slides_per_patient=k)
+    spend = plan.spend()
+    assert spend.noise_multiplier == pytest.approx(4.0 / k)
+    assert spend.sample_rate == pytest.approx(1 - 0.9**k)
+
+
+def test_a_patient_can_turn_a_clipped_update_round() -> None:
+    # Two updates of norm C differ by up to 2C, so that noise z·C is z/2 in units of what a patient can do.
+    assert UpdateNoise(noise_multiplier=14.0, clip_norm=0.3).spend() == Spend(7.0, 1.0, 1)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        DpSgd(target_epsilon=3.0, delta=1e-5, sample_rate=0.2, steps=3),
+        DpSgd(target_epsilon=3.0, delta=1e-5, sample_rate=0.2, steps=3, record="slide", slides_per_patient=2),
+        UpdateNoise(target_epsilon=3.0, delta=1e-5),
+        UpdateNoise(target_epsilon=3.0, delta=1e-5, noise_location="server"),
+    ],
+)
+def test_a_settled_job_fits_its_budget_and_hardly_less_noise_does(plan: Any) -> None:
+    budget = Budget(3.0, 1e-5)
+    settled = plan.settled(10)
+    assert settled.target_epsilon is None
+    assert budget.admits(budget.cost(settled.spend().times(10)))
+    less = replace(settled, noise_multiplier=settled.noise_multiplier * 0.999)
+    assert not budget.admits(budget.cost(less.spend().times(10)))
+    assert settled.settled(99) == settled, "a noise that is stated does not follow the number of rounds"
+
+
+def test_an_update_is_clipped_and_noised() -> None:
+    plan = UpdateNoise(noise_multiplier=0.5, clip_norm=2.0)
+    tensors = {"a": torch.full((40_000,), 1.0), "b": torch.full((10_000,), -1.0)}
+    released = plan.release(tensors, SeededNoise(3))
+    assert {name: value.shape for name, value in released.items()} == {
+        name: value.shape for name, value in tensors.items()
+    }
+    flat = torch.cat([released["a"], released["b"]]).double()
+    clipped = 2.0 / math.sqrt(50_000)
+    assert float(flat[:40_000].mean()) == pytest.approx(clipped, abs=5 * 1.0 / math.sqrt(40_000))
+    assert float(
+        (flat - torch.cat([flat.new_full((40_000,), clipped), flat.new_full((10_000,), -clipped)])).std()
+    ) == pytest.approx(1.0, rel=0.02)
+
+
+def test_noise_at_the_server_is_added_once_to_the_sum() -> None:
+    plan = UpdateNoise(noise_multiplier=3.0, clip_norm=2.0, noise_location="server", noise_seed=1)
+    assert plan.mechanism == "server-noise"
+    update = {"a": torch.full((30_000,), 1.0)}
+    clipped = plan.release(update, SeededNoise(0))
+    assert float(clipped["a"].double().norm()) <= 2.0, "nothing but the clipped update: no noise here"
+    given = plan.at_server([clipped, clipped, clipped])
+    assert torch.equal(given[1]["a"], clipped["a"]) and torch.equal(given[2]["a"], clipped["a"])
+    assert float((given[0]["a"] - clipped["a"]).std()) == pytest.approx(6.0, rel=0.03)
+    client = replace(plan, noise_location="client")
+    assert client.mechanism == "update-noise"
+    assert all(torch.equal(one["a"], clipped["a"]) for one in client.at_server([clipped]))
+
+
+def test_noise_at_the_server_needs_equal_weights() -> None:
+    plan = UpdateNoise(noise_multiplier=3.0, noise_location="server")
+    plan.check_strategy(SimpleNamespace(weighting="uniform"))
+    for other in (SimpleNamespace(weighting="samples"), SimpleNamespace()):
+        with pytest.raises(JobError, match="uniform"):
+            plan.check_strategy(other)
+        replace(plan, noise_location="client").check_strategy(other)
+
+
+def test_noise_is_secret_unless_a_seed_is_given() -> None:
+    assert DpSgd(noise_multiplier=1.0).noise("a", 0).secure
+    seeded = DpSgd(noise_multiplier=1.0, noise_seed=7)
+    draws = [
+        seeded.noise(site, index).normal((4,), 1.0)
+        for site, index in (("a", 0), ("a", 0), ("a", 1), ("b", 0))
+    ]
+    assert not seeded.noise("a", 0).secure
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2]) and not torch.equal(draws[0], draws[3])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "says"),
+    [
+        ({}, "noise_multiplier or target_epsilon"),
+        ({"noise_multiplier": 1.0, "target_epsilon": 1.0}, "one of them"),
+        ({"noise_multiplier": -1.0}, "at least 0"),
+        ({"noise_multiplier": math.nan}, "at least 0"),
+        ({"noise_multiplier": math.inf}, "at least 0"),
+        ({"target_epsilon": 0}, "target_epsilon"),
+        ({"noise_multiplier": 1.0, "clip_norm": 0.0}, "clip_norm"),
+        ({"noise_multiplier": 1.0, "clip_norm": math.inf}, "clip_norm"),
+        ({"noise_multiplier": 1.0, "delta": 0.0}, "delta"),
+        ({"noise_multiplier": 1.0, "delta": 0.5}, "delta"),
+        ({"noise_multiplier": 1.0, "sample_rate": 0.0}, "sample_rate"),
+        ({"noise_multiplier": 1.0, "sample_rate": 1.01}, "sample_rate"),
+        ({"noise_multiplier": 1.0, "batch_size": 0}, "batch_size"),
+        ({"noise_multiplier": 1.0, "steps": 0}, "steps"),
+        ({"noise_multiplier": 1.0, "steps": 1.5}, "steps"),
+        ({"noise_multiplier": 1.0, "record": "patch"}, "record"),
+        ({"noise_multiplier": 1.0, "record": "slide"}, "slides_per_patient"),
+        ({"noise_multiplier": 1.0, "slides_per_patient": 3}, "slides_per_patient"),
+        ({"noise_multiplier": 1.0, "engine": "magic"}, "engine"),
+        ({"noise_multiplier": 1.0, "noise_seed": "x"}, "noise_seed"),
+        ({"noise_multiplier": 1.0, "published_epsilon": -1}, "published_epsilon"),
+    ],
+)
+def test_what_is_wrong_with_the_numbers_is_said(numbers: dict[str, Any], says: str) -> None:
+    with pytest.raises(JobError, match=says) as caught:
+        DpSgd(**numbers)
+    assert caught.value.reason == "PRIVACY_INVALID"
+
+
+def test_a_place_for_the_noise_that_is_none_is_refused() -> None:
+    with pytest.raises(JobError, match="noise_location"):
+        UpdateNoise(noise_multiplier=1.0, noise_location="cloud")
+
+
+@pytest.mark.parametrize("plan", [Open(), DpSgd(noise_multiplier=2.0), UpdateNoise(target_epsilon=1.0)])
+def test_a_plan_says_itself_as_plain_data(plan: PrivacyPlan) -> None:
+    assert plan.to_json()["mechanism"] == plan.mechanism
+    assert plan.describe()
+
+
+def test_a_plan_that_is_not_settled_has_no_cost_yet() -> None:
+    with pytest.raises(JobError, match="not settled"):
+        DpSgd(target_epsilon=1.0).spend()

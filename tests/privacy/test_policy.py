@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from histoflare.errors import JobError
-from histoflare.privacy.policy import POLICIES, Policy, read_policy
+from histoflare.privacy.policy import POLICIES, Policy, Protection, read_policy
 
 GOOD = """
 name = "open"
@@ -63,3 +63,62 @@ def test_the_policies_of_the_package_can_be_read_and_are_named_as_their_files() 
     paths = sorted(POLICIES.glob("*.toml"))
     assert paths
     assert [read_policy(path).name for path in paths] == [path.stem for path in paths]
+
+
+PROTECTED = """
+name = "dp"
+mechanism = "dp-sgd"
+purposes = ["research"]
+metrics = ["auc"]
+counts = false
+minimum_patients = 5
+[protection]
+epsilon = 8
+delta = 1e-5
+evaluations = 3
+"""
+
+
+def test_a_mechanism_comes_with_its_budget(tmp_path: Path) -> None:
+    policy = read_policy(written(tmp_path, PROTECTED))
+    assert policy.protection == Protection(8, 1e-5, 3, ("patient",), seeded_noise=False)
+    more = PROTECTED + 'records = ["patient", "slide"]\nseeded_noise = true\n'
+    assert read_policy(written(tmp_path, more)).protection == Protection(
+        8, 1e-5, 3, ("patient", "slide"), True
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("[protection]", "[other]"), "protection: missing"),
+        (('"dp-sgd"', '"open"'), "goes with a mechanism other than open"),
+        (("counts = false", "counts = true"), "counts: must be false"),
+        (('["auc"]', '["auc", "validation/auc"]'), "none of every round"),
+        (("epsilon = 8\n", ""), "protection.epsilon: missing"),
+        (("epsilon = 8", "epsilon = 0"), "protection.epsilon: a number above 0"),
+        (("epsilon = 8", "epsilon = inf"), "protection.epsilon"),
+        (("epsilon = 8", "epsilon = nan"), "protection.epsilon"),
+        (("epsilon = 8", "epsilon = true"), "protection.epsilon"),
+        (("1e-5", "0.5"), "protection.delta: a number above 0 and at most"),
+        (("1e-5", "0.0"), "protection.delta"),
+        (("evaluations = 3", "evaluations = -1"), "protection.evaluations"),
+        (("evaluations = 3", "evaluations = 1.5"), "protection.evaluations"),
+        (("evaluations = 3", "evaluations = 3\nrecords = []"), "protection.records"),
+        (("evaluations = 3", 'evaluations = 3\nrecords = ["tile"]'), "protection.records"),
+        (("evaluations = 3", "evaluations = 3\nseeded_noise = 1"), "protection.seeded_noise"),
+        (("evaluations = 3", "evaluations = 3\nbudget = 1"), "protection.budget: not an entry"),
+    ],
+)
+def test_what_is_wrong_with_a_budget_is_said(tmp_path: Path, change: tuple[str, str], says: str) -> None:
+    with pytest.raises(JobError, match=says) as caught:
+        read_policy(written(tmp_path, PROTECTED.replace(*change)))
+    assert caught.value.reason == "POLICY_INVALID"
+
+
+def test_every_protected_scope_of_the_package_keeps_noise_secret_and_counts_at_home() -> None:
+    protected = [read_policy(path) for path in POLICIES.glob("*.toml") if path.stem != "open"]
+    assert len(protected) == 3
+    for policy in protected:
+        assert policy.protection is not None and not policy.protection.seeded_noise
+        assert not policy.counts

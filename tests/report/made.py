@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from histoflare.privacy.plan import PrivacyPlan
 from histoflare.report.consortium import RunFacts, build_report
 from histoflare.rounds.comparison import Comparison, SiteComparison
 from histoflare.rounds.evaluation import Figure, Metrics
@@ -53,14 +54,20 @@ def row(index: int, sites: list[str], **changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def some_absent(sites: list[str]) -> list[dict[str, Any]]:
+    """Thirty rounds: the fourth site refuses in four of them, the second is silent in two."""
+    rows = [row(index, sites) for index in range(30)]
+    for index in (0, 1, 2, 7):
+        rows[index] |= {"taking_part": sites[:3], "refused": {sites[3]: "TRAINER_DIED"}}
+    for index in (12, 13):
+        rows[index] |= {"taking_part": [sites[0], *sites[2:]], "no_answer": [sites[1]]}
+    return rows
+
+
 def full_report(**changes: Any) -> dict[str, Any]:
     """Four sites, one of which refuses now and then and one is silent twice; an external cohort."""
     sites = ["amsterdam", "graz", HOSTILE, "nijmegen"]
-    rows = [row(index, sites) for index in range(30)]
-    for index in (0, 1, 2, 7):
-        rows[index] |= {"taking_part": sites[:3], "refused": {"nijmegen": "TRAINER_DIED"}}
-    for index in (12, 13):
-        rows[index] |= {"taking_part": [sites[0], *sites[2:]], "no_answer": ["graz"]}
+    rows = some_absent(sites)
     groups = {"sex": {"F": metrics(0.81, 20), "M": None}, "scanner": {"A<b>": metrics(0.74, 11)}}
     site_figures = {
         site: SiteComparison(
@@ -103,6 +110,34 @@ def full_report(**changes: Any) -> dict[str, Any]:
         changes.pop("external", external),
     )
     return build_report(RunFacts(**facts | changes), comparison)
+
+
+def protected_report(plan: PrivacyPlan, *, stamped: bool = True, **changes: Any) -> dict[str, Any]:
+    """The four sites under a settled plan: their gates stamp what one patient spends."""
+    sites = ["amsterdam", "graz", HOSTILE, "nijmegen"]
+    rows = changes.pop("participation", None) or some_absent(sites)
+    if stamped:
+        for each in rows:
+            each["stamps"] = {site: stamp(plan) for site in each["taking_part"]}
+    facts = {
+        "participation": rows,
+        "rounds": len(rows),
+        "privacy": plan.describe(),
+        "mechanism": plan.mechanism,
+        "plan": plan.to_json(),
+        "spend": plan.spend().to_json(),
+    }
+    return full_report(**facts | changes)
+
+
+def stamp(plan: PrivacyPlan) -> dict[str, Any]:
+    """What a site's gate says of an update under ``plan``."""
+    return {
+        "scope": "dp",
+        "mechanism": plan.mechanism,
+        "spend": plan.spend().to_json(),
+        "seeded_noise": plan.noise_seed is not None,
+    }
 
 
 def many_sites(count: int = 12, rounds: int = 200) -> dict[str, Any]:

@@ -6,10 +6,16 @@ import io
 import json
 from dataclasses import replace
 
+import pytest
 from rich.console import Console
 
 from histoflare.commands.run import summarise
-from histoflare.report.consortium import FIGURES, RunFacts, build_report, results_table
+from histoflare.errors import JobError
+from histoflare.privacy.accountant import epsilon
+from histoflare.privacy.plan import UpdateNoise
+from histoflare.report.consortium import FIGURES, NEEDED, RunFacts, build_report, results_table
+from histoflare.report.guarantee import state_epsilon
+from histoflare.report.guarantee_words import say_epsilon
 from histoflare.rounds.comparison import Comparison, SiteComparison
 from histoflare.rounds.evaluation import Figure, Metrics
 
@@ -163,3 +169,36 @@ def test_two_sites_of_one_pseudonym_stay_two() -> None:
     report = build_report(facts, comparison())
     assert set(report["sites"]) == {"b", "b (2)"}
     assert report["sites"]["b"]["rounds_taken_part"] == 1, "b keeps its own name"
+
+
+def test_the_table_says_what_the_run_cost() -> None:
+    plan = UpdateNoise(noise_multiplier=60.0, published_epsilon=1.0)
+
+    def shown(plan: UpdateNoise, colours: bool = False) -> str:
+        facts = replace(
+            FACTS,
+            mechanism=plan.mechanism,
+            plan=plan.to_json(),
+            spend=plan.spend().to_json(),
+            pseudonyms={"b": "[bold]b"},
+        )
+        report = build_report(facts, comparison())
+        written = io.StringIO()
+        Console(file=written, width=120, force_terminal=colours).print(results_table(report))
+        return " ".join(written.getvalue().split())
+
+    true = say_epsilon(state_epsilon(epsilon([plan.spend().times(2)], plan.delta)))
+    assert f"For each patient ε = {true} at δ = 1e-5" in shown(plan)
+    assert "states ε = 1; what a patient of a site spends" in shown(plan)
+    assert shown(plan).count("[bold]b") == 2, "a name is no markup"
+    seeded = replace(plan, noise_seed=1)
+    assert "There is no guarantee" in shown(seeded)
+    assert "\x1b[1;31m" in shown(seeded, colours=True)
+    assert "\x1b[1;31m" not in shown(plan, colours=True)
+
+
+def test_a_report_always_has_a_guarantee() -> None:
+    assert set(build_report(FACTS, comparison())) >= NEEDED
+    assert build_report(FACTS, comparison())["guarantee"]["epsilon_is_infinite"] is True
+    with pytest.raises(JobError, match="without its plan"):
+        build_report(replace(FACTS, mechanism="dp-sgd"), comparison())

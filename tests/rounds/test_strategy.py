@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from histoflare.errors import JobError
+from histoflare.privacy.noise import NoiseSource
 from histoflare.privacy.plan import Open
 from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import Correction, predict
@@ -96,24 +97,23 @@ def test_control_variates_fit_the_interface() -> None:
         torch.testing.assert_close(ours[name], plain[name], rtol=1e-4, atol=1e-6)
 
 
-class Halving:
+class Halving(Open):
     """A privacy plan that can be seen: it halves what leaves."""
 
-    name = "halving"
-    epsilon = 1.0
+    asked: ClassVar[list[tuple[str | int, ...]]] = []
 
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, int]] = []
+    def noise(self, *parts: str | int) -> NoiseSource:
+        self.asked.append(parts)
+        return super().noise(*parts)
 
-    def release(self, tensors: Mapping[str, Tensor], *, site: str, round_index: int) -> dict[str, Tensor]:
-        self.asked.append((site, round_index))
+    def release(self, tensors: Mapping[str, Tensor], noise: NoiseSource) -> dict[str, Tensor]:
         return {name: tensor / 2 for name, tensor in tensors.items()}
 
 
 class Leaking(Halving):
     """A privacy plan that lets a tensor too many out."""
 
-    def release(self, tensors: Mapping[str, Tensor], *, site: str, round_index: int) -> dict[str, Tensor]:
+    def release(self, tensors: Mapping[str, Tensor], noise: NoiseSource) -> dict[str, Tensor]:
         return {**tensors, "patients": torch.ones(3)}
 
 
@@ -121,7 +121,7 @@ def test_every_update_passes_the_privacy_plan() -> None:
     sites, task, plan = toy_sites(2), ToyTask(), Halving()
     halved = run_in_process(task, sites, FedAvg(), 1, 0, plan=plan)
     full = run_in_process(task, sites, FedAvg(), 1, 0, plan=Open())
-    assert plan.asked == [("site_0", 0), ("site_1", 0)]
+    assert plan.asked == [("site_0", 0, "update"), ("site_1", 0, "update")]
     for name, start in full.initial.items():
         torch.testing.assert_close(halved.state[name] - start, (full.state[name] - start) / 2)
 

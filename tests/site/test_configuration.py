@@ -29,6 +29,9 @@ def test_what_is_written_is_read(tmp_path: Path, name: str) -> None:
         tmp_path / "m.csv",
         tmp_path / "bags",
         records=tmp_path / name,
+        ledger=tmp_path / name / "ledger.sqlite",
+        ledger_key=tmp_path / f"{name}.key",
+        epsilon=2.5,
         prepare=True,
         encoder_weights=tmp_path / f"{name}.pth",
         encoder_sha256=SHA256,
@@ -58,6 +61,8 @@ def test_relative_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.Mo
             tmp_path / "m.csv",
             tmp_path / "../bags",
             records=tmp_path / "notes",
+            ledger=tmp_path / "ledger" / "ledger.sqlite",
+            ledger_key=tmp_path / "keys" / "ledger.key",
             encoder_weights=tmp_path / "w.pth",
             encoder_sha256=SHA256,
         )
@@ -66,7 +71,14 @@ def test_relative_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_defaults(tmp_path: Path) -> None:
     (tmp_path / SITE_FILE).write_text(MINIMUM)
     read = read_site_file(tmp_path / SITE_FILE)
-    assert read == SiteConfiguration(tmp_path / "m.csv", tmp_path / "bags", records=tmp_path / "records")
+    assert read == SiteConfiguration(
+        tmp_path / "m.csv",
+        tmp_path / "bags",
+        records=tmp_path / "records",
+        ledger=tmp_path / "ledger" / "ledger.sqlite",
+        ledger_key=tmp_path / "keys" / "ledger.key",
+    )
+    assert read.epsilon is None
     assert (read.prepare, read.cache_mb, read.evaluation_only) == (False, 2048, False)
     assert (read.encoder_weights, read.encoder_sha256, read.pseudonym) == (None, None, None)
 
@@ -78,6 +90,8 @@ def test_sites_on_one_machine_have_records_of_their_own(tmp_path: Path) -> None:
         (tmp_path / f"{name}.toml").write_text(MINIMUM)
     read = [read_site_file(tmp_path / f"{name}.toml") for name in "ab"]
     assert [site.records for site in read] == [tmp_path / "records" / name for name in "ab"]
+    for alike in (sites, read):
+        assert alike[0].ledger != alike[1].ledger and alike[0].ledger_key != alike[1].ledger_key
 
 
 @pytest.mark.parametrize(
@@ -91,6 +105,11 @@ def test_sites_on_one_machine_have_records_of_their_own(tmp_path: Path) -> None:
         ('manifest = ""\nbags = "b"', "manifest: must be"),
         ('manifest = "m"\nbags = 3', "bags: must be"),
         (f"{MINIMUM}records = true", "records: must be"),
+        (f"{MINIMUM}ledger = 1", "ledger: must be"),
+        (f'{MINIMUM}ledger_key = ""', "ledger_key: must be"),
+        (f"{MINIMUM}epsilon = 0", "epsilon: must be"),
+        (f"{MINIMUM}epsilon = inf", "epsilon: must be"),
+        (f'{MINIMUM}epsilon = "8"', "epsilon: must be"),
         (f'{MINIMUM}prepare = "yes"', "prepare: must be"),
         (f"{MINIMUM}encoder_weights = 1", "encoder_weights: must be"),
         (f'{MINIMUM}encoder_sha256 = "abc"', "encoder_sha256: must be"),

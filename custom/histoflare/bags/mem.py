@@ -6,6 +6,7 @@ The equations are those of Adnan et al. 2022 (Sci Rep 12:1953), eqs. 3 and 4. Wh
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -80,32 +81,37 @@ class MemoryBlock(nn.Module):
             self.decoder = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, features))
 
     def forward(self, x: Tensor, mask: Tensor, max_scores: int = MAX_SCORES) -> tuple[Tensor, Tensor, Tensor]:
-        """Return x̂ (b, m, h), p (b, m, n) and each bag's mean squared reconstruction error (b,).
+        """Return x̂ (..., m, h), p (..., m, n) and each bag's mean squared reconstruction error (...).
 
-        The error is 0 without a decoder and for a bag without a patch.
+        ``x`` is (..., n, f) and ``mask`` (..., n). The layers see (first axis, all patches, f), so that a
+        sample of theirs may be a patient with several bags. The error is 0 without a decoder and for a bag
+        without a patch.
         """
-        b, n, _ = x.shape
-        units = torch.tanh(self.memory(x))  # (b, n, m·d)
+        *lead, n, _ = x.shape
+        b = math.prod(lead)
+        patches = x.flatten(start_dim=1, end_dim=-2) if x.ndim > 3 else x  # (first, patches, f)
+        units = torch.tanh(self.memory(patches))  # (first, patches, m·d)
         units = units.view(b, n, self.memories, self.dim).transpose(1, 2)  # (b, m, n, d)
-        attention = memory_attention(units, mask, max_scores=max_scores)  # (b, m, n)
-        code = self.encoder(x)  # (b, n, h)
-        out = attention @ code  # (b, m, h)
-        error = x.new_zeros(b)
+        attention = memory_attention(units, mask.reshape(b, n), max_scores=max_scores)  # (b, m, n)
+        attention = attention.view(*lead, self.memories, n)  # (..., m, n)
+        code = self.encoder(patches)  # (first, patches, h)
+        out = attention @ code.view(*lead, n, code.shape[-1])  # (..., m, h)
+        error = x.new_zeros(lead)
         if self.decoder is not None:
-            weight = mask.to(x.dtype)  # (b, n)
-            squared = (self.decoder(code) - x).square().mean(dim=-1)  # (b, n)
-            error = (squared * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)  # (b,)
+            weight = mask.to(x.dtype)  # (..., n)
+            squared = (self.decoder(code) - patches).square().mean(dim=-1).view(*lead, n)  # (..., n)
+            error = (squared * weight).sum(dim=-1) / weight.sum(dim=-1).clamp(min=1.0)  # (...)
         return out, attention, error
 
 
 @dataclass(frozen=True)
 class MemOutput:
-    """What MEM makes of a batch of bags.
+    """What MEM makes of a batch of bags; ``...`` is the batch's leading axes, (b) or (patients, slides).
 
     Attributes:
-        logits: (b, classes).
-        attention: (b, m, n), what each memory unit of the first block attends to; sums to 1 over n.
-        reconstruction: (b,), mean squared error of the blocks' autoencoders, 0 without decoders.
+        logits: (..., classes).
+        attention: (..., m, n), what each memory unit of the first block attends to; sums to 1 over n.
+        reconstruction: (...), mean squared error of the blocks' autoencoders, 0 without decoders.
     """
 
     logits: Tensor
@@ -158,22 +164,22 @@ class MEM(nn.Module):
             self.head = nn.Linear(memories * hidden, classes)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return logits (b, classes) for features ``x`` (b, n, f) with ``mask`` (b, n), True = a patch."""
+        """Return logits (..., classes) for features ``x`` (..., n, f), ``mask`` (..., n), True = a patch."""
         return self.attend(x, mask).logits
 
     def attend(self, x: Tensor, mask: Tensor | None = None) -> MemOutput:
         """Return logits, attention over the patches and reconstruction error (see :class:`MemOutput`)."""
         if mask is None:
-            mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        x = x.masked_fill(~mask[:, :, None], 0.0)  # whatever the padding holds, NaN included, is gone
+            mask = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
+        x = x.masked_fill(~mask[..., None], 0.0)  # whatever the padding holds, NaN included, is gone
         if self.input_norm == "rms":
             x = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + 1e-12)
         first: Tensor | None = None
-        reconstruction = x.new_zeros(x.shape[0])
+        reconstruction = x.new_zeros(x.shape[:-2])
         for block in self.blocks:
-            x, attention, error = cast(MemoryBlock, block)(x, mask, self.max_scores)  # (b, m, h)
+            x, attention, error = cast(MemoryBlock, block)(x, mask, self.max_scores)  # (..., m, h)
             reconstruction = reconstruction + error
             first = attention if first is None else first
-            mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)  # (b, m)
+            mask = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)  # (..., m)
         assert first is not None  # blocks >= 1
-        return MemOutput(self.head(x.flatten(start_dim=1)), first, reconstruction)
+        return MemOutput(self.head(x.flatten(start_dim=-2)), first, reconstruction)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from histoflare.bags.mem import MEM, InputNorm
+from histoflare.bags.patients import PatientBatch, collate_patients, group, mean_over_slides
 from histoflare.errors import BagError, JobError
 from histoflare.seeds import derive_seed
 
@@ -170,6 +171,35 @@ class MemTask:
             entropy = F.cross_entropy(out.logits, batch.labels)
             return entropy + self.reconstruction * out.reconstruction.mean()
         return F.cross_entropy(model(batch.features, batch.mask), batch.labels)
+
+    def records(self, data: Bags, record: str, slides_per_patient: int | None) -> list[tuple[BagRecord, ...]]:
+        """Return the training records of DP-SGD; see :func:`histoflare.bags.patients.group`."""
+        return group(data.train, record, slides_per_patient)
+
+    def record_batch(self, data: Bags, records: Sequence[tuple[BagRecord, ...]], seed: int) -> PatientBatch:
+        """Return ``records`` as one batch; a long bag's subset follows ``seed`` and its slide alone."""
+        bags = [
+            [
+                self._subset(
+                    self._features(data, slide),
+                    torch.Generator().manual_seed(derive_seed(seed, "patches", slide.slide_id)),
+                )
+                for slide in record
+            ]
+            for record in records
+        ]
+        return collate_patients(bags, [[slide.label for slide in record] for record in records])
+
+    def record_losses(self, model: nn.Module, batch: PatientBatch) -> Tensor:
+        """Return each record's loss (P,): the mean over its slides of the loss that :meth:`loss` has."""
+        if self.reconstruction > 0 and isinstance(model, MEM):
+            out = model.attend(batch.features, batch.mask)
+            logits, error = out.logits, self.reconstruction * out.reconstruction  # (P, S, k), (P, S)
+        else:
+            logits = model(batch.features, batch.mask)
+            error = logits.new_zeros(batch.labels.shape)
+        entropy = F.cross_entropy(logits.flatten(end_dim=1), batch.labels.flatten(), reduction="none")
+        return mean_over_slides(entropy.view_as(error) + error, batch.slides)
 
     def predict(self, model: nn.Module, data: Bags, split: str) -> BagPredictions:
         """Return the model's probabilities for ``split`` (train, validation, test or all).

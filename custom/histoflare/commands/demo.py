@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from histoflare.commands.console import console, out, progress
-from histoflare.commands.options import DEFAULT_JOB, RUNTIME_HELP, Runtime
+from histoflare.commands.options import DEMO_JOB, EPSILONS_HELP, RUNTIME_HELP, Runtime, read_epsilons
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -28,7 +28,7 @@ def demo(
         Path | None,
         typer.Option(help="Your own slides: a folder with one <site>/manifest.csv (or <site>.csv) per site."),
     ] = None,
-    job: Annotated[Path, typer.Option(help="The job folder.")] = DEFAULT_JOB,
+    job: Annotated[Path, typer.Option(help="The job folder.")] = DEMO_JOB,
     runtime: Annotated[Runtime, typer.Option(help=RUNTIME_HELP)] = Runtime.POC,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds instead of the job's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed instead of the job's.")] = None,
@@ -39,6 +39,7 @@ def demo(
     weights: Annotated[Path | None, typer.Option(help="Weight file of the encoder.")] = None,
     weights_sha256: Annotated[str | None, typer.Option(help="SHA-256 the weight file must have.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read slides.")] = None,
+    epsilons: Annotated[str, typer.Option(help=EPSILONS_HELP)] = "1,3,8",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Federate four made-up hospitals and an external one, from slides on disk to a report.
@@ -65,6 +66,7 @@ def demo(
         from histoflare.flare.poc import refuse_running
 
         refuse_running(out_dir / FEDERATION_FOLDER)
+    budgets = read_epsilons(epsilons)
     clock = PhaseClock()
     with progress() as bars:
         if slides is None:
@@ -95,7 +97,7 @@ def demo(
             external={name: sites[name] for name in found.external},
             runtime=runtime,
         )
-        outcome = run_experiment(experiment, out_dir, bars, clock)
+        outcome = run_experiment(experiment, out_dir, bars, clock, budgets)
         pages = write_site_pages(experiment, outcome, out_dir, bars, clock)
     if as_json:
         print_json(outcome.report)

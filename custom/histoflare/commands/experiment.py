@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,17 @@ from histoflare.commands.clock import PhaseClock
 from histoflare.commands.console import console
 from histoflare.commands.runtimes import Experiment, Federated, federate
 from histoflare.commands.sites import EXTERNAL
+from histoflare.errors import HistoflareError
 from histoflare.flare.job import Job
-from histoflare.privacy.plan import Open
+from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.privacy.protocol import digest as protocol_digest
+from histoflare.report.budgets import budget_entry
 from histoflare.report.consortium import RunFacts, build_report
 from histoflare.report.page import write_page
 from histoflare.report.site_page import write_site_page
 from histoflare.rounds.bounds import train_local_only, train_pooled
 from histoflare.rounds.comparison import Comparison, compare
+from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, digest, n_bytes
 from histoflare.site.pictures import build_site_page
 from histoflare.site.work import load_site_cohort
@@ -33,6 +36,9 @@ from histoflare.storage import write_json
 REPORT_FILE = "report.json"
 PAGE_FILE = "report.html"
 MODEL_FILE = "model.safetensors"
+
+EPSILONS = (1.0, 3.0, 8.0)
+"""Budgets a job with a privacy plan is tried at besides its own, and beside no protection."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +56,18 @@ class Outcome:
     federated: Federated
 
 
-def run_experiment(experiment: Experiment, out: Path, bars: Progress, clock: PhaseClock) -> Outcome:
+def run_experiment(
+    experiment: Experiment,
+    out: Path,
+    bars: Progress,
+    clock: PhaseClock,
+    epsilons: Sequence[float] = EPSILONS,
+) -> Outcome:
     """Run the job and its bounds, and write the report, its page and the model to ``out``.
+
+    Args:
+        epsilons: A job with a privacy plan is run in this process at each of these budgets too, and without
+            protection; empty: it is not.
 
     Raises:
         HistoflareError: A site's data do not fit the job (every fault at once), or the job failed.
@@ -80,7 +96,11 @@ def run_experiment(experiment: Experiment, out: Path, bars: Progress, clock: Pha
             external=external,
             seed=job.seed,
         )
-    report = _build_report(experiment, federated, comparison, clock)
+    entries: list[dict[str, Any]] = []
+    if epsilons and not isinstance(job.plan, Open):
+        with clock.phase("other budgets"):
+            entries = _try_budgets(job, cohorts, comparison, epsilons, bars)
+    report = _build_report(experiment, federated, comparison, entries, clock)
     save_model(
         out / MODEL_FILE,
         job.strategy.personalize(federated.state, {}),
@@ -132,7 +152,11 @@ def write_site_pages(
 
 
 def _build_report(
-    experiment: Experiment, federated: Federated, comparison: Comparison, clock: PhaseClock
+    experiment: Experiment,
+    federated: Federated,
+    comparison: Comparison,
+    entries: Sequence[Mapping[str, Any]],
+    clock: PhaseClock,
 ) -> dict[str, Any]:
     job = experiment.job
     facts = RunFacts(
@@ -143,7 +167,11 @@ def _build_report(
         seed=job.seed,
         rounds=job.rounds,
         participation=federated.participation,
-        privacy=Open().describe(),
+        privacy=job.plan.describe(),
+        mechanism=job.plan.mechanism,
+        plan=job.plan.to_json(),
+        spend=job.plan.spend().to_json(),
+        accuracy_against_epsilon=entries,
         seconds=clock.seconds,
         model_sha256=digest(federated.state),
         protocol={"sha256": protocol_digest(job.protocol), **job.protocol},
@@ -165,6 +193,46 @@ def _train_bounds(job: Job, cohorts: Mapping[str, Cohort], bars: Progress) -> tu
     pooled = train_pooled(job.task, pool_cohorts(list(cohorts.values())), job.rounds, job.seed)
     bars.advance(bar)
     return local, pooled
+
+
+def _try_budgets(
+    job: Job, cohorts: Mapping[str, Cohort], own: Comparison, epsilons: Sequence[float], bars: Progress
+) -> list[dict[str, Any]]:
+    """Return the job's accuracy at its own ε, at others, and without protection, see ``budget_entry``."""
+    entries = [budget_entry(job.plan, job.rounds, own, own, is_own=True)]
+    others = _other_plans(job, epsilons)
+    bar = bars.add_task("other budgets", total=len(others) * job.rounds)
+    for plan in others:
+        run = run_in_process(
+            job.task,
+            {site: cohorts[site] for site in sorted(cohorts)},
+            job.strategy,
+            job.rounds,
+            job.seed,
+            plan,
+            on_round=lambda *_: bars.advance(bar),
+        )
+        found = compare(
+            job.task, job.strategy, run.state, cohorts, site_states=run.site_states, seed=job.seed
+        )
+        entries.append(budget_entry(plan, job.rounds, found, own))
+    return entries
+
+
+def _other_plans(job: Job, epsilons: Sequence[float]) -> list[PrivacyPlan]:
+    """Return the job's plan at other budgets, settled, and none at all; what no noise reaches is left out."""
+    plans: list[PrivacyPlan] = []
+    for epsilon in epsilons:
+        try:
+            asked: Any = replace(job.asked, target_epsilon=epsilon, noise_multiplier=None)  # type: ignore[type-var]
+            plan = asked.settled(job.rounds)
+        except HistoflareError as error:
+            text = f"ε = {epsilon:g} is left out: {error}"
+            console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+            continue
+        if plan != job.plan:
+            plans.append(plan)
+    return [*plans, Open()]
 
 
 def _mosaic(cohorts: Mapping[str, Cohort]) -> dict[str, Any] | None:

@@ -36,6 +36,7 @@ def show(
         "purpose": variables.get("purpose"),
         "scope": read.scope,
         "strategy": read.strategy.name,
+        "privacy": read.asked.to_json(),
         "protocol_sha256": digest(read.protocol),
         "protocol": read.protocol,
         "task": read.task.to_json(),
@@ -58,6 +59,10 @@ def make(
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Change a variable of the job, e.g. min_clients=3.")
     ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Take the figures of a preset of the job (its folder presets/).")
+    ] = None,
+    scope: Annotated[str | None, typer.Option(help="Ask for another privacy scope.")] = None,
     sites: Annotated[str, typer.Option(help="Sites to deploy it to, separated by commas; none: all.")] = "",
     model: Annotated[Path | None, typer.Option(help="Model the job starts from or asks about.")] = None,
 ) -> None:
@@ -69,12 +74,12 @@ def make(
     Example: histoflare job make jobs/mem_evaluate --model demo-run/model.safetensors --out my-evaluation
     """
     from histoflare.commands.run import settings
-    from histoflare.flare.job import META_FILE, read_job, write_variant
+    from histoflare.flare.job import META_FILE, read_job, read_preset, write_variant
     from histoflare.flare.persistor import read_state
     from histoflare.rounds.state import model_state
 
     read_job(job)
-    changes = settings(setting or [], job)
+    changes = (read_preset(job, preset) if preset else {}) | settings(setting or [], job)
     if model is not None:
         changes = model_task(model) | changes
     names = _site_names(sites) if sites else None
@@ -87,7 +92,7 @@ def make(
             raise JobError(
                 f"--sites names {len(names)}, and the job needs {least} to answer (--set min_clients=…)."
             )
-    write_variant(job, target, changes, sites=names, start_model=model)
+    write_variant(job, target, changes, sites=names, scope=scope, start_model=model)
     console.print(f"job: {target}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from histoflare.commands.console import console, out, print_json, progress
-from histoflare.commands.options import DEFAULT_JOB, RUNTIME_HELP, Runtime
+from histoflare.commands.options import DEFAULT_JOB, EPSILONS_HELP, RUNTIME_HELP, Runtime, read_epsilons
 from histoflare.errors import JobError
 
 if TYPE_CHECKING:
@@ -32,9 +32,13 @@ def run(
     job: Annotated[Path, typer.Option(help="The job folder.")] = DEFAULT_JOB,
     runtime: Annotated[Runtime, typer.Option(help=RUNTIME_HELP)] = Runtime.INPROCESS,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "1",
+    preset: Annotated[
+        str | None, typer.Option(help="Take the figures of a preset of the job (its folder presets/).")
+    ] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Change a variable of the job, e.g. rounds=50.")
     ] = None,
+    epsilons: Annotated[str, typer.Option(help=EPSILONS_HELP)] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Run a job on prepared bags: federated, every site alone, all pooled; compare on the same patients.
@@ -47,15 +51,16 @@ def run(
     from histoflare.commands.experiment import run_experiment
     from histoflare.commands.runtimes import Experiment
     from histoflare.commands.sites import find_sites
-    from histoflare.flare.job import read_job, write_variant
+    from histoflare.flare.job import read_job, read_preset, write_variant
     from histoflare.storage import write_json
 
     found = find_sites(sites)
     read_job(job)  # what is wrong with it must not be said of a copy
-    changes = settings(setting or [], job)
+    changes = (read_preset(job, preset) if preset else {}) | settings(setting or [], job)
     if "seed" in changes:
         raise JobError("--set seed=…: seeds are given with --seeds.")
     reports = []
+    budgets = read_epsilons(epsilons)
     with progress() as bars:
         for seed in _seeds(seeds):
             folder = out_dir / f"seed-{seed}"
@@ -69,7 +74,7 @@ def run(
                 external=_configure(found.external, bags, folder, evaluation_only=True),
                 runtime=runtime,
             )
-            reports.append(run_experiment(experiment, folder, bars, PhaseClock()).report)
+            reports.append(run_experiment(experiment, folder, bars, PhaseClock(), budgets).report)
     summary = summarise(reports)
     write_json(out_dir / SUMMARY_FILE, summary)
     if as_json:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ EVALUATION_JOB = "mem_evaluate"
 """Folder beside a job's, with which the sites are asked about its last model. Without it they are not."""
 
 FEDERATION_FOLDER = "federation"
+LEDGERS_FOLDER = "ledgers"
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,28 @@ def federate(
         HistoflareError: The job did not finish.
     """
     run = {Runtime.POC: _poc, Runtime.SIMULATOR: _simulator, Runtime.INPROCESS: _in_process}
-    return run[experiment.runtime](experiment, cohorts, out, bars, clock)
+    return run[experiment.runtime](_with_new_ledgers(experiment, out), cohorts, out, bars, clock)
+
+
+def _with_new_ledgers(experiment: Experiment, out: Path) -> Experiment:
+    """Return the experiment with a ledger for each site that knows of no earlier job.
+
+    The sites of an experiment belong to one user, who may repeat it; a hospital's ledger is for good.
+    """
+    folder = (out / LEDGERS_FOLDER).absolute()
+    shutil.rmtree(folder, ignore_errors=True)
+
+    def own(sites: Mapping[str, SiteConfiguration]) -> dict[str, SiteConfiguration]:
+        return {
+            name: replace(
+                site,
+                ledger=folder / name / "ledger" / "ledger.sqlite",
+                ledger_key=folder / name / "keys" / "ledger.key",
+            )
+            for name, site in sites.items()
+        }
+
+    return replace(experiment, sites=own(experiment.sites), external=own(experiment.external))
 
 
 def _poc(
@@ -146,6 +169,7 @@ def _in_process(
             job.strategy,
             job.rounds,
             job.seed,
+            job.plan,
             on_round=rounds.advance,
         )
     return Federated(

@@ -7,6 +7,7 @@ job, whatever the job's own filters are.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,27 @@ from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
-from histoflare.errors import JobError
+from histoflare.errors import HistoflareError, JobError
 from histoflare.flare import handshake
 from histoflare.flare.deployed import CLIENT_FILE, check_deployed
 from histoflare.flare.handshake import Admitted
-from histoflare.flare.job import TASK, read_configuration
+from histoflare.flare.kit_signature import check_running_kit
+from histoflare.flare.job import PRIVACY, STRATEGY, TASK, read_configuration
+from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.privacy.policy import read_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, check_task, digest, read_protocol
+from histoflare.site.books import Books, note_refusal
+from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
 from histoflare.slides.manifest import SPLIT_RULE
+
+TRAIN = "train"
+"""The task for which a whole job is reserved. Under another name no training is booked, so none is done."""
 
 
 class Admission(Filter):
-    """Compares a job with the site's policy and protocol; issues a token for each task of an admitted one.
+    """Compares a job with the site's policy and protocol, and reserves its cost in the site's ledger.
+
+    Each task of an admitted job gets a token.
 
     It refuses by issuing no token, and never raises: what a filter raises travels to the server as text.
 
@@ -42,13 +52,18 @@ class Admission(Filter):
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """Admit or refuse one task; the task itself goes on unchanged."""
         handshake.keep_task(shareable, fl_ctx)
+        job_id = fl_ctx.get_job_id()
         try:
-            job_id = fl_ctx.get_job_id()
             if job_id not in self._admitted:
                 self._admitted[job_id] = self._check(fl_ctx)
-            handshake.admit(self._admitted[job_id], fl_ctx)
-        except JobError as error:
+            admitted = self._admitted[job_id]
+            if fl_ctx.get_prop(FLContextKey.TASK_NAME) == TRAIN:
+                admitted.books.reserve()  # the whole job, before its first gradient
+            handshake.admit(admitted, fl_ctx)
+        except HistoflareError as error:
             self.logger.warning("this job is not admitted: %s", error)
+            with suppress(HistoflareError):
+                note_refusal(_site_file(fl_ctx), job_id, error)
             handshake.refuse(error.reason, fl_ctx)
         except Exception:
             self.logger.warning("this job is not admitted: it could not be checked", exc_info=True)
@@ -62,6 +77,7 @@ class Admission(Filter):
             JobError: The site takes no such job.
         """
         workspace = fl_ctx.get_engine().get_workspace()
+        check_running_kit(workspace)
         local = Path(workspace.get_site_config_dir())
         policy = read_policy(local / self._policy)
         scope = (fl_ctx.get_prop(FLContextKey.JOB_META) or {}).get("scope") or policy.name
@@ -86,9 +102,32 @@ class Admission(Filter):
                 f"({digest(agreed)[:12]}…).",
                 reason="PROTOCOL_MISMATCH",
             )
-        check_task(agreed, fl_ctx.get_engine().get_component(TASK).to_json())
+        engine = fl_ctx.get_engine()
+        task = engine.get_component(TASK)
+        check_task(agreed, task.to_json())
         _check_rules(agreed, variables)
-        return Admitted(policy, agreed["stop"]["rounds"])
+        rounds = agreed["stop"]["rounds"]
+        asked = engine.get_component(PRIVACY) or Open()
+        if not isinstance(asked, PrivacyPlan):
+            raise JobError("The job's 'privacy' is no privacy plan.", reason="PRIVACY_INVALID")
+        plan = asked.settled(rounds)
+        strategy = engine.get_component(STRATEGY)
+        plan.check_strategy(strategy)
+        if not policy.counts and getattr(strategy, "weighting", None) == "samples":
+            raise JobError(
+                'The job weighs sites by their samples; under this policy it must say weighting "uniform".',
+                reason="WEIGHT_NOT_ALLOWED",
+            )
+        run = variables.get("run") or fl_ctx.get_job_id()
+        books = Books(
+            _site_file(fl_ctx), policy, plan, rounds=rounds, run=str(run), labels=list(protocol["labels"])
+        )
+        return Admitted(policy, rounds, books)
+
+
+def _site_file(fl_ctx: FLContext) -> SiteConfiguration:
+    local = Path(fl_ctx.get_engine().get_workspace().get_site_config_dir())
+    return read_site_file(find_site_file(fl_ctx.get_identity_name(), local))
 
 
 def _check_rules(protocol: Mapping[str, Any], variables: Mapping[str, Any]) -> None:

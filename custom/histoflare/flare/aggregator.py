@@ -16,11 +16,15 @@ from nvflare.app_common.abstract.model import ModelLearnableKey
 from nvflare.app_common.app_constant import AppConstants
 
 from histoflare.errors import HistoflareError, JobError
-from histoflare.flare import handshake
 from histoflare.flare.headers import METRICS, RELEASE, WEIGHT
+from histoflare.flare.job import PRIVACY
 from histoflare.flare.record import EVALUATION_FILE, run_folder
 from histoflare.flare.tensors import as_state, to_arrays
+from histoflare.privacy.plan import Open, PrivacyPlan
+from histoflare.privacy.policy import MECHANISMS
+from histoflare.privacy.spend import Spend
 from histoflare.rounds.strategy import Update, check_update, server_round
+from histoflare.site.messages import digest_of
 from histoflare.storage import write_json
 
 
@@ -38,11 +42,12 @@ class StampedAggregator(Aggregator):
         super().__init__()
         self.taking_part: list[str] = []
         self.metrics: dict[str, dict[str, float | None]] = {}
+        self.stamps: dict[str, dict[str, Any]] = {}
         self._combined = False
 
     def reset(self, fl_ctx: FLContext) -> None:
         """Forget the round's results."""
-        self.taking_part, self.metrics, self._combined = [], {}, False
+        self.taking_part, self.metrics, self.stamps, self._combined = [], {}, {}, False
 
     def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
         """Hold one site's result of this round, or refuse it.
@@ -62,14 +67,17 @@ class StampedAggregator(Aggregator):
             if dxo.data_kind != self.kind:
                 raise JobError(f"{dxo.data_kind} is not what was asked for")
             stamp = dxo.get_meta_prop(RELEASE) or {}
-            if stamp.get("digest") != handshake.digest_of(dxo.data):
+            if stamp.get("digest") != digest_of(dxo.data):
                 raise JobError("it does not carry the stamp of the site's gate")
+            if not is_stamp(stamp):
+                raise JobError("its stamp says what no gate says")
             metrics = _read_metrics(dxo.get_meta_prop(METRICS) or {})
             self.hold(site, dxo, fl_ctx)
         except (HistoflareError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             self.log_warning(fl_ctx, f"the result of {site} is refused: {error}")
             return False
         self.metrics[site] = metrics
+        self.stamps[site] = {name: value for name, value in stamp.items() if name != "digest"}
         self.taking_part.append(site)
         return True
 
@@ -117,12 +125,23 @@ class SiteOrderAggregator(StampedAggregator):
             if self._updates:
                 updates = [self._updates[site] for site in sorted(self._updates)]
                 strategy = engine.get_component(self._strategy_id)
-                weights = to_arrays(server_round(strategy, as_state(weights), updates, sites=sites))
+                plan = self._plan(fl_ctx)
+                weights = to_arrays(server_round(strategy, as_state(weights), updates, sites, plan))
         except HistoflareError as error:
             self.taking_part = []
             self.system_panic(f"round not combined: {error}", fl_ctx)
         shareable: Shareable = DXO(DataKind.WEIGHTS, data=weights).to_shareable()
         return shareable
+
+    def _plan(self, fl_ctx: FLContext) -> PrivacyPlan:
+        """Return what protects the updates, settled: the server adds the noise if the job says so."""
+        engine = fl_ctx.get_engine()
+        plan: PrivacyPlan = engine.get_component(PRIVACY) or Open()
+        first, more = (
+            fl_ctx.get_prop(AppConstants.START_ROUND, 0),
+            fl_ctx.get_prop(AppConstants.NUM_ROUNDS, 1),
+        )
+        return plan.settled(first + more)
 
 
 class MetricsCollector(StampedAggregator):
@@ -149,6 +168,21 @@ class MetricsCollector(StampedAggregator):
         write_json(run_folder(fl_ctx) / EVALUATION_FILE, dict(sorted(self._evaluations.items())))
         shareable: Shareable = DXO(DataKind.WEIGHTS, data=_weights(fl_ctx)).to_shareable()
         return shareable
+
+
+def is_stamp(stamp: Mapping[str, Any]) -> bool:
+    """Return whether a stamp says what a gate says: it goes into the run's record."""
+    try:
+        spend = stamp["spend"]
+        if spend is not None:
+            Spend.from_json(spend)
+        return (
+            isinstance(stamp["scope"], str)
+            and stamp["mechanism"] in MECHANISMS
+            and isinstance(stamp["seeded_noise"], bool)
+        )
+    except (KeyError, TypeError, JobError):
+        return False
 
 
 def _read_metrics(content: Any) -> dict[str, float | None]:

@@ -13,6 +13,8 @@ ALLOWED_CLASSES = (
     "histoflare.flare.persistor.SeededPersistor",
     "histoflare.flare.shareables.AskingShareableGenerator",
     "histoflare.flare.workflow.AskingScatterAndGather",
+    "histoflare.privacy.plan.DpSgd",
+    "histoflare.privacy.plan.UpdateNoise",
     "histoflare.rounds.cyclic.CyclicWeightTransfer",
     "histoflare.rounds.fedavg.FedAvg",
 )

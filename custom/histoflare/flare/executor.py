@@ -19,8 +19,9 @@ from histoflare.flare.handshake import Admitted
 from histoflare.flare.headers import METRICS, TOTAL_ROUNDS, WEIGHT
 from histoflare.flare.job import STRATEGY, TASK
 from histoflare.flare.tensors import as_arrays
+from histoflare.site.books import Books, note_refusal
 from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
-from histoflare.site.trainer import Trainer, TrainerSetup
+from histoflare.site.trainer import EvaluateAnswer, TrainAnswer, Trainer, TrainerSetup
 
 
 class SiteExecutor(Executor):
@@ -28,7 +29,6 @@ class SiteExecutor(Executor):
 
     Args:
         seed: The job's seed.
-        run: Name of the run that this job continues; None for a new one.
         best_metric: Metric of the validation patients to send with each update, if the policy lets it out.
         train_task_name, evaluate_task_name: The FLARE tasks this executor answers.
     """
@@ -36,14 +36,12 @@ class SiteExecutor(Executor):
     def __init__(
         self,
         seed: int = 0,
-        run: str | None = None,
         best_metric: str | None = None,
         train_task_name: str = "train",
         evaluate_task_name: str = "evaluate",
     ) -> None:
         super().__init__()
         self._seed = seed
-        self._run = run
         self._metrics = [f"validation/{best_metric}"] if best_metric else []
         self._train_task_name = train_task_name
         self._evaluate_task_name = evaluate_task_name
@@ -59,6 +57,7 @@ class SiteExecutor(Executor):
         self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
     ) -> Shareable:
         """Answer one FLARE task. Never raises: an exception would go round the gate, with its text."""
+        admitted = None
         try:
             admitted = handshake.redeem(fl_ctx)
             if admitted is None:
@@ -66,10 +65,12 @@ class SiteExecutor(Executor):
             if task_name == self._train_task_name:
                 return self._train(shareable, fl_ctx, admitted, abort_signal)
             if task_name == self._evaluate_task_name:
-                return self._evaluate(shareable, fl_ctx, abort_signal)
+                return self._evaluate(shareable, fl_ctx, admitted, abort_signal)
             return refused("TASK_UNKNOWN")
         except HistoflareError as error:
             self.logger.warning("this site leaves the round out: %s", error)
+            if admitted is not None:
+                note_refusal(admitted.books.configuration, admitted.books.run, error)
             return refused(error.reason)
         except Exception:
             # Warning level: FLARE streams error logs to the server by default.
@@ -88,15 +89,20 @@ class SiteExecutor(Executor):
                 f"The server asked for round {index!r} of {total!r}; the protocol has {admitted.rounds}.",
                 reason="ROUND_INVALID",
             )
-        policy = admitted.policy
-        answer = self._start(configuration, fl_ctx).train(
-            as_arrays(from_shareable(shareable).data),
-            index,
-            total,
-            metrics=list(policy.allowed_metrics(dict.fromkeys(self._metrics))),
-            stopped=lambda: bool(abort_signal.triggered),
-        )
-        handshake.release(answer.tensors, answer.patients)
+        policy, books = admitted.policy, admitted.books
+        received = as_arrays(from_shareable(shareable).data)
+
+        def train() -> TrainAnswer:
+            return self._start(configuration, fl_ctx, books).train(
+                received,
+                index,
+                total,
+                metrics=list(policy.allowed_metrics(dict.fromkeys(self._metrics))),
+                stopped=lambda: bool(abort_signal.triggered),
+            )
+
+        answer = books.train(received, index, train).answer
+        handshake.release(answer.tensors, answer.patients, books.plan)
         meta: dict[str, object] = {WEIGHT: float(answer.weight)}
         if answer.metrics and answer.metric_patients >= policy.minimum_patients:
             handshake.release(answer.metrics, answer.metric_patients)
@@ -104,15 +110,21 @@ class SiteExecutor(Executor):
         reply: Shareable = DXO(DataKind.WEIGHT_DIFF, data=answer.tensors, meta=meta).to_shareable()
         return reply
 
-    def _evaluate(self, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
+    def _evaluate(
+        self, shareable: Shareable, fl_ctx: FLContext, admitted: Admitted, abort_signal: Signal
+    ) -> Shareable:
         if self._evaluated:
             raise JobError("This job has had its answer.", reason="EVALUATED_ALREADY")
         configuration = self._configuration(fl_ctx)
         # None of the patients of a site that never trains has been seen: all of them are asked.
         split = "all" if getattr(configuration, "evaluation_only", False) else "test"
-        answer = self._start(configuration, fl_ctx).evaluate(
-            as_arrays(from_shareable(shareable).data), split, stopped=lambda: bool(abort_signal.triggered)
-        )
+        received = as_arrays(from_shareable(shareable).data)
+
+        def evaluate() -> EvaluateAnswer:
+            trainer = self._start(configuration, fl_ctx, admitted.books)
+            return trainer.evaluate(received, split, stopped=lambda: bool(abort_signal.triggered))
+
+        answer = admitted.books.evaluate(received, split, evaluate)
         self._evaluated = True
         handshake.release(answer.metrics, answer.patients)
         reply: Shareable = DXO(DataKind.METRICS, data=answer.metrics).to_shareable()
@@ -122,7 +134,7 @@ class SiteExecutor(Executor):
         local = Path(fl_ctx.get_engine().get_workspace().get_site_config_dir())
         return read_site_file(find_site_file(fl_ctx.get_identity_name(), local))
 
-    def _start(self, configuration: SiteConfiguration, fl_ctx: FLContext) -> Trainer:
+    def _start(self, configuration: SiteConfiguration, fl_ctx: FLContext, books: Books) -> Trainer:
         if self._trainer is None:
             engine = fl_ctx.get_engine()
             setup = TrainerSetup(
@@ -131,7 +143,9 @@ class SiteExecutor(Executor):
                 task=engine.get_component(TASK),  # the one that admission has compared with the protocol
                 strategy=engine.get_component(STRATEGY),
                 seed=self._seed,
-                run=self._run or fl_ctx.get_job_id(),
+                run=books.run,
+                plan=books.plan,
+                roles=books.roles,
             )
             self._trainer = Trainer(setup, say=self.logger.info)
         return self._trainer

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,12 @@ from nvflare.apis.shareable import Shareable, make_reply
 
 from histoflare.errors import REASONS, HistoflareError, JobError
 from histoflare.flare import handshake
+from histoflare.flare.handshake import Release
 from histoflare.flare.headers import METRICS, PSEUDONYM, REFUSED, RELEASE, WEIGHT
 from histoflare.privacy.policy import Policy, read_policy
-from histoflare.site.configuration import find_site_file, read_site_file
+from histoflare.site.books import ledger_holds, note_refusal
+from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
+from histoflare.site.messages import digest_of
 
 
 class Gate(Filter):
@@ -42,11 +47,13 @@ class Gate(Filter):
         """Return the reply that leaves."""
         if fl_ctx.get_process_type() == ProcessType.SERVER_JOB:
             return shareable  # FLARE's simulator gives its server the sites' files too
+        site = _Site(fl_ctx)
         try:
             local = Path(fl_ctx.get_engine().get_workspace().get_site_config_dir())
-            reply = self._rebuild(shareable, read_policy(local / self._policy))
+            reply = self._rebuild(shareable, read_policy(local / self._policy), site)
         except HistoflareError as error:
             self.logger.warning("nothing leaves: %s", error)
+            site.note(error)
             reply = refused(error.reason)
         except Exception:
             self.logger.warning("nothing leaves: the reply could not be checked", exc_info=True)
@@ -58,7 +65,7 @@ class Gate(Filter):
         handshake.permit(reply)
         return reply
 
-    def _rebuild(self, shareable: Shareable, policy: Policy) -> Shareable:
+    def _rebuild(self, shareable: Shareable, policy: Policy, site: _Site) -> Shareable:
         code = shareable.get_return_code()
         if code not in (None, ReturnCode.OK):
             return refused(reason_of(code))
@@ -67,11 +74,34 @@ class Gate(Filter):
         except Exception:
             raise JobError("It is neither an update nor metrics.", reason="REPLY_NOT_ALLOWED") from None
         if dxo.data_kind == DataKind.WEIGHT_DIFF:
-            return _update(dxo, policy)
+            return _update(dxo, policy, site)
         if dxo.data_kind == DataKind.METRICS:
-            metrics = _metrics(_released(dxo.data, policy)[0], policy)
-            return _stamped(DataKind.METRICS, metrics, {}, handshake.digest_of(metrics), policy)
+            metrics, release = _released(dxo.data, policy, site)
+            metrics = _metrics(metrics, policy)
+            return _stamped(
+                DataKind.METRICS, metrics, {}, replace(release, digest=digest_of(metrics)), policy
+            )
         raise JobError(f"A reply of kind {dxo.data_kind} does not leave.", reason="REPLY_NOT_ALLOWED")
+
+
+@dataclass(frozen=True)
+class _Site:
+    """The site's own file, read only where something is asked of it."""
+
+    fl_ctx: FLContext
+
+    def holds(self, sha256: str) -> bool:
+        """Return whether the site's ledger says that these bytes were released."""
+        return ledger_holds(self._configuration(), sha256)
+
+    def note(self, error: HistoflareError) -> None:
+        """Write why nothing leaves into the site's audit log."""
+        with suppress(HistoflareError):
+            note_refusal(self._configuration(), self.fl_ctx.get_job_id(), error)
+
+    def _configuration(self) -> SiteConfiguration:
+        local = Path(self.fl_ctx.get_engine().get_workspace().get_site_config_dir())
+        return read_site_file(find_site_file(self.fl_ctx.get_identity_name(), local))
 
 
 def refused(reason: str) -> Shareable:
@@ -89,8 +119,8 @@ def reason_of(code: str) -> str:
     return known.get(code, "REPLY_NOT_ALLOWED")
 
 
-def _update(dxo: DXO, policy: Policy) -> Shareable:
-    arrays, digest = _released(dxo.data, policy)
+def _update(dxo: DXO, policy: Policy, site: _Site) -> Shareable:
+    arrays, release = _released(dxo.data, policy, site)
     if not all(np.isfinite(np.asarray(array)).all() for array in arrays.values()):
         raise JobError("The update has NaN or infinity in it.", reason="NOT_FINITE")
     weight = dxo.get_meta_prop(WEIGHT)
@@ -105,12 +135,15 @@ def _update(dxo: DXO, policy: Policy) -> Shareable:
     meta: dict[str, Any] = {WEIGHT: weight}
     metrics = dxo.get_meta_prop(METRICS)
     if metrics:
-        meta[METRICS] = _metrics(_released(metrics, policy)[0], policy)
-    return _stamped(DataKind.WEIGHT_DIFF, arrays, meta, digest, policy)
+        meta[METRICS] = _metrics(_released(metrics, policy, site)[0], policy)
+    return _stamped(DataKind.WEIGHT_DIFF, arrays, meta, release, policy)
 
 
-def _released(content: Any, policy: Policy) -> tuple[dict[str, Any], str]:
-    """Return ``content`` and its digest if exactly this was released, over enough patients."""
+def _released(content: Any, policy: Policy, site: _Site) -> tuple[dict[str, Any], Release]:
+    """Return ``content`` and the note on it if exactly this was released, over enough patients.
+
+    Under a policy with a budget the ledger has the last word: what it does not hold as released stays here.
+    """
     release = handshake.take_release(content) if isinstance(content, Mapping) else None
     if release is None:
         raise JobError("The reply holds something that was not released.", reason="NOT_RELEASED")
@@ -120,7 +153,9 @@ def _released(content: Any, policy: Policy) -> tuple[dict[str, Any], str]:
             f"{policy.minimum_patients}.",
             reason="TOO_FEW_PATIENTS",
         )
-    return dict(content), release.digest
+    if policy.protection is not None and not site.holds(release.digest):
+        raise JobError("The ledger does not hold this as released.", reason="NOT_RELEASED")
+    return dict(content), release
 
 
 def _metrics(metrics: Mapping[str, Any], policy: Policy) -> dict[str, float | None]:
@@ -132,8 +167,16 @@ def _metrics(metrics: Mapping[str, Any], policy: Policy) -> dict[str, float | No
     return {name: None if value is None else float(value) for name, value in allowed.items()}
 
 
-def _stamped(kind: str, data: dict[str, Any], meta: dict[str, Any], digest: str, policy: Policy) -> Shareable:
-    stamp = {"digest": digest, "scope": policy.name, "mechanism": policy.mechanism}
+def _stamped(
+    kind: str, data: dict[str, Any], meta: dict[str, Any], release: Release, policy: Policy
+) -> Shareable:
+    stamp = {
+        "digest": release.digest,
+        "scope": policy.name,
+        "mechanism": policy.mechanism,
+        "spend": None if release.spend is None else release.spend.to_json(),
+        "seeded_noise": release.seeded,
+    }
     reply: Shareable = DXO(kind, data=data, meta={**meta, RELEASE: stamp}).to_shareable()
     return reply
 

@@ -20,9 +20,11 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 
 from histoflare.flare.headers import PSEUDONYM
-from histoflare.flare.tensors import as_state
+from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import Policy
-from histoflare.rounds.state import digest
+from histoflare.privacy.spend import Spend
+from histoflare.site.books import Books
+from histoflare.site.messages import digest_of
 
 _ADMITTED = "histoflare_admitted"
 _TASK = "histoflare_task"
@@ -40,18 +42,23 @@ class Release:
     Attributes:
         digest: Of its tensors or its metrics, see :func:`digest_of`.
         patients: Over how many patients it was computed.
+        spend: What its mechanism did with each patient, as the plan says; None for metrics.
+        seeded: Whether its noise can be repeated, which voids the guarantee.
     """
 
     digest: str
     patients: int
+    spend: Spend | None = None
+    seeded: bool = False
 
 
 @dataclass(frozen=True)
 class Admitted:
-    """What an admitted job may do here: under which policy, and of how many rounds."""
+    """What an admitted job may do here: under which policy, of how many rounds, and the books of it."""
 
     policy: Policy
     rounds: int
+    books: Books
 
 
 @dataclass(frozen=True)
@@ -89,9 +96,10 @@ def refusal(fl_ctx: FLContext) -> str:
     return fl_ctx.get_prop(_REFUSAL) or "NOT_ADMITTED"
 
 
-def release(content: Mapping[str, Any], patients: int) -> None:
-    """Note that ``content`` (the tensors of an update, or metrics) may leave, once."""
-    noted = Release(digest_of(content), patients)
+def release(content: Mapping[str, Any], patients: int, plan: PrivacyPlan | None = None) -> None:
+    """Note that ``content`` (the tensors of an update made under ``plan``, or metrics) may leave, once."""
+    spend, seeded = (None, False) if plan is None else (plan.spend(), plan.noise_seed is not None)
+    noted = Release(digest_of(content), patients, spend, seeded)
     _released[noted.digest] = noted
 
 
@@ -160,17 +168,6 @@ def _is_same(value: Any, permitted: Any) -> bool:
     if isinstance(permitted, np.ndarray):
         return value is permitted and not permitted.flags.writeable
     return value is permitted or (type(value) is type(permitted) and bool(value == permitted))
-
-
-def digest_of(content: Mapping[str, Any]) -> str:
-    """Return the SHA-256 over names, types, shapes and bytes of tensors, arrays or numbers (None: NaN)."""
-    numbers = {name: value for name, value in content.items() if isinstance(value, float | int | None)}
-    arrays = {name: value for name, value in content.items() if name not in numbers}
-    return digest({**as_state(arrays), **{name: _number(value) for name, value in numbers.items()}})
-
-
-def _number(value: float | None) -> torch.Tensor:
-    return torch.tensor(float("nan") if value is None else value, dtype=torch.float64)
 
 
 def _set(fl_ctx: FLContext, name: str, value: Any) -> None:

@@ -18,16 +18,20 @@ from pyhocon.exceptions import ConfigException
 from pyparsing.exceptions import ParseBaseException
 
 from histoflare.errors import HistoflareError, JobError
+from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.storage import write_json
 
 CONFIG_FOLDER = Path("app") / "config"
 SERVER_APP = "app_server"
 META_FILE = "meta.json"
+PRESETS_FOLDER = "presets"
+"""In a job folder: named sets of other figures, ``<name>.conf``. Not part of what is deployed."""
 VARIABLES_FILE = "job.conf"
 START_MODEL_FILE = "start_model.safetensors"
 OWN_CLASSES = "histoflare."
-TASK, STRATEGY = "task", "strategy"
-"""Ids of a job's components that say what is learned, and how sites work together."""
+TASK, STRATEGY, PRIVACY = "task", "strategy", "privacy"
+"""Ids of a job's components that say what is learned, how sites work together, and what protects the updates
+(without that one nothing does)."""
 
 AGREED = {
     "rounds": "protocol.stop.rounds",
@@ -51,6 +55,7 @@ class Job:
         task: What is learned (has the methods of ``rounds.task.Task``).
         strategy: How the sites work together (``rounds.strategy.Strategy``).
         scope: The privacy scope it asks for. protocol: What the consortium agreed on.
+        plan: What protects the updates, settled for the job's rounds. asked: The same as the job states it.
     """
 
     name: str
@@ -61,6 +66,8 @@ class Job:
     strategy: Any
     scope: str
     protocol: dict[str, Any]
+    plan: PrivacyPlan
+    asked: PrivacyPlan
 
 
 def read_configuration(path: Path) -> dict[str, Any]:
@@ -99,15 +106,21 @@ def read_job(folder: Path) -> Job:
     server = read_configuration(folder / CONFIG_FOLDER / "config_fed_server.conf")
     try:
         components = {component["id"]: component for component in server.get("components", [])}
+        rounds = _whole({"rounds": _workflow_rounds(server)}, "rounds", at_least=1)
+        asked = make_component(components[PRIVACY]) if PRIVACY in components else Open()
+        if not isinstance(asked, PrivacyPlan):
+            raise JobError("the job's 'privacy' is no privacy plan", reason="PRIVACY_INVALID")
         return Job(
             name=name,
             folder=folder,
-            rounds=_whole({"rounds": _workflow_rounds(server)}, "rounds", at_least=1),
+            rounds=rounds,
             seed=_whole(server, "seed"),
             task=make_component(components["task"]),
             strategy=make_component(components["strategy"]),
             scope=scope,
             protocol=dict(server["protocol"]),
+            plan=asked.settled(rounds),
+            asked=asked,
         )
     except KeyError as error:
         raise JobError(f"{folder}: the job does not say {error}.") from None
@@ -157,6 +170,7 @@ def write_variant(
     changes: Mapping[str, Any],
     *,
     sites: Sequence[str] | None = None,
+    scope: str | None = None,
     start_model: Path | None = None,
     for_server: Mapping[str, bytes] | None = None,
 ) -> Path:
@@ -166,6 +180,7 @@ def write_variant(
         changes: Dotted variable names and their values, e.g. ``{"rounds": 5, "task.patch_px": 224}``. They
             are added at the end of ``job.conf``, where HOCON lets the last word win.
         sites: Whom the job is for; None is every site of the federation.
+        scope: The privacy scope it asks for; None leaves the folder's.
         start_model: File that the job starts from; it travels inside the job, where ``sites`` are named in an
             application of the server's own: no other needs it.
         for_server: Files beside the configuration, name → content, that only the server needs.
@@ -184,7 +199,7 @@ def write_variant(
         if start_model is not None:
             files[START_MODEL_FILE] = start_model.read_bytes()
             changes = {**changes, "start_model": START_MODEL_FILE}
-        _write_variant(folder, made, changes, sites, files)
+        _write_variant(folder, made, changes, sites, files, scope)
         made.rename(target)
     return target
 
@@ -195,8 +210,9 @@ def _write_variant(
     changes: Mapping[str, Any],
     sites: Sequence[str] | None,
     files: Mapping[str, bytes],
+    scope: str | None,
 ) -> None:
-    shutil.copytree(folder, target)
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns(PRESETS_FOLDER))
     changes = {AGREED.get(name, name): value for name, value in changes.items()}
     lines = [f"{name} = {json.dumps(value)}" for name, value in changes.items()]
     if lines:
@@ -216,4 +232,25 @@ def _write_variant(
         (place / name).write_bytes(content)
     if "min_clients" in changes:  # FLARE wants it in both places
         meta["min_clients"] = changes["min_clients"]
+    if scope is not None:
+        meta["scope"] = scope
     write_json(target / META_FILE, meta)
+
+
+def read_preset(folder: Path, name: str) -> dict[str, Any]:
+    """Return a preset of a job folder, as changes for :func:`write_variant`.
+
+    Raises:
+        JobError: The job has no such preset, or it cannot be read.
+    """
+    presets = sorted(path.stem for path in (folder / PRESETS_FOLDER).glob("*.conf"))
+    if name not in presets:
+        raise JobError(f"{folder}: has no preset '{name}'; it has: {', '.join(presets) or 'none'}.")
+    return _dotted(read_configuration(folder / PRESETS_FOLDER / f"{name}.conf"))
+
+
+def _dotted(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    for name, value in content.items():
+        changes |= _dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return changes

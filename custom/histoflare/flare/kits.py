@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -19,10 +18,11 @@ import yaml
 
 from histoflare.errors import HistoflareError
 from histoflare.flare import processes
+from histoflare.flare.kit_signature import read_authority, sign_kit
 from histoflare.flare.provision import project_with_absolute_paths, read_agreed_protocol
 from histoflare.privacy.policy import POLICIES
 from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE, SiteConfiguration, write_site_file
-from histoflare.storage import write_json, write_text
+from histoflare.storage import write_text
 
 SERVER = "server"
 LEAD = "lead@consortium.example"
@@ -48,7 +48,7 @@ class Agreement:
     """
 
     protocol: Path
-    policies: tuple[Path, ...] = (POLICIES / "open.toml",)
+    policies: tuple[Path, ...] = tuple(sorted(POLICIES.glob("*.toml")))
     default_scope: str = "open"
     project: Path | None = None
 
@@ -76,6 +76,13 @@ class Kits:
     def kit(self, participant: str) -> Path:
         """Return a participant's kit."""
         return Path(self.folder) / participant
+
+    def sign(self, participant: str) -> None:
+        """Sign a participant's kit anew after a change: no process starts with one that was changed.
+
+        On one workstation only: the key of the federation's authority is beside the kits here.
+        """
+        sign_kit(self.kit(participant), read_authority(Path(self.folder).parent / "state"))
 
     def remove_temporary(self) -> None:
         """Remove the kits if they are in a temporary folder (see :func:`make_kits`)."""
@@ -111,8 +118,7 @@ def make_kits(workspace: Path, sites: Mapping[str, SiteConfiguration], agreement
     missing = [who for who in (server, lead, *sites) if not (kits.kit(who) / "startup").is_dir()]
     if missing:
         raise HistoflareError(f"FLARE made no kit for {', '.join(missing)}.", reason="FEDERATION_FAILED")
-    _listen_on_loopback(kits.kit(server) / "startup" / "fed_server.json", port)
-    # FLARE's own for one workstation: it puts the job store elsewhere. Without it the kit is production's.
+    # FLARE's own for one workstation: it puts the job store elsewhere, and nobody has signed it.
     (kits.kit(server) / "local" / "resources.json").unlink(missing_ok=True)
     for site, configuration in sites.items():
         write_site_file(kits.kit(site) / "local" / SITE_FILE, _absolute(configuration))
@@ -135,6 +141,7 @@ def plan_project(
         )
     read_agreed_protocol(agreement.protocol)
     content = _project(agreement)
+    _of_one_workstation(content)
     try:
         server, lead = _cast(content, sorted(sites), port)
     except (KeyError, TypeError, StopIteration):
@@ -153,11 +160,11 @@ def plan_project(
     return content, server, lead
 
 
-def _listen_on_loopback(path: Path, port: int) -> None:
-    """FLARE's server listens on every address of the machine, unless its own name is the loopback's."""
-    content = json.loads(path.read_text())
-    content["servers"][0]["service"]["target"] = f"{processes.LOOPBACK}:{port}"
-    write_json(path, content)
+def _of_one_workstation(content: dict[str, Any]) -> None:
+    """Have the server listen on this machine's own address; in the project, since the kits are signed."""
+    for builder in content["builders"]:
+        if builder["path"].endswith(".SitePolicyBuilder"):
+            builder["args"]["loopback"] = True
 
 
 def _project(agreement: Agreement) -> dict[str, Any]:
@@ -273,5 +280,7 @@ def _absolute(configuration: SiteConfiguration) -> SiteConfiguration:
         manifest=configuration.manifest.absolute(),
         bags=configuration.bags.absolute(),
         records=configuration.records.absolute(),
+        ledger=configuration.ledger.absolute(),
+        ledger_key=configuration.ledger_key.absolute(),
         encoder_weights=weights and weights.absolute(),
     )

@@ -1,4 +1,4 @@
-"""What histoflare adds to FLARE's startup kits: each site's policy, and no more rights than a job needs.
+"""What histoflare adds to FLARE's startup kits: each site's policy, no more rights than needed, a signature.
 
 FLARE reads ``local/<file>`` if there is one, else ``local/<file>.default``. This builder changes the
 ``.default`` files in place, so that a steward who deletes a file of his own falls back to these and not to
@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from nvflare.lighter.constants import ProvFileName
+from nvflare.lighter.constants import CtxKey, ProvFileName
 from nvflare.lighter.entity import Participant
 from nvflare.lighter.spec import Builder, Project, ProvisionContext
 
 from histoflare.errors import JobError
 from histoflare.flare.allowed import ALLOWED_CLASSES
 from histoflare.flare.job import CONFIG_FOLDER, read_configuration
+from histoflare.flare.kit_check import CHECK_FILE, check_configuration
+from histoflare.flare.kit_signature import SIGNATURE_FILE, list_kit, sign_kit
+from histoflare.flare.processes import LOOPBACK
 from histoflare.flare.server_storage import JOBS_FOLDER, SNAPSHOTS_FOLDER
 from histoflare.flare.site_policy import PRIVACY_FILE, policy_file, privacy_configuration
 from histoflare.privacy.policy import read_policy
@@ -36,19 +39,33 @@ SITE_PROPERTY = "histoflare"
 PROJECT_OPTIONS = ("-p", "--project-file", "--project_file", "-i", "--project-input", "--project_input")
 """The options with which ``nvflare provision`` and ``nvflare poc prepare`` are told of a project file."""
 
+TRUST = {"untrusted": "dp-patient", "trusted": "trusted-server"}
+"""How far the sites trust the server → the scope of a job that names none."""
+
+HEART_BEAT_TIMEOUT = 600
+"""Seconds, as FLARE has it."""
+
 _CATEGORIES = ("submit_job", "clone_job", "manage_job", "download_job", "view", "operate", "shell_commands")
 
 
 class SitePolicyBuilder(Builder):
-    """Puts policies, protocol and site file into every client's kit; limits what jobs and admins may do.
+    """Puts policies, protocol and site file into every client's kit; limits jobs and admins; signs the kits.
 
-    List it between WorkspaceBuilder and StaticFileBuilder: FLARE finalizes in reverse order, and this one
-    changes what StaticFileBuilder wrote.
+    List it directly after WorkspaceBuilder: FLARE finalizes in reverse order. This one changes what
+    StaticFileBuilder wrote, and what a builder adds after it is not signed.
+
+    Where the consortium's key is not (``nvflare package``, at a hospital) it leaves the list of the kit's
+    files unsigned, and says so. With such a kit no client starts.
 
     Args:
         policies: Policy files, one per scope.
         protocol: The agreed protocol: a job's folder, or a JSON file.
-        default_scope: The scope of a job that names none; one of the policies'.
+        trust: ``untrusted`` or ``trusted``: whether the sites trust the server with updates that have no noise
+            in them. It picks the scope of a job that names none (:data:`TRUST`).
+        default_scope: That scope, in place of what ``trust`` picks; one of the policies'. Where there is one
+            policy only, it is that one's.
+        heart_beat_timeout: Seconds after which the server gives up a site that says nothing.
+        loopback: Whether the server listens on this machine's own address only. For one workstation.
 
     Relative paths start at the folder of the project file that the command line names, else at the current
     one. A client's property ``histoflare`` (keys as in ``histoflare.toml``) fills in its site file; what it
@@ -58,12 +75,24 @@ class SitePolicyBuilder(Builder):
         JobError: A policy or the protocol is missing or unusable.
     """
 
-    def __init__(self, policies: Sequence[str], protocol: str, default_scope: str = "open") -> None:
+    def __init__(
+        self,
+        policies: Sequence[str],
+        protocol: str,
+        trust: str = "untrusted",
+        default_scope: str | None = None,
+        heart_beat_timeout: int = HEART_BEAT_TIMEOUT,
+        loopback: bool = False,
+    ) -> None:
         folder = project_folder(sys.argv)
         self.policies = {}
         for entry in policies:
             path = folder / entry
             self.policies[read_policy(path).name] = path
+        if trust not in TRUST:
+            raise JobError(f"trust must be one of {', '.join(TRUST)}, not {trust!r}.", reason="POLICY_INVALID")
+        if default_scope is None:
+            default_scope = next(iter(self.policies)) if len(self.policies) == 1 else TRUST[trust]
         if default_scope not in self.policies:
             raise JobError(
                 f"default_scope '{default_scope}' is none of the policies: {', '.join(self.policies)}.",
@@ -71,6 +100,12 @@ class SitePolicyBuilder(Builder):
             )
         self.default_scope = default_scope
         self.protocol = read_agreed_protocol(folder / protocol)
+        if type(heart_beat_timeout) is not int or heart_beat_timeout < 1:
+            raise JobError(
+                f"heart_beat_timeout must be whole seconds, at least 1, not {heart_beat_timeout!r}."
+            )
+        self.heart_beat_timeout = heart_beat_timeout
+        self.loopback = loopback
 
     def finalize(self, project: Project, ctx: ProvisionContext) -> None:
         """Change the kits, once all other builders wrote theirs."""
@@ -81,10 +116,17 @@ class SitePolicyBuilder(Builder):
             _limit_jobs(local)
             _limit_admins(local, at_site=True)
             _close_commands(local)
-        local = Path(ctx.get_local_dir(project.get_server()))
+        server = project.get_server()
+        local = Path(ctx.get_local_dir(server))
         _limit_jobs(local)
         _limit_admins(local, at_site=False)
         _keep_jobs_in_kit(local)
+        with _changed(local / ProvFileName.RESOURCES_JSON_DEFAULT) as resources:
+            resources["servers"][0]["heart_beat_timeout"] = self.heart_beat_timeout
+        if self.loopback:
+            _listen_on_loopback(Path(ctx.get_kit_dir(server)))
+        for participant in (server, *project.get_clients()):
+            _sign(Path(ctx.get_ws_dir(participant)), ctx)
 
     def _write_policy(self, local: Path) -> None:
         for scope, source in self.policies.items():
@@ -171,7 +213,14 @@ def site_configuration(site: str, settings: Any) -> SiteConfiguration:
             f"{site}: the property '{SITE_PROPERTY}' takes the entries of a site file: {', '.join(known)}.",
             reason="SITE_NOT_CONFIGURED",
         )
-    paths = {"manifest": "manifest.csv", "bags": "bags", "records": "records", "encoder_weights": None}
+    paths = {
+        "manifest": "manifest.csv",
+        "bags": "bags",
+        "records": "records",
+        "ledger": "ledger/ledger.sqlite",
+        "ledger_key": "keys/ledger.key",
+        "encoder_weights": None,
+    }
     given = {name: settings.get(name) or default for name, default in paths.items()}
     values = {name: Path(value) for name, value in given.items() if value}
     return SiteConfiguration(**{**settings, **values})
@@ -213,6 +262,29 @@ def _close_commands(local: Path) -> None:
                 "args": {},
             }
         )
+
+
+def _listen_on_loopback(startup: Path) -> None:
+    """FLARE's server listens on every address of the machine, unless its own name is the loopback's."""
+    with _changed(startup / ProvFileName.FED_SERVER_JSON) as content:
+        service = content["servers"][0]["service"]
+        service["target"] = f"{LOOPBACK}:{service['target'].rpartition(':')[2]}"
+
+
+def _sign(kit: Path, ctx: ProvisionContext) -> None:
+    """Sign a kit, or list its files if the key to sign with is elsewhere."""
+    if not any((kit / "startup").glob("*.crt")):
+        return  # what 'nvflare package' has in place of the server's kit, and removes
+    write_json(kit / "startup" / CHECK_FILE, check_configuration())
+    key = ctx.get(CtxKey.ROOT_PRI_KEY)
+    if key is not None:
+        sign_kit(kit, key)
+        return
+    list_kit(kit)
+    ctx.warning(
+        f"{kit.name}: this kit is not signed, the consortium's key is not here. Nothing starts with it until "
+        f"the lead has signed {SIGNATURE_FILE}."
+    )
 
 
 def _keep_jobs_in_kit(local: Path) -> None:

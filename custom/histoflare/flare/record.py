@@ -28,6 +28,8 @@ class RoundRecord:
         sent, answered: Site → when its task left, when its reply came.
         refused: Site → fixed reason code of what it answered instead of a result.
         taking_part: Whose updates were combined.
+        stamps: Site → what its gate says of the update: ``scope``, ``mechanism``, ``spend`` (what one patient
+            spent in this round), ``seeded_noise``.
         metrics: Site → metrics of the model it received, as far as its policy let them out.
         bytes_down, bytes_up: Of tensors.
     """
@@ -41,6 +43,7 @@ class RoundRecord:
     answered: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     taking_part: list[str] = field(default_factory=list)
+    stamps: dict[str, dict[str, Any]] = field(default_factory=dict)
     metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)
     bytes_down: int = 0
     bytes_up: int = 0
@@ -60,6 +63,7 @@ class RoundRecord:
             "refused": dict(sorted(self.refused.items())),
             "no_answer": [site for site in self.asked if site not in self.answered],
             "seconds": {site: self._seconds(site) for site in self.sites},
+            "stamps": {site: self.stamps[site] for site in sorted(self.taking_part) if site in self.stamps},
             "metrics": dict(sorted(self.metrics.items())),
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,

@@ -86,6 +86,7 @@ class AskingScatterAndGather(ScatterAndGather):
         super().handle_event(event_type, fl_ctx)
         if event_type == AppEventType.ROUND_DONE and self._current is not None:
             self._current.taking_part = list(self.aggregator.taking_part)
+            self._current.stamps = dict(self.aggregator.stamps)
             self._record.write(self._current, fl_ctx, finished=True)
             self._board.write(self._current, fl_ctx)
             self._current = None

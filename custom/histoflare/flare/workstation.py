@@ -21,6 +21,7 @@ from histoflare.flare.result import (
     load_site_states,
     read_result,
 )
+from histoflare.privacy.policy import POLICIES
 from histoflare.report.reasons import explain
 from histoflare.site.configuration import SiteConfiguration
 
@@ -58,7 +59,7 @@ def run_on_workstation(
         HistoflareError: The federation could not be started, or its server ended.
     """
     with phase("provision"):
-        federation = Federation.prepare(workspace, {**sites, **external}, Agreement(job.folder))
+        federation = Federation.prepare(workspace, {**sites, **external}, agreement_of(job))
     with federation:
         with phase("start"):
             federation.start()
@@ -75,6 +76,18 @@ def run_on_workstation(
         with phase("stop"):
             federation.stop()
     return FederationRun(training, asked, load_site_states(sites, run))
+
+
+def agreement_of(job: Job) -> Agreement:
+    """Return what sites on one workstation agree to: the job's protocol, this package's policy of its scope.
+
+    Raises:
+        JobError: There is no such policy (SCOPE_UNKNOWN).
+    """
+    policy = POLICIES / f"{job.scope}.toml"
+    if not policy.is_file():
+        raise JobError(f"This package has no policy for the scope '{job.scope}'.", reason="SCOPE_UNKNOWN")
+    return Agreement(job.folder, policies=(policy,), default_scope=job.scope)
 
 
 def write_evaluation(
@@ -95,7 +108,9 @@ def write_evaluation(
     """
     changes: dict[str, Any] = {"protocol": job.protocol, "run": run, "seed": job.seed}
     changes |= {f"task.{name}": value for name, value in job.task.to_json().items()}
-    return write_variant(evaluation, folder / evaluation.name, changes, sites=sites, start_model=model)
+    return write_variant(
+        evaluation, folder / evaluation.name, changes, sites=sites, scope=job.scope, start_model=model
+    )
 
 
 def _run_job(

@@ -1,54 +1,325 @@
-"""What a site does to an update before anything else sees it.
+"""How a job asks for its updates to be protected, and what a site does to an update before it leaves.
 
-A privacy plan is one named step between local training and the way out: :meth:`PrivacyPlan.release`. Every
-runtime calls it through ``rounds.strategy.site_round``, so no strategy and no job can go round it.
+A privacy plan is one named step between local training and the way out. Every runtime takes it through
+``rounds.strategy.site_round``, so no strategy and no job can go round it. It is data: the job states it, each
+site's policy says which mechanism it must be, and what it costs (:meth:`PrivacyPlan.spend`) follows from its
+public numbers alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
+from histoflare.errors import JobError
+from histoflare.privacy.noise import NoiseSource, SecureNoise, SeededNoise
+from histoflare.privacy.spend import Spend
+from histoflare.seeds import derive_seed
 
-class PrivacyPlan(Protocol):
-    """The step between local training and release."""
+RECORDS = ("patient", "slide")
+ENGINES = ("bookkeeping", "hooks", "ghost", "microbatch")
+LOCATIONS = ("client", "server")
 
-    @property
-    def name(self) -> str:
-        """Short name for logs and reports."""
 
-    @property
-    def epsilon(self) -> float:
-        """The guarantee so far, ``math.inf`` if there is none. Derived from what was booked, never set."""
+class PrivacyPlan(ABC):
+    """The step between local training and release. Subclasses are frozen dataclasses of plain numbers.
 
-    def release(self, tensors: Mapping[str, Tensor], *, site: str, round_index: int) -> dict[str, Tensor]:
-        """Return what may leave in place of ``tensors``: the same names, shapes and dtypes.
+    Attributes:
+        mechanism: As in a site's policy.
+        noise_seed: None draws the noise from a cryptographic source. A number makes it repeatable, for
+            research: whoever knows the seed can take the noise off, so there is no guarantee at all.
+    """
+
+    mechanism: ClassVar[str]
+    noise_seed: int | None = None
+
+    @abstractmethod
+    def settled(self, rounds: int) -> Self:
+        """Return the plan with its noise fixed for a job of ``rounds`` rounds, at participation in each.
 
         Raises:
-            HistoflareError: Nothing may leave (no budget, no reservation).
+            JobError: No noise reaches the ε that the job asks for (PRIVACY_INVALID).
         """
 
+    @abstractmethod
+    def spend(self) -> Spend:
+        """Return what one round of a settled plan does with each patient."""
 
-class Open:
+    def release(self, tensors: Mapping[str, Tensor], noise: NoiseSource) -> dict[str, Tensor]:
+        """Return what leaves in place of ``tensors``: the same names, shapes and dtypes."""
+        return dict(tensors)
+
+    def at_server(self, updates: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """Return the round's updates as the server may use them; its own part of the mechanism, if any."""
+        return [dict(update) for update in updates]
+
+    def noise(self, *parts: str | int) -> NoiseSource:
+        """Return where this plan's noise comes from; ``parts`` (site, round) tell seeded sources apart."""
+        if self.noise_seed is None:
+            return SecureNoise()
+        return SeededNoise(derive_seed(self.noise_seed, "noise", *parts))
+
+    def check_strategy(self, strategy: Any) -> None:  # noqa: B027 (most plans take any)
+        """Raise :class:`JobError` if the guarantee does not hold with how the sites work together."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Return one sentence for logs and reports."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan's numbers, with its mechanism."""
+        return {"mechanism": self.mechanism, **asdict(self)}  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True)
+class Open(PrivacyPlan):
     """No protection: what was trained is what leaves.
 
     Guarantee: none. ε = ∞ before, during and after; nothing is booked.
     """
 
-    name = "open"
+    mechanism: ClassVar[str] = "open"
 
-    @property
-    def epsilon(self) -> float:
-        """Infinity."""
-        return math.inf
+    def settled(self, rounds: int) -> Self:
+        """Return the plan itself."""
+        return self
 
-    def release(self, tensors: Mapping[str, Tensor], *, site: str, round_index: int) -> dict[str, Tensor]:
-        """Return the tensors as they are."""
-        return dict(tensors)
+    def spend(self) -> Spend:
+        """Return an event without noise: ε = ∞."""
+        return Spend(noise_multiplier=0.0)
 
     def describe(self) -> str:
         """Return one sentence for logs and reports."""
         return "Updates leave as they are: no clipping, no noise, nothing booked, ε = ∞."
+
+
+@dataclass(frozen=True)
+class _Noisy(PrivacyPlan):
+    """What the plans with noise have in common: how the job states it.
+
+    Attributes:
+        clip_norm: C, the L2 norm to which each contribution is clipped; above 0.
+        delta: δ of the job's ε.
+        noise_multiplier: z; the noise has standard deviation z·C. Or
+        target_epsilon: The ε at ``delta`` that the whole job may cost a patient; each site then takes the
+            least noise with which the job fits an empty budget of this ε (``privacy.budget``).
+        published_epsilon: What the source of these settings claims, to be shown beside the true figure.
+        noise_seed: See :class:`PrivacyPlan`.
+    """
+
+    clip_norm: float = 1.0
+    delta: float = 1e-5
+    noise_multiplier: float | None = None
+    target_epsilon: float | None = None
+    published_epsilon: float | None = None
+    noise_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        problems = self._problems()
+        if problems:
+            listed = "".join(f"\n  {problem}" for problem in problems)
+            raise JobError(
+                f"The privacy settings of this job cannot be used; correct:{listed}", reason="PRIVACY_INVALID"
+            )
+
+    def _problems(self) -> list[str]:
+        problems = []
+        if not _above_zero(self.clip_norm):
+            problems.append(f"privacy.clip_norm: a number above 0, not {self.clip_norm!r}")
+        if not (_above_zero(self.delta) and self.delta <= 0.1):
+            problems.append(f"privacy.delta: a number above 0 and at most 0.1, not {self.delta!r}")
+        if (self.noise_multiplier is None) == (self.target_epsilon is None):
+            problems.append("privacy: give noise_multiplier or target_epsilon, one of them")
+        if self.noise_multiplier is not None and not (
+            self.noise_multiplier == 0 or _above_zero(self.noise_multiplier)
+        ):
+            problems.append(f"privacy.noise_multiplier: at least 0, not {self.noise_multiplier!r}")
+        if self.target_epsilon is not None and not _above_zero(self.target_epsilon):
+            problems.append(f"privacy.target_epsilon: a number above 0, not {self.target_epsilon!r}")
+        if self.published_epsilon is not None and not _above_zero(self.published_epsilon):
+            problems.append(f"privacy.published_epsilon: a number above 0, not {self.published_epsilon!r}")
+        if self.noise_seed is not None and type(self.noise_seed) is not int:
+            problems.append(f"privacy.noise_seed: a whole number or null, not {self.noise_seed!r}")
+        return problems
+
+    def settled(self, rounds: int) -> Self:
+        """Return the plan with ``noise_multiplier`` in place of ``target_epsilon``."""
+        if self.target_epsilon is None:
+            return self
+        from histoflare.privacy.budget import Budget  # scipy's optimizers take their time
+
+        like = replace(self, noise_multiplier=1.0, target_epsilon=None).spend()
+        least = Budget(self.target_epsilon, self.delta).calibrate(like.sample_rate, like.steps * rounds)
+        # A spend's noise is in units of the sensitivity; the plan's in units of clip_norm.
+        return replace(self, noise_multiplier=least / like.noise_multiplier, target_epsilon=None)
+
+    def _settled_noise(self) -> float:
+        if self.noise_multiplier is None:
+            raise JobError("The job's noise is not settled yet.", reason="PRIVACY_INVALID")
+        return self.noise_multiplier
+
+
+@dataclass(frozen=True)
+class DpSgd(_Noisy):
+    """Differentially private SGD in the trainer (Abadi et al. 2016; Adnan et al. 2022).
+
+    Each step draws every record with probability ``sample_rate``, clips the gradient of each drawn one to
+    ``clip_norm`` and adds N(0, (noise_multiplier·clip_norm)²) to their sum, which is divided by
+    ``batch_size``. All of these are public: none follows from how many patients a site has.
+
+    Guarantee: for the unit *patient* (all slides), add or remove one. With ``record = "slide"`` the clipped
+    record is a slide; a patient with up to k = ``slides_per_patient`` of them moves the sum by up to k·C in a
+    step in which any is drawn, so that a step is a Gaussian mechanism with noise z/k on a sample of rate
+    1 - (1 - q)^k (an upper bound: the patient's contribution never exceeds that of all k at once). Further
+    slides of a patient are not used.
+
+    Attributes:
+        sample_rate: q, in (0, 1].
+        batch_size: The divisor: the agreed expected number of records in a sample.
+        steps: Of each round.
+        record: ``"patient"`` or ``"slide"``: what is sampled and clipped.
+        slides_per_patient: k; only with ``record = "slide"``.
+        engine, physical_batch: Of the per-record gradients, and how many records at once. They change time
+            and memory, not the result (but rounding).
+    """
+
+    mechanism: ClassVar[str] = "dp-sgd"
+    sample_rate: float = 0.1
+    batch_size: float = 8
+    steps: int = 1
+    record: str = "patient"
+    slides_per_patient: int | None = None
+    engine: str = "bookkeeping"
+    physical_batch: int = 16
+
+    def _problems(self) -> list[str]:
+        problems = super()._problems()
+        if not (_above_zero(self.sample_rate) and self.sample_rate <= 1):
+            problems.append(f"privacy.sample_rate: a number above 0 and at most 1, not {self.sample_rate!r}")
+        if not _above_zero(self.batch_size):
+            problems.append(f"privacy.batch_size: a number above 0, not {self.batch_size!r}")
+        for name in ("steps", "physical_batch"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                problems.append(f"privacy.{name}: a whole number of at least 1, not {value!r}")
+        if self.record not in RECORDS:
+            problems.append(f"privacy.record: one of {', '.join(RECORDS)}, not {self.record!r}")
+        if self.engine not in ENGINES:
+            problems.append(f"privacy.engine: one of {', '.join(ENGINES)}, not {self.engine!r}")
+        k = self.slides_per_patient
+        if (self.record == "slide") != (type(k) is int and k >= 1):
+            problems.append(
+                "privacy.slides_per_patient: a whole number of at least 1 with record = slide, else null"
+            )
+        return problems
+
+    def spend(self) -> Spend:
+        """Return one round's steps."""
+        k = self.slides_per_patient or 1
+        drawn = self.sample_rate if k == 1 else 1 - (1 - self.sample_rate) ** k
+        return Spend(self._settled_noise() / k, drawn, self.steps)
+
+    def describe(self) -> str:
+        """Return one sentence for logs and reports."""
+        noise = _stated(self)
+        clipped = (
+            "patient" if self.record == "patient" else f"slide, up to {self.slides_per_patient} a patient"
+        )
+        return (
+            f"DP-SGD: the gradient of each {clipped}, clipped to {self.clip_norm:g}, {noise}, "
+            f"sample rate {self.sample_rate:g}, {self.steps} steps a round."
+        )
+
+
+@dataclass(frozen=True)
+class UpdateNoise(_Noisy):
+    """Clip and noise of the update as a whole (FedDP, Pan et al. 2024).
+
+    The update (all floating-point tensors that leave, as one vector) is clipped to the L2 norm ``clip_norm``,
+    and N(0, (noise_multiplier·clip_norm)²) is added.
+
+    Guarantee: for the unit *patient*, add or remove one: whatever training does, one patient more or less can
+    move a clipped update from anywhere in its ball to anywhere else, so the sensitivity is **2C** and a round
+    is a Gaussian mechanism with noise z/2. (C is the sensitivity for a whole *site* coming or going.)
+
+    Attributes:
+        noise_location: ``"client"``: each site adds its own. ``"server"``: sites clip, and the server adds
+            noise once to the sum (eq. 11): against the server itself ε is ∞, and the sites must trust it.
+    """
+
+    mechanism: ClassVar[str] = "update-noise"
+    noise_location: str = "client"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.noise_location == "server":
+            # The class says what a policy must allow; here it depends on the place.
+            object.__setattr__(self, "mechanism", "server-noise")
+
+    def _problems(self) -> list[str]:
+        problems = super()._problems()
+        if self.noise_location not in LOCATIONS:
+            problems.append(
+                f"privacy.noise_location: one of {', '.join(LOCATIONS)}, not {self.noise_location!r}"
+            )
+        return problems
+
+    def spend(self) -> Spend:
+        """Return one round's mechanism, for whoever sees what the noise is in."""
+        return Spend(self._settled_noise() / 2)
+
+    def release(self, tensors: Mapping[str, Tensor], noise: NoiseSource) -> dict[str, Tensor]:
+        """Return the clipped update, with noise if that is added here."""
+        from histoflare.privacy.mechanism import clip, release_update
+
+        if self.noise_location == "server":
+            return clip(tensors, self.clip_norm)[0]
+        return release_update(
+            tensors, clip_norm=self.clip_norm, noise_multiplier=self._settled_noise(), noise=noise
+        )
+
+    def at_server(self, updates: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """Return the updates, with noise in the first of them if the server adds it: once to their sum."""
+        from histoflare.privacy.mechanism import noise_at_server
+
+        given = super().at_server(updates)
+        if self.noise_location == "server" and given:
+            given[0] = noise_at_server(  # in one of the terms, and so once in their sum
+                given[0],
+                clip_norm=self.clip_norm,
+                noise_multiplier=self._settled_noise(),
+                noise=self.noise("server"),
+            )
+        return given
+
+    def check_strategy(self, strategy: Any) -> None:
+        """Noise in a sum is noise in each update only if all weigh the same."""
+        if self.noise_location == "server" and getattr(strategy, "weighting", None) != "uniform":
+            raise JobError(
+                "Noise at the server goes with the strategy fedavg and weighting = uniform only.",
+                reason="PRIVACY_INVALID",
+            )
+
+    def describe(self) -> str:
+        """Return one sentence for logs and reports."""
+        where = (
+            "at the site"
+            if self.noise_location == "client"
+            else "at the server (which sees all: ε = ∞ there)"
+        )
+        return f"Update noise: the whole update, clipped to {self.clip_norm:g}, {_stated(self)}, {where}."
+
+
+def _stated(plan: _Noisy) -> str:
+    if plan.noise_multiplier is None:
+        return f"noise for ε = {plan.target_epsilon:g} at δ = {plan.delta:g}"
+    return f"noise multiplier {plan.noise_multiplier:.4g}"
+
+
+def _above_zero(value: object) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool) and 0 < value < math.inf

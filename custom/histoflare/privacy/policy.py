@@ -7,6 +7,7 @@ works at all, which metrics may leave and from which cohort size.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +16,37 @@ from typing import Any
 
 from histoflare.errors import JobError
 
-MECHANISMS = ("open",)
-"""``open``: updates leave as they were trained: no clipping, no noise, nothing booked, ε = ∞."""
+MECHANISMS = ("open", "dp-sgd", "update-noise", "server-noise")
+"""``open``: updates leave as they were trained: no clipping, no noise, nothing booked, ε = ∞. The others are
+``privacy.plan.DpSgd`` and ``privacy.plan.UpdateNoise``, its noise at the site or at a trusted server."""
 
 COUNTS = ("n_slides", "n_patients")
 """Metrics that are counts; they leave only where ``counts`` is true."""
+
+
+RECORDS = ("patient", "slide")
+MAX_DELTA = 0.01
+"""A larger δ allows what nobody would call private: to publish one patient in a hundred outright."""
+
+
+@dataclass(frozen=True)
+class Protection:
+    """What a scope with a ledger asks for, beside its mechanism.
+
+    Attributes:
+        epsilon, delta: The budget of each patient, over all jobs together: ε at δ. The site's own file may
+            lower ε, never raise it.
+        evaluations: How many evaluations over a patient may leave, over all jobs; 0: none.
+        records: What DP-SGD may clip: ``"patient"``, or also ``"slide"``.
+        seeded_noise: Whether a job may make its noise repeatable. That voids every guarantee: for research on
+            data that may be shared anyway.
+    """
+
+    epsilon: float
+    delta: float
+    evaluations: int
+    records: tuple[str, ...] = ("patient",)
+    seeded_noise: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,6 +60,7 @@ class Policy:
         metrics: Names of the metrics that may leave, e.g. ``"auc"`` or ``"validation/auc"``; others are cut.
         counts: Whether counts (of slides, patients, training samples as an update's weight) may leave.
         minimum_patients: Nothing computed over fewer patients leaves, neither update nor metric. At least 1.
+        protection: With every mechanism but ``open``: the budget, and what else holds. None books nothing.
     """
 
     name: str
@@ -41,6 +69,7 @@ class Policy:
     metrics: tuple[str, ...]
     counts: bool
     minimum_patients: int
+    protection: Protection | None = None
 
     def allowed_metrics(self, metrics: Mapping[str, float | None]) -> dict[str, float | None]:
         """Return those of ``metrics`` that may leave."""
@@ -81,12 +110,19 @@ def read_policy(path: Path) -> Policy:
         metrics=tuple(content["metrics"]),
         counts=content["counts"],
         minimum_patients=content["minimum_patients"],
+        protection=_protection(content.get("protection")),
     )
+
+
+def _protection(content: Mapping[str, Any] | None) -> Protection | None:
+    if content is None:
+        return None
+    return Protection(**{**content, "records": tuple(content.get("records", ["patient"]))})
 
 
 def _problems(content: Mapping[str, Any]) -> list[str]:
     fields = Policy.__dataclass_fields__
-    problems = [f"{name}: missing" for name in fields if name not in content]
+    problems = [f"{name}: missing" for name in fields if name not in content and name != "protection"]
     problems += [f"{name}: not an entry of a policy" for name in content if name not in fields]
     if not (isinstance(content.get("name", "x"), str) and content.get("name", "x")):
         problems.append("name: the scope's name")
@@ -101,4 +137,40 @@ def _problems(content: Mapping[str, Any]) -> list[str]:
     minimum = content.get("minimum_patients", 1)
     if type(minimum) is not int or minimum < 1:
         problems.append(f"minimum_patients: a whole number of at least 1, not {minimum!r}")
+    return problems + _protection_problems(content)
+
+
+def _protection_problems(content: Mapping[str, Any]) -> list[str]:
+    mechanism, protection = content.get("mechanism", "open"), content.get("protection")
+    if mechanism == "open" or mechanism not in MECHANISMS:
+        return [] if protection is None else ["protection: goes with a mechanism other than open"]
+    if not isinstance(protection, Mapping):
+        return [f"protection: missing; the mechanism {mechanism} needs [protection] with its budget"]
+    problems = []
+    if content.get("counts") is not False:
+        problems.append("counts: must be false: a count of patients or slides is no protected figure")
+    metrics = content.get("metrics", [])
+    if any(isinstance(name, str) and "/" in name for name in metrics):
+        problems.append("metrics: none of every round (validation/…): each is a release that nobody books")
+    known = Protection.__dataclass_fields__
+    problems += [f"protection.{name}: not an entry of a policy" for name in protection if name not in known]
+    needed = ("epsilon", "delta", "evaluations")
+    problems += [f"protection.{name}: missing" for name in needed if name not in protection]
+    epsilon, delta = protection.get("epsilon", 1.0), protection.get("delta", 1e-5)
+    if not (_is_number(epsilon) and 0 < epsilon < math.inf):
+        problems.append(f"protection.epsilon: a number above 0, not {epsilon!r}")
+    if not (_is_number(delta) and 0 < delta <= MAX_DELTA):
+        problems.append(f"protection.delta: a number above 0 and at most {MAX_DELTA}, not {delta!r}")
+    evaluations = protection.get("evaluations", 0)
+    if type(evaluations) is not int or evaluations < 0:
+        problems.append(f"protection.evaluations: a whole number of at least 0, not {evaluations!r}")
+    records = protection.get("records", ["patient"])
+    if not (isinstance(records, list) and records and all(record in RECORDS for record in records)):
+        problems.append(f"protection.records: some of {', '.join(RECORDS)}, not {records!r}")
+    if not isinstance(protection.get("seeded_noise", False), bool):
+        problems.append(f"protection.seeded_noise: true or false, not {protection['seeded_noise']!r}")
     return problems
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool)

@@ -162,9 +162,9 @@ def draw_lines(key: str, title: str, sites: Mapping[str, Sequence[tuple[int, flo
     many = len(sites) > MOST_LINES
     for index, values in enumerate(sites.values()):
         look = "series many" if many else f"series s{index % MOST_LINES}"
-        parts += _draw_line([place(*point) for point in values], look, None if many else index)
+        parts += draw_series([place(*point) for point in values], look, None if many else index)
     if many:
-        parts += _draw_line([place(*point) for point in _mean_line(sites)], "series mean", None)
+        parts += draw_series([place(*point) for point in _mean_line(sites)], "series mean", None)
     parts.append(text(9, LINES_PX + 14, f"round {first + 1}", "tick", "start"))
     if last > first:
         parts.append(text(98, LINES_PX + 14, f"round {last + 1}", "tick", "end"))
@@ -180,7 +180,7 @@ def draw_lines(key: str, title: str, sites: Mapping[str, Sequence[tuple[int, flo
 def draw_key(look: str) -> Markup:
     """Return the sign that stands for ``look`` in a legend: a model, a status, a phase or ``s0`` … ``s7``."""
     if look in MODELS:
-        sign = line(0, 8, 100, 8, f"interval m-{look}") + _shape(50, 8, look, f"mark m-{look}")
+        sign = line(0, 8, 100, 8, f"interval m-{look}") + draw_sign(50, 8, look, f"mark m-{look}")
     elif look in STATUSES:
         sign = _draw_cell(0, 1, 1, 1, look, "", height=14)
     elif look in PHASES:
@@ -199,7 +199,7 @@ def _draw_mark(y: int, mark: Mark, ticks: Sequence[float]) -> Markup:
         low, high = _bounded(mark.low), _bounded(mark.high)
         parts.append(line(100 * low, y, 100 * high, y, f"interval m-{mark.model}"))
     tip = _describe(mark)
-    parts.append(_shape(100 * _bounded(mark.value), y, mark.model, f"mark m-{mark.model}", tip))
+    parts.append(draw_sign(100 * _bounded(mark.value), y, mark.model, f"mark m-{mark.model}", tip))
     return Markup("").join(parts)
 
 
@@ -239,7 +239,8 @@ def _mean_line(sites: Mapping[str, Sequence[tuple[int, float]]]) -> list[tuple[i
     return [(at, sum(values) / len(values)) for at, values in sorted(rounds.items())]
 
 
-def _draw_line(points: Sequence[tuple[float, float]], look: str, index: int | None) -> list[Markup]:
+def draw_series(points: Sequence[tuple[float, float]], look: str, index: int | None) -> list[Markup]:
+    """Return the line through points (x %, y px); on some of them the signs of series ``index``, if given."""
     parts = [line(*start, *end, look) for start, end in pairwise(points)]
     if index is None:
         return parts
@@ -263,7 +264,7 @@ def _anchor(at: float) -> str:
     return {0.0: "start", 1.0: "end"}.get(at, "middle")
 
 
-def _shape(x: float, y: float, model: str, look: str, tip: str = "") -> Markup:
+def draw_sign(x: float, y: float, model: str, look: str, tip: str = "") -> Markup:
     """Return the model's sign: a diamond, a circle or a square."""
     paths = {"local": "M0-5.5 5.5 0 0 5.5-5.5 0Z", "pooled": "M-4.2-4.2H4.2V4.2H-4.2Z"}
     if model in paths:

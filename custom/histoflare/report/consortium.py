@@ -6,8 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from histoflare.report.guarantee import build_guarantee
+from histoflare.report.guarantee_words import say_guarantee
+from histoflare.report.participation import site_rounds
+from histoflare.report.site_names import SiteNames
 from histoflare.rounds.comparison import Comparison
 from histoflare.rounds.evaluation import Figure, Metrics
 
@@ -15,7 +21,7 @@ FIGURES = ("accuracy", "balanced_accuracy", "auc")
 NEEDED = frozenset(
     {"job", "runtime", "strategy", "task", "encoder", "seed", "rounds", "privacy", "participation", "sites"}
     | {"federated", "pooled", "local_on_all_sites", "external", "external_other_models", "seconds"}
-    | {"model_sha256"}
+    | {"model_sha256", "guarantee", "accuracy_against_epsilon"}
 )
 """Keys that every report has."""
 
@@ -32,12 +38,16 @@ class RunFacts:
         strategy: Its name and arguments. task: The task's arguments.
         participation: One row per round. Either whose updates were combined, or what the server recorded:
             ``round, sites, asked, taking_part, refused {site: code}, no_answer, seconds {site: {training,
-            waiting, idle}}, bytes_up, bytes_down, metrics {site: {…}}``, and ``finished: false`` for a round
-            that was broken off.
+            waiting, idle}}, bytes_up, bytes_down, metrics {site: {…}}, stamps {site: {scope, mechanism,
+            spend, seeded_noise}}``, and ``finished: false`` for a round that was broken off.
         privacy: One sentence on what protected the updates.
         seconds: Phase → seconds.
         model_sha256: Of the last global state (names, shapes, dtypes, bytes).
         mechanism: What protected the updates; ``"open"``: nothing did, ε = ∞.
+        plan, spend: The job's settled privacy plan and its event of one round, as JSON. They may be None
+            where ``mechanism`` is ``"open"``.
+        accuracy_against_epsilon: The same job at other budgets
+            (:func:`histoflare.report.budgets.budget_entry`); empty where it was not run at others.
         protocol: The protocol as agreed, with its ``sha256``; None where there is none.
         evaluated_at_sites: Site → the metrics that the site itself computed of the model and let out.
         evaluation_refused: Site → fixed reason code it answered instead.
@@ -56,6 +66,9 @@ class RunFacts:
     seconds: Mapping[str, float]
     model_sha256: str
     mechanism: str = "open"
+    plan: Mapping[str, Any] | None = None
+    spend: Mapping[str, Any] | None = None
+    accuracy_against_epsilon: Sequence[Mapping[str, Any]] = ()
     protocol: Mapping[str, Any] | None = None
     evaluated_at_sites: Mapping[str, Mapping[str, float | None]] | None = None
     evaluation_refused: Mapping[str, str] = field(default_factory=dict)
@@ -69,22 +82,32 @@ def build_report(facts: RunFacts, comparison: Comparison) -> dict[str, Any]:
 
     Each set of figures has ``accuracy``, ``balanced_accuracy`` and ``auc`` (a number, or null where it does
     not exist), each with ``<figure>_ci95`` (low, high: bootstrap over patients) or ``<figure>_reason``.
-    Sites appear under their pseudonyms, wherever their name stands.
+    Sites appear under their pseudonyms, wherever their name stands. ``guarantee`` is what
+    :func:`histoflare.report.guarantee.build_guarantee` returns.
     """
     rows = [_row(index, row, facts.runtime) for index, row in enumerate(facts.participation)]
-    names = _Names.of(facts, comparison, rows)
+    names = SiteNames.of(_named_sites(facts, comparison, rows), facts.pseudonyms)
     external = dict(comparison.external)
     sites = {
         name: {
             "rounds_taken_part": sum(name in row["taking_part"] for row in rows),
             "n_train": site.n_train,
             "n_test": site.n_test,
-            "local": _flat(site.local),
-            "federated": _flat(site.federated),
-            "pooled": _flat(site.pooled),
+            "local": flatten_metrics(site.local),
+            "federated": flatten_metrics(site.federated),
+            "pooled": flatten_metrics(site.pooled),
         }
         for name, site in comparison.sites.items()
     }
+    guarantee = build_guarantee(
+        facts.mechanism,
+        facts.plan,
+        facts.spend,
+        facts.rounds,
+        rows,
+        site_rounds({"sites": comparison.sites, "participation": rows}),
+        evaluations=len(facts.evaluated_at_sites or {}),
+    )
     return {
         "job": facts.job,
         "runtime": facts.runtime,
@@ -96,17 +119,20 @@ def build_report(facts: RunFacts, comparison: Comparison) -> dict[str, Any]:
         "rounds": facts.rounds,
         "privacy": facts.privacy,
         "privacy_mechanism": facts.mechanism,
+        "guarantee": guarantee | ({"sites": names.apply(guarantee["sites"])} if "sites" in guarantee else {}),
+        "accuracy_against_epsilon": [dict(entry) for entry in facts.accuracy_against_epsilon],
         "participation": [names.apply_each(row) for row in rows],
         "sites": {names.of_site(name): names.apply_values(site) for name, site in sites.items()},
-        "federated": names.apply_values(_flat(comparison.federated)),
-        "pooled": names.apply_values(_flat(comparison.pooled)),
+        "federated": names.apply_values(flatten_metrics(comparison.federated)),
+        "pooled": names.apply_values(flatten_metrics(comparison.pooled)),
         "local_on_all_sites": {
-            names.of_site(name): names.apply_values(_flat(metrics))
+            names.of_site(name): names.apply_values(flatten_metrics(metrics))
             for name, metrics in comparison.local.items()
         },
-        "external": names.apply_values(_flat(external.pop("federated", None))),
+        "external": names.apply_values(flatten_metrics(external.pop("federated", None))),
         "external_other_models": {
-            names.of_model(name): names.apply_values(_flat(metrics)) for name, metrics in external.items()
+            names.of_model(name): names.apply_values(flatten_metrics(metrics))
+            for name, metrics in external.items()
         },
         "evaluated_at_sites": None
         if facts.evaluated_at_sites is None
@@ -125,7 +151,7 @@ def _row(index: int, row: Sequence[str] | Mapping[str, Any], runtime: str) -> di
     if not isinstance(row, Mapping):
         asked = list(row) if runtime == "inprocess" else None
         return {"round": index, "asked": asked, "taking_part": list(row), "refused": {}, "no_answer": []}
-    optional = ("sites", "seconds", "bytes_up", "bytes_down", "metrics", "unix_time")
+    optional = ("sites", "seconds", "bytes_up", "bytes_down", "metrics", "stamps", "unix_time")
     known = {name: row[name] for name in optional if name in row}
     return {
         "round": row.get("round", index),
@@ -155,62 +181,15 @@ def _seconds_per_site(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class _Names:
-    """FLARE name → name in the report, for every site whose name changes."""
-
-    changed: Mapping[str, str]
-
-    @classmethod
-    def of(cls, facts: RunFacts, comparison: Comparison, rows: Sequence[Mapping[str, Any]]) -> _Names:
-        """Return the names; two sites that would get one name are told apart by a number."""
-        sites = set(comparison.sites) | set(comparison.local) | set(facts.pseudonyms)
-        sites |= set(facts.evaluated_at_sites or {}) | set(facts.evaluation_refused)
-        for row in rows:
-            sites |= {*row["taking_part"], *row["refused"], *row["no_answer"], *(row["asked"] or [])}
-            sites |= set(row.get("sites") or [])
-            sites |= set(row.get("seconds") or {})
-        taken: set[str] = set()
-        changed = {}
-        for site in sorted(sites, key=lambda site: (site in facts.pseudonyms, site)):
-            wanted = name = facts.pseudonyms.get(site, site)
-            number = 2
-            while name in taken:
-                name, number = f"{wanted} ({number})", number + 1
-            taken.add(name)
-            if name != site:
-                changed[site] = name
-        return cls(changed)
-
-    def of_site(self, site: str) -> str:
-        return self.changed.get(site, site)
-
-    def of_model(self, model: str) -> str:
-        kind, slash, site = model.partition("/")
-        return f"{kind}/{self.of_site(site)}" if slash else model
-
-    def apply(self, value: Any) -> Any:
-        """Return a mapping with its keys renamed, or a list with its entries; anything else as it is."""
-        if isinstance(value, Mapping):
-            return {self.of_site(key): entry for key, entry in value.items()}
-        if isinstance(value, list | tuple):
-            return [self.of_site(entry) if isinstance(entry, str) else entry for entry in value]
-        return value
-
-    def apply_each(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the row with :meth:`apply` done to every value."""
-        return {key: self.apply(value) for key, value in row.items()}
-
-    def apply_values(self, figures: dict[str, Any] | None) -> dict[str, Any] | None:
-        """Return a set of figures with the names replaced among its subgroups' values."""
-        if figures is None:
-            return None
-        return {
-            key: {column: self.apply(groups) for column, groups in entry.items()}
-            if key == "subgroups"
-            else (self.apply_values(entry) if isinstance(entry, dict) else entry)
-            for key, entry in figures.items()
-        }
+def _named_sites(facts: RunFacts, comparison: Comparison, rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the FLARE name of every site that the report speaks of."""
+    sites = set(comparison.sites) | set(comparison.local) | set(facts.pseudonyms)
+    sites |= set(facts.evaluated_at_sites or {}) | set(facts.evaluation_refused)
+    for row in rows:
+        sites |= {*row["taking_part"], *row["refused"], *row["no_answer"], *(row["asked"] or [])}
+        sites |= set(row.get("sites") or [])
+        sites |= {*(row.get("seconds") or {}), *(row.get("stamps") or {})}
+    return sites
 
 
 def results_table(report: Mapping[str, Any]) -> Table:
@@ -224,7 +203,7 @@ def results_table(report: Mapping[str, Any]) -> Table:
         table.add_column(f"{model}\nacc · AUC", justify="right")
     for name, site in report["sites"].items():
         table.add_row(
-            name,
+            escape(name),
             f"{site['n_train']} / {site['n_test']}",
             *(_cell(site[model]) for model in ("local", "federated", "pooled")),
         )
@@ -242,11 +221,16 @@ def results_table(report: Mapping[str, Any]) -> Table:
         table.add_row(
             "external", slides, _mean(local), _cell(report["external"]), _cell(others.get("pooled"))
         )
-    table.caption = (
+    table.caption = Text(
         "A site's local model is its own, tested on its own patients; in the last rows local is the mean of "
         f"the sites' models, each tested on all sites' or the external patients. {_rounds(report)} "
         f"{report['privacy']}"
     )
+    guarantee = report["guarantee"]
+    if guarantee["mechanism"] != "open":  # whose own sentence says it all
+        void = guarantee["seeded_noise"]
+        table.caption.append(f" {say_guarantee(guarantee)}", style="bold red" if void else "")
+        table.caption.append(f" {guarantee['published_note']}" if guarantee["published_note"] else "")
     return table
 
 
@@ -258,7 +242,8 @@ def _rounds(report: Mapping[str, Any]) -> str:
     return "Rounds taken part: " + ", ".join(f"{name} {rounds}" for name, rounds in taken.items()) + "."
 
 
-def _flat(metrics: Metrics | None) -> dict[str, Any] | None:
+def flatten_metrics(metrics: Metrics | None) -> dict[str, Any] | None:
+    """Return a set of figures as :func:`build_report` says."""
     if metrics is None:
         return None
     flat: dict[str, Any] = {"n_slides": metrics.n_slides, "n_patients": metrics.n_patients}

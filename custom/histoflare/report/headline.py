@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from histoflare.report.guarantee_words import say_guarantee
 from histoflare.report.participation import SiteRounds, finished_rounds, site_rounds
 
 NAMES = {"balanced_accuracy": "balanced accuracy", "auc": "AUC", "accuracy": "accuracy"}
@@ -29,12 +30,14 @@ class Headline:
         verdict: One sentence: what the run shows.
         result: The figures behind it.
         cautions: What a reader must know besides: who is missing, what cannot be told from this run.
+        privacy: The run's ε in one line.
     """
 
     metric: str
     verdict: str
     result: str
     cautions: tuple[str, ...]
+    privacy: str
 
 
 def write_headline(report: Mapping[str, Any]) -> Headline:
@@ -42,15 +45,16 @@ def write_headline(report: Mapping[str, Any]) -> Headline:
     metric = choose_metric(report)
     federated = report["federated"]
     cautions = [*_missing_sites(report), *_unfinished(report)]
+    privacy = say_guarantee(report["guarantee"])
     complete = all(each.complete for each in site_rounds(report))
     subset = "" if complete else "Not every site took part in every round it was asked in. "
     if not federated or federated[metric] is None:
         reason = (federated or {}).get(f"{metric}_reason") or "no site has test patients"
-        return Headline(metric, f"{subset}No result: {reason}.", "", tuple(cautions))
+        return Headline(metric, f"{subset}No result: {reason}.", "", tuple(cautions), privacy)
     local = [figures for figures in report["local_on_all_sites"].values() if _known(figures, metric)]
     cautions += _limits(report, metric)
     verdict = subset + _verdict(federated, local, metric)
-    return Headline(metric, verdict, _result(report, local, metric), tuple(cautions))
+    return Headline(metric, verdict, _result(report, local, metric), tuple(cautions), privacy)
 
 
 def choose_metric(report: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from histoflare.report.charts import (
 )
 from histoflare.report.headline import NAMES, chance_of, count, mean_of, write_headline
 from histoflare.report.participation import finished_rounds, site_rounds
+from histoflare.report.privacy_section import make_privacy_section
 from histoflare.report.rendering import flatten, write_template
 
 RUNTIMES = {
@@ -93,7 +94,7 @@ def write_page(report: Mapping[str, Any], path: Path) -> None:
         subgroups=_subgroups(report),
         suppressed=sum(1 for *_, figures in _all_subgroups(report) if figures.get("suppressed")),
         runtime=RUNTIMES.get(report["runtime"], report["runtime"]),
-        open_policy=report.get("privacy_mechanism", "open") == "open",
+        privacy=make_privacy_section(report),
         settings=_settings(report),
     )
 
@@ -287,6 +288,8 @@ def _settings(report: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
         "SHA-256 of the model": report["model_sha256"],
     }
     parts = {"Run": run, "Strategy": report["strategy"], "Task": report["task"]}
+    if report["guarantee"].get("plan"):
+        parts["Privacy plan"] = report["guarantee"]["plan"]
     if report.get("protocol"):
         parts["Protocol"] = report["protocol"]
     return {name: list(flatten(values)) for name, values in parts.items()}

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+REFUSED_AT_SERVER = "UPDATES_INVALID"
+"""Code the server itself gives: the update had left the site. All other codes come from the site."""
+
 
 @dataclass(frozen=True)
 class SiteRounds:
@@ -51,6 +54,11 @@ def site_rounds(report: Mapping[str, Any]) -> list[SiteRounds]:
         SiteRounds(name, tuple(_status(row, name) for row in rows), _refusals(rows, name), known)
         for name in names
     ]
+
+
+def update_left(row: Mapping[str, Any], site: str, status: str) -> bool:
+    """Return whether an update of ``site`` left it in a round, used or not; ``status`` as in SiteRounds."""
+    return status in ("took", "unused") or row.get("refused", {}).get(site) == REFUSED_AT_SERVER
 
 
 def finished_rounds(report: Mapping[str, Any]) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from histoflare.report.charts import draw_key
+from histoflare.report.guarantee_words import say_delta, say_epsilon
 from histoflare.report.headline import NAMES, count
 from histoflare.report.participation import list_rounds
 from histoflare.report.reasons import explain
@@ -31,7 +32,12 @@ def write_template(name: str, path: Path, **content: Any) -> None:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=write_number, interval=write_interval, size=write_size, seconds=write_seconds
+        number=write_number,
+        interval=write_interval,
+        size=write_size,
+        seconds=write_seconds,
+        epsilon=say_epsilon,
+        delta=say_delta,
     )
     environment.globals.update(
         explain=explain, key=draw_key, names=NAMES, count=count, list_rounds=list_rounds

@@ -17,14 +17,14 @@ from typing import Any
 from PIL import Image
 
 from histoflare.report.charts import MODELS
+from histoflare.report.guarantee_words import say_site
 from histoflare.report.headline import NAMES
 from histoflare.report.page import RUNTIMES, UNTESTED, Group, Row
-from histoflare.report.participation import site_rounds
+from histoflare.report.participation import REFUSED_AT_SERVER, site_rounds
+from histoflare.report.privacy_section import make_privacy_section
 from histoflare.report.rendering import write_template
 
 LARGEST_PICTURE_BYTES = 60_000
-REFUSED_AT_SERVER = "UPDATES_INVALID"
-"""Code the server itself gives: the update had left the site. All other codes come from the site."""
 
 QUALITIES = (85, 75, 65, 50, 35)
 SMALLEST_PX = 64
@@ -178,7 +178,8 @@ def write_site_page(page: SitePage, path: Path) -> None:
         sent_rounds=sum(row.status in ("took", "unused") for row in page.sent),
         counted=any(row.size_bytes is not None for row in page.sent),
         runtime=RUNTIMES.get(report["runtime"], report["runtime"]),
-        open_policy=report.get("privacy_mechanism", "open") == "open",
+        privacy=make_privacy_section(report),
+        own_spending=say_site(report["guarantee"], name),
     )
 
 

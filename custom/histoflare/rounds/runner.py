@@ -60,7 +60,7 @@ def run_in_process(
 
     Args:
         sites: Site → its data; their order is the federation's site order.
-        plan: What protects the updates; None is :class:`histoflare.privacy.plan.Open`, no protection.
+        plan: What protects the updates, settled; None is :class:`histoflare.privacy.plan.Open`: nothing.
 
     Raises:
         JobError: The sites, the rounds or an update cannot be used.
@@ -95,7 +95,9 @@ def run_in_process(
         }
         bytes_down += len(chosen) * n_bytes(state)
         bytes_up += sum(n_bytes(outcome.update.tensors) for outcome in outcomes.values())
-        state = server_round(strategy, state, [outcome.update for outcome in outcomes.values()], list(sites))
+        state = server_round(
+            strategy, state, [outcome.update for outcome in outcomes.values()], list(sites), plan
+        )
         kept.update({site: outcome.site_state for site, outcome in outcomes.items()})
         participation.append(chosen)
         losses.append({site: outcome.training.mean_loss for site, outcome in outcomes.items()})

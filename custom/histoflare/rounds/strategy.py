@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from histoflare.errors import JobError
-from histoflare.privacy.plan import PrivacyPlan
+from histoflare.privacy.plan import DpSgd, PrivacyPlan
 from histoflare.rounds.local import Correction, LocalResult, one_thread, train_locally
 from histoflare.rounds.state import State, check_tensors, shared_names, subtract
 from histoflare.rounds.task import Task
@@ -49,6 +49,7 @@ class SiteRound:
         site_state: What the strategy left at this site in its last round there (empty before the first).
         round_index: From 0. total_rounds: Of the job.
         seed: The job's.
+        plan: What protects the update; a strategy trains with :meth:`train` and so under it.
     """
 
     task: Task
@@ -59,11 +60,28 @@ class SiteRound:
     round_index: int
     total_rounds: int
     seed: int
+    plan: PrivacyPlan
 
     @property
     def train_seed(self) -> int:
         """The seed of this site's training in this round."""
         return derive_seed(self.seed, "train", self.site, self.round_index)
+
+    def train(self, start: State, correction: Correction | None = None) -> LocalResult:
+        """Train from ``start``: under DP-SGD if the plan says so, else as the task has it."""
+        if not isinstance(self.plan, DpSgd):
+            return train_locally(self.task, start, self.data, seed=self.train_seed, correction=correction)
+        from histoflare.rounds.private import train_privately
+
+        return train_privately(
+            self.task,
+            start,
+            self.data,
+            plan=self.plan,
+            noise=self.plan.noise(self.site, self.round_index, "steps"),
+            seed=self.train_seed,
+            correction=correction,
+        )
 
 
 @dataclass(frozen=True)
@@ -143,9 +161,7 @@ class Strategy(ABC):
     def local_round(self, ctx: SiteRound) -> SiteOutcome:
         """Train from the site's model; send the change of what is shared, keep the rest for the next time."""
         start = self.personalize(ctx.global_state, ctx.site_state)
-        result = train_locally(
-            ctx.task, start, ctx.data, seed=ctx.train_seed, correction=self.correction(ctx)
-        )
+        result = ctx.train(start, self.correction(ctx))
         sent = shared_names(start, self.share)
         update = Update(
             ctx.site, subtract(result.state, start, sent), self.weight(ctx.site, result.n_samples)
@@ -184,9 +200,9 @@ def site_round(
         JobError: Training failed, or what would leave has not the names and shapes the strategy sends.
         HistoflareError: The privacy plan lets nothing leave.
     """
-    ctx = SiteRound(task, data, site, global_state, site_state, round_index, total_rounds, seed)
+    ctx = SiteRound(task, data, site, global_state, site_state, round_index, total_rounds, seed, plan)
     outcome = strategy.local_round(ctx)
-    released = plan.release(outcome.update.tensors, site=site, round_index=round_index)
+    released = plan.release(outcome.update.tensors, plan.noise(site, round_index, "update"))
     update = replace(outcome.update, tensors=released)
     check_update(strategy, global_state, update)
     return replace(outcome, update=update)
@@ -205,7 +221,11 @@ def check_update(strategy: Strategy, global_state: State, update: Update) -> Non
 
 @one_thread()
 def server_round(
-    strategy: Strategy, global_state: State, updates: Sequence[Update], sites: Sequence[str]
+    strategy: Strategy,
+    global_state: State,
+    updates: Sequence[Update],
+    sites: Sequence[str],
+    plan: PrivacyPlan | None = None,
 ) -> State:
     """The server's half of a round: check every update, order them by ``sites``, combine them.
 
@@ -213,6 +233,7 @@ def server_round(
 
     Args:
         sites: All sites of the federation, in its fixed order; not all need to have sent an update.
+        plan: The job's; one whose noise is added at the server has its part here.
 
     Raises:
         JobError: No update; one from an unknown site or two from one; an update with missing, unknown,
@@ -230,6 +251,10 @@ def server_round(
     for update in updates:
         check_update(strategy, global_state, update)
     ordered = sorted(updates, key=lambda update: list(sites).index(update.site))
+    if plan is not None:
+        plan.check_strategy(strategy)
+        protected = plan.at_server([update.tensors for update in ordered])
+        ordered = [replace(update, tensors=own) for update, own in zip(ordered, protected, strict=True)]
     combined = strategy.combine(global_state, ordered)
     check_tensors(combined, global_state, whose=f"The global state that {strategy.name} made")
     return combined

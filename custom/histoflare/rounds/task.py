@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -56,3 +56,25 @@ class Task(Protocol):
 
     def predict(self, model: nn.Module, data: Any, split: str) -> PredictionTable:
         """Return predictions for ``split``: train, validation, test or all."""
+
+
+@runtime_checkable
+class PerRecord(Protocol):
+    """What DP-SGD asks of a task besides: its training data in records, and the loss of each by itself.
+
+    A record is what is sampled and clipped. The loss of one must depend on no other record of the batch.
+    """
+
+    def records(self, data: Any, record: str, slides_per_patient: int | None) -> list[Any]:
+        """Return the training records in a fixed order.
+
+        Args:
+            record: ``"patient"``: all of a patient's slides are one record. ``"slide"``: each slide is one.
+            slides_per_patient: A patient's further slides are not used; None takes all.
+        """
+
+    def record_batch(self, data: Any, records: Sequence[Any], seed: int) -> Any:
+        """Return ``records`` as one batch; what is drawn of a record follows ``seed`` and that record."""
+
+    def record_losses(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the losses (records,) of a batch of :meth:`record_batch`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import tomllib
@@ -37,6 +38,16 @@ bags = {bags}
 # They name slides and patients, and stay here.
 records = {records}
 
+# This site's privacy ledger: what was spent on which patients, over all jobs. Keep it, and a copy of it:
+# without it nobody knows what was spent, and no job that protects patients runs here.
+ledger = {ledger}
+
+# The key under which patients stand in the ledger, in another folder, and not in the same backup.
+ledger_key = {ledger_key}
+
+# This site's own budget for each patient, over all jobs: a lower epsilon than the policy's, or "" for that.
+epsilon = {epsilon}
+
 # true: bags that are missing, or not made as the job wants them, are made before the first round. Bags that
 # were imported, or made with other mosaic parameters than the defaults, are then made again.
 prepare = {prepare}
@@ -65,6 +76,9 @@ class SiteConfiguration:
         bags: The folder of its bags.
         records: The folder of its own notes of each run. If not given: ``<bags>-records`` beside the bags, so
             that sites on one machine have one each.
+        ledger, ledger_key: The site's privacy ledger and its key. If not given: in ``<bags>-ledger`` and
+            ``<bags>-keys`` beside the bags.
+        epsilon: The site's own budget of each patient, if lower than its policy's; None for the policy's.
         prepare: Whether missing or stale bags are made before the first round.
         encoder_weights, encoder_sha256: Of an encoder with a weight file; for ``prepare``.
         cache_mb: Memory for features in MiB; at least 0.
@@ -75,6 +89,9 @@ class SiteConfiguration:
     manifest: Path
     bags: Path
     records: Path = Path()
+    ledger: Path = Path()
+    ledger_key: Path = Path()
+    epsilon: float | None = None
     prepare: bool = False
     encoder_weights: Path | None = None
     encoder_sha256: str | None = None
@@ -83,8 +100,10 @@ class SiteConfiguration:
     pseudonym: str | None = None
 
     def __post_init__(self) -> None:
-        if self.records == Path():
-            object.__setattr__(self, "records", self.bags.parent / f"{self.bags.name}-records")
+        beside = {"records": "records", "ledger": "ledger/ledger.sqlite", "ledger_key": "keys/ledger.key"}
+        for name, place in beside.items():
+            if getattr(self, name) == Path():
+                object.__setattr__(self, name, self.bags.parent / f"{self.bags.name}-{place}")
 
 
 def write_site_file(path: Path, configuration: SiteConfiguration) -> None:
@@ -95,8 +114,9 @@ def write_site_file(path: Path, configuration: SiteConfiguration) -> None:
 def read_site_file(path: Path) -> SiteConfiguration:
     """Read a site's file.
 
-    Relative paths in it start at its folder. Without ``records`` they are in the folder ``records`` beside a
-    ``histoflare.toml``, and in ``records/<site>`` beside a ``<site>.toml``, which has others next to it.
+    Relative paths in it start at its folder. What it does not say of ``records``, ``ledger`` and
+    ``ledger_key`` are ``records``, ``ledger/ledger.sqlite`` and ``keys/ledger.key`` beside a
+    ``histoflare.toml``; beside a ``<site>.toml``, which has others next to it, they bear the site's name.
 
     Raises:
         JobError: The file is missing, is not TOML, or has a missing, unknown or unusable key; all of these
@@ -122,12 +142,18 @@ def read_site_file(path: Path) -> SiteConfiguration:
             f"{path}: cannot be used as a site's file; correct:{listed}", reason="SITE_NOT_CONFIGURED"
         )
     folder = path.absolute().parent
-    records = "records" if path.name == SITE_FILE else f"records/{path.stem}"
+    ours = path.name == SITE_FILE
+    records = "records" if ours else f"records/{path.stem}"
+    ledger = f"ledger/{'ledger' if ours else path.stem}.sqlite"
+    key = f"keys/{'ledger' if ours else path.stem}.key"
     weights = content.get("encoder_weights")
     return SiteConfiguration(
         manifest=folder / content["manifest"],
         bags=folder / content["bags"],
         records=folder / content.get("records", records),
+        ledger=folder / content.get("ledger", ledger),
+        ledger_key=folder / content.get("ledger_key", key),
+        epsilon=content.get("epsilon") or None,
         prepare=content.get("prepare", False),
         encoder_weights=folder / weights if weights else None,
         encoder_sha256=content.get("encoder_sha256") or None,
@@ -151,6 +177,10 @@ def _is_bool(value: object) -> bool:
     return isinstance(value, bool)
 
 
+def _is_epsilon(value: object) -> bool:
+    return value == "" or (type(value) in (int, float) and 0 < value < math.inf)  # type: ignore[operator]
+
+
 def _matches(pattern: str) -> Callable[[object], bool]:
     return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
@@ -164,6 +194,9 @@ _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "manifest": (_is_path, "the path of a CSV"),
     "bags": (_is_path, "the path of a folder"),
     "records": (_is_path, "the path of a folder"),
+    "ledger": (_is_path, "the path of a file"),
+    "ledger_key": (_is_path, "the path of a file"),
+    "epsilon": (_is_epsilon, 'a number above 0, or ""'),
     "prepare": (_is_bool, "true or false"),
     "encoder_weights": (lambda value: isinstance(value, str), 'the path of a file, or ""'),
     "encoder_sha256": (_matches("|[0-9a-fA-F]{64}"), '64 hexadecimal digits, or ""'),
@@ -186,12 +219,12 @@ def _problems(content: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _toml(value: Path | str | int | None) -> str:
+def _toml(value: object) -> str:
     """Return ``value`` as TOML; None is an empty text."""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, int):
-        return str(value)
+    if isinstance(value, int | float):
+        return repr(value)
     text = "" if value is None else str(value)
     # JSON's escapes are TOML's; TOML has one control character more.
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -6,14 +6,18 @@ tensor's bytes as they lie in memory: to pickle the tensors too would copy all o
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from histoflare.privacy.plan import Open, PrivacyPlan
+from histoflare.rounds.state import digest
 from histoflare.rounds.strategy import Strategy
 from histoflare.site.configuration import SiteConfiguration
 
@@ -31,6 +35,8 @@ class TrainerSetup:
         strategy: How sites work together.
         seed: The job's.
         run: Name of the run, for the site's own notes; the same for a job that continues another.
+        plan: What protects the updates, settled for the job's rounds.
+        roles: Patient → train, validation or test, as the ledger has them; None where no ledger is kept.
     """
 
     site: str
@@ -39,6 +45,8 @@ class TrainerSetup:
     strategy: Strategy
     seed: int
     run: str
+    plan: PrivacyPlan = field(default_factory=Open)
+    roles: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,21 @@ class EvaluateAnswer:
 
     metrics: dict[str, float | None]
     patients: int
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 over names, types, shapes and bytes of tensors, arrays or numbers (None: NaN)."""
+    return digest({name: _as_tensor(value) for name, value in content.items()})
+
+
+def _as_tensor(value: Any) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, float | int | None):
+        return torch.tensor(float("nan") if value is None else value, dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(np.asarray(value))
 
 
 def send(

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from histoflare.bags.cohort import Cohort, load_cohort
 from histoflare.errors import JobError
-from histoflare.privacy.plan import Open
 from histoflare.rounds.evaluation import Metrics, evaluate
 from histoflare.rounds.local import predict
 from histoflare.rounds.state import State
@@ -124,7 +123,7 @@ class SiteWork:
             round_index=round_index,
             total_rounds=total_rounds,
             seed=setup.seed,
-            plan=Open(),
+            plan=setup.plan,
         )
         self._records.save_state(round_index, outcome.site_state)
         loss = outcome.training.mean_loss
@@ -171,6 +170,7 @@ class SiteWork:
             cohort = load_site_cohort(setup.site, self._task, setup.configuration)
             for warning in cohort.warnings:
                 self._say(f"{setup.site}: {warning}")
+            _check_roles(cohort, setup.roles, setup.configuration.evaluation_only)
             self._cohort = cohort
         return self._cohort
 
@@ -204,6 +204,22 @@ class SiteWork:
             self._records.add_scalars(round_index, values)
         except Exception as error:  # a figure less at the site must not cost the federation a round
             self._say(f"{self._setup.site}: TensorBoard could not be written: {error}")
+
+
+def _check_roles(cohort: Cohort, roles: Mapping[str, str] | None, evaluation_only: bool) -> None:
+    """Refuse patients that the ledger does not know, or has for something else.
+
+    The manifest may have been changed between the reservation and its being read here.
+    """
+    if roles is None:
+        return
+    for record in cohort.records:
+        if roles.get(record.patient) != ("test" if evaluation_only else record.split):
+            raise JobError(
+                "The manifest was changed since the job was admitted: its patients are not those that stand "
+                "in the ledger for this job. Leave it as it was until the job is over.",
+                reason="COHORT_INVALID",
+            )
 
 
 def flat(metrics: Metrics) -> dict[str, float | None]:

@@ -1,0 +1,88 @@
+"""Bags by patient: what a patient is when each patient's influence on training is to be limited."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from histoflare.errors import JobError
+
+
+class Slide(Protocol):
+    """What is read of a slide's record."""
+
+    @property
+    def patient(self) -> str: ...
+
+
+AnySlide = TypeVar("AnySlide", bound=Slide)
+
+
+@dataclass(frozen=True)
+class PatientBatch:
+    """Bags of P patients, padded to S slides of n patches.
+
+    Attributes:
+        features: (P, S, n, f) float32.
+        mask: (P, S, n) bool, True where there is a patch.
+        slides: (P, S) bool, True where there is a slide.
+        labels: (P, S) int64, 0 where there is none.
+    """
+
+    features: Tensor
+    mask: Tensor
+    slides: Tensor
+    labels: Tensor
+
+
+def group(
+    slides: Sequence[AnySlide], record: str, slides_per_patient: int | None
+) -> list[tuple[AnySlide, ...]]:
+    """Return ``slides`` as records, in the order in which each first appears.
+
+    Args:
+        record: ``"patient"``: all slides of a patient are one record. ``"slide"``: each slide is one.
+        slides_per_patient: Take a patient's first so many slides only; None takes all.
+
+    Raises:
+        JobError: Another kind of record, or ``slides_per_patient`` below 1 (PRIVACY_INVALID).
+    """
+    if record not in ("patient", "slide"):
+        raise JobError(f"A record is a patient or a slide, not {record!r}.", reason="PRIVACY_INVALID")
+    if slides_per_patient is not None and slides_per_patient < 1:
+        raise JobError(
+            f"slides_per_patient must be at least 1, not {slides_per_patient!r}.", reason="PRIVACY_INVALID"
+        )
+    patients: dict[str, list[AnySlide]] = {}
+    for slide in slides:
+        patients.setdefault(slide.patient, []).append(slide)
+    kept = [tuple(of_one[:slides_per_patient]) for of_one in patients.values()]
+    return kept if record == "patient" else [(slide,) for of_one in kept for slide in of_one]
+
+
+def collate_patients(bags: Sequence[Sequence[Tensor]], labels: Sequence[Sequence[int]]) -> PatientBatch:
+    """Return bags (n_ps, f) of the slides s of patients p, padded with zeros, with their labels."""
+    most = max(len(of_one) for of_one in bags)
+    longest = max(len(bag) for of_one in bags for bag in of_one)
+    width = bags[0][0].shape[1]
+    features = torch.zeros((len(bags), most, longest, width))  # (P, S, n, f)
+    mask = torch.zeros((len(bags), most, longest), dtype=torch.bool)  # (P, S, n)
+    slides = torch.zeros((len(bags), most), dtype=torch.bool)  # (P, S)
+    padded = torch.zeros((len(bags), most), dtype=torch.int64)  # (P, S)
+    for p, of_one in enumerate(bags):
+        for s, bag in enumerate(of_one):
+            features[p, s, : len(bag)] = bag
+            mask[p, s, : len(bag)] = True
+            slides[p, s] = True
+            padded[p, s] = labels[p][s]
+    return PatientBatch(features, mask, slides, padded)
+
+
+def mean_over_slides(losses: Tensor, slides: Tensor) -> Tensor:
+    """Return each patient's mean (P,) of ``losses`` (P, S) over the slides there are; 0 without a slide."""
+    weight = slides.to(losses.dtype)  # (P, S)
+    return (losses * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)

@@ -1,0 +1,44 @@
+"""``histoflare kit``: compare a startup kit with what was signed, and sign one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from histoflare.commands.console import console
+
+app = typer.Typer(no_args_is_help=True, help="Startup kits and their signature.")
+
+Kit = Annotated[Path, typer.Argument(help="Folder with startup and local.")]
+
+
+@app.command()
+def check(kit: Kit) -> None:
+    """Compare a kit with what was signed, as its client does at its start.
+
+    Example: histoflare kit check kits/histoflare/prod_00/hospital-a
+    """
+    from histoflare.flare.kit_signature import verify_kit
+
+    verify_kit(kit)
+    console.print("as it was signed", highlight=False)
+
+
+@app.command()
+def sign(
+    kit: Annotated[Path, typer.Argument(help="A kit, or the list of a kit's files that a hospital sent.")],
+    authority: Annotated[Path, typer.Option(help="state beside the kits, or the folder of cert init.")],
+) -> None:
+    """Sign a kit after a change, or the list of one whose own key stays at its hospital.
+
+    Example: histoflare kit sign kits/histoflare/prod_00/hospital-a --authority kits/histoflare/state
+
+    Example: histoflare kit sign kit_signature.json --authority authority
+    """
+    from histoflare.flare.kit_signature import read_authority, sign_kit, sign_list
+
+    key = read_authority(authority)
+    (sign_kit if kit.is_dir() else sign_list)(kit, key)
+    console.print("signed", highlight=False)

@@ -1,0 +1,176 @@
+"""``histoflare privacy``: what noise costs, and how much noise a budget takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from histoflare.commands.console import make_table, out, print_json
+from histoflare.privacy.accountant import ACCOUNTANTS
+from histoflare.privacy.spend import ADD_OR_REMOVE_ONE, UNIT
+
+app = typer.Typer(no_args_is_help=True)
+
+
+class Accountant(StrEnum):
+    """The accountants, as ``--accountant`` takes them."""
+
+    RDP = "rdp"
+    PLD = "pld"
+    GAUSSIAN = "gaussian"
+
+
+MEANINGS = {
+    "rdp": "Rényi DP; a little too high, and what budgets are counted in",
+    "pld": "privacy loss distribution; tight, or a plainer bound where it would take too long",
+    "gaussian": "exact; only where nothing is sampled",
+}
+
+GUARANTEE = (
+    f"Per {UNIT}, with all slides; neighbouring cohorts: {ADD_OR_REMOVE_ONE}. For jobs fixed beforehand: a "
+    "budget for jobs chosen after seeing results takes a little more noise."
+)
+
+NoiseMultiplier = Annotated[
+    float,
+    typer.Option(
+        help="Standard deviation of the noise ÷ sensitivity: ÷ the most that one patient can move what is "
+        "sent. DP-SGD per patient: the sensitivity is clip_norm. Noise on a site's whole update: it is "
+        "2 × clip_norm, for one patient can turn a clipped update round.",
+    ),
+]
+SampleRate = Annotated[
+    float,
+    typer.Option(
+        help="With which probability a patient is drawn into a step, above 0 and at most 1: expected batch ÷ "
+        "agreed cohort size. 1: every patient in every step, as with noise on a whole update."
+    ),
+]
+Steps = Annotated[
+    int,
+    typer.Option(help="How often noise is added, over all rounds: DP-SGD's steps, or a site's updates."),
+]
+Delta = Annotated[
+    float,
+    typer.Option(help="With which probability epsilon may fail to hold; well below 1 ÷ number of patients."),
+]
+Which = Annotated[Accountant | None, typer.Option(help="Only this way of counting; none: all that apply.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print JSON; an infinite epsilon is null, and said to be infinite.")
+]
+
+
+@app.callback()
+def _group() -> None:
+    """Work out what noise costs in privacy (epsilon), or how much noise an epsilon takes.
+
+    Epsilon bounds how much what a hospital sends can betray of one patient: whatever an onlooker sees is at
+    most e^epsilon times as likely because that patient took part (2.7 times for epsilon 1, 22,000 times for
+    10), but for a chance of delta. It says nothing about how good the model gets.
+    """
+
+
+@app.command("epsilon")
+def show_epsilon(
+    noise_multiplier: NoiseMultiplier,
+    sample_rate: SampleRate,
+    steps: Steps,
+    delta: Delta,
+    accountant: Which = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the epsilon of training with noise.
+
+    Example: histoflare privacy epsilon --noise-multiplier 4 --sample-rate 0.0454 --steps 3966 --delta 1e-4
+    """
+    from histoflare.privacy.accountant import epsilon
+    from histoflare.privacy.spend import Spend
+
+    spend = Spend(noise_multiplier, sample_rate, steps)
+    figures = _figures(accountant, sample_rate, lambda name: epsilon([spend], delta, name))
+    if as_json:
+        answers: list[dict[str, Any]] = [
+            {
+                "accountant": name,
+                "epsilon": figure if math.isfinite(figure) else None,
+                "epsilon_is_infinite": math.isinf(figure),
+            }
+            for name, figure in figures
+        ]
+        print_json(_facts(delta) | spend.to_json() | {"answers": answers})
+        return
+    _print_table(
+        f"epsilon at delta {delta:g}: noise multiplier {noise_multiplier:g}, sample rate {sample_rate:g}, "
+        f"{steps:,} steps",
+        "epsilon",
+        ((name, _shown(figure)) for name, figure in figures),
+    )
+    if any(math.isinf(figure) for _, figure in figures):
+        out.print("∞: this protects nobody.", highlight=False)
+
+
+@app.command("calibrate")
+def show_noise(
+    target_epsilon: Annotated[float, typer.Option(help="The most that it may cost, above 0.")],
+    sample_rate: SampleRate,
+    steps: Steps,
+    delta: Delta,
+    accountant: Which = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the least noise multiplier with which training costs at most an epsilon.
+
+    The noise itself is the multiplier × the sensitivity. DP-SGD per patient: × clip_norm. Noise on a site's
+    whole update, for one patient: × 2 × clip_norm.
+
+    Example: histoflare privacy calibrate --target-epsilon 8 --sample-rate 1 --steps 150 --delta 1e-5
+    """
+    from histoflare.privacy.accountant import calibrate
+
+    figures = _figures(
+        accountant,
+        sample_rate,
+        lambda name: calibrate(target_epsilon, delta, sample_rate=sample_rate, steps=steps, accountant=name),
+    )
+    if as_json:
+        answers = [{"accountant": name, "noise_multiplier": figure} for name, figure in figures]
+        asked = {"target_epsilon": target_epsilon, "sample_rate": sample_rate, "steps": steps}
+        print_json(_facts(delta) | asked | {"answers": answers})
+        return
+    _print_table(
+        f"Least noise for epsilon {target_epsilon:g} at delta {delta:g}: sample rate {sample_rate:g}, "
+        f"{steps:,} steps",
+        "noise multiplier",
+        ((name, f"{figure:.5g}") for name, figure in figures),
+    )
+
+
+def _figures(
+    accountant: Accountant | None, sample_rate: float, figure: Callable[[str], float]
+) -> list[tuple[str, float]]:
+    """Return (accountant, figure) of the one that was asked for, or of all that apply."""
+    if accountant is not None:
+        return [(accountant.value, figure(accountant.value))]
+    return [(name, figure(name)) for name in ACCOUNTANTS if name != "gaussian" or sample_rate == 1]
+
+
+def _facts(delta: float) -> dict[str, Any]:
+    return {"unit": UNIT, "neighboring_relation": ADD_OR_REMOVE_ONE, "delta": delta}
+
+
+def _print_table(title: str, column: str, rows: Iterable[tuple[str, str]]) -> None:
+    table = make_table("accountant", column, "what it is", title=title)
+    for name, value in rows:
+        table.add_row(name, value, MEANINGS[name])
+    out.print(table)
+    out.print(GUARANTEE, highlight=False)
+
+
+def _shown(figure: float) -> str:
+    if math.isinf(figure):
+        return "∞"
+    return f"{figure:,.0f}" if figure >= 1000 else f"{figure:.4g}"

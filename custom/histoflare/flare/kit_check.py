@@ -1,0 +1,49 @@
+"""A client or a server that starts only with the startup kit that was signed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nvflare.apis.fl_component import FLComponent
+from nvflare.apis.fl_constant import WorkspaceConstants
+
+from histoflare.errors import JobError
+from histoflare.flare.kit_signature import verify_kit
+
+CHECK_FILE = "kit_check__p_resources.json"
+"""In ``startup``: FLARE reads it whatever the site has in ``local``, in the process that starts the jobs, and
+not in a job's. There Admission makes the check: when a job's process ends, the job ends at all sites."""
+
+_START_SCRIPT_RUNS = "daemon_pid.fl"
+"""In the kit while ``start.sh`` waits to start again what has ended."""
+
+
+class KitCheck(FLComponent):
+    """Ends the process that builds it, with exit code 1, unless the kit is as it was signed.
+
+    FLARE builds it before it connects to anybody, in the kit's folder. Whoever removes :data:`CHECK_FILE`
+    starts a client without this check; Admission makes the same comparison, and refuses each job.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        require_signed_kit(Path.cwd())
+
+
+def require_signed_kit(kit: Path) -> None:
+    """Raise :class:`SystemExit` with what is wrong, unless the kit is as it was signed.
+
+    FLARE's start script would start the process again and again: it is told to stop.
+    """
+    try:
+        verify_kit(kit)
+    except JobError as error:
+        if (kit / _START_SCRIPT_RUNS).exists():
+            (kit / WorkspaceConstants.SHUTDOWN_FILE).touch()
+        raise SystemExit(f"{error.reason}: {error}") from None
+
+
+def check_configuration() -> dict[str, object]:
+    """Return the content of :data:`CHECK_FILE`."""
+    path = f"{KitCheck.__module__}.{KitCheck.__name__}"
+    return {"format_version": 2, "components": [{"id": "histoflare_kit_check", "path": path, "args": {}}]}

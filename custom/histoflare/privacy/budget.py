@@ -1,0 +1,141 @@
+"""How much a site lets out in all: a privacy filter for jobs that are chosen after seeing earlier results.
+
+Whoever chooses the next job has seen what earlier ones released, so its cost depends on outcomes. Adding up
+costs and stopping at a bound is then not private for every notion of cost. It is for Rényi DP of one order α
+fixed beforehand: if jobs stop before Σ ρ(α) exceeds a bound, all of them together are (α, bound)-RDP
+(Feldman & Zrnic 2021, Individual Privacy Accounting via a Rényi Filter).
+
+The order must be fixed: "the best of many orders at the end" would let the order of the certificate depend on
+the outcomes, and the theorem says nothing of that. So :class:`Budget` takes its order from (ε, δ) alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from histoflare.errors import JobError
+from histoflare.privacy.accountant import least_noise, rdp
+from histoflare.privacy.spend import Spend
+
+ORDERS: tuple[float, ...] = (
+    *(1 + hundredths / 100 for hundredths in range(2, 10)),
+    *(tenths / 10 for tenths in range(11, 110)),
+    *range(11, 256),
+    *(math.floor(256 * 2 ** (eighths / 8)) for eighths in range(49)),
+)
+"""The orders a budget chooses from: by hundredths from 1.02, by tenths from 1.1, whole from 11, in eighths of
+an octave from 256 to 16,384. A change of this grid changes what old budgets allow."""
+
+MOST_DELTA = 0.1
+
+_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class Budget:
+    """(ε, δ) differential privacy for everything that is ever booked on it, in an order chosen as one goes.
+
+    The guarantee: while :meth:`admits` held for the total before each job, all jobs together are
+    (``order``, ``allowance`` · (1 + 1e-9))-RDP, so (``epsilon``, ``delta``)-DP up to that 1e-9 of the
+    allowance, for one patient with all slides, add or remove one.
+
+    Attributes:
+        epsilon: Above 0, finite.
+        delta: In (0, 0.1].
+
+    Raises:
+        JobError: A number is out of its range, or the two allow nothing at any order (PRIVACY_INVALID).
+    """
+
+    epsilon: float
+    delta: float
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not (_is_number(self.epsilon) and 0 < self.epsilon < math.inf):
+            problems.append(f"epsilon: a number above 0 and not infinite, not {self.epsilon!r}")
+        if not (_is_number(self.delta) and 0 < self.delta <= MOST_DELTA):
+            problems.append(f"delta: a number above 0 and at most {MOST_DELTA}, not {self.delta!r}")
+        if problems:
+            listed = "".join(f"\n  {problem}" for problem in problems)
+            raise JobError(f"This is no privacy budget; correct:{listed}", reason="PRIVACY_INVALID")
+        if not self.allowance > 0:
+            raise JobError(
+                f"A budget of epsilon {self.epsilon:g} at delta {self.delta:g} allows nothing at any Rényi "
+                f"order up to {ORDERS[-1]:,}: raise epsilon, or delta.",
+                reason="PRIVACY_INVALID",
+            )
+
+    @property
+    def order(self) -> float:
+        """The Rényi order α in which this budget counts, above 1; from (``epsilon``, ``delta``) alone.
+
+        It is the order of :data:`ORDERS` at which most unsampled Gaussian noise fits: there ρ(α) = α r, and
+        r is largest. Sampled jobs would fit a little better at another one.
+        """
+        return _order(self.epsilon, self.delta)
+
+    @property
+    def allowance(self) -> float:
+        """The most ρ at ``order``, above 0: what converts to ``epsilon``."""
+        return self.epsilon - _conversion(self.order, self.delta)
+
+    def cost(self, spend: Spend) -> float:
+        """Return the event's ρ at ``order``, in [0, ∞]; costs are added up."""
+        return rdp(spend, self.order)
+
+    def epsilon_of(self, rho: float) -> float:
+        """Return the ε at ``delta`` of a total ``rho`` at ``order``, in [0, ∞]; 0 for 0 and ∞ for ∞.
+
+        Canonne, Kamath & Steinke 2020, Proposition 12. Any ``rho`` above 0 costs the conversion's own share
+        at once: half an allowance is more than half of ``epsilon``.
+
+        Raises:
+            JobError: ``rho`` is negative or NaN (PRIVACY_INVALID).
+        """
+        if not rho >= 0:
+            raise JobError(f"rho: a number of at least 0, not {rho!r}", reason="PRIVACY_INVALID")
+        return max(0.0, rho + _conversion(self.order, self.delta)) if rho > 0 else 0.0
+
+    def admits(self, rho: float) -> bool:
+        """Return whether a total ``rho`` at ``order`` is within the allowance; never for ∞ or NaN.
+
+        Up to 1e-9 of the allowance too much is let pass: a job calibrated to the whole budget, or costs that
+        were added up in another order, must not fail by a rounding.
+        """
+        return rho <= self.allowance * (1 + _TOLERANCE)
+
+    def calibrate(self, sample_rate: float, steps: int) -> float:
+        """Return the least noise multiplier with which an event fits this budget when it is empty.
+
+        Found to about 2e-4 of itself and rounded up; 0.0 for 0 steps.
+
+        Args:
+            sample_rate: In (0, 1].
+            steps: At least 0.
+
+        Raises:
+            JobError: An argument is out of its range, or it takes a noise multiplier above a million
+                (PRIVACY_INVALID).
+        """
+        return least_noise(
+            lambda noise: self.cost(Spend(noise, sample_rate, steps)) <= self.allowance,
+            f"a budget of epsilon {self.epsilon:g} at delta {self.delta:g} with {steps} steps at sample rate "
+            f"{sample_rate:g}",
+        )
+
+
+@lru_cache(maxsize=256)
+def _order(epsilon: float, delta: float) -> float:
+    return max(ORDERS, key=lambda order: (epsilon - _conversion(order, delta)) / order)
+
+
+def _conversion(order: float, delta: float) -> float:
+    """Return ε - ρ at one order (Canonne, Kamath & Steinke 2020, Proposition 12)."""
+    return math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool)

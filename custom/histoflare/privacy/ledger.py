@@ -1,0 +1,407 @@
+"""A site's privacy ledger: it says no.
+
+One SQLite file per site, append-only and hash-chained. Before a job trains, its whole cost is composed with
+everything that was ever charged to any of the patients it would train on, and reserved; before a round is
+computed, its event is booked; before bytes leave, their hash is marked released. A crash can lose a release,
+never a booking.
+
+Guarantee: each patient's charges are Rényi divergences at one order that the budget fixed beforehand, and are
+added up. That is an RDP filter (Feldman and Zrnic, Individual Privacy Accounting via a Rényi Filter, 2021):
+the total stays within (ε, δ) although every job was chosen after the results of the earlier ones. The
+neighbouring cohorts differ by one patient.
+
+================================  ===========================================
+no noise (multiplier 0)           the charge is ∞: refused under any budget
+a step count of 0                 the charge is 0
+no patient to train on            refused (SITE_HAS_NO_TRAINING_DATA)
+exactly what is left              reserved
+closed before anything is booked  nothing is charged
+================================  ===========================================
+
+It sees accidents, not its own keepers: who puts older copies of the ledger and of its head back goes unseen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histoflare.errors import JobError, LedgerError
+from histoflare.privacy.ledger_books import Account, Booking, Books, Disclosure, Release, Reservation
+from histoflare.privacy.ledger_chain import normalised
+from histoflare.privacy.ledger_session import Page, Sessions
+from histoflare.privacy.ledger_summary import Summary, summarise
+from histoflare.privacy.spend import Spend
+
+if TYPE_CHECKING:
+    from histoflare.privacy.budget import Budget
+
+ROLES = ("train", "validation", "test")
+TRAIN = "train"
+
+__all__ = ["ROLES", "Booking", "Disclosure", "Ledger", "Release", "Reservation", "Verification"]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found to be as it was written.
+
+    Attributes:
+        entries, patients, cohorts: How many of each.
+        ahead: Entries that a crash kept from the head; the next use of the ledger puts that right.
+        first_unix_time, last_unix_time: Of the first and the newest entry.
+    """
+
+    entries: int
+    patients: int
+    cohorts: int
+    ahead: int
+    first_unix_time: int
+    last_unix_time: int
+
+
+class Ledger:
+    """A site's ledger. Nothing is read before the first use; several processes and threads may use it.
+
+    Args:
+        path: The SQLite file.
+        key_path: The key's file, in another folder. Beside it are the head and the lock.
+
+    Every method raises :class:`LedgerError`: ``LEDGER_MISSING`` (ledger or key is gone), ``LEDGER_DAMAGED``
+    (nothing is done until a person has looked), ``LEDGER_FULL`` (no room on the disk), ``LEDGER_UNUSABLE``
+    (permissions; another process has it). Nothing was booked then, or something nobody acted on.
+    """
+
+    def __init__(self, path: Path, key_path: Path) -> None:
+        self.path = path
+        self._sessions = Sessions(path, key_path)
+
+    @classmethod
+    def open_or_create(cls, path: Path, key_path: Path) -> Ledger:
+        """Return the ledger; make it and its key if this site has never had one. Nothing is made again."""
+        ledger = cls(path, key_path)
+        ledger._sessions.create()
+        return ledger
+
+    def reserve(
+        self, *, run: str, spend: Spend, rounds: int, roles: Mapping[str, str], budget: Budget
+    ) -> Reservation:
+        """Reserve a run's whole cost, all rounds with participation 1, for the patients it trains on.
+
+        What is reserved and open already (same run, spend, rounds and cohort) is given back as it is. With
+        anything else changed it is a new reservation, charged beside the old one.
+
+        Args:
+            run: The run's name; a job that resumes the run has the same.
+            spend: The event of one round.
+            rounds: How many rounds; at least 1.
+            roles: Patient → one of :data:`ROLES`, for all patients of the site. Those with ``train`` are the
+                cohort. Names are compared as NFC without spaces around them.
+            budget: What each patient may be charged.
+
+        Raises:
+            LedgerError: A patient would be charged more than the budget (BUDGET_EXHAUSTED), a patient has
+                another role in the ledger (ROLE_CHANGED), nobody is in the cohort
+                (SITE_HAS_NO_TRAINING_DATA).
+            JobError: The arguments cannot be used (PRIVACY_INVALID).
+        """
+        if type(rounds) is not int or rounds < 1:
+            raise JobError(f"rounds: a whole number of at least 1, not {rounds!r}", reason="PRIVACY_INVALID")
+        _check_text(run=run)
+        known_as = _normalise(roles)
+        if TRAIN not in known_as.values():
+            raise LedgerError("There is no patient to train on.", reason="SITE_HAS_NO_TRAINING_DATA")
+        with self._sessions.writing(whole=True) as page:
+            ids = _enter(page, known_as)
+            cohort = page.add_cohort(ids[name] for name, role in known_as.items() if role == TRAIN)
+            for account in page.books.accounts.values():
+                old = account.reservation
+                same = (old.run, old.spend, old.rounds, account.cohort) == (run, spend, rounds, cohort)
+                if account.is_open and same:
+                    return old
+            before = float(page.books.charges(budget)[_mask(page.books, cohort)].max())
+            _admit(budget, before, budget.cost(spend.times(rounds)), f"run {run}")
+            content = {"run": run, "spend": spend.to_json(), "rounds": rounds, "cohort": cohort}
+            return page.books.accounts[page.append("reservation", content)].reservation
+
+    def book(
+        self, reservation: Reservation, round_index: int, model_sha256: str, budget: Budget
+    ) -> Booking | Release:
+        """Charge one round before anything of it is computed; or say what became of it.
+
+        The event's key is (reservation, round, hash of the received model). A new key is booked. One that is
+        booked and not released may be computed again under the same booking: none of its bytes left. For a
+        released one the :class:`Release` says which bytes may leave again; nothing else may.
+
+        Args:
+            reservation: As :meth:`reserve` gave it.
+            round_index: From 0.
+            model_sha256: SHA-256 (64 hexadecimal digits) of the model the round starts from.
+            budget: Asked again for events beyond the reserved ones.
+
+        Raises:
+            LedgerError: An event beyond the reserved ones, and the budget has no room for it
+                (BUDGET_EXHAUSTED); the reservation was closed, or is not of this ledger (NOT_ADMITTED).
+        """
+        return self._book(reservation, round_index, model_sha256, budget, again=False)
+
+    def book_again(
+        self, reservation: Reservation, round_index: int, model_sha256: str, budget: Budget
+    ) -> Booking:
+        """Charge a released round a further time, because its bytes are lost; as :meth:`book` otherwise."""
+        booked = self._book(reservation, round_index, model_sha256, budget, again=True)
+        assert isinstance(booked, Booking)
+        return booked
+
+    def _book(
+        self, reservation: Reservation, round_index: int, model_sha256: str, budget: Budget, *, again: bool
+    ) -> Booking | Release:
+        _check_digest(model_sha256)
+        if type(round_index) is not int or round_index < 0:
+            raise JobError(f"A round is counted from 0, not {round_index!r}.", reason="PRIVACY_INVALID")
+        with self._sessions.writing(whole=False) as page:
+            books = page.books
+            account = _open_account(books, reservation)
+            id_ = books.newest.get((reservation.id, round_index, model_sha256))
+            if id_ is not None and id_ not in books.releases:
+                return books.bookings[id_]
+            if id_ is not None and not again:
+                return Release(books.bookings[id_], books.releases[id_])
+            if account.booked >= account.reservation.rounds:
+                _admit_further(books, account, budget)
+            content = {
+                "reservation": reservation.id,
+                "round": round_index,
+                "model": model_sha256,
+                "attempt": 1 if id_ is None else books.bookings[id_].attempt + 1,
+            }
+            return books.bookings[page.append("booking", content)]
+
+    def release(self, paid: Booking | Disclosure, digest: str) -> None:
+        """Mark the bytes with this SHA-256 (hex) as those that may leave for what was booked; twice is once.
+
+        Raises:
+            LedgerError: Other bytes were released for it (NOT_RELEASED), or it is not of this ledger
+                (NOT_ADMITTED).
+        """
+        _check_digest(digest)
+        with self._sessions.writing(whole=False) as page:
+            books = page.books
+            if books.paid.get(paid.id) != paid:
+                raise LedgerError("What is to be released is not in this ledger.", reason="NOT_ADMITTED")
+            if books.releases.get(paid.id, digest) != digest:
+                raise LedgerError(
+                    f"Entry {paid.id} was released with other bytes; only those may leave.",
+                    reason="NOT_RELEASED",
+                )
+            if paid.id not in books.releases:
+                page.append("release", {"of": paid.id, "digest": digest})
+
+    def is_released(self, digest: str) -> bool:
+        """Return whether the bytes with this SHA-256 (hex) were released."""
+        # With the lock: what a crash kept from the head must be in it before anyone acts on it.
+        with self._sessions.writing(whole=False) as page:
+            return digest in page.books.digests
+
+    def disclose(
+        self, *, run: str, model_sha256: str, patients: Iterable[str], roles: Mapping[str, str], limit: int
+    ) -> Disclosure:
+        """Book that figures of a model on some patients leave.
+
+        The same run, model and patients again are the same disclosure; other patients are another one, for
+        the difference of the two tells about the patients between them.
+
+        Args:
+            run, model_sha256: What was evaluated.
+            patients: On whom; none of them may have the role ``train``.
+            roles: As for :meth:`reserve`, for all patients of the site.
+            limit: How many disclosures a patient may have part in; at least 0.
+
+        Raises:
+            LedgerError: The limit is 0 (EVALUATION_NOT_ALLOWED), a patient has reached it
+                (EVALUATIONS_EXHAUSTED), a patient has another role in the ledger or is trained on
+                (ROLE_CHANGED), or there are no patients (NOTHING_TO_EVALUATE).
+        """
+        _check_text(run=run)
+        _check_digest(model_sha256)
+        known_as = _normalise(roles)
+        evaluated = sorted({normalised(patient) for patient in patients})
+        if limit < 1:
+            raise LedgerError("This site lets no evaluation out.", reason="EVALUATION_NOT_ALLOWED")
+        if not evaluated:
+            raise LedgerError("There is no patient to evaluate on.", reason="NOTHING_TO_EVALUATE")
+        trained_on = [name for name in evaluated if known_as.get(name) in (TRAIN, None)]
+        if trained_on:
+            raise LedgerError(
+                f"Evaluated are patients of another role than train; not so: {_some(trained_on)}.",
+                reason="ROLE_CHANGED",
+            )
+        with self._sessions.writing(whole=True) as page:
+            books = page.books
+            ids = _enter(page, known_as)
+            cohort = page.add_cohort(ids[name] for name in evaluated)
+            key = (run, model_sha256, cohort)
+            if key not in books.disclosures:
+                counted = books.disclosed()[_mask(books, cohort)]
+                if counted.max() >= limit:
+                    raise LedgerError(
+                        f"{np.count_nonzero(counted >= limit)} of {len(evaluated)} patients had part in "
+                        f"{limit} evaluations that left, as many as the policy allows.",
+                        reason="EVALUATIONS_EXHAUSTED",
+                    )
+                page.append("disclosure", {"run": run, "model": model_sha256, "cohort": cohort})
+            return books.disclosures[key]
+
+    def close(self, run: str) -> list[Reservation]:
+        """Give back what a run reserved and did not book; return what was open.
+
+        Nothing more is booked under it; the run goes on only by reserving anew. What is booked may still be
+        released: it is paid for.
+
+        Raises:
+            LedgerError: The run has nothing open (RUN_INVALID).
+        """
+        with self._sessions.writing(whole=True) as page:
+            found = [account.reservation for account in page.books.accounts.values() if account.is_open]
+            found = [reservation for reservation in found if reservation.run == run]
+            if not found:
+                raise LedgerError(f"Run {run!r} has no open reservation here.", reason="RUN_INVALID")
+            page.append("closing", {"run": run, "reservations": [reservation.id for reservation in found]})
+        return found
+
+    def summary(self, budget: Budget) -> Summary:
+        """Return what was reserved, booked, released and disclosed, and its cost; no patient is named."""
+        with self._sessions.reading() as (books, _, _):
+            return summarise(books, budget)
+
+    def verify(self) -> Verification:
+        """Read and verify everything; :class:`LedgerError` (LEDGER_DAMAGED) if anything is not as written."""
+        with self._sessions.reading() as (books, entries, head):
+            return Verification(
+                entries=books.head.seq,
+                patients=len(books.roles),
+                cohorts=len(books.cohorts),
+                ahead=books.head.seq - head.seq,
+                first_unix_time=entries[0].unix_time,
+                last_unix_time=books.unix_time,
+            )
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Yield all entries as plain JSON values, verified; patients are MACs.
+
+        An entry that added patients or a cohort has them too: ``patients`` is a list of [MAC, role],
+        ``members`` the cohort's bit set, both in hexadecimal. With the key anyone can check the chain: the
+        ``body`` as :func:`~histoflare.privacy.ledger_chain.canonical` JSON is what was signed.
+        """
+        with self._sessions.reading() as (books, entries, _):
+            macs = iter(books.patients)
+            roles, cohorts = iter(books.roles), iter(books.cohorts)
+            for entry in entries:
+                body = entry.content()
+                line: dict[str, Any] = {"seq": entry.seq, "unix_time": entry.unix_time, "kind": entry.kind}
+                line |= {"body": body, "chain": entry.chain.hex()}
+                if entry.kind == "patients":
+                    line["patients"] = [[next(macs).hex(), next(roles)] for _ in range(body["count"])]
+                elif entry.kind == "cohort":
+                    line["members"] = next(cohorts).hex()
+                yield line
+
+
+def _normalise(roles: Mapping[str, str]) -> dict[str, str]:
+    """Return the roles by normalised name; refuse names and roles that cannot be used."""
+    known_as: dict[str, str] = {}
+    for patient, role in roles.items():
+        name = normalised(patient)
+        if not name or role not in ROLES:
+            raise JobError(
+                f"Patient {patient!r}: needs a name, and one of the roles {', '.join(ROLES)}, not {role!r}.",
+                reason="PRIVACY_INVALID",
+            )
+        if known_as.setdefault(name, role) != role:
+            raise LedgerError(
+                f"Patient {name!r} is both {known_as[name]} and {role}: one patient has one role.",
+                reason="ROLE_CHANGED",
+            )
+    return known_as
+
+
+def _enter(page: Page, known_as: Mapping[str, str]) -> dict[str, int]:
+    """Return patient → number; patients the ledger has not met are added."""
+    books = page.books
+    macs = {name: page.keys.patient(name) for name in known_as}
+    changed = [
+        name
+        for name, mac in macs.items()
+        if mac in books.patients and books.roles[books.patients[mac] - 1] != known_as[name]
+    ]
+    if changed:
+        raise LedgerError(
+            f"{len(changed)} patients have another role than they had before: {_some(changed)}. Who was "
+            "trained on is never evaluated on, nor the other way round: put the old split back.",
+            reason="ROLE_CHANGED",
+        )
+    # In order of their MACs: the manifest's order would tell who is who.
+    page.add_patients(
+        sorted((mac, known_as[name]) for name, mac in macs.items() if mac not in books.patients)
+    )
+    return {name: books.patients[mac] for name, mac in macs.items()}
+
+
+def _mask(books: Books, cohort: int) -> np.ndarray[Any, np.dtype[np.intp]]:
+    return np.flatnonzero(books.members(cohort))
+
+
+def _open_account(books: Books, reservation: Reservation) -> Account:
+    account = books.accounts.get(reservation.id)
+    if account is None or account.reservation != reservation:
+        raise LedgerError("This reservation is not one of this ledger.", reason="NOT_ADMITTED")
+    if not account.is_open:
+        raise LedgerError(
+            f"Run {reservation.run} was closed; it goes on only if its job is admitted anew.",
+            reason="NOT_ADMITTED",
+        )
+    return account
+
+
+def _admit_further(books: Books, account: Account, budget: Budget) -> None:
+    """Refuse an event beyond the reserved ones if the budget has no room for it."""
+    id_, members = account.reservation.id, _mask(books, account.cohort)
+    before = float(books.charges(budget, events={id_: 0})[members].max())
+    cost = budget.cost(account.reservation.spend.times(account.booked + 1))
+    _admit(budget, before, cost, f"run {account.reservation.run} with one more round")
+
+
+def _admit(budget: Budget, before: float, cost: float, what: str) -> None:
+    """Refuse ``what``, of ρ = ``cost``, if the most exposed patient (ρ = ``before``) cannot pay it."""
+    if not budget.admits(before + cost):
+        raise LedgerError(
+            f"The budget is ε = {budget.epsilon:g} at δ = {budget.delta:g}. The most exposed patient of this "
+            f"cohort is at ε = {budget.epsilon_of(before):.3g}, {what} alone costs "
+            f"ε = {budget.epsilon_of(cost):.3g}, and both together come to "
+            f"ε = {budget.epsilon_of(before + cost):.3g}. Run fewer rounds or with more noise, close runs "
+            "that will not go on, or train on other patients.",
+            reason="BUDGET_EXHAUSTED",
+        )
+
+
+def _check_text(**texts: str) -> None:
+    for name, text in texts.items():
+        if not isinstance(text, str) or not text.strip():
+            raise JobError(f"{name}: a text, not {text!r}", reason="PRIVACY_INVALID")
+
+
+def _check_digest(digest: str) -> None:
+    if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+        raise JobError(
+            f"A SHA-256 has 64 hexadecimal digits in lower case, not {digest!r}.", reason="PRIVACY_INVALID"
+        )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(map(repr, names[:5]))
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")

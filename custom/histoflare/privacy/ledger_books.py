@@ -1,0 +1,333 @@
+"""What a ledger's entries amount to: read from the first to the last, each verified before it counts.
+
+Nothing that can be derived is stored. Who was charged what follows from the reservations, the bookings under
+them, and the cohorts; a cohort is a bit set over the patients' numbers, so that a thousand cohorts of ten
+thousand patients are a megabyte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+import sqlite3
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from histoflare.errors import LedgerError
+from histoflare.privacy.ledger_chain import Entry, Keys
+from histoflare.privacy.ledger_file import VERSION, damaged
+from histoflare.privacy.ledger_key import Head
+from histoflare.privacy.spend import Spend
+
+if TYPE_CHECKING:
+    from histoflare.privacy.budget import Budget
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """What a run may spend on a cohort; the token without which nothing is booked.
+
+    Attributes:
+        id: Number of its entry.
+        run: The run's name, which a job that resumes it has too.
+        spend: The event of one round.
+        rounds: How many of them are reserved; at least 1.
+        patients: Size of the cohort. It is the site's own.
+    """
+
+    id: int
+    run: str
+    spend: Spend
+    rounds: int
+    patients: int
+
+
+@dataclass(frozen=True)
+class Booking:
+    """One event that was charged, before anything was computed.
+
+    Attributes:
+        id: Number of its entry; later bookings have greater ones.
+        reservation: The reservation's ``id``.
+        round_index: The round, from 0.
+        model_sha256: Hash of the model that was received for it.
+        attempt: 1; more where released bytes were lost and the round was booked again.
+    """
+
+    id: int
+    reservation: int
+    round_index: int
+    model_sha256: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Release:
+    """A booking whose bytes may have left: only the same bytes may leave again.
+
+    Attributes:
+        booking: What was booked.
+        digest: SHA-256 (hex) of the bytes.
+    """
+
+    booking: Booking
+    digest: str
+
+
+@dataclass(frozen=True)
+class Disclosure:
+    """Figures of one model on some patients that may have left.
+
+    Attributes:
+        id: Number of its entry.
+        run, model_sha256: What was evaluated.
+        patients: On how many patients.
+    """
+
+    id: int
+    run: str
+    model_sha256: str
+    patients: int
+
+
+@dataclass
+class Account:
+    """A reservation, and what became of it.
+
+    Attributes:
+        cohort: Number of its cohort.
+        is_open: Whether more may be booked.
+        booked, released: Events.
+    """
+
+    reservation: Reservation
+    cohort: int
+    is_open: bool = True
+    booked: int = 0
+    released: int = 0
+
+    @property
+    def events(self) -> int:
+        """How many events the cohort is charged: while open at least what is reserved."""
+        return max(self.reservation.rounds, self.booked) if self.is_open else self.booked
+
+
+def pack(ids: Iterable[int]) -> bytes:
+    """Return patients' numbers (from 1) as a bit set; equal sets give equal bytes."""
+    chosen = np.fromiter(ids, dtype=np.int64)
+    bits = np.zeros(int(chosen.max(initial=0)), dtype=bool)
+    bits[chosen - 1] = True
+    return np.packbits(bits, bitorder="little").tobytes()
+
+
+def unpack(members: bytes) -> npt.NDArray[np.bool_]:
+    """Return a bit set as a mask (8 · bytes,) whose index i is the patient of number i + 1."""
+    return np.unpackbits(np.frombuffer(members, dtype=np.uint8), bitorder="little").view(np.bool_)
+
+
+def patients_hash(rows: Iterable[tuple[bytes, bytes]]) -> str:
+    """Return the SHA-256 (hex) of patients' (mac, role), in order of their numbers."""
+    return hashlib.sha256(b"".join(mac + role + b"\n" for mac, role in rows)).hexdigest()
+
+
+@dataclass
+class Books:
+    """The state of a ledger after its newest verified entry.
+
+    Attributes:
+        path: The ledger, for messages.
+        head: Number and chain of the newest entry.
+        unix_time: Of the newest entry.
+        patients: MAC → number, from 1 without gaps.
+        roles: Role of patient i + 1 at index i.
+        cohorts: Bit set of cohort i + 1 at index i.
+        accounts, bookings: By number of entry.
+        newest: (reservation, round, model) → number of its newest booking.
+        paid: Number of entry → what may be released: bookings and disclosures.
+        releases: Number of entry → digest of what was released for it.
+        disclosures: By (run, model, cohort).
+    """
+
+    path: Path
+    keys: Keys
+    head: Head = field(default_factory=Head)
+    unix_time: int = 0
+    patients: dict[bytes, int] = field(default_factory=dict)
+    roles: list[str] = field(default_factory=list)
+    cohorts: list[bytes] = field(default_factory=list)
+    cohort_ids: dict[bytes, int] = field(default_factory=dict)
+    accounts: dict[int, Account] = field(default_factory=dict)
+    bookings: dict[int, Booking] = field(default_factory=dict)
+    newest: dict[tuple[int, int, str], int] = field(default_factory=dict)
+    paid: dict[int, Booking | Disclosure] = field(default_factory=dict)
+    releases: dict[int, str] = field(default_factory=dict)
+    digests: set[str] = field(default_factory=set)
+    disclosures: dict[tuple[str, str, int], Disclosure] = field(default_factory=dict)
+
+    def read_on(self, connection: sqlite3.Connection) -> list[Entry]:
+        """Verify and take in the entries after :attr:`head`; return them.
+
+        Raises:
+            LedgerError: An entry, a patient or a cohort is not what was written (LEDGER_DAMAGED), or a later
+                version of this program wrote it (LEDGER_UNUSABLE).
+        """
+        if self.head.seq:
+            row = connection.execute("SELECT chain FROM entries WHERE seq = ?", (self.head.seq,)).fetchone()
+            if row != (self.head.chain,):
+                raise damaged(self.path, f"entry {self.head.seq} is gone or has changed")
+        rows = connection.execute(
+            "SELECT seq, unix_time, kind, body, chain FROM entries WHERE seq > ? ORDER BY seq",
+            (self.head.seq,),
+        )
+        entries = []
+        for row in rows.fetchall():
+            entry = self._verify(*row)
+            self._take_rows(connection, entry)
+            self.apply(entry)
+            entries.append(entry)
+        for table, count in (("patients", len(self.roles)), ("cohorts", len(self.cohorts))):
+            if connection.execute(f"SELECT count(*) FROM {table}").fetchone() != (count,):
+                raise damaged(self.path, f"there are {table} that no entry speaks of")
+        return entries
+
+    def _verify(self, seq: Any, unix_time: Any, kind: Any, body: Any, chain: Any) -> Entry:
+        fits = (
+            (type(seq), type(unix_time)) == (int, int)
+            and all(type(part) is bytes for part in (kind, body, chain))
+            and seq == self.head.seq + 1
+            and hmac.compare_digest(chain, self.keys.link(self.head.chain, seq, unix_time, kind, body))
+        )
+        if not fits:
+            whose = ", or the key is not this ledger's" if self.head.seq == 0 else ""
+            raise damaged(self.path, f"entry {self.head.seq + 1} is damaged{whose}")
+        return Entry(seq, unix_time, kind.decode(), body.decode(), chain)
+
+    def _take_rows(self, connection: sqlite3.Connection, entry: Entry) -> None:
+        """Take in the patients or the cohort that an entry added, if they are those it speaks of."""
+        content = entry.content()
+        if entry.kind == "patients":
+            first = len(self.roles) + 1
+            rows = connection.execute(
+                "SELECT mac, role FROM patients WHERE id BETWEEN ? AND ? ORDER BY id",
+                (first, first + content["count"] - 1),
+            ).fetchall()
+            sound = all(type(mac) is bytes and type(role) is bytes for mac, role in rows)
+            if not sound or len(rows) != content["count"] or patients_hash(rows) != content["sha256"]:
+                raise damaged(self.path, "its patients are damaged")
+            self.add_patients((mac, role.decode()) for mac, role in rows)
+        elif entry.kind == "cohort":
+            row = connection.execute(
+                "SELECT members FROM cohorts WHERE id = ?", (len(self.cohorts) + 1,)
+            ).fetchone()
+            sound = row is not None and type(row[0]) is bytes
+            if not sound or hashlib.sha256(row[0]).hexdigest() != content["sha256"]:
+                raise damaged(self.path, "a cohort is damaged")
+            self.add_cohort(row[0])
+
+    def add_patients(self, rows: Iterable[tuple[bytes, str]]) -> None:
+        """Take in patients, each with the next number."""
+        for mac, role in rows:
+            self.roles.append(role)
+            self.patients[mac] = len(self.roles)
+
+    def add_cohort(self, members: bytes) -> None:
+        """Take in a cohort, with the next number."""
+        self.cohorts.append(members)
+        self.cohort_ids[members] = len(self.cohorts)
+
+    def apply(self, entry: Entry) -> None:
+        """Take in a verified entry; its patients or cohort are in already."""
+        handle = _HANDLERS.get(entry.kind)
+        content = entry.content()
+        if handle is None or (entry.kind == "created" and content["version"] != VERSION):
+            raise LedgerError(f"{self.path}: a later version of histoflare wrote it; update this one.")
+        handle(self, entry.seq, content)
+        self.head = Head(entry.seq, entry.chain)
+        self.unix_time = entry.unix_time
+
+    def members(self, cohort: int) -> npt.NDArray[np.bool_]:
+        """Return a cohort's mask over the first of the patients; those beyond it are not in the cohort."""
+        return unpack(self.cohorts[cohort - 1])[: len(self.roles)]
+
+    def size(self, cohort: int) -> int:
+        """Return how many patients are in a cohort."""
+        return int.from_bytes(self.cohorts[cohort - 1], "little").bit_count()
+
+    def charges(self, budget: Budget, *, events: Mapping[int, int] | None = None) -> npt.NDArray[np.float64]:
+        """Return what each patient was charged, (patients,): ρ at the budget's order; index = number - 1.
+
+        Args:
+            events: Reservation → a number of events to charge for it instead of its own.
+        """
+        costs: dict[int, list[float]] = defaultdict(list)
+        for id_, account in self.accounts.items():
+            count = (events or {}).get(id_, account.events)
+            if count:
+                costs[account.cohort].append(budget.cost(account.reservation.spend.times(count)))
+        charged = np.zeros(len(self.roles))
+        for cohort, parts in costs.items():
+            members = self.members(cohort)
+            first = charged[: len(members)]
+            np.add(first, math.fsum(parts), out=first, where=members)
+        return charged
+
+    def disclosed(self) -> npt.NDArray[np.int64]:
+        """Return how many disclosures each patient had part in, (patients,); index = number - 1."""
+        counts = np.zeros(len(self.roles), dtype=np.int64)
+        for _, _, cohort in self.disclosures:
+            members = self.members(cohort)
+            counts[: len(members)] += members
+        return counts
+
+    def _created(self, seq: int, content: Mapping[str, Any]) -> None:
+        """Nothing follows from it."""
+
+    def _added(self, seq: int, content: Mapping[str, Any]) -> None:
+        """Patients and cohorts are taken in with their rows."""
+
+    def _reserved(self, seq: int, content: Mapping[str, Any]) -> None:
+        cohort = content["cohort"]
+        spend = Spend.from_json(content["spend"])
+        reservation = Reservation(seq, content["run"], spend, content["rounds"], self.size(cohort))
+        self.accounts[seq] = Account(reservation, cohort)
+
+    def _booked(self, seq: int, content: Mapping[str, Any]) -> None:
+        booking = Booking(seq, content["reservation"], content["round"], content["model"], content["attempt"])
+        self.bookings[seq] = self.paid[seq] = booking
+        self.newest[booking.reservation, booking.round_index, booking.model_sha256] = seq
+        self.accounts[booking.reservation].booked += 1
+
+    def _released(self, seq: int, content: Mapping[str, Any]) -> None:
+        self.releases[content["of"]] = content["digest"]
+        self.digests.add(content["digest"])
+        paid = self.paid[content["of"]]
+        if isinstance(paid, Booking):
+            self.accounts[paid.reservation].released += 1
+
+    def _disclosed(self, seq: int, content: Mapping[str, Any]) -> None:
+        run, model, cohort = content["run"], content["model"], content["cohort"]
+        disclosure = Disclosure(seq, run, model, self.size(cohort))
+        self.disclosures[run, model, cohort] = self.paid[seq] = disclosure
+
+    def _closed(self, seq: int, content: Mapping[str, Any]) -> None:
+        for reservation in content["reservations"]:
+            self.accounts[reservation].is_open = False
+
+
+_HANDLERS: dict[str, Callable[[Books, int, Mapping[str, Any]], None]] = {
+    "created": Books._created,
+    "patients": Books._added,
+    "cohort": Books._added,
+    "reservation": Books._reserved,
+    "booking": Books._booked,
+    "release": Books._released,
+    "disclosure": Books._disclosed,
+    "closing": Books._closed,
+}

@@ -1,0 +1,221 @@
+"""One use of a ledger, from the lock to the head: what is read is verified, what is written is chained.
+
+A write is one SQLite transaction. In order: take the lock, read the head, open the file, verify, move up a
+head that a crash left behind, let the caller decide and append, commit, replace the head. Only then is the
+caller told. Whatever ends it before leaves the ledger as it was, or with entries that nobody acted on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from histoflare.errors import LedgerError
+from histoflare.privacy.ledger_books import Books, pack, patients_hash
+from histoflare.privacy.ledger_chain import Entry, Keys, canonical
+from histoflare.privacy.ledger_file import VERSION, check_structure, damaged, make_file, opened, translated
+from histoflare.privacy.ledger_key import RESTORE, Head, KeyFolder
+from histoflare.storage import PARTIAL_SUFFIX, atomic_path
+
+
+class Page:
+    """An open transaction: the books so far, and a way to add to them."""
+
+    def __init__(self, connection: sqlite3.Connection, keys: Keys, books: Books) -> None:
+        self._connection = connection
+        self.keys = keys
+        self.books = books
+        self.is_written = False
+
+    def append(self, kind: str, content: Mapping[str, Any]) -> int:
+        """Add an entry; return its number."""
+        head = self.books.head
+        # The clock may be set back, or be plainly wrong; an entry is never older than the one before it.
+        unix_time = max(int(time.time()), self.books.unix_time)
+        seq, body = head.seq + 1, canonical(content)
+        chain = self.keys.link(head.chain, seq, unix_time, kind.encode(), body.encode())
+        self._connection.execute(
+            "INSERT INTO entries VALUES (?, ?, ?, ?, ?)", (seq, unix_time, kind, body, chain)
+        )
+        self.books.apply(Entry(seq, unix_time, kind, body, chain))
+        self.is_written = True
+        return seq
+
+    def add_patients(self, rows: list[tuple[bytes, str]]) -> None:
+        """Add patients (MAC, role) that are not there yet."""
+        if not rows:
+            return
+        first = len(self.books.roles) + 1
+        self._connection.executemany(
+            "INSERT INTO patients VALUES (?, ?, ?)",
+            [(first + index, mac, role) for index, (mac, role) in enumerate(rows)],
+        )
+        hashed = patients_hash((mac, role.encode()) for mac, role in rows)
+        self.books.add_patients(rows)
+        self.append("patients", {"count": len(rows), "sha256": hashed})
+
+    def add_cohort(self, ids: Iterable[int]) -> int:
+        """Return the number of the cohort of these patients (numbers from 1); a new one is added."""
+        members = pack(ids)
+        if members not in self.books.cohort_ids:
+            number = len(self.books.cohorts) + 1
+            self._connection.execute("INSERT INTO cohorts VALUES (?, ?)", (number, members))
+            self.books.add_cohort(members)
+            self.append("cohort", {"sha256": hashlib.sha256(members).hexdigest()})
+        return self.books.cohort_ids[members]
+
+
+class Sessions:
+    """Opens one ledger as often as it is used; safe for several threads and several processes.
+
+    Keeps the verified books between uses. A use that is not ``whole`` verifies only what was added since; its
+    answers come from those books, so that later damage to the file can change none of them.
+
+    Args:
+        path: The ledger.
+        key_path: Its key, in another folder.
+
+    Raises:
+        LedgerError: Both are in one folder (LEDGER_UNUSABLE).
+    """
+
+    def __init__(self, path: Path, key_path: Path) -> None:
+        self.path = path.absolute()
+        self._folder = KeyFolder(key_path.absolute())
+        self._books: Books | None = None
+        self._alone = threading.Lock()
+        if self.path.parent.resolve() == self._folder.key.parent.resolve():
+            raise LedgerError(
+                f"{path} and {key_path}: keep the key in another folder than the ledger, so that no copy of "
+                "the one folder gives the patients away."
+            )
+
+    def create(self) -> None:
+        """Make ledger and key if there has never been one; finish what a crash cut short.
+
+        Written one after the other: a head of 0, the key, the ledger, the head of its first entry. A head of
+        0 proves that nothing was ever booked; any other gap is an error.
+
+        Raises:
+            LedgerError: One of the two is gone (LEDGER_MISSING), or they cannot be written.
+        """
+        folder = self._folder
+        with translated(self.path):
+            folder.key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with self._alone, folder.lock():
+                is_new = not (self.path.exists() or folder.key.exists() or folder.head.exists())
+                is_begun = not self.path.exists() and folder.head.exists() and folder.read_head().seq == 0
+                if not (is_new or is_begun):
+                    self._check_present()
+                    return
+                folder.remove_leftovers()
+                if is_new:
+                    folder.write_head(Head())
+                if not folder.key.exists():
+                    folder.make_key()
+                folder.write_head(self._make_ledger(Keys(folder.read_key())))
+
+    def _make_ledger(self, keys: Keys) -> Head:
+        for leftover in self.path.parent.glob(f".{self.path.name}.*{PARTIAL_SUFFIX}*"):
+            leftover.unlink(missing_ok=True)
+        with atomic_path(self.path) as partial:
+            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            make_file(partial)
+            with opened(partial) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                page = Page(connection, keys, Books(self.path, keys))
+                page.append("created", {"version": VERSION, "ledger": secrets.token_hex(16)})
+                connection.execute("COMMIT")
+        return page.books.head
+
+    @contextmanager
+    def writing(self, *, whole: bool) -> Iterator[Page]:
+        """Yield a page; what was appended to it is in the ledger, and in the head, when the block has ended.
+
+        Args:
+            whole: Verify the whole ledger, not only what was added since the last use.
+
+        Raises:
+            LedgerError: The ledger is missing, damaged, full or cannot be used; nothing was appended.
+        """
+        self._check_present()
+        folder = self._folder
+        with translated(self.path), self._alone, folder.lock():
+            head = folder.read_head()
+            keys = Keys(folder.read_key())
+            with opened(self.path) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                kept, self._books = self._books, None
+                books = kept if kept and not whole else Books(self.path, keys)
+                self._verify(connection, books, head, whole=books is not kept)
+                if books.head != head:
+                    folder.remove_leftovers()
+                    folder.write_head(books.head)
+                page = Page(connection, keys, books)
+                yield page  # an exception ends the connection, and with it the transaction
+                if page.is_written:
+                    connection.execute("COMMIT")
+                    folder.write_head(books.head)
+            self._books = books
+
+    @contextmanager
+    def reading(self) -> Iterator[tuple[Books, list[Entry], Head]]:
+        """Yield the verified books, all entries, and the head; changes nothing.
+
+        Raises:
+            LedgerError: The ledger is missing, damaged or cannot be used.
+        """
+        self._check_present()
+        with translated(self.path):
+            head = self._folder.read_head()  # before the ledger, which may only have grown since
+            books = Books(self.path, Keys(self._folder.read_key()))
+            with opened(self.path) as connection:
+                connection.execute("BEGIN")
+                entries = self._verify(connection, books, head, whole=True)
+        yield books, entries, head
+
+    def _verify(
+        self, connection: sqlite3.Connection, books: Books, head: Head, *, whole: bool
+    ) -> list[Entry]:
+        """Bring the books up to the ledger's end, past ``head``; :class:`LedgerError` if it is damaged."""
+        if whole:
+            check_structure(self.path, connection)
+        known = {books.head.seq: books.head.chain}
+        entries = books.read_on(connection)
+        known |= {entry.seq: entry.chain for entry in entries}
+        if books.head.seq == 0:
+            raise damaged(self.path, "it has no entries")
+        if books.head.seq < head.seq:
+            raise damaged(
+                self.path,
+                f"it ends at entry {books.head.seq}, and there were {head.seq}: an older copy, or cut short",
+            )
+        # Books that were kept may be past an older head that somebody put back; they know better.
+        if known.get(head.seq, head.chain) != head.chain:
+            raise damaged(self.path, f"its entry {head.seq} is not the one that was written")
+        return entries
+
+    def _check_present(self) -> None:
+        with translated(self.path):  # a folder that may not be looked into
+            ledger, key = self.path.exists(), self._folder.key.exists()
+        if ledger and key:
+            return
+        if ledger:
+            what = f"its key {self._folder.key} is missing. Put the key's copy back: without it nothing here "
+            what += "can be verified, and a new key would take every patient for another one."
+        elif self._folder.head.exists():
+            what = f"the ledger is missing, and there has been one. {RESTORE}"
+        elif key:
+            what = f"there is no ledger, but a key, {self._folder.key}. Put back the ledger's newest copy, "
+            what += "and the key's head; if this site has never had a ledger, remove the key."
+        else:
+            what = "there is no ledger yet. The site's first job under a budget makes it."
+        raise LedgerError(f"{self.path}: {what}", reason="LEDGER_MISSING")

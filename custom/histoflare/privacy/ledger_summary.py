@@ -1,0 +1,143 @@
+"""What a ledger comes to, for the site's own people: figures, no patients."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histoflare.privacy.ledger_books import Account, Books
+from histoflare.privacy.spend import Spend
+
+if TYPE_CHECKING:
+    from histoflare.privacy.budget import Budget
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One reservation.
+
+    Attributes:
+        run: The run's name; a run that reserved twice has two of these.
+        spend: The event of one round.
+        rounds, booked, released: Events reserved, booked, and released.
+        is_open: Whether more may be booked. While open, at least ``rounds`` events are charged.
+        patients: Size of the cohort.
+        epsilon: Of what is charged for it alone, by RDP at the budget's δ.
+    """
+
+    run: str
+    spend: Spend
+    rounds: int
+    booked: int
+    released: int
+    is_open: bool
+    patients: int
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A whole ledger beside a budget. Every ε is at the budget's δ and for the most exposed patient.
+
+    Attributes:
+        budget_epsilon, delta: The budget.
+        patients: Known patients, of any role.
+        runs: In order of reservation.
+        disclosures: Evaluations that left, and the most that one patient had part in.
+        rho, allowance: What the most exposed patient was charged, at the budget's order, and may be at most.
+        epsilon: ε of ``rho``: what the next job is admitted by.
+        epsilon_rdp: ε of the same events by RDP at the best order, which is chosen afterwards.
+        epsilon_pld: ε of the same events by PLD: tight if no job was chosen by results. Admits nothing.
+        remaining: Share of the budget that is left, 0 to 1.
+    """
+
+    budget_epsilon: float
+    delta: float
+    patients: int
+    runs: tuple[RunSummary, ...]
+    disclosures: int
+    most_disclosures: int
+    rho: float
+    allowance: float
+    epsilon: float
+    epsilon_rdp: float
+    epsilon_pld: float
+    remaining: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; what is infinite is the text ``"inf"``, JSON has no number for it."""
+        content: dict[str, Any] = _finite(asdict(self))
+        return content
+
+
+def summarise(books: Books, budget: Budget) -> Summary:
+    """Return what verified books come to beside a budget."""
+    charges = books.charges(budget)
+    rho = float(charges.max(initial=0.0))
+    spends = _most_exposed(books, charges)
+    return Summary(
+        budget_epsilon=budget.epsilon,
+        delta=budget.delta,
+        patients=len(books.roles),
+        runs=tuple(_summarise_run(account, budget) for account in books.accounts.values()),
+        disclosures=len(books.disclosures),
+        most_disclosures=int(books.disclosed().max(initial=0)),
+        rho=rho,
+        allowance=budget.allowance,
+        epsilon=budget.epsilon_of(rho),
+        epsilon_rdp=_epsilon(spends, budget.delta, "rdp"),
+        epsilon_pld=_epsilon(spends, budget.delta, "pld"),
+        remaining=_remaining(rho, budget.allowance),
+    )
+
+
+def _summarise_run(account: Account, budget: Budget) -> RunSummary:
+    reservation = account.reservation
+    return RunSummary(
+        run=reservation.run,
+        spend=reservation.spend,
+        rounds=reservation.rounds,
+        booked=account.booked,
+        released=account.released,
+        is_open=account.is_open,
+        patients=reservation.patients,
+        epsilon=_epsilon([reservation.spend.times(account.events)], budget.delta, "rdp"),
+    )
+
+
+def _most_exposed(books: Books, charges: np.ndarray[Any, np.dtype[np.float64]]) -> list[Spend]:
+    """Return the events that the most exposed patient is charged, each spend once with all its steps."""
+    if not len(charges):
+        return []
+    index = int(charges.argmax())
+    steps: dict[Spend, int] = {}
+    for account in books.accounts.values():
+        members = books.members(account.cohort)
+        if index < len(members) and members[index]:
+            spend = account.reservation.spend
+            steps[spend] = steps.get(spend, 0) + account.events
+    return [spend.times(count) for spend, count in steps.items()]
+
+
+def _epsilon(spends: list[Spend], delta: float, accountant: str) -> float:
+    from histoflare.privacy.accountant import epsilon
+
+    spends = [spend for spend in spends if spend.steps]
+    return epsilon(spends, delta, accountant) if spends else 0.0
+
+
+def _remaining(rho: float, allowance: float) -> float:
+    if math.isinf(allowance):
+        return 1.0
+    return max(0.0, 1.0 - rho / allowance) if allowance else 0.0
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,176 @@
+"""What a run guaranteed to each patient: ε derived from the events of the rounds, never stored beforehand.
+
+A site's gate stamps each update with what one patient spent in it (``privacy.spend.Spend``); where nobody
+stamps, in one process, it is the plan's event. The events are counted, site by site and round by round, and
+two accountants say what they come to: Rényi DP (``rdp``), in which budgets are kept, and a tighter one:
+privacy loss distributions (``pld``), or the exact Gaussian curve (``gaussian``) where nothing is sampled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from histoflare.errors import JobError
+from histoflare.privacy.spend import ADD_OR_REMOVE_ONE, UNIT, Spend
+from histoflare.report.guarantee_words import say_published
+from histoflare.report.participation import SiteRounds, update_left
+
+Events = Counter[Spend]
+
+UNPROTECTED = Spend(noise_multiplier=0.0)
+TIGHT_FIGURES = 10
+"""About so many rounds of a site get the tighter figure too: it takes seconds, and Rényi DP milliseconds."""
+
+
+def state_epsilon(value: float) -> dict[str, Any]:
+    """Return ε as JSON, which has no infinity."""
+    infinite = math.isinf(value)
+    return {"epsilon": None if infinite else value, "epsilon_is_infinite": infinite}
+
+
+def build_guarantee(
+    mechanism: str,
+    plan: Mapping[str, Any] | None,
+    spend: Mapping[str, Any] | None,
+    rounds: int,
+    rows: Sequence[Mapping[str, Any]],
+    sites: Sequence[SiteRounds],
+    evaluations: int = 0,
+) -> dict[str, Any]:
+    """Return what a run guaranteed, as plain JSON.
+
+    ``epsilon`` is the bottom line: the most that any site's patient spent, by Rényi DP; infinite where
+    nothing protects or the noise can be repeated. ``against_server`` is the same for the server itself.
+
+    Args:
+        mechanism: What protected the updates; ``"open"``: nothing, and all else is left out.
+        plan: The settled plan (``PrivacyPlan.to_json``). spend: Its event of one round (``Spend.to_json``).
+        rounds: Of the job.
+        rows: The report's rows of ``participation``.
+        sites: What each site did in them.
+        evaluations: How many sites let figures of the last model out.
+
+    Raises:
+        JobError: A mechanism without its plan (PRIVACY_INVALID).
+    """
+    if mechanism == "open":
+        return {"mechanism": "open", **state_epsilon(math.inf)}
+    if plan is None or spend is None:
+        raise JobError(
+            f"A run under {mechanism} without its plan: its ε cannot be said.", reason="PRIVACY_INVALID"
+        )
+    own = Spend.from_json(spend)
+    events = {each.site: _events(rows, each, own) for each in sites}
+    seeded = {each.site: _seeded(rows, each, plan) for each in sites}
+    used = [own, *(event for per_round in events.values() for event in per_round if event)]
+    accounts = _Accounts(plan["delta"], "gaussian" if all(e.sample_rate == 1 for e in used) else "pld")
+    per_site = {
+        site: _site(per_round, [row["round"] for row in rows], accounts) | {"seeded_noise": seeded[site]}
+        for site, per_round in events.items()
+    }
+    reserved = accounts.both(Counter({own: rounds}))
+    federation = {name: _most(per_site.values(), name) for name in accounts.names}
+    void = any(seeded.values()) or plan.get("noise_seed") is not None
+    bottom = state_epsilon(math.inf) if void else dict(federation["rdp"])
+    trusted = plan.get("noise_location") == "server"
+    return {
+        "mechanism": mechanism,
+        **bottom,
+        "against_server": state_epsilon(math.inf) if trusted else dict(bottom),
+        "unit": UNIT,
+        "neighbouring_relation": ADD_OR_REMOVE_ONE,
+        "delta": plan["delta"],
+        "accountants": list(accounts.names),
+        "seeded_noise": void,
+        "noise_location": plan.get("noise_location", "client"),
+        "plan": dict(plan),
+        "spend": dict(spend),
+        "federation": federation,
+        "holds_if": "no patient is at two sites",
+        "sites": per_site,
+        "reserved": {"rounds": rounds, **reserved},
+        "published_epsilon": plan.get("published_epsilon"),
+        "published_note": say_published(plan.get("published_epsilon"), reserved, rounds, plan["delta"]),
+        "not_covered": {
+            "evaluations": evaluations,
+            "metrics_of_rounds": sum(len(row.get("metrics") or {}) for row in rows),
+        },
+    }
+
+
+@dataclass
+class _Accounts:
+    """ε of counted events; equal ones are computed once, whichever site they are of."""
+
+    delta: float
+    tight: str
+    known: dict[tuple[str, frozenset[tuple[Spend, int]]], dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, str]:
+        return ("rdp", self.tight)
+
+    def figure(self, accountant: str, events: Events) -> dict[str, Any]:
+        """Return ε by one accountant."""
+        from histoflare.privacy.accountant import epsilon  # its library takes its time
+
+        key = (accountant, frozenset(events.items()))
+        if key not in self.known:
+            spends = [spend.times(count) for spend, count in events.items()]
+            self.known[key] = state_epsilon(epsilon(spends, self.delta, accountant))
+        return dict(self.known[key])
+
+    def both(self, events: Events) -> dict[str, Any]:
+        return {name: self.figure(name, events) for name in self.names}
+
+
+def _events(rows: Sequence[Mapping[str, Any]], site: SiteRounds, own: Spend) -> list[Spend | None]:
+    """Return what one patient of a site spent in each round; None where no update left."""
+    spent: list[Spend | None] = []
+    for row, status in zip(rows, site.statuses, strict=True):
+        stamp = (row.get("stamps") or {}).get(site.site)
+        if not update_left(row, site.site, status):
+            spent.append(None)
+        elif stamp is None:
+            spent.append(own)
+        else:
+            spent.append(UNPROTECTED if stamp["spend"] is None else Spend.from_json(stamp["spend"]))
+    return spent
+
+
+def _seeded(rows: Sequence[Mapping[str, Any]], site: SiteRounds, plan: Mapping[str, Any]) -> bool:
+    stamps = [(row.get("stamps") or {}).get(site.site) for row in rows]
+    return plan.get("noise_seed") is not None or any(stamp and stamp["seeded_noise"] for stamp in stamps)
+
+
+def _site(per_round: Sequence[Spend | None], numbers: Sequence[int], accounts: _Accounts) -> dict[str, Any]:
+    """Return a site's figures after each round and after the last.
+
+    The tighter figure stands at every so many events (the same for all sites, which then share it) and at the
+    last of them.
+    """
+    total = sum(event is not None for event in per_round)
+    stride = max(1, math.ceil(len(per_round) / TIGHT_FIGURES))
+    events: Events = Counter()
+    after = []
+    for number, event in zip(numbers, per_round, strict=True):
+        if event is not None:
+            events[event] += 1
+        count = events.total()
+        row = {"round": number, "updates": count, "rdp": accounts.figure("rdp", events)}
+        if event is not None and (count % stride == 0 or count == total):
+            row[accounts.tight] = accounts.figure(accounts.tight, events)
+        after.append(row)
+    return {"updates": total, **accounts.both(events), "after_round": after}
+
+
+def _most(sites: Iterable[Mapping[str, Any]], accountant: str) -> dict[str, Any]:
+    """Return the greatest of the sites' figures."""
+    figures = [site[accountant] for site in sites]
+    if any(figure["epsilon_is_infinite"] for figure in figures):
+        return state_epsilon(math.inf)
+    return state_epsilon(max((figure["epsilon"] for figure in figures), default=0.0))

@@ -1,0 +1,127 @@
+"""What the page says of privacy: each site's ε, how it grew, and what accuracy it left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from histoflare.report.charts import MOST_LINES
+from histoflare.report.guarantee_words import (
+    ACCOUNTANTS,
+    say_chance,
+    say_guarantee,
+    say_not_covered,
+    say_title,
+)
+from histoflare.report.headline import chance_of, mean_of
+from histoflare.report.privacy_charts import EpsilonMark, EpsilonSeries, draw_accuracy, draw_epsilon
+
+MOST_NAMES = 4
+"""Sites of one curve that a legend names; of more, it counts them."""
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """Accuracy against ε: the table's entries, the chart, and whether the job's own beats guessing."""
+
+    entries: Sequence[Mapping[str, Any]]
+    chart: Markup
+    chance: str
+    note: str
+
+
+@dataclass(frozen=True)
+class PrivacySection:
+    """What the section shows. ``tight`` names the accountant beside RDP; ``legend`` the chart's lines."""
+
+    guarantee: Mapping[str, Any]
+    is_open: bool
+    is_void: bool
+    title: str
+    sentence: str
+    tight: str = ""
+    tight_name: str = ""
+    not_covered: str = ""
+    chart: Markup | None = None
+    legend: Sequence[str] = ()
+    tradeoff: Tradeoff | None = None
+
+
+def make_privacy_section(report: Mapping[str, Any]) -> PrivacySection:
+    """Return what is to be shown of a report."""
+    guarantee, said = report["guarantee"], say_guarantee(report["guarantee"])
+    if guarantee["mechanism"] == "open":
+        return PrivacySection(guarantee, True, False, say_title(guarantee), said)
+    tight = guarantee["accountants"][1]
+    series = _series(guarantee, tight)
+    reserved = guarantee["reserved"]["rdp"]
+    return PrivacySection(
+        guarantee=guarantee,
+        is_open=False,
+        is_void=guarantee["seeded_noise"],
+        title=say_title(guarantee),
+        sentence=said,
+        tight=tight,
+        tight_name=ACCOUNTANTS[tight],
+        not_covered=say_not_covered(guarantee),
+        chart=draw_epsilon("epsilon", "ε of each site over the rounds", series, reserved["epsilon"]),
+        legend=[each.label for each in series],
+        tradeoff=_tradeoff(report),
+    )
+
+
+def _series(guarantee: Mapping[str, Any], tight: str) -> list[EpsilonSeries]:
+    """Return the curves of ε, sites of one curve as one; of too many curves the highest and the lowest."""
+    found: dict[tuple[tuple[int, float], ...], list[str]] = {}
+    dashed = {}
+    for site, spent in guarantee["sites"].items():
+        points = _points(spent, "rdp")
+        if spent["rdp"]["epsilon"] in (None, 0):
+            continue  # infinite, or nothing was spent
+        found.setdefault(points, []).append(site)
+        dashed[points] = _points(spent, tight)
+    if len(found) > MOST_LINES:
+        ordered = sorted(found, key=lambda points: points[-1][1], reverse=True)
+        named = {ordered[0]: "the site that spent most", ordered[-1]: "the site that spent least"}
+    else:
+        named = {points: _name(sites) for points, sites in found.items()}
+    return [EpsilonSeries(name, points, dashed[points]) for points, name in named.items()]
+
+
+def _points(spent: Mapping[str, Any], accountant: str) -> tuple[tuple[int, float], ...]:
+    figures = [(row["round"], row.get(accountant)) for row in spent["after_round"]]
+    return tuple((at, each["epsilon"]) for at, each in figures if each and each["epsilon"] is not None)
+
+
+def _name(sites: Sequence[str]) -> str:
+    return ", ".join(sites) if len(sites) <= MOST_NAMES else f"{len(sites)} sites"
+
+
+def _tradeoff(report: Mapping[str, Any]) -> Tradeoff | None:
+    entries = report["accuracy_against_epsilon"]
+    if not entries:
+        return None
+    marks = []
+    for entry in entries:
+        if entry["balanced_accuracy"] is None:
+            continue
+        low, high = entry.get("balanced_accuracy_ci95") or (None, None)
+        marks.append(
+            EpsilonMark(entry["epsilon"], entry["balanced_accuracy"], low, high, is_own=entry["is_own"])
+        )
+    chance = chance_of("balanced_accuracy", report)
+    local = mean_of(list(report["local_on_all_sites"].values()), "balanced_accuracy")
+    own = next((entry for entry in entries if entry["is_own"]), None)
+    return Tradeoff(
+        entries=sorted(entries, key=_order),
+        chart=draw_accuracy("tradeoff", "Balanced accuracy against ε", marks, local, chance),
+        chance=say_chance(own, chance) if own else "",
+        note="At ε = ∞ the same job runs without protection: plain local training, as its task has it.",
+    )
+
+
+def _order(entry: Mapping[str, Any]) -> float:
+    return float("inf") if entry["epsilon"] is None else float(entry["epsilon"])

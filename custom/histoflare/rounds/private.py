@@ -1,0 +1,149 @@
+"""Training at one site under DP-SGD: local training whose steps see records only through clip and noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from histoflare.errors import JobError
+from histoflare.privacy.dpsgd import PrivateGradient, private_gradient
+from histoflare.privacy.noise import NoiseSource, poisson_sample
+from histoflare.rounds.local import Correction, LocalResult, reproducible
+from histoflare.rounds.state import is_finite, load_state, model_state
+from histoflare.rounds.task import PerRecord, Task
+from histoflare.seeds import derive_seed
+
+
+class StepPlan(Protocol):
+    """The public numbers of a round of DP-SGD; ``privacy.plan.DpSgd`` says what each is."""
+
+    @property
+    def clip_norm(self) -> float: ...
+    @property
+    def noise_multiplier(self) -> float | None: ...
+    @property
+    def sample_rate(self) -> float: ...
+    @property
+    def batch_size(self) -> float: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def record(self) -> str: ...
+    @property
+    def slides_per_patient(self) -> int | None: ...
+    @property
+    def engine(self) -> str: ...
+    @property
+    def physical_batch(self) -> int: ...
+
+
+def train_privately(
+    task: Task,
+    state: dict[str, Tensor],
+    data: Any,
+    *,
+    plan: StepPlan,
+    noise: NoiseSource,
+    seed: int,
+    correction: Correction | None = None,
+) -> LocalResult:
+    """Train one round's ``plan.steps`` steps from ``state`` (which is left as it is).
+
+    Guarantee: the trained state is the output of ``plan.steps`` mechanisms of
+    :mod:`histoflare.privacy.dpsgd` on Poisson samples of the records. Nothing else is: ``mean_loss`` (of the
+    records that were drawn; NaN if none was) and ``n_samples`` are the site's own and must stay.
+
+    The order of what is drawn from ``noise``: the seed of dropout, then for each step the sample and the
+    noise. Dropout must not follow the public ``seed``: a mask that is known and falls on another record when
+    one is taken out would tell of it.
+
+    Args:
+        noise: Source of samples and noise; a secure one unless it is research.
+        seed: Of the patches that a record shows in a step, each record's by itself.
+        correction: A term added to each gradient after clip and noise; it must not depend on this site's
+            records but through what was released.
+
+    Raises:
+        JobError: No training data, a task that is no ``PerRecord`` or a model that will not do
+            (MODEL_NOT_PRIVATE; also if its buffers change in training, as they would leave without
+            protection), settings out of range (PRIVACY_INVALID), or the trained state is not finite
+            (TRAINING_FAILED).
+    """
+    if not isinstance(task, PerRecord):
+        raise JobError(
+            f"{type(task).__name__} does not tell its records apart, as training under DP-SGD needs it.",
+            reason="MODEL_NOT_PRIVATE",
+        )
+    records = task.records(data, plan.record, plan.slides_per_patient)
+    if not records:
+        raise JobError(
+            "This site has no training samples: its manifest needs rows with split 'train'.",
+            reason="SITE_HAS_NO_TRAINING_DATA",
+        )
+    if plan.noise_multiplier is None:
+        raise JobError("The job's noise is not settled yet.", reason="PRIVACY_INVALID")
+    secret = int(noise.uniform(1)[0] * 2**53)
+    losses: list[float] = []
+    with reproducible(secret):
+        model = task.build_model()
+        load_state(model, state)
+        model.train()
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        optimizer = task.build_optimizer(model)
+        for step in range(plan.steps):
+            drawn = poisson_sample(len(records), plan.sample_rate, noise).tolist()
+            gradient = private_gradient(
+                model,
+                task.record_losses,
+                _batches(task, data, [records[i] for i in drawn], plan, derive_seed(seed, "step", step)),
+                clip_norm=plan.clip_norm,
+                noise_multiplier=plan.noise_multiplier,
+                batch_size=plan.batch_size,
+                noise=noise,
+                engine=plan.engine,
+            )
+            _check_buffers(model, buffers)
+            _step(model, optimizer, gradient, correction)
+            losses += [loss for loss in gradient.losses.tolist() if math.isfinite(loss)]
+        trained = model_state(model)
+    if not all(map(is_finite, trained.values())):
+        raise JobError(
+            "Local training ended with NaN or infinity in the model: check the task's learning rate.",
+            reason="TRAINING_FAILED",
+        )
+    mean = math.fsum(losses) / len(losses) if losses else math.nan
+    return LocalResult(trained, task.n_train(data), plan.steps, mean)
+
+
+def _batches(task: PerRecord, data: Any, records: Sequence[Any], plan: StepPlan, seed: int) -> Iterator[Any]:
+    for start in range(0, len(records), plan.physical_batch):
+        yield task.record_batch(data, records[start : start + plan.physical_batch], seed)
+
+
+def _step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    gradient: PrivateGradient,
+    correction: Correction | None,
+) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                term = gradient.tensors[name]
+                parameter.grad = term if correction is None else term + correction(name, parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _check_buffers(model: nn.Module, before: dict[str, Tensor]) -> None:
+    changed = [name for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name])]
+    if changed:
+        raise JobError(
+            f"Training changes the model's buffers ({', '.join(changed[:3])}): what they keep of the records "
+            "would leave without protection.",
+            reason="MODEL_NOT_PRIVATE",
+        )

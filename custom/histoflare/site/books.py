@@ -1,0 +1,260 @@
+"""What a site writes down of one job, and what it lets go on that ground: reservation, releases, disclosures.
+
+It stands between FLARE and the trainer. Under a scope without a ledger it only keeps the audit log.
+
+A round is booked before its first gradient and released before FLARE gets its bytes. A crash between the two
+can lose a release, never a booking; a round asked for again gets the very bytes that were released, or it is
+booked anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from histoflare.errors import HistoflareError, JobError, LedgerError
+from histoflare.privacy.audit_log import AuditLog
+from histoflare.privacy.budget import Budget
+from histoflare.privacy.ledger import Ledger, Release, Reservation
+from histoflare.privacy.plan import PrivacyPlan
+from histoflare.privacy.policy import Policy, Protection
+from histoflare.privacy.release_store import ReleaseStore
+from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.messages import Arrays, EvaluateAnswer, TrainAnswer, digest_of
+from histoflare.site.records import is_run_name
+from histoflare.slides.manifest import assign_splits, read_manifest
+
+
+def read_roles(configuration: SiteConfiguration, labels: list[str]) -> dict[str, str]:
+    """Return patient → train, validation or test, as the site's manifest says.
+
+    At a site that only evaluates all patients are for testing.
+
+    Raises:
+        ManifestError: The manifest cannot be used.
+    """
+    manifest = assign_splits(read_manifest(configuration.manifest, labels=labels, check_files=False))
+    only = configuration.evaluation_only
+    return {row.patient: "test" if only else str(row.split) for row in manifest.rows}
+
+
+def budget_of(protection: Protection, configuration: SiteConfiguration) -> Budget:
+    """Return each patient's budget: the policy's, or the site's own where that is lower."""
+    own = configuration.epsilon
+    return Budget(protection.epsilon if own is None else min(own, protection.epsilon), protection.delta)
+
+
+def open_ledger(configuration: SiteConfiguration) -> Ledger:
+    """Return the site's ledger; it is made if neither it nor its key is there.
+
+    Raises:
+        LedgerError: It is damaged, or one of the two is missing.
+    """
+    return _open(configuration.ledger, configuration.ledger_key)
+
+
+@cache
+def _open(path: Path, key_path: Path) -> Ledger:
+    """Return one ledger for all of a process: it remembers what it has verified."""
+    return Ledger.open_or_create(path, key_path)
+
+
+def audit_log_of(configuration: SiteConfiguration) -> AuditLog:
+    """Return the log of all that left the site and of all that was refused, beside its ledger."""
+    return AuditLog(configuration.ledger.with_suffix(".audit.jsonl"))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A round's answer: its digest, and whether it is one that was released before."""
+
+    answer: TrainAnswer
+    digest: str
+    again: bool
+
+
+class Books:
+    """The books of one job at one site.
+
+    Args:
+        configuration: The site's. policy: Of the job's scope. plan: The job's, settled for its rounds.
+        rounds: Of the job. run: Its run; the same for a job that goes on after another.
+        labels: Of the task.
+
+    Raises:
+        JobError: ``run`` cannot be the name of a folder (RUN_INVALID).
+    """
+
+    def __init__(
+        self,
+        configuration: SiteConfiguration,
+        policy: Policy,
+        plan: PrivacyPlan,
+        *,
+        rounds: int,
+        run: str,
+        labels: list[str],
+    ) -> None:
+        if not is_run_name(run):
+            raise JobError(f"{run!r} cannot be the name of a run.", reason="RUN_INVALID")
+        self.run = run
+        self.plan = plan
+        self.roles: dict[str, str] | None = None
+        self.configuration = configuration
+        self._policy = policy
+        self._rounds = rounds
+        self._labels = labels
+        self._reservation: Reservation | None = None
+        self._audit = audit_log_of(configuration)
+
+    @property
+    def budget(self) -> Budget:
+        """Each patient's budget under the policy; only where the policy has one."""
+        assert self._policy.protection is not None
+        return budget_of(self._policy.protection, self.configuration)
+
+    def reserve(self) -> None:
+        """Reserve the whole job for every patient of the training cohort; nothing under an open scope.
+
+        Raises:
+            JobError: The plan is not what the policy asks for (PRIVACY_MISMATCH).
+            LedgerError: The budget does not suffice, a patient's role changed, or the ledger cannot be used.
+        """
+        self._check_plan()
+        protection = self._policy.protection
+        if protection is None or self._reservation is not None:
+            return
+        roles = read_roles(self.configuration, self._labels)
+        patients = sum(role == "train" for role in roles.values())
+        if patients < self._policy.minimum_patients:
+            raise JobError(
+                f"{patients} patients to train on; the policy asks for {self._policy.minimum_patients}.",
+                reason="TOO_FEW_PATIENTS",
+            )
+        self._reservation = open_ledger(self.configuration).reserve(
+            run=self.run,
+            spend=self.plan.spend(),
+            rounds=self._rounds,
+            roles=roles,
+            budget=self.budget,
+        )
+        self.roles = roles
+        self._audit.write("reserved", run=self.run, rounds=self._rounds, plan=self.plan.to_json())
+
+    def train(
+        self, received: Mapping[str, NDArray[Any]], index: int, train: Callable[[], TrainAnswer]
+    ) -> Answer:
+        """Return a round's answer, booked and released.
+
+        Args:
+            received: The global state as received; with run and round it is the key of the event.
+            train: Trains and protects the update.
+
+        Raises:
+            LedgerError: The round may not be booked, or there is no room for it; nothing was trained.
+            HistoflareError: Training failed.
+        """
+        if self._policy.protection is None:
+            answer = train()
+            said = digest_of(answer.tensors)
+            self._note_release("update", index, said, answer.patients)
+            return Answer(answer, said, again=False)
+        reservation = self._reservation
+        if reservation is None:
+            raise JobError("Nothing is reserved for this job.", reason="NOT_ADMITTED")
+        ledger = open_ledger(self.configuration)
+        store = ReleaseStore(self.configuration.ledger.with_suffix(".releases") / self.run)
+        model = digest_of(received)
+        booked = ledger.book(reservation, index, model, self.budget)
+        if isinstance(booked, Release):
+            kept = self._load(store, booked)
+            if kept is not None:
+                self._note_release("update, again", index, booked.digest, kept.patients)
+                return Answer(kept, booked.digest, again=True)
+            booked = ledger.book_again(reservation, index, model, self.budget)
+        store.make_room(booked.id, sum(array.nbytes for array in received.values()))
+        answer = train()
+        said = digest_of(answer.tensors)
+        store.save(booked.id, answer.tensors, {"patients": answer.patients, "weight": answer.weight})
+        ledger.release(booked, said)
+        self._note_release("update", index, said, answer.patients)
+        return Answer(answer, said, again=False)
+
+    def evaluate(
+        self, received: Arrays, split: str, evaluate: Callable[[], EvaluateAnswer]
+    ) -> EvaluateAnswer:
+        """Return an evaluation, booked as a disclosure over its patients.
+
+        Raises:
+            LedgerError: The policy lets no (further) evaluation of these patients out.
+            HistoflareError: The evaluation failed.
+        """
+        protection = self._policy.protection
+        model = digest_of(received)
+        if protection is not None:
+            roles = read_roles(self.configuration, self._labels)
+            patients = [patient for patient, role in roles.items() if split in ("all", role)]
+            ledger = open_ledger(self.configuration)
+            disclosure = ledger.disclose(
+                run=self.run,
+                model_sha256=model,
+                patients=patients,
+                roles=roles,
+                limit=protection.evaluations,
+            )
+            self.roles = roles
+        answer = evaluate()
+        if protection is not None:
+            ledger.release(disclosure, digest_of(answer.metrics))
+        self._audit.write(
+            "evaluated", run=self.run, split=split, model_sha256=model, patients=answer.patients
+        )
+        return answer
+
+    def _check_plan(self) -> None:
+        policy, plan = self._policy, self.plan
+        problem = None
+        if plan.mechanism != policy.mechanism:
+            problem = f"the job's mechanism is {plan.mechanism}, the policy's is {policy.mechanism}"
+        elif policy.protection is not None:
+            record = getattr(plan, "record", "patient")
+            if record not in policy.protection.records:
+                problem = (
+                    f"the job clips by {record}; the policy allows {', '.join(policy.protection.records)}"
+                )
+            elif plan.noise_seed is not None and not policy.protection.seeded_noise:
+                problem = "the job's noise is repeatable (noise_seed), and the policy does not allow that"
+        if problem:
+            raise JobError(f"The job's privacy is not the policy's: {problem}.", reason="PRIVACY_MISMATCH")
+
+    def _load(self, store: ReleaseStore, released: Release) -> TrainAnswer | None:
+        """Return what was released, if exactly that is still there."""
+        kept = store.load(released.booking.id)
+        if kept is None or digest_of(kept.arrays) != released.digest:
+            return None
+        return TrainAnswer(
+            tensors=kept.arrays,
+            weight=float(kept.extra["weight"]),
+            metrics={},
+            patients=int(kept.extra["patients"]),
+        )
+
+    def _note_release(self, what: str, index: int, said: str, patients: int) -> None:
+        self._audit.write("released", run=self.run, kind=what, round=index, sha256=said, patients=patients)
+
+
+def note_refusal(configuration: SiteConfiguration, run: str, error: HistoflareError) -> None:
+    """Write why nothing left into the site's audit log; a full disk is no reason to say more."""
+    with suppress(LedgerError):
+        audit_log_of(configuration).write("refused", run=run, reason=error.reason, detail=str(error))
+
+
+def ledger_holds(configuration: SiteConfiguration, sha256: str) -> bool:
+    """Return whether the site's ledger says that these bytes were released."""
+    return open_ledger(configuration).is_released(sha256)

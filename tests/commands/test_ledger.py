@@ -1,0 +1,115 @@
+"""``histoflare ledger``: what its steward sees, and that no patient is among it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from histoflare.cli import app
+from histoflare.errors import JobError, LedgerError
+from histoflare.privacy.ledger import Ledger
+from histoflare.privacy.policy import POLICIES
+from histoflare.site.configuration import SiteConfiguration, write_site_file
+from tests.privacy.ledgers import BUDGET, ROLES, fill, new_ledger, paths, reserve
+
+ASKED = ("--epsilon", BUDGET.epsilon, "--delta", BUDGET.delta)
+
+
+def invoke(*arguments: object, typed: str = "") -> Result:
+    result = CliRunner().invoke(app, ["ledger", *map(str, arguments)], input=typed)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def run(*arguments: object, typed: str = "") -> str:
+    result = invoke(*arguments, typed=typed)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[object]:
+    fill(new_ledger(tmp_path))
+    path, key = paths(tmp_path)
+    return ["--ledger", path, "--key", key]
+
+
+def test_show_says_what_is_left(files: list[object], tmp_path: Path) -> None:
+    shown = run("show", *files, *ASKED)
+    summary = Ledger(*paths(tmp_path)).summary(BUDGET)
+    assert f"ε = {summary.epsilon:.4g} as jobs are admitted by" in shown
+    assert f"{summary.epsilon_rdp:.4g} by RDP, {summary.epsilon_pld:.4g} by PLD" in shown
+    assert "gone" in shown and "closed" in shown
+    assert not any(name in shown for name in ROLES)
+    assert json.loads(run("show", *files, *ASKED, "--json")) == summary.to_json()
+
+
+def test_the_site_file_says_where_the_ledger_is_and_may_lower_the_budget(tmp_path: Path) -> None:
+    path, key = paths(tmp_path)
+    site = tmp_path / "histoflare.toml"
+    configuration = SiteConfiguration(tmp_path / "m.csv", tmp_path / "bags", ledger=path, ledger_key=key)
+    write_site_file(site, configuration)
+    with pytest.raises(LedgerError) as caught:
+        run("verify", "--site", site)
+    assert caught.value.reason == "LEDGER_MISSING"
+    fill(new_ledger(tmp_path))
+    assert "11 entries" in run("verify", "--site", site)
+    shown = json.loads(run("show", "--site", site, "--policy", POLICIES / "dp-patient.toml", "--json"))
+    assert (shown["budget_epsilon"], shown["delta"]) == (8.0, 1e-5)
+    lower = SiteConfiguration(tmp_path / "m.csv", tmp_path / "bags", ledger=path, ledger_key=key, epsilon=3.0)
+    write_site_file(site, lower)
+    shown = json.loads(run("show", "--site", site, "--policy", POLICIES / "dp-patient.toml", "--json"))
+    assert shown["budget_epsilon"] == 3.0
+    with pytest.raises(JobError, match="no budget"):
+        run("show", "--site", site, "--policy", POLICIES / "open.toml")
+
+
+def test_verify_ends_with_1_where_the_ledger_is_damaged(files: list[object], tmp_path: Path) -> None:
+    assert "5 patients, 2 cohorts" in run("verify", *files)
+    path, _ = paths(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"validation", b"validatiom"))
+    with pytest.raises(LedgerError) as caught:
+        run("verify", *files)
+    assert caught.value.reason == "LEDGER_DAMAGED"
+
+
+def test_export_writes_every_entry_and_nobody(files: list[object], tmp_path: Path) -> None:
+    target = tmp_path / "ledger.jsonl"
+    run("export", *files, "--out", target)
+    lines = target.read_text().splitlines()
+    assert [json.loads(line) for line in lines] == list(Ledger(*paths(tmp_path)).events())
+    assert not any(name in target.read_text() for name in ROLES)
+    with pytest.raises(JobError, match="exists already"):
+        run("export", *files, "--out", target)
+
+
+def test_close_asks_first(files: list[object], tmp_path: Path) -> None:
+    ledger = Ledger(*paths(tmp_path))
+    reserve(ledger, "unfinished", 4)
+    assert invoke("close", "unfinished", *files, typed="n\n").exit_code == 1
+    assert ledger.summary(BUDGET).runs[-1].is_open
+    assert "closed" in run("close", "unfinished", *files, "--yes")
+    assert not ledger.summary(BUDGET).runs[-1].is_open
+    with pytest.raises(LedgerError, match="no open reservation"):
+        run("close", "unfinished", *files, "--yes")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["verify"],
+        ["verify", "--ledger", "a"],
+        ["verify", "--site", "s", "--key", "k"],
+        ["show", "--ledger", "a/b", "--key", "k"],
+        ["show", "--ledger", "a/b", "--key", "k", "--epsilon", "1"],
+        ["show", "--ledger", "a/b", "--key", "k", "--epsilon", "1", "--policy", "p"],
+    ],
+)
+def test_wrong_usage(wrong: list[str]) -> None:
+    result = invoke(*wrong)
+    assert result.exit_code == 2 and "give" in result.output

@@ -1,0 +1,91 @@
+"""``histoflare privacy``: what noise costs, and how much an epsilon takes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from histoflare.cli import app
+from histoflare.commands.privacy import Accountant
+from histoflare.errors import JobError
+from histoflare.privacy.accountant import ACCOUNTANTS, calibrate, epsilon
+from histoflare.privacy.spend import Spend
+
+EVENT = ["--sample-rate", 0.2, "--steps", 945, "--delta", 1e-4]
+WHOLE = ["--sample-rate", 1, "--steps", 150, "--delta", 1e-5]
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(app, ["privacy", *map(str, arguments)], env={"COLUMNS": "100"})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def answers(*arguments: object) -> dict[str, Any]:
+    """Return the answers by accountant; ``Infinity`` is no JSON."""
+    content = json.loads(run(*arguments, "--json"), parse_constant=pytest.fail)
+    assert (content["unit"], content["neighboring_relation"]) == ("patient", "add or remove one")
+    return {answer.pop("accountant"): answer for answer in content["answers"]}
+
+
+def test_every_accountant_can_be_asked_for() -> None:
+    assert tuple(Accountant) == ACCOUNTANTS
+
+
+def test_epsilon_by_every_accountant_that_applies() -> None:
+    found = answers("epsilon", "--noise-multiplier", 4, *EVENT)
+    assert found == {
+        name: {"epsilon": epsilon([Spend(4.0, 0.2, 945)], 1e-4, name), "epsilon_is_infinite": False}
+        for name in ("rdp", "pld")
+    }
+    assert list(answers("epsilon", "--noise-multiplier", 4, *WHOLE)) == list(ACCOUNTANTS)
+    assert list(answers("epsilon", "--noise-multiplier", 4, *EVENT, "--accountant", "pld")) == ["pld"]
+
+
+def test_no_noise_is_infinite_and_still_json() -> None:
+    found = answers("epsilon", "--noise-multiplier", 0, *WHOLE)
+    assert found == {name: {"epsilon": None, "epsilon_is_infinite": True} for name in ACCOUNTANTS}
+    said = run("epsilon", "--noise-multiplier", 0, *WHOLE)
+    assert "∞" in said and "protects nobody" in said
+
+
+def test_the_table_says_what_it_promises() -> None:
+    said = " ".join(run("epsilon", "--noise-multiplier", 0.05, *WHOLE).split())
+    assert "31,044" in said, "FedDP's noise, over all its rounds"
+    assert "Per patient" in said and "add or remove one" in said
+    assert "gaussian" not in run("epsilon", "--noise-multiplier", 4, *EVENT)
+
+
+def test_noise_for_an_epsilon() -> None:
+    found = answers("calibrate", "--target-epsilon", 8, *WHOLE)
+    assert found == {
+        name: {"noise_multiplier": calibrate(8, 1e-5, sample_rate=1, steps=150, accountant=name)}
+        for name in ACCOUNTANTS
+    }
+    assert "7.351" in run("calibrate", "--target-epsilon", 8, *WHOLE, "--accountant", "gaussian")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["epsilon", "--noise-multiplier", -1, *WHOLE], "noise_multiplier: a number of at least 0"),
+        (["epsilon", "--noise-multiplier", "nan", *WHOLE], "noise_multiplier: a number of at least 0"),
+        (["epsilon", "--noise-multiplier", 1, *WHOLE, "--delta", 0], "delta: a number above 0"),
+        (["epsilon", "--noise-multiplier", 1, *EVENT, "--accountant", "gaussian"], "without sampling"),
+        (["calibrate", "--target-epsilon", 0, *WHOLE], "target_epsilon: a number above 0"),
+        (["calibrate", "--target-epsilon", 1e-3, *WHOLE, "--steps", 10**12], "a noise multiplier above"),
+    ],
+)
+def test_what_cannot_be_answered_is_said(arguments: list[object], says: str) -> None:
+    with pytest.raises(JobError, match=says):
+        run(*arguments)
+
+
+def test_the_help_says_what_a_patients_sensitivity_is() -> None:
+    said = " ".join(run("epsilon", "--help").replace("│", " ").split())
+    assert "÷ sensitivity" in said and "2 × clip_norm" in said

@@ -1,0 +1,194 @@
+"""A protected federation of real FLARE processes: budgets, ledgers, resumed runs, evaluations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from histoflare.bags.cohort import load_cohort
+from histoflare.flare.job import read_job, write_variant
+from histoflare.flare.kits import Agreement
+from histoflare.flare.persistor import GLOBAL_MODEL_FILE
+from histoflare.flare.poc import COMPLETED, Federation
+from histoflare.flare.result import read_result
+from histoflare.flare.resume import read_run, write_resumed
+from histoflare.flare.workstation import write_evaluation
+from histoflare.privacy.budget import Budget
+from histoflare.privacy.ledger import Ledger
+from histoflare.privacy.policy import POLICIES
+from histoflare.rounds.runner import run_in_process
+from histoflare.rounds.state import digest
+from histoflare.site.books import audit_log_of
+from histoflare.slides.manifest import read_manifest
+
+from .bags_on_disk import write_site
+
+pytestmark = [pytest.mark.flare, pytest.mark.slow]
+
+SITES = ("clinic-a", "clinic-b", "clinic-c")
+POOR = "clinic-b"
+"""Its own file says an ε that no job here fits."""
+ROUNDS = 4
+BUDGET = Budget(8.0, 1e-5)
+
+
+class Running:
+    """Three sites with the policies dp-patient (repeatable noise allowed, one evaluation) and dp-update."""
+
+    def __init__(self, folder: Path, repository: Path) -> None:
+        self.folder = folder
+        self.jobs = repository / "jobs"
+        self.original = write_variant(self.jobs / "mem_dpsgd", folder / "job", {"rounds": ROUNDS})
+        self.sites = {site: write_site(folder / "sites", site) for site in SITES}
+        self.sites[POOR] = replace(self.sites[POOR], epsilon=0.01)
+        policies = []
+        for scope in ("dp-patient", "dp-update"):
+            text = (POLICIES / f"{scope}.toml").read_text()
+            text = text.replace("seeded_noise = false", "seeded_noise = true")
+            policies.append(folder / f"{scope}.toml")
+            policies[-1].write_text(text.replace("evaluations = 10", "evaluations = 1"))
+        agreement = Agreement(self.original, tuple(policies), "dp-patient")
+        self.federation = Federation.prepare(folder / "run", self.sites, agreement)
+        self._count = 0
+
+    def variant(self, job: str = "mem_dpsgd", scope: str | None = None, **changes: Any) -> Path:
+        self._count += 1
+        changes = {"rounds": ROUNDS, **changes}
+        return write_variant(self.jobs / job, self.folder / f"job-{self._count}", changes, scope=scope)
+
+    def run(self, job: Path) -> tuple[str, Any, Path]:
+        """Return a job's status, result and run folder once it has ended."""
+        job_id = self.federation.admin.submit(job)
+        status = self.federation.follow(job_id, timeout_s=120.0)
+        folder = self.federation.admin.download(job_id, self.folder / "results") / "workspace"
+        return status, read_result(folder), folder
+
+    def ledger(self, site: str) -> Ledger:
+        return Ledger(self.sites[site].ledger, self.sites[site].ledger_key)
+
+    def events(self, site: str) -> list[str]:
+        return [event["what"] for event in audit_log_of(self.sites[site]).read()]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[Running]:
+    running = Running(tmp_path_factory.mktemp("private"), repository)
+    with running.federation as federation:
+        federation.start()
+        yield running
+
+
+SETTINGS: dict[str, Any] = {
+    "privacy.target_epsilon": 1.0,
+    "privacy.noise_seed": 11,
+    "privacy.sample_rate": 0.5,
+    "privacy.batch_size": 3,
+}
+
+
+def test_a_site_without_the_budget_drops_out_before_its_first_step_and_the_others_go_on(
+    running: Running,
+) -> None:
+    variant = running.variant(**SETTINGS)
+    status, result, folder = running.run(variant)
+    assert status == COMPLETED
+    rich = [site for site in SITES if site != POOR]
+    for row in result.rounds:
+        assert row["taking_part"] == rich
+        assert row["refused"] == {POOR: "BUDGET_EXHAUSTED"}
+    # What the gates say is what the plan costs.
+    job = read_job(variant)
+    for site in rich:
+        stamp = result.rounds[-1]["stamps"][site]
+        assert stamp["spend"] == job.plan.spend().to_json()
+        assert (stamp["scope"], stamp["mechanism"], stamp["seeded_noise"]) == ("dp-patient", "dp-sgd", True)
+        (run,) = running.ledger(site).summary(BUDGET).runs
+        assert (run.rounds, run.booked, run.released) == (ROUNDS, ROUNDS, ROUNDS)
+        assert running.events(site) == ["reserved", *["released"] * ROUNDS]
+    assert running.ledger(POOR).summary(BUDGET).runs == ()
+    assert set(running.events(POOR)) == {"refused"}
+    assert not running.sites[POOR].records.exists(), "it never began to train"
+    # The same bytes as without FLARE: the noise is repeatable here.
+    cohorts = {}
+    for site in rich:
+        manifest = read_manifest(running.sites[site].manifest, job.task.labels, check_files=False)
+        cohorts[site] = load_cohort(
+            site, manifest, running.sites[site].bags, job.task.labels, job.task.encoder
+        )
+    expected = run_in_process(job.task, cohorts, job.strategy, job.rounds, job.seed, job.plan).state
+    assert digest(load_file(folder / GLOBAL_MODEL_FILE)) == digest(expected)
+
+
+def test_a_job_that_protects_in_another_way_than_the_scope_is_refused(running: Running) -> None:
+    before = {site: running.events(site) for site in SITES}
+    status, result, _ = running.run(
+        running.variant("mem_fedavg", scope="dp-patient", **{"strategy.weighting": "uniform"})
+    )
+    assert status != COMPLETED
+    assert set(result.refused.values()) == {"PRIVACY_MISMATCH"}
+    for site in SITES:
+        assert set(running.events(site)[len(before[site]) :]) == {"refused"}
+
+
+def test_weights_by_samples_are_refused_under_protection(running: Running) -> None:
+    _, result, _ = running.run(running.variant(**SETTINGS, **{"strategy.weighting": "samples"}))
+    assert set(result.refused.values()) == {"WEIGHT_NOT_ALLOWED"}
+
+
+def test_the_next_job_pays_for_the_one_before(running: Running) -> None:
+    """ε = 8 fits an empty ledger, and not one that has spent 1."""
+    _, result, _ = running.run(running.variant(**{**SETTINGS, "privacy.target_epsilon": 8.0}))
+    assert set(result.refused.values()) == {"BUDGET_EXHAUSTED"}
+
+
+def test_noise_on_the_whole_update_with_secret_noise(running: Running) -> None:
+    status, result, _ = running.run(
+        running.variant("mem_update_dp", **{"privacy.target_epsilon": 1.0, "late_seconds": 5})
+    )
+    assert status == COMPLETED
+    stamps = [stamp for row in result.rounds for stamp in row["stamps"].values()]
+    assert len(stamps) == 2 * ROUNDS
+    assert all(stamp["mechanism"] == "update-noise" and not stamp["seeded_noise"] for stamp in stamps)
+
+
+def test_a_resumed_run_has_one_reservation_and_pays_each_round_once(running: Running) -> None:
+    federation = running.federation
+    job_id = federation.admin.submit(running.variant(**SETTINGS, seed=5, **{"privacy.steps": 3}))
+    until = time.monotonic() + 60
+    while len([row for row in federation.rounds(job_id) if row.get("finished", True)]) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    federation.admin.abort(job_id)
+    federation.follow(job_id, timeout_s=60.0)
+    stopped = read_run(federation.admin.download(job_id, running.folder / "results"))
+    assert 2 <= stopped.next_round < ROUNDS, "it was to be stopped half-way"
+    status, _, _ = running.run(write_resumed(stopped, running.folder / "resumed"))
+    assert status == COMPLETED
+    for site in ("clinic-a", "clinic-c"):
+        (run,) = [run for run in running.ledger(site).summary(BUDGET).runs if run.run == job_id]
+        assert run.rounds == ROUNDS
+        assert ROUNDS <= run.booked <= ROUNDS, "no round was paid for twice"
+
+
+def test_an_evaluation_leaves_as_often_as_the_policy_says(running: Running) -> None:
+    variant = running.variant(**SETTINGS)
+    model = next((running.folder / "results").rglob(GLOBAL_MODEL_FILE))
+    evaluation = write_evaluation(
+        running.jobs / "mem_evaluate", running.folder / "evaluation", read_job(variant), "first", model, SITES
+    )
+    status, result, _ = running.run(evaluation)
+    assert status == COMPLETED
+    assert set(result.evaluation) == set(SITES), "no budget of ε is asked for an evaluation"
+    assert "auc" in result.evaluation[POOR]
+    assert not {"n_patients", "n_slides"} & set(result.evaluation[POOR]), "counts stay"
+    again = write_evaluation(
+        running.jobs / "mem_evaluate", running.folder / "again", read_job(variant), "second", model, SITES
+    )
+    _, result, _ = running.run(again)
+    assert set(result.refused.values()) == {"EVALUATIONS_EXHAUSTED"}

@@ -1,0 +1,395 @@
+"""The ledger says no: what is reserved, booked, released and refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from histoflare.errors import HistoflareError, JobError, LedgerError
+from histoflare.privacy.budget import Budget
+from histoflare.privacy.ledger import Booking, Ledger, Release, Reservation
+from histoflare.privacy.ledger_chain import START, Keys, canonical
+from histoflare.privacy.spend import Spend
+from tests.privacy.ledgers import (
+    BUDGET,
+    ROLES,
+    SPEND,
+    book,
+    fill,
+    most_rounds,
+    new_ledger,
+    paths,
+    reserve,
+    sha,
+)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return new_ledger(tmp_path)
+
+
+def refused(caught: pytest.ExceptionInfo[HistoflareError]) -> str:
+    return caught.value.reason
+
+
+def test_a_new_ledger_is_empty_and_its_key_is_for_its_owner_alone(tmp_path: Path) -> None:
+    ledger = new_ledger(tmp_path)
+    path, key = paths(tmp_path)
+    assert (len(key.read_bytes()), stat.S_IMODE(key.stat().st_mode)) == (32, 0o600)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    found = ledger.verify()
+    assert (found.entries, found.patients, found.cohorts, found.ahead) == (1, 0, 0, 0)
+    summary = ledger.summary(BUDGET)
+    assert (summary.rho, summary.epsilon, summary.epsilon_rdp, summary.epsilon_pld) == (0, 0, 0, 0)
+    assert (summary.runs, summary.remaining) == ((), 1.0)
+    again = new_ledger(tmp_path)
+    assert again.verify() == found
+
+
+def test_the_key_is_not_kept_with_the_ledger(tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match="another folder") as caught:
+        Ledger(tmp_path / "ledger.sqlite", tmp_path / "ledger.key")
+    assert refused(caught) == "LEDGER_UNUSABLE"
+
+
+def test_a_reservation_that_is_open_is_given_back_as_it_is(ledger: Ledger) -> None:
+    first = reserve(ledger)
+    assert (first.run, first.spend, first.rounds, first.patients) == ("run", SPEND, 3, 3)
+    entries = ledger.verify().entries
+    assert reserve(ledger) == first
+    assert ledger.verify().entries == entries
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"run": "other"},
+        {"spend": Spend(21.0)},
+        {"rounds": 4},
+        {"roles": {**ROLES, "fred": "train"}},
+        {"roles": {name: role for name, role in ROLES.items() if name != "anna"}},
+    ],
+)
+def test_anything_else_is_charged_beside_it(ledger: Ledger, changed: dict[str, object]) -> None:
+    first = reserve(ledger)
+    arguments = {"run": "run", "spend": SPEND, "rounds": 3, "roles": ROLES, **changed}
+    second = ledger.reserve(budget=BUDGET, **arguments)  # type: ignore[arg-type]
+    assert second.id != first.id
+    costs = [BUDGET.cost(r.spend.times(r.rounds)) for r in (first, second)]
+    assert ledger.summary(BUDGET).rho == pytest.approx(sum(costs))
+
+
+def test_a_budget_is_filled_to_the_last_event_and_no_further(ledger: Ledger) -> None:
+    most = most_rounds()
+    reserve(ledger, "first", most - 1)
+    with pytest.raises(LedgerError) as caught:
+        reserve(ledger, "second", 2)
+    assert refused(caught) == "BUDGET_EXHAUSTED"
+    message = str(caught.value)
+    before = BUDGET.epsilon_of(BUDGET.cost(SPEND.times(most - 1)))
+    assert f"{before:.3g}" in message and f"{BUDGET.epsilon_of(BUDGET.cost(SPEND.times(2))):.3g}" in message
+    assert "ε = 8" in message and not any(name in message for name in ROLES)
+    assert ledger.verify().entries == 4, "a refusal leaves nothing"
+    reserve(ledger, "second", 1)
+    with pytest.raises(LedgerError, match="budget"):
+        reserve(ledger, "third", 1)
+
+
+def test_the_charge_is_that_of_the_closed_form(ledger: Ledger) -> None:
+    """RDP of the Gaussian mechanism at order α is α ÷ (2 σ²) per event (Mironov 2017, Proposition 7)."""
+    reserve(ledger, rounds=5, spend=Spend(30.0))
+    reserve(ledger, "other", rounds=2, spend=Spend(25.0))
+    expected = BUDGET.order * (5 / (2 * 30.0**2) + 2 / (2 * 25.0**2))
+    assert ledger.summary(BUDGET).rho == pytest.approx(expected, rel=1e-12)
+
+
+def test_cohorts_compose_per_patient(ledger: Ledger) -> None:
+    most = most_rounds()
+    half = most // 2
+
+    def on(run: str, rounds: int, *patients: str) -> Reservation:
+        roles = dict.fromkeys(patients, "train")
+        return ledger.reserve(run=run, spend=SPEND, rounds=rounds, roles=roles, budget=BUDGET)
+
+    on("a", half, "anna", "bert")
+    on("b", most - half, "bert", "cleo")
+    with pytest.raises(LedgerError, match="budget"):
+        on("c", 1, "bert", "dora")
+    on("d", half, "anna", "cleo")
+    on("e", most, "dora")
+    assert ledger.summary(BUDGET).rho == pytest.approx(BUDGET.cost(SPEND.times(most)))
+
+
+@pytest.mark.parametrize(
+    ("spend", "budget", "admitted"),
+    [
+        (Spend(0.0), BUDGET, False),
+        (Spend(0.0, steps=0), BUDGET, True),
+        (Spend(1.0, steps=0), BUDGET, True),
+        (Spend(1e-9), BUDGET, False),
+        (Spend(1e9, steps=1000), BUDGET, True),
+    ],
+)
+def test_the_table_of_edges(ledger: Ledger, spend: Spend, budget: Budget, admitted: bool) -> None:
+    if admitted:
+        ledger.reserve(run="run", spend=spend, rounds=1, roles=ROLES, budget=budget)
+    else:
+        with pytest.raises(LedgerError) as caught:
+            ledger.reserve(run="run", spend=spend, rounds=1, roles=ROLES, budget=budget)
+        assert refused(caught) == "BUDGET_EXHAUSTED"
+
+
+@pytest.mark.parametrize("roles", [{}, {"dora": "validation"}])
+def test_without_patients_to_train_on_nothing_is_reserved(ledger: Ledger, roles: dict[str, str]) -> None:
+    with pytest.raises(LedgerError) as caught:
+        ledger.reserve(run="run", spend=SPEND, rounds=1, roles=roles, budget=BUDGET)
+    assert refused(caught) == "SITE_HAS_NO_TRAINING_DATA"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rounds": 0},
+        {"rounds": True},
+        {"rounds": 1.0},
+        {"run": " "},
+        {"roles": {"anna": "training"}},
+        {"roles": {" ": "train"}},
+    ],
+)
+def test_wrong_arguments(ledger: Ledger, wrong: dict[str, object]) -> None:
+    arguments = {"run": "run", "spend": SPEND, "rounds": 3, "roles": ROLES, **wrong}
+    with pytest.raises(JobError) as caught:
+        ledger.reserve(budget=BUDGET, **arguments)  # type: ignore[arg-type]
+    assert refused(caught) == "PRIVACY_INVALID"
+
+
+def test_two_ways_to_write_a_name_are_one_patient(ledger: Ledger) -> None:
+    for run, name in (("a", "Zoë"), ("b", " Zoe\u0308 ")):
+        ledger.reserve(run=run, spend=SPEND, rounds=2, roles={name: "train"}, budget=BUDGET)
+    assert ledger.verify().patients == 1
+    assert ledger.summary(BUDGET).rho == pytest.approx(BUDGET.cost(SPEND.times(4)))
+    with pytest.raises(LedgerError, match="both"):
+        roles = {"Zoë": "train", "Zoe\u0308": "test"}
+        ledger.reserve(run="c", spend=SPEND, rounds=1, roles=roles, budget=BUDGET)
+
+
+@pytest.mark.parametrize("changed", [{"anna": "test"}, {"emil": "train"}, {"dora": "test"}])
+def test_a_role_never_changes(ledger: Ledger, changed: dict[str, str]) -> None:
+    reserve(ledger)
+    with pytest.raises(LedgerError, match=next(iter(changed))) as caught:
+        ledger.reserve(run="b", spend=SPEND, rounds=1, roles={**ROLES, **changed}, budget=BUDGET)
+    assert refused(caught) == "ROLE_CHANGED"
+    ledger.reserve(run="b", spend=SPEND, rounds=1, roles={**ROLES, "fred": "test"}, budget=BUDGET)
+    assert ledger.verify().patients == len(ROLES) + 1
+
+
+def test_a_round_is_booked_once_until_it_is_released(ledger: Ledger) -> None:
+    reservation = reserve(ledger)
+    first = book(ledger, reservation, 0)
+    assert first.attempt == 1
+    assert book(ledger, reservation, 0) == first, "it may run again: none of its bytes left"
+    assert ledger.book_again(reservation, 0, sha("model 0"), BUDGET) == first
+    assert book(ledger, reservation, 1).id > first.id
+    other_model = ledger.book(reservation, 0, sha("another"), BUDGET)
+    assert isinstance(other_model, Booking) and other_model.id not in (first.id, reservation.id)
+    assert ledger.summary(BUDGET).runs[0].booked == 3
+
+
+def test_only_released_bytes_may_leave_and_only_the_same_again(ledger: Ledger) -> None:
+    reservation = reserve(ledger)
+    booking = book(ledger, reservation, 0)
+    assert not ledger.is_released(sha("bytes"))
+    ledger.release(booking, sha("bytes"))
+    entries = ledger.verify().entries
+    ledger.release(booking, sha("bytes"))
+    assert ledger.verify().entries == entries
+    with pytest.raises(LedgerError) as caught:
+        ledger.release(booking, sha("other bytes"))
+    assert refused(caught) == "NOT_RELEASED"
+    assert ledger.book(reservation, 0, sha("model 0"), BUDGET) == Release(booking, sha("bytes"))
+    assert ledger.is_released(sha("bytes")) and not ledger.is_released(sha("other bytes"))
+
+
+def test_lost_bytes_are_booked_anew(ledger: Ledger) -> None:
+    reservation = reserve(ledger, rounds=2)
+    ledger.release(book(ledger, reservation, 0), sha("lost"))
+    second = ledger.book_again(reservation, 0, sha("model 0"), BUDGET)
+    assert second.attempt == 2
+    assert book(ledger, reservation, 0) == second
+    ledger.release(second, sha("new"))
+    assert ledger.book(reservation, 0, sha("model 0"), BUDGET) == Release(second, sha("new"))
+    assert ledger.is_released(sha("lost")) and ledger.is_released(sha("new"))
+    assert ledger.summary(BUDGET).runs[0].booked == 2
+
+
+def test_events_beyond_the_reserved_ones_are_admitted_anew(ledger: Ledger) -> None:
+    most = most_rounds()
+    reservation = reserve(ledger, rounds=2)
+    rest = reserve(ledger, "rest", most - 3)
+    for round_index in range(3):
+        book(ledger, reservation, round_index)
+    assert ledger.summary(BUDGET).rho == pytest.approx(BUDGET.cost(SPEND.times(most)))
+    with pytest.raises(LedgerError) as caught:
+        book(ledger, reservation, 3)
+    assert refused(caught) == "BUDGET_EXHAUSTED"
+    book(ledger, rest, 0)  # what is reserved is there
+    ledger.release(book(ledger, reservation, 2), sha("lost"))
+    with pytest.raises(LedgerError, match="budget"):
+        ledger.book_again(reservation, 2, sha("model 2"), BUDGET)
+
+
+def test_a_closed_run_gives_back_what_it_did_not_book(ledger: Ledger) -> None:
+    reservation = reserve(ledger, rounds=most_rounds())
+    booked = book(ledger, reservation, 0)
+    with pytest.raises(LedgerError, match="budget"):
+        reserve(ledger, "other", 1)
+    assert ledger.close("run") == [reservation]
+    assert ledger.summary(BUDGET).rho == pytest.approx(BUDGET.cost(SPEND))
+    for key in (0, 1):
+        with pytest.raises(LedgerError, match="closed") as caught:
+            book(ledger, reservation, key)
+        assert refused(caught) == "NOT_ADMITTED"
+    ledger.release(booked, sha("bytes"))
+    assert ledger.is_released(sha("bytes")), "it is paid for"
+    with pytest.raises(LedgerError) as caught:
+        ledger.close("run")
+    assert refused(caught) == "RUN_INVALID"
+    anew = reserve(ledger, rounds=2)
+    assert anew.id != reservation.id
+    assert book(ledger, anew, 0).id != booked.id
+    assert ledger.summary(BUDGET).rho == pytest.approx(BUDGET.cost(SPEND.times(3)))
+
+
+def test_tokens_of_another_ledger_are_worth_nothing(ledger: Ledger, tmp_path: Path) -> None:
+    other = new_ledger(tmp_path / "other")
+    reserve(other, "before")
+    reservation = reserve(other)
+    booking = book(other, reservation, 0)
+    reserve(ledger)
+    with pytest.raises(LedgerError) as caught:
+        book(ledger, reservation, 0)
+    assert refused(caught) == "NOT_ADMITTED"
+    with pytest.raises(LedgerError) as caught:
+        ledger.release(booking, sha("bytes"))
+    assert refused(caught) == "NOT_ADMITTED"
+
+
+@pytest.mark.parametrize("digest", ["", "A" * 64, "0" * 63, "0" * 65, "0" * 63 + "\n", 5])
+def test_a_digest_is_a_digest(ledger: Ledger, digest: str) -> None:
+    reservation = reserve(ledger)
+    booking = book(ledger, reservation, 0)
+    with pytest.raises(JobError):
+        ledger.book(reservation, 0, digest, BUDGET)
+    with pytest.raises(JobError):
+        ledger.release(booking, digest)
+
+
+def disclose(ledger: Ledger, model: str, *patients: str, limit: int = 2) -> int:
+    done = ledger.disclose(run="run", model_sha256=sha(model), patients=patients, roles=ROLES, limit=limit)
+    assert done.patients == len(set(patients))
+    return done.id
+
+
+def test_evaluations_run_out(ledger: Ledger) -> None:
+    first = disclose(ledger, "model 1", "emil", "dora")
+    assert disclose(ledger, "model 1", "dora", "emil") == first
+    assert disclose(ledger, "model 1", "emil") != first
+    with pytest.raises(LedgerError) as caught:
+        disclose(ledger, "model 2", "emil", "dora")
+    assert refused(caught) == "EVALUATIONS_EXHAUSTED"
+    assert disclose(ledger, "model 1", "emil", "dora", limit=1) == first
+    disclose(ledger, "model 2", "dora")
+    summary = ledger.summary(BUDGET)
+    assert (summary.disclosures, summary.most_disclosures) == (3, 2)
+    with pytest.raises(LedgerError) as caught:
+        disclose(ledger, "model 1", "emil", "dora", limit=0)
+    assert refused(caught) == "EVALUATION_NOT_ALLOWED"
+
+
+def test_the_figures_of_an_evaluation_are_released_too(ledger: Ledger) -> None:
+    reserve(ledger)
+    done = ledger.disclose(run="run", model_sha256=sha("m"), patients=["emil"], roles=ROLES, limit=1)
+    ledger.release(done, sha("auc 0.8"))
+    ledger.release(done, sha("auc 0.8"))
+    assert ledger.is_released(sha("auc 0.8"))
+    with pytest.raises(LedgerError) as caught:
+        ledger.release(done, sha("auc 0.81"))
+    assert refused(caught) == "NOT_RELEASED"
+    assert ledger.summary(BUDGET).runs[0].released == 0
+
+
+@pytest.mark.parametrize("patients", [["anna"], ["emil", "anna"], ["nobody"]])
+def test_who_is_trained_on_is_not_evaluated(ledger: Ledger, patients: list[str]) -> None:
+    with pytest.raises(LedgerError) as caught:
+        disclose(ledger, "model", *patients)
+    assert refused(caught) == "ROLE_CHANGED"
+
+
+def test_an_evaluation_sets_roles_too(ledger: Ledger) -> None:
+    disclose(ledger, "model", "emil")
+    with pytest.raises(LedgerError) as caught:
+        ledger.reserve(run="r", spend=SPEND, rounds=1, roles={"emil": "train"}, budget=BUDGET)
+    assert refused(caught) == "ROLE_CHANGED"
+    with pytest.raises(LedgerError) as caught:
+        disclose(ledger, "model")
+    assert refused(caught) == "NOTHING_TO_EVALUATE"
+
+
+def test_the_summary_names_nobody_and_adds_up(ledger: Ledger) -> None:
+    reservation = fill(ledger)
+    summary = ledger.summary(BUDGET)
+    run, gone = summary.runs
+    assert (run.run, run.rounds, run.booked, run.released) == ("run", 3, 2, 1)
+    assert (run.is_open, run.patients) == (True, 3)
+    assert (gone.run, gone.rounds, gone.booked, gone.is_open, gone.epsilon) == ("gone", 2, 0, False, 0.0)
+    assert summary.rho == BUDGET.cost(reservation.spend.times(3))
+    assert summary.epsilon == BUDGET.epsilon_of(summary.rho)
+    assert 0 < summary.epsilon_pld <= summary.epsilon_rdp <= summary.epsilon * 1.01
+    assert summary.remaining == pytest.approx(1 - summary.rho / BUDGET.allowance)
+    text = json.dumps(summary.to_json(), allow_nan=False)
+    assert not any(name in text for name in ROLES)
+
+
+def test_the_export_can_be_checked_by_whoever_has_the_key(ledger: Ledger, tmp_path: Path) -> None:
+    fill(ledger)
+    path, key_path = paths(tmp_path)
+    keys = Keys(key_path.read_bytes())
+    lines = [json.loads(json.dumps(line)) for line in ledger.events()]
+    chain = START
+    for seq, line in enumerate(lines, start=1):
+        body = canonical(line["body"]).encode()
+        chain = keys.link(chain, seq, line["unix_time"], line["kind"].encode(), body)
+        assert (line["seq"], line["chain"]) == (seq, chain.hex())
+    (added,) = [line["patients"] for line in lines if line["kind"] == "patients"]
+    assert dict(added) == {keys.patient(n).hex(): role for n, role in ROLES.items()}
+    kinds = {line["kind"] for line in lines}
+    assert len(kinds) == 8, "of every kind one"
+    for text in (json.dumps(lines).encode(), path.read_bytes()):
+        assert not any(re.search(name.encode(), text) for name in ROLES)
+
+
+def test_threads_of_one_process_may_share_a_ledger(ledger: Ledger) -> None:
+    reservation = reserve(ledger, rounds=40)
+    ids: list[int] = []
+
+    def work(first: int) -> None:
+        for round_index in range(first, first + 10):
+            booking = book(ledger, reservation, round_index)
+            ledger.release(booking, sha(f"bytes {round_index}"))
+            ids.append(booking.id)
+
+    threads = [threading.Thread(target=work, args=(10 * index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(ids)) == 40
+    summary = ledger.summary(BUDGET)
+    assert (summary.runs[0].booked, summary.runs[0].released) == (40, 40)

@@ -1,0 +1,271 @@
+"""Local training under DP-SGD: the contract of local training, and what a site's records may do to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from histoflare.bags.task import MemTask
+from histoflare.errors import JobError
+from histoflare.privacy.noise import SecureNoise, SeededNoise
+from histoflare.rounds.evaluation import evaluate
+from histoflare.rounds.local import predict, train_locally
+from histoflare.rounds.private import train_privately
+from histoflare.rounds.state import digest, model_state
+from histoflare.rounds.task import PerRecord
+
+from ..bags.stand_in import MemoryBags, Record, memory_bags
+from .toy import Table, ToyTask, toy_table
+
+
+@dataclass(frozen=True)
+class Plan:
+    clip_norm: float = 1.0
+    noise_multiplier: float | None = 1.0
+    sample_rate: float = 0.5
+    batch_size: float = 20.0
+    steps: int = 3
+    record: str = "patient"
+    slides_per_patient: int | None = None
+    engine: str = "bookkeeping"
+    physical_batch: int = 16
+
+
+EXACT = Plan(clip_norm=1e30, noise_multiplier=0.0, sample_rate=1.0, batch_size=10.0, steps=1)
+
+
+@dataclass(frozen=True)
+class RowTask(ToyTask):
+    """The toy task, each row a record."""
+
+    def records(self, data: Table, record: str, slides_per_patient: int | None) -> list[int]:
+        return list(range(len(data.y)))
+
+    def record_batch(self, data: Table, records: Sequence[int], seed: int) -> Any:
+        return data.x[list(records)], data.y[list(records)], torch.Generator().manual_seed(seed)
+
+    def record_losses(self, model: nn.Module, batch: Any) -> Tensor:
+        return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
+def train(task: Any = None, data: Any = None, plan: Plan = Plan(), **changes: Any) -> Any:
+    task = task or RowTask()
+    arguments = {"plan": plan, "noise": SeededNoise(0), "seed": 0, **changes}
+    state = arguments.pop("state", None) or model_state(task.build_model())
+    return train_privately(task, state, toy_table(1) if data is None else data, **arguments)
+
+
+def mem_task(**fields: Any) -> MemTask:
+    small = {"features": 6, "memories": 3, "dim": 4, "hidden": 8, "optimizer": "sgd", "learning_rate": 0.1}
+    return MemTask(["benign", "tumour"], "toy:1", **{**small, **fields})
+
+
+def several_slides(seed: int = 0) -> MemoryBags:
+    """Return 16 training slides of 5 patients: of 6, 4, 3, 2 and 1 slides."""
+    data = memory_bags(seed)
+    patients = iter([p for p, slides in enumerate((6, 4, 3, 2, 1)) for _ in range(slides)])
+    records = [
+        replace(record, patient=f"p{next(patients)}") if record.split == "train" else record
+        for record in data.records
+    ]
+    return MemoryBags(records, data.bags)
+
+
+def test_tasks_that_tell_records_apart() -> None:
+    assert isinstance(mem_task(), PerRecord) and isinstance(RowTask(), PerRecord)
+    assert not isinstance(ToyTask(), PerRecord)
+    with pytest.raises(JobError, match="ToyTask does not tell") as caught:
+        train(ToyTask())
+    assert caught.value.reason == "MODEL_NOT_PRIVATE"
+
+
+def test_one_exact_full_step_is_gradient_descent() -> None:
+    # Softmax regression from zero weights: dL/dW = Σ (p - onehot) xᵀ with p = 1/2, by hand.
+    data, task = toy_table(2, n=10), RowTask(learning_rate=0.3)
+    state = {name: torch.zeros_like(tensor) for name, tensor in model_state(task.build_model()).items()}
+    result = train(task, data, replace(EXACT, batch_size=25.0), state=state)
+    residual = 0.5 - np.eye(2)[data.y.numpy()]
+    gradient = residual.T @ data.x.numpy().astype(np.float64) / 25
+    np.testing.assert_allclose(result.state["head.weight"].numpy(), -0.3 * gradient, rtol=1e-5, atol=1e-7)
+    assert (result.n_samples, result.n_steps) == (10, 1)
+    assert result.mean_loss == pytest.approx(np.log(2))
+
+
+def test_an_exact_full_step_is_that_of_local_training_on_one_slide_each() -> None:
+    data = memory_bags(0)
+    task = mem_task(batch_size=16, max_patches=None)
+    state = model_state(task.build_model())
+    plain = train_locally(task, state, data, seed=0)
+    exact = train(task, data, replace(EXACT, batch_size=16.0), state=state)
+    torch.testing.assert_close(exact.state, plain.state, rtol=1e-5, atol=1e-7)
+    assert exact.mean_loss == pytest.approx(plain.mean_loss, rel=1e-5)
+
+
+def test_the_same_bytes_for_the_same_source_and_seed() -> None:
+    task, data = mem_task(max_patches=3), several_slides()
+    first, again, other = (train(task, data, noise=SeededNoise(noise)) for noise in (3, 3, 4))
+    assert digest(first.state) == digest(again.state) != digest(other.state)
+    assert first.mean_loss == again.mean_loss
+    assert digest(train(task, data, noise=SeededNoise(3), seed=1).state) != digest(first.state)
+    secret = [train(task, data, noise=SecureNoise()) for _ in range(2)]
+    assert digest(secret[0].state) != digest(secret[1].state)
+
+
+def test_nothing_global_is_disturbed() -> None:
+    task = mem_task()
+    state = model_state(task.build_model())
+    before, threads = digest(state), torch.get_num_threads()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(task, several_slides(), state=state)
+    assert torch.equal(torch.rand(3), expected)
+    assert (digest(state), torch.get_num_threads()) == (before, threads)
+
+
+@pytest.mark.parametrize("engine", ["bookkeeping", "hooks", "ghost", "microbatch"])
+def test_engines_and_physical_batches_change_rounding_only(engine: str) -> None:
+    task, data = mem_task(max_patches=3, reconstruction=0.1, blocks=2), several_slides()
+    plan = Plan(sample_rate=0.8, clip_norm=0.5)
+    expected = train(task, data, replace(plan, engine="microbatch", physical_batch=1))
+    for physical in (1, 2, 16):
+        got = train(task, data, replace(plan, engine=engine, physical_batch=physical))
+        torch.testing.assert_close(got.state, expected.state, rtol=0, atol=2e-6)
+        assert got.mean_loss == pytest.approx(expected.mean_loss, rel=1e-5)
+
+
+def test_a_correction_is_added_after_clip_and_noise() -> None:
+    # SGD with rate 0.5 and one step: the difference of two runs is -0.5·c, though c is far above the clip.
+    task = RowTask(learning_rate=0.5)
+    plain = train(task, plan=Plan(clip_norm=1e-3, steps=1)).state
+    pushed = train(
+        task, plan=Plan(clip_norm=1e-3, steps=1), correction=lambda name, p: torch.full_like(p, 40.0)
+    ).state
+    for name in plain:
+        torch.testing.assert_close(pushed[name] - plain[name], torch.full_like(plain[name], -20.0))
+
+
+def test_every_step_is_taken_though_nobody_was_drawn() -> None:
+    task = RowTask()
+    state = model_state(task.build_model())
+    result = train(task, plan=Plan(sample_rate=1e-12, steps=4), state=state)
+    assert result.n_steps == 4 and math.isnan(result.mean_loss)
+    assert all(not torch.equal(result.state[name], tensor) for name, tensor in state.items())
+
+
+def test_what_leaves_of_a_step_has_the_noise_of_the_plan() -> None:
+    # Steps of noise alone add up: 25 of them, lr 1, have standard deviation 5·z·C / batch_size.
+    task = RowTask(features=400, learning_rate=1.0, classes=50)
+    state = model_state(task.build_model())
+    data = toy_table(0, features=400)
+    plan = Plan(sample_rate=1e-12, noise_multiplier=2.0, clip_norm=0.5, batch_size=4.0, steps=25)
+    change = train(task, data, plan, state=state).state["head.weight"] - state["head.weight"]
+    assert float(change.std()) == pytest.approx(5 * 2.0 * 0.5 / 4.0, rel=5 / math.sqrt(2 * 20_000))
+
+
+def test_no_patient_moves_a_step_by_more_than_the_clip_norm() -> None:
+    data, task = several_slides(), mem_task(learning_rate=1.0)
+    state = model_state(task.build_model())
+    plan = replace(EXACT, clip_norm=0.05, batch_size=1.0)
+    whole = train(task, data, plan, state=state).state
+    for patient in {record.patient for record in data.train}:
+        rest = MemoryBags([r for r in data.records if r.patient != patient], data.bags)
+        without = train(task, rest, plan, state=state).state
+        moved = math.sqrt(sum(float((whole[n] - without[n]).double().square().sum()) for n in whole))
+        assert 0.04 < moved <= 0.05 * (1 + 1e-4)  # the state itself is rounded to float32
+
+
+@pytest.mark.parametrize(
+    ("record", "most", "count"), [("patient", None, 5), ("slide", 2, 9), ("slide", 9, 16)]
+)
+def test_records_are_patients_or_slides(record: str, most: int | None, count: int) -> None:
+    # Exact steps at rate 1 divide by 1: the loss is the mean over the records, each once.
+    task, data = mem_task(), several_slides()
+    plan = replace(EXACT, record=record, slides_per_patient=most)
+    drawn: list[int] = []
+
+    class Watched(MemTask):
+        def record_batch(self, data: Any, records: Any, seed: int) -> Any:
+            drawn.append(len(records))
+            return super().record_batch(data, records, seed)
+
+    result = train(Watched(**task.to_json()), data, plan)
+    assert sum(drawn) == count and result.n_samples == 16
+
+
+def test_dropout_follows_the_secret_source_and_not_the_public_seed() -> None:
+    task = RowTask(hidden=20, dropout=0.5)
+    one, same, other = (
+        train(task, plan=EXACT, noise=SeededNoise(noise), seed=seed)
+        for noise, seed in ((0, 0), (0, 1), (1, 0))
+    )
+    assert digest(one.state) == digest(same.state) != digest(other.state)
+
+
+def test_what_cannot_be_trained_is_refused() -> None:
+    with pytest.raises(JobError, match="no training samples") as caught:
+        train(data=toy_table(0, n=0))
+    assert caught.value.reason == "SITE_HAS_NO_TRAINING_DATA"
+    with pytest.raises(JobError, match="BatchNorm1d") as caught:
+        train(RowTask(hidden=4, batch_norm=True))
+    assert caught.value.reason == "MODEL_NOT_PRIVATE"
+    with pytest.raises(JobError, match="not settled") as caught:
+        train(plan=Plan(noise_multiplier=None))
+    assert caught.value.reason == "PRIVACY_INVALID"
+    with pytest.raises(JobError, match="NaN or infinity in the model") as caught:
+        train(RowTask(learning_rate=1e30), plan=Plan(noise_multiplier=1e15))
+    assert caught.value.reason == "TRAINING_FAILED"
+
+
+class Remembering(nn.Linear):
+    """A layer that keeps the mean of what it saw."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__(features, classes)
+        self.register_buffer("seen", torch.zeros(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen: Tensor
+        self.seen += x.detach().mean(dim=0)
+        return super().forward(x)
+
+
+@dataclass(frozen=True)
+class RememberingTask(RowTask):
+    def build_model(self) -> nn.Module:
+        torch.manual_seed(0)
+        return Remembering(self.features, self.classes)
+
+
+def test_a_model_that_remembers_records_in_a_buffer_is_refused() -> None:
+    with pytest.raises(JobError, match=r"changes the model's buffers \(seen\)") as caught:
+        train(RememberingTask(), plan=replace(EXACT, engine="microbatch"))
+    assert caught.value.reason == "MODEL_NOT_PRIVATE"
+
+
+def test_a_patient_with_very_many_slides_is_one_record() -> None:
+    generator = torch.Generator().manual_seed(0)
+    records = [Record(f"s{i}", "p0", i % 2, "train") for i in range(60)]
+    data = MemoryBags(records, {r.slide_id: torch.randn((40, 6), generator=generator) for r in records})
+    plan = replace(EXACT, clip_norm=0.02, batch_size=1.0, physical_batch=1)
+    task = mem_task(learning_rate=1.0)
+    state = model_state(task.build_model())
+    moved = train(task, data, plan, state=state).state
+    length = math.sqrt(sum(float((moved[n] - state[n]).double().square().sum()) for n in state))
+    assert 0.019 < length <= 0.02 * (1 + 1e-4)
+
+
+def test_it_learns_with_a_little_noise() -> None:
+    task = mem_task(learning_rate=0.5, seed=1)
+    plan = Plan(sample_rate=0.25, batch_size=15.0, steps=120, noise_multiplier=0.5)
+    result = train(task, memory_bags(0, n=90), plan)
+    metrics = evaluate(predict(task, result.state, memory_bags(99, n=90), "all"), bootstraps=0)
+    assert metrics.auc.value is not None and metrics.auc.value > 0.8

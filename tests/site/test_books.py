@@ -1,0 +1,240 @@
+"""What a site books before it trains, and what it lets go on that ground."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from histoflare.errors import HistoflareError, JobError, LedgerError
+from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
+from histoflare.privacy.policy import POLICIES, Policy, read_policy
+from histoflare.site.books import Books, audit_log_of, ledger_holds, note_refusal, open_ledger
+from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.messages import EvaluateAnswer, TrainAnswer, digest_of
+
+LABELS = ["glandular", "solid"]
+MODEL = {"w": np.zeros(3, dtype=np.float32)}
+PLAN = DpSgd(noise_multiplier=20.0, sample_rate=0.1, steps=2)
+ROUNDS = 3
+
+
+def site(folder: Path, train: int = 6, test: int = 2, **options: Any) -> SiteConfiguration:
+    """Return a site of so many patients, two slides each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    roles = ["train"] * train + ["test"] * test
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["slide", "patient", "label", "split"])
+        for number, role in enumerate(roles):
+            for slide in "ab":
+                table.writerow([f"{number}{slide}.tif", f"p{number}", LABELS[number % 2], role])
+    return SiteConfiguration(folder / "manifest.csv", folder / "bags", **options)
+
+
+def policy(**changes: Any) -> Policy:
+    read = read_policy(POLICIES / "dp-patient.toml")
+    protection = {name: changes.pop(name) for name in ("epsilon", "evaluations") if name in changes}
+    assert read.protection is not None
+    return replace(read, protection=replace(read.protection, **protection), **changes)
+
+
+def books(
+    configuration: SiteConfiguration, plan: PrivacyPlan = PLAN, rules: Policy | None = None, run: str = "run"
+) -> Books:
+    return Books(configuration, rules or policy(), plan, rounds=ROUNDS, run=run, labels=LABELS)
+
+
+class Training:
+    """Gives another update at each call, as noise does."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self) -> TrainAnswer:
+        self.calls += 1
+        return TrainAnswer({"w": np.full(3, self.calls, dtype=np.float32)}, 1.0, {}, patients=6)
+
+
+def what(configuration: SiteConfiguration) -> list[str]:
+    return [event["what"] for event in audit_log_of(configuration).read()]
+
+
+def test_a_round_is_booked_then_trained_then_released(tmp_path: Path) -> None:
+    at, training = site(tmp_path), Training()
+    of_job = books(at)
+    of_job.reserve()
+
+    def train() -> TrainAnswer:
+        (run,) = open_ledger(at).summary(of_job.budget).runs
+        assert (run.booked, run.released) == (1, 0), "before the first gradient, and not yet released"
+        return training()
+
+    answer = of_job.train(MODEL, 0, train)
+    assert not answer.again
+    (run,) = open_ledger(at).summary(of_job.budget).runs
+    assert (run.booked, run.released, run.rounds) == (1, 1, ROUNDS)
+    assert ledger_holds(at, answer.digest)
+    assert what(at) == ["reserved", "released"]
+
+
+def test_the_same_question_gets_the_same_bytes_and_no_training(tmp_path: Path) -> None:
+    at, training = site(tmp_path), Training()
+    for _ in range(2):  # the second time in a new process, of a job that resumes the run
+        of_job = books(at)
+        of_job.reserve()
+        first = of_job.train(MODEL, 0, training)
+        again = of_job.train(MODEL, 0, training)
+        assert again.again and training.calls == 1
+        assert np.array_equal(first.answer.tensors["w"], again.answer.tensors["w"])
+        assert (again.answer.weight, again.answer.patients) == (1.0, 6)
+
+
+def test_another_model_is_another_event(tmp_path: Path) -> None:
+    at, training = site(tmp_path), Training()
+    of_job = books(at)
+    of_job.reserve()
+    of_job.train(MODEL, 0, training)
+    of_job.train({"w": np.ones(3, dtype=np.float32)}, 0, training)
+    assert training.calls == 2
+    (run,) = open_ledger(at).summary(of_job.budget).runs
+    assert run.booked == 2
+
+
+def test_a_round_whose_training_failed_may_run_again_under_its_booking(tmp_path: Path) -> None:
+    at, training = site(tmp_path), Training()
+    of_job = books(at)
+    of_job.reserve()
+
+    def fail() -> TrainAnswer:
+        raise HistoflareError("no", reason="TRAINING_FAILED")
+
+    with pytest.raises(HistoflareError, match="no"):
+        of_job.train(MODEL, 0, fail)
+    of_job.train(MODEL, 0, training)
+    (run,) = open_ledger(at).summary(of_job.budget).runs
+    assert (run.booked, run.released) == (1, 1)
+
+
+@pytest.mark.parametrize("damage", ["gone", "changed"])
+def test_released_bytes_that_are_lost_are_booked_anew(tmp_path: Path, damage: str) -> None:
+    at, training = site(tmp_path), Training()
+    of_job = books(at)
+    of_job.reserve()
+    first = of_job.train(MODEL, 0, training)
+    (stored,) = at.ledger.parent.rglob("release_*.safetensors")
+    if damage == "gone":
+        stored.unlink()
+    else:
+        content = bytearray(stored.read_bytes())
+        content[-1] ^= 1
+        stored.write_bytes(content)
+    again = of_job.train(MODEL, 0, training)
+    assert not again.again and again.digest != first.digest
+    (run,) = open_ledger(at).summary(of_job.budget).runs
+    assert run.booked == 2
+
+
+def test_a_job_beyond_the_budget_is_refused_before_it_trains(tmp_path: Path) -> None:
+    at = site(tmp_path)
+    greedy = DpSgd(noise_multiplier=0.5, sample_rate=1.0, steps=10)
+    with pytest.raises(LedgerError) as caught:
+        books(at, greedy).reserve()
+    assert caught.value.reason == "BUDGET_EXHAUSTED"
+
+
+def test_the_sites_own_epsilon_lowers_the_policys_and_never_raises_it(tmp_path: Path) -> None:
+    plan = DpSgd(target_epsilon=3.0, sample_rate=0.2, steps=2).settled(ROUNDS)
+    books(site(tmp_path / "a"), plan, policy(epsilon=3.0)).reserve()
+    with pytest.raises(LedgerError, match="budget is ε = 2"):
+        books(site(tmp_path / "b", epsilon=2.0), plan, policy(epsilon=3.0)).reserve()
+    with pytest.raises(LedgerError, match="budget is ε = 2"):
+        books(site(tmp_path / "c", epsilon=9.0), plan, policy(epsilon=2.0)).reserve()
+
+
+def test_a_second_job_finds_what_the_first_has_left(tmp_path: Path) -> None:
+    at = site(tmp_path)
+    plan = DpSgd(target_epsilon=7.0, sample_rate=0.2, steps=2).settled(ROUNDS)
+    books(at, plan, run="first").reserve()
+    with pytest.raises(LedgerError) as caught:
+        books(at, plan, run="second").reserve()
+    assert caught.value.reason == "BUDGET_EXHAUSTED"
+    books(at, DpSgd(target_epsilon=0.5, sample_rate=0.2, steps=2).settled(ROUNDS), run="third").reserve()
+
+
+@pytest.mark.parametrize(
+    ("plan", "says"),
+    [
+        (Open(), "mechanism is open"),
+        (UpdateNoise(noise_multiplier=50.0), "mechanism is update-noise"),
+        (replace(PLAN, record="slide", slides_per_patient=2), "clips by slide"),
+        (replace(PLAN, noise_seed=1), "repeatable"),
+    ],
+)
+def test_a_plan_that_is_not_the_policys_is_refused(tmp_path: Path, plan: PrivacyPlan, says: str) -> None:
+    with pytest.raises(JobError, match=says) as caught:
+        books(site(tmp_path), plan).reserve()
+    assert caught.value.reason == "PRIVACY_MISMATCH"
+
+
+def test_too_few_patients_are_refused_before_anything_is_reserved(tmp_path: Path) -> None:
+    at = site(tmp_path, train=4)
+    with pytest.raises(JobError) as caught:
+        books(at).reserve()
+    assert caught.value.reason == "TOO_FEW_PATIENTS"
+    assert not at.ledger.exists()
+
+
+def test_nothing_is_trained_that_was_not_reserved(tmp_path: Path) -> None:
+    with pytest.raises(JobError) as caught:
+        books(site(tmp_path)).train(MODEL, 0, Training())
+    assert caught.value.reason == "NOT_ADMITTED"
+
+
+def test_a_patient_keeps_the_role_of_the_first_job(tmp_path: Path) -> None:
+    books(site(tmp_path)).reserve()
+    moved = site(tmp_path, train=7, test=1)
+    with pytest.raises(LedgerError) as caught:
+        books(moved, run="later").reserve()
+    assert caught.value.reason == "ROLE_CHANGED"
+
+
+def test_evaluations_are_counted(tmp_path: Path) -> None:
+    at, rules = site(tmp_path), policy(evaluations=1)
+    answer = EvaluateAnswer({"auc": 0.5}, patients=2)
+    of_job = books(at, rules=rules)
+    assert of_job.evaluate(MODEL, "test", lambda: answer) == answer
+    assert of_job.roles is not None and of_job.roles["p6"] == "test"
+    assert ledger_holds(at, digest_of(answer.metrics))
+    with pytest.raises(LedgerError) as caught:
+        books(at, rules=rules, run="later").evaluate(MODEL, "test", lambda: answer)
+    assert caught.value.reason == "EVALUATIONS_EXHAUSTED"
+    with pytest.raises(LedgerError) as caught:
+        books(site(tmp_path / "b"), rules=policy(evaluations=0)).evaluate(MODEL, "test", lambda: answer)
+    assert caught.value.reason == "EVALUATION_NOT_ALLOWED"
+
+
+def test_all_patients_of_a_site_that_only_evaluates_are_for_testing(tmp_path: Path) -> None:
+    at = site(tmp_path, evaluation_only=True)
+    of_job = books(at)
+    of_job.evaluate(MODEL, "all", lambda: EvaluateAnswer({"auc": 0.5}, patients=8))
+    assert of_job.roles is not None and set(of_job.roles.values()) == {"test"}
+    with pytest.raises(LedgerError) as caught:
+        books(site(tmp_path), run="later").reserve()
+    assert caught.value.reason == "ROLE_CHANGED"
+
+
+def test_an_open_scope_books_nothing_and_still_says_what_left(tmp_path: Path) -> None:
+    at, training = site(tmp_path), Training()
+    of_job = books(at, Open(), read_policy(POLICIES / "open.toml"))
+    of_job.reserve()
+    of_job.train(MODEL, 0, training)
+    of_job.train(MODEL, 0, training)
+    note_refusal(at, "run", JobError("the details", reason="NOT_FINITE"))
+    assert training.calls == 2
+    assert not at.ledger.exists()
+    assert what(at) == ["released", "released", "refused"]
