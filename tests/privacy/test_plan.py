@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from histoflare.privacy.accountant import epsilon
-from histoflare.privacy.budget import Budget
 
 from histoflare.errors import JobError
+from histoflare.privacy.accountant import epsilon
+from histoflare.privacy.budget import Budget
 from histoflare.privacy.noise import SeededNoise
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.privacy.spend import Spend

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -147,6 +148,76 @@ def show_noise(
         "noise multiplier",
         ((name, f"{figure:.5g}") for name, figure in figures),
     )
+
+
+@app.command("plan")
+def show_plan(
+    job: Annotated[Path, typer.Argument(help="A job folder, e.g. jobs/mem_dpsgd.")],
+    site: Annotated[Path, typer.Option(help="The site's own file, e.g. local/histoflare.toml.")],
+    policy: Annotated[
+        Path | None, typer.Option(help="The site's policy; none: policy_<scope>.toml beside the site's file.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a job would cost this site's patients, and whether the site would admit it. Books nothing.
+
+    The exit code is 3 if the site would refuse it.
+
+    Example: histoflare privacy plan jobs/mem_dpsgd --site local/histoflare.toml
+    """
+    from histoflare.flare.job import read_job
+    from histoflare.flare.site_policy import policy_file
+    from histoflare.privacy.accountant import epsilon
+    from histoflare.privacy.policy import read_policy
+    from histoflare.report.reasons import explain
+    from histoflare.site.books import preview
+    from histoflare.site.configuration import read_site_file
+
+    read = read_job(job)
+    rules = read_policy(policy or site.parent / policy_file(read.scope))
+    found = preview(read_site_file(site), rules, read.plan, read.rounds, list(read.task.labels))
+    spend = read.plan.spend().times(read.rounds)
+    tight = "pld" if spend.sample_rate < 1 else "gaussian"
+    delta = found.budget.delta
+    facts = _facts(delta) | {
+        "job": read.name,
+        "rounds": read.rounds,
+        "mechanism": read.plan.mechanism,
+        "spend": spend.to_json(),
+        "patients_to_train_on": found.patients,
+        "budget": found.budget.epsilon,
+        "spent": _json(found.before),
+        "job_alone": _json(found.alone),
+        f"job_alone_by_{tight}": _json(epsilon([spend], delta, tight)),
+        "together": _json(found.after),
+        "admitted": found.refusal is None,
+        "reason": found.refusal and found.refusal.reason,
+    }
+    if as_json:
+        print_json(facts)
+    else:
+        table = make_table(
+            "for one patient, the most exposed", "ε", title=f"{read.name}: {read.rounds} rounds"
+        )
+        table.add_row("spent so far", _shown(found.before))
+        table.add_row("this job", _shown(found.alone))
+        table.add_row(f"this job by {tight}, for comparison", _shown(epsilon([spend], delta, tight)))
+        table.add_row("together", _shown(found.after))
+        table.add_row("budget", _shown(found.budget.epsilon))
+        out.print(table)
+        out.print(
+            f"{read.plan.describe()} δ = {delta:g}. {found.patients} patients to train on.", highlight=False
+        )
+        if found.refusal is None:
+            out.print("This site would admit the job.", highlight=False)
+        else:
+            out.print(f"Refused: {explain(found.refusal.reason)}", style="red", highlight=False)
+            out.print(str(found.refusal), highlight=False, markup=False)
+    raise typer.Exit(0 if found.refusal is None else 3)
+
+
+def _json(figure: float) -> float | None:
+    return figure if math.isfinite(figure) else None
 
 
 def _figures(

@@ -20,8 +20,8 @@ from histoflare.errors import HistoflareError, JobError
 from histoflare.flare import handshake
 from histoflare.flare.deployed import CLIENT_FILE, check_deployed
 from histoflare.flare.handshake import Admitted
-from histoflare.flare.kit_signature import check_running_kit
 from histoflare.flare.job import PRIVACY, STRATEGY, TASK, read_configuration
+from histoflare.flare.kit_signature import check_running_kit
 from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.privacy.policy import read_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, check_task, digest, read_protocol

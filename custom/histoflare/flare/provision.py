@@ -60,8 +60,8 @@ class SitePolicyBuilder(Builder):
     Args:
         policies: Policy files, one per scope.
         protocol: The agreed protocol: a job's folder, or a JSON file.
-        trust: ``untrusted`` or ``trusted``: whether the sites trust the server with updates that have no noise
-            in them. It picks the scope of a job that names none (:data:`TRUST`).
+        trust: ``untrusted`` or ``trusted``: whether the sites trust the server with updates that have no
+            noise in them. It picks the scope of a job that names none (:data:`TRUST`).
         default_scope: That scope, in place of what ``trust`` picks; one of the policies'. Where there is one
             policy only, it is that one's.
         heart_beat_timeout: Seconds after which the server gives up a site that says nothing.
@@ -90,7 +90,9 @@ class SitePolicyBuilder(Builder):
             path = folder / entry
             self.policies[read_policy(path).name] = path
         if trust not in TRUST:
-            raise JobError(f"trust must be one of {', '.join(TRUST)}, not {trust!r}.", reason="POLICY_INVALID")
+            raise JobError(
+                f"trust must be one of {', '.join(TRUST)}, not {trust!r}.", reason="POLICY_INVALID"
+            )
         if default_scope is None:
             default_scope = next(iter(self.policies)) if len(self.policies) == 1 else TRUST[trust]
         if default_scope not in self.policies:

@@ -129,6 +129,25 @@ class Ledger:
             content = {"run": run, "spend": spend.to_json(), "rounds": rounds, "cohort": cohort}
             return page.books.accounts[page.append("reservation", content)].reservation
 
+    def exposure(self, roles: Mapping[str, str], budget: Budget) -> float:
+        """Return what the most exposed of the patients to train on was charged (ρ); nothing is written.
+
+        Args:
+            roles, budget: As for :meth:`reserve`.
+
+        Raises:
+            LedgerError: A patient has another role in the ledger (ROLE_CHANGED).
+        """
+        known_as = _normalise(roles)
+        with self._sessions.reading() as (books, _, _):
+            ids = {name: books.patients.get(books.keys.patient(name)) for name in known_as}
+            _refuse_other_roles(
+                [name for name, id_ in ids.items() if id_ and books.roles[id_ - 1] != known_as[name]]
+            )
+            charges = books.charges(budget)
+            trained_on = [id_ - 1 for name, id_ in ids.items() if id_ and known_as[name] == TRAIN]
+            return float(charges[trained_on].max(initial=0.0))
+
     def book(
         self, reservation: Reservation, round_index: int, model_sha256: str, budget: Budget
     ) -> Booking | Release:
@@ -334,22 +353,27 @@ def _enter(page: Page, known_as: Mapping[str, str]) -> dict[str, int]:
     """Return patient → number; patients the ledger has not met are added."""
     books = page.books
     macs = {name: page.keys.patient(name) for name in known_as}
-    changed = [
-        name
-        for name, mac in macs.items()
-        if mac in books.patients and books.roles[books.patients[mac] - 1] != known_as[name]
-    ]
+    _refuse_other_roles(
+        [
+            name
+            for name, mac in macs.items()
+            if mac in books.patients and books.roles[books.patients[mac] - 1] != known_as[name]
+        ]
+    )
+    # In order of their MACs: the manifest's order would tell who is who.
+    page.add_patients(
+        sorted((mac, known_as[name]) for name, mac in macs.items() if mac not in books.patients)
+    )
+    return {name: books.patients[mac] for name, mac in macs.items()}
+
+
+def _refuse_other_roles(changed: list[str]) -> None:
     if changed:
         raise LedgerError(
             f"{len(changed)} patients have another role than they had before: {_some(changed)}. Who was "
             "trained on is never evaluated on, nor the other way round: put the old split back.",
             reason="ROLE_CHANGED",
         )
-    # In order of their MACs: the manifest's order would tell who is who.
-    page.add_patients(
-        sorted((mac, known_as[name]) for name, mac in macs.items() if mac not in books.patients)
-    )
-    return {name: books.patients[mac] for name, mac in macs.items()}
 
 
 def _mask(books: Books, cohort: int) -> np.ndarray[Any, np.dtype[np.intp]]:

@@ -7,6 +7,7 @@ was done with the same patients.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -68,4 +69,5 @@ class Spend:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, float | int) and not isinstance(value, bool) and not math.isnan(value)
+    # Compared, not math.isnan: a whole number beyond a float's range is none that can be used.
+    return isinstance(value, float | int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -126,17 +126,12 @@ class Books:
             JobError: The plan is not what the policy asks for (PRIVACY_MISMATCH).
             LedgerError: The budget does not suffice, a patient's role changed, or the ledger cannot be used.
         """
-        self._check_plan()
+        _check_plan(self._policy, self.plan)
         protection = self._policy.protection
         if protection is None or self._reservation is not None:
             return
         roles = read_roles(self.configuration, self._labels)
-        patients = sum(role == "train" for role in roles.values())
-        if patients < self._policy.minimum_patients:
-            raise JobError(
-                f"{patients} patients to train on; the policy asks for {self._policy.minimum_patients}.",
-                reason="TOO_FEW_PATIENTS",
-            )
+        _check_size(self._policy, sum(role == "train" for role in roles.values()))
         self._reservation = open_ledger(self.configuration).reserve(
             run=self.run,
             spend=self.plan.spend(),
@@ -217,22 +212,6 @@ class Books:
         )
         return answer
 
-    def _check_plan(self) -> None:
-        policy, plan = self._policy, self.plan
-        problem = None
-        if plan.mechanism != policy.mechanism:
-            problem = f"the job's mechanism is {plan.mechanism}, the policy's is {policy.mechanism}"
-        elif policy.protection is not None:
-            record = getattr(plan, "record", "patient")
-            if record not in policy.protection.records:
-                problem = (
-                    f"the job clips by {record}; the policy allows {', '.join(policy.protection.records)}"
-                )
-            elif plan.noise_seed is not None and not policy.protection.seeded_noise:
-                problem = "the job's noise is repeatable (noise_seed), and the policy does not allow that"
-        if problem:
-            raise JobError(f"The job's privacy is not the policy's: {problem}.", reason="PRIVACY_MISMATCH")
-
     def _load(self, store: ReleaseStore, released: Release) -> TrainAnswer | None:
         """Return what was released, if exactly that is still there."""
         kept = store.load(released.booking.id)
@@ -249,6 +228,57 @@ class Books:
         self._audit.write("released", run=self.run, kind=what, round=index, sha256=said, patients=patients)
 
 
+@dataclass(frozen=True)
+class Preview:
+    """What a job would cost a site's most exposed patient. ε is that of the budget's filter, at its δ.
+
+    Attributes:
+        patients: To train on.
+        before: What was charged already. alone: The job. after: Both together.
+        budget: What there is.
+        refusal: Why the site would refuse the job; None if it would not.
+    """
+
+    patients: int
+    before: float
+    alone: float
+    after: float
+    budget: Budget
+    refusal: HistoflareError | None
+
+
+def preview(
+    configuration: SiteConfiguration, policy: Policy, plan: PrivacyPlan, rounds: int, labels: list[str]
+) -> Preview:
+    """Return what :meth:`Books.reserve` would do. Nothing is written, and no ledger is made.
+
+    Raises:
+        JobError: The policy has no budget (POLICY_INVALID).
+        ManifestError: The manifest cannot be used.
+    """
+    if policy.protection is None:
+        raise JobError(
+            f"The scope {policy.name} has no budget: nothing is booked under it, and nothing is protected.",
+            reason="POLICY_INVALID",
+        )
+    roles = read_roles(configuration, labels)
+    budget = budget_of(policy.protection, configuration)
+    patients = sum(role == "train" for role in roles.values())
+    spent, refusal = 0.0, None
+    try:
+        if configuration.ledger.exists() or configuration.ledger_key.exists():
+            spent = Ledger(configuration.ledger, configuration.ledger_key).exposure(roles, budget)
+        _check_plan(policy, plan)
+        _check_size(policy, patients)
+    except HistoflareError as error:
+        refusal = error
+    cost = budget.cost(plan.spend().times(rounds))
+    if refusal is None and not budget.admits(spent + cost):
+        refusal = LedgerError("The budget does not suffice.", reason="BUDGET_EXHAUSTED")
+    figures = [budget.epsilon_of(rho) for rho in (spent, cost, spent + cost)]
+    return Preview(patients, *figures, budget, refusal)
+
+
 def note_refusal(configuration: SiteConfiguration, run: str, error: HistoflareError) -> None:
     """Write why nothing left into the site's audit log; a full disk is no reason to say more."""
     with suppress(LedgerError):
@@ -258,3 +288,26 @@ def note_refusal(configuration: SiteConfiguration, run: str, error: HistoflareEr
 def ledger_holds(configuration: SiteConfiguration, sha256: str) -> bool:
     """Return whether the site's ledger says that these bytes were released."""
     return open_ledger(configuration).is_released(sha256)
+
+
+def _check_plan(policy: Policy, plan: PrivacyPlan) -> None:
+    """Raise :class:`JobError` (PRIVACY_MISMATCH) unless the plan is what the policy asks for."""
+    problem = None
+    if plan.mechanism != policy.mechanism:
+        problem = f"the job's mechanism is {plan.mechanism}, the policy's is {policy.mechanism}"
+    elif policy.protection is not None:
+        record = getattr(plan, "record", "patient")
+        if record not in policy.protection.records:
+            problem = f"the job clips by {record}; the policy allows {', '.join(policy.protection.records)}"
+        elif plan.noise_seed is not None and not policy.protection.seeded_noise:
+            problem = "the job's noise is repeatable (noise_seed), and the policy does not allow that"
+    if problem:
+        raise JobError(f"The job's privacy is not the policy's: {problem}.", reason="PRIVACY_MISMATCH")
+
+
+def _check_size(policy: Policy, patients: int) -> None:
+    if patients < policy.minimum_patients:
+        raise JobError(
+            f"{patients} patients to train on; the policy asks for {policy.minimum_patients}.",
+            reason="TOO_FEW_PATIENTS",
+        )
