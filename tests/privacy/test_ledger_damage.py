@@ -77,6 +77,29 @@ def test_a_flipped_byte_is_seen_or_means_nothing(tmp_path: Path) -> None:
     assert damaged > 100 and same > 100, "the file has both rows and unused bytes"
 
 
+@pytest.mark.parametrize(
+    ("at", "what"),
+    [
+        (18, "the format to write: SQLite would open it read-only, or in WAL mode"),
+        (19, "the format to read"),
+        (20, "bytes reserved on each page"),
+        (47, "the schema's format"),
+        (59, "the text encoding"),
+        (71, "the application"),
+        (4096 + 7, "free bytes on the first page of entries: SQLite's quick check counts them"),
+    ],
+)
+@pytest.mark.parametrize("add", [1, 2, 5])
+def test_what_sqlite_would_overlook_or_obey_is_damage(tmp_path: Path, at: int, what: str, add: int) -> None:
+    fill(new_ledger(tmp_path))
+    path, _ = paths(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:at] + bytes([whole[at] + add]) + whole[at + 1 :])
+    for act in everything(tmp_path):
+        assert refusal(act) == "LEDGER_DAMAGED", what
+    assert not list(path.parent.glob("*-wal"))
+
+
 @pytest.mark.slow
 def test_many_more_flipped_bytes(tmp_path: Path) -> None:
     fill(new_ledger(tmp_path))
@@ -206,11 +229,14 @@ def test_a_ledger_that_never_was_is_missing(tmp_path: Path) -> None:
 
 def test_the_key_of_another_site_does_not_fit(tmp_path: Path) -> None:
     fill(new_ledger(tmp_path / "a"))
-    fill(new_ledger(tmp_path / "b"))
+    open_before = new_ledger(tmp_path / "b")
+    fill(open_before)
     shutil.copy(paths(tmp_path / "a")[1], paths(tmp_path / "b")[1])
     with pytest.raises(LedgerError, match="key is not this ledger's") as caught:
         answers(tmp_path / "b")
     assert caught.value.reason == "LEDGER_DAMAGED"
+    with pytest.raises(LedgerError, match="key is not this ledger's"):
+        open_before.is_released(sha("x"))
     paths(tmp_path / "b")[1].write_bytes(b"short")
     assert refusal(lambda: answers(tmp_path / "b")) == "LEDGER_UNUSABLE"
 
@@ -313,3 +339,18 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="keys") as caught:
         new_ledger(tmp_path)
     assert caught.value.reason == "LEDGER_UNUSABLE"
+
+
+def test_another_program_that_has_the_file_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = new_ledger(tmp_path)
+    monkeypatch.setattr("histoflare.privacy.ledger_file.WAIT_S", 0.1)
+    other = sqlite3.connect(paths(tmp_path)[0], isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(LedgerError, match="another program"):
+        reserve(ledger)
+    assert refusal(ledger.verify) == "LEDGER_UNUSABLE"
+    other.execute("ROLLBACK")
+    other.close()
+    reserve(ledger)

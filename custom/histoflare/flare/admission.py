@@ -58,6 +58,7 @@ class Admission(Filter):
                 self._admitted[job_id] = self._check(fl_ctx)
             admitted = self._admitted[job_id]
             if fl_ctx.get_prop(FLContextKey.TASK_NAME) == TRAIN:
+                _check_strategy(admitted, fl_ctx.get_engine().get_component(STRATEGY))
                 admitted.books.reserve()  # the whole job, before its first gradient
             handshake.admit(admitted, fl_ctx)
         except HistoflareError as error:
@@ -111,18 +112,21 @@ class Admission(Filter):
         if not isinstance(asked, PrivacyPlan):
             raise JobError("The job's 'privacy' is no privacy plan.", reason="PRIVACY_INVALID")
         plan = asked.settled(rounds)
-        strategy = engine.get_component(STRATEGY)
-        plan.check_strategy(strategy)
-        if not policy.counts and getattr(strategy, "weighting", None) == "samples":
-            raise JobError(
-                'The job weighs sites by their samples; under this policy it must say weighting "uniform".',
-                reason="WEIGHT_NOT_ALLOWED",
-            )
         run = variables.get("run") or fl_ctx.get_job_id()
         books = Books(
             _site_file(fl_ctx), policy, plan, rounds=rounds, run=str(run), labels=list(protocol["labels"])
         )
         return Admitted(policy, rounds, books)
+
+
+def _check_strategy(admitted: Admitted, strategy: Any) -> None:
+    """Refuse a strategy under which the guarantee would not hold, or that sends what the policy keeps back."""
+    admitted.books.plan.check_strategy(strategy)
+    if not admitted.policy.counts and getattr(strategy, "weighting", None) == "samples":
+        raise JobError(
+            'The job weighs sites by their samples; under this policy it must say weighting "uniform".',
+            reason="WEIGHT_NOT_ALLOWED",
+        )
 
 
 def _site_file(fl_ctx: FLContext) -> SiteConfiguration:

@@ -23,7 +23,6 @@ It sees accidents, not its own keepers: who puts older copies of the ledger and 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,17 +31,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histoflare.errors import JobError, LedgerError
-from histoflare.privacy.ledger_books import Account, Booking, Books, Disclosure, Release, Reservation
 from histoflare.privacy.ledger_chain import normalised
-from histoflare.privacy.ledger_session import Page, Sessions
+from histoflare.privacy.ledger_rules import (
+    ROLES,
+    TRAIN,
+    admit,
+    admit_further,
+    check_digest,
+    check_text,
+    enter_patients,
+    members_of,
+    normalise_roles,
+    open_account,
+    refuse_other_roles,
+    some_of,
+)
+from histoflare.privacy.ledger_session import Sessions
 from histoflare.privacy.ledger_summary import Summary, summarise
+from histoflare.privacy.ledger_tokens import Booking, Disclosure, Release, Reservation
 from histoflare.privacy.spend import Spend
 
 if TYPE_CHECKING:
     from histoflare.privacy.budget import Budget
-
-ROLES = ("train", "validation", "test")
-TRAIN = "train"
 
 __all__ = ["ROLES", "Booking", "Disclosure", "Ledger", "Release", "Reservation", "Verification"]
 
@@ -112,20 +122,20 @@ class Ledger:
         """
         if type(rounds) is not int or rounds < 1:
             raise JobError(f"rounds: a whole number of at least 1, not {rounds!r}", reason="PRIVACY_INVALID")
-        _check_text(run=run)
-        known_as = _normalise(roles)
+        check_text(run=run)
+        known_as = normalise_roles(roles)
         if TRAIN not in known_as.values():
             raise LedgerError("There is no patient to train on.", reason="SITE_HAS_NO_TRAINING_DATA")
         with self._sessions.writing(whole=True) as page:
-            ids = _enter(page, known_as)
+            ids = enter_patients(page, known_as)
             cohort = page.add_cohort(ids[name] for name, role in known_as.items() if role == TRAIN)
             for account in page.books.accounts.values():
                 old = account.reservation
                 same = (old.run, old.spend, old.rounds, account.cohort) == (run, spend, rounds, cohort)
                 if account.is_open and same:
                     return old
-            before = float(page.books.charges(budget)[_mask(page.books, cohort)].max())
-            _admit(budget, before, budget.cost(spend.times(rounds)), f"run {run}")
+            before = float(page.books.charges(budget)[members_of(page.books, cohort)].max())
+            admit(budget, before, budget.cost(spend.times(rounds)), f"run {run}")
             content = {"run": run, "spend": spend.to_json(), "rounds": rounds, "cohort": cohort}
             return page.books.accounts[page.append("reservation", content)].reservation
 
@@ -138,10 +148,10 @@ class Ledger:
         Raises:
             LedgerError: A patient has another role in the ledger (ROLE_CHANGED).
         """
-        known_as = _normalise(roles)
+        known_as = normalise_roles(roles)
         with self._sessions.reading() as (books, _, _):
             ids = {name: books.patients.get(books.keys.patient(name)) for name in known_as}
-            _refuse_other_roles(
+            refuse_other_roles(
                 [name for name, id_ in ids.items() if id_ and books.roles[id_ - 1] != known_as[name]]
             )
             charges = books.charges(budget)
@@ -180,19 +190,19 @@ class Ledger:
     def _book(
         self, reservation: Reservation, round_index: int, model_sha256: str, budget: Budget, *, again: bool
     ) -> Booking | Release:
-        _check_digest(model_sha256)
+        check_digest(model_sha256)
         if type(round_index) is not int or round_index < 0:
             raise JobError(f"A round is counted from 0, not {round_index!r}.", reason="PRIVACY_INVALID")
         with self._sessions.writing(whole=False) as page:
             books = page.books
-            account = _open_account(books, reservation)
+            account = open_account(books, reservation)
             id_ = books.newest.get((reservation.id, round_index, model_sha256))
             if id_ is not None and id_ not in books.releases:
                 return books.bookings[id_]
             if id_ is not None and not again:
                 return Release(books.bookings[id_], books.releases[id_])
             if account.booked >= account.reservation.rounds:
-                _admit_further(books, account, budget)
+                admit_further(books, account, budget)
             content = {
                 "reservation": reservation.id,
                 "round": round_index,
@@ -208,7 +218,7 @@ class Ledger:
             LedgerError: Other bytes were released for it (NOT_RELEASED), or it is not of this ledger
                 (NOT_ADMITTED).
         """
-        _check_digest(digest)
+        check_digest(digest)
         with self._sessions.writing(whole=False) as page:
             books = page.books
             if books.paid.get(paid.id) != paid:
@@ -246,9 +256,9 @@ class Ledger:
                 (EVALUATIONS_EXHAUSTED), a patient has another role in the ledger or is trained on
                 (ROLE_CHANGED), or there are no patients (NOTHING_TO_EVALUATE).
         """
-        _check_text(run=run)
-        _check_digest(model_sha256)
-        known_as = _normalise(roles)
+        check_text(run=run)
+        check_digest(model_sha256)
+        known_as = normalise_roles(roles)
         evaluated = sorted({normalised(patient) for patient in patients})
         if limit < 1:
             raise LedgerError("This site lets no evaluation out.", reason="EVALUATION_NOT_ALLOWED")
@@ -257,16 +267,16 @@ class Ledger:
         trained_on = [name for name in evaluated if known_as.get(name) in (TRAIN, None)]
         if trained_on:
             raise LedgerError(
-                f"Evaluated are patients of another role than train; not so: {_some(trained_on)}.",
+                f"Evaluated are patients of another role than train; not so: {some_of(trained_on)}.",
                 reason="ROLE_CHANGED",
             )
         with self._sessions.writing(whole=True) as page:
             books = page.books
-            ids = _enter(page, known_as)
+            ids = enter_patients(page, known_as)
             cohort = page.add_cohort(ids[name] for name in evaluated)
             key = (run, model_sha256, cohort)
             if key not in books.disclosures:
-                counted = books.disclosed()[_mask(books, cohort)]
+                counted = books.disclosed()[members_of(books, cohort)]
                 if counted.max() >= limit:
                     raise LedgerError(
                         f"{np.count_nonzero(counted >= limit)} of {len(evaluated)} patients had part in "
@@ -329,103 +339,3 @@ class Ledger:
                 elif entry.kind == "cohort":
                     line["members"] = next(cohorts).hex()
                 yield line
-
-
-def _normalise(roles: Mapping[str, str]) -> dict[str, str]:
-    """Return the roles by normalised name; refuse names and roles that cannot be used."""
-    known_as: dict[str, str] = {}
-    for patient, role in roles.items():
-        name = normalised(patient)
-        if not name or role not in ROLES:
-            raise JobError(
-                f"Patient {patient!r}: needs a name, and one of the roles {', '.join(ROLES)}, not {role!r}.",
-                reason="PRIVACY_INVALID",
-            )
-        if known_as.setdefault(name, role) != role:
-            raise LedgerError(
-                f"Patient {name!r} is both {known_as[name]} and {role}: one patient has one role.",
-                reason="ROLE_CHANGED",
-            )
-    return known_as
-
-
-def _enter(page: Page, known_as: Mapping[str, str]) -> dict[str, int]:
-    """Return patient → number; patients the ledger has not met are added."""
-    books = page.books
-    macs = {name: page.keys.patient(name) for name in known_as}
-    _refuse_other_roles(
-        [
-            name
-            for name, mac in macs.items()
-            if mac in books.patients and books.roles[books.patients[mac] - 1] != known_as[name]
-        ]
-    )
-    # In order of their MACs: the manifest's order would tell who is who.
-    page.add_patients(
-        sorted((mac, known_as[name]) for name, mac in macs.items() if mac not in books.patients)
-    )
-    return {name: books.patients[mac] for name, mac in macs.items()}
-
-
-def _refuse_other_roles(changed: list[str]) -> None:
-    if changed:
-        raise LedgerError(
-            f"{len(changed)} patients have another role than they had before: {_some(changed)}. Who was "
-            "trained on is never evaluated on, nor the other way round: put the old split back.",
-            reason="ROLE_CHANGED",
-        )
-
-
-def _mask(books: Books, cohort: int) -> np.ndarray[Any, np.dtype[np.intp]]:
-    return np.flatnonzero(books.members(cohort))
-
-
-def _open_account(books: Books, reservation: Reservation) -> Account:
-    account = books.accounts.get(reservation.id)
-    if account is None or account.reservation != reservation:
-        raise LedgerError("This reservation is not one of this ledger.", reason="NOT_ADMITTED")
-    if not account.is_open:
-        raise LedgerError(
-            f"Run {reservation.run} was closed; it goes on only if its job is admitted anew.",
-            reason="NOT_ADMITTED",
-        )
-    return account
-
-
-def _admit_further(books: Books, account: Account, budget: Budget) -> None:
-    """Refuse an event beyond the reserved ones if the budget has no room for it."""
-    id_, members = account.reservation.id, _mask(books, account.cohort)
-    before = float(books.charges(budget, events={id_: 0})[members].max())
-    cost = budget.cost(account.reservation.spend.times(account.booked + 1))
-    _admit(budget, before, cost, f"run {account.reservation.run} with one more round")
-
-
-def _admit(budget: Budget, before: float, cost: float, what: str) -> None:
-    """Refuse ``what``, of ρ = ``cost``, if the most exposed patient (ρ = ``before``) cannot pay it."""
-    if not budget.admits(before + cost):
-        raise LedgerError(
-            f"The budget is ε = {budget.epsilon:g} at δ = {budget.delta:g}. The most exposed patient of this "
-            f"cohort is at ε = {budget.epsilon_of(before):.3g}, {what} alone costs "
-            f"ε = {budget.epsilon_of(cost):.3g}, and both together come to "
-            f"ε = {budget.epsilon_of(before + cost):.3g}. Run fewer rounds or with more noise, close runs "
-            "that will not go on, or train on other patients.",
-            reason="BUDGET_EXHAUSTED",
-        )
-
-
-def _check_text(**texts: str) -> None:
-    for name, text in texts.items():
-        if not isinstance(text, str) or not text.strip():
-            raise JobError(f"{name}: a text, not {text!r}", reason="PRIVACY_INVALID")
-
-
-def _check_digest(digest: str) -> None:
-    if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
-        raise JobError(
-            f"A SHA-256 has 64 hexadecimal digits in lower case, not {digest!r}.", reason="PRIVACY_INVALID"
-        )
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(map(repr, names[:5]))
-    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -12,7 +12,7 @@ import json
 import struct
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 KEY_BYTES = 32
@@ -44,12 +44,18 @@ class Entry:
         return json.loads(self.body)
 
 
+@dataclass(frozen=True)
 class Keys:
-    """What a site's secret of 32 bytes is used for."""
+    """What a site's secret of 32 bytes is used for; equal secrets make equal keys."""
 
-    def __init__(self, secret: bytes) -> None:
-        self._chain = hmac.digest(secret, b"histoflare ledger: chain", "sha256")
-        self._patient = hmac.digest(secret, b"histoflare ledger: patient", "sha256")
+    secret: bytes = field(repr=False)
+    _chain: bytes = field(init=False, repr=False)
+    _patient: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for use in ("chain", "patient"):
+            derived = hmac.digest(self.secret, f"histoflare ledger: {use}".encode(), "sha256")
+            object.__setattr__(self, f"_{use}", derived)
 
     def link(self, previous: bytes, seq: int, unix_time: int, kind: bytes, body: bytes) -> bytes:
         """Return the chain (32 bytes) of an entry after one whose chain is ``previous`` (32 bytes)."""

@@ -29,9 +29,9 @@ from histoflare.storage import PARTIAL_SUFFIX, atomic_path
 class Page:
     """An open transaction: the books so far, and a way to add to them."""
 
-    def __init__(self, connection: sqlite3.Connection, keys: Keys, books: Books) -> None:
+    def __init__(self, connection: sqlite3.Connection, books: Books) -> None:
         self._connection = connection
-        self.keys = keys
+        self.keys = books.keys
         self.books = books
         self.is_written = False
 
@@ -131,7 +131,7 @@ class Sessions:
             make_file(partial)
             with opened(partial) as connection:
                 connection.execute("BEGIN IMMEDIATE")
-                page = Page(connection, keys, Books(self.path, keys))
+                page = Page(connection, Books(self.path, keys))
                 page.append("created", {"version": VERSION, "ledger": secrets.token_hex(16)})
                 connection.execute("COMMIT")
         return page.books.head
@@ -144,7 +144,8 @@ class Sessions:
             whole: Verify the whole ledger, not only what was added since the last use.
 
         Raises:
-            LedgerError: The ledger is missing, damaged, full or cannot be used; nothing was appended.
+            LedgerError: The ledger is missing, damaged, full or cannot be used. Nothing was appended then, or
+                entries that nobody acted on.
         """
         self._check_present()
         folder = self._folder
@@ -154,12 +155,13 @@ class Sessions:
             with opened(self.path) as connection:
                 connection.execute("BEGIN IMMEDIATE")
                 kept, self._books = self._books, None
-                books = kept if kept and not whole else Books(self.path, keys)
-                self._verify(connection, books, head, whole=books is not kept)
+                whole = whole or kept is None or kept.keys != keys
+                books = Books(self.path, keys) if whole or kept is None else kept
+                self._verify(connection, books, head, whole=whole)
                 if books.head != head:
                     folder.remove_leftovers()
                     folder.write_head(books.head)
-                page = Page(connection, keys, books)
+                page = Page(connection, books)
                 yield page  # an exception ends the connection, and with it the transaction
                 if page.is_written:
                     connection.execute("COMMIT")

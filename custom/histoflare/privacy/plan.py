@@ -18,11 +18,11 @@ from torch import Tensor
 
 from histoflare.errors import JobError
 from histoflare.privacy.noise import NoiseSource, SecureNoise, SeededNoise
+from histoflare.privacy.requirements import ENGINES
 from histoflare.privacy.spend import Spend
 from histoflare.seeds import derive_seed
 
 RECORDS = ("patient", "slide")
-ENGINES = ("bookkeeping", "hooks", "ghost", "microbatch")
 LOCATIONS = ("client", "server")
 
 
@@ -232,7 +232,7 @@ class DpSgd(_Noisy):
         )
         return (
             f"DP-SGD: the gradient of each {clipped}, clipped to {self.clip_norm:g}, {noise}, "
-            f"sample rate {self.sample_rate:g}, {self.steps} steps a round."
+            f"sample rate {self.sample_rate:g}, {self.steps} step{'s' if self.steps > 1 else ''} a round."
         )
 
 

@@ -275,8 +275,8 @@ def preview(
     cost = budget.cost(plan.spend().times(rounds))
     if refusal is None and not budget.admits(spent + cost):
         refusal = LedgerError("The budget does not suffice.", reason="BUDGET_EXHAUSTED")
-    figures = [budget.epsilon_of(rho) for rho in (spent, cost, spent + cost)]
-    return Preview(patients, *figures, budget, refusal)
+    before, alone, after = (budget.epsilon_of(rho) for rho in (spent, cost, spent + cost))
+    return Preview(patients, before, alone, after, budget, refusal)
 
 
 def note_refusal(configuration: SiteConfiguration, run: str, error: HistoflareError) -> None:

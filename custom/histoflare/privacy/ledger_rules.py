@@ -1,0 +1,127 @@
+"""What a ledger refuses, and on which grounds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histoflare.errors import JobError, LedgerError
+from histoflare.privacy.ledger_books import Books
+from histoflare.privacy.ledger_chain import normalised
+from histoflare.privacy.ledger_session import Page
+from histoflare.privacy.ledger_tokens import Account, Reservation
+
+if TYPE_CHECKING:
+    from histoflare.privacy.budget import Budget
+
+ROLES = ("train", "validation", "test")
+TRAIN = "train"
+
+
+def normalise_roles(roles: Mapping[str, str]) -> dict[str, str]:
+    """Return the roles by normalised name; refuse names and roles that cannot be used."""
+    known_as: dict[str, str] = {}
+    for patient, role in roles.items():
+        name = normalised(patient)
+        if not name or role not in ROLES:
+            raise JobError(
+                f"Patient {patient!r}: needs a name, and one of the roles {', '.join(ROLES)}, not {role!r}.",
+                reason="PRIVACY_INVALID",
+            )
+        if known_as.setdefault(name, role) != role:
+            raise LedgerError(
+                f"Patient {name!r} is both {known_as[name]} and {role}: one patient has one role.",
+                reason="ROLE_CHANGED",
+            )
+    return known_as
+
+
+def enter_patients(page: Page, known_as: Mapping[str, str]) -> dict[str, int]:
+    """Return patient → number; patients the ledger has not met are added."""
+    books = page.books
+    macs = {name: page.keys.patient(name) for name in known_as}
+    refuse_other_roles(
+        [
+            name
+            for name, mac in macs.items()
+            if mac in books.patients and books.roles[books.patients[mac] - 1] != known_as[name]
+        ]
+    )
+    # In order of their MACs: the manifest's order would tell who is who.
+    page.add_patients(
+        sorted((mac, known_as[name]) for name, mac in macs.items() if mac not in books.patients)
+    )
+    return {name: books.patients[mac] for name, mac in macs.items()}
+
+
+def refuse_other_roles(changed: list[str]) -> None:
+    """Refuse patients who have another role in the ledger, if there are any."""
+    if changed:
+        raise LedgerError(
+            f"{len(changed)} patients have another role than they had before: {some_of(changed)}. Who was "
+            "trained on is never evaluated on, nor the other way round: put the old split back.",
+            reason="ROLE_CHANGED",
+        )
+
+
+def members_of(books: Books, cohort: int) -> np.ndarray[Any, np.dtype[np.intp]]:
+    """Return where a cohort's patients are in arrays over all patients."""
+    return np.flatnonzero(books.members(cohort))
+
+
+def open_account(books: Books, reservation: Reservation) -> Account:
+    """Return a reservation's account; refuse one that was closed, or is not of this ledger."""
+    account = books.accounts.get(reservation.id)
+    if account is None or account.reservation != reservation:
+        raise LedgerError("This reservation is not one of this ledger.", reason="NOT_ADMITTED")
+    if not account.is_open:
+        raise LedgerError(
+            f"Run {reservation.run} was closed; it goes on only if its job is admitted anew.",
+            reason="NOT_ADMITTED",
+        )
+    return account
+
+
+def admit_further(books: Books, account: Account, budget: Budget) -> None:
+    """Refuse an event beyond the reserved ones if the budget has no room for it."""
+    id_, members = account.reservation.id, members_of(books, account.cohort)
+    before = float(books.charges(budget, events={id_: 0})[members].max())
+    cost = budget.cost(account.reservation.spend.times(account.booked + 1))
+    admit(budget, before, cost, f"run {account.reservation.run} with one more round")
+
+
+def admit(budget: Budget, before: float, cost: float, what: str) -> None:
+    """Refuse ``what``, of ρ = ``cost``, if the most exposed patient (ρ = ``before``) cannot pay it."""
+    if not budget.admits(before + cost):
+        raise LedgerError(
+            f"The budget is ε = {budget.epsilon:g} at δ = {budget.delta:g}. The most exposed patient of this "
+            f"cohort is at ε = {budget.epsilon_of(before):.3g}, {what} alone costs "
+            f"ε = {budget.epsilon_of(cost):.3g}, and both together come to "
+            f"ε = {budget.epsilon_of(before + cost):.3g}. Run fewer rounds or with more noise, close runs "
+            "that will not go on, or train on other patients.",
+            reason="BUDGET_EXHAUSTED",
+        )
+
+
+def check_text(**texts: str) -> None:
+    """Refuse what is no text, or an empty one."""
+    for name, text in texts.items():
+        if not isinstance(text, str) or not text.strip():
+            raise JobError(f"{name}: a text, not {text!r}", reason="PRIVACY_INVALID")
+
+
+def check_digest(digest: str) -> None:
+    """Refuse what is no SHA-256 in hexadecimal."""
+    if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+        raise JobError(
+            f"A SHA-256 has 64 hexadecimal digits in lower case, not {digest!r}.", reason="PRIVACY_INVALID"
+        )
+
+
+def some_of(names: list[str]) -> str:
+    """Return the first few names as text, and how many more there are."""
+    shown = ", ".join(map(repr, names[:5]))
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")

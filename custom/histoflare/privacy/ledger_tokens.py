@@ -1,0 +1,96 @@
+"""What a ledger hands out: the tokens without which nothing is trained, computed or let out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from histoflare.privacy.spend import Spend
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """What a run may spend on a cohort; the token without which nothing is booked.
+
+    Attributes:
+        id: Number of its entry.
+        run: The run's name, which a job that resumes it has too.
+        spend: The event of one round.
+        rounds: How many of them are reserved; at least 1.
+        patients: Size of the cohort. It is the site's own.
+    """
+
+    id: int
+    run: str
+    spend: Spend
+    rounds: int
+    patients: int
+
+
+@dataclass(frozen=True)
+class Booking:
+    """One event that was charged, before anything was computed.
+
+    Attributes:
+        id: Number of its entry; later bookings have greater ones.
+        reservation: The reservation's ``id``.
+        round_index: The round, from 0.
+        model_sha256: Hash of the model that was received for it.
+        attempt: 1; more where released bytes were lost and the round was booked again.
+    """
+
+    id: int
+    reservation: int
+    round_index: int
+    model_sha256: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Release:
+    """A booking whose bytes may have left: only the same bytes may leave again.
+
+    Attributes:
+        booking: What was booked.
+        digest: SHA-256 (hex) of the bytes.
+    """
+
+    booking: Booking
+    digest: str
+
+
+@dataclass(frozen=True)
+class Disclosure:
+    """Figures of one model on some patients that may have left.
+
+    Attributes:
+        id: Number of its entry.
+        run, model_sha256: What was evaluated.
+        patients: On how many patients.
+    """
+
+    id: int
+    run: str
+    model_sha256: str
+    patients: int
+
+
+@dataclass
+class Account:
+    """A reservation, and what became of it.
+
+    Attributes:
+        cohort: Number of its cohort.
+        is_open: Whether more may be booked.
+        booked, released: Events.
+    """
+
+    reservation: Reservation
+    cohort: int
+    is_open: bool = True
+    booked: int = 0
+    released: int = 0
+
+    @property
+    def events(self) -> int:
+        """How many events the cohort is charged: while open at least what is reserved."""
+        return max(self.reservation.rounds, self.booked) if self.is_open else self.booked
