@@ -120,7 +120,7 @@ class Admission(Filter):
 
 
 def _check_strategy(admitted: Admitted, strategy: Any) -> None:
-    """Refuse a strategy under which the guarantee would not hold, or that sends what the policy keeps back."""
+    """Refuse a strategy under which the guarantee does not hold, or that sends what the policy keeps."""
     admitted.books.plan.check_strategy(strategy)
     if not admitted.policy.counts and getattr(strategy, "weighting", None) == "samples":
         raise JobError(

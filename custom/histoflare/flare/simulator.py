@@ -7,7 +7,6 @@ Its sites share one machine and one user: that is no protection, and no place fo
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,7 +30,7 @@ from histoflare.flare.result import (
     read_rounds,
 )
 from histoflare.flare.site_policy import PRIVACY_FILE, policy_file, privacy_configuration
-from histoflare.privacy.policy import POLICIES
+from histoflare.flare.workstation import write_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocol
 from histoflare.site.configuration import SITES_VARIABLE, SiteConfiguration, write_site_file
 from histoflare.storage import write_json
@@ -73,11 +72,7 @@ def run_simulation(
 
 def _write_policy(local: Path, job: Job) -> None:
     """Write what a startup kit has in its ``local`` folder; the simulator copies it to every site."""
-    source = POLICIES / f"{job.scope}.toml"
-    if not source.is_file():
-        raise JobError(f"This package has no policy for the scope '{job.scope}'.", reason="SCOPE_UNKNOWN")
-    local.mkdir(parents=True)
-    shutil.copyfile(source, local / policy_file(job.scope))
+    write_policy(job.scope, local / policy_file(job.scope))
     write_protocol(local / PROTOCOL_FILE, job.protocol)
     privacy = privacy_configuration([job.scope], job.scope)
     privacy["components"].append({"id": "simulated_scope", "path": SIMULATED_SCOPE, "args": {}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -21,11 +22,15 @@ from histoflare.flare.result import (
     load_site_states,
     read_result,
 )
+from histoflare.flare.site_policy import policy_file
 from histoflare.privacy.policy import POLICIES
 from histoflare.report.reasons import explain
 from histoflare.site.configuration import SiteConfiguration
+from histoflare.storage import write_text
 
 RESULTS_FOLDER = "results"
+MINIMUM_PATIENTS = 2
+"""Of a policy on one workstation. A hospital's own policy asks for more."""
 
 Phase = Callable[[str], AbstractContextManager[None]]
 """Times a named part of the work."""
@@ -59,7 +64,9 @@ def run_on_workstation(
         HistoflareError: The federation could not be started, or its server ended.
     """
     with phase("provision"):
-        federation = Federation.prepare(workspace, {**sites, **external}, agreement_of(job))
+        federation = Federation.prepare(
+            workspace, {**sites, **external}, agreement_of(job, workspace / "policies")
+        )
     with federation:
         with phase("start"):
             federation.start()
@@ -72,22 +79,36 @@ def run_on_workstation(
                 model = _result_folder(federation, run) / GLOBAL_MODEL_FILE
                 everyone = sorted({**sites, **external})
                 variant = write_evaluation(evaluation, scratch, job, run, model, everyone)
-                _, asked = _run_job(federation, variant, 1)
+                _, asked = _run_job(federation, variant, 1, may_be_refused=True)
         with phase("stop"):
             federation.stop()
     return FederationRun(training, asked, load_site_states(sites, run))
 
 
-def agreement_of(job: Job) -> Agreement:
-    """Return what sites on one workstation agree to: the job's protocol, this package's policy of its scope.
+def agreement_of(job: Job, folder: Path) -> Agreement:
+    """Return what sites on one workstation agree to; their policy is written into ``folder``.
+
+    Raises:
+        JobError: This package has no policy of the job's scope (SCOPE_UNKNOWN).
+    """
+    policy = folder / policy_file(job.scope)
+    write_policy(job.scope, policy)
+    return Agreement(job.folder, policies=(policy,), default_scope=job.scope)
+
+
+def write_policy(scope: str, path: Path) -> None:
+    """Write this package's policy of a scope, for sites that all belong to one user.
+
+    It lets figures of few patients out, for they leave nobody's house.
 
     Raises:
         JobError: There is no such policy (SCOPE_UNKNOWN).
     """
-    policy = POLICIES / f"{job.scope}.toml"
-    if not policy.is_file():
-        raise JobError(f"This package has no policy for the scope '{job.scope}'.", reason="SCOPE_UNKNOWN")
-    return Agreement(job.folder, policies=(policy,), default_scope=job.scope)
+    source = POLICIES / f"{scope}.toml"
+    if not source.is_file():
+        raise JobError(f"This package has no policy for the scope '{scope}'.", reason="SCOPE_UNKNOWN")
+    own = f"minimum_patients = {MINIMUM_PATIENTS}"
+    write_text(path, re.sub(r"^minimum_patients = \d+$", own, source.read_text(), flags=re.MULTILINE))
 
 
 def write_evaluation(
@@ -114,9 +135,17 @@ def write_evaluation(
 
 
 def _run_job(
-    federation: Federation, folder: Path, rounds: int, on_rounds: OnRounds | None = None
+    federation: Federation,
+    folder: Path,
+    rounds: int,
+    on_rounds: OnRounds | None = None,
+    may_be_refused: bool = False,
 ) -> tuple[str, FederationResult]:
-    """Return the job's id and its result."""
+    """Return the job's id and its result.
+
+    Args:
+        may_be_refused: Whether a job that sites refused is an answer too, and no error.
+    """
     job_id = federation.admin.submit(folder)
 
     def tell(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -126,7 +155,8 @@ def _run_job(
     status = federation.follow(job_id, tell)
     federation.admin.download(job_id, federation.workspace / RESULTS_FOLDER)
     result = read_result(_result_folder(federation, job_id))
-    if result.finished_rounds < rounds or result.state is None:
+    refused = may_be_refused and bool(result.refused)
+    if not refused and (result.finished_rounds < rounds or result.state is None):
         raise JobError(_describe(federation, job_id, status, result, rounds), reason="JOB_FAILED")
     return job_id, result
 
