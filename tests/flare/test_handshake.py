@@ -26,11 +26,13 @@ from histoflare.flare.guard import Guard
 from histoflare.flare.headers import METRICS, PSEUDONYM, RELEASE, WEIGHT
 from histoflare.flare.job import CONFIG_FOLDER, make_component, read_configuration, write_variant
 from histoflare.flare.site_policy import policy_file
+from histoflare.privacy.audit_log import AuditLog
+from histoflare.privacy.ledger import Ledger
 from histoflare.privacy.plan import Open
 from histoflare.privacy.policy import POLICIES
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocol
 from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE
-from histoflare.site.messages import digest_of
+from histoflare.site.messages import TrainAnswer, digest_of
 
 from .stand_in import StandInEngine
 
@@ -41,38 +43,47 @@ TENSORS = {"w": np.array([0.5, -0.5], dtype=np.float32)}
 class Site:
     """A site's job process: its kit, a deployed job, and the three parts of its policy."""
 
-    def __init__(self, root: Path, repository: Path, changes: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        repository: Path,
+        changes: dict[str, Any] | None = None,
+        job: str = "mem_fedavg",
+        scope: str = "open",
+    ) -> None:
         self.kit = root / "kit"
-        job = write_variant(repository / "jobs" / "mem_fedavg", root / "job", changes or {})
-        self.configuration = job / CONFIG_FOLDER
+        self.scope = scope
+        self.file = policy_file(scope)
+        deployed = write_variant(repository / "jobs" / job, root / "job", changes or {})
+        self.configuration = deployed / CONFIG_FOLDER
         self.kit.mkdir()
         (self.kit / SITE_FILE).write_text('manifest = "m.csv"\nbags = "bags"\n')
         variables = read_configuration(self.configuration / "config_fed_client.conf")
-        (self.kit / policy_file("open")).write_text((POLICIES / "open.toml").read_text())
+        (self.kit / policy_file(scope)).write_text((POLICIES / f"{scope}.toml").read_text())
         agreed = read_configuration(
             repository / "jobs" / "mem_fedavg" / CONFIG_FOLDER / "config_fed_client.conf"
         )
         write_protocol(self.kit / PROTOCOL_FILE, agreed["protocol"])
-        task = make_component({"path": "histoflare.bags.task.MemTask", "args": variables["task"]})
-        self.engine = StandInEngine(self.kit, {"task": task}, configuration=self.configuration)
-        self.scope = "open"
+        components = {part["id"]: make_component(part) for part in variables["components"]}
+        self.engine = StandInEngine(self.kit, components, configuration=self.configuration)
         self.guard = Guard()
 
     def policy(self, *change: str) -> None:
-        path = self.kit / policy_file("open")
+        path = self.kit / policy_file(self.scope)
         assert change[0] in path.read_text()
         path.write_text(path.read_text().replace(*change))
 
-    def admit(self) -> FLContext:
+    def admit(self, task_name: str = "train") -> FLContext:
         fl_ctx = self.engine.context("clinic-a")
+        fl_ctx.set_prop(FLContextKey.TASK_NAME, task_name, private=True, sticky=False)
         fl_ctx.set_prop(FLContextKey.JOB_META, {"scope": self.scope}, private=True, sticky=False)
         task = Shareable()
         task.add_cookie("round", 3)
-        assert Admission(policy_file("open")).process(task, fl_ctx) is task
+        assert Admission(self.file).process(task, fl_ctx) is task
         return fl_ctx
 
     def reply(self, answer: Shareable, fl_ctx: FLContext | None = None) -> Shareable:
-        return Gate(policy_file("open")).process(answer, fl_ctx or self.admit())
+        return Gate(self.file).process(answer, fl_ctx or self.admit())
 
 
 @pytest.fixture
@@ -200,6 +211,82 @@ class TestAdmission:
         del site.engine.components["task"]
         assert handshake.refusal(site.admit()) == "NOT_ADMITTED"
         assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+class TestAdmissionUnderProtection:
+    """The whole job is reserved with its first training task, or nothing is."""
+
+    def site(self, tmp_path: Path, repository: Path, changes: dict[str, Any] | None = None) -> Site:
+        site = Site(tmp_path, repository, changes, job="mem_dpsgd", scope="dp-patient")
+        rows = [
+            f"{n}.tif,p{n},{'solid' if n % 2 else 'glandular'},{'test' if n > 5 else 'train'}"
+            for n in range(8)
+        ]
+        (site.kit / "m.csv").write_text("\n".join(["slide,patient,label,split", *rows]) + "\n")
+        return site
+
+    def test_reserves_the_job_with_its_training_and_not_before(
+        self, tmp_path: Path, repository: Path
+    ) -> None:
+        site = self.site(tmp_path, repository)
+        ledger = site.kit / "ledger" / "ledger.sqlite"
+        assert handshake.redeem(site.admit("evaluate")) is not None
+        assert not ledger.exists()
+        admitted = handshake.redeem(site.admit("train"))
+        assert admitted is not None and admitted.rounds == 30
+        (run,) = Ledger(ledger, site.kit / "keys" / "ledger.key").summary(admitted.books.budget).runs
+        assert (run.rounds, run.booked, run.patients) == (30, 0, 6)
+        assert run.spend == admitted.books.plan.spend()
+        assert run.epsilon <= 8.0
+
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"strategy.weighting": "samples"}, "WEIGHT_NOT_ALLOWED"),
+            ({"privacy.target_epsilon": 8.1}, "BUDGET_EXHAUSTED"),
+            ({"privacy.noise_multiplier": 0.0, "privacy.target_epsilon": None}, "BUDGET_EXHAUSTED"),
+            ({"privacy.noise_seed": 1}, "PRIVACY_MISMATCH"),
+            ({"privacy.record": "slide", "privacy.slides_per_patient": 1}, "PRIVACY_MISMATCH"),
+        ],
+    )
+    def test_refuses_what_the_policy_does_not_allow(
+        self, tmp_path: Path, repository: Path, changes: dict[str, Any], reason: str
+    ) -> None:
+        site = self.site(tmp_path, repository, changes)
+        fl_ctx = site.admit("train")
+        assert handshake.redeem(fl_ctx) is None
+        assert handshake.refusal(fl_ctx) == reason
+        events = list(AuditLog(site.kit / "ledger" / "ledger.audit.jsonl").read())
+        assert [event["reason"] for event in events] == [reason], "the detail is in the site's own log"
+
+    def test_something_else_in_the_place_of_the_plan_is_refused(
+        self, tmp_path: Path, repository: Path
+    ) -> None:
+        site = self.site(tmp_path, repository)
+        site.engine.components["privacy"] = site.engine.components["strategy"]
+        assert handshake.refusal(site.admit("train")) == "PRIVACY_INVALID"
+
+    def test_a_run_s_name_is_no_path(self, tmp_path: Path, repository: Path) -> None:
+        site = self.site(tmp_path, repository, {"run": "../../elsewhere"})
+        assert handshake.refusal(site.admit("train")) == "RUN_INVALID"
+
+    def test_only_what_the_ledger_holds_as_released_leaves(self, tmp_path: Path, repository: Path) -> None:
+        site = self.site(tmp_path, repository)
+        fl_ctx = site.admit("train")
+        admitted = handshake.redeem(fl_ctx)
+        assert admitted is not None
+        reply = site.reply(update(), fl_ctx)  # noted in this process, and unknown to the ledger
+        assert code(reply) == "REFUSED_NOT_RELEASED"
+
+        def train() -> TrainAnswer:
+            return TrainAnswer(dict(TENSORS), 1.0, {}, patients=6)
+
+        answer = admitted.books.train({"w": np.zeros(2, np.float32)}, 0, train).answer
+        handshake.release(answer.tensors, answer.patients, admitted.books.plan)
+        sent = site.reply(update(answer.tensors, released=False), fl_ctx)
+        assert code(sent) == ReturnCode.OK
+        stamp = from_shareable(sent).meta[RELEASE]
+        assert (stamp["mechanism"], stamp["spend"]) == ("dp-sgd", admitted.books.plan.spend().to_json())
 
 
 class TestGate:

@@ -45,7 +45,7 @@ class Running:
         self.folder = folder
         self.jobs = repository / "jobs"
         self.original = write_variant(self.jobs / "mem_dpsgd", folder / "job", {"rounds": ROUNDS})
-        self.sites = {site: write_site(folder / "sites", site) for site in SITES}
+        self.sites = {site: write_site(folder / "sites", site, slides=15) for site in SITES}
         self.sites[POOR] = replace(self.sites[POOR], epsilon=0.01)
         policies = []
         for scope in ("dp-patient", "dp-update"):
@@ -134,11 +134,6 @@ def test_a_job_that_protects_in_another_way_than_the_scope_is_refused(running: R
     assert set(result.refused.values()) == {"PRIVACY_MISMATCH"}
     for site in SITES:
         assert set(running.events(site)[len(before[site]) :]) == {"refused"}
-
-
-def test_weights_by_samples_are_refused_under_protection(running: Running) -> None:
-    _, result, _ = running.run(running.variant(**SETTINGS, **{"strategy.weighting": "samples"}))
-    assert set(result.refused.values()) == {"WEIGHT_NOT_ALLOWED"}
 
 
 def test_the_next_job_pays_for_the_one_before(running: Running) -> None:

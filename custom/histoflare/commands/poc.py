@@ -22,7 +22,7 @@ Workspace = Annotated[Path, typer.Option("--workspace", help="Folder for the kit
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 DEFAULT_WORKSPACE = Path("poc-run")
-MADE_UP_SLIDES = 12
+MADE_UP_SLIDES = 16
 MADE_UP_PATCHES = 4
 
 

@@ -97,7 +97,9 @@ def build_guarantee(
         "published_note": say_published(plan.get("published_epsilon"), reserved, rounds, plan["delta"]),
         "not_covered": {
             "evaluations": evaluations,
-            "metrics_of_rounds": sum(len(row.get("metrics") or {}) for row in rows),
+            "metrics_of_rounds": sum(
+                bool(of_site) for row in rows for of_site in (row.get("metrics") or {}).values()
+            ),
         },
     }
 
