@@ -1,12 +1,14 @@
-"""A step of DP-SGD on MEM beside a plain step: time and memory of each engine.
+"""A step of DP-SGD on MEM beside a plain step: time and memory of each way to its clipped gradients.
 
     python tests/benchmarks/bench_dp_step.py [--patches 50 200] [--steps 15] [--threads 1]
 
 MEM is the job's (features 1024, memories 10, dim 128, hidden 256; 1.6 million parameters), a step is eight
-records of one slide each, then Adam; every engine has the same secure noise. Time: all engines take a step in
-turn in one process, so that a busy machine is busy for all; the fastest. Memory: a process for each engine;
-by how much its peak grows in three steps over what it holds with model and batch loaded. ``noise`` is the
-time of drawing a step's noise alone, and ``- noise`` the time of the rest of the step.
+records of one slide each, then Adam. ``plain`` has them in one batch and no protection. ``one by one`` is
+what training under protection does. The others take the eight in one batch, for comparison: they are no
+protection against who chose the model (see ``histoflare.privacy.gradients``). All have the same secure noise.
+Time: all take a step in turn in one process, so that a busy machine is busy for all; the fastest. Memory: a
+process for each; by how much its peak grows in three steps over what it holds with model and batch loaded.
+``noise`` is the time of drawing a step's noise alone, and ``- noise`` the time of the rest of the step.
 """
 
 from __future__ import annotations
@@ -28,14 +30,17 @@ from torch import Tensor
 from histoflare.bags.patients import collate_patients
 from histoflare.bags.task import MemTask, collate
 from histoflare.privacy.dpsgd import private_gradient
+from histoflare.privacy.gradients import sum_of_clipped_gradients
+from histoflare.privacy.mechanism import add_noise
 from histoflare.privacy.noise import SecureNoise
+from histoflare.privacy.requirements import ENGINES
 
 TASK = MemTask(["a", "b"], "encoder", max_patches=None)
 RECORDS = 8
 RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 """Lets glibc give a freed tensor back at once: the peak is then what was in use, not what was kept."""
 
-CASES = ("plain", "bookkeeping", "hooks", "ghost", "microbatch")
+CASES = ("plain", "one by one", *ENGINES)
 
 
 def bags(patches: int) -> tuple[list[Tensor], list[int]]:
@@ -53,25 +58,33 @@ def step_of(case: str, patches: int) -> Callable[[], None]:
     noise = SecureNoise()
     plain = collate(features, labels)
     by_patient = collate_patients([[bag] for bag in features], [[label] for label in labels])
+    singles = [collate_patients([[bag]], [[label]]) for bag, label in zip(features, labels, strict=True)]
 
     def plain_step() -> None:
         optimizer.zero_grad(set_to_none=True)
         TASK.loss(model, plain).backward()
         optimizer.step()
 
-    def private_step() -> None:
-        gradient = private_gradient(
+    def one_by_one() -> dict[str, Tensor]:
+        return private_gradient(
             model,
             TASK.record_losses,
-            [by_patient],
+            singles,
             clip_norm=1.0,
             noise_multiplier=1.0,
             batch_size=RECORDS,
             noise=noise,
-            engine=case,
-        )
+        ).tensors
+
+    def batched() -> dict[str, Tensor]:
+        clipped = sum_of_clipped_gradients(model, TASK.record_losses, by_patient, 1.0, case)
+        noised = add_noise(clipped.tensors, std=1.0, noise=noise)
+        return {name: tensor.div_(RECORDS) for name, tensor in noised.items()}
+
+    def private_step() -> None:
+        gradient = one_by_one() if case == "one by one" else batched()
         for name, parameter in model.named_parameters():
-            parameter.grad = gradient.tensors[name]
+            parameter.grad = gradient[name]
         del gradient
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -81,7 +81,7 @@ def measure(files: tuple[Path, Path], names: list[str], repeats: int) -> None:
     roles = dict.fromkeys(names, "train")
 
     def admit(ledger: Ledger, run: str) -> Reservation:
-        return ledger.reserve(run=run, spend=SPEND, rounds=1, roles=roles, budget=BUDGET)
+        return ledger.reserve(run=run, about="benchmark", spend=SPEND, rounds=1, roles=roles, budget=BUDGET)
 
     ledger = Ledger(*files)
     token = admit(ledger, "known")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from rich.console import Console
 from typer.testing import CliRunner
 
 from histoflare.cli import app
@@ -14,7 +15,7 @@ from histoflare.errors import JobError, LedgerError
 from histoflare.privacy.ledger import Ledger
 from histoflare.privacy.policy import POLICIES
 from histoflare.site.configuration import SiteConfiguration, write_site_file
-from tests.privacy.ledgers import BUDGET, ROLES, fill, new_ledger, paths, reserve
+from tests.privacy.ledgers import ABOUT, BUDGET, ROLES, fill, new_ledger, paths, reserve
 
 ASKED = ("--epsilon", BUDGET.epsilon, "--delta", BUDGET.delta)
 
@@ -39,14 +40,22 @@ def files(tmp_path: Path) -> list[object]:
     return ["--ledger", path, "--key", key]
 
 
-def test_show_says_what_is_left(files: list[object], tmp_path: Path) -> None:
+def test_show_says_what_is_left(files: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("histoflare.commands.ledger.out", Console(width=80))
     shown = run("show", *files, *ASKED)
     summary = Ledger(*paths(tmp_path)).summary(BUDGET)
     assert f"ε = {summary.epsilon:.4g} as jobs are admitted by" in shown
     assert f"{summary.epsilon_rdp:.4g} by RDP, {summary.epsilon_pld:.4g} by PLD" in shown
-    assert "gone" in shown and "closed" in shown
+    rows = [[cell.strip() for cell in line.split("│")] for line in shown.splitlines() if "│" in line]
+    first, second = (
+        [" ".join(cells).strip() for cells in zip(*part, strict=True)] for part in (rows[:4], rows[4:])
+    )
+    assert first[1:5] == ["run (open)", ABOUT, "3", "3 reserved 2 booked 1 released 1 failed"]
+    assert second[1:5] == ["gone (closed)", ABOUT, "3", "2 reserved 0 booked 0 released 0 failed"]
     assert not any(name in shown for name in ROLES)
-    assert json.loads(run("show", *files, *ASKED, "--json")) == summary.to_json()
+    printed = json.loads(run("show", *files, *ASKED, "--json"))
+    assert printed == summary.to_json()
+    assert [(row["about"], row["failed"]) for row in printed["runs"]] == [(ABOUT, 1), (ABOUT, 0)]
 
 
 def test_the_site_file_says_where_the_ledger_is_and_may_lower_the_budget(tmp_path: Path) -> None:
@@ -58,7 +67,7 @@ def test_the_site_file_says_where_the_ledger_is_and_may_lower_the_budget(tmp_pat
         run("verify", "--site", site)
     assert caught.value.reason == "LEDGER_MISSING"
     fill(new_ledger(tmp_path))
-    assert "11 entries" in run("verify", "--site", site)
+    assert "12 entries" in run("verify", "--site", site)
     shown = json.loads(run("show", "--site", site, "--policy", POLICIES / "dp-patient.toml", "--json"))
     assert (shown["budget_epsilon"], shown["delta"]) == (8.0, 1e-5)
     lower = SiteConfiguration(tmp_path / "m.csv", tmp_path / "bags", ledger=path, ledger_key=key, epsilon=3.0)

@@ -21,7 +21,7 @@ from nvflare.app_common.app_constant import AppConstants
 from histoflare.flare.aggregator import MetricsCollector, SiteOrderAggregator
 from histoflare.flare.headers import METRICS, RELEASE, WEIGHT
 from histoflare.flare.record import EVALUATION_FILE
-from histoflare.privacy.plan import Open
+from histoflare.privacy.plan import Open, UpdateNoise
 from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.strategy import Strategy, Update, server_round
 from histoflare.site.messages import digest_of
@@ -95,6 +95,46 @@ def changed_after_the_stamp() -> Shareable:
     answer = reply()
     answer["DXO"]["data"]["w"] = np.zeros(2, np.float32)
     return answer
+
+
+def trusting(noise_multiplier: float = 4.0) -> Shareable:
+    """Return an update that its site let out for a server that adds noise."""
+    plan = UpdateNoise(noise_multiplier=noise_multiplier, noise_location="server")
+    dxo = DXO(DataKind.WEIGHT_DIFF, data={"w": np.ones(2, np.float32)}, meta={WEIGHT: 1.0})
+    answer = stamped(dxo)
+    answer["DXO"]["meta"][RELEASE] |= {"mechanism": plan.mechanism, "spend": plan.spend().to_json()}
+    return answer
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        None,
+        UpdateNoise(noise_multiplier=0.0, noise_location="server"),
+        UpdateNoise(noise_multiplier=3.9, noise_location="server"),
+        UpdateNoise(noise_multiplier=4.0),
+    ],
+)
+def test_a_server_that_would_add_less_noise_than_its_sites_count_on_combines_nothing(
+    tmp_path: Path, plan: UpdateNoise | None
+) -> None:
+    server = Server(tmp_path, FedAvg("uniform"))
+    server.engine.components["privacy"] = plan
+    assert server.accept("a", trusting())
+    np.testing.assert_array_equal(server.aggregate()["w"], START["w"])
+    assert server.aggregator.taking_part == []
+    assert server.engine.events, "and the job ends"
+
+
+def test_a_trusted_server_adds_the_noise_once(tmp_path: Path) -> None:
+    server = Server(tmp_path, FedAvg("uniform"))
+    server.engine.components["privacy"] = UpdateNoise(
+        noise_multiplier=4.0, clip_norm=1e-2, noise_location="server"
+    )
+    for site in SITES:
+        assert server.accept(site, trusting())
+    combined = server.aggregate()["w"].astype(float) - START["w"] - 1.0
+    assert (combined != 0).all() and (abs(combined) < 0.3).all()
 
 
 def test_the_order_of_arrival_does_not_matter(tmp_path: Path) -> None:

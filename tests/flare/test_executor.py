@@ -17,6 +17,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants
 
+from histoflare.bags.task import MemTask
 from histoflare.errors import JobError
 from histoflare.flare import executor as module
 from histoflare.flare import handshake
@@ -24,12 +25,14 @@ from histoflare.flare.executor import SiteExecutor
 from histoflare.flare.headers import METRICS, TOTAL_ROUNDS, WEIGHT
 from histoflare.privacy.plan import Open
 from histoflare.privacy.policy import POLICIES, read_policy
+from histoflare.rounds.fedavg import FedAvg
 from histoflare.site.books import Books
 from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE, SiteConfiguration, read_site_file
 from histoflare.site.trainer import EvaluateAnswer, TrainAnswer, TrainerSetup
 
 from .stand_in import StandInEngine
 
+TASK = MemTask(["a", "b"], "encoder")
 TENSORS = {"w": np.array([0.5], dtype=np.float32)}
 
 
@@ -53,6 +56,9 @@ class StandInTrainer:
         values = dict.fromkeys(metrics, 0.5)
         return TrainAnswer(dict(TENSORS), 6.0, values, patients=6, metric_patients=self.metric_patients)
 
+    def prepare(self, *, stopped: Any) -> None:
+        self.prepared = True
+
     def evaluate(self, state: Any, split: str, *, stopped: Any) -> Any:
         self.asked.append((split, stopped()))
         return EvaluateAnswer(metrics={"auc": 0.75}, patients=4)
@@ -68,7 +74,7 @@ class Site:
         self.kit = root
         self.run = run
         (root / SITE_FILE).write_text(f'manifest = "m.csv"\nbags = "bags"\n{text}')
-        self.engine = StandInEngine(root, {"task": "the task", "strategy": "the strategy"})
+        self.engine = StandInEngine(root, {"task": TASK, "strategy": FedAvg()})
         self.executor = SiteExecutor(seed=5, **options)
         self.admitted = True
 

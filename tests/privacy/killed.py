@@ -22,10 +22,12 @@ import numpy as np
 from histoflare.privacy.audit_log import AuditLog
 from histoflare.privacy.ledger import Booking
 from histoflare.privacy.release_store import ReleaseStore
-from tests.privacy.ledgers import BUDGET, ROLES, new_ledger, reserve, sha
+from tests.privacy.ledgers import BUDGET, ROLES, book, new_ledger, reserve, sha
 
 NOT_PERMITTED = 77
 ROUNDS = 2
+FAILING = 1
+"""The round that fails at first; it is booked twice, and so one event is beyond the reserved ones."""
 
 # write, pwrite64, writev, pwritev, fsync, fdatasync, ftruncate, fallocate; renaming, removing, new folders
 CHANGING = {
@@ -74,7 +76,10 @@ def digest_of(booking: Booking) -> str:
 
 
 def take_part(folder: Path, told: int | None = None) -> None:
-    """Do what a site does in a job of two rounds; say what was done to the file descriptor ``told``."""
+    """Do what a site does in a job of two rounds, one of which fails at first.
+
+    What was done is said to the file descriptor ``told``.
+    """
 
     def tell(what: str, value: object) -> None:
         if told is not None:
@@ -90,6 +95,11 @@ def take_part(folder: Path, told: int | None = None) -> None:
         if not isinstance(booked, Booking):
             continue
         tell("booked", booked.id)
+        if round_index == FAILING and booked.attempt == 1:
+            ledger.fail(booked)
+            tell("failed", booked.id)
+            booked = book(ledger, reservation, round_index)
+            tell("booked", booked.id)
         store.make_room(booked.id, 8000)
         store.save(booked.id, update_of(booked), {"round": round_index})
         ledger.release(booked, digest_of(booked))

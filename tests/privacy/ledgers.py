@@ -17,6 +17,7 @@ BUDGET = Budget(8.0, 1e-5)
 SPEND = Spend(20.0)
 """An event without sampling: ρ = order ÷ (2 · 20²), by the closed form of the Gaussian mechanism's RDP."""
 
+ABOUT = "dp-patient: dp-sgd"
 ROLES = {"anna": "train", "bert": "train", "cleo": "train", "dora": "validation", "emil": "test"}
 
 
@@ -46,11 +47,11 @@ def new_ledger(folder: Path) -> Ledger:
 
 def reserve(ledger: Ledger, run: str = "run", rounds: int = 3, spend: Spend = SPEND) -> Reservation:
     """Reserve rounds for the patients of :data:`ROLES`."""
-    return ledger.reserve(run=run, spend=spend, rounds=rounds, roles=ROLES, budget=BUDGET)
+    return ledger.reserve(run=run, about=ABOUT, spend=spend, rounds=rounds, roles=ROLES, budget=BUDGET)
 
 
 def book(ledger: Ledger, reservation: Reservation, round_index: int) -> Booking:
-    """Book a round that is not released yet."""
+    """Book a round that is not released."""
     booked = ledger.book(reservation, round_index, sha(f"model {round_index}"), BUDGET)
     assert isinstance(booked, Booking)
     return booked
@@ -60,7 +61,7 @@ def fill(ledger: Ledger) -> Reservation:
     """Write at least one entry of every kind."""
     reservation = reserve(ledger)
     ledger.release(book(ledger, reservation, 0), sha("bytes 0"))
-    book(ledger, reservation, 1)
+    ledger.fail(book(ledger, reservation, 1))
     ledger.disclose(run="run", model_sha256=sha("model 3"), patients=["emil"], roles=ROLES, limit=1)
     reserve(ledger, "gone", 2)
     ledger.close("gone")

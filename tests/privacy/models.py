@@ -33,6 +33,11 @@ def only(batch: PatientBatch, chosen: list[int]) -> PatientBatch:
     )
 
 
+def one_by_one(batch: PatientBatch) -> list[PatientBatch]:
+    """Return the patients of a batch as batches of one, padded as they were."""
+    return [only(batch, [p]) for p in range(len(batch.labels))]
+
+
 class Reused(nn.Module):
     """One linear layer used twice."""
 
@@ -62,6 +67,11 @@ def convolutional() -> nn.Module:
 def rows(seed: int = 0, n: int = 5) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn((n, FEATURES), generator=generator), torch.arange(n) % 2
+
+
+def single_rows(batch: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    x, y = batch
+    return [(x[r : r + 1], y[r : r + 1]) for r in range(len(y))]
 
 
 def row_losses(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
 
 from histoflare.errors import JobError
 from histoflare.privacy.dpsgd import PrivateGradient, private_gradient
-from histoflare.privacy.noise import SecureNoise, SeededNoise
-from histoflare.privacy.requirements import ENGINES
+from histoflare.privacy.noise import SecureNoise, SeededNoise, grid
 from histoflare.rounds.local import one_thread
 
-from .models import FEATURES, mem_task, only, patients, row_losses, rows
+from .models import FEATURES, mem_task, one_by_one, only, patients, row_losses, rows, single_rows
 
 RAGGED = [[5, 1, 3], [2], [9, 9], [1], [4, 4], [6]]
 
@@ -28,11 +29,11 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
-def step(batches: list[Any], model: nn.Module | None = None, **changes: Any) -> PrivateGradient:
+def step(records: list[Any], model: nn.Module | None = None, **changes: Any) -> PrivateGradient:
     task = mem_task()
     numbers = {"clip_norm": 0.5, "noise_multiplier": 1.0, "batch_size": 4.0, "noise": SeededNoise(0)}
     return private_gradient(
-        model or task.build_model(), task.record_losses, batches, **{**numbers, **changes}
+        model or task.build_model(), task.record_losses, records, **{**numbers, **changes}
     )
 
 
@@ -53,30 +54,27 @@ def test_an_empty_sample_is_a_step_of_noise() -> None:
     assert len(got.norms) == len(got.losses) == 0
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_the_noise_is_the_same_in_size_whatever_was_drawn(engine: str) -> None:
+def test_the_noise_is_the_same_in_size_whatever_was_drawn() -> None:
     model = nn.Linear(FEATURES, 2)
     exact = private_gradient(
         model,
         row_losses,
-        [rows()],
+        single_rows(rows()),
         clip_norm=0.5,
         noise_multiplier=0.0,
         batch_size=10.0,
         noise=SecureNoise(),
-        engine=engine,
     )
     noise, found = SeededNoise(2), []
     for _ in range(400):
         noised = private_gradient(
             model,
             row_losses,
-            [rows()],
+            single_rows(rows()),
             clip_norm=0.5,
             noise_multiplier=2.0,
             batch_size=10.0,
             noise=noise,
-            engine=engine,
         )
         found.append((vector(noised.tensors) - vector(exact.tensors)) / 0.1)
     assert stats.kstest(torch.cat(found).numpy(), "norm").pvalue > 1e-3
@@ -85,14 +83,14 @@ def test_the_noise_is_the_same_in_size_whatever_was_drawn(engine: str) -> None:
 def test_the_divisor_is_the_public_one_and_not_the_number_drawn() -> None:
     few, many = patients(RAGGED[:1]), patients(RAGGED)
     for batch in (few, many):
-        one, other = (step([batch], batch_size=size, noise=SeededNoise(3)) for size in (1.0, 8.0))
+        one, other = (step(one_by_one(batch), batch_size=size, noise=SeededNoise(3)) for size in (1.0, 8.0))
         torch.testing.assert_close(vector(one.tensors), 8 * vector(other.tensors), rtol=1e-6, atol=0)
 
 
 def test_without_noise_and_clip_it_is_the_plain_gradient() -> None:
     batch = patients(RAGGED)
     model = mem_task(reconstruction=0.2).build_model()  # with decoders, which the step's loss does not use
-    got = step([batch], model, noise_multiplier=0.0, clip_norm=1e30, batch_size=len(RAGGED))
+    got = step(one_by_one(batch), model, noise_multiplier=0.0, clip_norm=1e30, batch_size=len(RAGGED))
     mem_task().record_losses(model, batch).mean().backward()
     expected = {
         name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()
@@ -100,21 +98,18 @@ def test_without_noise_and_clip_it_is_the_plain_gradient() -> None:
     torch.testing.assert_close(got.tensors, expected, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_physical_batches_change_rounding_only(engine: str) -> None:
-    batch = patients(RAGGED)
-    whole = step([batch], engine=engine)
-    parts = step([only(batch, [0, 1]), only(batch, [2]), only(batch, [3, 4, 5])], engine=engine)
-    torch.testing.assert_close(parts.tensors, whole.tensors, rtol=0, atol=1e-6)
-    torch.testing.assert_close(parts.norms, whole.norms, rtol=1e-5, atol=1e-8)
-    torch.testing.assert_close(parts.losses, whole.losses)
+def test_more_than_one_record_at_a_time_is_refused() -> None:
+    noise = SeededNoise(0)
+    with pytest.raises(JobError, match="takes one at a time") as caught:
+        step([patients(RAGGED)], noise=noise)
+    assert caught.value.reason == "MODEL_NOT_PRIVATE" and noise.calls == 0
 
 
-def test_batches_are_asked_for_one_at_a_time() -> None:
+def test_records_are_asked_for_one_at_a_time() -> None:
     task, batch = mem_task(), patients(RAGGED)
     events: list[str] = []
 
-    def one_by_one() -> Iterator[Any]:
+    def made() -> Iterator[Any]:
         for p in range(3):
             events.append("made")
             yield only(batch, [p])
@@ -126,7 +121,7 @@ def test_batches_are_asked_for_one_at_a_time() -> None:
     private_gradient(
         task.build_model(),
         losses,
-        one_by_one(),
+        made(),
         clip_norm=1.0,
         noise_multiplier=1.0,
         batch_size=3.0,
@@ -137,10 +132,10 @@ def test_batches_are_asked_for_one_at_a_time() -> None:
 
 def test_the_same_source_gives_the_same_bytes() -> None:
     batch = patients(RAGGED)
-    one, again, other = (step([batch], noise=SeededNoise(seed)) for seed in (5, 5, 6))
+    one, again, other = (step(one_by_one(batch), noise=SeededNoise(seed)) for seed in (5, 5, 6))
     assert all(torch.equal(one.tensors[name], again.tensors[name]) for name in one.tensors)
     assert not torch.equal(vector(one.tensors), vector(other.tensors))
-    secret = [step([batch], noise=SecureNoise()) for _ in range(2)]
+    secret = [step(one_by_one(batch), noise=SecureNoise()) for _ in range(2)]
     assert not torch.equal(vector(secret[0].tensors), vector(secret[1].tensors))
 
 
@@ -154,9 +149,9 @@ def test_the_same_source_gives_the_same_bytes() -> None:
 )
 def test_numbers_out_of_range_are_refused(name: str, value: float) -> None:
     noise = SeededNoise(0)
-    for batches in ([], [patients(RAGGED)]):
+    for records in ([], one_by_one(patients(RAGGED))):
         with pytest.raises(JobError, match=name) as caught:
-            step(batches, **{name: value, "noise": noise})
+            step(records, **{name: value, "noise": noise})
         assert caught.value.reason == "PRIVACY_INVALID"
     assert noise.calls == 0
 
@@ -164,5 +159,95 @@ def test_numbers_out_of_range_are_refused(name: str, value: float) -> None:
 def test_a_model_that_will_not_do_is_refused_though_nothing_was_drawn() -> None:
     with pytest.raises(JobError, match="BatchNorm1d"):
         step([], nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
-    with pytest.raises(JobError, match="no engine"):
-        step([], engine="fast")
+
+
+def test_a_record_that_is_not_finite_is_as_if_it_was_not_there() -> None:
+    model, singles = nn.Linear(FEATURES, 2), single_rows(rows())
+    for bad in (math.nan, math.inf, -math.inf):
+        broken = (torch.full((1, FEATURES), bad), torch.tensor([0]))
+        without, got = (
+            private_gradient(
+                model,
+                row_losses,
+                drawn,
+                clip_norm=0.5,
+                noise_multiplier=1.0,
+                batch_size=4.0,
+                noise=SeededNoise(0),
+            )
+            for drawn in (singles, [*singles[:2], broken, *singles[2:]])
+        )
+        assert all(torch.equal(got.tensors[name], without.tensors[name]) for name in without.tensors)
+        assert got.norms.isfinite().tolist() == [True, True, False, True, True, True]
+
+
+class Nothing:
+    """A source whose noise is 0, which leaves the sum on the noise's grid."""
+
+    secure = False
+
+    def normal(self, shape: Sequence[int], std: float, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.zeros(tuple(shape), dtype=dtype)
+
+    def uniform(self, n: int) -> NDArray[np.float64]:
+        return np.ones(n)
+
+
+def row_sums(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x).sum(dim=1)  # type: ignore[no-any-return]
+
+
+def test_rounding_to_the_grid_of_large_noise_is_within_the_clip_norm() -> None:
+    # 2**16 numbers, a grid of 2**-12, and a clip norm of 23.2 steps in each number. One record leaves the sum
+    # just below half a step; clipped to the clip norm, a second would go on top to 24 steps: 1.03 C.
+    clip_norm, noise_multiplier, n = 1.45, 2.0**16, 2**16
+    step_of_grid = grid(noise_multiplier * clip_norm)
+    assert step_of_grid == 2.0**-12
+    small, large = torch.full((1, n), 0.49 * step_of_grid), torch.ones((1, n))
+    sums = [
+        private_gradient(
+            nn.Linear(n, 1, bias=False),
+            row_sums,
+            drawn,
+            clip_norm=clip_norm,
+            noise_multiplier=noise_multiplier,
+            batch_size=1.0,
+            noise=Nothing(),
+        ).tensors["weight"]
+        for drawn in ([small], [small, large])
+    ]
+    moved = float((sums[1].double() - sums[0].double()).norm())
+    assert 0.9 * clip_norm < moved <= clip_norm
+
+
+def test_noise_so_large_that_rounding_leaves_nothing_is_refused() -> None:
+    noise = SeededNoise(0)
+    for multiplier, refused in ((2.0**20, True), (2.0**19, False)):  # 2**-28 · z · √(2**16) is 1 and 1/2
+        try:
+            private_gradient(
+                nn.Linear(2**16, 1, bias=False),
+                row_sums,
+                [],
+                clip_norm=1.0,
+                noise_multiplier=multiplier,
+                batch_size=1.0,
+                noise=noise,
+            )
+        except JobError as error:
+            assert refused and error.reason == "PRIVACY_INVALID" and "nothing of 65536" in str(error)
+        else:
+            assert not refused
+
+
+def test_a_result_that_float32_cannot_hold_is_infinite_and_no_error() -> None:
+    got = private_gradient(
+        nn.Linear(3, 2),
+        row_losses,
+        [],
+        clip_norm=1e30,
+        noise_multiplier=1.0,
+        batch_size=1e-20,
+        noise=SeededNoise(0),
+    )
+    assert {t.dtype for t in got.tensors.values()} == {torch.float32}
+    assert not bool(vector(got.tensors).isfinite().all())

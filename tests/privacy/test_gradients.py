@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from histoflare.bags.patients import collate_patients
 from histoflare.errors import JobError
 from histoflare.privacy import bookkeeping
-from histoflare.privacy.gradients import HEADROOM, Losses, sum_of_clipped_gradients
-from histoflare.privacy.requirements import ENGINES
+from histoflare.privacy.gradients import HEADROOM, Losses, sum_of_clipped_gradients, sum_one_by_one
+from histoflare.privacy.requirements import ENGINES, PROTECTED_ENGINES
 from histoflare.rounds.local import one_thread
 
 from .models import (
@@ -25,10 +26,12 @@ from .models import (
     channel_losses,
     convolutional,
     mem_task,
+    one_by_one,
     only,
     patients,
     row_losses,
     rows,
+    single_rows,
 )
 
 
@@ -95,6 +98,21 @@ def test_every_engine_is_the_definition_on_mem(engine: str, fields: dict[str, An
     assert length(difference(got.tensors, expected)) < 2 * HEADROOM * 2 * clip_norm
     torch.testing.assert_close(got.losses, task.record_losses(model, batch).detach())
     assert not any(tensor.requires_grad for tensor in (*got.tensors.values(), got.norms, got.losses))
+
+
+@pytest.mark.parametrize("fields", [{}, {"blocks": 2, "reconstruction": 0.3, "input_norm": "rms"}])
+def test_one_by_one_is_the_definition_in_float64(fields: dict[str, Any]) -> None:
+    task = mem_task(**fields)
+    model, singles = task.build_model(), one_by_one(patients(RAGGED))
+    _, norms = by_definition(model, task.record_losses, singles, 1.0)
+    clip_norm = sorted(norms)[1] * 1.05
+    expected, _ = by_definition(model, task.record_losses, singles, clip_norm * (1 - HEADROOM))
+    got = sum_one_by_one(model, task.record_losses, singles, clip_norm)
+    torch.testing.assert_close(got.norms, torch.tensor(norms, dtype=torch.float64), rtol=1e-12, atol=0)
+    assert list(got.tensors) == [name for name, _ in model.named_parameters()]
+    torch.testing.assert_close(got.tensors, expected, rtol=1e-12, atol=1e-15)
+    assert not any(tensor.requires_grad for tensor in (*got.tensors.values(), got.norms, got.losses))
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -181,9 +199,17 @@ def test_one_patient_more_or_less_moves_the_sum_by_at_most_the_clip_norm(
     task = mem_task(seed=seed, reconstruction=0.2)
     model, batch = task.build_model(), patients(sizes, seed, scale)
     others = [p for p in range(len(sizes)) if p != left_out % len(sizes)]
-    total = sum_of_clipped_gradients(model, task.record_losses, batch, clip_norm).tensors
-    without = sum_of_clipped_gradients(model, task.record_losses, only(batch, others), clip_norm).tensors
-    assert length(difference(total, without)) <= clip_norm
+    for total, without in (
+        (
+            sum_one_by_one(model, task.record_losses, one_by_one(batch), clip_norm),
+            sum_one_by_one(model, task.record_losses, one_by_one(only(batch, others)), clip_norm),
+        ),
+        (
+            sum_of_clipped_gradients(model, task.record_losses, batch, clip_norm),
+            sum_of_clipped_gradients(model, task.record_losses, only(batch, others), clip_norm),
+        ),
+    ):
+        assert length(difference(total.tensors, without.tensors)) <= clip_norm
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -211,7 +237,7 @@ def test_where_a_record_cannot_be_left_out_its_batch_is_refused(engine: str) -> 
     x, y = rows()
     x[1, 2] = math.nan
     model = nn.Linear(FEATURES, 2)
-    with pytest.raises(JobError, match="physical batch of 1") as caught:
+    with pytest.raises(JobError, match="one record at a time") as caught:
         sum_of_clipped_gradients(model, row_losses, (x, y), 0.5, engine)
     assert caught.value.reason == "NOT_FINITE"
     alone = sum_of_clipped_gradients(model, row_losses, (x[1:2], y[1:2]), 0.5, engine)
@@ -313,3 +339,160 @@ def test_a_gradient_of_zero_is_zero(engine: str) -> None:
     x, y = rows()
     got = sum_of_clipped_gradients(model, row_losses, (torch.zeros_like(x), y), 0.5, engine)
     assert length(got.tensors) == 0.0 and got.norms.tolist() == [0.0] * 5
+
+
+# What a model that somebody else has chosen may do to float32.
+
+WAYS = {
+    "one by one": sum_one_by_one,
+    **{
+        engine: lambda model, losses, singles, clip_norm, engine=engine: sum_of_clipped_gradients(
+            model, losses, joined(singles), clip_norm, engine
+        )
+        for engine in ENGINES
+    },
+}
+"""(model, losses, batches of one, clip norm) → ClippedSum, in each way there is."""
+
+
+def joined(singles: list[Any]) -> tuple[Tensor, ...]:
+    return tuple(torch.cat(parts) for parts in zip(*singles, strict=True))
+
+
+def weighted_sums(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Return Σ_to w_t · model(x)_to of x (P, T, i) and w (P, T): each patch's b is its weight."""
+    x, weight = batch
+    return (model(x) * weight[..., None]).sum(dim=(1, 2))
+
+
+def bag(x: Tensor, *weights: float) -> tuple[Tensor, Tensor]:
+    return x[None], torch.tensor([weights])
+
+
+@pytest.mark.parametrize("way", ["one by one", *PROTECTED_ENGINES])
+def test_gradients_whose_squares_are_0_in_float32_are_clipped_like_any_other(way: str) -> None:
+    # a of 1e17 and b of 1e-25: ‖b aᵀ‖ is about 1e-7 and ‖b‖² is 0.
+    generator = torch.Generator().manual_seed(0)
+    model, clip_norm = nn.Linear(40, 40, bias=False), 1e-20
+    singles = [bag(1e17 * torch.rand((2, 40), generator=generator), 1e-25, 1e-25) for _ in range(3)]
+    _, norms = by_definition(model, weighted_sums, singles, clip_norm)
+    got = WAYS[way](model, weighted_sums, singles, clip_norm)
+    assert min(norms) > 1e-8
+    torch.testing.assert_close(got.norms, torch.tensor(norms, dtype=torch.float64), rtol=1e-5, atol=0)
+    assert 2 * clip_norm < length(got.tensors) <= 3 * clip_norm
+
+
+def test_that_is_why_a_job_may_not_name_ghost() -> None:
+    singles = [bag(torch.full((2, 40), 1e17), 1e-25, 1e-25)]
+    got = WAYS["ghost"](nn.Linear(40, 40, bias=False), weighted_sums, singles, 1e-20)
+    assert got.norms.tolist() == [0.0] and length(got.tensors) > 1e10 * 1e-20
+
+
+@pytest.mark.parametrize("way", ["one by one", *PROTECTED_ENGINES])
+@pytest.mark.parametrize("where", [0, 10, 20])
+def test_a_record_whose_terms_cancel_does_not_take_others_along(way: str, where: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Linear(40, 40)
+    singles = [bag(torch.rand((2, 40), generator=generator), 1.0, 1.0) for _ in range(20)]
+    twice = torch.rand((1, 40), generator=generator).expand(2, -1)
+    trick = bag(twice, 2.0**40, -(2.0**40))
+    without = WAYS[way](model, weighted_sums, singles, 1.0)
+    got = WAYS[way](model, weighted_sums, [*singles[:where], trick, *singles[where:]], 1.0)
+    assert got.norms[where] == 0.0 and length(without.tensors) > 10
+    assert length(difference(got.tensors, without.tensors)) <= (0.0 if way == "one by one" else 1.0)
+
+
+@pytest.mark.parametrize("where", [0, 10, 20])
+def test_a_record_that_is_all_rounding_is_clipped_and_refused_by_none(where: int) -> None:
+    # With 1e12 the terms do not cancel to the last bit: what is left is far above the clip norm.
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Linear(40, 40)
+    singles = [bag(torch.rand((2, 40), generator=generator), 1.0, 1.0) for _ in range(20)]
+    trick = bag(torch.rand((1, 40), generator=generator).expand(2, -1), 1e12, -1e12)
+    without = sum_one_by_one(model, weighted_sums, singles, 1.0)
+    got = sum_one_by_one(model, weighted_sums, [*singles[:where], trick, *singles[where:]], 1.0)
+    assert length(difference(got.tensors, without.tensors)) <= 1.0
+
+
+def amplifying() -> nn.Module:
+    """Return a model whose head sees W·r + V·r - (W + V)·r = 0, and so its rounding alone, times 1e12."""
+    generator = torch.Generator().manual_seed(1)
+    model = mem_task(features=16, memories=1, dim=1, hidden=24).build_model()
+    first, second = torch.randn((2, 8, 24), generator=generator)
+    head = 1e12 * torch.randn(8, generator=generator)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.blocks[0].encoder[0].weight.normal_(generator=generator)
+        model.blocks[0].encoder[2].weight.copy_(torch.cat([first, second, first + second]))
+        model.head.weight[0] = torch.cat([head, head, -head])
+        model.head.weight[1] = -model.head.weight[0]
+    return model
+
+
+@pytest.mark.parametrize("longest", [37, 38, 64, 200])
+def test_a_patient_does_not_change_the_rounding_of_another(longest: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    model, losses = amplifying(), mem_task().record_losses
+    bags = [torch.randn((n, 16), generator=generator).abs() for n in [37] * 20 + [longest]]
+    singles = [collate_patients([[one]], [[0]]) for one in bags]
+    without = sum_one_by_one(model, losses, singles[:-1], 1.0)
+    for where in (0, 10, 20):
+        got = sum_one_by_one(model, losses, singles[:where] + singles[-1:] + singles[where:-1], 1.0)
+        rest = [r for r in range(21) if r != where]
+        assert float(without.norms.max()) > 1e6
+        assert torch.equal(got.norms[rest], without.norms) and torch.equal(got.losses[rest], without.losses)
+        assert length(difference(got.tensors, without.tensors)) <= 1.0
+
+
+class Counting(nn.Linear):
+    """A layer that weighs a record by how many it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__(FEATURES, 2)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen: Tensor
+        self.seen += 1
+        return super().forward(x) * self.seen.clone()
+
+
+def test_a_record_does_not_see_what_a_buffer_would_remember_of_another() -> None:
+    model, singles = Counting(), single_rows(rows())
+    got = sum_one_by_one(model, row_losses, singles, 1.0)
+    alone = [sum_one_by_one(model, row_losses, [single], 1.0).norms for single in singles]
+    assert torch.equal(got.norms, torch.cat(alone)) and model.seen == 0
+
+
+def test_one_by_one_takes_any_layer_and_parameters_used_anywhere() -> None:
+    for model, losses in ((convolutional(), channel_losses), (Outside(), row_losses), (Reused(), row_losses)):
+        expected, _ = by_definition(model, losses, single_rows(rows()), 0.5)
+        got = sum_one_by_one(model, losses, single_rows(rows()), 0.5)
+        assert length(difference(got.tensors, expected)) <= HEADROOM * 5 * 0.5
+
+
+def test_the_total_does_not_lose_small_records_beside_many_large_ones() -> None:
+    # 1.0 and then 1000 times 1e-8: in float32 each of these would be lost.
+    model = nn.Linear(1, 1, bias=False)
+    singles = [torch.ones((1, 1)), *[torch.full((1, 1), 1e-8)] * 1000]
+    got = sum_one_by_one(model, lambda model, x: model(x).sum(dim=1), singles, 10.0)
+    assert got.tensors["weight"].dtype == torch.float64
+    assert got.tensors["weight"].item() == pytest.approx(1.00001, abs=1e-10)
+
+
+def test_nothing_drawn_is_a_sum_of_zeros() -> None:
+    got = sum_one_by_one(nn.Linear(3, 2), row_losses, [], 1.0)
+    assert {name: t.shape for name, t in got.tensors.items()} == {"weight": (2, 3), "bias": (2,)}
+    assert length(got.tensors) == 0.0 and len(got.norms) == len(got.losses) == 0
+
+
+def test_one_by_one_refuses_what_is_no_single_loss() -> None:
+    for bad in (
+        lambda model, batch: row_losses(model, batch).mean(),
+        lambda model, batch: torch.zeros(1),
+        lambda model, batch: row_losses(model, batch).repeat(2),
+    ):
+        with pytest.raises(JobError, match=r"needs one for each record|takes one at a time") as caught:
+            sum_one_by_one(nn.Linear(FEATURES, 2), bad, single_rows(rows()), 1.0)
+        assert caught.value.reason == "MODEL_NOT_PRIVATE"

@@ -6,6 +6,7 @@ import json
 import re
 import stat
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from histoflare.privacy.ledger import Booking, Ledger, Release, Reservation
 from histoflare.privacy.ledger_chain import START, Keys, canonical
 from histoflare.privacy.spend import Spend
 from tests.privacy.ledgers import (
+    ABOUT,
     BUDGET,
     ROLES,
     SPEND,
@@ -60,7 +62,8 @@ def test_the_key_is_not_kept_with_the_ledger(tmp_path: Path) -> None:
 
 def test_a_reservation_that_is_open_is_given_back_as_it_is(ledger: Ledger) -> None:
     first = reserve(ledger)
-    assert (first.run, first.spend, first.rounds, first.patients) == ("run", SPEND, 3, 3)
+    assert (first.run, first.about, first.spend) == ("run", ABOUT, SPEND)
+    assert (first.rounds, first.patients) == (3, 3)
     entries = ledger.verify().entries
     assert reserve(ledger) == first
     assert ledger.verify().entries == entries
@@ -70,6 +73,7 @@ def test_a_reservation_that_is_open_is_given_back_as_it_is(ledger: Ledger) -> No
     "changed",
     [
         {"run": "other"},
+        {"about": "trusted-server: server-noise, none against the server"},
         {"spend": Spend(21.0)},
         {"rounds": 4},
         {"roles": {**ROLES, "fred": "train"}},
@@ -78,7 +82,7 @@ def test_a_reservation_that_is_open_is_given_back_as_it_is(ledger: Ledger) -> No
 )
 def test_anything_else_is_charged_beside_it(ledger: Ledger, changed: dict[str, object]) -> None:
     first = reserve(ledger)
-    arguments = {"run": "run", "spend": SPEND, "rounds": 3, "roles": ROLES, **changed}
+    arguments = {"run": "run", "about": ABOUT, "spend": SPEND, "rounds": 3, "roles": ROLES, **changed}
     second = ledger.reserve(budget=BUDGET, **arguments)  # type: ignore[arg-type]
     assert second.id != first.id
     costs = [BUDGET.cost(r.spend.times(r.rounds)) for r in (first, second)]
@@ -115,7 +119,7 @@ def test_cohorts_compose_per_patient(ledger: Ledger) -> None:
 
     def on(run: str, rounds: int, *patients: str) -> Reservation:
         roles = dict.fromkeys(patients, "train")
-        return ledger.reserve(run=run, spend=SPEND, rounds=rounds, roles=roles, budget=BUDGET)
+        return ledger.reserve(run=run, about=ABOUT, spend=SPEND, rounds=rounds, roles=roles, budget=BUDGET)
 
     on("a", half, "anna", "bert")
     on("b", most - half, "bert", "cleo")
@@ -129,7 +133,9 @@ def test_cohorts_compose_per_patient(ledger: Ledger) -> None:
 def test_exposure_is_that_of_the_patients_asked_about(ledger: Ledger) -> None:
     assert ledger.exposure(ROLES, BUDGET) == 0
     reserve(ledger, rounds=2)
-    ledger.reserve(run="b", spend=SPEND, rounds=3, roles={"anna": "train", "new": "train"}, budget=BUDGET)
+    ledger.reserve(
+        run="b", about=ABOUT, spend=SPEND, rounds=3, roles={"anna": "train", "new": "train"}, budget=BUDGET
+    )
     entries = ledger.verify().entries
     for patients, rounds in ((["anna", "bert"], 5), (["bert"], 2), (["new", "unknown"], 3), (["unknown"], 0)):
         found = ledger.exposure(dict.fromkeys(patients, "train"), BUDGET)
@@ -153,17 +159,17 @@ def test_exposure_is_that_of_the_patients_asked_about(ledger: Ledger) -> None:
 )
 def test_the_table_of_edges(ledger: Ledger, spend: Spend, budget: Budget, admitted: bool) -> None:
     if admitted:
-        ledger.reserve(run="run", spend=spend, rounds=1, roles=ROLES, budget=budget)
+        ledger.reserve(run="run", about=ABOUT, spend=spend, rounds=1, roles=ROLES, budget=budget)
     else:
         with pytest.raises(LedgerError) as caught:
-            ledger.reserve(run="run", spend=spend, rounds=1, roles=ROLES, budget=budget)
+            ledger.reserve(run="run", about=ABOUT, spend=spend, rounds=1, roles=ROLES, budget=budget)
         assert refused(caught) == "BUDGET_EXHAUSTED"
 
 
 @pytest.mark.parametrize("roles", [{}, {"dora": "validation"}])
 def test_without_patients_to_train_on_nothing_is_reserved(ledger: Ledger, roles: dict[str, str]) -> None:
     with pytest.raises(LedgerError) as caught:
-        ledger.reserve(run="run", spend=SPEND, rounds=1, roles=roles, budget=BUDGET)
+        ledger.reserve(run="run", about=ABOUT, spend=SPEND, rounds=1, roles=roles, budget=BUDGET)
     assert refused(caught) == "SITE_HAS_NO_TRAINING_DATA"
 
 
@@ -174,12 +180,14 @@ def test_without_patients_to_train_on_nothing_is_reserved(ledger: Ledger, roles:
         {"rounds": True},
         {"rounds": 1.0},
         {"run": " "},
+        {"about": " "},
+        {"about": None},
         {"roles": {"anna": "training"}},
         {"roles": {" ": "train"}},
     ],
 )
 def test_wrong_arguments(ledger: Ledger, wrong: dict[str, object]) -> None:
-    arguments = {"run": "run", "spend": SPEND, "rounds": 3, "roles": ROLES, **wrong}
+    arguments = {"run": "run", "about": ABOUT, "spend": SPEND, "rounds": 3, "roles": ROLES, **wrong}
     with pytest.raises(JobError) as caught:
         ledger.reserve(budget=BUDGET, **arguments)  # type: ignore[arg-type]
     assert refused(caught) == "PRIVACY_INVALID"
@@ -187,21 +195,23 @@ def test_wrong_arguments(ledger: Ledger, wrong: dict[str, object]) -> None:
 
 def test_two_ways_to_write_a_name_are_one_patient(ledger: Ledger) -> None:
     for run, name in (("a", "Zoë"), ("b", " Zoe\u0308 ")):
-        ledger.reserve(run=run, spend=SPEND, rounds=2, roles={name: "train"}, budget=BUDGET)
+        ledger.reserve(run=run, about=ABOUT, spend=SPEND, rounds=2, roles={name: "train"}, budget=BUDGET)
     assert ledger.verify().patients == 1
     assert ledger.summary(BUDGET).rho == pytest.approx(BUDGET.cost(SPEND.times(4)))
     with pytest.raises(LedgerError, match="both"):
         roles = {"Zoë": "train", "Zoe\u0308": "test"}
-        ledger.reserve(run="c", spend=SPEND, rounds=1, roles=roles, budget=BUDGET)
+        ledger.reserve(run="c", about=ABOUT, spend=SPEND, rounds=1, roles=roles, budget=BUDGET)
 
 
 @pytest.mark.parametrize("changed", [{"anna": "test"}, {"emil": "train"}, {"dora": "test"}])
 def test_a_role_never_changes(ledger: Ledger, changed: dict[str, str]) -> None:
     reserve(ledger)
     with pytest.raises(LedgerError, match=next(iter(changed))) as caught:
-        ledger.reserve(run="b", spend=SPEND, rounds=1, roles={**ROLES, **changed}, budget=BUDGET)
+        ledger.reserve(run="b", about=ABOUT, spend=SPEND, rounds=1, roles={**ROLES, **changed}, budget=BUDGET)
     assert refused(caught) == "ROLE_CHANGED"
-    ledger.reserve(run="b", spend=SPEND, rounds=1, roles={**ROLES, "fred": "test"}, budget=BUDGET)
+    ledger.reserve(
+        run="b", about=ABOUT, spend=SPEND, rounds=1, roles={**ROLES, "fred": "test"}, budget=BUDGET
+    )
     assert ledger.verify().patients == len(ROLES) + 1
 
 
@@ -242,6 +252,105 @@ def test_lost_bytes_are_booked_anew(ledger: Ledger) -> None:
     assert ledger.book(reservation, 0, sha("model 0"), BUDGET) == Release(second, sha("new"))
     assert ledger.is_released(sha("lost")) and ledger.is_released(sha("new"))
     assert ledger.summary(BUDGET).runs[0].booked == 2
+
+
+def test_a_failure_is_an_answer_and_the_next_one_is_charged(ledger: Ledger) -> None:
+    reservation = reserve(ledger, rounds=2)
+    first = book(ledger, reservation, 0)
+    ledger.fail(first)
+    second = book(ledger, reservation, 0)
+    assert (second.attempt, second.round_index) == (2, 0) and second.id > first.id
+    assert book(ledger, reservation, 0) == second, "not answered: it may run again"
+    ledger.fail(second)
+    third = ledger.book_again(reservation, 0, sha("model 0"), BUDGET)
+    assert third.attempt == 3
+    ledger.release(third, sha("bytes"))
+    assert ledger.book(reservation, 0, sha("model 0"), BUDGET) == Release(third, sha("bytes"))
+    (run,) = ledger.summary(BUDGET).runs
+    assert (run.booked, run.released, run.failed) == (3, 1, 2)
+    assert ledger.summary(BUDGET).rho == BUDGET.cost(SPEND.times(3))
+
+
+def test_a_failure_counts_once_and_outlives_the_process(ledger: Ledger, tmp_path: Path) -> None:
+    reservation = reserve(ledger)
+    booking = book(ledger, reservation, 0)
+    ledger.fail(booking)
+    said = ledger.verify(), ledger.summary(BUDGET)
+    Ledger(*paths(tmp_path)).fail(booking)
+    assert (ledger.verify(), ledger.summary(BUDGET)) == said
+    assert book(Ledger(*paths(tmp_path)), reservation, 0).attempt == 2
+    ledger.fail(booking)
+    assert book(ledger, reservation, 0).attempt == 2, "the old booking's failure is not the new one's"
+
+
+def test_nothing_is_released_for_a_failure(ledger: Ledger) -> None:
+    reservation = reserve(ledger)
+    failed = book(ledger, reservation, 0)
+    ledger.fail(failed)
+    with pytest.raises(LedgerError, match="failure") as caught:
+        ledger.release(failed, sha("bytes"))
+    assert refused(caught) == "NOT_RELEASED"
+    ledger.release(book(ledger, reservation, 0), sha("new bytes"))
+    with pytest.raises(LedgerError, match="failure"):
+        ledger.release(failed, sha("new bytes"))
+    assert ledger.is_released(sha("new bytes")) and not ledger.is_released(sha("bytes"))
+
+
+def test_what_is_released_cannot_fail(ledger: Ledger) -> None:
+    reservation = reserve(ledger)
+    booking = book(ledger, reservation, 0)
+    ledger.release(booking, sha("bytes"))
+    said = ledger.verify(), ledger.summary(BUDGET)
+    ledger.fail(booking)
+    assert (ledger.verify(), ledger.summary(BUDGET)) == said
+    assert ledger.book(reservation, 0, sha("model 0"), BUDGET) == Release(booking, sha("bytes"))
+
+
+def test_a_failed_round_asks_the_budget_like_any_other(ledger: Ledger) -> None:
+    reservation = reserve(ledger, rounds=2)
+    reserve(ledger, "rest", most_rounds() - 3)
+    for attempt in (1, 2, 3):  # two of them reserved, one for which there is room
+        booking = book(ledger, reservation, 0)
+        assert booking.attempt == attempt
+        ledger.fail(booking)
+    entries = ledger.verify().entries
+    for ask in (ledger.book, ledger.book_again):
+        with pytest.raises(LedgerError) as caught:
+            ask(reservation, 0, sha("model 0"), BUDGET)
+        assert refused(caught) == "BUDGET_EXHAUSTED"
+    assert ledger.verify().entries == entries
+    assert ledger.summary(BUDGET).rho == pytest.approx(BUDGET.cost(SPEND.times(most_rounds())))
+
+
+def test_a_failure_stays_charged_when_its_run_is_closed(ledger: Ledger) -> None:
+    reservation = reserve(ledger)
+    before, after = book(ledger, reservation, 0), book(ledger, reservation, 1)
+    ledger.fail(before)
+    ledger.close("run")
+    ledger.fail(after)
+    (run,) = ledger.summary(BUDGET).runs
+    assert (run.booked, run.failed) == (2, 2)
+    assert ledger.summary(BUDGET).rho == BUDGET.cost(SPEND.times(2))
+    with pytest.raises(LedgerError, match="closed"):
+        book(ledger, reservation, 0)
+
+
+def test_only_what_is_booked_here_can_fail(ledger: Ledger, tmp_path: Path) -> None:
+    reservation = reserve(ledger)
+    booking = book(ledger, reservation, 0)
+    done = ledger.disclose(run="run", model_sha256=sha("m"), patients=["emil"], roles=ROLES, limit=1)
+    other = new_ledger(tmp_path / "other")
+    entries = ledger.verify().entries
+    strangers = [
+        book(other, reserve(other), 1),
+        replace(booking, id=booking.id + 1),
+        replace(booking, attempt=2),
+    ]
+    for stranger in (*strangers, done, reservation):
+        with pytest.raises(LedgerError) as caught:
+            ledger.fail(stranger)  # type: ignore[arg-type]
+        assert refused(caught) == "NOT_ADMITTED"
+    assert ledger.verify().entries == entries
 
 
 def test_events_beyond_the_reserved_ones_are_admitted_anew(ledger: Ledger) -> None:
@@ -350,7 +459,7 @@ def test_who_is_trained_on_is_not_evaluated(ledger: Ledger, patients: list[str])
 def test_an_evaluation_sets_roles_too(ledger: Ledger) -> None:
     disclose(ledger, "model", "emil")
     with pytest.raises(LedgerError) as caught:
-        ledger.reserve(run="r", spend=SPEND, rounds=1, roles={"emil": "train"}, budget=BUDGET)
+        ledger.reserve(run="r", about=ABOUT, spend=SPEND, rounds=1, roles={"emil": "train"}, budget=BUDGET)
     assert refused(caught) == "ROLE_CHANGED"
     with pytest.raises(LedgerError) as caught:
         disclose(ledger, "model")
@@ -361,7 +470,8 @@ def test_the_summary_names_nobody_and_adds_up(ledger: Ledger) -> None:
     reservation = fill(ledger)
     summary = ledger.summary(BUDGET)
     run, gone = summary.runs
-    assert (run.run, run.rounds, run.booked, run.released) == ("run", 3, 2, 1)
+    assert (run.run, run.about, run.rounds) == ("run", ABOUT, 3)
+    assert (run.booked, run.released, run.failed) == (2, 1, 1)
     assert (run.is_open, run.patients) == (True, 3)
     assert (gone.run, gone.rounds, gone.booked, gone.is_open, gone.epsilon) == ("gone", 2, 0, False, 0.0)
     assert summary.rho == BUDGET.cost(reservation.spend.times(3))
@@ -382,10 +492,14 @@ def test_the_export_can_be_checked_by_whoever_has_the_key(ledger: Ledger, tmp_pa
         body = canonical(line["body"]).encode()
         chain = keys.link(chain, seq, line["unix_time"], line["kind"].encode(), body)
         assert (line["seq"], line["chain"]) == (seq, chain.hex())
+    (failed,) = [line["body"]["of"] for line in lines if line["kind"] == "failure"]
+    assert lines[failed - 1]["kind"] == "booking"
+    reserved = [line["body"]["about"] for line in lines if line["kind"] == "reservation"]
+    assert reserved == [ABOUT, ABOUT]
     (added,) = [line["patients"] for line in lines if line["kind"] == "patients"]
     assert dict(added) == {keys.patient(n).hex(): role for n, role in ROLES.items()}
     kinds = {line["kind"] for line in lines}
-    assert len(kinds) == 8, "of every kind one"
+    assert len(kinds) == 9, "of every kind one"
     for text in (json.dumps(lines).encode(), path.read_bytes()):
         assert not any(re.search(name.encode(), text) for name in ROLES)
 

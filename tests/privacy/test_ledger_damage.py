@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from histoflare.errors import LedgerError
-from histoflare.privacy.ledger import Ledger
+from histoflare.privacy.ledger import Booking, Ledger
 from histoflare.privacy.ledger_file import STATEMENTS
 from histoflare.privacy.ledger_key import Head, KeyFolder
 from tests.privacy.ledgers import BUDGET, ROLES, book, fill, new_ledger, paths, reserve, sha
@@ -39,6 +39,7 @@ def everything(folder: Path) -> list[Callable[[], object]]:
         lambda: reserve(Ledger(path, key), "another"),
         lambda: Ledger(path, key).is_released(sha("bytes 0")),
         lambda: Ledger(path, key).close("run"),
+        lambda: Ledger(path, key).fail(Booking(5, 4, 0, sha("model 0"), 1)),
         lambda: Ledger(path, key).disclose(
             run="x", model_sha256=sha("x"), patients=["dora"], roles=ROLES, limit=9
         ),
@@ -75,6 +76,16 @@ def test_a_flipped_byte_is_seen_or_means_nothing(tmp_path: Path) -> None:
     positions = [*range(0, 100), *random.Random(5).sample(range(100, size), 500)]
     damaged, same = check_flips(tmp_path, [(at, 1 << (at % 8)) for at in positions])
     assert damaged > 100 and same > 100, "the file has both rows and unused bytes"
+
+
+@pytest.mark.parametrize("written", [b'failure{"of":', b'reservation{"about":"dp-patient: dp-sgd"'])
+def test_every_flipped_byte_of_an_entry_is_seen(tmp_path: Path, written: bytes) -> None:
+    fill(new_ledger(tmp_path))
+    whole = paths(tmp_path)[0].read_bytes()
+    first = whole.index(written)
+    last = whole.index(b"}", first + len(written)) + 32  # and the chain, which follows its text
+    damaged, same = check_flips(tmp_path, [(at, 1 << (at % 8)) for at in range(first, last + 1)])
+    assert (damaged, same) == (last + 1 - first, 0)
 
 
 @pytest.mark.parametrize(
@@ -283,14 +294,14 @@ def test_rows_are_only_added(tmp_path: Path, table: str) -> None:
         ["DROP TRIGGER cohorts_delete", "DELETE FROM cohorts WHERE id = 1"],
         ["INSERT INTO patients VALUES (6, x'00112233445566778899aabbccddeeff', 'train')"],
         ["INSERT INTO cohorts VALUES (3, x'01')"],
-        ["INSERT INTO entries SELECT seq + 1, unix_time, kind, body, chain FROM entries WHERE seq = 11"],
-        ["INSERT INTO entries SELECT seq + 1, NULL, kind, body, chain FROM entries WHERE seq = 11"],
+        ["INSERT INTO entries SELECT seq + 1, unix_time, kind, body, chain FROM entries WHERE seq = 12"],
+        ["INSERT INTO entries SELECT seq + 1, NULL, kind, body, chain FROM entries WHERE seq = 12"],
     ],
 )
 def test_whoever_writes_with_another_tool_is_seen(tmp_path: Path, statements: list[str]) -> None:
     ledger = new_ledger(tmp_path)
     fill(ledger)
-    assert ledger.verify().entries == 11
+    assert ledger.verify().entries == 12
     connection = sqlite3.connect(paths(tmp_path)[0], isolation_level=None)
     try:
         for statement in statements:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from histoflare.errors import LedgerError
 from histoflare.privacy.budget import Budget
-from histoflare.privacy.ledger import Booking, Ledger, Reservation
+from histoflare.privacy.ledger import Booking, Ledger, Release, Reservation
 from histoflare.privacy.spend import Spend
 from tests.privacy.ledgers import new_ledger, paths, quick_folder, sha
 
@@ -26,13 +26,19 @@ class Row:
     """One reservation of the model."""
 
     run: str
+    about: str
     spend: Spend
     rounds: int
     cohort: frozenset[str]
     is_open: bool = True
-    booked: list[tuple[int, str]] = field(default_factory=list)
-    released: set[tuple[int, str]] = field(default_factory=set)
-    n_released: int = 0
+    booked: list[int] = field(default_factory=list)
+    newest: dict[int, Booking] = field(default_factory=dict)
+    answered: dict[int, str] = field(default_factory=dict)
+    n: dict[str, int] = field(default_factory=lambda: {"released": 0, "failed": 0})
+
+    def answer(self, round_index: int, what: str) -> None:
+        self.answered[round_index] = what
+        self.n[what] += 1
 
     def events(self) -> int:
         return max(len(self.booked), self.rounds) if self.is_open else len(self.booked)
@@ -60,11 +66,11 @@ class Model:
         return total <= BUDGET.allowance
 
 
-KINDS = ["reserve"] * 3 + ["book"] * 8 + ["again"] * 4 + ["release"] * 5 + ["close", "reopen"]
+KINDS = ["reserve"] * 3 + ["book"] * 8 + ["again"] * 4 + ["release"] * 5 + ["fail"] * 4 + ["close", "reopen"]
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(KINDS),
-        st.sampled_from(["one", "two"]),
+        st.sampled_from([("one", "x"), ("one", "y"), ("two", "x")]),
         st.sampled_from(SPENDS),
         st.integers(1, 4),
         st.frozensets(st.sampled_from(PATIENTS), min_size=1),
@@ -81,61 +87,66 @@ def test_the_ledger_says_what_the_model_says(steps: list[tuple]) -> None:  # typ
     with quick_folder() as folder:
         ledger = new_ledger(folder)
         model, tokens = Model(), list[Reservation]()
-        for kind, run, spend, number, cohort, back in steps:
+        for kind, (run, about), spend, number, cohort, back in steps:
             if kind == "reopen":
                 ledger = Ledger(*paths(folder))
             elif kind == "reserve":
-                reserve(ledger, model, tokens, run, spend, number, cohort)
+                reserve(ledger, model, tokens, Row(run, about, spend, number, cohort))
             elif kind == "close":
                 close(ledger, model, run)
             elif tokens:
                 index = max(0, len(tokens) - 1 - back)
                 if kind == "release":
-                    release(ledger, model.rows[index], tokens[index], number)
+                    release(ledger, model.rows[index], number)
+                elif kind == "fail":
+                    fail(ledger, model.rows[index], number)
                 else:
                     book(ledger, model, index, tokens[index], number, again=kind == "again")
         charges = [math.fsum(parts) for parts in model.charges().values()]
         summary = Ledger(*paths(folder)).summary(BUDGET)
         assert math.isclose(summary.rho, max(charges, default=0.0), rel_tol=1e-9)
-        found = [(run.run, run.booked, run.released, run.is_open) for run in summary.runs]
-        assert found == [(row.run, len(row.booked), row.n_released, row.is_open) for row in model.rows]
+        found = [(r.run, r.about, r.booked, r.released, r.failed, r.is_open) for r in summary.runs]
+        assert found == [
+            (row.run, row.about, len(row.booked), row.n["released"], row.n["failed"], row.is_open)
+            for row in model.rows
+        ]
 
 
-def reserve(
-    ledger: Ledger,
-    model: Model,
-    tokens: list[Reservation],
-    run: str,
-    spend: Spend,
-    rounds: int,
-    cohort: frozenset[str],
-) -> None:
-    roles = dict.fromkeys(cohort, "train")
-    wanted = (run, spend, rounds, cohort, True)
-    same = [row for row in model.rows if (row.run, row.spend, row.rounds, row.cohort, row.is_open) == wanted]
-    admits = model.admits(cohort, BUDGET.cost(spend.times(rounds)))
+def reserve(ledger: Ledger, model: Model, tokens: list[Reservation], new: Row) -> None:
+    def wanted(row: Row) -> tuple[object, ...]:
+        return row.run, row.about, row.spend, row.rounds, row.cohort, row.is_open
+
+    same = [row for row in model.rows if wanted(row) == wanted(new)]
+    admits = model.admits(new.cohort, BUDGET.cost(new.spend.times(new.rounds)))
     try:
-        token = ledger.reserve(run=run, spend=spend, rounds=rounds, roles=roles, budget=BUDGET)
+        token = ledger.reserve(
+            run=new.run,
+            about=new.about,
+            spend=new.spend,
+            rounds=new.rounds,
+            roles=dict.fromkeys(new.cohort, "train"),
+            budget=BUDGET,
+        )
     except LedgerError as error:
         assert error.reason == "BUDGET_EXHAUSTED" and not same and admits is not True
         return
     if same:
-        assert token == tokens[model.rows.index(same[0])]
+        assert token == tokens[next(n for n, row in enumerate(model.rows) if row is same[0])]
         return
     assert admits is not False
-    model.rows.append(Row(run, spend, rounds, cohort))
+    model.rows.append(new)
     tokens.append(token)
 
 
 def book(
     ledger: Ledger, model: Model, index: int, token: Reservation, round_index: int, *, again: bool
 ) -> None:
-    row, key = model.rows[index], (round_index, MODEL)
-    attempts = row.booked.count(key)
-    is_new = attempts == 0 or (again and key in row.released)
+    row = model.rows[index]
+    attempts, answered = row.booked.count(round_index), row.answered.get(round_index)
+    is_new = attempts == 0 or answered == "failed" or (again and answered == "released")
     admits: bool | None = True
     if len(row.booked) >= row.rounds:
-        row.booked.append(key)
+        row.booked.append(round_index)
         admits = model.admits(row.cohort, 0.0)
         row.booked.pop()
     ask = ledger.book_again if again else ledger.book
@@ -150,26 +161,40 @@ def book(
     assert row.is_open
     if is_new:
         assert admits is not False and isinstance(answer, Booking) and answer.attempt == attempts + 1
-        row.booked.append(key)
-        row.released.discard(key)
-    elif key in row.released:
-        assert not isinstance(answer, Booking)
+        row.booked.append(round_index)
+        row.newest[round_index] = answer
+        row.answered.pop(round_index, None)
+    elif answered == "released":
+        assert isinstance(answer, Release) and answer.booking == row.newest[round_index]
     else:
-        assert isinstance(answer, Booking) and answer.attempt == attempts
+        assert answer == row.newest[round_index]
 
 
-def release(ledger: Ledger, row: Row, token: Reservation, round_index: int) -> None:
-    key = (round_index, MODEL)
-    if not row.is_open or key not in row.booked or key in row.released:
+def release(ledger: Ledger, row: Row, round_index: int) -> None:
+    """Release the newest booking, whether the run is open or not; the second time changes nothing."""
+    if round_index not in row.newest:
         return
-    booking = ledger.book(token, round_index, MODEL, BUDGET)
-    assert isinstance(booking, Booking)
-    digest = sha(f"{booking.id} {booking.attempt}")
-    assert not ledger.is_released(digest)
-    ledger.release(booking, digest)
-    assert ledger.is_released(digest)
-    row.released.add(key)
-    row.n_released += 1
+    booking, before = row.newest[round_index], row.answered.get(round_index)
+    digest = sha(f"{booking.id}")
+    assert ledger.is_released(digest) == (before == "released")
+    try:
+        ledger.release(booking, digest)
+    except LedgerError as error:
+        assert error.reason == "NOT_RELEASED" and before == "failed"
+        assert not ledger.is_released(digest)
+        return
+    assert before != "failed" and ledger.is_released(digest)
+    if before is None:
+        row.answer(round_index, "released")
+
+
+def fail(ledger: Ledger, row: Row, round_index: int) -> None:
+    """Fail the newest booking, whether the run is open or not; what is answered stays as it is."""
+    if round_index not in row.newest:
+        return
+    ledger.fail(row.newest[round_index])
+    if round_index not in row.answered:
+        row.answer(round_index, "failed")
 
 
 def close(ledger: Ledger, model: Model, run: str) -> None:

@@ -105,6 +105,32 @@ def test_noise_at_the_server_needs_equal_weights() -> None:
         replace(plan, noise_location="client").check_strategy(other)
 
 
+def test_a_tiny_sample_rate_is_not_rounded_away() -> None:
+    plan = DpSgd(noise_multiplier=4.0, sample_rate=1e-15, record="slide", slides_per_patient=3)
+    assert plan.spend().sample_rate == pytest.approx(3e-15, rel=1e-9)
+    assert replace(plan, sample_rate=1.0).spend().sample_rate == 1.0
+
+
+def test_no_layer_stays_at_the_site_under_dp_sgd() -> None:
+    plan = DpSgd(noise_multiplier=4.0)
+    plan.check_strategy(SimpleNamespace(share=None))
+    with pytest.raises(JobError, match="share must be null"):
+        plan.check_strategy(SimpleNamespace(share=["head"]))
+    UpdateNoise(noise_multiplier=4.0).check_strategy(SimpleNamespace(share=["head"]))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("location", ["client", "server"])
+def test_an_update_that_is_not_finite_leaves_as_one_of_zeros(bad: float, location: str) -> None:
+    """A refusal would tell of the data, and no noise would hide it."""
+    plan = UpdateNoise(noise_multiplier=1.0, clip_norm=1.0, noise_location=location)
+    zeros = {"a": torch.zeros(8), "b": torch.zeros(2)}
+    broken = {"a": torch.ones(8), "b": torch.tensor([bad, 0.0])}
+    released = plan.release(broken, SeededNoise(1))
+    expected = plan.release(zeros, SeededNoise(1))
+    assert all(torch.equal(released[name], expected[name]) for name in zeros)
+
+
 def test_noise_is_secret_unless_a_seed_is_given() -> None:
     assert DpSgd(noise_multiplier=1.0).noise("a", 0).secure
     seeded = DpSgd(noise_multiplier=1.0, noise_seed=7)
@@ -139,6 +165,9 @@ def test_noise_is_secret_unless_a_seed_is_given() -> None:
         ({"noise_multiplier": 1.0, "record": "slide"}, "slides_per_patient"),
         ({"noise_multiplier": 1.0, "slides_per_patient": 3}, "slides_per_patient"),
         ({"noise_multiplier": 1.0, "engine": "magic"}, "engine"),
+        ({"noise_multiplier": 1.0, "engine": "ghost"}, "engine"),
+        ({"noise_multiplier": 1.0, "clip_norm": 1e-20}, "clip_norm"),
+        ({"noise_multiplier": 1e9}, "noise_multiplier"),
         ({"noise_multiplier": 1.0, "noise_seed": "x"}, "noise_seed"),
         ({"noise_multiplier": 1.0, "published_epsilon": -1}, "published_epsilon"),
     ],

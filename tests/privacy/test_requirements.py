@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from histoflare.errors import JobError
-from histoflare.privacy.requirements import ENGINES, check_model
+from histoflare.privacy.requirements import ENGINES, PROTECTED_ENGINES, check_model
 
 from .models import convolutional, mem_task
 
@@ -94,18 +94,18 @@ def test_nothing_is_taken_that_opacus_refuses_but_by_the_engine_that_needs_no_sa
 )
 def test_the_reason_is_said(make: Callable[[], nn.Module], says: str) -> None:
     with pytest.raises(JobError, match=says):
-        check_model(make())
+        check_model(make(), "bookkeeping")
 
 
 def test_every_reason_is_said_at_once() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.LayerNorm(3))
     with pytest.raises(JobError, match=r"(?s)BatchNorm1d.*2\.weight"):
-        check_model(model)
+        check_model(model, "bookkeeping")
 
 
 def test_frozen_layers_of_any_kind_are_taken() -> None:
     model = nn.Sequential(nn.Conv1d(1, 2, 3).requires_grad_(False), nn.Linear(4, 2))
-    check_model(model)
+    check_model(model, "bookkeeping")
 
 
 def test_tied_parameters_are_for_the_engine_that_needs_no_samples() -> None:
@@ -116,3 +116,13 @@ def test_an_engine_that_is_none_is_refused() -> None:
     with pytest.raises(JobError, match="no engine 'fast'") as caught:
         check_model(nn.Linear(3, 2), "fast")
     assert caught.value.reason == "PRIVACY_INVALID"
+
+
+def test_a_job_may_name_every_engine_whose_norms_do_not_underflow() -> None:
+    assert set(ENGINES) - set(PROTECTED_ENGINES) == {"ghost"}
+
+
+def test_what_is_asked_of_a_model_by_default_is_what_training_needs() -> None:
+    check_model(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)))
+    with pytest.raises(JobError, match="'microbatch'"):
+        check_model(MODELS["batch norm"]())

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from histoflare.bags.task import MemTask
-from histoflare.errors import JobError
+from histoflare.errors import BagError, JobError
 from histoflare.privacy.noise import SecureNoise, SeededNoise
 from histoflare.rounds.evaluation import evaluate
 from histoflare.rounds.local import predict, train_locally
 from histoflare.rounds.private import train_privately
-from histoflare.rounds.state import digest, model_state
+from histoflare.rounds.state import digest, load_state, model_state
 from histoflare.rounds.task import PerRecord
 
 from ..bags.stand_in import MemoryBags, Record, memory_bags
@@ -35,8 +35,6 @@ class Plan:
     steps: int = 3
     record: str = "patient"
     slides_per_patient: int | None = None
-    engine: str = "bookkeeping"
-    physical_batch: int = 16
 
 
 EXACT = Plan(clip_norm=1e30, noise_multiplier=0.0, sample_rate=1.0, batch_size=10.0, steps=1)
@@ -131,15 +129,16 @@ def test_nothing_global_is_disturbed() -> None:
     assert (digest(state), torch.get_num_threads()) == (before, threads)
 
 
-@pytest.mark.parametrize("engine", ["bookkeeping", "hooks", "ghost", "microbatch"])
-def test_engines_and_physical_batches_change_rounding_only(engine: str) -> None:
-    task, data = mem_task(max_patches=3, reconstruction=0.1, blocks=2), several_slides()
-    plan = Plan(sample_rate=0.8, clip_norm=0.5)
-    expected = train(task, data, replace(plan, engine="microbatch", physical_batch=1))
-    for physical in (1, 2, 16):
-        got = train(task, data, replace(plan, engine=engine, physical_batch=physical))
-        torch.testing.assert_close(got.state, expected.state, rtol=0, atol=2e-6)
-        assert got.mean_loss == pytest.approx(expected.mean_loss, rel=1e-5)
+def test_records_come_one_at_a_time() -> None:
+    task, data, seen = mem_task(), several_slides(), []
+
+    class Watched(MemTask):
+        def record_losses(self, model: nn.Module, batch: Any) -> Tensor:
+            seen.append(tuple(batch.slides.shape))
+            return super().record_losses(model, batch)
+
+    train(Watched(**task.to_json()), data, EXACT)
+    assert seen == [(1, slides) for slides in (6, 4, 3, 2, 1)]  # nobody is padded to another's slides
 
 
 def test_a_correction_is_added_after_clip_and_noise() -> None:
@@ -198,7 +197,7 @@ def test_records_are_patients_or_slides(record: str, most: int | None, count: in
             return super().record_batch(data, records, seed)
 
     result = train(Watched(**task.to_json()), data, plan)
-    assert sum(drawn) == count and result.n_samples == 16
+    assert drawn == [1] * (1 + count) and result.n_samples == 16  # the first is looked at beforehand
 
 
 def test_dropout_follows_the_secret_source_and_not_the_public_seed() -> None:
@@ -221,7 +220,7 @@ def test_what_cannot_be_trained_is_refused() -> None:
         train(plan=Plan(noise_multiplier=None))
     assert caught.value.reason == "PRIVACY_INVALID"
     with pytest.raises(JobError, match="NaN or infinity in the model") as caught:
-        train(RowTask(learning_rate=1e30), plan=Plan(noise_multiplier=1e15))
+        train(RowTask(learning_rate=1e30), plan=Plan(clip_norm=1e15))
     assert caught.value.reason == "TRAINING_FAILED"
 
 
@@ -245,17 +244,51 @@ class RememberingTask(RowTask):
         return Remembering(self.features, self.classes)
 
 
-def test_a_model_that_remembers_records_in_a_buffer_is_refused() -> None:
-    with pytest.raises(JobError, match=r"changes the model's buffers \(seen\)") as caught:
-        train(RememberingTask(), plan=replace(EXACT, engine="microbatch"))
-    assert caught.value.reason == "MODEL_NOT_PRIVATE"
+def test_what_a_model_would_remember_of_records_does_not_leave() -> None:
+    task = RememberingTask()
+    state = model_state(task.build_model())
+    state["seen"] = torch.full_like(model_state(task.build_model())["seen"], 7.0)
+    for sample_rate in (1.0, 1e-12):
+        trained = train(task, plan=replace(EXACT, sample_rate=sample_rate, noise_multiplier=1.0), state=state)
+        assert torch.equal(trained.state["seen"], state["seen"])
+
+
+def oracle(data: MemoryBags, patient: str) -> tuple[MemTask, dict[str, Tensor]]:
+    """Return a model whose answer is not finite for a bag with a certain patch of ``patient``."""
+    task = mem_task(memories=1, dim=1, hidden=1, learning_rate=1e-3)
+    record = next(record for record in data.train if record.patient == patient)
+    patch = data.bags[record.slide_id][0]
+    state = {name: torch.zeros_like(t) for name, t in model_state(task.build_model()).items()}
+    state["blocks.0.encoder.0.weight"][0] = 1e6 * patch / patch.norm() ** 2
+    state["blocks.0.encoder.0.bias"][0] = -0.99e6
+    state["blocks.0.encoder.2.weight"][0, 0] = 1e18
+    state["head.weight"][:, 0] = torch.tensor([1e18, -1e18])
+    return task, state
+
+
+def test_no_error_tells_of_a_record_that_the_model_was_made_to_fail_on() -> None:
+    data = several_slides()
+    task, state = oracle(data, "p3")
+    model = task.build_model()
+    load_state(model, state)
+    own = task.record_batch(data, [r for r in task.records(data, "patient", None) if r[0].patient == "p3"], 0)
+    gradients = torch.autograd.grad(task.record_losses(model, own).sum(), list(model.parameters()))
+    assert not all(bool(gradient.isfinite().all()) for gradient in gradients)
+    plan = Plan(noise_multiplier=1e4, sample_rate=1.0, steps=1)
+    assert train(task, data, plan, state=state).n_steps == 1
+
+
+def test_a_job_whose_bags_do_not_fit_is_refused_whoever_is_drawn() -> None:
+    for sample_rate in (1.0, 1e-12):
+        with pytest.raises(BagError, match="this job's task wants"):
+            train(mem_task(features=7), several_slides(), Plan(sample_rate=sample_rate))
 
 
 def test_a_patient_with_very_many_slides_is_one_record() -> None:
     generator = torch.Generator().manual_seed(0)
     records = [Record(f"s{i}", "p0", i % 2, "train") for i in range(60)]
     data = MemoryBags(records, {r.slide_id: torch.randn((40, 6), generator=generator) for r in records})
-    plan = replace(EXACT, clip_norm=0.02, batch_size=1.0, physical_batch=1)
+    plan = replace(EXACT, clip_norm=0.02, batch_size=1.0)
     task = mem_task(learning_rate=1.0)
     state = model_state(task.build_model())
     moved = train(task, data, plan, state=state).state

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from histoflare.errors import JobError
 from histoflare.privacy.noise import NoiseSource
-from histoflare.privacy.plan import Open
+from histoflare.privacy.plan import Open, UpdateNoise
 from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import Correction, predict
 from histoflare.rounds.runner import run_in_process
@@ -124,6 +125,19 @@ def test_every_update_passes_the_privacy_plan() -> None:
     assert plan.asked == [("site_0", 0, "update"), ("site_1", 0, "update")]
     for name, start in full.initial.items():
         torch.testing.assert_close(halved.state[name] - start, (full.state[name] - start) / 2)
+
+
+def test_training_that_diverges_is_an_update_of_noise_under_protection() -> None:
+    """That it diverged depends on the data; said without noise, it would leave without protection."""
+    task = replace(ToyTask(), learning_rate=3e38, local_epochs=5)
+    with pytest.raises(JobError) as caught:
+        run_in_process(task, toy_sites(2), FedAvg("uniform"), 1, 0)
+    assert caught.value.reason == "TRAINING_FAILED"
+    plan = UpdateNoise(noise_multiplier=2.0, clip_norm=1.0, noise_seed=3)
+    run = run_in_process(task, toy_sites(2), FedAvg("uniform"), 1, 0, plan)
+    moved = {name: run.state[name] - start for name, start in run.initial.items()}
+    assert all(bool(tensor.isfinite().all()) and bool((tensor != 0).any()) for tensor in moved.values())
+    assert all(math.isnan(loss) for loss in run.losses[0].values())
 
 
 def test_what_a_plan_adds_does_not_leave() -> None:

@@ -105,19 +105,70 @@ def test_another_model_is_another_event(tmp_path: Path) -> None:
     assert run.booked == 2
 
 
-def test_a_round_whose_training_failed_may_run_again_under_its_booking(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reason", ["NOT_FINITE", "TRAINER_DIED", "BAG_DAMAGED"])
+def test_that_training_failed_is_paid_for_and_says_no_more(tmp_path: Path, reason: str) -> None:
     at, training = site(tmp_path), Training()
     of_job = books(at)
     of_job.reserve()
 
     def fail() -> TrainAnswer:
-        raise HistoflareError("no", reason="TRAINING_FAILED")
+        raise HistoflareError("the detail", reason=reason)
 
-    with pytest.raises(HistoflareError, match="no"):
+    for _ in range(ROUNDS):
+        with pytest.raises(HistoflareError) as caught:
+            of_job.train(MODEL, 0, fail)
+        assert caught.value.reason == "TRAINING_FAILED"
+    (run,) = open_ledger(at).summary(of_job.budget).runs
+    assert (run.booked, run.failed, run.released) == (ROUNDS, ROUNDS, 0)
+    events = list(audit_log_of(at).read())
+    assert {event["reason"] for event in events if event["what"] == "refused"} == {reason}
+    of_job.train(MODEL, 0, training)
+    (run,) = open_ledger(at).summary(of_job.budget).runs
+    assert (run.booked, run.released) == (ROUNDS + 1, 1), "beyond what was reserved, and the budget has room"
+
+
+def test_an_error_nobody_thought_of_is_paid_for_too(tmp_path: Path) -> None:
+    at = site(tmp_path)
+    of_job = books(at)
+    of_job.reserve()
+
+    def fail() -> TrainAnswer:
+        raise MemoryError
+
+    with pytest.raises(HistoflareError) as caught:
         of_job.train(MODEL, 0, fail)
+    assert caught.value.reason == "TRAINING_FAILED"
+    (run,) = open_ledger(at).summary(of_job.budget).runs
+    assert (run.booked, run.failed) == (1, 1)
+
+
+@pytest.mark.parametrize("end", [HistoflareError("stopped", reason="STOPPED"), KeyboardInterrupt()])
+def test_a_round_that_was_stopped_runs_again_under_its_booking(tmp_path: Path, end: BaseException) -> None:
+    at, training = site(tmp_path), Training()
+    of_job = books(at)
+    of_job.reserve()
+
+    def stop() -> TrainAnswer:
+        raise end
+
+    with pytest.raises(type(end)):
+        of_job.train(MODEL, 0, stop)
     of_job.train(MODEL, 0, training)
     (run,) = open_ledger(at).summary(of_job.budget).runs
     assert (run.booked, run.released) == (1, 1)
+
+
+def test_a_round_under_a_trusted_server_is_booked_each_time(tmp_path: Path) -> None:
+    """The server adds noise anew to the same bytes: outsiders see two draws."""
+    at, training = site(tmp_path), Training()
+    rules = read_policy(POLICIES / "trusted-server.toml")
+    of_job = books(at, UpdateNoise(noise_multiplier=60.0, noise_location="server"), rules)
+    of_job.reserve()
+    of_job.train(MODEL, 0, training)
+    of_job.train(MODEL, 0, training)
+    (run,) = open_ledger(at).summary(of_job.budget).runs
+    assert run.booked == training.calls == 2
+    assert "no protection from the server" in run.about
 
 
 @pytest.mark.parametrize("damage", ["gone", "changed"])
@@ -207,21 +258,29 @@ def test_evaluations_are_counted(tmp_path: Path) -> None:
     at, rules = site(tmp_path), policy(evaluations=1)
     answer = EvaluateAnswer({"auc": 0.5}, patients=2)
     of_job = books(at, rules=rules)
-    assert of_job.evaluate(MODEL, "test", lambda: answer) == answer
+    assert of_job.evaluate(MODEL, "test", "task", lambda: answer) == answer
+    assert of_job.evaluate(MODEL, "test", "task", lambda: answer) == answer, (
+        "the same question, the same answer"
+    )
+    with pytest.raises(LedgerError) as caught:
+        of_job.evaluate(MODEL, "test", "another seed", lambda: answer)
+    assert caught.value.reason == "EVALUATIONS_EXHAUSTED"
     assert of_job.roles is not None and of_job.roles["p6"] == "test"
     assert ledger_holds(at, digest_of(answer.metrics))
     with pytest.raises(LedgerError) as caught:
-        books(at, rules=rules, run="later").evaluate(MODEL, "test", lambda: answer)
+        books(at, rules=rules, run="later").evaluate(MODEL, "test", "task", lambda: answer)
     assert caught.value.reason == "EVALUATIONS_EXHAUSTED"
     with pytest.raises(LedgerError) as caught:
-        books(site(tmp_path / "b"), rules=policy(evaluations=0)).evaluate(MODEL, "test", lambda: answer)
+        books(site(tmp_path / "b"), rules=policy(evaluations=0)).evaluate(
+            MODEL, "test", "task", lambda: answer
+        )
     assert caught.value.reason == "EVALUATION_NOT_ALLOWED"
 
 
 def test_all_patients_of_a_site_that_only_evaluates_are_for_testing(tmp_path: Path) -> None:
     at = site(tmp_path, evaluation_only=True)
     of_job = books(at)
-    of_job.evaluate(MODEL, "all", lambda: EvaluateAnswer({"auc": 0.5}, patients=8))
+    of_job.evaluate(MODEL, "all", "task", lambda: EvaluateAnswer({"auc": 0.5}, patients=8))
     assert of_job.roles is not None and set(of_job.roles.values()) == {"test"}
     with pytest.raises(LedgerError) as caught:
         books(site(tmp_path), run="later").reserve()

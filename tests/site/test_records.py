@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,6 +112,30 @@ def test_a_run_stays_what_it_was(tmp_path: Path, records: RunRecords) -> None:
     (records.folder / "run.json").write_text("{")
     with pytest.raises(JobError, match="damaged"):
         records.claim(task, strategy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"plan": {"mechanism": "dp-sgd"}},
+        {"plan": None},
+        {"patients": ["p1"]},
+        {"patients": ["p1", "p2", "p3"]},
+    ],
+)
+def test_under_a_privacy_plan_a_run_keeps_it_and_its_patients(
+    records: RunRecords, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    """What it has kept may tell of each of them, without noise."""
+    first: dict[str, Any] = {"plan": {"mechanism": "update-noise"}, "patients": ["p2", "p1", "p2"]}
+    records.claim({"a": 1}, {"name": "s"}, **first)
+    again = RunRecords(tmp_path, "run-1", "a")
+    again.claim({"a": 1}, {"name": "s"}, **{**first, "patients": ["p1", "p2"]})
+    again.claim({"a": 1}, None)
+    with pytest.raises(JobError) as caught:
+        again.claim({"a": 1}, {"name": "s"}, **{**first, **change})
+    assert caught.value.reason == "RECORDS_INVALID"
+    assert "p1" not in (records.folder / "run.json").read_text()
 
 
 def test_an_evaluation_alone_claims_nothing(records: RunRecords) -> None:

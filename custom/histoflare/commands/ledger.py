@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -41,7 +41,7 @@ def show(
     delta: Annotated[float | None, typer.Option(help="The budget's δ; with --epsilon.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what was reserved, booked and let out, and what is left of the budget. No patient is named.
+    """Show what was reserved, booked, let out or failed, and what is left of the budget. No patient is named.
 
     Example: histoflare ledger show --site local/histoflare.toml --policy local/dp-patient.toml
     """
@@ -148,9 +148,10 @@ def _budget(
 
 def _show(summary: Summary) -> None:
     table = make_table(
-        *("run", "state", "patients", "rounds", "booked", "released", "a round", "ε alone"),
+        *("run", "about", "patients", "rounds", "a round", "ε alone"),
         title=f"{summary.patients} patients, {summary.disclosures} evaluations let out",
     )
+    table.show_lines = True
     for run in summary.runs:
         table.add_row(*_row(run))
     out.print(table, markup=False)
@@ -170,13 +171,19 @@ def _show(summary: Summary) -> None:
 
 def _row(run: RunSummary) -> list[str]:
     spend = run.spend
+    rounds = [
+        f"{run.rounds} reserved",
+        f"{run.booked} booked",
+        f"{run.released} released",
+        f"{run.failed} failed",
+    ]
     sampled = f", rate {spend.sample_rate:.4g}" if spend.sample_rate < 1 else ""
     steps = f"{spend.steps} steps, " if spend.steps != 1 else ""
-    counts: list[Any] = [run.patients, run.rounds, run.booked, run.released]
     return [
-        run.run,
-        "open" if run.is_open else "closed",
-        *map(str, counts),
+        f"{run.run}\n({'open' if run.is_open else 'closed'})",
+        run.about,
+        str(run.patients),
+        "\n".join(rounds),
         f"{steps}noise {spend.noise_multiplier:.4g}{sampled}",
         f"{run.epsilon:.4g}",
     ]

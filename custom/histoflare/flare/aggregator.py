@@ -126,12 +126,28 @@ class SiteOrderAggregator(StampedAggregator):
                 updates = [self._updates[site] for site in sorted(self._updates)]
                 strategy = engine.get_component(self._strategy_id)
                 plan = self._plan(fl_ctx)
+                self._check_noise(plan)
                 weights = to_arrays(server_round(strategy, as_state(weights), updates, sites, plan))
         except HistoflareError as error:
             self.taking_part = []
             self.system_panic(f"round not combined: {error}", fl_ctx)
         shareable: Shareable = DXO(DataKind.WEIGHTS, data=weights).to_shareable()
         return shareable
+
+    def _check_noise(self, plan: PrivacyPlan) -> None:
+        """Refuse to combine what sites have let out for a server that adds noise, if this one would not.
+
+        Raises:
+            JobError: The job's server configuration is not what its sites booked (PRIVACY_MISMATCH).
+        """
+        stamps = self.stamps.values()
+        trusting = [stamp["spend"] for stamp in stamps if stamp["mechanism"] == "server-noise"]
+        mine = plan.spend().to_json() if plan.mechanism == "server-noise" else None
+        if any(spend != mine for spend in trusting):
+            raise JobError(
+                "The sites count on noise that this server's configuration does not add.",
+                reason="PRIVACY_MISMATCH",
+            )
 
     def _plan(self, fl_ctx: FLContext) -> PrivacyPlan:
         """Return what protects the updates, settled: the server adds the noise if the job says so."""

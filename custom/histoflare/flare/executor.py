@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
@@ -46,6 +47,7 @@ class SiteExecutor(Executor):
         self._train_task_name = train_task_name
         self._evaluate_task_name = evaluate_task_name
         self._trainer: Trainer | None = None
+        self._roles: dict[str, str] | None = None
         self._evaluated = False
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
@@ -92,15 +94,20 @@ class SiteExecutor(Executor):
         policy, books = admitted.policy, admitted.books
         received = as_arrays(from_shareable(shareable).data)
 
+        def stopped() -> bool:
+            return bool(abort_signal.triggered)
+
         def train() -> TrainAnswer:
-            return self._start(configuration, fl_ctx, books).train(
+            return trainer.train(
                 received,
                 index,
                 total,
                 metrics=list(policy.allowed_metrics(dict.fromkeys(self._metrics))),
-                stopped=lambda: bool(abort_signal.triggered),
+                stopped=stopped,
             )
 
+        trainer = self._start(configuration, fl_ctx, books)
+        trainer.prepare(stopped=stopped)  # what is wrong with the data is said before a round is booked
         answer = books.train(received, index, train).answer
         handshake.release(answer.tensors, answer.patients, books.plan)
         meta: dict[str, object] = {WEIGHT: float(answer.weight)}
@@ -124,7 +131,7 @@ class SiteExecutor(Executor):
             trainer = self._start(configuration, fl_ctx, admitted.books)
             return trainer.evaluate(received, split, stopped=lambda: bool(abort_signal.triggered))
 
-        answer = admitted.books.evaluate(received, split, evaluate)
+        answer = admitted.books.evaluate(received, split, self._question(fl_ctx), evaluate)
         self._evaluated = True
         handshake.release(answer.metrics, answer.patients)
         reply: Shareable = DXO(DataKind.METRICS, data=answer.metrics).to_shareable()
@@ -134,8 +141,19 @@ class SiteExecutor(Executor):
         local = Path(fl_ctx.get_engine().get_workspace().get_site_config_dir())
         return read_site_file(find_site_file(fl_ctx.get_identity_name(), local))
 
+    def _question(self, fl_ctx: FLContext) -> str:
+        """Return all that an evaluation depends on beside the model and this site."""
+        engine = fl_ctx.get_engine()
+        strategy = engine.get_component(STRATEGY)
+        about = {"task": engine.get_component(TASK).to_json(), "strategy": vars(strategy), "seed": self._seed}
+        return json.dumps(about, sort_keys=True, default=str)
+
     def _start(self, configuration: SiteConfiguration, fl_ctx: FLContext, books: Books) -> Trainer:
+        if self._trainer is not None and self._roles != books.roles:
+            self._trainer.close()  # it has read the manifest under other roles than were booked since
+            self._trainer = None
         if self._trainer is None:
+            self._roles = books.roles
             engine = fl_ctx.get_engine()
             setup = TrainerSetup(
                 site=fl_ctx.get_identity_name(),

@@ -5,6 +5,9 @@ the backward pass a layer's weight gradient is not computed; its input a and the
 kept instead. They tell each record's gradient norm, and after it, with each record weighted by its clip
 factor, the sum of the clipped gradients in one product. No record's gradient is ever held for itself, but
 for a long record one at a time.
+
+It is for comparison. The product over all records is rounded in float32, and a record is not measured by what
+it adds to it; jobs take one record at a time (:func:`histoflare.privacy.gradients.sum_one_by_one`).
 """
 
 from __future__ import annotations
@@ -23,12 +26,18 @@ from histoflare.errors import JobError
 Uses = list[tuple[Tensor, Tensor]]
 """Of one layer: its input (P, ..., i) and the gradient at its output (P, ..., o), for each of its calls."""
 
-CANCELLATION = 800.0
+CANCELLATION = 1e6
 """How far ‖Σ_t b_t a_tᵀ‖² may fall below Σ_t ‖a_t‖²‖b_t‖² before it is computed anew from the gradient.
 
-Rounding in float32 makes the first wrong by up to 1e-6 of the second (measured for 2 to 200 patches, from
-unlike to nearly the same). At this factor a norm is then still right to 4e-4, less than half of what
-``gradients.HEADROOM`` leaves.
+The first is made in float64 from differences of terms of the second's size: some 1e-13 of the second is
+rounding, and at this factor 1e-7 of the first.
+"""
+
+ABSORPTION = 2.0**-10
+"""A record counts for at least this part of Σ_t ‖a_t‖‖b_t‖.
+
+Its terms may cancel, so that its norm is 0, and still be so large within the float32 product over all records
+that the other records' terms are lost beside them. So no term may be above 1024 clip norms.
 """
 
 
@@ -56,7 +65,8 @@ def gradients_of(
     Args:
         model: One that :func:`histoflare.privacy.requirements.check_model` takes for this engine.
         losses_of: Runs the model and returns the records' losses (P,).
-        factors_of: The records' norms (P,) → their weights (P,); 0 leaves a record out, NaN and all.
+        factors_of: What the records count for (P,), at least their norms → their weights (P,); 0 leaves a
+            record out, NaN and all.
 
     Raises:
         JobError: A parameter was used outside its layer, or a layer's first axis is not the records
@@ -78,16 +88,19 @@ def gradients_of(
             reason="MODEL_NOT_PRIVATE",
         )
     pairs = {name: _joined(name, uses, len(losses)) for name, uses in kept.items() if uses}
-    squared = torch.zeros(len(losses), dtype=torch.float64)
+    squared, terms = torch.zeros((2, len(losses)), dtype=torch.float64)
     grams: dict[Hashable, Tensor] = {}
     for name, (a, b) in pairs.items():
+        size = _lengths(b)  # (P, T)
         if layers[name].weight.requires_grad:
             squared += _squared_norms(a, b, grams)
+            terms += (size * _lengths(a)).sum(dim=1)
         if _trains_bias(layers[name]):
-            squared += b.sum(dim=1).double().square().sum(dim=1)
+            squared += b.double().sum(dim=1).square().sum(dim=1)
+            terms += size.sum(dim=1)
     del grams
     norms = squared.sqrt()
-    factors = factors_of(norms)
+    factors = factors_of(torch.maximum(norms, ABSORPTION * terms))
     total = {
         name: torch.zeros_like(p, requires_grad=False)
         for name, p in model.named_parameters()
@@ -144,24 +157,37 @@ def _squared_norms(a: Tensor, b: Tensor, grams: dict[Hashable, Tensor]) -> Tenso
     """Return ‖Σ_t b_t a_tᵀ‖² (P,) float64 of each record, the cheaper way.
 
     Either Σ_tt' (a_t·a_t')(b_t·b_t'), which takes T²(i + o) products and no gradient, or from the gradient
-    itself, which takes T·i·o. ``grams`` holds what is known of a: layers that share an input share it.
+    itself, which takes T·i·o. The first is made in float64, at twice the cost: in float32 the product of two
+    small squares is 0. ``grams`` holds what is known of a: layers that share an input share it.
     """
     records, t, i = a.shape
     o = b.shape[-1]
-    if t * (i + o) > i * o:
+    if 2 * t * (i + o) > i * o:
         return torch.stack([_squared_norm(a[p], b[p]) for p in range(records)])
     key = (a.data_ptr(), a.shape, a.stride())
     if key not in grams:
-        grams[key] = a @ a.mT  # (P, T, T)
-    of_a, of_b = grams[key], b @ b.mT  # (P, T, T)
-    squared = (of_a * of_b).sum(dim=(1, 2), dtype=torch.float64)  # (P,)
+        grams[key] = _gram(a)
+    of_a, of_b = grams[key], _gram(b)  # (P, T, T)
+    squared = (of_a * of_b).sum(dim=(1, 2))  # (P,)
     # (P,): what it would be if the patches' parts were at right angles
-    apart = (of_a.diagonal(dim1=1, dim2=2).double() * of_b.diagonal(dim1=1, dim2=2)).sum(dim=1)
-    # Also where something overflowed: NaN and ∞ compare to False.
+    apart = (of_a.diagonal(dim1=1, dim2=2) * of_b.diagonal(dim1=1, dim2=2)).sum(dim=1)
+    # NaN and ∞ are never sure, nor is 0 by cancelling.
     sure = (squared * CANCELLATION >= apart) & squared.isfinite()
     for p in (~sure).nonzero().flatten().tolist():
         squared[p] = _squared_norm(a[p], b[p])
     return squared
+
+
+def _gram(x: Tensor) -> Tensor:
+    """Return x xᵀ (P, T, T) float64 of x (P, T, d)."""
+    wide = x.double()
+    return wide @ wide.mT
+
+
+def _lengths(x: Tensor) -> Tensor:
+    """Return ‖x_t‖ (P, T) float64 of x (P, T, d)."""
+    lengths: Tensor = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
+    return lengths
 
 
 def _squared_norm(a: Tensor, b: Tensor) -> Tensor:

@@ -3,7 +3,9 @@
 Guarantee. If a step's records are a Poisson sample (:func:`histoflare.privacy.noise.poisson_sample`) of rate
 q, then with clip norm C and noise multiplier z the step is one Gaussian mechanism with noise z on a sample of
 rate q, for the unit *record*, add or remove one: ``Spend(noise_multiplier=z, sample_rate=q)``. If a record is
-a patient with all slides, that is the unit *patient*. The noise source must be secure, and the sample as
+a patient with all slides, that is the unit *patient*. Roundings are included: what is measured, clipped and
+added is one record's gradient at a time (:func:`histoflare.privacy.gradients.sum_one_by_one`), and the clip
+leaves room for rounding the sum to the noise's grid. The noise source must be secure, and the sample as
 secret as the noise. What is made of the gradient afterwards (optimizer, proximal and control terms that know
 nothing of the records) costs nothing.
 """
@@ -15,13 +17,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from histoflare.errors import JobError
-from histoflare.privacy.gradients import Losses, sum_of_clipped_gradients
+from histoflare.privacy.gradients import Losses, sum_one_by_one
 from histoflare.privacy.mechanism import add_noise, check_clip_norm, check_noise_multiplier
-from histoflare.privacy.noise import NoiseSource
+from histoflare.privacy.noise import NoiseSource, grid
 from histoflare.privacy.requirements import check_model
 
 
@@ -43,33 +44,36 @@ class PrivateGradient:
 def private_gradient(
     model: nn.Module,
     losses: Losses,
-    batches: Iterable[Any],
+    records: Iterable[Any],
     *,
     clip_norm: float,
     noise_multiplier: float,
     batch_size: float,
     noise: NoiseSource,
-    engine: str = "bookkeeping",
 ) -> PrivateGradient:
     """Return (Σ clipped gradients + N(0, (noise_multiplier · clip_norm)²)) / batch_size.
 
-    ====================  ==========================================================================
-    input                 result
-    ====================  ==========================================================================
-    no batches            noise alone / batch_size: an empty sample is a step like any other
-    noise_multiplier 0    no noise: protects nothing, the event has ε = ∞
-    batch_size            the public expected size, never the number drawn; 0, negative, ∞, NaN refused
-    clip_norm             from 1e-30 to 1e30, else refused
-    ====================  ==========================================================================
+    ========================================  ======================================================
+    input                                     result
+    ========================================  ======================================================
+    no records                                noise alone / batch_size: an empty sample is a step too
+    a record whose gradient is not finite     as if it was not there
+    noise_multiplier 0                        no noise: protects nothing, the event has ε = ∞
+    so large that 2**-28·z·√n >= 1            refused: nothing of the n numbers would be left
+    batch_size                                the public expected size, never the number drawn; 0,
+                                              negative, ∞, NaN refused
+    clip_norm                                 from 1e-30 to 1e30, else refused
+    a result beyond the parameter's dtype     ∞ in it: it follows from what was noised
+    ========================================  ======================================================
 
     Args:
         losses: See :data:`histoflare.privacy.gradients.Losses`.
-        batches: The sample in any number of parts, each worked off at once; they change memory and speed,
-            and the result by rounding only.
-        engine: See :data:`histoflare.privacy.requirements.ENGINES`.
+        records: The sample, each record a batch of its own; asked for one at a time.
 
     Raises:
-        JobError: See :func:`sum_of_clipped_gradients`; or a number is out of range (PRIVACY_INVALID).
+        JobError: The model will not do (see :func:`check_model`), a batch is not one record with one loss
+            (MODEL_NOT_PRIVATE), or a number is out of range (PRIVACY_INVALID). No error follows from the
+            numbers in a record.
     """
     check_clip_norm(clip_norm)
     check_noise_multiplier(noise_multiplier)
@@ -77,22 +81,20 @@ def private_gradient(
         raise JobError(
             f"batch_size must be a finite number above 0, not {batch_size!r}.", reason="PRIVACY_INVALID"
         )
-    check_model(model, engine)
-    total: dict[str, Tensor] = {}
-    seen_norms, seen_losses = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0)]
-    for batch in batches:
-        part = sum_of_clipped_gradients(model, losses, batch, clip_norm, engine)
-        for name, tensor in part.tensors.items():
-            total[name] = total[name].add_(tensor) if name in total else tensor
-        seen_norms.append(part.norms)
-        seen_losses.append(part.losses)
-    if not total:
-        total = {
-            name: torch.zeros_like(p, requires_grad=False)
-            for name, p in model.named_parameters()
-            if p.requires_grad
-        }
-    noised = add_noise(total, std=noise_multiplier * clip_norm, noise=noise)
-    for tensor in noised.values():
-        tensor.div_(batch_size)
-    return PrivateGradient(noised, torch.cat(seen_norms), torch.cat(seen_losses))
+    check_model(model)
+    std, kinds = noise_multiplier * clip_norm, {n: p for n, p in model.named_parameters() if p.requires_grad}
+    most = clip_norm
+    if std:
+        # Rounding two sums to the noise's grid moves each number of their difference by a step at most.
+        size = sum(parameter.numel() for parameter in kinds.values())
+        most -= grid(std) * math.sqrt(size)
+        if most <= 0:
+            raise JobError(
+                f"noise_multiplier {noise_multiplier!r} is so large that nothing of {size} numbers would be "
+                "left.",
+                reason="PRIVACY_INVALID",
+            )
+    clipped = sum_one_by_one(model, losses, records, most)
+    noised = add_noise(clipped.tensors, std=std, noise=noise)
+    tensors = {name: noised[name].div_(batch_size).to(parameter.dtype) for name, parameter in kinds.items()}
+    return PrivateGradient(tensors, clipped.norms, clipped.losses)

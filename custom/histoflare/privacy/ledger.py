@@ -2,8 +2,8 @@
 
 One SQLite file per site, append-only and hash-chained. Before a job trains, its whole cost is composed with
 everything that was ever charged to any of the patients it would train on, and reserved; before a round is
-computed, its event is booked; before bytes leave, their hash is marked released. A crash can lose a release,
-never a booking.
+computed, its event is booked; before bytes leave, their hash is marked released, and before a failure is
+answered, that is noted. A crash can lose a release, never a booking.
 
 Guarantee: each patient's charges are Rényi divergences at one order that the budget fixed beforehand, and are
 added up. That is an RDP filter (Feldman and Zrnic, Individual Privacy Accounting via a Rényi Filter, 2021):
@@ -16,6 +16,10 @@ a step count of 0                 the charge is 0
 no patient to train on            refused (SITE_HAS_NO_TRAINING_DATA)
 exactly what is left              reserved
 closed before anything is booked  nothing is charged
+booked, and nothing answered yet  computed again under the same booking, free
+released                          asked again: the same bytes and no others
+answered with a failure           stays charged; asked again: booked anew
+released, and then a failure      stays released; the failure is not noted
 ================================  ===========================================
 
 It sees accidents, not its own keepers: who puts older copies of the ledger and of its head back goes unseen.
@@ -99,15 +103,17 @@ class Ledger:
         return ledger
 
     def reserve(
-        self, *, run: str, spend: Spend, rounds: int, roles: Mapping[str, str], budget: Budget
+        self, *, run: str, about: str, spend: Spend, rounds: int, roles: Mapping[str, str], budget: Budget
     ) -> Reservation:
         """Reserve a run's whole cost, all rounds with participation 1, for the patients it trains on.
 
-        What is reserved and open already (same run, spend, rounds and cohort) is given back as it is. With
-        anything else changed it is a new reservation, charged beside the old one.
+        What is reserved and open already (same run, about, spend, rounds and cohort) is given back as it is.
+        With any of them changed it is a new reservation, charged beside the old one.
 
         Args:
             run: The run's name; a job that resumes the run has the same.
+            about: What the noise protects against, in a few words, such as ``"dp-patient: dp-sgd"``. It is
+                kept in the clear.
             spend: The event of one round.
             rounds: How many rounds; at least 1.
             roles: Patient → one of :data:`ROLES`, for all patients of the site. Those with ``train`` are the
@@ -122,7 +128,7 @@ class Ledger:
         """
         if type(rounds) is not int or rounds < 1:
             raise JobError(f"rounds: a whole number of at least 1, not {rounds!r}", reason="PRIVACY_INVALID")
-        check_text(run=run)
+        check_text(run=run, about=about)
         known_as = normalise_roles(roles)
         if TRAIN not in known_as.values():
             raise LedgerError("There is no patient to train on.", reason="SITE_HAS_NO_TRAINING_DATA")
@@ -131,12 +137,13 @@ class Ledger:
             cohort = page.add_cohort(ids[name] for name, role in known_as.items() if role == TRAIN)
             for account in page.books.accounts.values():
                 old = account.reservation
-                same = (old.run, old.spend, old.rounds, account.cohort) == (run, spend, rounds, cohort)
-                if account.is_open and same:
+                known = (old.run, old.about, old.spend, old.rounds, account.cohort)
+                if account.is_open and known == (run, about, spend, rounds, cohort):
                     return old
             before = float(page.books.charges(budget)[members_of(page.books, cohort)].max())
             admit(budget, before, budget.cost(spend.times(rounds)), f"run {run}")
-            content = {"run": run, "spend": spend.to_json(), "rounds": rounds, "cohort": cohort}
+            content = {"run": run, "about": about, "rounds": rounds, "cohort": cohort}
+            content["spend"] = spend.to_json()
             return page.books.accounts[page.append("reservation", content)].reservation
 
     def exposure(self, roles: Mapping[str, str], budget: Budget) -> float:
@@ -164,8 +171,9 @@ class Ledger:
         """Charge one round before anything of it is computed; or say what became of it.
 
         The event's key is (reservation, round, hash of the received model). A new key is booked. One that is
-        booked and not released may be computed again under the same booking: none of its bytes left. For a
-        released one the :class:`Release` says which bytes may leave again; nothing else may.
+        booked and not answered may be computed again under the same booking: nothing of it left. For a
+        released one the :class:`Release` says which bytes may leave again; nothing else may. One that was
+        answered with a failure (:meth:`fail`) is booked anew, and charged again.
 
         Args:
             reservation: As :meth:`reserve` gave it.
@@ -197,10 +205,11 @@ class Ledger:
             books = page.books
             account = open_account(books, reservation)
             id_ = books.newest.get((reservation.id, round_index, model_sha256))
-            if id_ is not None and id_ not in books.releases:
-                return books.bookings[id_]
-            if id_ is not None and not again:
-                return Release(books.bookings[id_], books.releases[id_])
+            if id_ is not None and id_ not in books.failures:
+                if id_ not in books.releases:
+                    return books.bookings[id_]
+                if not again:
+                    return Release(books.bookings[id_], books.releases[id_])
             if account.booked >= account.reservation.rounds:
                 admit_further(books, account, budget)
             content = {
@@ -215,14 +224,19 @@ class Ledger:
         """Mark the bytes with this SHA-256 (hex) as those that may leave for what was booked; twice is once.
 
         Raises:
-            LedgerError: Other bytes were released for it (NOT_RELEASED), or it is not of this ledger
-                (NOT_ADMITTED).
+            LedgerError: Other bytes were released for it, or it was answered with a failure (NOT_RELEASED);
+                it is not of this ledger (NOT_ADMITTED).
         """
         check_digest(digest)
         with self._sessions.writing(whole=False) as page:
             books = page.books
             if books.paid.get(paid.id) != paid:
                 raise LedgerError("What is to be released is not in this ledger.", reason="NOT_ADMITTED")
+            if paid.id in books.failures:
+                raise LedgerError(
+                    f"Entry {paid.id} was answered with a failure; nothing may leave for it any more.",
+                    reason="NOT_RELEASED",
+                )
             if books.releases.get(paid.id, digest) != digest:
                 raise LedgerError(
                     f"Entry {paid.id} was released with other bytes; only those may leave.",
@@ -230,6 +244,23 @@ class Ledger:
                 )
             if paid.id not in books.releases:
                 page.append("release", {"of": paid.id, "digest": digest})
+
+    def fail(self, booking: Booking) -> None:
+        """Note, before it is said, that the answer to a booking is that it failed; twice is once.
+
+        A failure is an answer too, and a booking pays for one answer. It stays charged, nothing can be
+        released for it any more, and the same question is booked anew. A booking that is released already is
+        left as it is: asked again, it gives the same bytes, and nothing is computed.
+
+        Raises:
+            LedgerError: The booking is not of this ledger (NOT_ADMITTED).
+        """
+        with self._sessions.writing(whole=False) as page:
+            books = page.books
+            if books.bookings.get(booking.id) != booking:
+                raise LedgerError("What failed is not booked in this ledger.", reason="NOT_ADMITTED")
+            if booking.id not in books.failures and booking.id not in books.releases:
+                page.append("failure", {"of": booking.id})
 
     def is_released(self, digest: str) -> bool:
         """Return whether the bytes with this SHA-256 (hex) were released."""
@@ -304,7 +335,7 @@ class Ledger:
         return found
 
     def summary(self, budget: Budget) -> Summary:
-        """Return what was reserved, booked, released and disclosed, and its cost; no patient is named."""
+        """Return what was reserved, booked, answered and disclosed, and its cost; no patient is named."""
         with self._sessions.reading() as (books, _, _):
             return summarise(books, budget)
 

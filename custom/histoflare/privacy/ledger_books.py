@@ -64,6 +64,7 @@ class Books:
         newest: (reservation, round, model) → number of its newest booking.
         paid: Number of entry → what may be released: bookings and disclosures.
         releases: Number of entry → digest of what was released for it.
+        failures: Bookings that were answered with a failure; none of them is released.
         disclosures: By (run, model, cohort).
     """
 
@@ -81,6 +82,7 @@ class Books:
     paid: dict[int, Booking | Disclosure] = field(default_factory=dict)
     releases: dict[int, str] = field(default_factory=dict)
     digests: set[str] = field(default_factory=set)
+    failures: set[int] = field(default_factory=set)
     disclosures: dict[tuple[str, str, int], Disclosure] = field(default_factory=dict)
 
     def read_on(self, connection: sqlite3.Connection) -> list[Entry]:
@@ -206,8 +208,14 @@ class Books:
 
     def _reserved(self, seq: int, content: Mapping[str, Any]) -> None:
         cohort = content["cohort"]
-        spend = Spend.from_json(content["spend"])
-        reservation = Reservation(seq, content["run"], spend, content["rounds"], self.size(cohort))
+        reservation = Reservation(
+            id=seq,
+            run=content["run"],
+            about=content["about"],
+            spend=Spend.from_json(content["spend"]),
+            rounds=content["rounds"],
+            patients=self.size(cohort),
+        )
         self.accounts[seq] = Account(reservation, cohort)
 
     def _booked(self, seq: int, content: Mapping[str, Any]) -> None:
@@ -222,6 +230,10 @@ class Books:
         paid = self.paid[content["of"]]
         if isinstance(paid, Booking):
             self.accounts[paid.reservation].released += 1
+
+    def _failed(self, seq: int, content: Mapping[str, Any]) -> None:
+        self.failures.add(content["of"])
+        self.accounts[self.bookings[content["of"]].reservation].failed += 1
 
     def _disclosed(self, seq: int, content: Mapping[str, Any]) -> None:
         run, model, cohort = content["run"], content["model"], content["cohort"]
@@ -240,6 +252,7 @@ _HANDLERS: dict[str, Callable[[Books, int, Mapping[str, Any]], None]] = {
     "reservation": Books._reserved,
     "booking": Books._booked,
     "release": Books._released,
+    "failure": Books._failed,
     "disclosure": Books._disclosed,
     "closing": Books._closed,
 }

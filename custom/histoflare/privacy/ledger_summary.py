@@ -22,18 +22,21 @@ class RunSummary:
 
     Attributes:
         run: The run's name; a run that reserved twice has two of these.
+        about: What the noise protects against, as it was reserved.
         spend: The event of one round.
-        rounds, booked, released: Events reserved, booked, and released.
+        rounds, booked, released, failed: Events reserved, booked, released, and answered with a failure.
         is_open: Whether more may be booked. While open, at least ``rounds`` events are charged.
         patients: Size of the cohort.
         epsilon: Of what is charged for it alone, by RDP at the budget's δ.
     """
 
     run: str
+    about: str
     spend: Spend
     rounds: int
     booked: int
     released: int
+    failed: int
     is_open: bool
     patients: int
     epsilon: float
@@ -99,10 +102,12 @@ def _summarise_run(account: Account, budget: Budget) -> RunSummary:
     reservation = account.reservation
     return RunSummary(
         run=reservation.run,
+        about=reservation.about,
         spend=reservation.spend,
         rounds=reservation.rounds,
         booked=account.booked,
         released=account.released,
+        failed=account.failed,
         is_open=account.is_open,
         patients=reservation.patients,
         epsilon=_epsilon([reservation.spend.times(account.events)], budget.delta, "rdp"),

@@ -14,6 +14,7 @@ class Reservation:
     Attributes:
         id: Number of its entry.
         run: The run's name, which a job that resumes it has too.
+        about: What it was for: what the noise protects against, in a few words.
         spend: The event of one round.
         rounds: How many of them are reserved; at least 1.
         patients: Size of the cohort. It is the site's own.
@@ -21,6 +22,7 @@ class Reservation:
 
     id: int
     run: str
+    about: str
     spend: Spend
     rounds: int
     patients: int
@@ -35,7 +37,7 @@ class Booking:
         reservation: The reservation's ``id``.
         round_index: The round, from 0.
         model_sha256: Hash of the model that was received for it.
-        attempt: 1; more where released bytes were lost and the round was booked again.
+        attempt: 1; more where the round was booked again: released bytes were lost, or it had failed.
     """
 
     id: int
@@ -81,7 +83,7 @@ class Account:
     Attributes:
         cohort: Number of its cohort.
         is_open: Whether more may be booked.
-        booked, released: Events.
+        booked, released, failed: Events; what failed is not released, and counts as booked.
     """
 
     reservation: Reservation
@@ -89,6 +91,7 @@ class Account:
     is_open: bool = True
     booked: int = 0
     released: int = 0
+    failed: int = 0
 
     @property
     def events(self) -> int:

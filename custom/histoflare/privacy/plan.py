@@ -14,16 +14,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor
 
 from histoflare.errors import JobError
 from histoflare.privacy.noise import NoiseSource, SecureNoise, SeededNoise
-from histoflare.privacy.requirements import ENGINES
+from histoflare.privacy.requirements import PROTECTED_ENGINES
 from histoflare.privacy.spend import Spend
 from histoflare.seeds import derive_seed
 
 RECORDS = ("patient", "slide")
 LOCATIONS = ("client", "server")
+SMALLEST_CLIP, LARGEST_CLIP, LARGEST_NOISE = 1e-6, 1e6, 1e6
+"""Of a job's settings: nobody needs others, and far beyond them numbers of 32 bits do not add up."""
 
 
 class PrivacyPlan(ABC):
@@ -129,16 +132,22 @@ class _Noisy(PrivacyPlan):
 
     def _problems(self) -> list[str]:
         problems = []
-        if not _above_zero(self.clip_norm):
-            problems.append(f"privacy.clip_norm: a number above 0, not {self.clip_norm!r}")
+        if not (_above_zero(self.clip_norm) and SMALLEST_CLIP <= self.clip_norm <= LARGEST_CLIP):
+            problems.append(
+                f"privacy.clip_norm: from {SMALLEST_CLIP:g} to {LARGEST_CLIP:g}, not {self.clip_norm!r}"
+            )
         if not (_above_zero(self.delta) and self.delta <= 0.1):
             problems.append(f"privacy.delta: a number above 0 and at most 0.1, not {self.delta!r}")
         if (self.noise_multiplier is None) == (self.target_epsilon is None):
             problems.append("privacy: give noise_multiplier or target_epsilon, one of them")
         if self.noise_multiplier is not None and not (
-            self.noise_multiplier == 0 or _above_zero(self.noise_multiplier)
+            self.noise_multiplier == 0
+            or (_above_zero(self.noise_multiplier) and self.noise_multiplier <= LARGEST_NOISE)
         ):
-            problems.append(f"privacy.noise_multiplier: at least 0, not {self.noise_multiplier!r}")
+            problems.append(
+                f"privacy.noise_multiplier: at least 0, at most {LARGEST_NOISE:g}, not "
+                f"{self.noise_multiplier!r}"
+            )
         if self.target_epsilon is not None and not _above_zero(self.target_epsilon):
             problems.append(f"privacy.target_epsilon: a number above 0, not {self.target_epsilon!r}")
         if self.published_epsilon is not None and not _above_zero(self.published_epsilon):
@@ -184,8 +193,7 @@ class DpSgd(_Noisy):
         steps: Of each round.
         record: ``"patient"`` or ``"slide"``: what is sampled and clipped.
         slides_per_patient: k; only with ``record = "slide"``.
-        engine, physical_batch: Of the per-record gradients, and how many records at once. They change time
-            and memory, not the result (but rounding).
+        engine: Of the per-record gradients. It changes time and memory, not the result (but rounding).
     """
 
     mechanism: ClassVar[str] = "dp-sgd"
@@ -195,7 +203,6 @@ class DpSgd(_Noisy):
     record: str = "patient"
     slides_per_patient: int | None = None
     engine: str = "bookkeeping"
-    physical_batch: int = 16
 
     def _problems(self) -> list[str]:
         problems = super()._problems()
@@ -203,14 +210,12 @@ class DpSgd(_Noisy):
             problems.append(f"privacy.sample_rate: a number above 0 and at most 1, not {self.sample_rate!r}")
         if not _above_zero(self.batch_size):
             problems.append(f"privacy.batch_size: a number above 0, not {self.batch_size!r}")
-        for name in ("steps", "physical_batch"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                problems.append(f"privacy.{name}: a whole number of at least 1, not {value!r}")
+        if type(self.steps) is not int or self.steps < 1:
+            problems.append(f"privacy.steps: a whole number of at least 1, not {self.steps!r}")
         if self.record not in RECORDS:
             problems.append(f"privacy.record: one of {', '.join(RECORDS)}, not {self.record!r}")
-        if self.engine not in ENGINES:
-            problems.append(f"privacy.engine: one of {', '.join(ENGINES)}, not {self.engine!r}")
+        if self.engine not in PROTECTED_ENGINES:
+            problems.append(f"privacy.engine: one of {', '.join(PROTECTED_ENGINES)}, not {self.engine!r}")
         k = self.slides_per_patient
         if (self.record == "slide") != (type(k) is int and k >= 1):
             problems.append(
@@ -218,10 +223,21 @@ class DpSgd(_Noisy):
             )
         return problems
 
+    def check_strategy(self, strategy: Any) -> None:
+        """Every step must start from what was released: no layer may stay at the site from round to round."""
+        if getattr(strategy, "share", None) is not None:
+            raise JobError(
+                "Under DP-SGD a site keeps no layers of its own: share must be null. What it kept could be "
+                "of steps that nobody booked.",
+                reason="PRIVACY_INVALID",
+            )
+
     def spend(self) -> Spend:
         """Return one round's steps."""
         k = self.slides_per_patient or 1
-        drawn = self.sample_rate if k == 1 else 1 - (1 - self.sample_rate) ** k
+        drawn = self.sample_rate
+        if k > 1 and drawn < 1:
+            drawn = -math.expm1(k * math.log1p(-drawn))  # 1 - (1 - q)^k, also where q is tiny
         return Spend(self._settled_noise() / k, drawn, self.steps)
 
     def describe(self) -> str:
@@ -274,9 +290,16 @@ class UpdateNoise(_Noisy):
         return Spend(self._settled_noise() / 2)
 
     def release(self, tensors: Mapping[str, Tensor], noise: NoiseSource) -> dict[str, Tensor]:
-        """Return the clipped update, with noise if that is added here."""
+        """Return the clipped update, with noise if that is added here.
+
+        An update that is not finite counts as one of zeros.
+        """
         from histoflare.privacy.mechanism import clip, release_update
 
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            # To refuse would tell of the data, and no noise would hide it. An update of zeros is one of those
+            # that the guarantee is about.
+            tensors = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
         if self.noise_location == "server":
             return clip(tensors, self.clip_norm)[0]
         return release_update(

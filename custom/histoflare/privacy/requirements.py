@@ -12,14 +12,22 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from histoflare.errors import JobError
 
 ENGINES = ("bookkeeping", "hooks", "ghost", "microbatch")
-"""How per-record gradients are had; a matter of speed and of the layers it takes, not of the result.
+"""How the per-record gradients of a batch are had; a matter of speed and of the layers it takes.
 
 ``bookkeeping``: ours, for models whose parameters are all in ``nn.Linear``. ``hooks`` and ``ghost``: Opacus,
 with and without a gradient for each record. ``microbatch``: one backward pass for each record, any layer.
+Training under protection takes one record at a time and needs what ``microbatch`` needs.
+"""
+
+PROTECTED_ENGINES = ("bookkeeping", "hooks", "microbatch")
+"""Those a job may name. All of them come to the same when records are taken one at a time.
+
+Not ``ghost``: it takes norms from products of float32 squares, which are 0 for small gradients, so that a
+model can be chosen whose records pass the clip. It stays for comparison.
 """
 
 
-def check_model(model: nn.Module, engine: str = "bookkeeping") -> None:
+def check_model(model: nn.Module, engine: str = "microbatch") -> None:
     """Raise :class:`JobError` unless ``engine`` can train ``model`` under DP-SGD; it names every reason.
 
     Refused for every engine: BatchNorm (it mixes records, and its statistics would leave unprotected),
@@ -27,8 +35,8 @@ def check_model(model: nn.Module, engine: str = "bookkeeping") -> None:
     float64. For all but ``microbatch``: one parameter under two names. For ``bookkeeping``: a parameter that
     is not in an ``nn.Linear``. For ``hooks`` and ``ghost``: what Opacus refuses.
 
-    What cannot be seen here is looked for in training: parameters used outside their layer, and buffers that
-    change. That the loss of a record depends on no other record is the task's word.
+    What cannot be seen here is met in training: buffers are put back after each record, and in a batch,
+    parameters used outside their layer are looked for.
 
     Raises:
         JobError: The model will not do (MODEL_NOT_PRIVATE), or there is no such engine (PRIVACY_INVALID).

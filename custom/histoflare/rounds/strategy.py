@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from histoflare.errors import JobError
-from histoflare.privacy.plan import DpSgd, PrivacyPlan
+from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan
 from histoflare.rounds.local import Correction, LocalResult, one_thread, train_locally
 from histoflare.rounds.state import State, check_tensors, shared_names, subtract
 from histoflare.rounds.task import Task
@@ -70,7 +70,7 @@ class SiteRound:
     def train(self, start: State, correction: Correction | None = None) -> LocalResult:
         """Train from ``start``: under DP-SGD if the plan says so, else as the task has it."""
         if not isinstance(self.plan, DpSgd):
-            return train_locally(self.task, start, self.data, seed=self.train_seed, correction=correction)
+            return self._train_plainly(start, correction)
         from histoflare.rounds.private import train_privately
 
         return train_privately(
@@ -82,6 +82,15 @@ class SiteRound:
             seed=self.train_seed,
             correction=correction,
         )
+
+    def _train_plainly(self, start: State, correction: Correction | None) -> LocalResult:
+        try:
+            return train_locally(self.task, start, self.data, seed=self.train_seed, correction=correction)
+        except JobError as error:
+            if isinstance(self.plan, Open) or error.reason != "TRAINING_FAILED":
+                raise
+            # That training diverged depends on the data, and would leave without noise: the update is zeros.
+            return LocalResult(dict(start), self.task.n_train(self.data), 0, math.nan)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ booked anew.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from histoflare.errors import HistoflareError, JobError, LedgerError
 from histoflare.privacy.audit_log import AuditLog
 from histoflare.privacy.budget import Budget
-from histoflare.privacy.ledger import Ledger, Release, Reservation
+from histoflare.privacy.ledger import Booking, Ledger, Release, Reservation
 from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import Policy, Protection
 from histoflare.privacy.release_store import ReleaseStore
@@ -111,6 +112,7 @@ class Books:
         self._rounds = rounds
         self._labels = labels
         self._reservation: Reservation | None = None
+        self._broken = False
         self._audit = audit_log_of(configuration)
 
     @property
@@ -134,6 +136,7 @@ class Books:
         _check_size(self._policy, sum(role == "train" for role in roles.values()))
         self._reservation = open_ledger(self.configuration).reserve(
             run=self.run,
+            about=self._about(),
             spend=self.plan.spend(),
             rounds=self._rounds,
             roles=roles,
@@ -141,6 +144,13 @@ class Books:
         )
         self.roles = roles
         self._audit.write("reserved", run=self.run, rounds=self._rounds, plan=self.plan.to_json())
+
+    def _about(self) -> str:
+        """Return what the reservation is for, for whoever reads the ledger."""
+        about = f"{self._policy.name}: {self._policy.mechanism}"
+        if self._policy.mechanism == "server-noise":
+            about += ", no protection from the server"
+        return about + (", repeatable noise: no protection" if self.plan.noise_seed is not None else "")
 
     def train(
         self, received: Mapping[str, NDArray[Any]], index: int, train: Callable[[], TrainAnswer]
@@ -161,37 +171,62 @@ class Books:
             self._note_release("update", index, said, answer.patients)
             return Answer(answer, said, again=False)
         reservation = self._reservation
-        if reservation is None:
+        if reservation is None or self._broken:
             raise JobError("Nothing is reserved for this job.", reason="NOT_ADMITTED")
         ledger = open_ledger(self.configuration)
         store = ReleaseStore(self.configuration.ledger.with_suffix(".releases") / self.run)
         model = digest_of(received)
         booked = ledger.book(reservation, index, model, self.budget)
         if isinstance(booked, Release):
-            kept = self._load(store, booked)
+            # A server that adds the noise would draw it anew: outsiders would see two draws for one event.
+            kept = None if self.plan.mechanism == "server-noise" else self._load(store, booked)
             if kept is not None:
                 self._note_release("update, again", index, booked.digest, kept.patients)
                 return Answer(kept, booked.digest, again=True)
             booked = ledger.book_again(reservation, index, model, self.budget)
         store.make_room(booked.id, sum(array.nbytes for array in received.values()))
-        answer = train()
-        said = digest_of(answer.tensors)
-        store.save(booked.id, answer.tensors, {"patients": answer.patients, "weight": answer.weight})
-        ledger.release(booked, said)
+        try:
+            answer = train()
+            said = digest_of(answer.tensors)
+            store.save(booked.id, answer.tensors, {"patients": answer.patients, "weight": answer.weight})
+            ledger.release(booked, said)
+        except Exception as error:
+            if not (isinstance(error, HistoflareError) and error.reason == "STOPPED"):
+                self._fail(ledger, booked, error)
+            raise
         self._note_release("update", index, said, answer.patients)
         return Answer(answer, said, again=False)
 
+    def _fail(self, ledger: Ledger, booked: Booking, error: Exception) -> None:
+        """Pay for the answer that a booked round failed, and say no more than that.
+
+        Raises:
+            HistoflareError: TRAINING_FAILED, always.
+        """
+        self._broken = True  # unless the ledger knows of it
+        ledger.fail(booked)
+        self._broken = False
+        known = error if isinstance(error, HistoflareError) else HistoflareError(repr(error))
+        note_refusal(self.configuration, self.run, known)
+        raise HistoflareError(str(known), reason="TRAINING_FAILED") from error
+
     def evaluate(
-        self, received: Arrays, split: str, evaluate: Callable[[], EvaluateAnswer]
+        self, received: Arrays, split: str, question: str, evaluate: Callable[[], EvaluateAnswer]
     ) -> EvaluateAnswer:
         """Return an evaluation, booked as a disclosure over its patients.
+
+        Args:
+            received: The model as received.
+            split: train, validation, test or all.
+            question: What else the figures depend on (task, seed): another question is another disclosure.
+            evaluate: Computes them.
 
         Raises:
             LedgerError: The policy lets no (further) evaluation of these patients out.
             HistoflareError: The evaluation failed.
         """
         protection = self._policy.protection
-        model = digest_of(received)
+        model = hashlib.sha256(f"{digest_of(received)} {split} {question}".encode()).hexdigest()
         if protection is not None:
             roles = read_roles(self.configuration, self._labels)
             patients = [patient for patient, role in roles.items() if split in ("all", role)]

@@ -70,6 +70,9 @@ def _answer(
         if work is None:
             work = SiteWork(pickle.loads(content), say)
             send(connection, "ready")
+        elif kind == "prepare":
+            work.prepare()
+            send(connection, "answer")
         elif kind == "train":
             update = work.train(arrays, *content)
             send(connection, "answer", replace(update, tensors={}), update.tensors)

@@ -9,17 +9,19 @@ run again, after a crash of any process or by a job that resumes, and starts whe
 and gives the same bytes. A run that goes back further finds nothing kept and starts from the global model.
 States of later rounds are of a history that is no more; writing round r removes them.
 
-``run.json`` says what made the states: the task, and the strategy with what it shares. A job that trains
-anything else under the run's name is refused: it could have what a site keeps for itself sent out.
+``run.json`` says what made the states: the task, the strategy with what it shares, the privacy plan and,
+under one, a hash of the training patients. A job that trains anything else under the run's name is refused:
+it could have what a site keeps for itself sent out.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,30 +68,47 @@ class RunRecords:
         self._site = site
         self._writer: SummaryWriter | None = None
 
-    def claim(self, task: Mapping[str, Any], strategy: Mapping[str, Any] | None) -> None:
+    def claim(
+        self,
+        task: Mapping[str, Any],
+        strategy: Mapping[str, Any] | None,
+        plan: Mapping[str, Any] | None = None,
+        patients: Iterable[str] = (),
+    ) -> None:
         """Make this run the one of ``task`` and ``strategy``, or check that it is.
+
+        What the strategy keeps at the site may tell of every patient it was trained on, without noise: under
+        a privacy plan a run stays with its plan and its training patients.
 
         Args:
             task, strategy: Their settings, as JSON. Strategy None: a job that only evaluates.
+            plan: The privacy plan's settings; None: nothing is protected.
+            patients: Who is trained on.
 
         Raises:
-            JobError: The run is of another task or strategy, or its notes cannot be used (RECORDS_INVALID).
+            JobError: The run is of something else, or its notes cannot be used (RECORDS_INVALID).
         """
         path = self.folder / RUN_FILE
-        wanted = json.loads(json.dumps({"task": task, "strategy": strategy}))
+        known = "\n".join(sorted(set(patients))).encode()
+        cohort = None if plan is None else hashlib.sha256(known).hexdigest()
+        content = {"task": task, "strategy": strategy, "plan": plan, "cohort": cohort}
+        wanted = json.loads(json.dumps(content))
         try:
             if not path.is_file():
                 if strategy is not None:
                     write_json(path, wanted)
                 return
             made = json.loads(path.read_text())
-            same = made["task"] == wanted["task"] and wanted["strategy"] in (None, made["strategy"])
+            same = made["task"] == wanted["task"] and (
+                wanted["strategy"] is None
+                or all(made[name] == wanted[name] for name in ("strategy", "plan", "cohort"))
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _unusable(path, f"it is damaged ({error})") from error
         if not same:
             raise JobError(
-                f"{self.folder.name}: the run of this name was of another task or strategy. A job that goes "
-                "on after it must be the same job (histoflare resume).",
+                f"{self.folder.name}: the run of this name was of another task, strategy or privacy plan, or "
+                "of other patients. A job that goes on after it must be the same job (histoflare resume).",
                 reason="RECORDS_INVALID",
             )
 

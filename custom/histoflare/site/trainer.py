@@ -94,6 +94,10 @@ class Trainer:
         update: TrainAnswer = replace(answer, tensors=tensors)
         return update
 
+    def prepare(self, *, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Have the child load the site's data; errors as above. Costs nothing where it has them."""
+        self._ask("prepare", None, {}, stopped)
+
     def evaluate(
         self,
         state: Mapping[str, NDArray[Any]],

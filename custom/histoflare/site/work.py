@@ -91,6 +91,14 @@ class SiteWork:
         self._records = RunRecords(setup.configuration.records, setup.run, setup.site)
         self._cohort: Cohort | None = None
 
+    def prepare(self) -> None:
+        """Load the site's data and look at its notes: what is wrong is known before a round is booked.
+
+        Raises:
+            HistoflareError: The site cannot take part; see the reason.
+        """
+        self._claim(self._data())
+
     def train(
         self, arrays: Arrays, round_index: int, total_rounds: int, metrics: Sequence[str]
     ) -> TrainAnswer:
@@ -109,7 +117,7 @@ class SiteWork:
             raise JobError(f"{setup.site} only evaluates (evaluation_only).", reason="EVALUATION_ONLY")
         cohort = self._data()
         state = _tensors(arrays)
-        self._records.claim(self._task.to_json(), {"name": setup.strategy.name, **vars(setup.strategy)})
+        self._claim(cohort)
         site_state = self._records.load_state(before=round_index)
         figures, metric_patients = self._validate(state, site_state, metrics)
         started = time.monotonic()
@@ -173,6 +181,15 @@ class SiteWork:
             _check_roles(cohort, setup.roles, setup.configuration.evaluation_only)
             self._cohort = cohort
         return self._cohort
+
+    def _claim(self, cohort: Cohort) -> None:
+        setup = self._setup
+        self._records.claim(
+            self._task.to_json(),
+            {"name": setup.strategy.name, **vars(setup.strategy)},
+            None if setup.roles is None else setup.plan.to_json(),
+            {record.patient for record in cohort.train},
+        )
 
     def _predict(self, state: State, site_state: State, split: str) -> PredictionTable:
         model = self._setup.strategy.personalize(state, site_state)

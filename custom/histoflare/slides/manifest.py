@@ -13,6 +13,7 @@ import hashlib
 import io
 import math
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -241,7 +242,8 @@ def _read_row(path: Path, line: int, cells: dict[str, str], problems: list[str])
     return ManifestRow(
         line=line,
         slide=path.parent / cells["slide"],
-        patient=cells["patient"],
+        # One person under two spellings of the same letters would be two patients.
+        patient=unicodedata.normalize("NFC", cells["patient"]),
         label=cells["label"],
         mpp=mpp,
         split=split,  # type: ignore[arg-type]

@@ -1,0 +1,53 @@
+"""``histoflare kit``: compare a kit with what was signed, and sign one again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from histoflare.cli import app
+from histoflare.errors import JobError
+
+
+@pytest.fixture(scope="module")
+def made(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kits")
+    project = repository / "provisioning" / "project.yml"
+    command = [sys.executable, "-m", "nvflare.cli", "provision", "-p", str(project), "-w", str(folder)]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True)
+    return folder / "histoflare"
+
+
+def test_a_changed_policy_is_found_and_the_lead_can_sign_it(made: Path) -> None:
+    kit = made / "prod_00" / "hospital-a"
+    run = CliRunner().invoke
+    assert run(app, ["kit", "check", str(kit)]).exit_code == 0
+    policy = kit / "local" / "policy_dp-patient.toml"
+    policy.write_text(policy.read_text().replace("epsilon = 8.0", "epsilon = 4.0"))
+    refused = run(app, ["kit", "check", str(kit)])
+    assert isinstance(refused.exception, JobError)
+    assert refused.exception.reason == "KIT_CHANGED"
+    assert "policy_dp-patient.toml" in str(refused.exception)
+    assert run(app, ["kit", "sign", str(kit), "--authority", str(made / "state")]).exit_code == 0
+    assert run(app, ["kit", "check", str(kit)]).exit_code == 0
+
+
+def test_the_steward_s_own_file_is_not_signed(made: Path) -> None:
+    kit = made / "prod_00" / "hospital-b"
+    own = kit / "local" / "histoflare.toml"
+    own.write_text(own.read_text().replace('epsilon = ""', "epsilon = 2.0"))
+    assert CliRunner().invoke(app, ["kit", "check", str(kit)]).exit_code == 0
+
+
+def test_another_authority_cannot_sign(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "cert.json").write_text(json.dumps({}))
+    result = CliRunner().invoke(
+        app, ["kit", "sign", str(made / "prod_00" / "hospital-c"), "--authority", str(tmp_path)]
+    )
+    assert result.exit_code != 0
+    assert isinstance(result.exception, JobError)

@@ -1,0 +1,78 @@
+"""``histoflare privacy plan``: what a job would cost a site, before anything is booked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from histoflare.cli import app
+from histoflare.flare.job import read_job
+from histoflare.flare.site_policy import policy_file
+from histoflare.privacy.policy import POLICIES, read_policy
+from histoflare.site.books import Books
+from histoflare.site.configuration import SITE_FILE, read_site_file
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """Return the file of a site with six training patients, its policies beside it."""
+    rows = [f"{n}.tif,p{n},{('glandular', 'solid')[n % 2]},{'test' if n > 5 else 'train'}" for n in range(8)]
+    (tmp_path / "m.csv").write_text("\n".join(["slide,patient,label,split", *rows]) + "\n")
+    (tmp_path / SITE_FILE).write_text('manifest = "m.csv"\nbags = "bags"\n')
+    for scope in ("dp-patient", "dp-update", "open"):
+        (tmp_path / policy_file(scope)).write_bytes((POLICIES / f"{scope}.toml").read_bytes())
+    return tmp_path / SITE_FILE
+
+
+def plan(job: Path, site: Path, *options: str) -> tuple[int, dict[str, Any]]:
+    result = CliRunner().invoke(app, ["privacy", "plan", str(job), "--site", str(site), "--json", *options])
+    return result.exit_code, json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("name", ["mem_dpsgd", "mem_update_dp"])
+def test_a_job_that_fits_is_shown_and_nothing_is_booked(repository: Path, site: Path, name: str) -> None:
+    code, facts = plan(repository / "jobs" / name, site)
+    assert (code, facts["admitted"], facts["reason"]) == (0, True, None)
+    assert facts["spent"] == 0 and facts["patients_to_train_on"] == 6
+    assert facts["job_alone"] == facts["together"] == pytest.approx(8.0, abs=0.01)
+    assert facts["budget"] == 8.0
+    assert not (site.parent / "ledger").exists()
+
+
+def test_what_was_spent_before_counts(repository: Path, site: Path) -> None:
+    job = read_job(repository / "jobs" / "mem_dpsgd")
+    policy = read_policy(site.parent / policy_file("dp-patient"))
+    labels = list(job.task.labels)
+    Books(read_site_file(site), policy, job.plan, rounds=30, run="first", labels=labels).reserve()
+    code, facts = plan(repository / "jobs" / "mem_update_dp", site)
+    assert (code, facts["admitted"], facts["reason"]) == (3, False, "BUDGET_EXHAUSTED")
+    assert facts["spent"] == pytest.approx(8.0, abs=0.01)
+    assert facts["together"] > 8.0
+
+
+def test_the_sites_own_epsilon_is_the_budget(repository: Path, site: Path) -> None:
+    site.write_text(site.read_text() + "epsilon = 2.0\n")
+    code, facts = plan(repository / "jobs" / "mem_dpsgd", site)
+    assert (code, facts["budget"], facts["reason"]) == (3, 2.0, "BUDGET_EXHAUSTED")
+
+
+def test_the_wrong_policy_and_no_budget_are_said(repository: Path, site: Path) -> None:
+    other = str(site.parent / policy_file("dp-update"))
+    code, facts = plan(repository / "jobs" / "mem_dpsgd", site, "--policy", other)
+    assert (code, facts["reason"]) == (3, "PRIVACY_MISMATCH")
+    arguments = ["privacy", "plan", str(repository / "jobs" / "mem_fedavg"), "--site", str(site)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert "has no budget" in str(result.exception)
+
+
+def test_the_table_says_it_in_words(repository: Path, site: Path) -> None:
+    arguments = ["privacy", "plan", str(repository / "jobs" / "mem_dpsgd"), "--site", str(site)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0
+    for words in ("spent so far", "this job", "budget", "would admit the job", "DP-SGD"):
+        assert words in result.stdout
