@@ -164,8 +164,6 @@ def test_noise_is_secret_unless_a_seed_is_given() -> None:
         ({"noise_multiplier": 1.0, "record": "patch"}, "record"),
         ({"noise_multiplier": 1.0, "record": "slide"}, "slides_per_patient"),
         ({"noise_multiplier": 1.0, "slides_per_patient": 3}, "slides_per_patient"),
-        ({"noise_multiplier": 1.0, "engine": "magic"}, "engine"),
-        ({"noise_multiplier": 1.0, "engine": "ghost"}, "engine"),
         ({"noise_multiplier": 1.0, "clip_norm": 1e-20}, "clip_norm"),
         ({"noise_multiplier": 1e9}, "noise_multiplier"),
         ({"noise_multiplier": 1.0, "noise_seed": "x"}, "noise_seed"),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from histoflare.errors import JobError
-from histoflare.privacy.requirements import ENGINES, PROTECTED_ENGINES, check_model
+from histoflare.privacy.requirements import ENGINES, check_model
 
 from .models import convolutional, mem_task
 
@@ -116,10 +116,6 @@ def test_an_engine_that_is_none_is_refused() -> None:
     with pytest.raises(JobError, match="no engine 'fast'") as caught:
         check_model(nn.Linear(3, 2), "fast")
     assert caught.value.reason == "PRIVACY_INVALID"
-
-
-def test_a_job_may_name_every_engine_whose_norms_do_not_underflow() -> None:
-    assert set(ENGINES) - set(PROTECTED_ENGINES) == {"ghost"}
 
 
 def test_what_is_asked_of_a_model_by_default_is_what_training_needs() -> None:

@@ -26,18 +26,12 @@ from histoflare.errors import JobError
 Uses = list[tuple[Tensor, Tensor]]
 """Of one layer: its input (P, ..., i) and the gradient at its output (P, ..., o), for each of its calls."""
 
-CANCELLATION = 1e6
-"""How far ‖Σ_t b_t a_tᵀ‖² may fall below Σ_t ‖a_t‖²‖b_t‖² before it is computed anew from the gradient.
-
-The first is made in float64 from differences of terms of the second's size: some 1e-13 of the second is
-rounding, and at this factor 1e-7 of the first.
-"""
-
 ABSORPTION = 2.0**-10
 """A record counts for at least this part of Σ_t ‖a_t‖‖b_t‖.
 
 Its terms may cancel, so that its norm is 0, and still be so large within the float32 product over all records
-that the other records' terms are lost beside them. So no term may be above 1024 clip norms.
+that the other records' terms are lost beside them. So no term may be above 1024 clip norms. A norm so small
+that float64 loses it in the products of its terms (some 1e-8 of them) is then never the one that counts.
 """
 
 
@@ -157,8 +151,8 @@ def _squared_norms(a: Tensor, b: Tensor, grams: dict[Hashable, Tensor]) -> Tenso
     """Return ‖Σ_t b_t a_tᵀ‖² (P,) float64 of each record, the cheaper way.
 
     Either Σ_tt' (a_t·a_t')(b_t·b_t'), which takes T²(i + o) products and no gradient, or from the gradient
-    itself, which takes T·i·o. The first is made in float64, at twice the cost: in float32 the product of two
-    small squares is 0. ``grams`` holds what is known of a: layers that share an input share it.
+    itself, which takes T·i·o. The first is made in float64, at twice the cost: a float32 square may be 0 or
+    infinite. ``grams`` holds what is known of a: layers that share an input share it.
     """
     records, t, i = a.shape
     o = b.shape[-1]
@@ -168,14 +162,8 @@ def _squared_norms(a: Tensor, b: Tensor, grams: dict[Hashable, Tensor]) -> Tenso
     if key not in grams:
         grams[key] = _gram(a)
     of_a, of_b = grams[key], _gram(b)  # (P, T, T)
-    squared = (of_a * of_b).sum(dim=(1, 2))  # (P,)
-    # (P,): what it would be if the patches' parts were at right angles
-    apart = (of_a.diagonal(dim1=1, dim2=2) * of_b.diagonal(dim1=1, dim2=2)).sum(dim=1)
-    # NaN and ∞ are never sure, nor is 0 by cancelling.
-    sure = (squared * CANCELLATION >= apart) & squared.isfinite()
-    for p in (~sure).nonzero().flatten().tolist():
-        squared[p] = _squared_norm(a[p], b[p])
-    return squared
+    # Rounding may leave a little below 0; what is not finite in a or b stays so.
+    return (of_a * of_b).sum(dim=(1, 2)).clamp(min=0.0)  # (P,)
 
 
 def _gram(x: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def private_gradient(
     no records                                noise alone / batch_size: an empty sample is a step too
     a record whose gradient is not finite     as if it was not there
     noise_multiplier 0                        no noise: protects nothing, the event has ε = ∞
-    so large that 2**-28·z·√n >= 1            refused: nothing of the n numbers would be left
+    so large that grid(z·C)·√n >= C           refused: nothing of the n numbers would be left
     batch_size                                the public expected size, never the number drawn; 0,
                                               negative, ∞, NaN refused
     clip_norm                                 from 1e-30 to 1e30, else refused

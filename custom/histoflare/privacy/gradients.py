@@ -120,7 +120,8 @@ def sum_of_clipped_gradients(
     last bit of it. There is no guarantee that one record moves the sum by at most ``clip_norm``.
 
     The table is that of :func:`sum_one_by_one`, but that ``ghost`` and ``microbatch`` refuse a batch of
-    several with a record that is not finite.
+    several with a record that is not finite. ``hooks`` and ``ghost`` look for parameters used outside their
+    layer by comparing sums, and a record whose terms cancel to mere rounding looks like one.
 
     Args:
         model: Is left as it was, but for buffers that its forward pass changes.

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from histoflare.errors import JobError
 from histoflare.privacy.noise import NoiseSource, SecureNoise, SeededNoise
-from histoflare.privacy.requirements import PROTECTED_ENGINES
 from histoflare.privacy.spend import Spend
 from histoflare.seeds import derive_seed
 
@@ -193,7 +192,6 @@ class DpSgd(_Noisy):
         steps: Of each round.
         record: ``"patient"`` or ``"slide"``: what is sampled and clipped.
         slides_per_patient: k; only with ``record = "slide"``.
-        engine: Of the per-record gradients. It changes time and memory, not the result (but rounding).
     """
 
     mechanism: ClassVar[str] = "dp-sgd"
@@ -202,7 +200,6 @@ class DpSgd(_Noisy):
     steps: int = 1
     record: str = "patient"
     slides_per_patient: int | None = None
-    engine: str = "bookkeeping"
 
     def _problems(self) -> list[str]:
         problems = super()._problems()
@@ -214,8 +211,6 @@ class DpSgd(_Noisy):
             problems.append(f"privacy.steps: a whole number of at least 1, not {self.steps!r}")
         if self.record not in RECORDS:
             problems.append(f"privacy.record: one of {', '.join(RECORDS)}, not {self.record!r}")
-        if self.engine not in PROTECTED_ENGINES:
-            problems.append(f"privacy.engine: one of {', '.join(PROTECTED_ENGINES)}, not {self.engine!r}")
         k = self.slides_per_patient
         if (self.record == "slide") != (type(k) is int and k >= 1):
             problems.append(

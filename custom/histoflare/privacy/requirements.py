@@ -16,14 +16,8 @@ ENGINES = ("bookkeeping", "hooks", "ghost", "microbatch")
 
 ``bookkeeping``: ours, for models whose parameters are all in ``nn.Linear``. ``hooks`` and ``ghost``: Opacus,
 with and without a gradient for each record. ``microbatch``: one backward pass for each record, any layer.
-Training under protection takes one record at a time and needs what ``microbatch`` needs.
-"""
-
-PROTECTED_ENGINES = ("bookkeeping", "hooks", "microbatch")
-"""Those a job may name. All of them come to the same when records are taken one at a time.
-
-Not ``ghost``: it takes norms from products of float32 squares, which are 0 for small gradients, so that a
-model can be chosen whose records pass the clip. It stays for comparison.
+Training under protection takes one record at a time, in one way (``gradients.sum_one_by_one``), and needs
+what ``microbatch`` needs; these are what it is compared with.
 """
 
 
