@@ -42,6 +42,7 @@ def test_a_policy_says_what_may_leave(tmp_path: Path) -> None:
         (("counts = false", "counts = false\nextra = 1"), "extra: not an entry"),
         (('mechanism = "open"', 'mechanism = "none"'), "mechanism: one of open"),
         (('["research"]', '"research"'), "purposes: a list of texts"),
+        (('mechanism = "open"', 'mechanism = "laplace"'), "L1 norm"),
         (("= 5", "= 0"), "minimum_patients: a whole number of at least 1"),
         (("= 5", "= true"), "minimum_patients"),
         (('name = "open"', 'name = ""'), "name: the scope"),

@@ -127,7 +127,9 @@ def _problems(content: Mapping[str, Any]) -> list[str]:
     if not (isinstance(content.get("name", "x"), str) and content.get("name", "x")):
         problems.append("name: the scope's name")
     if content.get("mechanism", "open") not in MECHANISMS:
-        problems.append(f"mechanism: one of {', '.join(MECHANISMS)}, not {content['mechanism']!r}")
+        problems.append(
+            f"mechanism: one of {', '.join(MECHANISMS)}, not {content['mechanism']!r}{_why(content)}"
+        )
     for name in ("purposes", "metrics"):
         entries = content.get(name, [])
         if not (isinstance(entries, list) and all(isinstance(entry, str) and entry for entry in entries)):
@@ -138,6 +140,15 @@ def _problems(content: Mapping[str, Any]) -> list[str]:
     if type(minimum) is not int or minimum < 1:
         problems.append(f"minimum_patients: a whole number of at least 1, not {minimum!r}")
     return problems + _protection_problems(content)
+
+
+def _why(content: Mapping[str, Any]) -> str:
+    if "laplace" not in str(content["mechanism"]).lower():
+        return ""
+    return (
+        ". Laplace noise goes with the L1 norm, in which an update of n numbers clipped to an L2 norm C can "
+        "be as long as C times the root of n: for a network nothing can be learned under so much noise"
+    )
 
 
 def _protection_problems(content: Mapping[str, Any]) -> list[str]:
