@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from histoflare.commands.options import DEMO_JOB
 from histoflare.flare import processes
 from histoflare.flare.poc import STATE_FILE
+from histoflare.privacy.budget import Budget
+from histoflare.privacy.ledger import Ledger
 
 pytestmark = pytest.mark.slow
 
@@ -86,6 +89,37 @@ def test_the_same_demo_gives_the_same_bytes_through_flare(
         assert said["external"]["auc"] == other["external"]["auc"], "the site comes to the same figure"
         assert all(row["bytes_up"] > 0 for row in other["participation"])
     assert times(run_folder) == before, "slides and bags were kept as they are"
+
+
+@pytest.mark.parametrize("runtime", ["poc", "simulator"])
+def test_the_demo_trains_under_protection(
+    run_folder: Path, tmp_path: Path, repository: Path, runtime: str
+) -> None:
+    """The job that ``make demo`` runs: booked at every site, and the report says what it cost."""
+    (tmp_path / "slides").symlink_to(run_folder / "slides")
+    (tmp_path / "bags").symlink_to(run_folder / "bags")
+    budgets = ["--epsilons", "1" if runtime == "poc" else ""]
+    job = repository / "jobs" / "mem_dpsgd"
+    assert job.relative_to(repository) == DEMO_JOB
+    histoflare("demo", "--out", tmp_path, "--job", job, "--runtime", runtime, *budgets, *SMALL)
+    found = report(tmp_path)
+    cost = found["guarantee"]
+    assert cost["mechanism"] == "dp-sgd" and not cost["seeded_noise"]
+    for site in found["sites"]:
+        assert cost["sites"][site]["updates"] == 3
+        assert 0 < cost["sites"][site]["pld"]["epsilon"] <= cost["sites"][site]["rdp"]["epsilon"] <= 8.0
+        kept = tmp_path / "ledgers" / site
+        ledger = Ledger(kept / "ledger" / "ledger.sqlite", kept / "keys" / "ledger.key")
+        (run,) = ledger.summary(Budget(8.0, 1e-5)).runs
+        assert (run.rounds, run.booked, run.released) == (3, 3, 3)
+    tried = [entry["epsilon"] for entry in found["accuracy_against_epsilon"]]
+    assert len(tried) == (3 if runtime == "poc" else 0)
+    if runtime == "poc":
+        assert None in tried, "and without protection"
+        page = (tmp_path / "report.html").read_text()
+        assert "add or remove one" in page and "Balanced accuracy against ε" in page
+        for figures in found["evaluated_at_sites"].values():
+            assert not {"n_patients", "n_slides"} & set(figures), "counts stay"
 
 
 def test_ctrl_c_ends_everything_and_the_same_command_goes_on(

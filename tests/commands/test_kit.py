@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 from typer.testing import CliRunner
 
 from histoflare.cli import app
 from histoflare.errors import JobError
+from histoflare.flare.kit_signature import sign_kit
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +47,11 @@ def test_the_steward_s_own_file_is_not_signed(made: Path) -> None:
 
 
 def test_another_authority_cannot_sign(made: Path, tmp_path: Path) -> None:
+    kit = made / "prod_00" / "hospital-c"
     (tmp_path / "cert.json").write_text(json.dumps({}))
-    result = CliRunner().invoke(
-        app, ["kit", "sign", str(made / "prod_00" / "hospital-c"), "--authority", str(tmp_path)]
-    )
-    assert result.exit_code != 0
-    assert isinstance(result.exception, JobError)
+    run = CliRunner().invoke
+    assert isinstance(run(app, ["kit", "sign", str(kit), "--authority", str(tmp_path)]).exception, JobError)
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    with pytest.raises(JobError, match="did not make the kit"):
+        sign_kit(kit, key)
+    assert run(app, ["kit", "check", str(kit)]).exit_code == 0, "it is as it was"

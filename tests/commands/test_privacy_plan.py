@@ -10,9 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from histoflare.cli import app
-from histoflare.flare.job import read_job
+from histoflare.flare.job import read_job, write_variant
 from histoflare.flare.site_policy import policy_file
 from histoflare.privacy.policy import POLICIES, read_policy
+from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocol
 from histoflare.site.books import Books
 from histoflare.site.configuration import SITE_FILE, read_site_file
 
@@ -68,6 +69,42 @@ def test_the_wrong_policy_and_no_budget_are_said(repository: Path, site: Path) -
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1
     assert "has no budget" in str(result.exception)
+
+
+def test_what_a_site_would_refuse_for_other_reasons_is_said(
+    repository: Path, site: Path, tmp_path: Path
+) -> None:
+    job = repository / "jobs" / "mem_dpsgd"
+    write_protocol(site.parent / PROTOCOL_FILE, read_job(job).protocol)
+    assert plan(job, site)[1]["reason"] is None
+    for number, (changes, reason) in enumerate(
+        [
+            ({"purpose": "marketing"}, "PURPOSE_NOT_ALLOWED"),
+            ({"rounds": 29}, "PROTOCOL_MISMATCH"),
+            ({"strategy.weighting": "samples"}, "WEIGHT_NOT_ALLOWED"),
+            ({"strategy.share": ["head"]}, "PRIVACY_INVALID"),
+        ]
+    ):
+        variant = write_variant(job, tmp_path / f"variant-{number}", changes)
+        code, facts = plan(variant, site)
+        assert (code, facts["reason"]) == (3, reason)
+
+
+def test_what_the_ledger_does_not_say_is_unknown(repository: Path, site: Path) -> None:
+    job = repository / "jobs" / "mem_dpsgd"
+    read, policy = read_job(job), read_policy(site.parent / policy_file("dp-patient"))
+    labels = list(read.task.labels)
+    Books(read_site_file(site), policy, read.plan, rounds=30, run="first", labels=labels).reserve()
+    read_site_file(site).ledger.unlink()
+    code, facts = plan(job, site)
+    assert (code, facts["reason"], facts["spent"], facts["together"]) == (3, "LEDGER_MISSING", None, None)
+
+
+def test_an_evaluation_has_no_epsilon(repository: Path, site: Path, tmp_path: Path) -> None:
+    job = write_variant(repository / "jobs" / "mem_evaluate", tmp_path / "ask", {}, scope="dp-patient")
+    result = CliRunner().invoke(app, ["privacy", "plan", str(job), "--site", str(site)])
+    assert result.exit_code == 0
+    assert "10 evaluations" in result.stdout
 
 
 def test_the_table_says_it_in_words(repository: Path, site: Path) -> None:

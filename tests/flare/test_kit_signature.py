@@ -250,8 +250,10 @@ class TestSignature:
 
     def test_of_another_key(self, kit: Path, theirs: Authority) -> None:
         (kit / "local" / "policy_open.toml").write_text("")
-        sign_kit(kit, theirs.key)
+        sign_list(list_kit(kit), theirs.key)
         assert "not signed by startup/rootCA.pem" in refusal(kit)
+        with pytest.raises(JobError, match="did not make the kit"):
+            sign_kit(kit, theirs.key)
 
     def test_of_other_words_by_the_same_key(self, kit: Path, ours: Authority) -> None:
         """The authority signs other things too; none of them is a list of a kit."""
@@ -374,7 +376,7 @@ class TestAuthority:
         monkeypatch.chdir(tmp_path)
         if text is not None:
             Path("sent.json").write_text(text)
-        with pytest.raises(JobError, match=r"sent\.json: not a list"):
+        with pytest.raises(JobError, match=r"sent\.json: neither a kit nor the list"):
             sign_list(Path("sent.json"), ours.key)
 
     def test_its_key_is_where_flare_keeps_it(self, ours: Authority, tmp_path: Path, kit: Path) -> None:

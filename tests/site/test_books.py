@@ -255,7 +255,7 @@ def test_a_patient_keeps_the_role_of_the_first_job(tmp_path: Path) -> None:
 
 
 def test_evaluations_are_counted(tmp_path: Path) -> None:
-    at, rules = site(tmp_path), policy(evaluations=1)
+    at, rules = site(tmp_path, test=6), policy(evaluations=1)
     answer = EvaluateAnswer({"auc": 0.5}, patients=2)
     of_job = books(at, rules=rules)
     assert of_job.evaluate(MODEL, "test", "task", lambda: answer) == answer
@@ -271,10 +271,18 @@ def test_evaluations_are_counted(tmp_path: Path) -> None:
         books(at, rules=rules, run="later").evaluate(MODEL, "test", "task", lambda: answer)
     assert caught.value.reason == "EVALUATIONS_EXHAUSTED"
     with pytest.raises(LedgerError) as caught:
-        books(site(tmp_path / "b"), rules=policy(evaluations=0)).evaluate(
+        books(site(tmp_path / "b", test=6), rules=policy(evaluations=0)).evaluate(
             MODEL, "test", "task", lambda: answer
         )
     assert caught.value.reason == "EVALUATION_NOT_ALLOWED"
+
+
+def test_an_evaluation_over_too_few_patients_is_not_counted(tmp_path: Path) -> None:
+    at = site(tmp_path, train=9, test=1)
+    with pytest.raises(JobError) as caught:
+        books(at).evaluate(MODEL, "test", "task", lambda: EvaluateAnswer({"auc": 0.5}, patients=1))
+    assert caught.value.reason == "TOO_FEW_PATIENTS"
+    assert not at.ledger.exists()
 
 
 def test_all_patients_of_a_site_that_only_evaluates_are_for_testing(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def show(
 ) -> None:
     """Show what was reserved, booked, let out or failed, and what is left of the budget. No patient is named.
 
-    Example: histoflare ledger show --site local/histoflare.toml --policy local/dp-patient.toml
+    Example: histoflare ledger show --site local/histoflare.toml --policy local/policy_dp-patient.toml
     """
     opened, configuration = _open(site, ledger, key)
     summary = opened.summary(_budget(configuration, policy, epsilon, delta))
@@ -152,6 +152,7 @@ def _show(summary: Summary) -> None:
         title=f"{summary.patients} patients, {summary.disclosures} evaluations let out",
     )
     table.show_lines = True
+    table.columns[0].no_wrap = True  # to be copied
     for run in summary.runs:
         table.add_row(*_row(run))
     out.print(table, markup=False)
@@ -180,13 +181,19 @@ def _row(run: RunSummary) -> list[str]:
     sampled = f", rate {spend.sample_rate:.4g}" if spend.sample_rate < 1 else ""
     steps = f"{spend.steps} steps, " if spend.steps != 1 else ""
     return [
-        f"{run.run}\n({'open' if run.is_open else 'closed'})",
+        f"{run.run}\n({_state(run)})",
         run.about,
         str(run.patients),
         "\n".join(rounds),
         f"{steps}noise {spend.noise_multiplier:.4g}{sampled}",
         f"{run.epsilon:.4g}",
     ]
+
+
+def _state(run: RunSummary) -> str:
+    if not run.is_open:
+        return "closed"
+    return "open" if run.released < run.rounds else "complete"
 
 
 def _date(unix_time: int) -> str:

@@ -6,13 +6,18 @@ import math
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from histoflare.commands.console import make_table, out, print_json
+from histoflare.errors import JobError
 from histoflare.privacy.accountant import ACCOUNTANTS
 from histoflare.privacy.spend import ADD_OR_REMOVE_ONE, UNIT
+
+if TYPE_CHECKING:
+    from histoflare.flare.job import Job
+    from histoflare.privacy.policy import Policy
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -165,7 +170,7 @@ def show_plan(
 
     Example: histoflare privacy plan jobs/mem_dpsgd --site local/histoflare.toml
     """
-    from histoflare.flare.job import read_job
+    from histoflare.flare.job import CONFIG_FOLDER, read_configuration, read_job
     from histoflare.flare.site_policy import policy_file
     from histoflare.privacy.accountant import epsilon
     from histoflare.privacy.policy import read_policy
@@ -173,47 +178,79 @@ def show_plan(
     from histoflare.site.books import preview
     from histoflare.site.configuration import read_site_file
 
-    read = read_job(job)
+    read, configuration = read_job(job), read_site_file(site)
+    variables = read_configuration(job / CONFIG_FOLDER / "config_fed_client.conf")
     rules = read_policy(policy or site.parent / policy_file(read.scope))
-    found = preview(read_site_file(site), rules, read.plan, read.rounds, list(read.task.labels))
+    if variables["executors"][0]["tasks"] == ["evaluate"]:
+        limit = rules.protection.evaluations if rules.protection else "any number of"
+        out.print(
+            f"An evaluation: no ε. The policy lets {limit} evaluations over a patient out.", highlight=False
+        )
+        return
+    found = preview(configuration, rules, read.plan, read.rounds, list(read.task.labels))
+    refusal = _refused_otherwise(read, rules, variables, site) or found.refusal
     spend = read.plan.spend().times(read.rounds)
     tight = "pld" if spend.sample_rate < 1 else "gaussian"
     delta = found.budget.delta
-    facts = _facts(delta) | {
-        "job": read.name,
-        "rounds": read.rounds,
-        "mechanism": read.plan.mechanism,
-        "spend": spend.to_json(),
-        "patients_to_train_on": found.patients,
-        "budget": found.budget.epsilon,
-        "spent": _json(found.before),
-        "job_alone": _json(found.alone),
-        f"job_alone_by_{tight}": _json(epsilon([spend], delta, tight)),
-        "together": _json(found.after),
-        "admitted": found.refusal is None,
-        "reason": found.refusal and found.refusal.reason,
-    }
+    tightly = epsilon([spend], delta, tight)
     if as_json:
-        print_json(facts)
+        facts = {
+            "job": read.name,
+            "rounds": read.rounds,
+            "mechanism": read.plan.mechanism,
+            "spend": spend.to_json(),
+            "patients_to_train_on": found.patients,
+            "budget": found.budget.epsilon,
+            "spent": _json(found.before),
+            "job_alone": _json(found.alone),
+            f"job_alone_by_{tight}": _json(tightly),
+            "together": _json(found.after),
+            "admitted": refusal is None,
+            "reason": refusal and refusal.reason,
+        }
+        print_json(_facts(delta) | facts)
     else:
-        table = make_table(
-            "for one patient, the most exposed", "ε", title=f"{read.name}: {read.rounds} rounds"
-        )
+        table = make_table("for one patient, the most exposed", "ε", title=f"{job}: {read.rounds} rounds")
         table.add_row("spent so far", _shown(found.before))
         table.add_row("this job", _shown(found.alone))
-        table.add_row(f"this job by {tight}, for comparison", _shown(epsilon([spend], delta, tight)))
+        table.add_row(f"this job by {tight}, for comparison", _shown(tightly))
         table.add_row("together", _shown(found.after))
         table.add_row("budget", _shown(found.budget.epsilon))
         out.print(table)
-        out.print(
-            f"{read.plan.describe()} δ = {delta:g}. {found.patients} patients to train on.", highlight=False
+        about = (
+            f"{read.plan.describe()} δ = {delta:g}. {found.patients} patients to train on. ε is counted at "
+            "the one order that suits the budget, by which jobs are admitted; a lower budget has another."
         )
-        if found.refusal is None:
-            out.print("This site would admit the job.", highlight=False)
+        out.print(about, highlight=False, markup=False)
+        if rules.protection is not None and (configuration.epsilon or 0) > rules.protection.epsilon:
+            out.print(f"{site} says a higher ε than the policy: the policy's counts.", highlight=False)
+        if refusal is None:
+            out.print(
+                "This site would admit the job (its bags were not looked at, nor a kit that is elsewhere).",
+                highlight=False,
+            )
         else:
-            out.print(f"Refused: {explain(found.refusal.reason)}", style="red", highlight=False)
-            out.print(str(found.refusal), highlight=False, markup=False)
-    raise typer.Exit(0 if found.refusal is None else 3)
+            out.print(f"Refused ({refusal.reason}): {explain(refusal.reason)}", style="red", highlight=False)
+            out.print(str(refusal), highlight=False, markup=False)
+    raise typer.Exit(0 if refusal is None else 3)
+
+
+def _refused_otherwise(job: Job, policy: Policy, variables: dict[str, Any], site: Path) -> JobError | None:
+    """Return why a site would refuse a job whatever its budget, as far as its own folder says."""
+    from histoflare.flare.admission import check_agreement, check_strategy
+    from histoflare.flare.kit_signature import verify_kit
+    from histoflare.privacy.protocol import PROTOCOL_FILE
+
+    local = site.absolute().parent
+    try:
+        if (local.parent / "startup").is_dir():
+            verify_kit(local.parent)
+        if (local / PROTOCOL_FILE).is_file():
+            check_agreement(policy, variables, local)
+        check_strategy(policy, job.plan, job.strategy)
+    except JobError as error:
+        return error
+    return None
 
 
 def _json(figure: float) -> float | None:
@@ -242,6 +279,8 @@ def _print_table(title: str, column: str, rows: Iterable[tuple[str, str]]) -> No
 
 
 def _shown(figure: float) -> str:
+    if math.isnan(figure):
+        return "unknown"
     if math.isinf(figure):
         return "∞"
     return f"{figure:,.0f}" if figure >= 1000 else f"{figure:.4g}"

@@ -23,7 +23,7 @@ from histoflare.flare.handshake import Admitted
 from histoflare.flare.job import PRIVACY, STRATEGY, TASK, read_configuration
 from histoflare.flare.kit_signature import check_running_kit
 from histoflare.privacy.plan import Open, PrivacyPlan
-from histoflare.privacy.policy import read_policy
+from histoflare.privacy.policy import Policy, read_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, check_task, digest, read_protocol
 from histoflare.site.books import Books, note_refusal
 from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
@@ -58,7 +58,9 @@ class Admission(Filter):
                 self._admitted[job_id] = self._check(fl_ctx)
             admitted = self._admitted[job_id]
             if fl_ctx.get_prop(FLContextKey.TASK_NAME) == TRAIN:
-                _check_strategy(admitted, fl_ctx.get_engine().get_component(STRATEGY))
+                check_strategy(
+                    admitted.policy, admitted.books.plan, fl_ctx.get_engine().get_component(STRATEGY)
+                )
                 admitted.books.reserve()  # the whole job, before its first gradient
             handshake.admit(admitted, fl_ctx)
         except HistoflareError as error:
@@ -87,22 +89,7 @@ class Admission(Filter):
         folder = Path(workspace.get_app_config_dir(fl_ctx.get_job_id()))
         check_deployed(folder)
         variables = read_configuration(folder / CLIENT_FILE)
-        purpose = variables.get("purpose")
-        if purpose not in policy.purposes:
-            raise JobError(
-                f"The job's purpose is {purpose!r}; this site works for {', '.join(policy.purposes) or '–'}.",
-                reason="PURPOSE_NOT_ALLOWED",
-            )
-        protocol = variables.get("protocol")
-        if not isinstance(protocol, dict):
-            raise JobError("The job names no protocol.", reason="PROTOCOL_MISSING")
-        agreed = read_protocol(local / PROTOCOL_FILE)
-        if digest(protocol) != digest(agreed):
-            raise JobError(
-                f"The job's protocol ({digest(protocol)[:12]}…) is not the one this site agreed to "
-                f"({digest(agreed)[:12]}…).",
-                reason="PROTOCOL_MISMATCH",
-            )
+        agreed = check_agreement(policy, variables, local)
         engine = fl_ctx.get_engine()
         task = engine.get_component(TASK)
         check_task(agreed, task.to_json())
@@ -114,15 +101,43 @@ class Admission(Filter):
         plan = asked.settled(rounds)
         run = variables.get("run") or fl_ctx.get_job_id()
         books = Books(
-            _site_file(fl_ctx), policy, plan, rounds=rounds, run=str(run), labels=list(protocol["labels"])
+            _site_file(fl_ctx), policy, plan, rounds=rounds, run=str(run), labels=list(agreed["labels"])
         )
         return Admitted(policy, rounds, books)
 
 
-def _check_strategy(admitted: Admitted, strategy: Any) -> None:
+def check_agreement(policy: Policy, variables: Mapping[str, Any], local: Path) -> dict[str, Any]:
+    """Return the protocol that a site agreed to.
+
+    Args:
+        variables: Of the job. local: The site's folder with its protocol.
+
+    Raises:
+        JobError: The job's purpose or protocol is not one that the site has agreed to.
+    """
+    purpose = variables.get("purpose")
+    if purpose not in policy.purposes:
+        raise JobError(
+            f"The job's purpose is {purpose!r}; this site works for {', '.join(policy.purposes) or '–'}.",
+            reason="PURPOSE_NOT_ALLOWED",
+        )
+    protocol = variables.get("protocol")
+    if not isinstance(protocol, dict):
+        raise JobError("The job names no protocol.", reason="PROTOCOL_MISSING")
+    agreed = read_protocol(local / PROTOCOL_FILE)
+    if digest(protocol) != digest(agreed):
+        raise JobError(
+            f"The job's protocol ({digest(protocol)[:12]}…) is not the one this site agreed to "
+            f"({digest(agreed)[:12]}…).",
+            reason="PROTOCOL_MISMATCH",
+        )
+    return agreed
+
+
+def check_strategy(policy: Policy, plan: PrivacyPlan, strategy: Any) -> None:
     """Refuse a strategy under which the guarantee does not hold, or that sends what the policy keeps."""
-    admitted.books.plan.check_strategy(strategy)
-    if not admitted.policy.counts and getattr(strategy, "weighting", None) == "samples":
+    plan.check_strategy(strategy)
+    if not policy.counts and getattr(strategy, "weighting", None) == "samples":
         raise JobError(
             'The job weighs sites by their samples; under this policy it must say weighting "uniform".',
             reason="WEIGHT_NOT_ALLOWED",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import shutil
 import tempfile
@@ -156,12 +158,28 @@ def make_component(component: Mapping[str, Any]) -> Any:
     path = str(component["path"])
     if not path.startswith(OWN_CLASSES):
         raise JobError(f"{path}: not a class of this package; this runtime makes no others.")
+    arguments = dict(component.get("args") or {})
+    _check_arguments(path, arguments)
     try:
-        return instantiate_class(path, dict(component.get("args") or {}))
+        return instantiate_class(path, arguments)
     except HistoflareError:
         raise
     except Exception as error:
         raise JobError(f"{path}: cannot be made from the job's arguments: {error}") from error
+
+
+def _check_arguments(path: str, arguments: Mapping[str, Any]) -> None:
+    """Name arguments that a class does not take, before Python's own message does."""
+    module, _, name = path.rpartition(".")
+    try:
+        known = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    except (ImportError, AttributeError, ValueError, TypeError):
+        return  # whoever makes it says what is wrong
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values()):
+        return
+    unknown = sorted(set(arguments) - set(known))
+    if unknown:
+        raise JobError(f"{path}: takes no {', '.join(unknown)}; it takes: {', '.join(known)}.")
 
 
 def write_variant(

@@ -70,8 +70,15 @@ def sign_kit(kit: Path, key: Any) -> None:
         key: The private key of the authority of the kit's ``rootCA.pem`` (RSA).
 
     Raises:
-        JobError: The kit has a symbolic link or another thing that is no plain file (KIT_CHANGED).
+        JobError: The kit is another authority's or no kit, or has a symbolic link or another thing that is no
+            plain file (KIT_CHANGED).
     """
+    if load_crt_bytes(_read(kit / ROOT_CERTIFICATE)).public_key() != key.public_key():
+        raise JobError(
+            f"{kit}: this authority did not make the kit; its {ROOT_CERTIFICATE} is another's. Nothing was "
+            "changed.",
+            reason="KIT_CHANGED",
+        )
     list_kit(kit)
     sign_list(kit / SIGNATURE_FILE, key)
 
@@ -94,6 +101,13 @@ def list_kit(kit: Path) -> Path:
     return path
 
 
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        raise JobError(f"{path}: not there; a kit has startup and local.", reason="KIT_CHANGED") from None
+
+
 def sign_list(path: Path, key: Any) -> None:
     """Sign a list that :func:`list_kit` wrote.
 
@@ -104,7 +118,8 @@ def sign_list(path: Path, key: Any) -> None:
         files, _ = _read_list(path)
     except (OSError, ValueError):
         raise JobError(
-            f"{path}: not a list of a kit's files, as list_kit writes it.", reason="KIT_CHANGED"
+            f"{path}: neither a kit nor the list of a kit's files (startup/kit_signature.json).",
+            reason="KIT_CHANGED",
         ) from None
     write_json(path, {"format": _FORMAT, "files": files, "signature": sign_content(_signed(files), key)})
 

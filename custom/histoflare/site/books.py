@@ -10,6 +10,7 @@ booked anew.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -230,6 +231,7 @@ class Books:
         if protection is not None:
             roles = read_roles(self.configuration, self._labels)
             patients = [patient for patient, role in roles.items() if split in ("all", role)]
+            _check_size(self._policy, len(patients))  # before it is counted
             ledger = open_ledger(self.configuration)
             disclosure = ledger.disclose(
                 run=self.run,
@@ -269,7 +271,7 @@ class Preview:
 
     Attributes:
         patients: To train on.
-        before: What was charged already. alone: The job. after: Both together.
+        before: What was charged already; NaN if the ledger does not say. alone: The job. after: Together.
         budget: What there is.
         refusal: Why the site would refuse the job; None if it would not.
     """
@@ -300,8 +302,10 @@ def preview(
     budget = budget_of(policy.protection, configuration)
     patients = sum(role == "train" for role in roles.values())
     spent, refusal = 0.0, None
+    head = configuration.ledger_key.with_name(configuration.ledger_key.name + ".head")
     try:
-        if configuration.ledger.exists() or configuration.ledger_key.exists():
+        if configuration.ledger.exists() or configuration.ledger_key.exists() or head.exists():
+            spent = math.nan
             spent = Ledger(configuration.ledger, configuration.ledger_key).exposure(roles, budget)
         _check_plan(policy, plan)
         _check_size(policy, patients)
@@ -309,8 +313,14 @@ def preview(
         refusal = error
     cost = budget.cost(plan.spend().times(rounds))
     if refusal is None and not budget.admits(spent + cost):
-        refusal = LedgerError("The budget does not suffice.", reason="BUDGET_EXHAUSTED")
-    before, alone, after = (budget.epsilon_of(rho) for rho in (spent, cost, spent + cost))
+        refusal = LedgerError(
+            "Run fewer rounds or with more noise, close runs that will not go on (histoflare ledger close), "
+            "or train on other patients.",
+            reason="BUDGET_EXHAUSTED",
+        )
+    before, alone, after = (
+        math.nan if math.isnan(rho) else budget.epsilon_of(rho) for rho in (spent, cost, spent + cost)
+    )
     return Preview(patients, before, alone, after, budget, refusal)
 
 
@@ -343,6 +353,6 @@ def _check_plan(policy: Policy, plan: PrivacyPlan) -> None:
 def _check_size(policy: Policy, patients: int) -> None:
     if patients < policy.minimum_patients:
         raise JobError(
-            f"{patients} patients to train on; the policy asks for {policy.minimum_patients}.",
+            f"{patients} patients; the policy asks for at least {policy.minimum_patients}.",
             reason="TOO_FEW_PATIENTS",
         )
