@@ -49,7 +49,13 @@ def make_history(folder: Path, names: list[str], events: int, *, cohorts: int) -
                 chosen if cohorts == 1 else dice.permutation(chosen)[: len(names) // 2].tolist()
             )
             rounds = events // cohorts
-            about = {"about": "benchmark", "run": f"run {index}", "spend": SPEND.to_json(), "rounds": rounds, "cohort": cohort}
+            about = {
+                "about": "benchmark",
+                "run": f"run {index}",
+                "spend": SPEND.to_json(),
+                "rounds": rounds,
+                "cohort": cohort,
+            }
             token = page.append("reservation", about)
             for round_index in range(rounds):
                 event = {"reservation": token, "round": round_index, "model": sha("model"), "attempt": 1}

@@ -24,7 +24,7 @@ from histoflare.privacy.ledger import Ledger
 from histoflare.privacy.policy import POLICIES
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import digest
-from histoflare.site.books import audit_log_of
+from histoflare.site.ledgers import audit_log_of
 from histoflare.slides.manifest import read_manifest
 
 from .bags_on_disk import write_site

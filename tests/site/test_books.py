@@ -13,8 +13,9 @@ import pytest
 from histoflare.errors import HistoflareError, JobError, LedgerError
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.privacy.policy import POLICIES, Policy, read_policy
-from histoflare.site.books import Books, audit_log_of, ledger_holds, note_refusal, open_ledger
+from histoflare.site.books import Books
 from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.ledgers import audit_log_of, ledger_holds, note_refusal, open_ledger
 from histoflare.site.messages import EvaluateAnswer, TrainAnswer, digest_of
 
 LABELS = ["glandular", "solid"]

@@ -132,7 +132,7 @@ def _budget(
 ) -> Budget:
     from histoflare.privacy.budget import Budget
     from histoflare.privacy.policy import read_policy
-    from histoflare.site.books import budget_of
+    from histoflare.site.ledgers import budget_of
 
     if policy_file is not None and epsilon is None and delta is None:
         protection = read_policy(policy_file).protection

@@ -175,8 +175,8 @@ def show_plan(
     from histoflare.privacy.accountant import epsilon
     from histoflare.privacy.policy import read_policy
     from histoflare.report.reasons import explain
-    from histoflare.site.books import preview
     from histoflare.site.configuration import read_site_file
+    from histoflare.site.preview import preview
 
     read, configuration = read_job(job), read_site_file(site)
     variables = read_configuration(job / CONFIG_FOLDER / "config_fed_client.conf")

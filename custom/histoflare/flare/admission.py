@@ -25,8 +25,9 @@ from histoflare.flare.kit_signature import check_running_kit
 from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.privacy.policy import Policy, read_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, check_task, digest, read_protocol
-from histoflare.site.books import Books, note_refusal
+from histoflare.site.books import Books
 from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
+from histoflare.site.ledgers import note_refusal
 from histoflare.slides.manifest import SPLIT_RULE
 
 TRAIN = "train"

@@ -20,8 +20,9 @@ from histoflare.flare.handshake import Admitted
 from histoflare.flare.headers import METRICS, TOTAL_ROUNDS, WEIGHT
 from histoflare.flare.job import STRATEGY, TASK
 from histoflare.flare.tensors import as_arrays
-from histoflare.site.books import Books, note_refusal
+from histoflare.site.books import Books
 from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
+from histoflare.site.ledgers import note_refusal
 from histoflare.site.trainer import EvaluateAnswer, TrainAnswer, Trainer, TrainerSetup
 
 

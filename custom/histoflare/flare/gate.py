@@ -25,8 +25,8 @@ from histoflare.flare import handshake
 from histoflare.flare.handshake import Release
 from histoflare.flare.headers import METRICS, PSEUDONYM, REFUSED, RELEASE, WEIGHT
 from histoflare.privacy.policy import Policy, read_policy
-from histoflare.site.books import ledger_holds, note_refusal
 from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
+from histoflare.site.ledgers import ledger_holds, note_refusal
 from histoflare.site.messages import digest_of
 
 

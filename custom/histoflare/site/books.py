@@ -10,66 +10,22 @@ booked anew.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from histoflare.errors import HistoflareError, JobError, LedgerError
-from histoflare.privacy.audit_log import AuditLog
+from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.ledger import Booking, Ledger, Release, Reservation
 from histoflare.privacy.plan import PrivacyPlan
-from histoflare.privacy.policy import Policy, Protection
+from histoflare.privacy.policy import Policy
 from histoflare.privacy.release_store import ReleaseStore
 from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.ledgers import audit_log_of, budget_of, note_refusal, open_ledger, read_roles
 from histoflare.site.messages import Arrays, EvaluateAnswer, TrainAnswer, digest_of
 from histoflare.site.records import is_run_name
-from histoflare.slides.manifest import assign_splits, read_manifest
-
-
-def read_roles(configuration: SiteConfiguration, labels: list[str]) -> dict[str, str]:
-    """Return patient → train, validation or test, as the site's manifest says.
-
-    At a site that only evaluates all patients are for testing.
-
-    Raises:
-        ManifestError: The manifest cannot be used.
-    """
-    manifest = assign_splits(read_manifest(configuration.manifest, labels=labels, check_files=False))
-    only = configuration.evaluation_only
-    return {row.patient: "test" if only else str(row.split) for row in manifest.rows}
-
-
-def budget_of(protection: Protection, configuration: SiteConfiguration) -> Budget:
-    """Return each patient's budget: the policy's, or the site's own where that is lower."""
-    own = configuration.epsilon
-    return Budget(protection.epsilon if own is None else min(own, protection.epsilon), protection.delta)
-
-
-def open_ledger(configuration: SiteConfiguration) -> Ledger:
-    """Return the site's ledger; it is made if neither it nor its key is there.
-
-    Raises:
-        LedgerError: It is damaged, or one of the two is missing.
-    """
-    return _open(configuration.ledger, configuration.ledger_key)
-
-
-@cache
-def _open(path: Path, key_path: Path) -> Ledger:
-    """Return one ledger for all of a process: it remembers what it has verified."""
-    return Ledger.open_or_create(path, key_path)
-
-
-def audit_log_of(configuration: SiteConfiguration) -> AuditLog:
-    """Return the log of all that left the site and of all that was refused, beside its ledger."""
-    return AuditLog(configuration.ledger.with_suffix(".audit.jsonl"))
 
 
 @dataclass(frozen=True)
@@ -129,12 +85,12 @@ class Books:
             JobError: The plan is not what the policy asks for (PRIVACY_MISMATCH).
             LedgerError: The budget does not suffice, a patient's role changed, or the ledger cannot be used.
         """
-        _check_plan(self._policy, self.plan)
+        check_plan(self._policy, self.plan)
         protection = self._policy.protection
         if protection is None or self._reservation is not None:
             return
         roles = read_roles(self.configuration, self._labels)
-        _check_size(self._policy, sum(role == "train" for role in roles.values()))
+        check_size(self._policy, sum(role == "train" for role in roles.values()))
         self._reservation = open_ledger(self.configuration).reserve(
             run=self.run,
             about=self._about(),
@@ -231,7 +187,7 @@ class Books:
         if protection is not None:
             roles = read_roles(self.configuration, self._labels)
             patients = [patient for patient, role in roles.items() if split in ("all", role)]
-            _check_size(self._policy, len(patients))  # before it is counted
+            check_size(self._policy, len(patients))  # before it is counted
             ledger = open_ledger(self.configuration)
             disclosure = ledger.disclose(
                 run=self.run,
@@ -265,77 +221,7 @@ class Books:
         self._audit.write("released", run=self.run, kind=what, round=index, sha256=said, patients=patients)
 
 
-@dataclass(frozen=True)
-class Preview:
-    """What a job would cost a site's most exposed patient. ε is that of the budget's filter, at its δ.
-
-    Attributes:
-        patients: To train on.
-        before: What was charged already; NaN if the ledger does not say. alone: The job. after: Together.
-        budget: What there is.
-        refusal: Why the site would refuse the job; None if it would not.
-    """
-
-    patients: int
-    before: float
-    alone: float
-    after: float
-    budget: Budget
-    refusal: HistoflareError | None
-
-
-def preview(
-    configuration: SiteConfiguration, policy: Policy, plan: PrivacyPlan, rounds: int, labels: list[str]
-) -> Preview:
-    """Return what :meth:`Books.reserve` would do. Nothing is written, and no ledger is made.
-
-    Raises:
-        JobError: The policy has no budget (POLICY_INVALID).
-        ManifestError: The manifest cannot be used.
-    """
-    if policy.protection is None:
-        raise JobError(
-            f"The scope {policy.name} has no budget: nothing is booked under it, and nothing is protected.",
-            reason="POLICY_INVALID",
-        )
-    roles = read_roles(configuration, labels)
-    budget = budget_of(policy.protection, configuration)
-    patients = sum(role == "train" for role in roles.values())
-    spent, refusal = 0.0, None
-    head = configuration.ledger_key.with_name(configuration.ledger_key.name + ".head")
-    try:
-        if configuration.ledger.exists() or configuration.ledger_key.exists() or head.exists():
-            spent = math.nan
-            spent = Ledger(configuration.ledger, configuration.ledger_key).exposure(roles, budget)
-        _check_plan(policy, plan)
-        _check_size(policy, patients)
-    except HistoflareError as error:
-        refusal = error
-    cost = budget.cost(plan.spend().times(rounds))
-    if refusal is None and not budget.admits(spent + cost):
-        refusal = LedgerError(
-            "Run fewer rounds or with more noise, close runs that will not go on (histoflare ledger close), "
-            "or train on other patients.",
-            reason="BUDGET_EXHAUSTED",
-        )
-    before, alone, after = (
-        math.nan if math.isnan(rho) else budget.epsilon_of(rho) for rho in (spent, cost, spent + cost)
-    )
-    return Preview(patients, before, alone, after, budget, refusal)
-
-
-def note_refusal(configuration: SiteConfiguration, run: str, error: HistoflareError) -> None:
-    """Write why nothing left into the site's audit log; a full disk is no reason to say more."""
-    with suppress(LedgerError):
-        audit_log_of(configuration).write("refused", run=run, reason=error.reason, detail=str(error))
-
-
-def ledger_holds(configuration: SiteConfiguration, sha256: str) -> bool:
-    """Return whether the site's ledger says that these bytes were released."""
-    return open_ledger(configuration).is_released(sha256)
-
-
-def _check_plan(policy: Policy, plan: PrivacyPlan) -> None:
+def check_plan(policy: Policy, plan: PrivacyPlan) -> None:
     """Raise :class:`JobError` (PRIVACY_MISMATCH) unless the plan is what the policy asks for."""
     problem = None
     if plan.mechanism != policy.mechanism:
@@ -350,7 +236,8 @@ def _check_plan(policy: Policy, plan: PrivacyPlan) -> None:
         raise JobError(f"The job's privacy is not the policy's: {problem}.", reason="PRIVACY_MISMATCH")
 
 
-def _check_size(policy: Policy, patients: int) -> None:
+def check_size(policy: Policy, patients: int) -> None:
+    """Raise :class:`JobError` (TOO_FEW_PATIENTS) if the policy asks for more patients."""
     if patients < policy.minimum_patients:
         raise JobError(
             f"{patients} patients; the policy asks for at least {policy.minimum_patients}.",

@@ -1,0 +1,65 @@
+"""A site's ledger, its budget, its patients' roles and its audit log, as its own file names them."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from histoflare.errors import HistoflareError, LedgerError
+from histoflare.privacy.audit_log import AuditLog
+from histoflare.privacy.budget import Budget
+from histoflare.privacy.ledger import Ledger
+from histoflare.privacy.policy import Protection
+from histoflare.site.configuration import SiteConfiguration
+from histoflare.slides.manifest import assign_splits, read_manifest
+
+
+def read_roles(configuration: SiteConfiguration, labels: list[str]) -> dict[str, str]:
+    """Return patient → train, validation or test, as the site's manifest says.
+
+    At a site that only evaluates all patients are for testing.
+
+    Raises:
+        ManifestError: The manifest cannot be used.
+    """
+    manifest = assign_splits(read_manifest(configuration.manifest, labels=labels, check_files=False))
+    only = configuration.evaluation_only
+    return {row.patient: "test" if only else str(row.split) for row in manifest.rows}
+
+
+def budget_of(protection: Protection, configuration: SiteConfiguration) -> Budget:
+    """Return each patient's budget: the policy's, or the site's own where that is lower."""
+    own = configuration.epsilon
+    return Budget(protection.epsilon if own is None else min(own, protection.epsilon), protection.delta)
+
+
+def open_ledger(configuration: SiteConfiguration) -> Ledger:
+    """Return the site's ledger; it is made if neither it nor its key is there.
+
+    Raises:
+        LedgerError: It is damaged, or one of the two is missing.
+    """
+    return _open(configuration.ledger, configuration.ledger_key)
+
+
+@cache
+def _open(path: Path, key_path: Path) -> Ledger:
+    """Return one ledger for all of a process: it remembers what it has verified."""
+    return Ledger.open_or_create(path, key_path)
+
+
+def audit_log_of(configuration: SiteConfiguration) -> AuditLog:
+    """Return the log of all that left the site and of all that was refused, beside its ledger."""
+    return AuditLog(configuration.ledger.with_suffix(".audit.jsonl"))
+
+
+def note_refusal(configuration: SiteConfiguration, run: str, error: HistoflareError) -> None:
+    """Write why nothing left into the site's audit log; a full disk is no reason to say more."""
+    with suppress(LedgerError):
+        audit_log_of(configuration).write("refused", run=run, reason=error.reason, detail=str(error))
+
+
+def ledger_holds(configuration: SiteConfiguration, sha256: str) -> bool:
+    """Return whether the site's ledger says that these bytes were released."""
+    return open_ledger(configuration).is_released(sha256)

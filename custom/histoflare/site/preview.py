@@ -1,0 +1,74 @@
+"""What a job would cost a site, before anything is booked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from histoflare.errors import HistoflareError, JobError, LedgerError
+from histoflare.privacy.budget import Budget
+from histoflare.privacy.ledger import Ledger
+from histoflare.privacy.plan import PrivacyPlan
+from histoflare.privacy.policy import Policy
+from histoflare.site.books import check_plan, check_size
+from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.ledgers import budget_of, read_roles
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a job would cost a site's most exposed patient. ε is that of the budget's filter, at its δ.
+
+    Attributes:
+        patients: To train on.
+        before: What was charged already; NaN if the ledger does not say. alone: The job. after: Together.
+        budget: What there is.
+        refusal: Why the site would refuse the job; None if it would not.
+    """
+
+    patients: int
+    before: float
+    alone: float
+    after: float
+    budget: Budget
+    refusal: HistoflareError | None
+
+
+def preview(
+    configuration: SiteConfiguration, policy: Policy, plan: PrivacyPlan, rounds: int, labels: list[str]
+) -> Preview:
+    """Return what ``site.books.Books.reserve`` would do. Nothing is written, and no ledger is made.
+
+    Raises:
+        JobError: The policy has no budget (POLICY_INVALID).
+        ManifestError: The manifest cannot be used.
+    """
+    if policy.protection is None:
+        raise JobError(
+            f"The scope {policy.name} has no budget: nothing is booked under it, and nothing is protected.",
+            reason="POLICY_INVALID",
+        )
+    roles = read_roles(configuration, labels)
+    budget = budget_of(policy.protection, configuration)
+    patients = sum(role == "train" for role in roles.values())
+    spent, refusal = 0.0, None
+    head = configuration.ledger_key.with_name(configuration.ledger_key.name + ".head")
+    try:
+        if configuration.ledger.exists() or configuration.ledger_key.exists() or head.exists():
+            spent = math.nan
+            spent = Ledger(configuration.ledger, configuration.ledger_key).exposure(roles, budget)
+        check_plan(policy, plan)
+        check_size(policy, patients)
+    except HistoflareError as error:
+        refusal = error
+    cost = budget.cost(plan.spend().times(rounds))
+    if refusal is None and not budget.admits(spent + cost):
+        refusal = LedgerError(
+            "Run fewer rounds or with more noise, close runs that will not go on (histoflare ledger close), "
+            "or train on other patients.",
+            reason="BUDGET_EXHAUSTED",
+        )
+    before, alone, after = (
+        math.nan if math.isnan(rho) else budget.epsilon_of(rho) for rho in (spent, cost, spent + cost)
+    )
+    return Preview(patients, before, alone, after, budget, refusal)
