@@ -55,3 +55,13 @@ def test_another_authority_cannot_sign(made: Path, tmp_path: Path) -> None:
     with pytest.raises(JobError, match="did not make the kit"):
         sign_kit(kit, key)
     assert run(app, ["kit", "check", str(kit)]).exit_code == 0, "it is as it was"
+
+
+def test_what_is_no_site_s_kit_is_said(made: Path, tmp_path: Path) -> None:
+    for path, says in (
+        (tmp_path, "no startup kit there"),
+        (made / "prod_00" / "lead@consortium.example", "a person's kit"),
+    ):
+        result = CliRunner().invoke(app, ["kit", "check", str(path)])
+        assert isinstance(result.exception, JobError)
+        assert says in str(result.exception)

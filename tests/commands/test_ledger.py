@@ -104,8 +104,8 @@ def test_close_asks_first(files: list[object], tmp_path: Path) -> None:
     assert ledger.summary(BUDGET).runs[-1].is_open
     assert "closed" in run("close", "unfinished", *files, "--yes")
     assert not ledger.summary(BUDGET).runs[-1].is_open
-    with pytest.raises(LedgerError, match="no open reservation"):
-        run("close", "unfinished", *files, "--yes")
+    with pytest.raises(JobError, match="no open run of this ledger; open are: run"):
+        run("close", "unfinished", *files)  # it does not ask first
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def show(
 
     Example: histoflare job show jobs/mem_fedavg
     """
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from histoflare.flare.job import CONFIG_FOLDER, read_configuration, read_job
     from histoflare.privacy.protocol import digest
@@ -46,7 +46,7 @@ def show(
     if as_json:
         print_json(facts)
         return
-    table = Table(title=f"{job}", show_header=False)
+    table = Table("name", Column("value", overflow="fold"), title=f"{job}", show_header=False)
     for name, value in _lines(facts):
         table.add_row(name, str(value))
     out.print(table)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from histoflare.commands.console import console
+from histoflare.errors import JobError
 
 app = typer.Typer(no_args_is_help=True, help="Startup kits and their signature.")
 
@@ -22,6 +23,10 @@ def check(kit: Kit) -> None:
     """
     from histoflare.flare.kit_signature import verify_kit
 
+    if not (kit / "startup").is_dir():
+        raise JobError(f"{kit}: no startup kit there; a kit is a folder with startup and local.")
+    if (kit / "startup" / "fed_admin.json").is_file():
+        raise JobError(f"{kit}: a person's kit, with keys and addresses only; these are not signed.")
     verify_kit(kit)
     console.print("as it was signed", highlight=False)
 

@@ -103,6 +103,11 @@ def close(
     Example: histoflare ledger close 20261125-mem --site local/histoflare.toml
     """
     opened, _ = _open(site, ledger, key)
+    runs = sorted(opened.open_runs())
+    if run not in runs:
+        raise JobError(
+            f"{run}: no open run of this ledger; open are: {', '.join(runs) or 'none'}.", reason="RUN_INVALID"
+        )
     if not yes:
         typer.confirm(f"Close {run}? Its rounds that are not booked yet will not be trained.", abort=True)
     closed = opened.close(run)

@@ -334,6 +334,11 @@ class Ledger:
             page.append("closing", {"run": run, "reservations": [reservation.id for reservation in found]})
         return found
 
+    def open_runs(self) -> set[str]:
+        """Return the runs under which more may be booked."""
+        with self._sessions.reading() as (books, _, _):
+            return {account.reservation.run for account in books.accounts.values() if account.is_open}
+
     def summary(self, budget: Budget) -> Summary:
         """Return what was reserved, booked, answered and disclosed, and its cost; no patient is named."""
         with self._sessions.reading() as (books, _, _):
