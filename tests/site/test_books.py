@@ -241,6 +241,16 @@ def test_too_few_patients_are_refused_before_anything_is_reserved(tmp_path: Path
     assert not at.ledger.exists()
 
 
+@pytest.mark.parametrize("scope", ["open", "dp-patient"])
+def test_a_site_that_only_evaluates_reserves_nothing(tmp_path: Path, scope: str) -> None:
+    at = site(tmp_path, evaluation_only=True)
+    plan = Open() if scope == "open" else PLAN
+    with pytest.raises(JobError) as caught:
+        books(at, plan, read_policy(POLICIES / f"{scope}.toml")).reserve()
+    assert caught.value.reason == "EVALUATION_ONLY"
+    assert not at.ledger.exists()
+
+
 def test_nothing_is_trained_that_was_not_reserved(tmp_path: Path) -> None:
     with pytest.raises(JobError) as caught:
         books(site(tmp_path)).train(MODEL, 0, Training())

@@ -82,9 +82,11 @@ class Books:
         """Reserve the whole job for every patient of the training cohort; nothing under an open scope.
 
         Raises:
-            JobError: The plan is not what the policy asks for (PRIVACY_MISMATCH).
+            JobError: The plan is not what the policy asks for (PRIVACY_MISMATCH), or the site only evaluates.
             LedgerError: The budget does not suffice, a patient's role changed, or the ledger cannot be used.
         """
+        if self.configuration.evaluation_only:
+            raise JobError("This site only evaluates (evaluation_only).", reason="EVALUATION_ONLY")
         check_plan(self._policy, self.plan)
         protection = self._policy.protection
         if protection is None or self._reservation is not None:
