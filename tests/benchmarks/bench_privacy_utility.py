@@ -14,11 +14,11 @@ import argparse
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from bench_mil_classic import Fold, Record
 
 from histoflare.bags.task import MemTask
 from histoflare.privacy.accountant import epsilon
@@ -48,31 +48,7 @@ TASK = MemTask(
 )
 
 
-@dataclass(frozen=True)
-class Record:
-    slide_id: str
-    patient: str
-    label: int
-    split: str
-    subgroups: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Bags:
-    """A generated cohort, with the interface of ``bags.cohort.Cohort``."""
-
-    records: list[Record]
-    bags: dict[str, Tensor]
-
-    @property
-    def train(self) -> list[Record]:
-        return [record for record in self.records if record.split == "train"]
-
-    def features(self, record: Record, /) -> Tensor:
-        return self.bags[record.slide_id]
-
-
-def make_cohort(site: int, patients: int, seed: int) -> Bags:
+def make_cohort(site: int, patients: int, seed: int) -> Fold:
     """Return a site's patients: a fifth more than ``patients`` of them, for testing."""
     rng = np.random.default_rng([seed, site])
     shared = np.random.default_rng(seed)
@@ -89,7 +65,7 @@ def make_cohort(site: int, patients: int, seed: int) -> Bags:
             records.append(
                 Record(name, f"{site}-{number}", label, "train" if number < patients else "test", {})
             )
-    return Bags(records, bags)
+    return Fold(records, bags)
 
 
 def plans(rounds: int, patients: int) -> dict[str, tuple[MemTask, PrivacyPlan]]:
@@ -108,7 +84,7 @@ def plans(rounds: int, patients: int) -> dict[str, tuple[MemTask, PrivacyPlan]]:
     return found
 
 
-def score(task: MemTask, states: Mapping[str, State], sites: Mapping[str, Bags]) -> tuple[float, float]:
+def score(task: MemTask, states: Mapping[str, State], sites: Mapping[str, Fold]) -> tuple[float, float]:
     """Return balanced accuracy and AUC over the test patients of all sites, each asked of its model."""
     table: Predictions = merge_predictions(
         {site: predict(task, states[site], data, "test") for site, data in sites.items()}
