@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOMS = ("slides", "bags", "masks", "privacy", "rounds", "report", "site", "flare", "commands")
-GROUND = {"errors", "storage", "seeds"}
+GROUND = {"errors", "storage", "seeds", "model_file"}
 ALLOWED = {
     "slides": set(),
     "bags": {"slides"},

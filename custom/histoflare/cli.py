@@ -17,11 +17,13 @@ import typer
 from histoflare import __version__
 from histoflare.commands import (
     bags,
+    classify,
     demo,
     job,
     kit,
     ledger,
     manifest,
+    masks,
     mosaic,
     poc,
     predict,
@@ -29,6 +31,7 @@ from histoflare.commands import (
     privacy,
     report,
     run,
+    segment,
     slide,
     synthetic,
 )
@@ -71,11 +74,14 @@ app.command("mosaic")(mosaic.mosaic)
 app.add_typer(manifest.app, name="manifest", help="Make and check manifests (one CSV per hospital).")
 app.command("prepare")(prepare.prepare)
 app.add_typer(bags.app, name="bags", help="Look at bags, or take over features made elsewhere.")
+app.add_typer(masks.app, name="masks", help="Images with masks: what segmentation is trained on.")
 app.add_typer(synthetic.app, name="synthetic", help="Make slides and bags for demos, tests and experiments.")
 app.command("run")(run.run)
 app.command("demo")(demo.demo)
 app.add_typer(poc.app, name="poc", help="A federation of real FLARE processes on this machine.")
 app.command("predict")(predict.predict)
+app.command("classify")(classify.classify)
+app.command("segment")(segment.segment)
 app.add_typer(report.app, name="report", help="Make pages for people out of a run's figures.")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(ledger.app, name="ledger", help="A site's privacy ledger: show, check, export, close runs.")

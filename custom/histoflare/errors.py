@@ -49,6 +49,18 @@ class BagError(HistoflareError):
     reason = "BAG_UNUSABLE"
 
 
+class MaskError(HistoflareError):
+    """An image or its mask cannot be used (damaged, of another size, unknown class, too small)."""
+
+    reason = "MASK_UNUSABLE"
+
+
+class CheckpointError(HistoflareError):
+    """A pretrained checkpoint cannot be used (missing, damaged, partial, of another network)."""
+
+    reason = "CHECKPOINT_INVALID"
+
+
 class EncoderError(HistoflareError):
     """An encoder cannot be loaded (missing file, wrong hash, wrong output)."""
 
@@ -69,6 +81,7 @@ class LedgerError(HistoflareError):
 
 REASONS = frozenset(
     {
+        "ANNOTATION_INVALID",
         "BAGS_BUSY",
         "BAG_CHANGED",
         "BAG_DAMAGED",
@@ -81,6 +94,8 @@ REASONS = frozenset(
         "BAG_UNUSABLE",
         "BAG_VERSION",
         "BUDGET_EXHAUSTED",
+        "CHECKPOINT_INVALID",
+        "CHECKPOINT_MISSING",
         "COHORT_INVALID",
         "ENCODER_BATCH",
         "ENCODER_HASH",
@@ -108,6 +123,9 @@ REASONS = frozenset(
         "FEDERATION_FAILED",
         "FEDERATION_RUNNING",
         "FEDERATION_STOPPED",
+        "IMAGE_MISSING",
+        "IMAGE_TOO_SMALL",
+        "IMAGE_UNREADABLE",
         "JOB_FAILED",
         "JOB_INVALID",
         "JOB_REFUSED",
@@ -118,6 +136,12 @@ REASONS = frozenset(
         "LEDGER_UNUSABLE",
         "MANIFEST_INVALID",
         "MANIFEST_UNREADABLE",
+        "MASK_CLASS",
+        "MASK_EMPTY",
+        "MASK_MISSING",
+        "MASK_SIZE",
+        "MASK_UNREADABLE",
+        "MASK_UNUSABLE",
         "METRIC_NOT_ALLOWED",
         "MODEL_FILE_INVALID",
         "MODEL_FILE_MISSING",
@@ -143,6 +167,8 @@ REASONS = frozenset(
         "ROUND_INVALID",
         "RUN_INVALID",
         "SCOPE_UNKNOWN",
+        "SEGMENTATION_BUSY",
+        "SEGMENTATION_CHANGED",
         "SHARE_INVALID",
         "SITE_HAS_NO_TRAINING_DATA",
         "SITE_NOT_CONFIGURED",

@@ -151,7 +151,7 @@ def test_it_learns_and_federates(optimizer: str) -> None:
     sites = {f"site_{i}": memory_bags(i) for i in range(3)}
     result = run_in_process(task, sites, FedAvg(), rounds=8, seed=0)
     metrics = evaluate(predict(task, result.state, memory_bags(99, n=90), "all"), bootstraps=0)
-    assert metrics.auc.value is not None and metrics.auc.value > 0.9
+    assert metrics["auc"].value is not None and metrics["auc"].value > 0.9
 
 
 def test_training_is_the_same_bytes_for_one_seed() -> None:

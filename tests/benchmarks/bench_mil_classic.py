@@ -97,9 +97,9 @@ def cross_validate(path: Path, task: MemTask, folds: int, seed: int) -> tuple[fl
         task = replace(task, features=width, seed=seed)
         state = train_locally(task, model_state(task.build_model()), fold, seed=1000 * seed + index).state
         metrics = evaluate(predict(task, state, fold, "test"), bootstraps=0)
-        right += (metrics.accuracy.value or 0.0) * metrics.n_slides
+        right += (metrics["accuracy"].value or 0.0) * metrics.n_slides
         total += metrics.n_slides
-        areas.append(metrics.auc.value or 0.5)
+        areas.append(metrics["auc"].value or 0.5)
     return right / total, float(np.mean(areas))
 
 

@@ -2,6 +2,7 @@
 
     .venv/bin/python tests/benchmarks/bench_poc.py                    # 1k, 1M and 55M parameters
     .venv/bin/python tests/benchmarks/bench_poc.py --memory           # 50 rounds at 1M
+    .venv/bin/python tests/benchmarks/bench_poc.py --dhunet           # 20 rounds of DHUnet, twice
 
 The sites answer with an update of zeros; everything else is as in production: mTLS, admission, the trainer's
 process, gate, guard, our aggregator, a checkpoint every round. Beside it, in the same run, FLARE's own
@@ -30,6 +31,7 @@ from histoflare.flare.kits import Agreement
 from histoflare.flare.poc import COMPLETED, Federation
 from histoflare.flare.result import read_rounds
 from histoflare.rounds.state import model_state
+from histoflare.site.configuration import SiteConfiguration
 from histoflare.storage import write_json
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -138,18 +140,46 @@ def measure(
     size: str, rounds: int, folder: Path, stock: bool
 ) -> tuple[list[dict[str, Any]] | list[float], Memory]:
     """Run a job that does nothing; return its rows (ours) or seconds per round (FLARE's own), and memory."""
-    sys.path.insert(0, str(REPOSITORY))
     from tests.flare.bags_on_disk import write_site
 
     width = SIZES[size]
     changes = {"rounds": rounds, "min_clients": len(SITES)} | {f"task.{n}": v for n, v in width.items()}
     job = write_variant(REPOSITORY / "jobs" / "mem_fedavg", folder / "job", changes)
     sites = {site: write_site(folder / "sites", site, features=width["features"]) for site in SITES}
+    return run_idle(job, sites, rounds, folder, stock)
+
+
+def measure_dhunet(
+    rounds: int, transfer: str, folder: Path
+) -> tuple[list[dict[str, Any]] | list[float], Memory]:
+    """Run rounds of DHUnet at full size that train nothing, with two sites."""
+    from tests.masks.made import LABELS, make_site
+
+    changes = {
+        "rounds": rounds,
+        "strategy.transfer": transfer,
+        "task.labels": list(LABELS),
+        "task.background": LABELS[0],
+        "task.window_px": 224,
+        "task.stride_px": 224,
+    }
+    job = write_variant(REPOSITORY / "jobs" / "dhunet_fedavg", folder / "job", changes)
+    sites = {
+        site: SiteConfiguration(images=make_site(folder / "sites" / site, seed, side_px=224))
+        for seed, site in enumerate(SITES[:2])
+    }
+    return run_idle(job, sites, rounds, folder, stock=False)
+
+
+def run_idle(
+    job: Path, sites: dict[str, SiteConfiguration], rounds: int, folder: Path, stock: bool
+) -> tuple[list[dict[str, Any]] | list[float], Memory]:
+    """Run a job whose sites train nothing."""
     with Federation.prepare(folder / "run", sites, Agreement(job)) as federation:
         environment = {"PYTHONPATH": str(IDLE)}
         if stock:
             job = write_stock_job(folder / "stock", job, rounds)
-            for name in ("server", *SITES):
+            for name in ("server", *sites):
                 local = federation.kits.kit(name) / "local"
                 (local / "privacy.json").unlink(missing_ok=True)
                 resources = json.loads((local / "resources.json.default").read_text())
@@ -188,7 +218,18 @@ def main() -> None:
     arguments.add_argument(
         "--memory", type=int, nargs="?", const=50, help="so many rounds at 1M: memory over time"
     )
+    arguments.add_argument(
+        "--dhunet",
+        type=int,
+        nargs="?",
+        const=20,
+        help="so many rounds of DHUnet at full size: time and memory",
+    )
     given = arguments.parse_args()
+    sys.path.insert(0, str(REPOSITORY))
+    if given.dhunet:
+        show_dhunet(given.dhunet)
+        return
     if given.memory:
         show_memory(given.memory)
         return
@@ -221,6 +262,23 @@ def show_memory(rounds: int) -> None:
     """Print the memory of each kind of process in five parts of a run."""
     with tempfile.TemporaryDirectory() as folder:
         rows, memory = measure("1M", rounds, Path(folder), stock=False)
+    show_parts(rows, memory, rounds)
+
+
+def show_dhunet(rounds: int) -> None:
+    """Print time, bytes and memory of DHUnet's rounds, for either precision of transfer."""
+    for transfer in ("float32", "float16"):
+        with tempfile.TemporaryDirectory() as folder:
+            rows, memory = measure_dhunet(rounds, transfer, Path(folder))
+        seconds = per_round([row["unix_time"] for row in rows])
+        out.print(
+            f"{transfer}: {seconds:.1f} s a round, {rows[-1]['bytes_up'] / 2e6:.0f} MB up from each site"
+        )
+        show_parts(rows, memory, rounds)
+
+
+def show_parts(rows: list[dict[str, Any]], memory: Memory, rounds: int) -> None:
+    """Print memory by parts of the run."""
     ends = [row["unix_time"] for row in rows]
     step = rounds // 5
     table = make_table(

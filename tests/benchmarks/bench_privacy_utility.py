@@ -24,7 +24,7 @@ from histoflare.bags.task import MemTask
 from histoflare.privacy.accountant import epsilon
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.rounds.bounds import train_local_only
-from histoflare.rounds.evaluation import Predictions, evaluate, merge_predictions
+from histoflare.rounds.evaluation import evaluate, merge_predictions
 from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import predict
 from histoflare.rounds.runner import run_in_process
@@ -86,12 +86,12 @@ def plans(rounds: int, patients: int) -> dict[str, tuple[MemTask, PrivacyPlan]]:
 
 def score(task: MemTask, states: Mapping[str, State], sites: Mapping[str, Fold]) -> tuple[float, float]:
     """Return balanced accuracy and AUC over the test patients of all sites, each asked of its model."""
-    table: Predictions = merge_predictions(
+    table = merge_predictions(
         {site: predict(task, states[site], data, "test") for site, data in sites.items()}
     )
     metrics = evaluate(table, bootstraps=0)
-    assert metrics.balanced_accuracy.value is not None and metrics.auc.value is not None
-    return metrics.balanced_accuracy.value, metrics.auc.value
+    assert metrics["balanced_accuracy"].value is not None and metrics["auc"].value is not None
+    return metrics["balanced_accuracy"].value, metrics["auc"].value
 
 
 def run(seed: int, patients: int, rounds: int) -> dict[str, tuple[float, float, float]]:

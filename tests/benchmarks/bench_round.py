@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from histoflare.rounds.evaluation import Predictions
+from histoflare.bags.predictions import Predictions
 from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.runner import run_in_process
 

@@ -21,7 +21,7 @@ from histoflare.rounds.comparison import compare
 from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.runner import run_in_process
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.work import load_site_cohort
+from histoflare.site.data import load_site_cohort
 from histoflare.slides.manifest import read_manifest
 from tests.flare.bags_on_disk import write_site
 

@@ -40,7 +40,7 @@ def test_a_variant_for_some_sites(tmp_path: Path, repository: Path) -> None:
         (["--sites", "a"], "names 1, and the job needs 2"),
         (["--set", "purpose.x=1"], "cannot be read"),
         (["--set", "protocol=5"], "cannot be read"),
-        (["--model", "nowhere.safetensors"], "not found"),
+        (["--model", "nowhere.safetensors"], "no model file"),
     ],
 )
 def test_what_flare_would_refuse_is_refused_before(

@@ -13,7 +13,7 @@ from histoflare.cli import app
 from histoflare.flare.job import read_job, write_variant
 from histoflare.flare.site_policy import policy_file
 from histoflare.privacy.policy import POLICIES, read_policy
-from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocol
+from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
 from histoflare.site.books import Books
 from histoflare.site.configuration import SITE_FILE, read_site_file
 
@@ -75,7 +75,7 @@ def test_what_a_site_would_refuse_for_other_reasons_is_said(
     repository: Path, site: Path, tmp_path: Path
 ) -> None:
     job = repository / "jobs" / "mem_dpsgd"
-    write_protocol(site.parent / PROTOCOL_FILE, read_job(job).protocol)
+    write_protocols(site.parent / PROTOCOL_FILE, [read_job(job).protocol])
     assert plan(job, site)[1]["reason"] is None
     for number, (changes, reason) in enumerate(
         [

@@ -30,7 +30,7 @@ from histoflare.privacy.audit_log import AuditLog
 from histoflare.privacy.ledger import Ledger
 from histoflare.privacy.plan import Open
 from histoflare.privacy.policy import POLICIES
-from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocol
+from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
 from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE
 from histoflare.site.messages import TrainAnswer, digest_of
 
@@ -63,7 +63,7 @@ class Site:
         agreed = read_configuration(
             repository / "jobs" / "mem_fedavg" / CONFIG_FOLDER / "config_fed_client.conf"
         )
-        write_protocol(self.kit / PROTOCOL_FILE, agreed["protocol"])
+        write_protocols(self.kit / PROTOCOL_FILE, [agreed["protocol"]])
         components = {part["id"]: make_component(part) for part in variables["components"]}
         self.engine = StandInEngine(self.kit, components, configuration=self.configuration)
         self.guard = Guard()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from histoflare.errors import JobError
-from histoflare.privacy.protocol import FIELDS, check_task, digest, read_protocol, write_protocol
+from histoflare.privacy.protocol import FIELDS, check_task, digest, read_protocols, write_protocols
 
 AGREED: dict[str, Any] = {
     "metric": "balanced_accuracy",
@@ -24,7 +24,7 @@ AGREED: dict[str, Any] = {
 }
 
 
-@given(st.permutations(FIELDS))
+@given(st.permutations([*FIELDS, "encoder"]))
 def test_the_order_of_the_fields_does_not_matter(order: list[str]) -> None:
     assert digest({name: AGREED[name] for name in order}) == digest(AGREED)
 
@@ -53,6 +53,8 @@ def test_a_whole_float_is_the_whole_number() -> None:
     [
         ({name: AGREED[name] for name in FIELDS[1:]}, "missing: metric"),
         (AGREED | {"more": 1}, "unknown: more"),
+        (AGREED | {"network": "dhunet"}, "one of encoder and network"),
+        ({name: AGREED[name] for name in FIELDS}, "one of encoder and network"),
         (AGREED | {"mpp": float("nan")}, "plain data"),
         (AGREED | {"mpp": object()}, "plain data"),
     ],
@@ -63,17 +65,21 @@ def test_what_is_no_protocol_has_no_hash(protocol: dict[str, Any], says: str) ->
 
 
 def test_a_site_reads_the_protocol_it_was_given(tmp_path: Path) -> None:
-    write_protocol(tmp_path / "protocol.json", AGREED)
-    assert digest(read_protocol(tmp_path / "protocol.json")) == digest(AGREED)
+    other = {name: AGREED[name] for name in FIELDS} | {"network": "dhunet"}
+    for agreed in ([AGREED], [AGREED, other]):
+        write_protocols(tmp_path / "protocol.json", agreed)
+        assert list(map(digest, read_protocols(tmp_path / "protocol.json"))) == list(map(digest, agreed))
     for text, says in (("[]", "not a protocol"), ("{", "not JSON"), (json.dumps({"metric": 1}), "missing")):
         (tmp_path / "protocol.json").write_text(text)
         with pytest.raises(JobError, match=says):
-            read_protocol(tmp_path / "protocol.json")
+            read_protocols(tmp_path / "protocol.json")
     with pytest.raises(JobError, match="not found"):
-        read_protocol(tmp_path / "none.json")
+        read_protocols(tmp_path / "none.json")
 
 
 def test_a_task_is_held_to_the_protocol() -> None:
     check_task(AGREED, {"labels": ("a", "b"), "mpp": 0.5, "dim": 128})
     with pytest.raises(JobError, match="labels, encoder"):
         check_task(AGREED, {"labels": ["a", "c"], "encoder": "other"})
+    with pytest.raises(JobError, match="network"):
+        check_task(AGREED, {"labels": ["a", "b"], "network": "dhunet"})

@@ -22,14 +22,14 @@ def metrics(
     def figure(value: float) -> Figure:
         return Figure(value, max(0.0, value - half), min(1.0, value + half))
 
-    return Metrics(
-        patients * 2,
-        patients,
-        figure(round(centre + 0.013, 3)),
-        figure(centre),
-        figure(round(centre + 0.041, 3)) if auc else Figure(None, reason="all slides are of one class"),
-        dict(groups),
-    )
+    figures = {
+        "accuracy": figure(round(centre + 0.013, 3)),
+        "balanced_accuracy": figure(centre),
+        "auc": figure(round(centre + 0.041, 3))
+        if auc
+        else Figure(None, reason="all slides are of one class"),
+    }
+    return Metrics(patients * 2, patients, figures, dict(groups))
 
 
 def row(index: int, sites: list[str], **changes: Any) -> dict[str, Any]:

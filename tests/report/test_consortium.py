@@ -13,14 +13,20 @@ from histoflare.commands.run import summarise
 from histoflare.errors import JobError
 from histoflare.privacy.accountant import epsilon
 from histoflare.privacy.plan import UpdateNoise
-from histoflare.report.consortium import FIGURES, NEEDED, RunFacts, build_report, results_table
+from histoflare.report.consortium import NEEDED, RunFacts, build_report, results_table
+from histoflare.report.figures import CLASSIFICATION
 from histoflare.report.guarantee import state_epsilon
 from histoflare.report.guarantee_words import say_epsilon
 from histoflare.rounds.comparison import Comparison, SiteComparison
 from histoflare.rounds.evaluation import Figure, Metrics
 
-METRICS = Metrics(10, 8, Figure(0.8, 0.6, 0.9), Figure(0.75, 0.5, 0.9), Figure(0.9, 0.7, 1.0), {})
-ONE_CLASS = replace(METRICS, auc=Figure(None, reason="all slides are of one class"))
+FIGURES = {
+    "accuracy": Figure(0.8, 0.6, 0.9),
+    "balanced_accuracy": Figure(0.75, 0.5, 0.9),
+    "auc": Figure(0.9, 0.7, 1.0),
+}
+METRICS = Metrics(10, 8, FIGURES, {})
+ONE_CLASS = replace(METRICS, figures=FIGURES | {"auc": Figure(None, reason="all slides are of one class")})
 FACTS = RunFacts(
     job="mem_fedavg",
     runtime="inprocess",
@@ -54,7 +60,7 @@ def test_the_shape_scripts_rely_on() -> None:
     for site in report["sites"].values():
         assert {"n_train", "n_test", "local", "federated"} <= set(site)
     for figures in (report["sites"]["a"]["local"], report["federated"], report["pooled"], report["external"]):
-        assert set(FIGURES) <= set(figures)
+        assert set(CLASSIFICATION.names) <= set(figures)
         assert figures["accuracy"] == 0.8
         assert figures["accuracy_ci95"] == [0.6, 0.9]
     assert [site["rounds_taken_part"] for site in report["sites"].values()] == [2, 1]

@@ -125,5 +125,5 @@ def test_what_is_not_covered() -> None:
 )
 def test_chance(interval: list[float] | None, expected: str) -> None:
     entry = {"epsilon": 8.0, "epsilon_is_infinite": False, "balanced_accuracy_ci95": interval}
-    assert expected in say_chance(entry, 0.5)
-    assert "cannot be said" in say_chance(entry, None)
+    assert expected in say_chance(entry, "balanced_accuracy", 0.5)
+    assert "cannot be said" in say_chance(entry, "balanced_accuracy", None)

@@ -137,6 +137,7 @@ def test_the_agreed_metric_is_spoken_of_or_its_absence() -> None:
 
 
 def test_an_interval_that_does_not_exist_decides_nothing() -> None:
-    bare = replace(metrics(0.8, 46), balanced_accuracy=Figure(0.8))
+    made = metrics(0.8, 46)
+    bare = replace(made, figures={**made.figures, "balanced_accuracy": Figure(0.8)})
     assert "cannot tell" in write_headline(complete(federated=bare)).verdict
     assert "no models of single sites" in write_headline(complete(local={})).verdict

@@ -125,7 +125,7 @@ def test_a_report_with_next_to_nothing(tmp_path: Path) -> None:
 
 def test_a_report_from_before_the_newer_keys(tmp_path: Path) -> None:
     report = full_report(participation=[["amsterdam"], ["amsterdam", "graz"]], rounds=2)
-    for key in ("protocol", "privacy_mechanism", "bytes_up", "bytes_down", "seconds_per_site"):
+    for key in ("data", "protocol", "privacy_mechanism", "bytes_up", "bytes_down", "seconds_per_site"):
         del report[key]
     for key in ("evaluated_at_sites", "evaluation_refused"):
         del report[key]

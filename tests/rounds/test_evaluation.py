@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
 
+from histoflare.bags.predictions import Predictions, weighted_auc
 from histoflare.errors import JobError
-from histoflare.rounds.evaluation import Predictions, evaluate, merge_predictions, weighted_auc
+from histoflare.rounds.evaluation import evaluate, merge_predictions
 
 
 def table(
@@ -39,10 +40,12 @@ def test_the_figures_are_sklearns(k: int, ties: bool) -> None:
     metrics = evaluate(rows, bootstraps=0)
     predicted = rows.probabilities.argmax(axis=1)
     scores = rows.probabilities[:, 1] if k == 2 else rows.probabilities
-    assert metrics.accuracy.value == pytest.approx(accuracy_score(rows.labels, predicted))
-    assert metrics.balanced_accuracy.value == pytest.approx(balanced_accuracy_score(rows.labels, predicted))
-    assert metrics.auc.value == pytest.approx(roc_auc_score(rows.labels, scores, multi_class="ovr"))
-    assert metrics.accuracy.low is None
+    assert metrics["accuracy"].value == pytest.approx(accuracy_score(rows.labels, predicted))
+    assert metrics["balanced_accuracy"].value == pytest.approx(
+        balanced_accuracy_score(rows.labels, predicted)
+    )
+    assert metrics["auc"].value == pytest.approx(roc_auc_score(rows.labels, scores, multi_class="ovr"))
+    assert metrics["accuracy"].low is None
 
 
 @settings(max_examples=40, deadline=None)
@@ -84,9 +87,9 @@ def test_the_interval_is_that_of_a_plain_bootstrap_over_patients(k: int) -> None
         scores = probabilities[:, 1] if k == 2 else probabilities
         areas.append(roc_auc_score(labels, scores, multi_class="ovr"))
     for figure, plain in (
-        (metrics.accuracy, accuracies),
-        (metrics.balanced_accuracy, balanced),
-        (metrics.auc, areas),
+        (metrics["accuracy"], accuracies),
+        (metrics["balanced_accuracy"], balanced),
+        (metrics["auc"], areas),
     ):
         assert [figure.low, figure.high] == pytest.approx(list(np.percentile(plain, [2.5, 97.5])), abs=0.02)
 
@@ -98,7 +101,7 @@ def test_patients_are_resampled_and_not_slides() -> None:
     probabilities = np.eye(2)[np.where(right, labels, 1 - labels)]
     by_patient = evaluate(Predictions(probabilities, labels, [f"p{i // 20}" for i in range(200)], {}))
     by_slide = evaluate(Predictions(probabilities, labels, [f"s{i}" for i in range(200)], {}))
-    widths = [m.accuracy.high - m.accuracy.low for m in (by_patient, by_slide)]  # type: ignore[operator]
+    widths = [m["accuracy"].high - m["accuracy"].low for m in (by_patient, by_slide)]  # type: ignore[operator]
     # 2 · 1.96 · sqrt(p(1-p)/patients), p = 1/2
     assert widths[0] == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 10), rel=0.15)
     assert widths[1] == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 200), rel=0.15)
@@ -108,27 +111,27 @@ def test_perfect_useless_and_reversed() -> None:
     labels = np.array([0, 1] * 10)
     patients = [f"p{i}" for i in range(20)]
     for scores, area in ((labels, 1.0), (np.full(20, 0.5), 0.5), (1 - labels, 0.0)):
-        auc = evaluate(Predictions(np.stack([1 - scores, scores], axis=1), labels, patients, {})).auc
+        auc = evaluate(Predictions(np.stack([1 - scores, scores], axis=1), labels, patients, {}))["auc"]
         assert (auc.value, auc.low, auc.high) == (area, area, area)
 
 
 def test_one_class_has_no_auc_and_says_why() -> None:
     rows = table()
     metrics = evaluate(Predictions(rows.probabilities, np.ones(60, dtype=np.int64), rows.patients, {}))
-    assert metrics.auc.value is None and metrics.auc.reason == "all slides are of one class"
+    assert metrics["auc"].value is None and metrics["auc"].reason == "all slides are of one class"
     assert metrics.to_json()["auc"] == {"value": None, "reason": "all slides are of one class"}
-    assert metrics.accuracy.value == metrics.balanced_accuracy.value
+    assert metrics["accuracy"].value == metrics["balanced_accuracy"].value
     # Of three classes the one that is absent is left out of the mean.
     three = table(k=3)
     two = three.labels % 2
     expected = np.mean([roc_auc_score(two == c, three.probabilities[:, c]) for c in (0, 1)])
-    auc = evaluate(Predictions(three.probabilities, two, three.patients, {})).auc
+    auc = evaluate(Predictions(three.probabilities, two, three.patients, {}))["auc"]
     assert auc.value == pytest.approx(expected)
 
 
 def test_a_single_patient_has_no_interval() -> None:
     rows = table(n=8, slides_per_patient=8)
-    accuracy = evaluate(rows).accuracy
+    accuracy = evaluate(rows)["accuracy"]
     assert accuracy.value is not None and accuracy.low is None and accuracy.high is None
 
 
@@ -149,7 +152,7 @@ def test_subgroups_are_figures_of_their_own_rows_and_small_ones_are_suppressed()
     assert list(groups) == ["F", "M", "X"] and groups["X"] is None
     women = groups["F"]
     assert women is not None and (women.n_slides, women.n_patients) == (30, 15)
-    assert women.auc.value == pytest.approx(roc_auc_score(rows.labels[:30], rows.probabilities[:30, 1]))
+    assert women["auc"].value == pytest.approx(roc_auc_score(rows.labels[:30], rows.probabilities[:30, 1]))
     assert metrics.to_json()["subgroups"]["sex"]["X"] == {"suppressed": True}
     assert evaluate(rows, bootstraps=50, min_patients=4).subgroups["sex"]["X"] is not None
 

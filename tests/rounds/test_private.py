@@ -301,4 +301,4 @@ def test_it_learns_with_a_little_noise() -> None:
     plan = Plan(sample_rate=0.25, batch_size=15.0, steps=120, noise_multiplier=0.5)
     result = train(task, memory_bags(0, n=90), plan)
     metrics = evaluate(predict(task, result.state, memory_bags(99, n=90), "all"), bootstraps=0)
-    assert metrics.auc.value is not None and metrics.auc.value > 0.8
+    assert metrics["auc"].value is not None and metrics["auc"].value > 0.8

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from histoflare.bags.task import BagPredictions, MemTask
-from histoflare.rounds.evaluation import Predictions
+from histoflare.bags.predictions import Predictions
+from histoflare.bags.task import MemTask
+from histoflare.rounds.evaluation import Rows
 from histoflare.rounds.task import PredictionTable, Task
 
 from .toy import ToyTask
@@ -16,5 +17,5 @@ def test_tasks_have_what_a_round_asks_for() -> None:
 
 def test_both_prediction_tables_have_the_columns_evaluation_reads() -> None:
     columns = [name for name in PredictionTable.__dict__ if not name.startswith("_")]
-    for kind in (Predictions, BagPredictions):
-        assert set(columns) <= set(kind.__dataclass_fields__)
+    for kind in (Predictions, Rows):
+        assert set(columns) <= {*kind.__dataclass_fields__, *vars(kind)}

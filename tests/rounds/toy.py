@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from histoflare.rounds.evaluation import Predictions
+from histoflare.bags.predictions import Predictions
 from histoflare.seeds import derive_seed
 
 
@@ -39,6 +39,13 @@ class ToyTask:
     local_epochs: int = 1
     seed: int = 0
     labels: Sequence[str] = field(default=("a", "b"))
+    data: ClassVar[str] = "bags"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def notes(self, table: Predictions) -> tuple[list[str], list[list[str]]]:
+        return ["patient"], [[patient] for patient in table.patients]
 
     def build_model(self) -> nn.Module:
         model = nn.Sequential()

@@ -21,8 +21,8 @@ from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.state import State, model_state
 from histoflare.rounds.strategy import SiteOutcome, Strategy, site_round
 from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.data import load_site_cohort
 from histoflare.site.trainer import TrainerSetup
-from histoflare.site.work import load_site_cohort
 
 from ..flare.bags_on_disk import ENCODER, LABELS
 

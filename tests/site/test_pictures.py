@@ -15,6 +15,7 @@ from histoflare.bags.prepare import prepare
 from histoflare.bags.task import MemTask
 from histoflare.report.site_page import write_site_page
 from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.data import load_site_cohort
 from histoflare.site.pictures import (
     FLATTEST,
     attend_relative,
@@ -22,7 +23,6 @@ from histoflare.site.pictures import (
     attention_limit,
     build_site_page,
 )
-from histoflare.site.work import load_site_cohort
 from histoflare.slides.manifest import read_manifest
 from histoflare.slides.mosaic import MosaicParameters
 from histoflare.slides.pyramid import write_pyramid

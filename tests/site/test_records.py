@@ -6,10 +6,13 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from histoflare.bags.predictions import Predictions
+from histoflare.bags.task import MemTask
 from histoflare.errors import JobError
 from histoflare.rounds.state import State, digest
 from histoflare.site.records import RunRecords
@@ -161,8 +164,11 @@ def test_a_round_run_again_is_shown_once(tmp_path: Path) -> None:
 
 
 def test_predictions_have_a_row_for_each_slide(records: RunRecords) -> None:
-    rows = [("s0", "Doe, J", 1, [0.25, 0.75]), ("s1", "p1", 0, [0.125, 0.875])]
-    path = records.write_predictions("test", ["benign", "tumour"], rows)
+    task = MemTask(["benign", "tumour"], "encoder")
+    table = Predictions(
+        np.array([[0.25, 0.75], [0.125, 0.875]]), np.array([1, 0]), ["Doe, J", "p1"], {}, ["s0", "s1"]
+    )
+    path = records.write_predictions("test", *task.notes(table))
     assert path == records.folder / "evaluation_test.csv"
     with path.open(newline="") as file:
         table = list(csv.DictReader(file))

@@ -25,8 +25,8 @@ from histoflare.rounds.local import predict
 from histoflare.rounds.state import State, model_state
 from histoflare.seeds import derive_seed
 from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.data import load_site_cohort
 from histoflare.site.trainer import Trainer
-from histoflare.site.work import load_site_cohort
 
 from ..flare.bags_on_disk import ENCODER, LABELS, write_site
 from .tasks import (
@@ -115,7 +115,7 @@ def test_a_round_gives_the_bytes_of_site_round_in_process(make: Make, site: Site
 def test_an_evaluation_is_the_one_in_process(make: Make, site: SiteConfiguration) -> None:
     answer = make().evaluate(first_state(), "test")
     table = predict(TASK, model_state(TASK.build_model()), load_site_cohort("a", TASK, site), "test")
-    auc = evaluate(table, seed=derive_seed(SEED, "evaluate")).auc
+    auc = evaluate(table, seed=derive_seed(SEED, "evaluate"))["auc"]
     found = [answer.metrics[name] for name in ("auc", "auc_low", "auc_high")]
     assert (found, answer.patients) == ([auc.value, auc.low, auc.high], 8)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from histoflare.bags.mem import MEM, InputNorm
 from histoflare.bags.patients import PatientBatch, collate_patients, group, mean_over_slides
+from histoflare.bags.predictions import Predictions
 from histoflare.errors import BagError, JobError
 from histoflare.seeds import derive_seed
 
@@ -58,16 +59,6 @@ class BagBatch:
 
 
 @dataclass(frozen=True)
-class BagPredictions:
-    """One row per slide: ``probabilities`` (n, k), ``labels`` (n,), whose slide, in which subgroups."""
-
-    probabilities: NDArray[np.float64]
-    labels: NDArray[np.int64]
-    patients: list[str]
-    subgroups: dict[str, list[str | None]]
-
-
-@dataclass(frozen=True)
 class MemTask:
     """MEM, its training and its data's contract, all of it plain JSON.
 
@@ -89,6 +80,8 @@ class MemTask:
     Raises:
         JobError: A field is out of range; the message names every such field.
     """
+
+    data: ClassVar[str] = "bags"
 
     labels: Sequence[str]
     encoder: str
@@ -201,7 +194,7 @@ class MemTask:
         entropy = F.cross_entropy(logits.flatten(end_dim=1), batch.labels.flatten(), reduction="none")
         return mean_over_slides(entropy.view_as(error) + error, batch.slides)
 
-    def predict(self, model: nn.Module, data: Bags, split: str) -> BagPredictions:
+    def predict(self, model: nn.Module, data: Bags, split: str) -> Predictions:
         """Return the model's probabilities for ``split`` (train, validation, test or all).
 
         One bag at a time, so that a slide's figures do not depend on its neighbours. The caller has put the
@@ -212,12 +205,21 @@ class MemTask:
         records = [record for record in data.records if split in ("all", record.split)]
         rows = [self.probabilities(model, self._features(data, record)) for record in records]
         names = sorted({name for record in records for name in record.subgroups})
-        return BagPredictions(
+        return Predictions(
             probabilities=np.array(rows, dtype=np.float64).reshape(len(rows), len(self.labels)),
             labels=np.array([record.label for record in records], dtype=np.int64),
             patients=[record.patient for record in records],
             subgroups={name: [record.subgroups.get(name) or None for record in records] for name in names},
+            slides=[record.slide_id for record in records],
         )
+
+    def notes(self, table: Predictions) -> tuple[list[str], list[list[str]]]:
+        """Return a table's rows for the site's own notes."""
+        header = ["slide", "patient", "label", "predicted", *(f"p_{name}" for name in self.labels)]
+        names = [[self.labels[index] for index in column] for column in (table.labels, table.predicted)]
+        chances = [[f"{chance:.6f}" for chance in row] for row in table.probabilities.tolist()]
+        columns = zip(table.slides, table.patients, *names, chances, strict=True)
+        return header, [[*row, *chance] for *row, chance in columns]
 
     def probabilities(self, model: nn.Module, features: Tensor) -> NDArray[np.float64]:
         """Return the class probabilities (k,) of one bag (n, f)."""

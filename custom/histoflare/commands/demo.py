@@ -139,7 +139,7 @@ def _choose_job(
     Its labels are those of the manifests, where these are others.
     """
     from histoflare.bags.encoder import load_encoder
-    from histoflare.commands.runtimes import EVALUATION_JOB
+    from histoflare.commands.runtimes import EVALUATION_JOBS
     from histoflare.errors import JobError
     from histoflare.flare.job import read_job, write_variant
     from histoflare.flare.workstation import write_evaluation
@@ -155,12 +155,12 @@ def _choose_job(
         changes |= {"task.encoder": encoder.id, "task.features": encoder.features}
     jobs = out_dir / "job"
     changed = {name: value for name, value in changes.items() if value is not None}
-    evaluation = folder.parent / EVALUATION_JOB
+    evaluation = folder.parent / EVALUATION_JOBS["bags"]
     if folder.parent.resolve() == jobs.resolve():
         raise JobError(
             f"{folder}: this command writes its jobs to {jobs}; copy yours to another folder first."
         )
-    for name in (folder.name, EVALUATION_JOB):
+    for name in (folder.name, EVALUATION_JOBS["bags"]):
         shutil.rmtree(jobs / name, ignore_errors=True)
     chosen = read_job(write_variant(folder, jobs / folder.name, changed))
     if evaluation.is_dir():
@@ -173,12 +173,14 @@ def _prepare(
 ) -> int:
     """Make the site's bags; return how many slides were left out."""
     from histoflare.bags.prepare import prepare
+    from histoflare.site.data import bags_of
     from histoflare.slides.manifest import read_manifest
 
-    manifest = read_manifest(site.manifest, labels=job.task.labels)
+    manifest_file, bags = bags_of(site)
+    manifest = read_manifest(manifest_file, labels=job.task.labels)
     bar = bars.add_task(f"prepare {name}", total=len(manifest.rows))
     report = prepare(
-        manifest, site.bags, encoder, _mosaic_parameters(job), workers, on_row=lambda _: bars.advance(bar)
+        manifest, bags, encoder, _mosaic_parameters(job), workers, on_row=lambda _: bars.advance(bar)
     )
     for row in report.left_out:
         _say(f"{name}: {row.slide} left out: {row.message}", style="yellow")

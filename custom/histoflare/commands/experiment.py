@@ -9,10 +9,6 @@ from typing import Any
 
 from rich.progress import Progress
 
-from histoflare.bags.bag import read_header
-from histoflare.bags.cohort import Cohort
-from histoflare.bags.cohort import pooled as pool_cohorts
-from histoflare.bags.model_file import save_model
 from histoflare.commands.clock import PhaseClock
 from histoflare.commands.console import console
 from histoflare.commands.runtimes import Experiment, Federated, federate
@@ -29,8 +25,8 @@ from histoflare.rounds.bounds import train_local_only, train_pooled
 from histoflare.rounds.comparison import Comparison, compare
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, digest, n_bytes
+from histoflare.site.data import SiteData, load_site_data, pool_site_data
 from histoflare.site.pictures import build_site_page
-from histoflare.site.work import load_site_cohort
 from histoflare.storage import write_json
 
 REPORT_FILE = "report.json"
@@ -52,7 +48,7 @@ class Outcome:
     """
 
     report: dict[str, Any]
-    cohorts: Mapping[str, Cohort]
+    cohorts: Mapping[str, Any]
     federated: Federated
 
 
@@ -73,10 +69,10 @@ def run_experiment(
         HistoflareError: A site's data do not fit the job (every fault at once), or the job failed.
     """
     job = experiment.job
-    with clock.phase("load bags"):
-        cohorts = {site: load_site_cohort(site, job.task, at) for site, at in experiment.sites.items()}
-        outside = {name: load_site_cohort(name, job.task, at) for name, at in experiment.external.items()}
-        external = pool_cohorts(list(outside.values()), EXTERNAL) if outside else None
+    with clock.phase(f"load {job.task.data}"):
+        cohorts = {site: load_site_data(site, job.task, at) for site, at in experiment.sites.items()}
+        outside = {name: load_site_data(name, job.task, at) for name, at in experiment.external.items()}
+        external = pool_site_data(job.task, list(outside.values()), EXTERNAL) if outside else None
         for site, cohort in cohorts.items():
             for warning in cohort.warnings:
                 text = f"{site}: {warning}"
@@ -101,19 +97,14 @@ def run_experiment(
         with clock.phase("other budgets"):
             entries = _try_budgets(job, cohorts, comparison, epsilons, bars)
     report = _build_report(experiment, federated, comparison, entries, clock)
-    save_model(
-        out / MODEL_FILE,
-        job.strategy.personalize(federated.state, {}),
-        job.task,
-        mosaic=_mosaic(cohorts),
-        training={
-            "job": job.name,
-            "strategy": report["strategy"],
-            "rounds": job.rounds,
-            "seed": job.seed,
-            "sites": sorted(report["sites"]),
-        },
-    )
+    training = {
+        "job": job.name,
+        "strategy": report["strategy"],
+        "rounds": job.rounds,
+        "seed": job.seed,
+        "sites": sorted(report["sites"]),
+    }
+    _save_model(out / MODEL_FILE, job, federated.state, cohorts, training)
     write_json(out / REPORT_FILE, report)
     write_page(report, out / PAGE_FILE)
     return Outcome(report, {**cohorts, **outside}, federated)
@@ -122,7 +113,7 @@ def run_experiment(
 def write_site_pages(
     experiment: Experiment, outcome: Outcome, out: Path, bars: Progress, clock: PhaseClock
 ) -> list[Path]:
-    """Write each site's own page, with pictures of its slides, to ``site-<name>.html``; return the paths."""
+    """Write each site's own page, with pictures, to ``site-<name>.html``; return the paths."""
     job, federated = experiment.job, outcome.federated
     everyone = {**experiment.sites, **experiment.external}
     sent = job.strategy.sent_names(federated.state)
@@ -176,6 +167,7 @@ def _build_report(
         model_sha256=digest(federated.state),
         protocol={"sha256": protocol_digest(job.protocol), **job.protocol},
         evaluated_at_sites=federated.evaluated,
+        data=job.task.data,
         evaluation_refused=federated.evaluation_refused,
         pseudonyms=federated.pseudonyms,
         bytes_up=federated.bytes_up,
@@ -184,22 +176,24 @@ def _build_report(
     return build_report(facts, comparison)
 
 
-def _train_bounds(job: Job, cohorts: Mapping[str, Cohort], bars: Progress) -> tuple[dict[str, State], State]:
+def _train_bounds(
+    job: Job, cohorts: Mapping[str, SiteData], bars: Progress
+) -> tuple[dict[str, State], State]:
     bar = bars.add_task("bounds (each site alone, all pooled)", total=len(cohorts) + 1)
     local: dict[str, State] = {}
     for site, cohort in cohorts.items():
         local |= train_local_only(job.task, {site: cohort}, job.rounds, job.seed)
         bars.advance(bar)
-    pooled = train_pooled(job.task, pool_cohorts(list(cohorts.values())), job.rounds, job.seed)
+    pooled = train_pooled(job.task, pool_site_data(job.task, list(cohorts.values())), job.rounds, job.seed)
     bars.advance(bar)
     return local, pooled
 
 
 def _try_budgets(
-    job: Job, cohorts: Mapping[str, Cohort], own: Comparison, epsilons: Sequence[float], bars: Progress
+    job: Job, cohorts: Mapping[str, SiteData], own: Comparison, epsilons: Sequence[float], bars: Progress
 ) -> list[dict[str, Any]]:
     """Return the job's accuracy at its own ε, at others, and without protection, see ``budget_entry``."""
-    entries = [budget_entry(job.plan, job.rounds, own, own, is_own=True)]
+    entries = [budget_entry(job.plan, job.rounds, own, own, is_own=True, data=job.task.data)]
     others = _other_plans(job, epsilons)
     bar = bars.add_task("other budgets", total=len(others) * job.rounds)
     for plan in others:
@@ -215,7 +209,7 @@ def _try_budgets(
         found = compare(
             job.task, job.strategy, run.state, cohorts, site_states=run.site_states, seed=job.seed
         )
-        entries.append(budget_entry(plan, job.rounds, found, own))
+        entries.append(budget_entry(plan, job.rounds, found, own, data=job.task.data))
     return entries
 
 
@@ -235,8 +229,25 @@ def _other_plans(job: Job, epsilons: Sequence[float]) -> list[PrivacyPlan]:
     return [*plans, Open()]
 
 
-def _mosaic(cohorts: Mapping[str, Cohort]) -> dict[str, Any] | None:
+def _save_model(
+    path: Path, job: Job, state: State, cohorts: Mapping[str, Any], training: Mapping[str, Any]
+) -> None:
+    """Write the model file of a run."""
+    whole = job.strategy.personalize(state, {})
+    if job.task.data == "images":
+        from histoflare.masks.model_file import save_mask_model
+
+        save_mask_model(path, whole, job.task, training=training)
+    else:
+        from histoflare.bags.model_file import save_model
+
+        save_model(path, whole, job.task, mosaic=_mosaic(cohorts), training=training)
+
+
+def _mosaic(cohorts: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the mosaic parameters of the first bag: a model is used on slides cut as its own were."""
+    from histoflare.bags.bag import read_header
+
     record = next(iter(cohorts.values())).records[0]
     mosaic = read_header(record.path).mosaic
     return None if mosaic is None else dict(mosaic)

@@ -151,15 +151,9 @@ def model_task(model: Path) -> dict[str, Any]:
     Raises:
         JobError: The file is missing or does not say its task.
     """
-    from histoflare.bags.model_file import load_model
-    from histoflare.flare.persistor import read_facts
+    from histoflare.model_file import read_task
 
-    try:
-        task = read_facts(model)["task"]
-    except JobError as error:
-        if error.reason == "MODEL_FILE_MISSING":
-            raise
-        task = load_model(model).task.to_json()
+    task = read_task(model)
     return {f"task.{name}": value for name, value in task.items()}
 
 

@@ -62,7 +62,9 @@ def start(
     from histoflare.flare.poc import Federation, refuse_running
 
     refuse_running(workspace)
-    chosen = _configure(sites, bags, prepare) if sites is not None else _made_up(workspace / "sites", job)
+    chosen = (
+        _configure(sites, bags, job, prepare) if sites is not None else _made_up(workspace / "sites", job)
+    )
     with console.status("kits"):
         federation = Federation.prepare(workspace, chosen, Agreement(job, project=project))
     with console.status(f"starting the server and {len(chosen)} sites"):
@@ -95,23 +97,25 @@ def stop(workspace: Workspace = DEFAULT_WORKSPACE) -> None:
     console.print("stopped", highlight=False)
 
 
-def _configure(folder: Path, bags: Path | None, prepare: bool = False) -> dict[str, SiteConfiguration]:
+def _configure(
+    folder: Path, bags: Path | None, job: Path, prepare: bool = False
+) -> dict[str, SiteConfiguration]:
     """Return the sites of a folder; an external cohort only evaluates."""
-    from histoflare.commands.sites import find_sites
-    from histoflare.site.configuration import SiteConfiguration
+    from histoflare.commands.sites import configure_site, find_sites
+    from histoflare.flare.job import read_job
 
-    found = find_sites(folder)
+    data = read_job(job).task.data
+    found = find_sites(folder, data)
     chosen = {}
     for name, manifest in (found.sites | found.external).items():
-        of_site = (bags / name if bags else manifest.parent / "bags").resolve()
-        if not of_site.is_dir() and not prepare:
+        only = name in found.external
+        site = configure_site(name, manifest, data, bags, prepare=prepare, evaluation_only=only)
+        if site.bags is not None and not site.bags.is_dir() and not prepare:
             raise JobError(
-                f"{name}: no folder of bags at {of_site}. Make them (histoflare prepare), give --bags, or "
+                f"{name}: no folder of bags at {site.bags}. Make them (histoflare prepare), give --bags, or "
                 "let the sites make them (--prepare)."
             )
-        chosen[name] = SiteConfiguration(
-            manifest.resolve(), of_site, prepare=prepare, evaluation_only=name in found.external
-        )
+        chosen[name] = site
     return chosen
 
 
@@ -123,6 +127,8 @@ def _made_up(folder: Path, job_folder: Path) -> dict[str, SiteConfiguration]:
     from histoflare.slides.synthetic import SyntheticCohort
 
     task = read_job(job_folder).task
+    if task.data != "bags":
+        raise JobError(f"{job_folder}: trains on {task.data}; give your own with --sites.")
     cohort = SyntheticCohort(slides_per_hospital=MADE_UP_SLIDES)
     field = FieldParameters(MADE_UP_PATCHES, task.patch_px, task.mpp)
     encoder = load_encoder(task.encoder.rpartition(":")[0])
@@ -131,7 +137,7 @@ def _made_up(folder: Path, job_folder: Path) -> dict[str, SiteConfiguration]:
         make_bags(
             folder, encoder, cohort, field, lambda done, total: bars.update(bar, completed=done, total=total)
         )
-    return _configure(folder, None)
+    return _configure(folder, None, job_folder)
 
 
 def _show(federation: Federation, as_json: bool) -> None:

@@ -187,7 +187,7 @@ def show_plan(
             f"An evaluation: no ε. The policy lets {limit} evaluations over a patient out.", highlight=False
         )
         return
-    found = preview(configuration, rules, read.plan, read.rounds, list(read.task.labels))
+    found = preview(configuration, rules, read.plan, read.rounds, list(read.task.labels), read.task.data)
     refusal = _refused_otherwise(read, rules, variables, site) or found.refusal
     spend = read.plan.spend().times(read.rounds)
     tight = "pld" if spend.sample_rate < 1 else "gaussian"

@@ -60,8 +60,8 @@ def site(
     from histoflare.bags.model_file import load_model
     from histoflare.report.site_page import write_site_page
     from histoflare.site.configuration import read_site_file
+    from histoflare.site.data import load_site_cohort
     from histoflare.site.pictures import build_site_page
-    from histoflare.site.work import load_site_cohort
 
     content = _read_report(report)
     configuration = read_site_file(site_file)

@@ -20,15 +20,19 @@ if TYPE_CHECKING:
 
 SUMMARY_FILE = "summary.json"
 MODELS = ("local", "federated", "pooled")
-FIGURES = ("accuracy", "balanced_accuracy", "auc")
 
 
 def run(
     sites: Annotated[
         Path, typer.Option(help="Folder with one <site>/manifest.csv (or <site>.csv) per site.")
     ],
-    bags: Annotated[Path, typer.Option(help="Folder with one <site>/ of bags each (histoflare prepare).")],
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the reports and models.")],
+    bags: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with one <site>/ of bags each (histoflare prepare); none: beside manifests."
+        ),
+    ] = None,
     job: Annotated[Path, typer.Option(help="The job folder.")] = DEFAULT_JOB,
     runtime: Annotated[Runtime, typer.Option(help=RUNTIME_HELP)] = Runtime.INPROCESS,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "1",
@@ -41,11 +45,13 @@ def run(
     epsilons: Annotated[str, typer.Option(help=EPSILONS_HELP)] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Run a job on prepared bags: federated, every site alone, all pooled; compare on the same patients.
+    """Run a job on prepared bags or on images: federated, every site alone, all pooled; compare them.
 
     Example: histoflare run --sites my-sites --bags my-run/bags --out my-run/seeds --seeds 1,2,3
 
     Example: histoflare run --sites my-sites --bags my-run/bags --out run --set rounds=50
+
+    Example: histoflare run --job jobs/dhunet_fedavg --sites my-images --out run --set rounds=20
     """
     from histoflare.commands.clock import PhaseClock
     from histoflare.commands.experiment import run_experiment
@@ -54,8 +60,8 @@ def run(
     from histoflare.flare.job import read_job, read_preset, write_variant
     from histoflare.storage import write_json
 
-    found = find_sites(sites)
-    read_job(job)  # what is wrong with it must not be said of a copy
+    data = read_job(job).task.data  # what is wrong with the job must not be said of a copy
+    found = find_sites(sites, data)
     changes = (read_preset(job, preset) if preset else {}) | settings(setting or [], job)
     if "seed" in changes:
         raise JobError("--set seed=…: seeds are given with --seeds.")
@@ -70,8 +76,8 @@ def run(
             variant = write_variant(job, folder / "job" / job.name, changes | {"seed": seed})
             experiment = Experiment(
                 job=read_job(variant),
-                sites=_configure(found.sites, bags, folder),
-                external=_configure(found.external, bags, folder, evaluation_only=True),
+                sites=_configure(found.sites, data, bags, folder),
+                external=_configure(found.external, data, bags, folder, evaluation_only=True),
                 runtime=runtime,
             )
             reports.append(run_experiment(experiment, folder, bars, PhaseClock(), budgets).report)
@@ -85,14 +91,16 @@ def run(
 
 
 def _configure(
-    manifests: dict[str, Path], bags: Path, folder: Path, evaluation_only: bool = False
+    manifests: dict[str, Path], data: str, bags: Path | None, folder: Path, evaluation_only: bool = False
 ) -> dict[str, SiteConfiguration]:
-    from histoflare.site.configuration import SiteConfiguration
+    from histoflare.commands.sites import configure_site
 
     return {
-        name: SiteConfiguration(
-            manifest=path.resolve(),
-            bags=(bags / name).resolve(),
+        name: configure_site(
+            name,
+            path,
+            data,
+            bags,
             records=(folder / "records" / name).resolve(),
             evaluation_only=evaluation_only,
         )
@@ -103,10 +111,15 @@ def _configure(
 def summarise(reports: list[dict[str, Any]]) -> dict[str, Any]:
     """Return mean and standard deviation over the seeds' reports, per cohort, model and figure.
 
+    ``data`` is the kind of task, as in the reports.
+
     ``each site``: the mean over the sites, each model on that site's test patients. ``all sites``: on the
     test patients of all sites together; there, and on the external cohort, ``local`` is the mean over the
     sites' own models.
     """
+    from histoflare.report.figures import kind_of
+
+    kind = kind_of(reports[0])
     cohorts: dict[str, list[dict[str, Any]]] = {
         "each site": [_on_each_site(report) for report in reports],
         "all sites": [_on_all_sites(report) for report in reports],
@@ -117,9 +130,10 @@ def summarise(reports: list[dict[str, Any]]) -> dict[str, Any]:
         "seeds": [report["seed"] for report in reports],
         "rounds": reports[0]["rounds"],
         "job": reports[0]["job"],
+        "data": kind.data,
         "cohorts": {
             cohort: {
-                model: {figure: _spread([row[model] for row in rows], figure) for figure in FIGURES}
+                model: {figure: _spread([row[model] for row in rows], figure) for figure in kind.names}
                 for model in MODELS
             }
             for cohort, rows in cohorts.items()
@@ -155,16 +169,20 @@ def show_summary(summary: dict[str, Any]) -> Table:
     """Return the summary as a table."""
     from rich.table import Table
 
+    from histoflare.report.figures import kind_of
+
+    kind = kind_of(summary)
+    shown = [figure for figure in kind.names if figure in kind.charted]  # more do not fit in 80 columns
     seeds = ", ".join(str(seed) for seed in summary["seeds"])
     table = Table(title=f"{summary['job']}: {summary['rounds']} rounds, seeds {seeds} (mean ± sd over seeds)")
     table.add_column("test patients")
     table.add_column("model")
-    for figure in FIGURES:
-        table.add_column(figure.replace("_", " "), justify="right")
+    for figure in shown:
+        table.add_column(kind.names[figure], justify="right")
     table.caption = "local: the mean of the sites' own models"
     for cohort, models in summary["cohorts"].items():
         for model, figures in models.items():
-            table.add_row(cohort, model, *(_cell(figures[figure]) for figure in FIGURES))
+            table.add_row(cohort, model, *(_cell(figures[figure]) for figure in shown))
         table.add_section()
     return table
 

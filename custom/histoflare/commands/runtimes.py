@@ -11,7 +11,6 @@ from typing import Any
 
 from rich.progress import Progress
 
-from histoflare.bags.cohort import Cohort
 from histoflare.commands.clock import PhaseClock
 from histoflare.commands.options import Runtime
 from histoflare.flare.job import Job
@@ -21,9 +20,11 @@ from histoflare.flare.workstation import run_on_workstation
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State
 from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.data import SiteData
 
-EVALUATION_JOB = "mem_evaluate"
-"""Folder beside a job's, with which the sites are asked about its last model. Without it they are not."""
+EVALUATION_JOBS = {"bags": "mem_evaluate", "images": "dhunet_evaluate"}
+"""Kind of data → folder beside a job's, with which the sites are asked about its last model. Without it they
+are not."""
 
 FEDERATION_FOLDER = "federation"
 LEDGERS_FOLDER = "ledgers"
@@ -70,7 +71,7 @@ class Federated:
 
 
 def federate(
-    experiment: Experiment, cohorts: Mapping[str, Cohort], out: Path, bars: Progress, clock: PhaseClock
+    experiment: Experiment, cohorts: Mapping[str, SiteData], out: Path, bars: Progress, clock: PhaseClock
 ) -> Federated:
     """Run an experiment's job.
 
@@ -108,10 +109,10 @@ def _with_new_ledgers(experiment: Experiment, out: Path) -> Experiment:
 
 
 def _poc(
-    experiment: Experiment, cohorts: Mapping[str, Cohort], out: Path, bars: Progress, clock: PhaseClock
+    experiment: Experiment, cohorts: Mapping[str, SiteData], out: Path, bars: Progress, clock: PhaseClock
 ) -> Federated:
     job = experiment.job
-    evaluation = job.folder.parent / EVALUATION_JOB
+    evaluation = job.folder.parent / EVALUATION_JOBS[job.task.data]
     rounds = _Rounds(bars, job.rounds, "FLARE processes")
 
     @contextmanager
@@ -143,7 +144,7 @@ def _poc(
 
 
 def _simulator(
-    experiment: Experiment, cohorts: Mapping[str, Cohort], out: Path, bars: Progress, clock: PhaseClock
+    experiment: Experiment, cohorts: Mapping[str, SiteData], out: Path, bars: Progress, clock: PhaseClock
 ) -> Federated:
     job = experiment.job
     rounds = _Rounds(bars, job.rounds, "FLARE's simulator")
@@ -158,7 +159,7 @@ def _simulator(
 
 
 def _in_process(
-    experiment: Experiment, cohorts: Mapping[str, Cohort], out: Path, bars: Progress, clock: PhaseClock
+    experiment: Experiment, cohorts: Mapping[str, SiteData], out: Path, bars: Progress, clock: PhaseClock
 ) -> Federated:
     job = experiment.job
     rounds = _Rounds(bars, job.rounds, "this process")

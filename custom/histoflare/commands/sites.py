@@ -1,14 +1,19 @@
-"""Finding the sites of an experiment on one workstation: a folder with one manifest per site."""
+"""The sites of an experiment on one workstation: a folder with one manifest per site."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from histoflare.errors import ManifestError
 from histoflare.flare.kits import SERVER, SITE_NAME
+from histoflare.site.configuration import SiteConfiguration
 
 EXTERNAL = "external"
+
+USUAL_NAMES = {"bags": "manifest.csv", "images": "images.csv"}
+"""Kind of data (``Task.data``) → the name of its manifest in a site's own folder."""
 
 
 @dataclass(frozen=True)
@@ -19,18 +24,20 @@ class SiteFolder:
     external: dict[str, Path]
 
 
-def find_sites(folder: Path) -> SiteFolder:
+def find_sites(folder: Path, data: str = "bags") -> SiteFolder:
     """Return the manifests in ``folder``: ``<site>/manifest.csv`` or ``<site>.csv``.
 
-    External cohorts are a site called ``external``, and every ``external/<name>.csv``.
+    For ``data = "images"`` they are ``<site>/images.csv`` or ``<site>.csv``. External cohorts are a site called
+    ``external``, and every ``external/<name>.csv``.
 
     Raises:
         ManifestError: There are none, one site has two, or a name cannot be a FLARE site name.
     """
     found: dict[str, Path] = {}
     problems = []
-    for path in sorted([*folder.glob("*/manifest.csv"), *folder.glob("*.csv")]):
-        name = path.parent.name if path.name == "manifest.csv" and path.parent != folder else path.stem
+    usual = USUAL_NAMES[data]
+    for path in sorted([*folder.glob(f"*/{usual}"), *folder.glob("*.csv")]):
+        name = path.parent.name if path.name == usual and path.parent != folder else path.stem
         if name in found:
             problems.append(f"{name}: has two manifests, {found[name]} and {path}")
         found[name] = path
@@ -38,7 +45,7 @@ def find_sites(folder: Path) -> SiteFolder:
     external |= {
         f"{EXTERNAL}-{path.stem}": path
         for path in sorted((folder / EXTERNAL).glob("*.csv"))
-        if path.name != "manifest.csv"
+        if path.name not in USUAL_NAMES.values()
     }
     found.pop(EXTERNAL, None)
     problems += [
@@ -47,7 +54,23 @@ def find_sites(folder: Path) -> SiteFolder:
         if not SITE_NAME.fullmatch(name) or name == SERVER
     ]
     if not found:
-        problems.append("no <site>/manifest.csv and no <site>.csv")
+        problems.append(f"no <site>/{usual} and no <site>.csv")
     if problems:
         raise ManifestError(f"{folder}: cannot be used as a folder of sites.", problems=problems)
     return SiteFolder(found, external)
+
+
+def configure_site(
+    name: str, manifest: Path, data: str, bags: Path | None, **settings: Any
+) -> SiteConfiguration:
+    """Return the configuration of a site of a folder.
+
+    Args:
+        data: The kind of data its manifest lists.
+        bags: Folder with one ``<site>/`` of bags each, if not beside the manifests.
+        settings: Of :class:`SiteConfiguration`.
+    """
+    if data == "images":
+        return SiteConfiguration(images=manifest.resolve(), **settings)
+    of_site = (bags / name if bags else manifest.parent / "bags").resolve()
+    return SiteConfiguration(manifest.resolve(), of_site, **settings)

@@ -1,4 +1,4 @@
-"""``histoflare synthetic``: make slides and bags for demos, tests and experiments."""
+"""``histoflare synthetic``: make slides, bags and images for demos, tests and experiments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Hospitals = Annotated[int, typer.Option(min=1, help="Number of hospitals.")]
 
 @app.callback()
 def _group() -> None:
-    """Make slides and bags for demos, tests and experiments."""
+    """Make slides, bags and images for demos, tests and experiments."""
 
 
 @app.command()
@@ -78,6 +78,30 @@ def bags(
     field = FieldParameters(patches, patch_px, mpp)
     network = load_encoder(encoder, weights, weights_sha256, device)
     _show(_with_bar("bags", lambda tick: make_bags(out, network, cohort, field, tick)), as_json)
+
+
+@app.command()
+def images(
+    out: Annotated[Path, typer.Option("--out", help="Folder; gets <site>/images.csv for each site.")],
+    sites: Annotated[int, typer.Option(min=1, help="Sites; one more, 'external', is for testing only.")] = 4,
+    patients: Annotated[int, typer.Option(min=3, help="Patients of each site.")] = 12,
+    images_per_patient: Annotated[int, typer.Option(min=1, help="Images of each patient.")] = 2,
+    side_px: Annotated[int, typer.Option(min=32, max=4096, help="Side of the square images.")] = 256,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Draw small H&E-like images with masks of their nuclei, at 0.5 um/px: segmentation without data.
+
+    Nothing in them comes from a patient. Sites differ in stain and blur. A mask is 0 (background) or
+    1 (nucleus), so the job's labels are these two, and its windows are no larger than the images.
+
+    Example: histoflare synthetic images --out made --sites 4 --patients 12
+    """
+    from histoflare.masks.synthetic_images import make_images
+    from histoflare.slides.synthetic_images import SyntheticImages
+
+    made = SyntheticImages(sites, patients, images_per_patient, side_px, seed)
+    _show_images(_with_bar("images", lambda tick: make_images(out, made, tick)), as_json)
 
 
 @app.command()
@@ -166,4 +190,28 @@ def _show(manifests: Mapping[str, Path], as_json: bool) -> None:
         labels = ", ".join(f"{label} {count}" for label, count in of["labels"].items())
         cells = (of["slides"], of["patients"], of["test_patients"], labels, of["manifest"])
         table.add_row(site, *map(str, cells))
+    out.print(table, markup=False)
+
+
+def _show_images(manifests: Mapping[str, Path], as_json: bool) -> None:
+    """Print per site the manifest and how many images, patients and patients for testing it has."""
+    from histoflare.commands.console import make_table, out, print_json
+    from histoflare.masks.image_manifest import read_image_manifest
+    from histoflare.masks.synthetic_images import LABELS
+
+    found: dict[str, dict[str, Any]] = {}
+    for site, path in manifests.items():
+        rows = read_image_manifest(path, check_files=False).rows
+        found[site] = {
+            "manifest": str(path),
+            "images": len(rows),
+            "patients": len({row.patient for row in rows}),
+            "test_patients": len({row.patient for row in rows if row.split == "test"}),
+        }
+    if as_json:
+        print_json({"labels": list(LABELS), "sites": found})
+        return
+    table = make_table("site", "images", "patients", "for testing", "manifest")
+    for site, of in found.items():
+        table.add_row(site, *map(str, (of["images"], of["patients"], of["test_patients"], of["manifest"])))
     out.print(table, markup=False)

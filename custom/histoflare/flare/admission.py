@@ -24,7 +24,7 @@ from histoflare.flare.job import PRIVACY, STRATEGY, TASK, read_configuration
 from histoflare.flare.kit_signature import check_running_kit
 from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.privacy.policy import Policy, read_policy
-from histoflare.privacy.protocol import PROTOCOL_FILE, check_task, digest, read_protocol
+from histoflare.privacy.protocol import PROTOCOL_FILE, check_task, digest, read_protocols
 from histoflare.site.books import Books
 from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
 from histoflare.site.ledgers import note_refusal
@@ -102,13 +102,19 @@ class Admission(Filter):
         plan = asked.settled(rounds)
         run = variables.get("run") or fl_ctx.get_job_id()
         books = Books(
-            _site_file(fl_ctx), policy, plan, rounds=rounds, run=str(run), labels=list(agreed["labels"])
+            _site_file(fl_ctx),
+            policy,
+            plan,
+            rounds=rounds,
+            run=str(run),
+            labels=list(agreed["labels"]),
+            data=task.data,
         )
         return Admitted(policy, rounds, books)
 
 
 def check_agreement(policy: Policy, variables: Mapping[str, Any], local: Path) -> dict[str, Any]:
-    """Return the protocol that a site agreed to.
+    """Return the job's protocol, if it is one that the site agreed to.
 
     Args:
         variables: Of the job. local: The site's folder with its protocol.
@@ -125,14 +131,14 @@ def check_agreement(policy: Policy, variables: Mapping[str, Any], local: Path) -
     protocol = variables.get("protocol")
     if not isinstance(protocol, dict):
         raise JobError("The job names no protocol.", reason="PROTOCOL_MISSING")
-    agreed = read_protocol(local / PROTOCOL_FILE)
-    if digest(protocol) != digest(agreed):
+    agreed = {digest(each): each for each in read_protocols(local / PROTOCOL_FILE)}
+    if digest(protocol) not in agreed:
+        known = ", ".join(f"{each[:12]}…" for each in agreed)
         raise JobError(
-            f"The job's protocol ({digest(protocol)[:12]}…) is not the one this site agreed to "
-            f"({digest(agreed)[:12]}…).",
+            f"The job's protocol ({digest(protocol)[:12]}…) is not one this site agreed to ({known}).",
             reason="PROTOCOL_MISMATCH",
         )
-    return agreed
+    return agreed[digest(protocol)]
 
 
 def check_strategy(policy: Policy, plan: PrivacyPlan, strategy: Any) -> None:

@@ -13,6 +13,7 @@ ALLOWED_CLASSES = (
     "histoflare.flare.persistor.SeededPersistor",
     "histoflare.flare.shareables.AskingShareableGenerator",
     "histoflare.flare.workflow.AskingScatterAndGather",
+    "histoflare.masks.task.MaskTask",
     "histoflare.privacy.plan.DpSgd",
     "histoflare.privacy.plan.UpdateNoise",
     "histoflare.rounds.cyclic.CyclicWeightTransfer",

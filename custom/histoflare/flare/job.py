@@ -39,6 +39,7 @@ AGREED = {
     "rounds": "protocol.stop.rounds",
     "task.labels": "protocol.labels",
     "task.encoder": "protocol.encoder",
+    "task.network": "protocol.network",
     "task.mpp": "protocol.mpp",
     "task.patch_px": "protocol.patch_px",
 }

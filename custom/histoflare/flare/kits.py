@@ -43,6 +43,7 @@ class Agreement:
 
     Attributes:
         protocol: A job's folder, or a JSON file.
+        more: Further ones that the sites agree to.
         policies, default_scope: The sites' policies.
         project: A project file whose builders and administrators are used instead of all of the above.
     """
@@ -51,6 +52,7 @@ class Agreement:
     policies: tuple[Path, ...] = tuple(sorted(POLICIES.glob("*.toml")))
     default_scope: str = "open"
     project: Path | None = None
+    more: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,8 @@ def plan_project(
         raise HistoflareError(
             f"{project_file}: not made by this command; give another --workspace.", reason="FEDERATION_FAILED"
         )
-    read_agreed_protocol(agreement.protocol)
+    for agreed in (agreement.protocol, *agreement.more):
+        read_agreed_protocol(agreed)
     content = _project(agreement)
     _of_one_workstation(content)
     try:
@@ -174,7 +177,7 @@ def _project(agreement: Agreement) -> dict[str, Any]:
     policy = {
         "policies": [str(path.absolute()) for path in agreement.policies],
         "default_scope": agreement.default_scope,
-        "protocol": str(agreement.protocol.absolute()),
+        "protocol": [str(path.absolute()) for path in (agreement.protocol, *agreement.more)],
     }
     flare = "nvflare.lighter.impl"
     return {
@@ -277,8 +280,9 @@ def _absolute(configuration: SiteConfiguration) -> SiteConfiguration:
     weights = configuration.encoder_weights
     return replace(
         configuration,
-        manifest=configuration.manifest.absolute(),
-        bags=configuration.bags.absolute(),
+        manifest=configuration.manifest and configuration.manifest.absolute(),
+        bags=configuration.bags and configuration.bags.absolute(),
+        images=configuration.images and configuration.images.absolute(),
         records=configuration.records.absolute(),
         ledger=configuration.ledger.absolute(),
         ledger_key=configuration.ledger_key.absolute(),

@@ -16,15 +16,15 @@ from safetensors.torch import load_file, save_file
 from histoflare.errors import JobError
 from histoflare.flare.record import run_folder
 from histoflare.flare.tensors import as_state, to_arrays
+from histoflare.model_file import GLOBAL_MODEL
 from histoflare.rounds.state import State, check_tensors, model_state
 from histoflare.site.records import is_run_name
 from histoflare.storage import atomic_path
 
 GLOBAL_MODEL_FILE = "global_model.safetensors"
 BEST_MODEL_FILE = "best_model.safetensors"
-GLOBAL_MODEL = "histoflare.global_model"
-"""The one metadata entry of these files, JSON (safetensors writes several in no fixed order): ``round``,
-``run``, ``task``, and for the best model ``metric`` and ``value``."""
+"""Their one metadata entry is JSON (safetensors writes several in no fixed order): ``round``, ``run``,
+``task``, and for the best model ``metric`` and ``value``."""
 
 
 class SeededPersistor(ModelPersistor):

@@ -29,7 +29,7 @@ from histoflare.flare.processes import LOOPBACK
 from histoflare.flare.server_storage import JOBS_FOLDER, SNAPSHOTS_FOLDER
 from histoflare.flare.site_policy import PRIVACY_FILE, policy_file, privacy_configuration
 from histoflare.privacy.policy import read_policy
-from histoflare.privacy.protocol import PROTOCOL_FILE, canonical, write_protocol
+from histoflare.privacy.protocol import PROTOCOL_FILE, canonical, write_protocols
 from histoflare.site.configuration import SITE_FILE, SiteConfiguration, write_site_file
 from histoflare.storage import write_json, write_text
 
@@ -59,7 +59,7 @@ class SitePolicyBuilder(Builder):
 
     Args:
         policies: Policy files, one per scope.
-        protocol: The agreed protocol: a job's folder, or a JSON file.
+        protocol: The agreed protocol: a job's folder, or a JSON file; or a list of them.
         trust: ``untrusted`` or ``trusted``: whether the sites trust the server with updates that have no
             noise in them. It picks the scope of a job that names none (:data:`TRUST`).
         default_scope: That scope, in place of what ``trust`` picks; one of the policies'. Where there is one
@@ -78,7 +78,7 @@ class SitePolicyBuilder(Builder):
     def __init__(
         self,
         policies: Sequence[str],
-        protocol: str,
+        protocol: str | Sequence[str],
         trust: str = "untrusted",
         default_scope: str | None = None,
         heart_beat_timeout: int = HEART_BEAT_TIMEOUT,
@@ -101,7 +101,8 @@ class SitePolicyBuilder(Builder):
                 reason="POLICY_INVALID",
             )
         self.default_scope = default_scope
-        self.protocol = read_agreed_protocol(folder / protocol)
+        agreed = [protocol] if isinstance(protocol, str) else protocol
+        self.protocols = [read_agreed_protocol(folder / entry) for entry in agreed]
         if type(heart_beat_timeout) is not int or heart_beat_timeout < 1:
             raise JobError(
                 f"heart_beat_timeout must be whole seconds, at least 1, not {heart_beat_timeout!r}."
@@ -134,7 +135,7 @@ class SitePolicyBuilder(Builder):
         for scope, source in self.policies.items():
             shutil.copyfile(source, local / policy_file(scope))
         write_json(local / PRIVACY_FILE, privacy_configuration(list(self.policies), self.default_scope))
-        write_protocol(local / PROTOCOL_FILE, self.protocol)
+        write_protocols(local / PROTOCOL_FILE, self.protocols)
         (local / ProvFileName.PRIVACY_JSON_SAMPLE).unlink(missing_ok=True)
 
 
@@ -160,7 +161,9 @@ def project_with_absolute_paths(path: Path) -> dict[str, Any]:
         arguments = builder["args"]
         folder = path.absolute().parent
         arguments["policies"] = [str(folder / policy) for policy in arguments["policies"]]
-        arguments["protocol"] = str(folder / arguments["protocol"])
+        agreed = arguments["protocol"]
+        agreed = [agreed] if isinstance(agreed, str) else agreed
+        arguments["protocol"] = [str(folder / entry) for entry in agreed]
     except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError, StopIteration):
         raise JobError(
             f"{path}: not a project file with a SitePolicyBuilder; provisioning/project.yml is one."

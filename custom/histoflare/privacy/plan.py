@@ -220,10 +220,11 @@ class DpSgd(_Noisy):
 
     def check_strategy(self, strategy: Any) -> None:
         """Every step must start from what was released: no layer may stay at the site from round to round."""
-        if getattr(strategy, "share", None) is not None:
+        kept = getattr(strategy, "batch_norm", "shared") != "shared"
+        if kept or getattr(strategy, "share", None) is not None:
             raise JobError(
-                "Under DP-SGD a site keeps no layers of its own: share must be null. What it kept could be "
-                "of steps that nobody booked.",
+                "Under DP-SGD a site keeps no layers of its own: share must be null, and batch_norm shared. "
+                "What it kept could be of steps that nobody booked.",
                 reason="PRIVACY_INVALID",
             )
 
@@ -320,6 +321,11 @@ class UpdateNoise(_Noisy):
         if self.noise_location == "server" and getattr(strategy, "weighting", None) != "uniform":
             raise JobError(
                 "Noise at the server goes with the strategy fedavg and weighting = uniform only.",
+                reason="PRIVACY_INVALID",
+            )
+        if self.noise_location == "server" and getattr(strategy, "transfer", "float32") != "float32":
+            raise JobError(
+                "Half precision comes after the noise, which the server adds here: transfer must be float32.",
                 reason="PRIVACY_INVALID",
             )
 

@@ -1,26 +1,29 @@
 """The protocol: what a consortium agreed to measure and on what, with a hash that says it is the same.
 
-Metric, class names, resolution, encoder, split rule and stop rule. A change of one of them after the results
-are known is how studies go wrong unseen, so every site keeps the protocol it agreed to beside its policy, and
-refuses a job whose protocol has another hash.
+Metric, class names, resolution, encoder or network, split rule and stop rule. A change of one of them after the
+results are known is how studies go wrong unseen, so every site keeps the protocols it agreed to beside its
+policy, one for each question, and refuses a job whose protocol has another hash.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from histoflare.errors import JobError
 from histoflare.storage import write_bytes
 
-FIELDS = ("metric", "labels", "mpp", "patch_px", "encoder", "split", "stop")
-"""What every protocol says."""
+FIELDS = ("metric", "labels", "mpp", "patch_px", "split", "stop")
+"""What every protocol says, and"""
+
+LEARNERS = ("encoder", "network")
+"""one of these: the encoder of the features that are classified, or the network that segments."""
 
 PROTOCOL_FILE = "protocol.json"
-"""A site's agreed protocol, in the ``local`` folder of its startup kit."""
+"""A site's agreed protocol, or a list of them, in the ``local`` folder of its startup kit."""
 
 
 def canonical(protocol: Mapping[str, Any]) -> bytes:
@@ -32,10 +35,12 @@ def canonical(protocol: Mapping[str, Any]) -> bytes:
         JobError: A field is missing or unknown, or holds something that is not plain data.
     """
     missing = [name for name in FIELDS if name not in protocol]
-    unknown = sorted(set(protocol) - set(FIELDS))
+    if sum(name in protocol for name in LEARNERS) != 1:
+        missing.append(f"one of {' and '.join(LEARNERS)}")
+    unknown = sorted(set(protocol) - {*FIELDS, *LEARNERS})
     if missing or unknown:
         raise JobError(
-            f"A protocol has the fields {', '.join(FIELDS)}; "
+            f"A protocol has the fields {', '.join(FIELDS)} and one of {', '.join(LEARNERS)}; "
             f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}.",
             reason="PROTOCOL_INVALID",
         )
@@ -53,14 +58,14 @@ def digest(protocol: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical(protocol)).hexdigest()
 
 
-def read_protocol(path: Path) -> dict[str, Any]:
-    """Read a site's protocol file.
+def read_protocols(path: Path) -> list[dict[str, Any]]:
+    """Read a site's protocol file: one protocol, or a list of them.
 
     Raises:
         JobError: There is none, or it is not a protocol.
     """
     try:
-        protocol = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except OSError:
         raise JobError(
             f"{path}: not found. A site keeps there the protocol it agreed to; ask the consortium's lead.",
@@ -68,20 +73,25 @@ def read_protocol(path: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise JobError(f"{path}: not JSON: {error}", reason="PROTOCOL_INVALID") from None
-    if not isinstance(protocol, dict):
+    protocols = content if isinstance(content, list) else [content]
+    if not protocols or not all(isinstance(protocol, dict) for protocol in protocols):
         raise JobError(f"{path}: not a protocol.", reason="PROTOCOL_INVALID")
-    canonical(protocol)
-    return protocol
+    for protocol in protocols:
+        canonical(protocol)
+    return protocols
 
 
-def write_protocol(path: Path, protocol: Mapping[str, Any]) -> None:
-    """Write a protocol for a site, in its canonical form."""
-    write_bytes(path, canonical(protocol) + b"\n")
+def write_protocols(path: Path, protocols: Sequence[Mapping[str, Any]]) -> None:
+    """Write a site's protocols, in their canonical form; one stands by itself."""
+    written = [canonical(protocol) for protocol in protocols]
+    content = written[0] if len(written) == 1 else b"[" + b",\n".join(written) + b"]"
+    write_bytes(path, content + b"\n")
 
 
 def check_task(protocol: Mapping[str, Any], task: Mapping[str, Any]) -> None:
     """Raise :class:`JobError` (``PROTOCOL_MISMATCH``) where a task says other than the protocol."""
-    differs = [name for name in FIELDS if name in task and _plain(protocol[name]) != _plain(task[name])]
+    differs = [name for name in protocol if name in task and _plain(protocol[name]) != _plain(task[name])]
+    differs += [name for name in LEARNERS if name in task and name not in protocol]
     if differs:
         raise JobError(
             f"The job's task differs from its protocol in {', '.join(differs)}.", reason="PROTOCOL_MISMATCH"

@@ -1,40 +1,50 @@
-"""What a smaller or a greater ε costs in accuracy: one job at several budgets, over the same bags."""
+"""What a smaller or a greater ε costs in accuracy: one job at several budgets, over the same data."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from histoflare.privacy.plan import PrivacyPlan
-from histoflare.report.consortium import FIGURES, flatten_metrics
+from histoflare.report.consortium import flatten_metrics
+from histoflare.report.figures import CLASSIFICATION, KINDS
 from histoflare.report.guarantee import state_epsilon
 from histoflare.report.headline import mean_of
 from histoflare.rounds.comparison import Comparison
 
 
 def budget_entry(
-    plan: PrivacyPlan, rounds: int, comparison: Comparison, bounds: Comparison, *, is_own: bool = False
+    plan: PrivacyPlan,
+    rounds: int,
+    comparison: Comparison,
+    bounds: Comparison,
+    *,
+    is_own: bool = False,
+    data: str = CLASSIFICATION.data,
 ) -> dict[str, Any]:
     """Return one point of accuracy against ε, as plain JSON.
 
     ``epsilon`` is what a patient of a site that takes part in every round spends, by Rényi DP. The figures
-    are those on the test patients of all sites. ``site_mean`` and ``local_mean`` are the mean balanced
-    accuracy over the sites, each on its own test patients: of the federated model, and of the sites' own.
+    are those on the test patients of all sites. ``site_mean`` and ``local_mean`` are the mean over the
+    sites of the kind's main figure, each site on its own test patients: of the federated model, and of the
+    sites' own.
 
     Args:
         plan: Settled.
         comparison: Of the model that was trained under it.
         bounds: With the sites' own models; they do not depend on ε.
         is_own: Whether this is the job's own plan, and not another of the same job.
+        data: Of the job's task, see ``report.figures.KINDS``.
 
     Raises:
         JobError: The plan's event cannot be accounted (PRIVACY_INVALID).
     """
     from histoflare.privacy.accountant import epsilon  # its library takes its time
 
+    kind = KINDS[data]
     settings = plan.to_json()
     delta = settings.get("delta")
     spent = float("inf") if delta is None else epsilon([plan.spend().times(rounds)], delta, "rdp")
-    federated = flatten_metrics(comparison.federated) or dict.fromkeys(FIGURES)
+    federated = flatten_metrics(comparison.federated) or dict.fromkeys(kind.names)
     federated.pop("subgroups", None)
     return {
         "mechanism": plan.mechanism,
@@ -45,11 +55,11 @@ def budget_entry(
         "is_own": is_own,
         "rounds": rounds,
         **federated,
-        "site_mean": _mean_of_sites(comparison, "federated"),
-        "local_mean": _mean_of_sites(bounds, "local"),
+        "site_mean": _mean_of_sites(comparison, "federated", kind.main),
+        "local_mean": _mean_of_sites(bounds, "local", kind.main),
     }
 
 
-def _mean_of_sites(comparison: Comparison, model: str) -> float | None:
+def _mean_of_sites(comparison: Comparison, model: str, metric: str) -> float | None:
     figures = [flatten_metrics(getattr(site, model)) for site in comparison.sites.values()]
-    return mean_of(figures, "balanced_accuracy")
+    return mean_of(figures, metric)

@@ -10,20 +10,20 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from histoflare.report.figures import CLASSIFICATION, Kind, kind_of
 from histoflare.report.guarantee import build_guarantee
 from histoflare.report.guarantee_words import say_guarantee
 from histoflare.report.participation import site_rounds
 from histoflare.report.site_names import SiteNames
 from histoflare.rounds.comparison import Comparison
-from histoflare.rounds.evaluation import Figure, Metrics
+from histoflare.rounds.evaluation import Metrics
 
-FIGURES = ("accuracy", "balanced_accuracy", "auc")
 NEEDED = frozenset(
     {"job", "runtime", "strategy", "task", "encoder", "seed", "rounds", "privacy", "participation", "sites"}
     | {"federated", "pooled", "local_on_all_sites", "external", "external_other_models", "seconds"}
     | {"model_sha256", "guarantee", "accuracy_against_epsilon"}
 )
-"""Keys that every report has."""
+"""Keys that every report has. ``encoder`` is the task's encoder, or its network where it has none."""
 
 PHASES = ("training", "waiting", "idle")
 """Of a site in a round: its task sent until its reply; until the last reply; the rest of the round."""
@@ -53,6 +53,7 @@ class RunFacts:
         evaluation_refused: Site → fixed reason code it answered instead.
         pseudonyms: Site's FLARE name → the name the report may use. Sites not in it keep their own.
         bytes_up, bytes_down: Of tensors, where the rows of ``participation`` do not say.
+        data: Of the task: ``"bags"`` or ``"images"``.
     """
 
     job: str
@@ -75,13 +76,14 @@ class RunFacts:
     pseudonyms: Mapping[str, str] = field(default_factory=dict)
     bytes_up: int | None = None
     bytes_down: int | None = None
+    data: str = CLASSIFICATION.data
 
 
 def build_report(facts: RunFacts, comparison: Comparison) -> dict[str, Any]:
     """Return the report as plain JSON.
 
-    Each set of figures has ``accuracy``, ``balanced_accuracy`` and ``auc`` (a number, or null where it does
-    not exist), each with ``<figure>_ci95`` (low, high: bootstrap over patients) or ``<figure>_reason``.
+    Each set of figures has those of ``report.figures.kind_of(report).names`` (a number, or null where it
+    does not exist), each with ``<figure>_ci95`` (low, high: bootstrap over patients) or ``<figure>_reason``.
     Sites appear under their pseudonyms, wherever their name stands. ``guarantee`` is what
     :func:`histoflare.report.guarantee.build_guarantee` returns.
     """
@@ -113,7 +115,8 @@ def build_report(facts: RunFacts, comparison: Comparison) -> dict[str, Any]:
         "runtime": facts.runtime,
         "strategy": names.apply_each(facts.strategy),
         "task": dict(facts.task),
-        "encoder": facts.task.get("encoder"),
+        "data": facts.data,
+        "encoder": facts.task.get("encoder", facts.task.get("network")),
         "protocol": None if facts.protocol is None else dict(facts.protocol),
         "seed": facts.seed,
         "rounds": facts.rounds,
@@ -194,33 +197,34 @@ def _named_sites(facts: RunFacts, comparison: Comparison, rows: Sequence[Mapping
 
 def results_table(report: Mapping[str, Any]) -> Table:
     """Return the report's figures as a table: per cohort, the local, federated and pooled model."""
+    kind = kind_of(report)
     table = Table(
         title=f"{report['job']}: {report['rounds']} rounds, {report['runtime']}, seed {report['seed']}"
     )
     table.add_column("cohort")
-    table.add_column("train / test\nslides", justify="right")
+    table.add_column(_sizes_heading(kind), justify="right")
     for model in ("local", "federated", "pooled"):
-        table.add_column(f"{model}\nacc · AUC", justify="right")
+        table.add_column(f"{model}\n{kind.pair_heading}", justify="right")
     for name, site in report["sites"].items():
         table.add_row(
             escape(name),
             f"{site['n_train']} / {site['n_test']}",
-            *(_cell(site[model]) for model in ("local", "federated", "pooled")),
+            *(_cell(site[model], kind) for model in ("local", "federated", "pooled")),
         )
     table.add_section()
     sites = list(report["sites"].values())
     models = ("local", "federated", "pooled")
-    table.add_row("mean of sites", "", *(_mean([site[model] for site in sites]) for model in models))
-    slides = f"{sum(site['n_train'] for site in sites)} / {sum(site['n_test'] for site in sites)}"
-    elsewhere = _mean(list(report["local_on_all_sites"].values()))
-    table.add_row("all sites", slides, elsewhere, _cell(report["federated"]), _cell(report["pooled"]))
+    table.add_row("mean of sites", "", *(_mean([site[model] for site in sites], kind) for model in models))
+    sizes = f"{sum(site['n_train'] for site in sites)} / {sum(site['n_test'] for site in sites)}"
+    local = _mean(list(report["local_on_all_sites"].values()), kind)
+    shared = (_cell(report[model], kind) for model in ("federated", "pooled"))
+    table.add_row("all sites", sizes, local, *shared)
     if report["external"]:
         others = report["external_other_models"]
-        local = [figures for name, figures in others.items() if name.startswith("local/")]
-        slides = f"– / {report['external']['n_slides']}"
-        table.add_row(
-            "external", slides, _mean(local), _cell(report["external"]), _cell(others.get("pooled"))
-        )
+        own = [figures for name, figures in others.items() if name.startswith("local/")]
+        sizes = f"– / {report['external']['n_slides']}"
+        shared = (_cell(figures, kind) for figures in (report["external"], others.get("pooled")))
+        table.add_row("external", sizes, _mean(own, kind), *shared)
     table.caption = Text(
         "A site's local model is its own, tested on its own patients; in the last rows local is the mean of "
         f"the sites' models, each tested on all sites' or the external patients. {_rounds(report)} "
@@ -247,8 +251,7 @@ def flatten_metrics(metrics: Metrics | None) -> dict[str, Any] | None:
     if metrics is None:
         return None
     flat: dict[str, Any] = {"n_slides": metrics.n_slides, "n_patients": metrics.n_patients}
-    for name in FIGURES:
-        figure: Figure = getattr(metrics, name)
+    for name, figure in metrics.figures.items():
         flat[name] = figure.value
         if figure.value is None:
             flat[f"{name}_reason"] = figure.reason
@@ -258,16 +261,22 @@ def flatten_metrics(metrics: Metrics | None) -> dict[str, Any] | None:
     return flat | ({"subgroups": groups} if groups else {})
 
 
-def _mean(figures: Sequence[Mapping[str, Any] | None]) -> str:
+def _sizes_heading(kind: Kind) -> str:
+    if kind.trained == kind.tested:
+        return f"train / test\n{kind.tested}s"
+    return f"{kind.trained}s /\ntest {kind.tested}s"
+
+
+def _mean(figures: Sequence[Mapping[str, Any] | None], kind: Kind) -> str:
     values = []
-    for name in ("accuracy", "auc"):
+    for name in kind.pair:
         known = [row[name] for row in figures if row is not None and row[name] is not None]
         values.append(_number(sum(known) / len(known) if known else None))
     return " · ".join(values)
 
 
-def _cell(figures: Mapping[str, Any] | None) -> str:
-    return "–" if not figures else f"{_number(figures['accuracy'])} · {_number(figures['auc'])}"
+def _cell(figures: Mapping[str, Any] | None, kind: Kind) -> str:
+    return " · ".join(_number(figures[name]) for name in kind.pair) if figures else "–"
 
 
 def _number(value: float | None) -> str:

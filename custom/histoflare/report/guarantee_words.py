@@ -111,12 +111,14 @@ def say_not_covered(guarantee: Mapping[str, Any]) -> str:
     return f"Not covered, for there is no noise in it: {'; '.join(parts)}."
 
 
-def say_chance(entry: Mapping[str, Any], chance: float | None) -> str:
-    """Return whether the balanced accuracy at a job's own ε can be told from guessing."""
-    interval = entry.get("balanced_accuracy_ci95")
-    if not interval or chance is None:
+def say_chance(entry: Mapping[str, Any], metric: str, chance: float | None) -> str:
+    """Return whether a figure at a job's own ε can be told from guessing."""
+    interval = entry.get(f"{metric}_ci95")
+    if not interval:
         return "Whether the model at this ε is better than guessing cannot be said: there is no interval."
     between = f"At the job's ε = {say_epsilon(entry)} the interval is {interval[0]:.2f} to {interval[1]:.2f}"
+    if chance is None:
+        return f"{between}. What guessing gives cannot be said: it depends on how frequent the classes are."
     if interval[0] <= chance <= interval[1]:
         return f"{between}, which includes {chance:.2g}: not distinguishable from chance."
     side = "above" if interval[0] > chance else "below"

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from histoflare.report.figures import NAMES, kind_of
 from histoflare.report.guarantee_words import say_guarantee
 from histoflare.report.participation import SiteRounds, finished_rounds, site_rounds
 
-NAMES = {"balanced_accuracy": "balanced accuracy", "auc": "AUC", "accuracy": "accuracy"}
 FEW_PATIENTS = 20
 """Below this many test patients no difference between models is spoken of."""
 
@@ -58,17 +58,18 @@ def write_headline(report: Mapping[str, Any]) -> Headline:
 
 
 def choose_metric(report: Mapping[str, Any]) -> str:
-    """Return the protocol's metric, or balanced accuracy; another one where it does not exist."""
+    """Return the protocol's metric, or the kind's main figure; another one where it does not exist."""
+    kind = kind_of(report)
     agreed = str((report.get("protocol") or {}).get("metric"))
-    wanted = [agreed] if agreed in NAMES else []
-    for metric in [*wanted, *NAMES]:
+    wanted = [agreed] if agreed in kind.names else []
+    for metric in [*wanted, *kind.shown, *kind.names]:
         if _known(report["federated"], metric):
             return metric
-    return wanted[0] if wanted else next(iter(NAMES))
+    return wanted[0] if wanted else kind.main
 
 
 def chance_of(metric: str, report: Mapping[str, Any]) -> float | None:
-    """Return what guessing gives, or None where that depends on how frequent the classes are."""
+    """Return what guessing gives, or None where that depends on how frequent the classes are (Dice)."""
     if metric == "auc":
         return 0.5
     classes = len(report["task"].get("labels", []))
@@ -105,7 +106,8 @@ def _result(report: Mapping[str, Any], local: Sequence[Mapping[str, Any]], metri
     if mean is not None:
         others.append(f"the sites' own models reach {mean:.3f} on average")
     if _known(pooled, metric):
-        others.append(f"a model trained on all their slides in one place {say_figure(pooled, metric)}")
+        place = f"all their {kind_of(report).tested}s in one place"
+        others.append(f"a model trained on {place} {say_figure(pooled, metric)}")
     text += f"; there {' and '.join(others)}." if others else "."
     external = report["external"]
     if external and _known(external, metric):
@@ -159,8 +161,8 @@ def _limits(report: Mapping[str, Any], metric: str) -> list[str]:
     """Return what the figures cannot tell."""
     federated, pooled = report["federated"], report["pooled"]
     found = []
-    agreed = (report.get("protocol") or {}).get("metric")
-    if agreed in NAMES and agreed != metric:
+    agreed = str((report.get("protocol") or {}).get("metric"))
+    if agreed in kind_of(report).names and agreed != metric:
         reason = federated.get(f"{agreed}_reason") or "unknown reason"
         found.append(f"The agreed figure, {NAMES[agreed]}, does not exist here: {reason}.")
     interval, chance = federated.get(f"{metric}_ci95"), chance_of(metric, report)
@@ -168,12 +170,13 @@ def _limits(report: Mapping[str, Any], metric: str) -> list[str]:
         found.append(f"Guessing gives {chance:.2g}, which lies within the federated model's interval.")
     if interval and federated["n_patients"] >= FEW_PATIENTS and pooled and pooled.get(f"{metric}_ci95"):
         other = pooled[f"{metric}_ci95"]
+        place = f"all {kind_of(report).tested}s in one place"
         if other[0] > interval[1]:
-            found.append("The model trained on all slides in one place is better; the intervals are apart.")
+            found.append(f"The model trained on {place} is better; the intervals are apart.")
         elif other[1] < interval[0]:
-            found.append("The model trained on all slides in one place is worse; the intervals are apart.")
+            found.append(f"The model trained on {place} is worse; the intervals are apart.")
         else:
-            found.append("The intervals of the federated model and of all slides in one place overlap.")
+            found.append(f"The intervals of the federated model and of {place} overlap.")
     untested = [name for name, site in report["sites"].items() if not site["federated"]]
     if untested:
         found.append(f"No test patients, so not in the figures: {', '.join(untested)}.")
@@ -220,7 +223,7 @@ def _unfinished(report: Mapping[str, Any]) -> list[str]:
 
 
 def _article(metric: str) -> str:
-    return f"{'a' if metric == 'balanced_accuracy' else 'an'} {NAMES[metric]}"
+    return f"{'an' if NAMES[metric][0] in 'aA' else 'a'} {NAMES[metric]}"
 
 
 def count(number: int, noun: str) -> str:

@@ -20,7 +20,8 @@ from histoflare.report.charts import (
     draw_participation,
     draw_seconds,
 )
-from histoflare.report.headline import NAMES, chance_of, count, mean_of, write_headline
+from histoflare.report.figures import NAMES, kind_of, put_first, title_of
+from histoflare.report.headline import chance_of, count, mean_of, write_headline
 from histoflare.report.participation import finished_rounds, site_rounds
 from histoflare.report.privacy_section import make_privacy_section
 from histoflare.report.rendering import flatten, write_template
@@ -32,6 +33,7 @@ RUNTIMES = {
     "inprocess": "one process, without FLARE; nothing was sent over a network",
 }
 UNTESTED = "no test patients"
+MOST_CHARTS = 3
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def write_page(report: Mapping[str, Any], path: Path) -> None:
         OSError: The disk is full or the folder cannot be written.
     """
     headline = write_headline(report)
-    metrics = [headline.metric, *(name for name in NAMES if name != headline.metric)]
+    kind = kind_of(report)
+    charted = put_first(headline.metric, kind.charted)[:MOST_CHARTS]
     rounds = site_rounds(report)
     lines = _validation_lines(report)
     shown = {status for each in rounds for status in each.statuses}
@@ -76,11 +79,13 @@ def write_page(report: Mapping[str, Any], path: Path) -> None:
         path,
         report=report,
         headline=headline,
-        metrics=metrics,
+        kind=kind,
+        metrics=put_first(headline.metric, kind.shown),
         models=MODELS,
         tiles=_tiles(report, headline.metric),
         groups=_groups(report),
-        charts=[_interval_chart(report, metric) for metric in metrics],
+        charts={metric: _interval_chart(report, metric) for metric in charted},
+        guessing=any(chance_of(metric, report) is not None for metric in charted),
         elsewhere=_elsewhere(report),
         evaluated=_evaluated(report),
         rounds=rounds,
@@ -105,7 +110,7 @@ def _tiles(report: Mapping[str, Any], metric: str) -> list[Row]:
     rows = [
         Row("Federated", report["federated"], "federated"),
         Row("Each site alone, on average", local, "local"),
-        Row("All slides in one place", report["pooled"], "pooled"),
+        Row(f"All {kind_of(report).tested}s in one place", report["pooled"], "pooled"),
     ]
     if report["external"]:
         rows.append(Row("Federated, external cohort", report["external"], "federated"))
@@ -114,10 +119,11 @@ def _tiles(report: Mapping[str, Any], metric: str) -> list[Row]:
 
 def _groups(report: Mapping[str, Any]) -> list[Group]:
     """Return the table of figures: each site, their mean, all sites together, the external cohort."""
+    kind = kind_of(report)
     groups = [
         Group(
             name,
-            f"{_patients(site['federated'])}{site['n_train']} training and {site['n_test']} test slides",
+            f"{_patients(site['federated'])}{kind.say_sizes(site['n_train'], site['n_test'])}",
             [Row(model, site[model], model, *([] if site["n_test"] else [UNTESTED])) for model in MODELS],
         )
         for name, site in report["sites"].items()
@@ -128,14 +134,14 @@ def _groups(report: Mapping[str, Any]) -> list[Group]:
         groups.append(Group("Mean of the sites", "each site counts the same", means))
     if report["federated"] or report["pooled"]:
         trained, tested = (sum(site[name] for site in sites) for name in ("n_train", "n_test"))
-        note = f"{_patients(report['federated'])}{trained} training and {tested} test slides"
+        note = f"{_patients(report['federated'])}{kind.say_sizes(trained, tested)}"
         own = list(report["local_on_all_sites"].values())
         groups.append(Group("All sites together", note, _three(report, own), own))
     if report["external"]:
         others = report["external_other_models"]
         own = [figures for name, figures in others.items() if name.startswith("local/")]
         external = {"federated": report["external"], "pooled": others.get("pooled")}
-        note = f"{_patients(report['external'])}{count(report['external']['n_slides'], 'slide')}"
+        note = f"{_patients(report['external'])}{count(report['external']['n_slides'], kind.tested)}"
         groups.append(Group("External cohort", f"{note}; seen by no model", _three(external, own), own))
     return groups
 
@@ -156,8 +162,9 @@ def _mean(rows: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
     """Return the mean of each figure over those that exist; no interval."""
     if not any(rows):
         return None
-    means: dict[str, Any] = {metric: mean_of(rows, metric) for metric in NAMES}
-    missing = {f"{metric}_reason": "exists at no site" for metric in NAMES if means[metric] is None}
+    metrics = [name for name in NAMES if any(row and name in row for row in rows)]
+    means: dict[str, Any] = {metric: mean_of(rows, metric) for metric in metrics}
+    missing = {f"{metric}_reason": "exists at no site" for metric in metrics if means[metric] is None}
     return means | missing
 
 
@@ -172,8 +179,7 @@ def _interval_chart(report: Mapping[str, Any], metric: str) -> Markup:
         each = [figures[metric] for figures in group.each if figures and figures[metric] is not None]
         note = group.note.partition(",")[0] if "patient" in group.note else ""
         groups.append(MarkGroup(group.label, note, marks, each))
-    title = NAMES[metric][0].upper() + NAMES[metric][1:]
-    return draw_intervals(f"figures-{metric}", title, groups, chance_of(metric, report))
+    return draw_intervals(f"figures-{metric}", title_of(metric), groups, chance_of(metric, report))
 
 
 def _elsewhere(report: Mapping[str, Any]) -> list[Group]:
@@ -193,7 +199,7 @@ def _evaluated(report: Mapping[str, Any]) -> list[Row]:
     rows = []
     for name, said in (report.get("evaluated_at_sites") or {}).items():
         figures: dict[str, Any] = {"n_patients": said.get("n_patients"), "n_slides": said.get("n_slides")}
-        for metric in NAMES:
+        for metric in kind_of(report).names:
             figures[metric] = said.get(metric)
             ends = (said.get(f"{metric}_low"), said.get(f"{metric}_high"))
             if figures[metric] is None:
@@ -268,7 +274,7 @@ def _subgroups(report: Mapping[str, Any]) -> dict[str, list[Group]]:
 
 def _flatten_metrics(inside: Mapping[str, Any]) -> dict[str, Any]:
     figures: dict[str, Any] = {"n_patients": inside["n_patients"], "n_slides": inside["n_slides"]}
-    for metric in NAMES:
+    for metric in (name for name in NAMES if name in inside):
         figure = inside[metric]
         figures[metric] = figure["value"]
         if figure["value"] is None:
@@ -284,7 +290,7 @@ def _settings(report: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
         "runtime": RUNTIMES.get(report["runtime"], report["runtime"]),
         "rounds": report["rounds"],
         "seed": report["seed"],
-        "encoder": report["encoder"],
+        kind_of(report).model: report["encoder"],
         "SHA-256 of the model": report["model_sha256"],
     }
     parts = {"Run": run, "Strategy": report["strategy"], "Task": report["task"]}

@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from histoflare.report.charts import MOST_LINES
+from histoflare.report.figures import kind_of, title_of
 from histoflare.report.guarantee_words import (
     ACCOUNTANTS,
     say_chance,
@@ -25,10 +26,19 @@ MOST_NAMES = 4
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """Accuracy against ε: the table's entries, the chart, and whether the job's own beats guessing."""
+    """How good the model is against ε: the table's entries, the chart, what the job's own is beside guessing.
+
+    Attributes:
+        title: Of the chart. metrics: The two figures in the table; the first is the chart's.
+        guessing: Whether the chart has the line of guessing; ``chance`` says what follows from it.
+    """
+
+    title: str
+    metrics: Sequence[str]
 
     entries: Sequence[Mapping[str, Any]]
     chart: Markup
+    guessing: bool
     chance: str
     note: str
 
@@ -104,21 +114,24 @@ def _tradeoff(report: Mapping[str, Any]) -> Tradeoff | None:
     entries = report["accuracy_against_epsilon"]
     if not entries:
         return None
+    kind = kind_of(report)
+    metric, title = kind.main, f"{title_of(kind.main)} against ε"
     marks = []
     for entry in entries:
-        if entry["balanced_accuracy"] is None:
+        if entry[metric] is None:
             continue
-        low, high = entry.get("balanced_accuracy_ci95") or (None, None)
-        marks.append(
-            EpsilonMark(entry["epsilon"], entry["balanced_accuracy"], low, high, is_own=entry["is_own"])
-        )
-    chance = chance_of("balanced_accuracy", report)
-    local = mean_of(list(report["local_on_all_sites"].values()), "balanced_accuracy")
+        low, high = entry.get(f"{metric}_ci95") or (None, None)
+        marks.append(EpsilonMark(entry["epsilon"], entry[metric], low, high, is_own=entry["is_own"]))
+    chance = chance_of(metric, report)
+    local = mean_of(list(report["local_on_all_sites"].values()), metric)
     own = next((entry for entry in entries if entry["is_own"]), None)
     return Tradeoff(
+        title=title,
+        metrics=(metric, kind.pair[1]),
         entries=sorted(entries, key=_order),
-        chart=draw_accuracy("tradeoff", "Balanced accuracy against ε", marks, local, chance),
-        chance=say_chance(own, chance) if own else "",
+        chart=draw_accuracy("tradeoff", title, marks, local, chance),
+        guessing=chance is not None,
+        chance=say_chance(own, metric, chance) if own else "",
         note="At ε = ∞ the same job runs without protection: plain local training, as its task has it.",
     )
 

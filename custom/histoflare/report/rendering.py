@@ -9,8 +9,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from histoflare.report.charts import draw_key
+from histoflare.report.figures import NAMES, title_of
 from histoflare.report.guarantee_words import say_delta, say_epsilon
-from histoflare.report.headline import NAMES, count
+from histoflare.report.headline import count
 from histoflare.report.participation import list_rounds
 from histoflare.report.reasons import explain
 from histoflare.storage import write_text
@@ -40,7 +41,12 @@ def write_template(name: str, path: Path, **content: Any) -> None:
         delta=say_delta,
     )
     environment.globals.update(
-        explain=explain, key=draw_key, names=NAMES, count=count, list_rounds=list_rounds
+        explain=explain,
+        key=draw_key,
+        names=NAMES,
+        title_of=title_of,
+        count=count,
+        list_rounds=list_rounds,
     )
     write_text(path, environment.get_template(name).render(content))
 

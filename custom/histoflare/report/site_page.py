@@ -1,6 +1,7 @@
-"""One site's own page: its slides, where the model looks, and what left the site. It stays at the site.
+"""One site's own page: its slides or images, what the model makes of them, what left. It stays at the site.
 
-It is handed prepared pictures and rows; :mod:`histoflare.site.pictures` makes them.
+It is handed prepared pictures and rows; :mod:`histoflare.site.pictures` makes those of slides and
+:mod:`histoflare.site.image_pictures` those of images.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from PIL import Image
 
 from histoflare.report.charts import MODELS
+from histoflare.report.figures import kind_of
 from histoflare.report.guarantee_words import say_site
-from histoflare.report.headline import NAMES
 from histoflare.report.page import RUNTIMES, UNTESTED, Group, Row
 from histoflare.report.participation import REFUSED_AT_SERVER, site_rounds
 from histoflare.report.privacy_section import make_privacy_section
@@ -66,6 +68,36 @@ class SlideRow:
 
 
 @dataclass(frozen=True)
+class ImagePictures:
+    """An image's pictures as data URIs; what could not be drawn is empty, and ``notes`` says why.
+
+    Attributes:
+        image: As it is. outlines: With the outlines of both masks.
+        annotated: The share of its pixels that somebody annotated.
+    """
+
+    image: str = ""
+    outlines: str = ""
+    annotated: float = 1.0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One image with a mask.
+
+    ``dice``: class → Dice of the federated model's mask, None if the class is in neither mask; empty without a
+    model.
+    """
+
+    slide: str
+    patient: str
+    split: str
+    dice: Mapping[str, float | None] = field(default_factory=dict)
+    pictures: ImagePictures | None = None
+
+
+@dataclass(frozen=True)
 class LeftOutRow:
     """A slide of the manifest that no model saw, and the reason code."""
 
@@ -97,26 +129,36 @@ class AttentionScale:
 
 
 @dataclass(frozen=True)
+class ClassKey:
+    """A class and the colour (CSS) of its outlines."""
+
+    label: str
+    colour: str
+
+
+@dataclass(frozen=True)
 class SitePage:
     """All that a site's page says.
 
     Attributes:
         site: The site's own name. alias: Its name in the consortium's report; empty if the same.
         report: The consortium's report, for the site's figures, privacy and settings.
-        slides: Every slide a model saw; those with pictures are shown first.
+        slides: Every slide, or every image of a segmentation; those with pictures are shown first.
         left_out: Slides that were left out.
         sent: What left in each round.
         scale: Of the attention pictures; None if there are none.
+        classes: Those with outlines and figures, of a segmentation.
         warnings: What is odd about the data.
     """
 
     site: str
     report: Mapping[str, Any]
-    slides: Sequence[SlideRow]
+    slides: Sequence[SlideRow] | Sequence[ImageRow]
     left_out: Sequence[LeftOutRow]
     sent: Sequence[SentRow]
     alias: str = ""
     scale: AttentionScale | None = None
+    classes: Sequence[ClassKey] = ()
     warnings: Sequence[str] = ()
 
 
@@ -154,26 +196,31 @@ def write_site_page(page: SitePage, path: Path) -> None:
         OSError: The disk is full or the folder cannot be written.
     """
     name = page.alias or page.site
-    report = page.report
+    report, kind = page.report, kind_of(page.report)
     figures = report["sites"].get(name)
     groups = []
     if figures:
         missing = [] if figures["n_test"] else [UNTESTED]
-        note = f"{figures['n_train']} training and {figures['n_test']} test slides"
+        note = kind.say_sizes(figures["n_train"], figures["n_test"])
         rows = [Row(model, figures[model], model, *missing) for model in MODELS]
         groups.append(Group("This site's test patients", note, rows))
-    tested = [slide for slide in page.slides if slide.split == "test" and slide.probabilities]
+    test_slides = [row for row in page.slides if isinstance(row, SlideRow) and row.split == "test"]
+    tested = [slide for slide in test_slides if slide.probabilities]
+    test_images = [row for row in page.slides if isinstance(row, ImageRow) and row.split == "test" and row.dice]
     write_template(
         "site.html",
         path,
         page=page,
         report=report,
         groups=groups,
-        metrics=list(NAMES),
+        kind=kind,
+        metrics=list(kind.shown),
         splits=Counter(slide.split for slide in page.slides),
         pictured=[slide for slide in page.slides if slide.pictures],
         tested=tested,
         right=sum(slide.answer == slide.label for slide in tested),
+        tested_images=test_images,
+        mean_dice=mean_dice(test_images),
         sent_bytes=sum(row.size_bytes or 0 for row in page.sent),
         sent_rounds=sum(row.status in ("took", "unused") for row in page.sent),
         counted=any(row.size_bytes is not None for row in page.sent),
@@ -181,6 +228,16 @@ def write_site_page(page: SitePage, path: Path) -> None:
         privacy=make_privacy_section(report),
         own_spending=say_site(report["guarantee"], name),
     )
+
+
+def mean_dice(images: Sequence[ImageRow]) -> float | None:
+    """Return the mean over images, then over classes, as the report's ``dice``; None: there is no class."""
+    known: dict[str, list[float]] = {}
+    for image in images:
+        for label, value in image.dice.items():
+            if value is not None:
+                known.setdefault(label, []).append(value)
+    return fmean(fmean(values) for values in known.values()) if known else None
 
 
 def encode_picture(image: Image.Image, largest_bytes: int = LARGEST_PICTURE_BYTES) -> str:

@@ -28,5 +28,13 @@ def train_pooled(task: Task, pooled: Any, rounds: int, seed: int) -> State:
 def _train_alone(task: Task, data: Any, site: str, rounds: int, seed: int) -> State:
     state = model_state(task.build_model())
     for index in range(rounds):
-        state = train_locally(task, state, data, seed=derive_seed(seed, "train", site, index)).state
+        found = train_locally(
+            task,
+            state,
+            data,
+            seed=derive_seed(seed, "train", site, index),
+            round_index=index,
+            total_rounds=rounds,
+        )
+        state = found.state
     return state

@@ -75,7 +75,7 @@ def compare(
     """
 
     def score(table: PredictionTable) -> Metrics | None:
-        return evaluate(table, seed=derive_seed(seed, "evaluate")) if len(table.labels) else None
+        return evaluate(table, seed=derive_seed(seed, "evaluate")) if len(table.patients) else None
 
     def everywhere(state: State) -> Metrics | None:
         return score(
@@ -90,7 +90,7 @@ def compare(
     rows = {
         site: SiteComparison(
             n_train=task.n_train(data),
-            n_test=len(own[site].labels),
+            n_test=len(own[site].patients),
             local=score(predict(task, local[site], data, "test")) if local else None,
             federated=score(own[site]),
             pooled=score(predict(task, pooled, data, "test")) if pooled is not None else None,

@@ -23,14 +23,17 @@ class CyclicWeightTransfer(Strategy):
 
     Attributes:
         order: ``"site"`` visits in site order; ``"seeded"`` draws a new order for every cycle.
-        share: See :class:`Strategy`.
+        share, batch_norm, transfer: See :class:`Strategy`.
     """
 
     name: ClassVar[str] = "cyclic"
     order: str = "site"
     share: Sequence[str] | None = None
+    batch_norm: str = "shared"
+    transfer: str = "float32"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.order not in ORDERS:
             raise JobError(f"order must be one of {', '.join(ORDERS)}, not {self.order!r}.")
 

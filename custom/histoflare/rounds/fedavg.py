@@ -26,7 +26,7 @@ class FedAvg(Strategy):
             a site sends.
         weights: Site → weight, for ``"fixed"``: finite, >= 0, at least one above 0.
         clients_per_round: A seeded subset of so many sites trains in each round; None = all.
-        share: See :class:`Strategy`.
+        share, batch_norm, transfer: See :class:`Strategy`.
     """
 
     name: ClassVar[str] = "fedavg"
@@ -34,8 +34,11 @@ class FedAvg(Strategy):
     weights: Mapping[str, float] | None = None
     clients_per_round: int | None = None
     share: Sequence[str] | None = None
+    batch_norm: str = "shared"
+    transfer: str = "float32"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.weighting not in WEIGHTINGS:
             raise JobError(f"weighting must be one of {', '.join(WEIGHTINGS)}, not {self.weighting!r}.")
         if (self.weighting == "fixed") != (self.weights is not None):

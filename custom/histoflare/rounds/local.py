@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from histoflare.errors import JobError
 from histoflare.rounds.state import State, is_finite, load_state, model_state
-from histoflare.rounds.task import PredictionTable, Task
+from histoflare.rounds.task import Decaying, PredictionTable, Task
 
 Correction = Callable[[str, Tensor], Tensor]
 """(name, parameter) → what to add to that parameter's gradient before each step (FedProx, SCAFFOLD)."""
@@ -53,22 +53,34 @@ def one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def reproducible(seed: int) -> Iterator[None]:
+def reproducible(seed: int, device: str = "cpu") -> Iterator[None]:
     """Run a block on one thread and under ``seed``; put threads and torch's random state back after it."""
-    with one_thread(), torch.random.fork_rng(devices=[]):
+    with one_thread(), torch.random.fork_rng(devices=[] if device == "cpu" else [device]):
+        if device != "cpu":
+            torch.cuda.manual_seed(seed)
         # Not torch.manual_seed: where CUDA is not started it queues a call, with its stack, for ever.
         torch.default_generator.manual_seed(seed)
         yield
 
 
 def train_locally(
-    task: Task, state: State, data: Any, *, seed: int, correction: Correction | None = None
+    task: Task,
+    state: State,
+    data: Any,
+    *,
+    seed: int,
+    correction: Correction | None = None,
+    round_index: int = 0,
+    total_rounds: int = 1,
+    device: str = "cpu",
 ) -> LocalResult:
     """Train one round's local epochs from ``state`` (which is left as it is).
 
     Args:
         seed: Of batch order, subsets, dropout; derived from (job seed, "train", site, round).
         correction: A term added to each gradient before each step.
+        round_index, total_rounds: How far the run is: a learning rate may fall over all of it.
+        device: Where to train.
 
     Raises:
         JobError: No training data, or the loss or the trained state is not finite.
@@ -79,14 +91,17 @@ def train_locally(
             "This site has no training samples: its manifest needs rows with split 'train'.",
             reason="SITE_HAS_NO_TRAINING_DATA",
         )
-    with reproducible(seed):
+    with reproducible(seed, device):
         model = task.build_model()
         load_state(model, state)
-        model.train()
+        model.to(device).train()
         optimizer = task.build_optimizer(model)
-        losses = [
-            _step(task, model, optimizer, batch, correction) for batch in task.train_batches(data, seed)
-        ]
+        rate = _rate(task, optimizer, data, round_index, total_rounds)
+        losses = []
+        for batch in task.train_batches(data, seed):
+            losses.append(_step(task, model, optimizer, batch, correction))
+            if rate is not None:
+                rate.step()
         trained = model_state(model)
     finite = all(map(is_finite, trained.values()))
     if not losses or not finite:
@@ -98,13 +113,25 @@ def train_locally(
     return LocalResult(trained, n_samples, len(losses), math.fsum(losses) / len(losses))
 
 
-def predict(task: Task, state: State, data: Any, split: str) -> PredictionTable:
+def predict(task: Task, state: State, data: Any, split: str, device: str = "cpu") -> PredictionTable:
     """Return what the model with ``state`` says of ``split``: evaluation mode, no gradients, one thread."""
-    with reproducible(0), torch.no_grad():
+    with reproducible(0, device), torch.no_grad():
         model = task.build_model()
         load_state(model, state)
-        model.eval()
+        model.to(device).eval()
         return task.predict(model, data, split)
+
+
+def _rate(
+    task: Task, optimizer: torch.optim.Optimizer, data: Any, round_index: int, total_rounds: int
+) -> torch.optim.lr_scheduler.LRScheduler | None:
+    """Return what sets the learning rate step by step, if the task has one that changes."""
+    if not isinstance(task, Decaying):
+        return None
+    steps, decay = max(1, task.n_steps(data)), task.decay
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: decay((round_index + step / steps) / total_rounds)
+    )
 
 
 def _step(

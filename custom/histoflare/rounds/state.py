@@ -92,6 +92,35 @@ def shared_names(state: Mapping[str, Tensor], share: Sequence[str] | None) -> li
     return [name for name in floating if any(_under(name, prefix) for prefix in share)]
 
 
+BATCH_NORM = ("shared", "local-statistics", "local")
+"""What of BatchNorm a site sends: all, all but its running statistics (SiloBN), nothing (FedBN)."""
+
+STATISTICS = ("running_mean", "running_var")
+
+
+def batch_norm_names(state: Mapping[str, Tensor], kept: str) -> set[str]:
+    """Return the tensors of BatchNorm layers that stay at a site.
+
+    Args:
+        kept: One of :data:`BATCH_NORM`. ``"local-statistics"``: running mean and variance stay (Andreux et
+            al. 2020, SiloBN). ``"local"``: weight and bias too (Li et al. 2021, FedBN).
+    """
+    if kept == "shared":
+        return set()
+    layers = {name.rpartition(".")[0] for name in state if name.rpartition(".")[2] == "running_mean"}
+    parts = STATISTICS if kept == "local-statistics" else (*STATISTICS, "weight", "bias")
+    named = {f"{layer}.{part}" if layer else part for layer in layers for part in parts}
+    return named & set(state)
+
+
+def without_negative_variances(state: Mapping[str, Tensor]) -> State:
+    """Return the state with every running variance at 0 at least: noise or a mean can leave one below."""
+    return {
+        name: tensor.clamp(min=0) if name.rpartition(".")[2] == "running_var" else tensor
+        for name, tensor in state.items()
+    }
+
+
 def subtract(local: Mapping[str, Tensor], start: Mapping[str, Tensor], names: Iterable[str]) -> State:
     """Return local - start for ``names``, in the state's own dtype (one rounding)."""
     return {name: local[name] - start[name] for name in names}

@@ -19,12 +19,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from histoflare.errors import JobError
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan
 from histoflare.rounds.local import Correction, LocalResult, one_thread, train_locally
-from histoflare.rounds.state import State, check_tensors, shared_names, subtract
+from histoflare.rounds.state import (
+    BATCH_NORM,
+    State,
+    batch_norm_names,
+    check_tensors,
+    shared_names,
+    subtract,
+    without_negative_variances,
+)
 from histoflare.rounds.task import Task
 from histoflare.seeds import derive_seed
 
@@ -35,6 +44,8 @@ STRATEGIES = {
 
 EXTRA = "strategy/"
 """Prefix of the tensors that a strategy adds to the global state beside the model's (control variates)."""
+
+TRANSFERS = ("float32", "float16")
 
 PERSONAL = "personal/"
 """Prefix, in a site's own state, of the model tensors that it does not share."""
@@ -50,6 +61,7 @@ class SiteRound:
         round_index: From 0. total_rounds: Of the job.
         seed: The job's.
         plan: What protects the update; a strategy trains with :meth:`train` and so under it.
+        device: Where training runs, ``"cpu"`` or ``"cuda"``; only on the former do the same bytes come out.
     """
 
     task: Task
@@ -61,6 +73,7 @@ class SiteRound:
     total_rounds: int
     seed: int
     plan: PrivacyPlan
+    device: str = "cpu"
 
     @property
     def train_seed(self) -> int:
@@ -85,7 +98,16 @@ class SiteRound:
 
     def _train_plainly(self, start: State, correction: Correction | None) -> LocalResult:
         try:
-            return train_locally(self.task, start, self.data, seed=self.train_seed, correction=correction)
+            return train_locally(
+                self.task,
+                start,
+                self.data,
+                seed=self.train_seed,
+                correction=correction,
+                round_index=self.round_index,
+                total_rounds=self.total_rounds,
+                device=self.device,
+            )
         except JobError as error:
             if isinstance(self.plan, Open) or error.reason != "TRAINING_FAILED":
                 raise
@@ -124,10 +146,20 @@ class Strategy(ABC):
         name: As in a job's configuration.
         share: Module prefixes of what is sent; None sends every floating-point tensor. Tensors not sent are
             personal: each site keeps its own between rounds, and the server's stay as they were.
+        batch_norm: What of BatchNorm layers is sent, one of ``rounds.state.BATCH_NORM``.
+        transfer: ``"float32"``: updates are sent as they are. ``"float16"``: their float32 tensors are
+            rounded to half precision, after any noise, which halves what is sent. Sums are float64 as ever.
     """
 
     name: ClassVar[str]
     share: Sequence[str] | None = None
+    batch_norm: str = "shared"
+    transfer: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name, known in (("batch_norm", BATCH_NORM), ("transfer", TRANSFERS)):
+            if getattr(self, name) not in known:
+                raise JobError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}.")
 
     def check_sites(self, sites: Sequence[str]) -> None:
         """Raise :class:`JobError` if this strategy cannot work with these sites. Called before round 0."""
@@ -157,7 +189,12 @@ class Strategy(ABC):
     def sent_names(self, global_state: Mapping[str, Tensor]) -> list[str]:
         """Return the names a site sends: the shared ones and the strategy's own."""
         model = {name: tensor for name, tensor in global_state.items() if not name.startswith(EXTRA)}
-        return shared_names(model, self.share) + [name for name in global_state if name.startswith(EXTRA)]
+        return self.shared_names(model) + [name for name in global_state if name.startswith(EXTRA)]
+
+    def shared_names(self, model: Mapping[str, Tensor]) -> list[str]:
+        """Return which of a model's tensors a site sends."""
+        kept = batch_norm_names(model, self.batch_norm)
+        return [name for name in shared_names(model, self.share) if name not in kept]
 
     def personalize(self, global_state: Mapping[str, Tensor], site_state: Mapping[str, Tensor]) -> State:
         """Return a site's model: the global tensors, with the site's personal ones in their place."""
@@ -171,17 +208,15 @@ class Strategy(ABC):
         """Train from the site's model; send the change of what is shared, keep the rest for the next time."""
         start = self.personalize(ctx.global_state, ctx.site_state)
         result = ctx.train(start, self.correction(ctx))
-        sent = shared_names(start, self.share)
+        sent = self.shared_names(start)
         update = Update(
             ctx.site, subtract(result.state, start, sent), self.weight(ctx.site, result.n_samples)
         )
         return SiteOutcome(update, self.personal_state(result.state), result)
 
     def personal_state(self, trained: Mapping[str, Tensor]) -> State:
-        """Return the tensors of ``trained`` that ``share`` leaves out, named for a site's own state."""
-        if self.share is None:
-            return {}
-        sent = set(shared_names(trained, self.share))
+        """Return the floating-point tensors of ``trained`` that are not sent, for a site's own state."""
+        sent = set(self.shared_names(trained))
         return {
             PERSONAL + name: tensor.clone()
             for name, tensor in trained.items()
@@ -202,6 +237,7 @@ def site_round(
     total_rounds: int,
     seed: int,
     plan: PrivacyPlan,
+    device: str = "cpu",
 ) -> SiteOutcome:
     """The site's half of a round: the strategy's local round, then the privacy plan's release.
 
@@ -209,17 +245,33 @@ def site_round(
         JobError: Training failed, or what would leave has not the names and shapes the strategy sends.
         HistoflareError: The privacy plan lets nothing leave.
     """
-    ctx = SiteRound(task, data, site, global_state, site_state, round_index, total_rounds, seed, plan)
+    ctx = SiteRound(task, data, site, global_state, site_state, round_index, total_rounds, seed, plan, device)
     outcome = strategy.local_round(ctx)
     released = plan.release(outcome.update.tensors, plan.noise(site, round_index, "update"))
-    update = replace(outcome.update, tensors=released)
+    update = replace(outcome.update, tensors=compress(released, strategy.transfer))
     check_update(strategy, global_state, update)
     return replace(outcome, update=update)
 
 
+def compress(tensors: Mapping[str, Tensor], transfer: str) -> State:
+    """Return tensors as they are sent; what half precision cannot hold becomes the nearest that it can.
+
+    Rounding what was released tells nothing more of the data (post-processing).
+    """
+    if transfer == "float32":
+        return dict(tensors)
+    largest = torch.finfo(torch.float16).max
+    return {
+        name: tensor.clamp(-largest, largest).half() if tensor.dtype == torch.float32 else tensor
+        for name, tensor in tensors.items()
+    }
+
+
 def check_update(strategy: Strategy, global_state: State, update: Update) -> None:
     """Raise :class:`JobError` unless ``update`` has the tensors that ``strategy`` sends and a weight."""
-    like = {name: global_state[name] for name in strategy.sent_names(global_state)}
+    like = compress(
+        {name: global_state[name] for name in strategy.sent_names(global_state)}, strategy.transfer
+    )
     check_tensors(update.tensors, like, whose=f"The update of {update.site}")
     if not (math.isfinite(update.weight) and update.weight >= 0):
         raise JobError(
@@ -259,12 +311,17 @@ def server_round(
         )
     for update in updates:
         check_update(strategy, global_state, update)
-    ordered = sorted(updates, key=lambda update: list(sites).index(update.site))
+    ordered = [
+        replace(
+            update, tensors={name: each.to(global_state[name].dtype) for name, each in update.tensors.items()}
+        )
+        for update in sorted(updates, key=lambda update: list(sites).index(update.site))
+    ]
     if plan is not None:
         plan.check_strategy(strategy)
         protected = plan.at_server([update.tensors for update in ordered])
         ordered = [replace(update, tensors=own) for update, own in zip(ordered, protected, strict=True)]
-    combined = strategy.combine(global_state, ordered)
+    combined = without_negative_variances(strategy.combine(global_state, ordered))
     check_tensors(combined, global_state, whose=f"The global state that {strategy.name} made")
     return combined
 

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+Columns = Mapping[str, NDArray[Any]]
+"""Name → (n, …), one row per slide or image."""
+
+Measure = Callable[[Columns, NDArray[np.float64]], NDArray[np.float64]]
+"""(columns, weights (b, n) >= 0) → (b,): a figure under each row of weights; NaN where it does not exist."""
+
 
 class PredictionTable(Protocol):
-    """One row per slide (or image) of one split.
+    """One row per slide (or image) of one split, and how good predictions of this kind are told.
 
-    ``probabilities`` (n, k) float64, rows summing to 1; ``labels`` (n,) in [0, k); ``patients`` n names;
-    ``subgroups`` column → n values, None where a row has none.
+    ``patients`` n names; ``subgroups`` column → n values, None where a row has none. Two tables of one task
+    can be put one after the other.
     """
 
     @property
-    def probabilities(self) -> NDArray[np.float64]: ...
+    def columns(self) -> Columns:
+        """What the measures are computed of."""
+
     @property
-    def labels(self) -> NDArray[np.int64]: ...
+    def measures(self) -> Mapping[str, Measure]:
+        """Name of a figure (as in a protocol's ``metric``) → how it is computed."""
+
+    @property
+    def why_missing(self) -> str:
+        """In words, why a figure may not exist."""
+
     @property
     def patients(self) -> Sequence[str]: ...
     @property
@@ -35,9 +49,15 @@ class Task(Protocol):
     generator included (local training seeds it and puts it back).
     """
 
+    data: ClassVar[str]
+    """The kind of data it is trained on, as a site knows it: ``"bags"`` or ``"images"``."""
+
     @property
     def labels(self) -> Sequence[str]:
         """Class names, in the order of the model's outputs."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return its settings, as plain JSON."""
 
     def build_model(self) -> nn.Module:
         """Return the initial model: the same bytes in every process."""
@@ -56,6 +76,20 @@ class Task(Protocol):
 
     def predict(self, model: nn.Module, data: Any, split: str) -> PredictionTable:
         """Return predictions for ``split``: train, validation, test or all."""
+
+    def notes(self, table: Any) -> tuple[list[str], list[list[str]]]:
+        """Return a table of :meth:`predict` for the site's own notes: column names, and one row for each."""
+
+
+@runtime_checkable
+class Decaying(Protocol):
+    """A task whose learning rate falls over the whole run, and not only within a round."""
+
+    def n_steps(self, data: Any) -> int:
+        """Return the number of optimizer steps of one round."""
+
+    def decay(self, progress: float) -> float:
+        """Return what the learning rate is multiplied by when ``progress`` (0 to 1) of the run is done."""
 
 
 @runtime_checkable

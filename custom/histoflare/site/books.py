@@ -23,7 +23,8 @@ from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import Policy
 from histoflare.privacy.release_store import ReleaseStore
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.ledgers import audit_log_of, budget_of, note_refusal, open_ledger, read_roles
+from histoflare.site.data import read_roles
+from histoflare.site.ledgers import audit_log_of, budget_of, note_refusal, open_ledger
 from histoflare.site.messages import Arrays, EvaluateAnswer, TrainAnswer, digest_of
 from histoflare.site.records import is_run_name
 
@@ -43,7 +44,7 @@ class Books:
     Args:
         configuration: The site's. policy: Of the job's scope. plan: The job's, settled for its rounds.
         rounds: Of the job. run: Its run; the same for a job that goes on after another.
-        labels: Of the task.
+        labels: Of the task. data: The kind of data it is trained on, ``"bags"`` or ``"images"``.
 
     Raises:
         JobError: ``run`` cannot be the name of a folder (RUN_INVALID).
@@ -58,6 +59,7 @@ class Books:
         rounds: int,
         run: str,
         labels: list[str],
+        data: str = "bags",
     ) -> None:
         if not is_run_name(run):
             raise JobError(f"{run!r} cannot be the name of a run.", reason="RUN_INVALID")
@@ -68,6 +70,7 @@ class Books:
         self._policy = policy
         self._rounds = rounds
         self._labels = labels
+        self._data = data
         self._reservation: Reservation | None = None
         self._broken = False
         self._audit = audit_log_of(configuration)
@@ -91,7 +94,7 @@ class Books:
         protection = self._policy.protection
         if protection is None or self._reservation is not None:
             return
-        roles = read_roles(self.configuration, self._labels)
+        roles = read_roles(self.configuration, self._labels, self._data)
         check_size(self._policy, sum(role == "train" for role in roles.values()))
         self._reservation = open_ledger(self.configuration).reserve(
             run=self.run,
@@ -187,7 +190,7 @@ class Books:
         protection = self._policy.protection
         model = hashlib.sha256(f"{digest_of(received)} {split} {question}".encode()).hexdigest()
         if protection is not None:
-            roles = read_roles(self.configuration, self._labels)
+            roles = read_roles(self.configuration, self._labels, self._data)
             patients = [patient for patient, role in roles.items() if split in ("all", role)]
             check_size(self._policy, len(patients))  # before it is counted
             ledger = open_ledger(self.configuration)

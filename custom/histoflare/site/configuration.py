@@ -21,6 +21,7 @@ SITES_VARIABLE = "HISTOFLARE_SITES"
 SITE_FILE = "histoflare.toml"
 """A provisioned site's own file, in the ``local`` folder of its startup kit."""
 
+DATA = ("manifest", "bags", "images")
 CACHE_MB = 2048
 PSEUDONYM = "[a-z0-9-]{1,32}"
 
@@ -28,11 +29,13 @@ _TEMPLATE = """\
 # What histoflare needs to know about this site. No job can read or change it.
 # Relative paths start at this file's folder.
 
-# CSV with the columns slide, patient, label (see: histoflare manifest check --help)
+# For classification: CSV with the columns slide, patient, label (see: histoflare manifest check --help), and
+# the folder of bags made by: histoflare prepare MANIFEST --out BAGS. Both "" at a site without any.
 manifest = {manifest}
-
-# Folder of bags made by: histoflare prepare MANIFEST --out BAGS
 bags = {bags}
+
+# For segmentation: CSV with the columns image, mask, patient (see: histoflare masks --help); "" for none.
+images = {images}
 
 # Folder for this site's own notes of each run: what it keeps from round to round, TensorBoard, predictions.
 # They name slides and patients, and stay here.
@@ -56,8 +59,11 @@ prepare = {prepare}
 encoder_weights = {encoder_weights}
 encoder_sha256 = {encoder_sha256}
 
-# Memory for features, in MiB; those beyond it are read from disk each time.
+# Memory for features or images, in MiB; those beyond it are read from disk each time.
 cache_mb = {cache_mb}
+
+# Where segmentation networks run: "cpu", "cuda" or "cuda:1". Only the CPU gives the same bytes again.
+device = {device}
 
 # true: this site never trains; it only says how well a model does on its patients.
 evaluation_only = {evaluation_only}
@@ -72,22 +78,24 @@ class SiteConfiguration:
     """One site's own settings.
 
     Attributes:
-        manifest: The site's manifest.
-        bags: The folder of its bags.
+        manifest: The site's manifest of slides. bags: The folder of their bags. None: it has no bags.
+        images: The site's manifest of images with masks; None: it has none.
         records: The folder of its own notes of each run. If not given: ``<bags>-records`` beside the bags, so
-            that sites on one machine have one each.
+            that sites on one machine have one each (beside the images' manifest, by its name, without bags).
         ledger, ledger_key: The site's privacy ledger and its key. If not given: in ``<bags>-ledger`` and
             ``<bags>-keys`` beside the bags.
         epsilon: The site's own budget of each patient, if lower than its policy's; None for the policy's.
         prepare: Whether missing or stale bags are made before the first round.
         encoder_weights, encoder_sha256: Of an encoder with a weight file; for ``prepare``.
-        cache_mb: Memory for features in MiB; at least 0.
+        cache_mb: Memory for features or images in MiB; at least 0.
+        device: Where segmentation networks run: ``"cpu"``, ``"cuda"`` or ``"cuda:<n>"``.
         evaluation_only: Whether training tasks are answered with ``EVALUATION_ONLY``.
         pseudonym: The name under which other sites see this one; None for its FLARE name.
     """
 
-    manifest: Path
-    bags: Path
+    manifest: Path | None = None
+    bags: Path | None = None
+    images: Path | None = None
     records: Path = Path()
     ledger: Path = Path()
     ledger_key: Path = Path()
@@ -96,14 +104,18 @@ class SiteConfiguration:
     encoder_weights: Path | None = None
     encoder_sha256: str | None = None
     cache_mb: int = CACHE_MB
+    device: str = "cpu"
     evaluation_only: bool = False
     pseudonym: str | None = None
 
     def __post_init__(self) -> None:
         beside = {"records": "records", "ledger": "ledger/ledger.sqlite", "ledger_key": "keys/ledger.key"}
+        data = self.bags or (self.images and self.images.with_suffix(""))
+        if data is None:
+            raise JobError("A site needs bags or images.", reason="SITE_NOT_CONFIGURED")
         for name, place in beside.items():
             if getattr(self, name) == Path():
-                object.__setattr__(self, name, self.bags.parent / f"{self.bags.name}-{place}")
+                object.__setattr__(self, name, data.parent / f"{data.name}-{place}")
 
 
 def write_site_file(path: Path, configuration: SiteConfiguration) -> None:
@@ -126,7 +138,7 @@ def read_site_file(path: Path) -> SiteConfiguration:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise JobError(
-            f'{path}: not found. Write this site\'s file (manifest = "…", bags = "…").',
+            f'{path}: not found. Write this site\'s file (manifest = "…", bags = "…", or images = "…").',
             reason="SITE_NOT_CONFIGURED",
         ) from None
     except OSError as error:
@@ -147,9 +159,9 @@ def read_site_file(path: Path) -> SiteConfiguration:
     ledger = f"ledger/{'ledger' if ours else path.stem}.sqlite"
     key = f"keys/{'ledger' if ours else path.stem}.key"
     weights = content.get("encoder_weights")
+    data = {name: folder / content[name] for name in DATA if content.get(name)}
     return SiteConfiguration(
-        manifest=folder / content["manifest"],
-        bags=folder / content["bags"],
+        **data,
         records=folder / content.get("records", records),
         ledger=folder / content.get("ledger", ledger),
         ledger_key=folder / content.get("ledger_key", key),
@@ -158,6 +170,7 @@ def read_site_file(path: Path) -> SiteConfiguration:
         encoder_weights=folder / weights if weights else None,
         encoder_sha256=content.get("encoder_sha256") or None,
         cache_mb=content.get("cache_mb", CACHE_MB),
+        device=content.get("device", "cpu"),
         evaluation_only=content.get("evaluation_only", False),
         pseudonym=content.get("pseudonym") or None,
     )
@@ -171,6 +184,10 @@ def find_site_file(site: str, local_folder: Path) -> Path:
 
 def _is_path(value: object) -> bool:
     return isinstance(value, str) and value != ""
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _is_bool(value: object) -> bool:
@@ -191,16 +208,18 @@ def is_pseudonym(text: str) -> bool:
 
 
 _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
-    "manifest": (_is_path, "the path of a CSV"),
-    "bags": (_is_path, "the path of a folder"),
+    "manifest": (_is_text, 'the path of a CSV, or ""'),
+    "bags": (_is_text, 'the path of a folder, or ""'),
+    "images": (_is_text, 'the path of a CSV, or ""'),
     "records": (_is_path, "the path of a folder"),
     "ledger": (_is_path, "the path of a file"),
     "ledger_key": (_is_path, "the path of a file"),
     "epsilon": (_is_epsilon, 'a number above 0, or ""'),
     "prepare": (_is_bool, "true or false"),
-    "encoder_weights": (lambda value: isinstance(value, str), 'the path of a file, or ""'),
+    "encoder_weights": (_is_text, 'the path of a file, or ""'),
     "encoder_sha256": (_matches("|[0-9a-fA-F]{64}"), '64 hexadecimal digits, or ""'),
     "cache_mb": (lambda value: type(value) is int and value >= 0, "a whole number of MiB, at least 0"),
+    "device": (_matches(r"cpu|cuda(:\d+)?"), '"cpu", "cuda" or "cuda:<n>"'),
     "evaluation_only": (_is_bool, "true or false"),
     "pseudonym": (_matches(f"|{PSEUDONYM}"), "at most 32 of a-z, 0-9 and '-'"),
 }
@@ -208,7 +227,12 @@ _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
 
 
 def _problems(content: Mapping[str, Any]) -> list[str]:
-    problems = [f"{name}: missing" for name in ("manifest", "bags") if name not in content]
+    given = [name for name in DATA if content.get(name) not in (None, "")]
+    problems = [
+        f"{name}: missing"
+        for name in ("manifest", "bags")
+        if name not in given and ("images" not in given or "manifest" in given or "bags" in given)
+    ]
     for name, value in content.items():
         if name not in _RULES:
             problems.append(f"{name}: unknown; there are {', '.join(_RULES)}")

@@ -1,4 +1,4 @@
-"""A site's ledger, its budget, its patients' roles and its audit log, as its own file names them."""
+"""A site's ledger, its budget and its audit log, as its own file names them."""
 
 from __future__ import annotations
 
@@ -12,20 +12,6 @@ from histoflare.privacy.budget import Budget
 from histoflare.privacy.ledger import Ledger
 from histoflare.privacy.policy import Protection
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.slides.manifest import assign_splits, read_manifest
-
-
-def read_roles(configuration: SiteConfiguration, labels: list[str]) -> dict[str, str]:
-    """Return patient → train, validation or test, as the site's manifest says.
-
-    At a site that only evaluates all patients are for testing.
-
-    Raises:
-        ManifestError: The manifest cannot be used.
-    """
-    manifest = assign_splits(read_manifest(configuration.manifest, labels=labels, check_files=False))
-    only = configuration.evaluation_only
-    return {row.patient: "test" if only else str(row.split) for row in manifest.rows}
 
 
 def budget_of(protection: Protection, configuration: SiteConfiguration) -> Budget:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from histoflare.report.site_page import (
     sent_rows,
 )
 from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.data import bags_of
 from histoflare.slides.manifest import Manifest, ManifestRow, read_manifest
 from histoflare.slides.mosaic import MosaicParameters, build_mosaic
 from histoflare.slides.overlay import VIRIDIS, draw_attention, draw_overlay, read_picture
@@ -87,7 +89,8 @@ def build_site_page(
         ManifestError: The manifest cannot be read.
         BagError: A bag is damaged or was changed.
     """
-    manifest = read_manifest(configuration.manifest, labels=task.labels, check_files=False)
+    manifest_file, bags = bags_of(configuration)
+    manifest = read_manifest(manifest_file, labels=task.labels, check_files=False)
     by_id = {manifest.row_id(row): row for row in manifest.rows}
     records = sorted(cohort.records, key=lambda record: (ORDER[record.split], record.slide_id))
     rows, plans = [], []
@@ -110,7 +113,7 @@ def build_site_page(
         site=site,
         report=report,
         slides=[replace(row, pictures=drawn.get(row.slide)) for row in rows],
-        left_out=_left_out(manifest, configuration),
+        left_out=_left_out(manifest, bags),
         sent=sent_rows(report, alias or site, update_bytes),
         alias="" if alias == site else alias,
         scale=AttentionScale(limit, VIRIDIS) if any(each.attention for each in pictures) else None,
@@ -192,12 +195,12 @@ def _draw_open(slide: Slide, plan: _Plan, bag: Bag, limit: float) -> SlidePictur
     return replace(pictures, notes=tuple(notes))
 
 
-def _left_out(manifest: Manifest, configuration: SiteConfiguration) -> list[LeftOutRow]:
+def _left_out(manifest: Manifest, bags: Path) -> list[LeftOutRow]:
     """Return the manifest's slides without a bag, with the reason that ``prepare`` noted."""
-    noted = read_left_out(configuration.bags)
+    noted = read_left_out(bags)
     names = [manifest.row_id(row) for row in manifest.rows]
     return [
         LeftOutRow(name, noted.get(name, {}).get("reason", "BAG_MISSING"))
         for name in sorted(names)
-        if not bag_path(configuration.bags, name).is_file()
+        if not bag_path(bags, name).is_file()
     ]

@@ -15,11 +15,12 @@ from histoflare.bags.folder import RowResult
 from histoflare.bags.prepare import prepare
 from histoflare.errors import EncoderError
 from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.data import bags_of
 from histoflare.slides.manifest import ManifestRow, read_manifest
 from histoflare.slides.mosaic import MosaicParameters
 
 if TYPE_CHECKING:
-    from histoflare.site.work import BagTask
+    from histoflare.site.data import BagTask
 
 PROGRESS_SECONDS = 10.0
 
@@ -38,14 +39,15 @@ def prepare_site(site: str, task: BagTask, configuration: SiteConfiguration, say
         EncoderError: The site's encoder cannot be loaded, or is not the task's (ENCODER_MISMATCH).
     """
     # A missing slide is one row's fault and must not cost the others.
-    manifest = read_manifest(configuration.manifest, labels=task.labels, check_files=False)
+    manifest_file, bags = bags_of(configuration)
+    manifest = read_manifest(manifest_file, labels=task.labels, check_files=False)
     wanted: dict[str, Any] = {"mpp": task.mpp, "patch_px": task.patch_px}
     parameters = MosaicParameters(**{name: value for name, value in wanted.items() if value is not None})
     progress = _Progress(site, len(manifest.rows), say)
     with _all_threads():
         report = prepare(
             manifest,
-            configuration.bags,
+            bags,
             _TaskEncoder(task, configuration, say),
             parameters,
             on_row=progress.row,

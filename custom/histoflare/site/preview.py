@@ -12,7 +12,8 @@ from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import Policy
 from histoflare.site.books import check_plan, check_size
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.ledgers import budget_of, read_roles
+from histoflare.site.data import read_roles
+from histoflare.site.ledgers import budget_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,12 @@ class Preview:
 
 
 def preview(
-    configuration: SiteConfiguration, policy: Policy, plan: PrivacyPlan, rounds: int, labels: list[str]
+    configuration: SiteConfiguration,
+    policy: Policy,
+    plan: PrivacyPlan,
+    rounds: int,
+    labels: list[str],
+    data: str = "bags",
 ) -> Preview:
     """Return what ``site.books.Books.reserve`` would do. Nothing is written, and no ledger is made.
 
@@ -48,7 +54,7 @@ def preview(
             f"The scope {policy.name} has no budget: nothing is booked under it, and nothing is protected.",
             reason="POLICY_INVALID",
         )
-    roles = read_roles(configuration, labels)
+    roles = read_roles(configuration, labels, data)
     budget = budget_of(policy.protection, configuration)
     patients = sum(role == "train" for role in roles.values())
     spent, refusal = 0.0, None

@@ -171,21 +171,12 @@ class RunRecords:
                 self._writer.add_scalar(name, value, round_index)
         self._writer.flush()
 
-    def write_predictions(
-        self, split: str, labels: Sequence[str], rows: Sequence[tuple[str, str, int, Sequence[float]]]
-    ) -> Path:
-        """Write ``evaluation_<split>.csv``: slide, patient, label, predicted, a probability for each label.
-
-        Args:
-            rows: (slide, patient, index of the label, probabilities) of each slide.
-        """
+    def write_predictions(self, split: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Path:
+        """Write ``evaluation_<split>.csv``: what the task notes of each slide or image (``Task.notes``)."""
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
-        table.writerow(["slide", "patient", "label", "predicted", *(f"p_{label}" for label in labels)])
-        for slide, patient, label, chances in rows:
-            predicted = max(range(len(labels)), key=chances.__getitem__)
-            row = [slide, patient, labels[label], labels[predicted]]
-            table.writerow([*row, *(f"{chance:.6f}" for chance in chances)])
+        table.writerow(header)
+        table.writerows(rows)
         path = self.folder / f"evaluation_{split}.csv"
         write_text(path, text.getvalue())
         return path

@@ -4,73 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
 
-from histoflare.bags.cohort import Cohort, load_cohort
 from histoflare.errors import JobError
 from histoflare.rounds.evaluation import Metrics, evaluate
 from histoflare.rounds.local import predict
 from histoflare.rounds.state import State
 from histoflare.rounds.strategy import site_round
-from histoflare.rounds.task import PredictionTable, Task
+from histoflare.rounds.task import PredictionTable
 from histoflare.seeds import derive_seed
-from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.data import SiteData, device_of, load_site_data, prepare_site_data
 from histoflare.site.messages import Arrays, EvaluateAnswer, TrainAnswer, TrainerSetup
 from histoflare.site.records import RunRecords
-from histoflare.slides.manifest import read_manifest
 
-FIGURES = ("accuracy", "balanced_accuracy", "auc")
 METRIC_SPLIT = "validation"
 """The split that metrics sent with an update are of: a model must not be chosen by test patients."""
 
 Say = Callable[[str], None]
 """Says a line to the person at this site."""
-
-
-class BagTask(Task, Protocol):
-    """A task on bags."""
-
-    @property
-    def encoder(self) -> str:
-        """Id of the encoder that made them."""
-
-    @property
-    def features(self) -> int:
-        """Numbers a patch."""
-
-    @property
-    def mpp(self) -> float | None:
-        """Resolution of their patches in µm/px; None takes any."""
-
-    @property
-    def patch_px(self) -> int | None:
-        """Side of their patches in pixels; None takes any."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return its settings."""
-
-
-def load_site_cohort(site: str, task: BagTask, configuration: SiteConfiguration) -> Cohort:
-    """Return a site's cohort as the task wants it, with the memory its configuration gives to features.
-
-    Raises:
-        ManifestError: The manifest cannot be used.
-        BagError: The bags do not fit the manifest or the task (COHORT_INVALID).
-    """
-    return load_cohort(
-        site,
-        # Training reads no slides: their files need not be there.
-        read_manifest(configuration.manifest, labels=task.labels, check_files=False),
-        configuration.bags,
-        labels=task.labels,
-        encoder=task.encoder,
-        mpp=task.mpp,
-        patch_px=task.patch_px,
-        cache_bytes=configuration.cache_mb << 20,
-    )
 
 
 class SiteWork:
@@ -89,7 +43,8 @@ class SiteWork:
         self._task = setup.task
         self._say = say
         self._records = RunRecords(setup.configuration.records, setup.run, setup.site)
-        self._cohort: Cohort | None = None
+        self._cohort: SiteData | None = None
+        self._device = device_of(setup.task, setup.configuration)
 
     def prepare(self) -> None:
         """Load the site's data and look at its notes: what is wrong is known before a round is booked.
@@ -132,6 +87,7 @@ class SiteWork:
             total_rounds=total_rounds,
             seed=setup.seed,
             plan=setup.plan,
+            device=self._device,
         )
         self._records.save_state(round_index, outcome.site_state)
         loss = outcome.training.mean_loss
@@ -157,32 +113,26 @@ class SiteWork:
         Raises:
             HistoflareError: The split has no slides (NOTHING_TO_EVALUATE), or the site cannot take part.
         """
-        cohort = self._data()
+        self._data()
         self._records.claim(self._task.to_json(), None)
         table = self._predict(_tensors(arrays), self._records.load_state(), split)
         metrics = evaluate(table, seed=derive_seed(self._setup.seed, "evaluate"))
-        slides = [record.slide_id for record in cohort.records if split in ("all", record.split)]
-        rows = zip(slides, table.patients, table.labels.tolist(), table.probabilities.tolist(), strict=True)
-        path = self._records.write_predictions(split, self._task.labels, list(rows))
+        path = self._records.write_predictions(split, *self._task.notes(table))
         self._say(f"{self._setup.site}: {metrics.n_slides} slides evaluated ({split}): {path}")
         return EvaluateAnswer(flat(metrics), metrics.n_patients)
 
-    def _data(self) -> Cohort:
+    def _data(self) -> SiteData:
         if self._cohort is None:
             setup = self._setup
-            if setup.configuration.prepare:
-                # Its imports alone take a second and more: only where they are needed.
-                from histoflare.site.preparation import prepare_site
-
-                prepare_site(setup.site, self._task, setup.configuration, self._say)
-            cohort = load_site_cohort(setup.site, self._task, setup.configuration)
+            prepare_site_data(setup.site, self._task, setup.configuration, self._say)
+            cohort = load_site_data(setup.site, self._task, setup.configuration)
             for warning in cohort.warnings:
                 self._say(f"{setup.site}: {warning}")
             _check_roles(cohort, setup.roles, setup.configuration.evaluation_only)
             self._cohort = cohort
         return self._cohort
 
-    def _claim(self, cohort: Cohort) -> None:
+    def _claim(self, cohort: SiteData) -> None:
         setup = self._setup
         self._records.claim(
             self._task.to_json(),
@@ -193,24 +143,24 @@ class SiteWork:
 
     def _predict(self, state: State, site_state: State, split: str) -> PredictionTable:
         model = self._setup.strategy.personalize(state, site_state)
-        return predict(self._task, model, self._data(), split)
+        return predict(self._task, model, self._data(), split, self._device)
 
     def _validate(
         self, state: State, site_state: State, wanted: Iterable[str]
     ) -> tuple[dict[str, float | None], int]:
         """Return the wanted metrics of the received model, and over how many patients they are."""
         names = list(wanted)
-        for name in names:
-            split, _, figure = name.partition("/")
-            if split != METRIC_SPLIT or figure not in FIGURES:
-                raise JobError(
-                    f"There is no metric {name!r} to send with an update; there are "
-                    f"{', '.join(f'{METRIC_SPLIT}/{figure}' for figure in FIGURES)}."
-                )
         if not names:
             return {}, 0
+        for name in names:
+            if name.partition("/")[0] != METRIC_SPLIT:
+                raise JobError(f"Metrics sent with an update are {METRIC_SPLIT}/…, and not {name!r}.")
         table = self._predict(state, site_state, METRIC_SPLIT)
-        if not len(table.labels):
+        unknown = [name for name in names if name.partition("/")[2] not in table.measures]
+        if unknown:
+            listed = ", ".join(f"{METRIC_SPLIT}/{figure}" for figure in table.measures)
+            raise JobError(f"There is no metric {unknown[0]!r} to send with an update; there are {listed}.")
+        if not len(table.patients):
             return dict.fromkeys(names), 0
         metrics = evaluate(table, bootstraps=0)
         found = flat(metrics)
@@ -223,7 +173,7 @@ class SiteWork:
             self._say(f"{self._setup.site}: TensorBoard could not be written: {error}")
 
 
-def _check_roles(cohort: Cohort, roles: Mapping[str, str] | None, evaluation_only: bool) -> None:
+def _check_roles(cohort: SiteData, roles: Mapping[str, str] | None, evaluation_only: bool) -> None:
     """Refuse patients that the ledger does not know, or has for something else.
 
     The manifest may have been changed between the reservation and its being read here.
@@ -242,8 +192,7 @@ def _check_roles(cohort: Cohort, roles: Mapping[str, str] | None, evaluation_onl
 def flat(metrics: Metrics) -> dict[str, float | None]:
     """Return overall metrics as names and numbers: ``auc``, ``auc_low``, ``auc_high``, …, ``n_patients``."""
     named: dict[str, float | None] = {}
-    for name in FIGURES:
-        figure = getattr(metrics, name)
+    for name, figure in metrics.figures.items():
         named |= {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
     return named | {"n_slides": metrics.n_slides, "n_patients": metrics.n_patients}
 

@@ -7,32 +7,43 @@ fault is named at once, with its line number.
 
 from __future__ import annotations
 
-import csv
-import difflib
-import hashlib
-import io
-import math
-import os
-import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any
 
-from histoflare import storage
-from histoflare.errors import ManifestError
-from histoflare.seeds import derive_seed
-from histoflare.slides.resolution import is_mpp
+from histoflare.slides.table import (
+    SUBGROUPS,
+    Split,
+    choose_test_patients,
+    duplicate_problems,
+    file_exists,
+    file_id,
+    has_splits,
+    read_common_cells,
+    read_table,
+    refuse_faults,
+    relative_path,
+    split_problems,
+    write_table,
+)
 
-Split = Literal["train", "validation", "test"]
+__all__ = [
+    "COLUMNS",
+    "NEEDED",
+    "SPLIT_RULE",
+    "SUBGROUPS",
+    "Manifest",
+    "ManifestRow",
+    "Split",
+    "assign_splits",
+    "read_manifest",
+    "write_manifest",
+]
 
 NEEDED = ("slide", "patient", "label")
-SUBGROUPS = ("site", "sex", "age_band", "scanner")
 COLUMNS = (*NEEDED, "mpp", "split", *SUBGROUPS)
-
-LONGEST_STEM = 160
-"""Bytes of a slide's stem in a row's id; a file name made of it may have 255 in all."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +81,7 @@ class Manifest:
         The slide's own stem (cut if it is very long) and 8 hex digits of the SHA-256 of its path as the
         manifest has it.
         """
-        written = row.written or str(row.slide)
-        stem = row.slide.stem.encode()[:LONGEST_STEM].decode(errors="ignore")
-        return f"{stem}-{hashlib.sha256(written.encode()).hexdigest()[:8]}"
+        return file_id(row.slide, row.written)
 
 
 def read_manifest(path: Path, labels: Sequence[str] | None = None, check_files: bool = True) -> Manifest:
@@ -87,17 +96,15 @@ def read_manifest(path: Path, labels: Sequence[str] | None = None, check_files: 
         ManifestError: It cannot be read (``MANIFEST_UNREADABLE``) or is wrong (``MANIFEST_INVALID``); every
             fault is in its ``problems``.
     """
-    table = _read_table(path)
+    table = read_table(path, NEEDED, COLUMNS)
     problems: list[str] = []
     rows = [_read_row(path, line, cells, problems) for line, cells in table]
-    problems += _duplicate_slides(rows) + _split_problems(rows) + _label_problems(rows, labels)
+    problems += duplicate_problems("slide", [(row.line, row.slide, row.written) for row in rows])
+    problems += split_problems(rows) + _label_problems(rows, labels)
     if check_files:
-        missing = [row for row in rows if row.written and not _exists(row.slide)]
+        missing = [row for row in rows if row.written and not file_exists(row.slide)]
         problems += [f"line {row.line}: no such slide: {row.slide}" for row in missing]
-    if problems:
-        problems.sort(key=_line_of)
-        count = "one fault" if len(problems) == 1 else f"{len(problems)} faults"
-        raise ManifestError(f"{path}: {count}; nothing was read.", problems=problems)
+    refuse_faults(path, problems)
     return Manifest(path, tuple(rows))
 
 
@@ -107,19 +114,14 @@ def write_manifest(path: Path, rows: Sequence[ManifestRow]) -> Manifest:
     Columns that no row fills are left out.
     """
     used = [name for name in COLUMNS if name in NEEDED or any(getattr(row, name) is not None for row in rows)]
-    content = io.StringIO()
-    writer = csv.writer(content, lineterminator="\n")
-    writer.writerow(used)
-    folder = path.parent.resolve()
     written_rows = []
+    table: list[list[Any]] = []
     for line, row in enumerate(rows, start=2):
-        # a slide may be a link into an archive: resolve its folder, never the slide itself
-        target = row.slide.parent.resolve() / row.slide.name
-        written = Path(os.path.relpath(target, folder)).as_posix()
+        written = relative_path(row.slide, path.parent)
         written_rows.append(replace(row, line=line, written=written))
         cells = {name: getattr(row, name) for name in used} | {"slide": written}
-        writer.writerow("" if cells[name] is None else cells[name] for name in used)
-    storage.write_text(path, content.getvalue())
+        table.append([cells[name] for name in used])
+    write_table(path, used, table)
     return Manifest(path, tuple(written_rows))
 
 
@@ -139,19 +141,8 @@ def assign_splits(manifest: Manifest, test_fraction: float = 0.2, seed: int = 0)
         ManifestError: Some rows have a split and others not (``MANIFEST_INVALID``), or ``test_fraction`` is
             not between 0 and 1.
     """
-    if not 0 <= test_fraction < 1:
-        raise ManifestError(
-            f"The share of test patients must be at least 0 and less than 1: {test_fraction}."
-        )
-    given = [row for row in manifest.rows if row.split is not None]
-    if len(given) == len(manifest.rows):
+    if has_splits(manifest.path, manifest.rows):
         return manifest
-    if given:
-        problems = [f"line {row.line}: no split" for row in manifest.rows if row.split is None]
-        raise ManifestError(
-            f"{manifest.path}: some rows have a split and others not. Fill the column, or empty it.",
-            problems=problems,
-        )
     label_of: dict[str, str] = {}
     for row in manifest.rows:
         label_of[row.patient] = min(row.label, label_of.get(row.patient, row.label))
@@ -160,130 +151,21 @@ def assign_splits(manifest: Manifest, test_fraction: float = 0.2, seed: int = 0)
         patients_of[label].append(patient)
     tested: set[str] = set()
     for patients in patients_of.values():
-        ranked = sorted(patients, key=lambda patient: (derive_seed(seed, "split", patient), patient))
-        count = math.floor(len(ranked) * test_fraction + 0.5)
-        if test_fraction > 0 and len(ranked) > 1:
-            count = min(max(count, 1), len(ranked) - 1)
-        tested.update(ranked[:count])
+        tested |= choose_test_patients(patients, test_fraction, seed)
     rows = tuple(replace(row, split="test" if row.patient in tested else "train") for row in manifest.rows)
     return replace(manifest, rows=rows)
-
-
-def _read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Return (line number, cells by column) of every row that is not blank."""
-    try:
-        text = path.read_text("utf-8-sig")
-    except OSError as error:
-        raise ManifestError(
-            f"{path}: cannot be read ({error.strerror}).", reason="MANIFEST_UNREADABLE"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ManifestError(
-            f"{path}: not UTF-8 text. In a spreadsheet, save it as 'CSV UTF-8'.", reason="MANIFEST_UNREADABLE"
-        ) from error
-    first_line = text.split("\n", 1)[0]
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=";" if ";" in first_line else ",", strict=True
-    )
-    lines: list[tuple[int, list[str]]] = []
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                lines.append((reader.line_num, [cell.strip() for cell in cells]))
-    except csv.Error as error:
-        raise ManifestError(
-            f"{path}: line {reader.line_num} is not CSV ({error}).", reason="MANIFEST_UNREADABLE"
-        ) from error
-    if len(lines) < 2:
-        raise ManifestError(
-            f"{path}: the manifest is empty. It needs a header line ({', '.join(NEEDED)}) and a row "
-            "per slide."
-        )
-    (_, header), rows = lines[0], lines[1:]
-    problems = _header_problems(header)
-    problems += [
-        f"line {line}: {len(cells)} cells under {len(header)} columns"
-        for line, cells in rows
-        if len(cells) > len(header)
-    ]
-    if problems:
-        raise ManifestError(f"{path}: the columns are wrong; nothing was read.", problems=problems)
-    padded = [(line, [*cells, *[""] * (len(header) - len(cells))]) for line, cells in rows]
-    return [(line, dict(zip(header, cells, strict=True))) for line, cells in padded]
-
-
-def _header_problems(header: Sequence[str]) -> list[str]:
-    problems = [f"line 1: no column '{name}'" for name in NEEDED if name not in header]
-    for name in header:
-        if name not in COLUMNS:
-            near = difflib.get_close_matches(name.lower(), COLUMNS, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"allowed are {', '.join(COLUMNS)}"
-            problems.append(f"line 1: unknown column '{name}'; {hint}")
-    problems += [f"line 1: column '{name}' twice" for name in COLUMNS if header.count(name) > 1]
-    return problems
 
 
 def _read_row(path: Path, line: int, cells: dict[str, str], problems: list[str]) -> ManifestRow:
     """Return the row; what is wrong with it goes into ``problems``."""
     problems += [f"line {line}: no {name}" for name in NEEDED if not cells[name]]
-    split = cells.get("split") or None
-    if split is not None and split not in get_args(Split):
-        problems.append(f"line {line}: split '{split}' is none of {', '.join(get_args(Split))}")
-        split = None
-    mpp: float | None = None
-    if cells.get("mpp"):
-        try:
-            mpp = float(cells["mpp"])
-        except ValueError:
-            mpp = math.nan
-        if not is_mpp(mpp):
-            problems.append(f"line {line}: mpp '{cells['mpp']}' is not micrometres per pixel, such as 0.25")
-            mpp = None
     return ManifestRow(
         line=line,
         slide=path.parent / cells["slide"],
-        # One person under two spellings of the same letters would be two patients.
-        patient=unicodedata.normalize("NFC", cells["patient"]),
         label=cells["label"],
-        mpp=mpp,
-        split=split,  # type: ignore[arg-type]
         written=cells["slide"],
-        **{name: cells.get(name) or None for name in SUBGROUPS},
+        **read_common_cells(line, cells, problems),
     )
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # e.g. a name that is too long to be one
-        return False
-
-
-def _duplicate_slides(rows: Sequence[ManifestRow]) -> list[str]:
-    first: dict[str, int] = {}
-    problems = []
-    for row in rows:
-        key = os.path.normpath(row.slide)
-        if row.written and key in first:
-            problems.append(f"line {row.line}: slide {row.written} is already in line {first[key]}")
-        first.setdefault(key, row.line)
-    return problems
-
-
-def _split_problems(rows: Sequence[ManifestRow]) -> list[str]:
-    """A patient in two splits would be tested on what was trained on."""
-    first: dict[str, ManifestRow] = {}
-    problems = []
-    for row in rows:
-        if not row.patient or row.split is None:
-            continue
-        other = first.setdefault(row.patient, row)
-        if other.split != row.split:
-            problems.append(
-                f"line {row.line}: patient {row.patient} is in '{row.split}' here and in '{other.split}' "
-                f"in line {other.line}; a patient belongs to one split"
-            )
-    return problems
 
 
 def _label_problems(rows: Sequence[ManifestRow], labels: Sequence[str] | None) -> list[str]:
@@ -296,9 +178,3 @@ def _label_problems(rows: Sequence[ManifestRow], labels: Sequence[str] | None) -
         for row in rows
         if row.label and row.label not in labels
     ]
-
-
-def _line_of(problem: str) -> int:
-    """Sort key: problems by line, those of the whole manifest last."""
-    word = problem.removeprefix("line ").split(":", 1)[0]
-    return int(word) if word.isdigit() else 10**9

@@ -1,0 +1,129 @@
+"""How much MEM attends to each patch of a slide, as numbers and as a pyramidal TIFF.
+
+The bag is the mosaic, as when the model was trained and when it answers. For a patch of the mosaic the figure
+is the attention that the model pays it in that bag. For any other it is the attention that it would be paid
+if it, and no other, were added to the bag. So every figure comes from bags as the model knows them (one bag
+of all patches could be ten times as large), and no patch's figure depends on which others are asked about.
+
+Attention is that of the first memory block, its memory units averaged, relative to the average patch of the
+bag: 1 is as much as the average.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from histoflare.bags.mem import MEM, MemoryBlock
+from histoflare.slides.mask_pyramid import write_mask_pyramid
+from histoflare.slides.overlay import attention_colours
+
+LEVELS = 255
+NO_PATCH = 255
+"""Value of the heat map where no patch was asked about; shown in white."""
+
+COARSEST_MPP = 32.0
+"""Readers of TIFF take 40 µm/px and more for a printer's resolution, so patches become several pixels."""
+
+
+class BagAttention:
+    """The attention of a model to the patches of a bag, and to others added to it one at a time.
+
+    Args:
+        model: In evaluation mode.
+        features: The bag (n, f), n >= 1.
+    """
+
+    def __init__(self, model: MEM, features: Tensor) -> None:
+        self._model = model
+        with torch.inference_mode():
+            self._units = self._remember(features)  # (m, n, d)
+            scores = self._units @ self._units.transpose(1, 2)  # (m, n, n)
+            self._totals = scores.logsumexp(dim=2)  # (m, n)
+            self.bag: NDArray[np.float64] = self._relative(
+                (scores - self._totals[..., None]).exp().sum(dim=1)
+            )
+
+    def added(self, features: Tensor) -> NDArray[np.float64]:
+        """Return the relative attention (b,) that each patch of ``features`` (b, f) would be paid.
+
+        With s_i the scores between the patch and the bag's patches i, Z_i the sum of exp over row i of the
+        bag's scores, s the patch's score with itself: attention times (n + 1) is
+        Σ_i exp(s_i) / (Z_i + exp(s_i)) + exp(s) / (Σ_i exp(s_i) + exp(s)).
+        """
+        with torch.inference_mode():
+            units = self._remember(features)  # (m, b, d)
+            scores = units @ self._units.transpose(1, 2)  # (m, b, n)
+            own = units.square().sum(dim=2)  # (m, b)
+            from_bag = torch.sigmoid(scores - self._totals[:, None, :]).sum(dim=2)  # (m, b)
+            from_itself = torch.sigmoid(own - scores.logsumexp(dim=2))  # (m, b)
+            return self._relative(from_bag + from_itself)
+
+    def _remember(self, features: Tensor) -> Tensor:
+        """Return the memory vectors (m, n, d), float64, of patches (n, f) in the first block."""
+        block = cast(MemoryBlock, self._model.blocks[0])
+        if self._model.input_norm == "rms":
+            features = features * torch.rsqrt(features.square().mean(dim=-1, keepdim=True) + 1e-12)
+        units = torch.tanh(block.memory(features))  # (n, m·d)
+        return units.view(len(features), block.memories, block.dim).transpose(0, 1).double()
+
+    @staticmethod
+    def _relative(attention: Tensor) -> NDArray[np.float64]:
+        """Return attention times the number of patches (m, n), averaged over the memory units."""
+        relative: NDArray[np.float64] = attention.mean(dim=0).numpy(force=True)
+        return relative
+
+
+def write_heat(
+    path: Path,
+    levels: NDArray[np.float64],
+    l0_coords: NDArray[np.int64],
+    l0_patch_px: int,
+    l0_size_px: tuple[int, int],
+    l0_mpp: float,
+    scratch: Path,
+) -> float:
+    """Write levels as a pyramidal TIFF that lies on the slide; return its mpp.
+
+    A value is round(254 · level), its palette :func:`attention_colours`; 255 (white) is where there is no patch. A patch is one pixel, or 2 x 2, 4 x 4 … equal ones where one would be coarser
+    than 32 µm.
+
+    Args:
+        path: File to write, whole or not at all.
+        levels: Of the patches (n,), from 0 to 1.
+        l0_coords: Their corners (n, 2) in level-0 pixels, multiples of ``l0_patch_px``.
+        l0_patch_px: Side of a patch in level-0 pixels.
+        l0_size_px: (width, height) of the slide.
+        l0_mpp: Resolution of level 0 in µm/px.
+        scratch: Folder for files that are removed again.
+
+    Raises:
+        ValueError: A corner is not on the grid of patches.
+        OSError: The file cannot be written.
+    """
+    if (l0_coords % l0_patch_px).any():
+        raise ValueError("patches must lie on one grid")
+    columns, rows = (max(1, math.ceil(side / l0_patch_px)) for side in l0_size_px)
+    values = np.full((rows, columns), NO_PATCH, np.uint8)
+    places = l0_coords // l0_patch_px
+    values[places[:, 1], places[:, 0]] = np.round(levels.clip(0.0, 1.0) * (LEVELS - 1)).astype(np.uint8)
+    um_patch = l0_patch_px * l0_mpp
+    repeat = 1 << max(0, math.ceil(math.log2(um_patch / COARSEST_MPP)))
+    values = values.repeat(repeat, axis=0).repeat(repeat, axis=1)
+    palette = np.full((256, 3), 255, np.uint8)
+    palette[:LEVELS] = attention_colours(np.linspace(0.0, 1.0, LEVELS))
+    write_mask_pyramid(
+        path,
+        lambda x, y, width, height: values[y : y + height, x : x + width],
+        (values.shape[1], values.shape[0]),
+        um_patch / repeat,
+        scratch=scratch,
+        colours=palette,
+    )
+    return um_patch / repeat

@@ -1,0 +1,138 @@
+"""Predictions of slides' classes, and how good they are: accuracy, balanced accuracy and AUC."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histoflare.errors import JobError
+
+Floats = NDArray[np.float64]
+Columns = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions of one split, one row per slide; checked when made.
+
+    Attributes:
+        probabilities: (n, k), k >= 2, finite, >= 0, rows summing to 1.
+        labels: (n,), in [0, k).
+        patients: Whose slide each row is.
+        subgroups: Column (sex, age_band, scanner, site, …) → one value or None per row.
+        slides: Ids of the slides, where they are known.
+
+    Raises:
+        JobError: The parts do not fit one another.
+    """
+
+    measures: ClassVar[dict[str, Callable[[Columns, Floats], Floats]]]
+    why_missing: ClassVar[str] = "all slides are of one class"
+
+    probabilities: Floats
+    labels: NDArray[np.int64]
+    patients: Sequence[str]
+    subgroups: Mapping[str, Sequence[str | None]]
+    slides: Sequence[str] = field(default=())
+
+    def __post_init__(self) -> None:
+        n = len(self.labels)
+        shape = self.probabilities.shape
+        if len(shape) != 2 or shape[0] != n or shape[1] < 2 or len(self.patients) != n:
+            raise JobError(f"{n} labels and {len(self.patients)} patients do not fit probabilities {shape}.")
+        wrong = [column for column, values in self.subgroups.items() if len(values) != n]
+        if wrong:
+            raise JobError(
+                f"The subgroup columns {', '.join(wrong)} do not have one value for each of {n} rows."
+            )
+        sums = self.probabilities.sum(axis=1)
+        if not (np.isfinite(sums).all() and (self.probabilities >= 0).all() and (abs(sums - 1) < 1e-3).all()):
+            raise JobError(
+                "Predicted probabilities must be finite, at least 0 and sum to 1 in each row; where they are "
+                "not, training diverged: use a smaller learning rate."
+            )
+        if n and (self.labels.min() < 0 or self.labels.max() >= shape[1]):
+            raise JobError(f"Labels must be in [0, {shape[1]}).")
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """Index of each slide's most probable class: (n,)."""
+        predicted: NDArray[np.int64] = self.probabilities.argmax(axis=1)
+        return predicted
+
+    @property
+    def columns(self) -> Columns:
+        """What the measures are computed of."""
+        return {"probabilities": self.probabilities, "labels": self.labels}
+
+
+def accuracy(columns: Columns, weights: Floats) -> Floats:
+    """Return the share of slides whose most probable class is theirs, under each row of weights: (b,)."""
+    right = columns["probabilities"].argmax(axis=1) == columns["labels"]  # (n,)
+    share: Floats = (weights @ right) / weights.sum(axis=1)
+    return share
+
+
+def balanced_accuracy(columns: Columns, weights: Floats) -> Floats:
+    """Return the mean recall of the present classes, under each row of weights: (b,)."""
+    probabilities = columns["probabilities"]
+    right = probabilities.argmax(axis=1) == columns["labels"]  # (n,)
+    present = np.eye(probabilities.shape[1])[columns["labels"]]  # (n, k), one-hot
+    return _present_mean((weights * right) @ present, weights @ present)
+
+
+def auc(columns: Columns, weights: Floats) -> Floats:
+    """Return the AUC under each row of weights (b,): of class 1 for two classes.
+
+    For more, the mean over the present classes of one against the rest.
+    """
+    probabilities, labels = columns["probabilities"], columns["labels"]
+    k = probabilities.shape[1]
+    if k == 2:
+        return weighted_auc(probabilities[:, 1], labels == 1, weights)
+    areas = np.stack(
+        [weighted_auc(probabilities[:, c], labels == c, weights) for c in range(k)], axis=1
+    )  # (b, k)
+    known = ~np.isnan(areas)
+    return _present_mean(np.where(known, areas, 0.0), known.astype(np.float64))
+
+
+Predictions.measures = {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy, "auc": auc}
+
+
+def weighted_auc(scores: Floats, positive: NDArray[np.bool_], weights: Floats) -> Floats:
+    """Return the AUC under each row of ``weights``: P(score⁺ > score⁻) + P(score⁺ = score⁻)/2.
+
+    The weighted Mann–Whitney statistic by midranks: slides are sorted once, tied scores form groups, and each
+    row's AUC is Σ_g P_g (N_<g + N_g/2) / (P N) with its weights of positives P and negatives N.
+
+    Args:
+        scores: (n,). positive: (n,). weights: (b, n), >= 0.
+
+    Returns:
+        (b,), NaN where a row has no weight on positives or none on negatives.
+    """
+    order = np.argsort(scores, kind="stable")
+    ordered = scores[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    sorted_weights = weights[:, order]
+    sign = positive[order]
+    plus = np.add.reduceat(sorted_weights * sign, starts, axis=1)  # (b, groups)
+    minus = np.add.reduceat(sorted_weights * ~sign, starts, axis=1)  # (b, groups)
+    below = np.cumsum(minus, axis=1) - minus / 2
+    pairs = plus.sum(axis=1) * minus.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        area: Floats = (plus * below).sum(axis=1) / pairs
+    return area
+
+
+def _present_mean(sums: Floats, sizes: Floats) -> Floats:
+    """Return the mean over classes of sums / sizes (b, k), classes of size 0 left out; NaN if all are."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = np.where(sizes > 0, sums / sizes, 0.0)
+        mean: Floats = ratio.sum(axis=1) / (sizes > 0).sum(axis=1)
+    return mean

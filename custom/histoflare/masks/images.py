@@ -1,0 +1,238 @@
+"""A site's images with their masks: what segmentation trains and is tested on.
+
+Every file is checked when the cohort is loaded and read again when its pixels are asked for; a limited number
+of bytes of pixels stay in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histoflare.errors import MaskError
+from histoflare.masks.image_files import class_counts, decode_mask, read_file
+from histoflare.masks.image_manifest import ImageRow, assign_image_splits, read_image_manifest
+from histoflare.masks.pixels import ImageRecord, PixelCache, ReadImage, read_record
+from histoflare.masks.windows import IGNORE, too_small
+
+__all__ = ["ImageCohort", "ImageRecord", "ReadImage", "load_image_cohort", "pooled_images"]
+
+CACHE_BYTES = 1 << 30
+SAME_MPP = 0.01
+"""Two resolutions this close (relative) are taken as equal."""
+
+LISTED_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class ImageCohort:
+    """The images of one site (or of several, pooled), in the order of their ids.
+
+    Attributes:
+        name: The site.
+        labels: Class names; a mask's values are indices into them.
+        records: The images.
+        warnings: What is odd but not wrong, for the site's own eyes.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    records: tuple[ImageRecord, ...]
+    warnings: tuple[str, ...] = ()
+    cache: PixelCache = field(default_factory=lambda: PixelCache(CACHE_BYTES), repr=False, compare=False)
+
+    @cached_property
+    def train(self) -> tuple[ImageRecord, ...]:
+        """The images to train on."""
+        return self.of_split("train")
+
+    @cached_property
+    def validation(self) -> tuple[ImageRecord, ...]:
+        """The images to choose settings by."""
+        return self.of_split("validation")
+
+    @cached_property
+    def test(self) -> tuple[ImageRecord, ...]:
+        """The images to test on."""
+        return self.of_split("test")
+
+    def of_split(self, split: str) -> tuple[ImageRecord, ...]:
+        """Return the records of ``split``."""
+        return tuple(record for record in self.records if record.split == split)
+
+    def read(self, record: ImageRecord, *, keep: bool = True) -> ReadImage:
+        """Return the pixels of the record; ``keep`` them in memory if there is room.
+
+        Raises:
+            MaskError: A file is gone (``IMAGE_MISSING``, ``MASK_MISSING``) or was changed since the cohort
+                was loaded (``MASK_UNUSABLE``, or as it is damaged).
+        """
+        return self.cache.read(record, self.labels, keep)
+
+    def read_mask(self, record: ImageRecord) -> NDArray[np.uint8]:
+        """Return the mask uint8 (h, w) alone; errors as :meth:`read`, but a change is not noticed."""
+        held = self.cache.images.get(record.image)
+        return (
+            decode_mask(read_file(record.mask, "MASK"), record.mask, self.labels)
+            if held is None
+            else held.mask
+        )
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 that changes when a file, a split, a resolution or the grouping by patient does.
+
+        Patients enter by their order of appearance and not by name.
+        """
+        numbers: dict[str, int] = {}
+        rows = [
+            (
+                record.slide_id,
+                record.content_sha256,
+                record.mpp,
+                record.split,
+                numbers.setdefault(record.patient, len(numbers)),
+            )
+            for record in self.records
+        ]
+        return hashlib.sha256(json.dumps([self.labels, rows]).encode()).hexdigest()
+
+
+def load_image_cohort(
+    name: str,
+    manifest_path: Path,
+    labels: Sequence[str],
+    *,
+    mpp: float | None = None,
+    window_px: int = 1,
+    cache_bytes: int = CACHE_BYTES,
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+) -> ImageCohort:
+    """Return the cohort of the manifest at ``manifest_path``, every image and mask read and checked once.
+
+    A manifest without a split column is split by :func:`assign_image_splits`; one without training rows (an
+    external cohort) can be tested on only.
+
+    Args:
+        name: The site's name.
+        manifest_path: The CSV of its images.
+        labels: The job's class names, in its order.
+        mpp: Resolution the images must have (1 %); None takes any. An image that does not say its own is
+            taken with a warning.
+        window_px: Side that every image must have at least.
+        cache_bytes: Pixels kept in memory.
+        on_image: Told how many images are checked, and of how many.
+
+    Raises:
+        ManifestError: The manifest cannot be used.
+        MaskError: Something is wrong with its files (COHORT_INVALID); everything that is, is in its text.
+    """
+    # a file that is missing is listed here, with what else is wrong with the files
+    manifest = assign_image_splits(read_image_manifest(manifest_path, check_files=False))
+    problems: list[str] = []
+    warnings: list[str] = []
+    records = []
+    trained = np.zeros(256, np.int64)
+    for done, row in enumerate(manifest.rows, start=1):
+        where = f"line {row.line} ({row.written or row.image})"
+        problems += _mpp_problems(row, mpp, where, warnings)
+        try:
+            record, counts = _check(row, manifest.row_id(row), labels, window_px)
+        except MaskError as error:
+            problems.append(f"{where}: {error}")
+        else:
+            records.append(record)
+            trained += counts if record.split == "train" else 0
+        on_image(done, len(manifest.rows))
+    if problems:
+        listed = "".join(f"\n  {problem}" for problem in problems[:LISTED_PROBLEMS])
+        more = len(problems) - LISTED_PROBLEMS
+        raise MaskError(
+            f"{name}: the images of {manifest_path} do not fit the job:{listed}"
+            + (f"\n  … and {more} more" if more > 0 else ""),
+            reason="COHORT_INVALID",
+        )
+    warnings += _split_warnings(records, labels, trained)
+    ordered = tuple(sorted(records, key=lambda record: record.slide_id))
+    return ImageCohort(name, tuple(labels), ordered, tuple(warnings), PixelCache(cache_bytes))
+
+
+def pooled_images(cohorts: Sequence[ImageCohort], name: str = "pooled") -> ImageCohort:
+    """Return all images of ``cohorts`` as one cohort: what no federation may do, for the upper bound.
+
+    Images and patients get their site's name in front, so equal names of two sites stay apart.
+
+    Raises:
+        MaskError: There are none, two have one name, or labels differ (COHORT_INVALID).
+    """
+    labels = {cohort.labels for cohort in cohorts}
+    if len(labels) != 1 or len({cohort.name for cohort in cohorts}) != len(cohorts):
+        raise MaskError(
+            "cohorts can be pooled if there is one at least, each has its own name, and all have the same "
+            "labels",
+            reason="COHORT_INVALID",
+        )
+    records = [
+        replace(
+            record, slide_id=f"{cohort.name}/{record.slide_id}", patient=f"{cohort.name}/{record.patient}"
+        )
+        for cohort in cohorts
+        for record in cohort.records
+    ]
+    warnings = tuple(f"{cohort.name}: {warning}" for cohort in cohorts for warning in cohort.warnings)
+    ordered = tuple(sorted(records, key=lambda record: record.slide_id))
+    limit = max(cohort.cache.limit_bytes for cohort in cohorts)
+    return ImageCohort(name, labels.pop(), ordered, warnings, PixelCache(limit))
+
+
+def _check(
+    row: ImageRow, row_id: str, labels: Sequence[str], window_px: int
+) -> tuple[ImageRecord, NDArray[np.int64]]:
+    """Return the row's record and how many pixels of each value its mask has."""
+    pixels, content_sha256 = read_record(row.image, row.mask, row.tissue, labels)
+    if min(pixels.size_px) < window_px:
+        raise MaskError(too_small(pixels.size_px, window_px), reason="IMAGE_TOO_SMALL")
+    record = ImageRecord(
+        slide_id=row_id,
+        patient=row.patient,
+        split=str(row.split),
+        image=row.image,
+        mask=row.mask,
+        tissue=row.tissue,
+        mpp=row.mpp,
+        subgroups=row.subgroups,
+        content_sha256=content_sha256,
+    )
+    return record, class_counts(pixels.mask)
+
+
+def _mpp_problems(row: ImageRow, mpp: float | None, where: str, warnings: list[str]) -> list[str]:
+    if mpp is None:
+        return []
+    if row.mpp is None:
+        warnings.append(f"{where}: does not say its resolution; taken for the job's {mpp:g} µm/px")
+        return []
+    if abs(row.mpp - mpp) > SAME_MPP * mpp:
+        return [f"{where}: at {row.mpp:g} µm/px, the job's images are at {mpp:g}: import it at that"]
+    return []
+
+
+def _split_warnings(
+    records: Sequence[ImageRecord], labels: Sequence[str], trained: NDArray[np.int64]
+) -> list[str]:
+    splits = {record.split for record in records}
+    warnings = []
+    if "train" not in splits:
+        warnings.append("no training images: this cohort can only be tested on")
+    else:
+        unseen = [label for index, label in enumerate(labels) if index != IGNORE and not trained[index]]
+        warnings += [f"no pixel of a training mask is '{label}'" for label in unseen]
+    if "test" not in splits:
+        warnings.append("no test patients: the model cannot be tested here")
+    return warnings

@@ -1,0 +1,275 @@
+"""The segmentation task: a network, how it is trained on windows of images, how it is asked; plain numbers.
+
+:class:`MaskTask` has the methods that a round of federated learning asks of any task (``rounds.task.Task``);
+it does not import it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from histoflare.errors import JobError
+from histoflare.masks.augmentation import WindowDataset
+from histoflare.masks.images import ImageCohort, ImageRecord
+from histoflare.masks.losses import segmentation_loss
+from histoflare.masks.metrics import MaskPredictions, confusion
+from histoflare.masks.networks import NETWORKS, NORMS, SIDE_MULTIPLE_PX, build_network
+from histoflare.masks.predict import predict_image, window_probabilities
+from histoflare.masks.windows import training_windows
+from histoflare.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class MaskBatch:
+    """Windows as the network sees them: ``images`` (b, 3, p, p) float32, ``masks`` (b, p, p) int64."""
+
+    images: Tensor
+    masks: Tensor
+
+
+@dataclass(frozen=True)
+class MaskTask:
+    """A segmentation network, its training and its data's contract, all of it plain JSON.
+
+    Windows of ``window_px`` are cut out of the images every ``stride_px``, resized to ``patch_px`` (FedDP:
+    1000, 500, 224), augmented and trained on by SGD whose rate falls as (1 - done)^power over all rounds.
+
+    Attributes:
+        labels: Class names; a pixel's value in a mask is an index into them. At least two.
+        background: The class that figures leave out; None if there is none.
+        network: One of ``masks.networks.NETWORKS``. width, norm: See :func:`build_network`.
+        mpp: Of the images in µm/px; None takes any.
+        patch_px: Side of what the network sees, a multiple of 32.
+        window_px, stride_px: Of the windows, in pixels of the images.
+        augmentation: Flips, turns by 90° and HSV jitter.
+        learning_rate, momentum, weight_decay, power: Of SGD and its decay; > 0, [0, 1), >= 0, >= 0. The
+            momentum starts anew each round.
+        batch_size: Windows per step.
+        local_epochs: Passes over the training windows per round; or
+        local_steps: Steps per round (FedDP: 5), of which each pass takes its share. One of the two is null.
+        seed: Of the initial network.
+
+    Raises:
+        JobError: A field is out of range; the message names every such field.
+    """
+
+    data: ClassVar[str] = "images"
+
+    labels: Sequence[str]
+    background: str | None = None
+    network: str = "dhunet"
+    width: int = 96
+    norm: str = "batch"
+    mpp: float | None = None
+    patch_px: int = 224
+    window_px: int = 1000
+    stride_px: int = 500
+    augmentation: bool = True
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    power: float = 0.9
+    batch_size: int = 24
+    local_epochs: int | None = 1
+    local_steps: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        labels = () if isinstance(self.labels, str) else tuple(self.labels)
+        object.__setattr__(self, "labels", labels)
+        problems = _problems(self)
+        if problems:
+            listed = "".join(f"\n  {problem}" for problem in problems)
+            raise JobError(f"The task of this job cannot be used; correct these fields:{listed}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the arguments that make this task again, as plain JSON."""
+        return {**asdict(self), "labels": list(self.labels)}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> MaskTask:
+        """Return the task of ``fields``; :class:`JobError` if one is unknown, missing or out of range."""
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise JobError(f"The task's fields do not fit this version of histoflare: {error}") from error
+
+    def build_model(self) -> nn.Module:
+        """Return the initial network: the same bytes for the same task, in every process."""
+        return build_network(
+            self.network,
+            len(self.labels),
+            width=self.width,
+            norm=self.norm,
+            seed=derive_seed(self.seed, "model"),
+        )
+
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Return a fresh optimizer over the network's parameters."""
+        return torch.optim.SGD(
+            model.parameters(), lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+
+    def decay(self, progress: float) -> float:
+        """Return what the learning rate is multiplied by when ``progress`` (0 to 1) of the run is done."""
+        return float(max(0.0, 1.0 - progress) ** self.power)
+
+    def n_train(self, data: ImageCohort) -> int:
+        """Return the number of training windows."""
+        return len(self._windows(data))
+
+    def n_steps(self, data: ImageCohort) -> int:
+        """Return the number of optimizer steps of one round."""
+        if self.local_steps is not None:
+            return self.local_steps
+        return (self.local_epochs or 1) * math.ceil(self.n_train(data) / self.batch_size)
+
+    def train_batches(self, data: ImageCohort, seed: int) -> Iterator[MaskBatch]:
+        """Yield one round's batches: shuffled passes over the windows, all of it by ``seed``."""
+        windows = WindowDataset(
+            data,
+            self._windows(data),
+            window_px=self.window_px,
+            patch_px=self.patch_px,
+            augment=self.augmentation,
+        )
+        for step, chosen in zip(range(self.n_steps(data)), self._orders(len(windows), seed), strict=False):
+            items = [
+                windows.item(index, derive_seed(seed, "window", step, place))
+                for place, index in enumerate(chosen)
+            ]
+            yield MaskBatch(
+                torch.stack([item["image"] for item in items]),
+                torch.stack([item["mask"] for item in items]).long(),
+            )
+
+    def loss(self, model: nn.Module, batch: MaskBatch) -> Tensor:
+        """Return the batch's loss over all of the network's heads."""
+        device = next(model.parameters()).device
+        weights: Any = model.loss_weights
+        return segmentation_loss(model(batch.images.to(device)), batch.masks.to(device), weights)
+
+    def predict(self, model: nn.Module, data: ImageCohort, split: str) -> MaskPredictions:
+        """Return how masks by the network agree with those given; ``split``: train, validation, test or all.
+
+        The caller has put the network in evaluation mode and switched gradients off.
+
+        Raises:
+            MaskError: An image cannot be read any more.
+            JobError: There is no such split.
+        """
+        if split not in ("train", "validation", "test", "all"):
+            raise JobError(f"There is no split {split!r}; use train, validation, test or all.")
+        records = [record for record in data.records if split in ("all", record.split)]
+        compared = [self._compare(model, data, record) for record in records]
+        k, names = len(self.labels), sorted({name for record in records for name in record.subgroups})
+        return MaskPredictions(
+            labels=self.labels,
+            background=self.background,
+            columns={
+                "confusion": np.array([each for each, _ in compared], dtype=np.int64).reshape(-1, k, k),
+                "confusion_tissue": np.array([each for _, each in compared], dtype=np.int64).reshape(
+                    -1, k, k
+                ),
+            },
+            patients=[record.patient for record in records],
+            subgroups={name: [record.subgroups.get(name) or None for record in records] for name in names},
+            image_ids=[record.slide_id for record in records],
+        )
+
+    def notes(self, table: MaskPredictions) -> tuple[list[str], list[list[str]]]:
+        """Return a table's rows for the site's own notes: each image's Dice per class."""
+        return table.listed()
+
+    def window_probabilities(self, model: nn.Module, windows: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return class probabilities (b, k, patch_px, patch_px) of windows (b, window_px, window_px, 3)."""
+        return window_probabilities(model, windows, self.patch_px)
+
+    def _compare(
+        self, model: nn.Module, data: ImageCohort, record: ImageRecord
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return an image's confusions: as it is, and with background predicted outside the tissue."""
+        read = data.read(record)
+        nothing = 0 if self.background is None else self.labels.index(self.background)
+        predicted = predict_image(
+            model,
+            read.image,
+            window_px=self.window_px,
+            stride_px=self.stride_px,
+            patch_px=self.patch_px,
+            batch_size=self.batch_size,
+            fallback=nothing,
+        )  # (h, w)
+        k = len(self.labels)
+        plain = confusion(read.mask, predicted, k)
+        if read.tissue is None or self.background is None:
+            return plain, plain
+        inside = np.where(read.tissue, predicted, nothing)
+        return plain, confusion(read.mask, inside, k)
+
+    def _windows(self, data: ImageCohort) -> list[tuple[ImageRecord, tuple[int, int]]]:
+        return training_windows(data, self.window_px, self.stride_px, patch_px=self.patch_px)
+
+    def _orders(self, windows: int, seed: int) -> Iterator[list[int]]:
+        """Yield batches of window indices, pass after pass; the last batch of a pass may be smaller."""
+        for epoch in itertools.count():
+            generator = torch.Generator().manual_seed(derive_seed(seed, "epoch", epoch))
+            order = torch.randperm(windows, generator=generator).tolist()
+            yield from (order[i : i + self.batch_size] for i in range(0, windows, self.batch_size))
+
+
+def _problems(task: MaskTask) -> list[str]:
+    problems = []
+    if len(task.labels) < 2 or len(set(task.labels)) != len(task.labels):
+        problems.append(f"labels: a list of at least two different names, not {task.labels!r}")
+    if task.background is not None and task.background not in task.labels:
+        problems.append(f"background: one of the labels, or null, not {task.background!r}")
+    if task.network not in NETWORKS:
+        problems.append(f"network: one of {', '.join(NETWORKS)}, not {task.network!r}")
+    if task.norm not in NORMS:
+        problems.append(f"norm: one of {', '.join(NORMS)}, not {task.norm!r}")
+    for name in ("width", "patch_px", "window_px", "stride_px", "batch_size"):
+        if not _is_count(getattr(task, name)):
+            problems.append(f"{name}: a whole number of at least 1, not {getattr(task, name)!r}")
+    if not problems and task.patch_px % SIDE_MULTIPLE_PX:
+        problems.append(f"patch_px: a multiple of {SIDE_MULTIPLE_PX}, not {task.patch_px}")
+    if not problems and task.stride_px > task.window_px:
+        problems.append(f"stride_px: at most window_px ({task.window_px}), not {task.stride_px}")
+    if (task.local_epochs is None) == (task.local_steps is None):
+        problems.append("local_epochs or local_steps: one of them, the other null")
+    for name in ("local_epochs", "local_steps"):
+        value = getattr(task, name)
+        if value is not None and not _is_count(value):
+            problems.append(f"{name}: a whole number of at least 1 or null, not {value!r}")
+    if not (_is_number(task.learning_rate) and task.learning_rate > 0):
+        problems.append(f"learning_rate: a number above 0, not {task.learning_rate!r}")
+    for name in ("weight_decay", "power"):
+        value = getattr(task, name)
+        if not (_is_number(value) and value >= 0):
+            problems.append(f"{name}: a number of at least 0, not {value!r}")
+    if not (_is_number(task.momentum) and 0 <= task.momentum < 1):
+        problems.append(f"momentum: at least 0 and below 1, not {task.momentum!r}")
+    if task.mpp is not None and not (_is_number(task.mpp) and task.mpp > 0):
+        problems.append(f"mpp: a number above 0 or null, not {task.mpp!r}")
+    if not isinstance(getattr(task, "augmentation"), bool):  # noqa: B009 (its annotation is no proof)
+        problems.append(f"augmentation: true or false, not {task.augmentation!r}")
+    if not isinstance(task.seed, int) or isinstance(task.seed, bool):
+        problems.append(f"seed: a whole number, not {task.seed!r}")
+    return problems
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]

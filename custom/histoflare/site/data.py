@@ -1,0 +1,185 @@
+"""A site's data as a task wants them: bags of features, or images with masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from histoflare.errors import JobError
+from histoflare.site.configuration import SiteConfiguration
+from histoflare.slides.manifest import assign_splits, read_manifest
+
+if TYPE_CHECKING:
+    from histoflare.bags.cohort import Cohort
+    from histoflare.rounds.task import Task
+
+IMAGES = "images"
+"""``Task.data`` of a task on images with masks; every other is on bags."""
+
+
+class SiteRecord(Protocol):
+    """What a round's books ask of one slide or image."""
+
+    @property
+    def slide_id(self) -> str: ...
+    @property
+    def patient(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+
+
+class SiteData(Protocol):
+    """A cohort of bags or of images; the task knows more of it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def records(self) -> Sequence[SiteRecord]: ...
+    @property
+    def train(self) -> Sequence[SiteRecord]: ...
+    @property
+    def warnings(self) -> Sequence[str]: ...
+
+
+class BagTask(Protocol):
+    """A task on bags."""
+
+    @property
+    def labels(self) -> Sequence[str]: ...
+    @property
+    def encoder(self) -> str:
+        """Id of the encoder that made them."""
+
+    @property
+    def features(self) -> int:
+        """Numbers a patch."""
+
+    @property
+    def mpp(self) -> float | None:
+        """Resolution of their patches in µm/px; None takes any."""
+
+    @property
+    def patch_px(self) -> int | None:
+        """Side of their patches in pixels; None takes any."""
+
+
+def load_site_data(site: str, task: Any, configuration: SiteConfiguration) -> SiteData:
+    """Return a site's cohort as the task wants it, with the memory its configuration gives.
+
+    Raises:
+        ManifestError: The manifest cannot be used.
+        BagError, MaskError: Bags or images do not fit the manifest or the task (COHORT_INVALID).
+        JobError: The site has no data of this kind (SITE_NOT_CONFIGURED).
+    """
+    if task.data != IMAGES:
+        return load_site_cohort(site, task, configuration)
+    from histoflare.masks.images import load_image_cohort
+
+    return load_image_cohort(
+        site,
+        _images(configuration),
+        task.labels,
+        mpp=task.mpp,
+        window_px=task.window_px,
+        cache_bytes=configuration.cache_mb << 20,
+    )
+
+
+def load_site_cohort(site: str, task: BagTask, configuration: SiteConfiguration) -> Cohort:
+    """Return a site's bags; errors as above."""
+    from histoflare.bags.cohort import load_cohort
+
+    manifest, bags = bags_of(configuration)
+    return load_cohort(
+        site,
+        # Training reads no slides: their files need not be there.
+        read_manifest(manifest, labels=task.labels, check_files=False),
+        bags,
+        labels=task.labels,
+        encoder=task.encoder,
+        mpp=task.mpp,
+        patch_px=task.patch_px,
+        cache_bytes=configuration.cache_mb << 20,
+    )
+
+
+def pool_site_data(task: Task, cohorts: Sequence[Any], name: str = "pooled") -> SiteData:
+    """Return the data of several sites as one: what no federation may do, for the upper bound."""
+    if task.data == IMAGES:
+        from histoflare.masks.images import pooled_images
+
+        return pooled_images(cohorts, name)
+    from histoflare.bags.cohort import pooled
+
+    return pooled(cohorts, name)
+
+
+def device_of(task: Any, configuration: SiteConfiguration) -> str:
+    """Return where a task's model runs at a site. MEM on bags is quick on any CPU, and stays there.
+
+    Raises:
+        JobError: The site's file names a GPU, and there is none (SITE_NOT_CONFIGURED).
+    """
+    if task.data != IMAGES or configuration.device == "cpu":
+        return "cpu"
+    import torch
+
+    index = int(configuration.device.partition(":")[2] or 0)
+    there = torch.cuda.device_count()
+    if index >= there:
+        raise JobError(
+            f'The site\'s file says device = "{configuration.device}", and torch sees {there} GPUs: '
+            'say "cpu", or install a torch that sees it.',
+            reason="SITE_NOT_CONFIGURED",
+        )
+    return configuration.device
+
+
+def prepare_site_data(
+    site: str, task: Any, configuration: SiteConfiguration, say: Callable[[str], None]
+) -> None:
+    """Make bags that are missing, where the site's file asks for it."""
+    if configuration.prepare and task.data != IMAGES:
+        # Its imports alone take a second and more: only where they are needed.
+        from histoflare.site.preparation import prepare_site
+
+        prepare_site(site, task, configuration, say)
+
+
+def read_roles(configuration: SiteConfiguration, labels: list[str], data: str) -> dict[str, str]:
+    """Return patient → train, validation or test, as the site's manifest for this kind of data says.
+
+    At a site that only evaluates all patients are for testing.
+
+    Raises:
+        ManifestError: The manifest cannot be used.
+        JobError: The site has no data of this kind (SITE_NOT_CONFIGURED).
+    """
+    rows: Sequence[Any]
+    if data == IMAGES:
+        from histoflare.masks.image_manifest import assign_image_splits, read_image_manifest
+
+        rows = assign_image_splits(read_image_manifest(_images(configuration), check_files=False)).rows
+    else:
+        manifest, _ = bags_of(configuration)
+        rows = assign_splits(read_manifest(manifest, labels=labels, check_files=False)).rows
+    only = configuration.evaluation_only
+    return {row.patient: "test" if only else str(row.split) for row in rows}
+
+
+def bags_of(configuration: SiteConfiguration) -> tuple[Path, Path]:
+    """Return a site's manifest of slides and its folder of bags; JobError (SITE_NOT_CONFIGURED) without."""
+    if configuration.manifest is None or configuration.bags is None:
+        raise _missing("manifest and bags")
+    return configuration.manifest, configuration.bags
+
+
+def _images(configuration: SiteConfiguration) -> Path:
+    if configuration.images is None:
+        raise _missing("images")
+    return configuration.images
+
+
+def _missing(what: str) -> JobError:
+    return JobError(f"This job needs {what}, and the site's file names none.", reason="SITE_NOT_CONFIGURED")

@@ -1,0 +1,188 @@
+"""A site's own page of a segmentation: its images, the outlines given and the model's. It stays at the site."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+from torch import nn
+
+from histoflare.errors import MaskError
+from histoflare.masks.images import ImageCohort, ImageRecord, ReadImage
+from histoflare.masks.metrics import confusion
+from histoflare.masks.outlines import trace_polygons
+from histoflare.masks.predict import predict_image
+from histoflare.masks.task import MaskTask
+from histoflare.masks.windows import IGNORE
+from histoflare.report.reasons import explain
+from histoflare.report.site_page import ClassKey, ImagePictures, ImageRow, SitePage, encode_picture, sent_rows
+from histoflare.slides.mask_overlay import class_colours
+
+PICTURE_PX = 720
+"""Longer side of an image's pictures."""
+
+MOST_PICTURES = 24
+ORDER = {"test": 0, "validation": 1, "train": 2}
+
+LINE_PX = 2
+DASH_PX = 5
+DASH_COLOUR = (0, 0, 0)
+VEIL = 0.6
+"""How much of what nobody annotated is white, on the picture with the outlines."""
+
+Classes = NDArray[np.uint8]
+
+
+def build_image_site_page(
+    site: str,
+    cohort: ImageCohort,
+    task: MaskTask,
+    model: nn.Module | None,
+    report: Mapping[str, Any],
+    *,
+    alias: str = "",
+    update_bytes: int | None = None,
+    most_pictures: int = MOST_PICTURES,
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+) -> SitePage:
+    """Return the page of ``site``, its pictures drawn and every image asked of the model.
+
+    An image that cannot be read any more, or was changed, is noted and costs no other. Memory holds one image
+    and the finished pictures, at most 60 kB each, two an image.
+
+    Args:
+        cohort: The site's images (``site.data.load_site_data``).
+        model: The federated model as this site uses it, in evaluation mode and on its device; None leaves out
+            what it says.
+        report: The consortium's report.
+        alias: The site's name in the report, where that is another.
+        update_bytes: Size of one update's tensors.
+        most_pictures: Images that get pictures; test images first.
+        on_image: Told how many images are done, and of how many.
+    """
+    records = sorted(cohort.records, key=lambda record: (ORDER[record.split], record.slide_id))
+    rows = []
+    for number, record in enumerate(records):
+        rows.append(_make_row(record, cohort, task, model, draw=number < most_pictures))
+        on_image(number + 1, len(records))
+    shown = _foreground(task)
+    colours = class_colours(len(task.labels))
+    return SitePage(
+        site=site,
+        report=report,
+        slides=rows,
+        left_out=(),
+        sent=sent_rows(report, alias or site, update_bytes),
+        alias="" if alias == site else alias,
+        classes=[ClassKey(task.labels[index], "#%02x%02x%02x" % colours[index]) for index in shown],
+        warnings=cohort.warnings,
+    )
+
+
+def draw_outlines(
+    image: NDArray[np.uint8], given: Classes, predicted: Classes | None, shown: list[int], classes: int
+) -> Image.Image:
+    """Return the image with the given mask's outlines as whole lines and the model's as dashed ones.
+
+    Args:
+        image: uint8 (h, w, 3).
+        given: uint8 (h, w); what nobody annotated is pale in the picture.
+        predicted: uint8 (h, w); None: only the given mask's outlines.
+        shown: Indices of the classes that are outlined.
+        classes: How many there are.
+    """
+    picture = _scaled(image)
+    pixels = np.array(picture)
+    unknown = _member(given, IGNORE, picture.size)
+    pixels[unknown] = ((1 - VEIL) * pixels[unknown] + VEIL * 255).round().astype(np.uint8)
+    colours = class_colours(classes)
+    for index in shown:
+        pixels[_line(_member(given, index, picture.size))] = colours[index]
+    for index in shown if predicted is not None else []:
+        assert predicted is not None
+        member = _member(predicted, index, picture.size)
+        pixels[_line(member)] = DASH_COLOUR
+        pixels[_line(member, dashed=True)] = colours[index]
+    return Image.fromarray(pixels)
+
+
+def _make_row(
+    record: ImageRecord, cohort: ImageCohort, task: MaskTask, model: nn.Module | None, *, draw: bool
+) -> ImageRow:
+    row = ImageRow(record.slide_id, record.patient, record.split)
+    try:
+        read = cohort.read(record, keep=False)
+    except MaskError as error:
+        note = f"Not shown to the model ({error.reason}): {explain(error.reason)}"
+        return replace(row, pictures=ImagePictures(notes=(note,)))
+    predicted = None
+    if model is not None:
+        predicted = _predict(model, task, read)
+        row = replace(row, dice=_dice(task, confusion(read.mask, predicted, len(task.labels))))
+    if not draw:
+        return row
+    outlines = draw_outlines(read.image, read.mask, predicted, _foreground(task), len(task.labels))
+    known = float(np.mean(read.mask != IGNORE))
+    pictures = ImagePictures(encode_picture(_scaled(read.image)), encode_picture(outlines), known)
+    return replace(row, pictures=pictures)
+
+
+def _predict(model: nn.Module, task: MaskTask, read: ReadImage) -> Classes:
+    return predict_image(
+        model,
+        read.image,
+        window_px=task.window_px,
+        stride_px=task.stride_px,
+        patch_px=task.patch_px,
+        batch_size=task.batch_size,
+        fallback=0 if task.background is None else task.labels.index(task.background),
+    )
+
+
+def _dice(task: MaskTask, matrix: NDArray[np.int64]) -> dict[str, float | None]:
+    """Return the Dice of each class of an image's confusion (k, k); None: the class is in neither mask."""
+    found: dict[str, float | None] = {}
+    for index in _foreground(task):
+        both = int(matrix[index].sum() + matrix[:, index].sum())
+        found[task.labels[index]] = 2 * int(matrix[index, index]) / both if both else None
+    return found
+
+
+def _foreground(task: MaskTask) -> list[int]:
+    return [index for index, label in enumerate(task.labels) if label != task.background]
+
+
+def _scaled(image: NDArray[np.uint8]) -> Image.Image:
+    """Return the image with a longer side of :data:`PICTURE_PX`."""
+    scale = PICTURE_PX / max(image.shape[:2])
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+
+
+def _member(mask: Classes, index: int, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return where in a picture of ``size`` (width, height) most of what a pixel shows is of the class."""
+    inside = Image.fromarray((mask == index).astype(np.uint8) * np.uint8(255))
+    return np.asarray(inside.resize(size, Image.Resampling.BILINEAR)) > 127
+
+
+def _line(member: NDArray[np.bool_], dashed: bool = False) -> NDArray[np.bool_]:
+    """Return the pixels (h, w) of the outlines of ``member``, but not along the border of the picture."""
+    height, width = member.shape
+    line = np.zeros((height, width), np.bool_)
+    for ring in (ring for polygon in trace_polygons(member) for ring in polygon):
+        corners = np.array([*ring, ring[0]])
+        steps = np.abs(np.diff(corners, axis=0)).sum(axis=1)  # edges go along rows and columns
+        length = np.concatenate([[0], np.cumsum(steps)])
+        at = np.arange(length[-1])
+        x, y = (np.interp(at, length, corners[:, axis]).round().astype(np.int64) for axis in (0, 1))
+        drawn = (x > 0) & (x < width) & (y > 0) & (y < height)
+        if dashed:
+            drawn &= at // DASH_PX % 2 == 0
+        line[y[drawn], x[drawn]] = True
+    found: NDArray[np.bool_] = ndimage.binary_dilation(line, np.ones((LINE_PX, LINE_PX), np.bool_))
+    return found

@@ -1,0 +1,224 @@
+"""What every kind of manifest has in common: a CSV about patients, read whole, every fault named at once."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import hashlib
+import io
+import math
+import os
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+from histoflare import storage
+from histoflare.errors import ManifestError
+from histoflare.seeds import derive_seed
+from histoflare.slides.resolution import is_mpp
+
+Split = Literal["train", "validation", "test"]
+
+SUBGROUPS = ("site", "sex", "age_band", "scanner")
+LONGEST_STEM = 160
+"""Bytes of a slide's stem in a row's id; a file name made of it may have 255 in all."""
+
+
+class Row(Protocol):
+    """What the rows of every kind of manifest have."""
+
+    @property
+    def line(self) -> int: ...
+    @property
+    def patient(self) -> str: ...
+    @property
+    def split(self) -> Split | None: ...
+
+
+def read_table(path: Path, needed: Sequence[str], columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Return (line number, cells by column) of every row of a CSV that is not blank.
+
+    Args:
+        path: UTF-8 (a byte order mark is fine), separated by commas or semicolons.
+        needed: Columns that must be there; the first names what a row is about.
+        columns: Columns that may be there.
+
+    Raises:
+        ManifestError: It cannot be read (``MANIFEST_UNREADABLE``), is empty or has other columns.
+    """
+    try:
+        text = path.read_text("utf-8-sig")
+    except OSError as error:
+        raise ManifestError(
+            f"{path}: cannot be read ({error.strerror}).", reason="MANIFEST_UNREADABLE"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ManifestError(
+            f"{path}: not UTF-8 text. In a spreadsheet, save it as 'CSV UTF-8'.", reason="MANIFEST_UNREADABLE"
+        ) from error
+    first_line = text.split("\n", 1)[0]
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=";" if ";" in first_line else ",", strict=True
+    )
+    lines: list[tuple[int, list[str]]] = []
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                lines.append((reader.line_num, [cell.strip() for cell in cells]))
+    except csv.Error as error:
+        raise ManifestError(
+            f"{path}: line {reader.line_num} is not CSV ({error}).", reason="MANIFEST_UNREADABLE"
+        ) from error
+    if len(lines) < 2:
+        raise ManifestError(
+            f"{path}: the manifest is empty. It needs a header line ({', '.join(needed)}) and a row "
+            f"per {needed[0]}."
+        )
+    (_, header), rows = lines[0], lines[1:]
+    problems = _header_problems(header, needed, columns)
+    problems += [
+        f"line {line}: {len(cells)} cells under {len(header)} columns"
+        for line, cells in rows
+        if len(cells) > len(header)
+    ]
+    if problems:
+        raise ManifestError(f"{path}: the columns are wrong; nothing was read.", problems=problems)
+    padded = [(line, [*cells, *[""] * (len(header) - len(cells))]) for line, cells in rows]
+    return [(line, dict(zip(header, cells, strict=True))) for line, cells in padded]
+
+
+def read_common_cells(line: int, cells: dict[str, str], problems: list[str]) -> dict[str, Any]:
+    """Return patient, mpp, split and subgroups of a row; what is wrong with them goes into ``problems``."""
+    split = cells.get("split") or None
+    if split is not None and split not in get_args(Split):
+        problems.append(f"line {line}: split '{split}' is none of {', '.join(get_args(Split))}")
+        split = None
+    mpp: float | None = None
+    if cells.get("mpp"):
+        try:
+            mpp = float(cells["mpp"])
+        except ValueError:
+            mpp = math.nan
+        if not is_mpp(mpp):
+            problems.append(f"line {line}: mpp '{cells['mpp']}' is not micrometres per pixel, such as 0.25")
+            mpp = None
+    # One person under two spellings of the same letters would be two patients.
+    patient = unicodedata.normalize("NFC", cells["patient"])
+    subgroups = {name: cells.get(name) or None for name in SUBGROUPS}
+    return {"patient": patient, "mpp": mpp, "split": split, **subgroups}
+
+
+def duplicate_problems(what: str, files: Iterable[tuple[int, Path, str]]) -> list[str]:
+    """Return a problem for each file (line, path, path as written) that an earlier line has already."""
+    first: dict[str, int] = {}
+    problems = []
+    for line, file, written in files:
+        key = os.path.normpath(file)
+        if written and key in first:
+            problems.append(f"line {line}: {what} {written} is already in line {first[key]}")
+        first.setdefault(key, line)
+    return problems
+
+
+def split_problems(rows: Sequence[Row]) -> list[str]:
+    """A patient in two splits would be tested on what was trained on."""
+    first: dict[str, Row] = {}
+    problems = []
+    for row in rows:
+        if not row.patient or row.split is None:
+            continue
+        other = first.setdefault(row.patient, row)
+        if other.split != row.split:
+            problems.append(
+                f"line {row.line}: patient {row.patient} is in '{row.split}' here and in '{other.split}' "
+                f"in line {other.line}; a patient belongs to one split"
+            )
+    return problems
+
+
+def file_exists(path: Path) -> bool:
+    """Tell whether ``path`` exists."""
+    try:
+        return path.exists()
+    except OSError:  # e.g. a name that is too long to be one
+        return False
+
+
+def refuse_faults(path: Path, problems: Sequence[str]) -> None:
+    """Raise a ManifestError that lists ``problems`` by line, if there are any."""
+    if problems:
+        count = "one fault" if len(problems) == 1 else f"{len(problems)} faults"
+        raise ManifestError(f"{path}: {count}; nothing was read.", problems=sorted(problems, key=_line_of))
+
+
+def has_splits(path: Path, rows: Sequence[Row]) -> bool:
+    """Tell whether every row has a split or none has.
+
+    Raises:
+        ManifestError: Some have and others not (``MANIFEST_INVALID``).
+    """
+    problems = [f"line {row.line}: no split" for row in rows if row.split is None]
+    if problems and len(problems) < len(rows):
+        raise ManifestError(
+            f"{path}: some rows have a split and others not. Fill the column, or empty it.", problems=problems
+        )
+    return not problems
+
+
+def choose_test_patients(patients: Iterable[str], test_fraction: float, seed: int) -> set[str]:
+    """Return those of ``patients`` that are for testing: the first ones by a hash of (seed, patient).
+
+    Of two or more patients at least one is for testing and one is not, unless ``test_fraction`` is 0.
+
+    Raises:
+        ManifestError: ``test_fraction`` is not between 0 and 1.
+    """
+    if not 0 <= test_fraction < 1:
+        raise ManifestError(
+            f"The share of test patients must be at least 0 and less than 1: {test_fraction}."
+        )
+    ranked = sorted(set(patients), key=lambda patient: (derive_seed(seed, "split", patient), patient))
+    count = math.floor(len(ranked) * test_fraction + 0.5)
+    if test_fraction > 0 and len(ranked) > 1:
+        count = min(max(count, 1), len(ranked) - 1)
+    return set(ranked[:count])
+
+
+def file_id(file: Path, written: str = "") -> str:
+    """Return ``file``'s stem and 8 hex digits of the SHA-256 of its path as the manifest has it."""
+    stem = file.stem.encode()[:LONGEST_STEM].decode(errors="ignore")
+    return f"{stem}-{hashlib.sha256((written or str(file)).encode()).hexdigest()[:8]}"
+
+
+def relative_path(file: Path, folder: Path) -> str:
+    """Return how a manifest in ``folder`` names ``file``."""
+    # a file may be a link into an archive: resolve its folder, never the file itself
+    target = file.parent.resolve() / file.name
+    return Path(os.path.relpath(target, folder.resolve())).as_posix()
+
+
+def write_table(path: Path, header: Sequence[str], table: Sequence[Sequence[Any]]) -> None:
+    """Write a CSV, whole or not at all; None is an empty cell."""
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(["" if cell is None else cell for cell in cells] for cells in table)
+    storage.write_text(path, content.getvalue())
+
+
+def _header_problems(header: Sequence[str], needed: Sequence[str], columns: Sequence[str]) -> list[str]:
+    problems = [f"line 1: no column '{name}'" for name in needed if name not in header]
+    for name in header:
+        if name not in columns:
+            near = difflib.get_close_matches(name.lower(), columns, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"allowed are {', '.join(columns)}"
+            problems.append(f"line 1: unknown column '{name}'; {hint}")
+    problems += [f"line 1: column '{name}' twice" for name in columns if header.count(name) > 1]
+    return problems
+
+
+def _line_of(problem: str) -> int:
+    """Sort key: problems by line, those of the whole manifest last."""
+    word = problem.removeprefix("line ").split(":", 1)[0]
+    return int(word) if word.isdigit() else 10**9

@@ -1,0 +1,81 @@
+"""Attention against the model itself, on bags that hold the patches; the heat map against OpenSlide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from histoflare.bags.heatmap import NO_PATCH, BagAttention, write_heat
+from histoflare.bags.mem import MEM, InputNorm
+from histoflare.slides.overlay import attention_colours
+from histoflare.slides.reader import Slide
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    n=st.integers(1, 12),
+    scale=st.sampled_from([0.01, 1.0, 30.0]),
+    norm=st.sampled_from(["none", "rms"]),
+    blocks=st.integers(1, 2),
+    seed=st.integers(0, 99),
+)
+def test_the_figures_are_the_models_own(
+    n: int, scale: float, norm: InputNorm, blocks: int, seed: int
+) -> None:
+    model = MEM(2, features=5, memories=3, dim=16, hidden=8, blocks=blocks, input_norm=norm, seed=seed).eval()
+    generator = torch.Generator().manual_seed(seed)
+    bag = scale * torch.randn((n, 5), generator=generator)
+    others = scale * torch.randn((4, 5), generator=generator)
+    attention = BagAttention(model, bag)
+
+    def by_the_model(features: torch.Tensor) -> np.ndarray:
+        with torch.inference_mode():
+            found = model.attend(features[None]).attention[0].double().mean(dim=0)
+        return (found * len(features)).numpy()
+
+    assert np.allclose(attention.bag, by_the_model(bag), rtol=1e-4, atol=1e-4)
+    assert attention.bag.mean() == pytest.approx(1.0)
+    expected = [by_the_model(torch.cat([bag, other[None]]))[-1] for other in others]
+    assert np.allclose(attention.added(others), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_memories_that_saturate_stay_finite() -> None:
+    model = MEM(2, features=4, memories=2, dim=1024, hidden=4).eval()
+    bag = 1e4 * torch.ones((3, 4))  # scores near 1024: exp would overflow even in float64
+    attention = BagAttention(model, bag)
+    assert np.allclose(attention.bag, 1.0)
+    assert np.allclose(attention.added(bag[:1]), 1.0)
+
+
+@pytest.mark.parametrize(("l0_patch_px", "repeat"), [(1000, 16), (224, 4), (64, 1), (65, 2)])
+def test_the_heat_map_lies_on_the_slide(tmp_path: Path, l0_patch_px: int, repeat: int) -> None:
+    l0_coords = l0_patch_px * np.array([[0, 0], [2, 1], [3, 0]])
+    levels = np.array([0.0, 0.5, 1.0])
+    l0_size_px = (int(4.4 * l0_patch_px), int(2.5 * l0_patch_px))
+    (tmp_path / "scratch").mkdir()
+    mpp = write_heat(
+        tmp_path / "h.tiff", levels, l0_coords, l0_patch_px, l0_size_px, 0.5, tmp_path / "scratch"
+    )
+    assert mpp == pytest.approx(l0_patch_px * 0.5 / repeat)
+    expected = np.full((3, 5), NO_PATCH, np.uint8)
+    expected[0, 0], expected[1, 2], expected[0, 3] = 0, 127, 254
+    large = np.kron(expected, np.ones((repeat, repeat), np.uint8))
+    assert np.array_equal(tifffile.imread(tmp_path / "h.tiff"), large)
+    with Slide(tmp_path / "h.tiff") as slide:
+        assert slide.mpp == pytest.approx(mpp)
+        shown = slide.read((0, 0), slide.info.l0_size_px, mpp)
+    colours = attention_colours(np.array([0.0, 0.5, 1.0]))
+    for (x, y), colour in zip(l0_coords // l0_patch_px * repeat, colours, strict=True):
+        assert np.abs(shown[y, x].astype(int) - colour).max() <= 1
+    assert (shown[large == NO_PATCH] == 255).all()
+
+
+def test_patches_off_the_grid_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="grid"):
+        write_heat(tmp_path / "h.tiff", np.ones(1), np.array([[3, 0]]), 64, (640, 640), 0.5, tmp_path)

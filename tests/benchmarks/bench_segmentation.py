@@ -1,0 +1,242 @@
+"""Nuclei of two institutes: every hospital alone, federated, under FedDP, and pooled, over several seeds.
+
+    python tests/benchmarks/bench_segmentation.py [--seeds 1,2,3] [--networks dhunet,unet-monai-31m]
+
+Four sites train: TNBC patients 1-4 and 5-8, the first and the second half of the stained images of DSB 2018.
+Every model is asked about TNBC patients 9-11, whom none has seen. The networks are small (width 24) and begin
+at random weights; images are halved in scale (windows of 256 px, of which the network sees 128). A seed sets
+the first weights, the order of the windows and their augmentation; sites and test patients stay the same, so
+the spread is that of training, and not that of other patients.
+
+Every row has as many steps at each site; the pooled model takes those of all four sites, one after the other.
+FedDP: each site's whole update is clipped and noised so that the run costs a patient ε = 8. (The noise is
+drawn from the seed, so that the figures repeat; whoever wants the guarantee leaves ``noise_seed`` out.)
+
+The settings were chosen with ``--split settings`` (TNBC 4-7 and 8-11 train, 1-3 are tested) on seed 100.
+Needs the nuclei of HISTOFLARE_TEST_DATA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from histoflare.masks.images import ImageCohort, load_image_cohort, pooled_images
+from histoflare.masks.importers import MANIFEST
+from histoflare.masks.importers.nuclei import LABELS, import_nuclei
+from histoflare.masks.task import MaskTask
+from histoflare.privacy.accountant import epsilon
+from histoflare.privacy.plan import UpdateNoise
+from histoflare.rounds.bounds import train_local_only, train_pooled
+from histoflare.rounds.evaluation import evaluate
+from histoflare.rounds.fedavg import FedAvg
+from histoflare.rounds.local import predict
+from histoflare.rounds.runner import run_in_process
+from histoflare.rounds.state import State, model_state
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SPLITS = {"test": ((1, 4), (5, 8), (9, 11)), "settings": ((4, 7), (8, 11), (1, 3))}
+"""Split → TNBC patients (first, last) of two sites and of the test."""
+ROUNDS, STEPS, BATCH = 16, 8, 4
+EPSILON, DELTA, CLIP_NORM = 8.0, 1e-5, 0.01
+RATES = {"dhunet": 0.1, "unet-monai-31m": 0.1}
+FIGURES = ("dice", "dice_pooled", "jaccard", "dice_authors")
+WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Work:
+    """One thing to train: ``arm`` is untrained, local, federated, feddp or pooled."""
+
+    folder: Path
+    split: str
+    network: str
+    arm: str
+    seed: int
+    rounds: int
+
+
+Row = dict[str, float]
+
+
+def make_task(network: str, seed: int) -> MaskTask:
+    """Return the task; GroupNorm, as BatchNorm's statistics of four sites make none that fits a fifth."""
+    return MaskTask(
+        LABELS,
+        background="background",
+        network=network,
+        width=24,
+        norm="group",
+        patch_px=128,
+        window_px=256,
+        stride_px=128,
+        learning_rate=RATES[network],
+        batch_size=BATCH,
+        local_epochs=None,
+        local_steps=STEPS,
+        seed=seed,
+    )
+
+
+def make_plan(rounds: int, seed: int | None = None) -> UpdateNoise:
+    """Return FedDP with the least noise that costs a patient ``EPSILON`` over all rounds."""
+    plan = UpdateNoise(target_epsilon=EPSILON, delta=DELTA, clip_norm=CLIP_NORM, noise_seed=seed)
+    return plan.settled(rounds)
+
+
+@lru_cache(maxsize=1)
+def find_cohorts(folder: Path, split: str) -> tuple[dict[str, ImageCohort], ImageCohort]:
+    """Return the sites' cohorts and that of the test patients, of what was imported into ``folder``."""
+    tnbc = load_image_cohort("tnbc", folder / "tnbc" / MANIFEST, LABELS)
+    dsb = load_image_cohort("dsb", folder / "dsb" / MANIFEST, LABELS)
+
+    def of_patients(name: str, first: int, last: int, role: str) -> ImageCohort:
+        records = [r for r in tnbc.records if first <= int("".join(filter(str.isdigit, r.patient))) <= last]
+        return ImageCohort(name, LABELS, tuple(replace(record, split=role) for record in records))
+
+    def half(name: str, number: int) -> ImageCohort:
+        middle = len(dsb.records) // 2
+        records = dsb.records[:middle] if number == 0 else dsb.records[middle:]
+        return ImageCohort(name, LABELS, tuple(replace(record, split="train") for record in records))
+
+    one, two, held_out = SPLITS[split]
+    sites = [
+        of_patients(f"TNBC {one[0]}-{one[1]}", *one, "train"),
+        of_patients(f"TNBC {two[0]}-{two[1]}", *two, "train"),
+        half("DSB, first half", 0),
+        half("DSB, second half", 1),
+    ]
+    return {site.name: site for site in sites}, of_patients("test", *held_out, "test")
+
+
+def run(work: Work) -> tuple[Work, dict[str, Row]]:
+    """Train one thing; return row → figures and seconds."""
+    torch.set_num_threads(1)
+    sites, test = find_cohorts(work.folder, work.split)
+    task = make_task(work.network, work.seed)
+    started = time.perf_counter()
+    states: Mapping[str, State]
+    if work.arm == "local":
+        states = train_local_only(task, sites, work.rounds, work.seed)
+    elif work.arm == "pooled":
+        longer = replace(task, local_steps=STEPS * len(sites))
+        states = {"pooled": train_pooled(longer, pooled_images(list(sites.values())), work.rounds, work.seed)}
+    elif work.arm == "untrained":
+        states = {"untrained": model_state(task.build_model())}
+    else:
+        plan = make_plan(work.rounds, work.seed) if work.arm == "feddp" else None
+        strategy = FedAvg("uniform")
+        states = {work.arm: run_in_process(task, sites, strategy, work.rounds, work.seed, plan).state}
+    seconds = time.perf_counter() - started
+    found = {}
+    for name, state in states.items():
+        figures = evaluate(predict(task, state, test, "test"), bootstraps=0)
+        found[name] = {figure: figures[figure].value or 0.0 for figure in FIGURES} | {"s": seconds}
+    return work, found
+
+
+def all_nuclei(folder: Path, split: str) -> float:
+    """Return what it gives to call every pixel a nucleus: the Dice of a model that has seen nothing."""
+    test = find_cohorts(folder, split)[1]
+    shares = np.array([(test.read(record).mask == 1).mean() for record in test.records])
+    return float((2 * shares / (1 + shares)).mean())
+
+
+def measure(works: Sequence[Work], workers: int) -> dict[str, dict[str, list[Row]]]:
+    """Return network → row → one entry per seed."""
+    context = multiprocessing.get_context("spawn")
+    found: dict[str, dict[str, list[Row]]] = {}
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        for work, rows in pool.map(run, works):
+            of_network = found.setdefault(work.network, {})
+            if work.arm == "local":
+                mean = {key: statistics.fmean(row[key] for row in rows.values()) for key in (*FIGURES, "s")}
+                of_network.setdefault("local only (mean of the sites' models)", []).append(mean)
+                rows = {f"  {site} alone": row for site, row in rows.items()}
+            for name, row in rows.items():
+                of_network.setdefault(TITLES.get(name, name), []).append(row)
+    return found
+
+
+TITLES = {
+    "federated": "federated, no protection",
+    "feddp": f"federated, FedDP, patient, ε = {EPSILON:g}",
+    "pooled": "pooled",
+}
+
+
+def show(network: str, rows: Mapping[str, Sequence[Row]]) -> None:
+    """Print a network's table, and in how many seeds the federation is above the sites alone."""
+    model = make_task(network, 0).build_model()
+    size = sum(parameter.numel() for parameter in model.parameters())
+    print(f"\n{network}, width 24, {size / 1e6:.1f} million parameters, learning rate {RATES[network]:g}")
+    print(f"{'':40} " + " ".join(f"{figure:>13}" for figure in FIGURES) + f" {'s':>5}")
+    for name, entries in rows.items():
+        figures = " ".join(f"{_spread([entry[figure] for entry in entries]):>13}" for figure in FIGURES)
+        seconds = "" if name.startswith(" ") else f" {statistics.fmean(entry['s'] for entry in entries):5.0f}"
+        print(f"{name:40} {figures}{seconds}")
+    local = [row["dice"] for row in rows["local only (mean of the sites' models)"]]
+    gains = [row["dice"] - mean for row, mean in zip(rows[TITLES["federated"]], local, strict=True)]
+    above = sum(gain > 0 for gain in gains)
+    print(f"federated less local only, Dice: {_spread(gains)}; above in {above} of {len(gains)} seeds")
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.3f}" + (
+        f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    )
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--networks", default="dhunet,unet-monai-31m")
+    parser.add_argument("--arms", default="untrained,local,federated,feddp,pooled")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--split", choices=tuple(SPLITS), default="test")
+    parser.add_argument("--workers", type=int, default=WORKERS)
+    chosen = parser.parse_args()
+    data = Path(os.environ.get("HISTOFLARE_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (data / "seg_tnbc").is_dir() or not (data / "seg_dsb2018_he").is_dir():
+        sys.exit(f"skipped: no nuclei in {data}; set HISTOFLARE_TEST_DATA")
+    started = time.monotonic()
+    seeds = [int(seed) for seed in chosen.seeds.split(",")]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        import_nuclei(data / "seg_tnbc", folder / "tnbc")
+        import_nuclei(data / "seg_dsb2018_he", folder / "dsb")
+        works = [
+            Work(folder, chosen.split, network, arm, seed, chosen.rounds)
+            for network in chosen.networks.split(",")
+            for arm in chosen.arms.split(",")
+            for seed in seeds
+        ]
+        found = measure(works, chosen.workers)
+        chance = all_nuclei(folder, chosen.split)
+    plan = make_plan(chosen.rounds)
+    spent = epsilon([plan.spend().times(chosen.rounds)], DELTA, "pld")
+    print(f"{chosen.rounds} rounds of {STEPS} steps of {BATCH} windows; seeds {seeds}")
+    noise = f"clip {CLIP_NORM:g}, noise multiplier {plan.noise_multiplier:.2f}"
+    print(f"FedDP: {noise}, patient ε = {spent:.2f} at δ = {DELTA:g}")
+    print(f"every pixel called a nucleus: Dice {chance:.3f}")
+    for network, rows in found.items():
+        show(network, rows)
+    print(f"\n{time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""``histoflare masks``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from histoflare.commands import masks
+from histoflare.errors import MaskError
+from histoflare.slides.pyramid import write_pyramid
+from tests.masks.image_folders import rgb, save, write_cohort
+
+app = typer.Typer()
+app.add_typer(masks.app, name="masks")
+runner = CliRunner()
+
+
+def test_check_counts_and_warns(tmp_path: Path) -> None:
+    path = write_cohort(tmp_path)
+    for index in range(4):
+        save(tmp_path / f"m{index}.png", np.eye(48, dtype=np.uint8))
+    command = ["masks", "check", str(path), "--labels", "a, b,c", "--window-px", "48"]
+    result = runner.invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "train" in result.stdout and "b 2.1 %" in result.stdout
+    assert "no pixel of a training mask is 'c'" in result.output
+    counts = json.loads(runner.invoke(app, [*command, "--json"]).stdout)
+    assert counts["train"]["images"] == 3 and counts["test"]["patients"] == 1
+    assert counts["train"]["classes"] == {
+        "a": pytest.approx(47 / 48),
+        "b": pytest.approx(1 / 48),
+        "c": 0.0,
+        "not annotated": 0.0,
+    }
+
+
+def test_check_lists_faults(tmp_path: Path) -> None:
+    path = write_cohort(tmp_path)
+    result = runner.invoke(app, ["masks", "check", str(path), "--labels", "a", "--window-px", "49"])
+    assert result.exit_code == 1 and isinstance(result.exception, MaskError)
+    assert str(result.exception).count("class index 1") == 4
+
+
+def test_nuclei_are_imported_and_checked(tmp_path: Path) -> None:
+    for name in "ab":
+        save(tmp_path / "set" / "images" / f"{name}.png", rgb(16, 16))
+        save(tmp_path / "set" / "masks" / f"{name}.png", np.eye(16, dtype=np.uint8))
+    out = tmp_path / "out"
+    command = ["masks", "import", "nuclei", str(tmp_path / "set"), "--out", str(out), "--mpp", "0.25"]
+    result = runner.invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "2 images of 2 patients; labels background,nucleus" in result.stdout
+    assert "each image counts as a patient" in result.output
+    report = json.loads(runner.invoke(app, [*command, "--json"]).stdout)
+    assert report["images"] == 2 and Path(report["manifest"]) == out / "images.csv"
+    again = runner.invoke(app, ["masks", "check", report["manifest"], "--labels", ",".join(report["labels"])])
+    assert again.exit_code == 0, again.output
+
+
+def test_wsss4luad_is_imported(tmp_path: Path) -> None:
+    part = tmp_path / "set" / "3.testing"
+    save(part / "img" / "00.png", rgb(20, 20))
+    save(part / "mask" / "00.png", np.zeros((20, 20), np.uint8))
+    command = ["masks", "import", "wsss4luad", str(tmp_path / "set"), "--out", str(tmp_path / "out")]
+    result = runner.invoke(app, [*command, "--smallest-px", "20", "--polarity", "tissue"])
+    assert result.exit_code == 0, result.output
+    assert "1 images of 1 patients; labels tumour,stroma,normal,background" in result.stdout
+    assert runner.invoke(app, command).exit_code == 1
+    assert runner.invoke(app, [*command, "--polarity", "either"]).exit_code == 2
+
+
+def test_geojson_is_imported(tmp_path: Path) -> None:
+    write_pyramid(tmp_path / "s.tif", rgb(128, 128), 0.5)
+    ring = [[16, 16], [80, 16], [80, 80], [16, 80], [16, 16]]
+    content = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}}
+    content["properties"] = {"classification": {"name": "tumour"}}
+    (tmp_path / "s.geojson").write_text(json.dumps([content]))
+    command = ["masks", "import", "geojson", str(tmp_path / "s.tif"), str(tmp_path / "s.geojson")]
+    command += [
+        "--out",
+        str(tmp_path / "out"),
+        "--labels",
+        "background,tumour",
+        "--mpp",
+        "1",
+        "--patient",
+        "p",
+    ]
+    result = runner.invoke(app, [*command, "--smallest-px", "8", "--offset", "8", "0"])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / "images" / "s_x24_y16.png").is_file()

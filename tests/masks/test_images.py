@@ -1,0 +1,265 @@
+"""Cohorts of images: everything checked up front, every fault listed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from histoflare.errors import MaskError
+from histoflare.masks import image_files
+from histoflare.masks.image_files import decode_image, read_file
+from histoflare.masks.images import LISTED_PROBLEMS, load_image_cohort, pooled_images
+from histoflare.masks.windows import IGNORE
+
+from .image_folders import rgb, save, save_palette, write_cohort
+
+LABELS = ["a", "b"]
+
+
+def refusal(manifest: Path, **options: object) -> str:
+    with pytest.raises(MaskError) as caught:
+        load_image_cohort("site", manifest, LABELS, **options)  # type: ignore[arg-type]
+    assert caught.value.reason == "COHORT_INVALID"
+    return str(caught.value)
+
+
+def test_a_cohort_is_its_manifest_with_pixels(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    cohort = load_image_cohort(
+        "site", write_cohort(tmp_path), LABELS, window_px=48, on_image=lambda *done: seen.append(done)
+    )
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [len(part) for part in (cohort.records, cohort.train, cohort.validation, cohort.test)] == [
+        4,
+        3,
+        0,
+        1,
+    ]
+    assert cohort.warnings == () and cohort.name == "site" and cohort.labels == ("a", "b")
+    (record,) = cohort.test
+    assert record.patient == "p3" and record.subgroups == {"sex": "M"}
+    read = cohort.read(record)
+    np.testing.assert_array_equal(read.image, rgb(48, 48, 3))
+    np.testing.assert_array_equal(read.mask, np.asarray(Image.open(tmp_path / "m3.png")))
+    np.testing.assert_array_equal(cohort.read_mask(record), read.mask)
+    assert read.tissue is None and read.size_px == (48, 48)
+
+
+def test_every_fault_is_said_at_once(tmp_path: Path) -> None:
+    path = write_cohort(tmp_path, count=8)
+    save(tmp_path / "m0.png", np.zeros((48, 47), np.uint8))
+    save(tmp_path / "m1.png", np.full((48, 48), 2, np.uint8))
+    save(tmp_path / "m2.png", np.full((48, 48), IGNORE, np.uint8))
+    content = (tmp_path / "i3.png").read_bytes()
+    (tmp_path / "i3.png").write_bytes(content[: len(content) // 2])
+    (tmp_path / "m4.png").unlink()
+    save(tmp_path / "m5.png", rgb(48, 48))
+    save(tmp_path / "i6.png", rgb(40, 48))
+    save(tmp_path / "m6.png", np.zeros((40, 48), np.uint8))
+    (tmp_path / "i7.png").write_text("no image")
+    message = refusal(path, window_px=48)
+    for line, part in {
+        2: "47 x 48 px and its image 48 x 48",
+        3: "class index 2 in the mask; the job has 2 labels",
+        4: "not one pixel of the mask is annotated",
+        5: "damaged",
+        6: "no such mask",
+        7: "mode RGB",
+        8: "48 x 40 px is smaller than the job's windows of 48 px",
+        9: "not an image that can be read",
+    }.items():
+        (found,) = [each for each in message.splitlines() if each.startswith(f"  line {line} ")]
+        assert part in found
+
+
+def reason_of(image: Path, mask: Path, tissue: Path | None = None) -> str:
+    from histoflare.masks.pixels import read_record
+
+    with pytest.raises(MaskError) as caught:
+        read_record(image, mask, tissue, LABELS)
+    return caught.value.reason
+
+
+def test_each_fault_has_its_reason(tmp_path: Path) -> None:
+    image, mask = save(tmp_path / "i.png", rgb(9, 9)), save(tmp_path / "m.png", np.zeros((9, 9), np.uint8))
+    other = save(tmp_path / "other.png", np.zeros((9, 8), np.uint8))
+    half = tmp_path / "half.png"
+    half.write_bytes(mask.read_bytes()[:50])
+    gone = tmp_path / "gone.png"
+    assert reason_of(gone, mask) == "IMAGE_MISSING"
+    assert reason_of(image, gone) == "MASK_MISSING"
+    assert reason_of(tmp_path, mask) == "IMAGE_UNREADABLE"
+    assert reason_of(half, mask) == "IMAGE_UNREADABLE"
+    assert reason_of(mask, mask) == "IMAGE_UNREADABLE"  # gray
+    assert reason_of(image, half) == "MASK_UNREADABLE"
+    assert reason_of(image, image) == "MASK_UNREADABLE"  # colours
+    assert reason_of(image, other) == "MASK_SIZE"
+    assert reason_of(image, mask, other) == "MASK_SIZE"
+    assert reason_of(image, save(tmp_path / "c.png", np.full((9, 9), 254, np.uint8))) == "MASK_CLASS"
+    assert reason_of(image, save(tmp_path / "e.png", np.full((9, 9), IGNORE, np.uint8))) == "MASK_EMPTY"
+
+
+def test_a_png_cut_anywhere_is_one_clear_error(tmp_path: Path) -> None:
+    content = save(tmp_path / "i.png", np.zeros((8, 8, 3), np.uint8)).read_bytes()
+    for kept in range(len(content) - 12):  # the last chunk, IEND, is 12 bytes
+        with pytest.raises(MaskError, match=r"i\.png") as caught:
+            decode_image(content[:kept], tmp_path / "i.png")
+        assert caught.value.reason == "IMAGE_UNREADABLE"
+
+
+def test_a_flipped_bit_in_a_png_is_an_error(tmp_path: Path) -> None:
+    content = save(tmp_path / "m.png", np.ones((64, 64), np.uint8)).read_bytes()
+    start = content.index(b"IDAT") + 4
+    for place in range(start, len(content) - 16):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        with pytest.raises(MaskError):
+            image_files.decode_mask(bytes(damaged), tmp_path / "m.png", LABELS)
+
+
+def test_long_lists_are_cut(tmp_path: Path) -> None:
+    count = LISTED_PROBLEMS + 3
+    path = write_cohort(tmp_path, count=count)
+    for index in range(count):
+        (tmp_path / f"m{index}.png").unlink()
+    message = refusal(path)
+    assert message.count("no such mask") == LISTED_PROBLEMS and "and 3 more" in message
+
+
+def test_background_only_is_fine_and_palettes_hold_indices(tmp_path: Path) -> None:
+    path = write_cohort(tmp_path)
+    save(tmp_path / "m0.png", np.zeros((48, 48), np.uint8))
+    indices = np.random.default_rng(0).integers(0, 2, (48, 48), np.uint8)
+    save_palette(tmp_path / "m1.png", indices, {0: (255, 255, 255), 1: (0, 64, 128)})
+    cohort = load_image_cohort("site", path, LABELS)
+    by_patient = {record.patient: record for record in cohort.records}
+    np.testing.assert_array_equal(cohort.read(by_patient["p1"]).mask, indices)
+    assert not cohort.read(by_patient["p0"]).mask.any()
+
+
+def test_images_of_many_kinds_are_rgb(tmp_path: Path) -> None:
+    pixels = rgb(16, 16)
+    for name in ("a.tif", "a.png", "a.bmp"):
+        path = save(tmp_path / name, pixels)
+        np.testing.assert_array_equal(decode_image(read_file(path, "IMAGE"), path), pixels)
+    smooth = np.full((16, 16, 3), (200, 120, 180), np.uint8)
+    jpeg = save(tmp_path / "a.jpg", smooth)
+    assert np.abs(decode_image(jpeg.read_bytes(), jpeg).astype(int) - smooth).max() <= 2
+    clear = np.dstack([pixels, np.repeat([[255], [0]], 8, axis=0).repeat(16, axis=1).astype(np.uint8)])
+    shown = decode_image(save(tmp_path / "t.png", clear).read_bytes(), tmp_path / "t.png")
+    np.testing.assert_array_equal(shown[:8], pixels[:8])
+    assert (shown[8:] == 255).all()
+
+
+def test_tissue_is_what_is_above_zero(tmp_path: Path) -> None:
+    tissue = np.random.default_rng(0).integers(0, 3, (20, 20), np.uint8)
+    save(tmp_path / "i.png", rgb(20, 20))
+    save(tmp_path / "m.png", np.zeros((20, 20), np.uint8))
+    save(tmp_path / "t.png", tissue)
+    (tmp_path / "m.csv").write_text("image,mask,patient,tissue,split\ni.png,m.png,p,t.png,test\n")
+    cohort = load_image_cohort("site", tmp_path / "m.csv", LABELS)
+    np.testing.assert_array_equal(cohort.read(cohort.records[0]).tissue, tissue > 0)
+    assert cohort.warnings == ("no training images: this cohort can only be tested on",)
+
+
+def test_resolution_must_be_the_jobs(tmp_path: Path) -> None:
+    for index in range(3):
+        save(tmp_path / f"i{index}.png", rgb(8, 8, index))
+        save(tmp_path / f"m{index}.png", np.ones((8, 8), np.uint8))
+    path = tmp_path / "m.csv"
+    rows = ["i0.png,m0.png,p0,0.5,train", "i1.png,m1.png,p1,0.504,test", "i2.png,m2.png,p2,,train"]
+    path.write_text("image,mask,patient,mpp,split\n" + "\n".join(rows))
+    cohort = load_image_cohort("site", path, LABELS, mpp=0.5)
+    assert any("i2.png" in warning and "resolution" in warning for warning in cohort.warnings)
+    assert "no pixel of a training mask is 'a'" in cohort.warnings
+    assert load_image_cohort("site", path, LABELS, mpp=None).warnings == cohort.warnings[1:]
+    path.write_text(path.read_text().replace("0.504", "0.506"))
+    assert "line 3 (i1.png): at 0.506 µm/px, the job's images are at 0.5" in refusal(path, mpp=0.5)
+
+
+def test_without_splits_patients_are_split(tmp_path: Path) -> None:
+    cohort = load_image_cohort("site", write_cohort(tmp_path, count=5, split=False), LABELS)
+    assert (len(cohort.train), len(cohort.test)) == (4, 1)
+
+
+@pytest.mark.parametrize("changed", ["i0.png", "m0.png"])
+def test_a_change_during_use_is_noticed(tmp_path: Path, changed: str) -> None:
+    cohort = load_image_cohort("site", write_cohort(tmp_path), LABELS, cache_bytes=0)
+    (record,) = [record for record in cohort.records if record.patient == "p0"]
+    cohort.read(record)
+    content = rgb(48, 48, 9) if changed.startswith("i") else np.zeros((48, 48), np.uint8)
+    save(tmp_path / changed, content)
+    with pytest.raises(MaskError, match="changed while it was in use") as caught:
+        cohort.read(record)
+    assert caught.value.reason == "MASK_UNUSABLE"
+    (tmp_path / changed).unlink()
+    with pytest.raises(MaskError, match="no such"):
+        cohort.read(record)
+
+
+def test_pixels_are_kept_up_to_the_limit(tmp_path: Path) -> None:
+    each = 48 * 48 * 4
+    cohort = load_image_cohort("site", write_cohort(tmp_path), LABELS, cache_bytes=2 * each + 1)
+    reads = [cohort.read(record) for record in cohort.records]
+    again = [cohort.read(record) for record in cohort.records]
+    assert [first is second for first, second in zip(reads, again, strict=True)] == [True, True, False, False]
+    assert cohort.cache.held_bytes == 2 * each
+    assert load_image_cohort("site", tmp_path / "images.csv", LABELS).cache.held_bytes == 0
+
+
+def test_fingerprints_follow_content_and_not_names(tmp_path: Path) -> None:
+    path = write_cohort(tmp_path)
+    before = load_image_cohort("site", path, LABELS).fingerprint()
+    text = path.read_text()
+    path.write_text(text.replace("p0", "somebody"))
+    assert load_image_cohort("other", path, LABELS).fingerprint() == before
+    path.write_text(text.replace("p1", "p0"))
+    assert load_image_cohort("site", path, LABELS).fingerprint() != before
+    path.write_text(text.replace(",train", ",validation", 1))
+    assert load_image_cohort("site", path, LABELS).fingerprint() != before
+    path.write_text(text)
+    save(tmp_path / "m2.png", np.zeros((48, 48), np.uint8))
+    assert load_image_cohort("site", path, LABELS).fingerprint() != before
+
+
+def test_pooled_sites_stay_apart(tmp_path: Path) -> None:
+    cohorts = [load_image_cohort(name, write_cohort(tmp_path / name), LABELS) for name in ("north", "south")]
+    pool = pooled_images(cohorts)
+    assert len(pool.records) == 8 and len({record.patient for record in pool.records}) == 8
+    assert [record.slide_id for record in pool.records] == sorted(record.slide_id for record in pool.records)
+    (record,) = [record for record in pool.records if record.patient == "south/p1"]
+    np.testing.assert_array_equal(pool.read(record).image, rgb(48, 48, 1))
+    for wrong in ([], [cohorts[0], cohorts[0]]):
+        with pytest.raises(MaskError):
+            pooled_images(wrong)
+    with pytest.raises(MaskError):
+        pooled_images([cohorts[0], load_image_cohort("x", tmp_path / "north" / "images.csv", ["b", "a"])])
+
+
+def test_a_bomb_is_refused_and_a_large_image_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = tmp_path / "large.png"
+    Image.new("P", (5000, 5000)).save(large)
+    assert image_files.decode(large.read_bytes(), large, "MASK").size == (5000, 5000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000 * 5000 - 1)
+    for limit in (5000 * 5000 - 1, 5000 * 2000):  # Pillow warns above the limit, and fails above twice
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(MaskError, match=f"more than {limit} pixels"):
+            image_files.decode(large.read_bytes(), large, "MASK")
+
+
+def test_real_images_are_a_cohort(test_data: Path, tmp_path: Path) -> None:
+    from histoflare.masks.importers.nuclei import LABELS, import_nuclei
+
+    report = import_nuclei(test_data / "seg_tnbc", tmp_path)
+    cohort = load_image_cohort("tnbc", report.manifest.path, LABELS, window_px=256)
+    assert len(cohort.records) == 50 and len({record.patient for record in cohort.records}) == 11
+    assert {record.patient for record in cohort.train}.isdisjoint(record.patient for record in cohort.test)
+    by_name = {record.image.stem: record for record in cohort.records}
+    # index.csv of the data set: the share of nucleus pixels
+    for line in (test_data / "seg_tnbc" / "index.csv").read_text().splitlines()[1:6]:
+        name, patient, share = line.split(",")
+        assert by_name[name].patient == patient
+        assert cohort.read(by_name[name]).mask.mean() == pytest.approx(float(share), abs=5e-5)
