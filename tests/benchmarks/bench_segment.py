@@ -2,10 +2,10 @@
 
     python tests/benchmarks/bench_segment.py [--quick] [--memory]
 
-Speed: a synthetic slide of 20,000 x 20,000 px with tissue on a part of it, the small DHUnet. Compared are the
-whole of ``segment_slide``, the network alone on windows of it in memory, and MONAI's SlidingWindowInferer
-on a region of the same pixels in memory. ``--memory``: the largest memory of a process that segments slides of
-20,000 and 60,000 px a side with a model that costs nothing. Prints one JSON object.
+Speed: a synthetic slide of 20,000 x 20,000 px with tissue on a part of it, the small DHUnet. Compared are
+the whole of ``segment_slide``, the network alone on windows of it in memory, and MONAI's SlidingWindowInferer
+on a region of the same pixels in memory. ``--memory``: the largest memory of a process that segments slides
+of 20,000 and 60,000 px a side with a model that costs nothing. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -28,30 +28,28 @@ from PIL import Image
 from scipy import ndimage
 
 TILE_PX = 256
-CELL_TILES = (
-    16  # tissue is laid out in squares of 16 x 16 tiles, so that a level 16 times smaller has tiles too
-)
 L0_MPP = 0.5
 
 
-def write_slide(path: Path, side_px: int, tissue_cells: int) -> None:
-    """Write a slide whose first ``tissue_cells`` squares on the diagonal are tissue.
+def write_slide(path: Path, side_px: int, *, cells: int, cell_tiles: int) -> None:
+    """Write a slide of two levels whose first ``cells`` squares on the diagonal are tissue.
 
+    A square has ``cell_tiles`` tiles a side, and the second level is that many times smaller than the first.
     A handful of JPEG tiles is encoded once and used again and again: 60,000 x 60,000 px take a second.
     """
     rng = np.random.default_rng(0)
     glass = _jpeg(np.full((TILE_PX, TILE_PX, 3), 244, np.uint8))
     tissue = [_jpeg(_texture(rng)) for _ in range(8)]
     with tifffile.TiffWriter(path, bigtiff=True) as tiff:
-        for factor in (1, CELL_TILES):
+        for factor in (1, cell_tiles):
             side = -(-side_px // factor)
             tiles = -(-side // TILE_PX)
-            per_cell = CELL_TILES // factor
+            per_cell = cell_tiles // factor
 
             def content(tiles: int = tiles, per_cell: int = per_cell):  # type: ignore[no-untyped-def]
                 for y in range(tiles):
                     for x in range(tiles):
-                        here = x // per_cell == y // per_cell < tissue_cells
+                        here = x // per_cell == y // per_cell < cells
                         yield tissue[(3 * x + 5 * y) % len(tissue)] if here else glass
 
             tiff.write(
@@ -108,7 +106,6 @@ def measure_speed(folder: Path, batch: int, *, quick: bool) -> dict[str, float |
     from monai.inferers import SlidingWindowInferer
 
     from histoflare.commands.segment import TaskModel
-    from histoflare.masks.augmentation import normalise
     from histoflare.masks.segmenter import segment_slide
     from histoflare.masks.slide_grid import TissueMap, plan_grid, read_windows
     from histoflare.masks.task import MaskTask
@@ -121,13 +118,13 @@ def measure_speed(folder: Path, batch: int, *, quick: bool) -> dict[str, float |
     network = task.build_model().eval().to(device)
     model = TaskModel(task, network)
     path = folder / "speed.tif"
-    write_slide(path, 8_000 if quick else 20_000, 1)
+    write_slide(path, 8_000 if quick else 20_000, cells=1, cell_tiles=8)
     with Slide(path) as slide:
         grid = plan_grid(slide, window_px=224, stride_px=112, patch_px=224, mpp=L0_MPP)
         tissue = TissueMap(slide, grid)
-        columns = tissue.columns(9)[:32]
-        windows = np.concatenate([read_windows(slide, grid, row, columns) for row in (8, 9, 10, 11)])
-        region = slide.read((0, 0), (2016, 2016), L0_MPP)
+        columns = tissue.columns(8)[:16]
+        windows = np.concatenate([read_windows(slide, grid, row, columns) for row in (8, 9)])
+        region = slide.read((0, 0), (784, 784), L0_MPP)  # 36 windows
         model.probabilities(windows[:batch])  # warm up
         bare = []
 
@@ -151,7 +148,7 @@ def measure_speed(folder: Path, batch: int, *, quick: bool) -> dict[str, float |
         return network(images).softmax(dim=1)  # type: ignore[no-any-return]
 
     with torch.no_grad():
-        image = normalise(torch.from_numpy(region.copy()).permute(2, 0, 1)[None].float() / 255).to(device)
+        image = torch.from_numpy(region.copy()).permute(2, 0, 1)[None].float().to(device) / 255
         started = time.perf_counter()
         inferer(image, ask)
         monai = asked / (time.perf_counter() - started)
@@ -175,7 +172,7 @@ def segment_for_memory(folder: Path, side_px: int) -> None:
     from histoflare.slides.reader import Slide
 
     path = folder / f"{side_px}.tif"
-    write_slide(path, side_px, 2)
+    write_slide(path, side_px, cells=2, cell_tiles=16)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
     with Slide(path) as slide:

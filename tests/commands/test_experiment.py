@@ -12,18 +12,24 @@ from rich.progress import Progress
 from histoflare.bags.cohort import load_cohort
 from histoflare.commands.clock import PhaseClock
 from histoflare.commands.console import progress
-from histoflare.commands.experiment import run_experiment
+from histoflare.commands.experiment import Outcome, run_experiment, write_site_pages
 from histoflare.commands.options import Runtime
-from histoflare.commands.runtimes import Experiment
+from histoflare.commands.runtimes import Experiment, Federated
 from histoflare.flare.job import Job, read_job
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.rounds.comparison import compare
 from histoflare.rounds.fedavg import FedAvg
+from histoflare.rounds.local import predict
 from histoflare.rounds.runner import run_in_process
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.data import load_site_cohort
+from histoflare.site.data import load_site_cohort, load_site_data
 from histoflare.slides.manifest import read_manifest
 from tests.flare.bags_on_disk import write_site
+from tests.masks.made import TASK as MASK_TASK
+from tests.masks.made import make_site
+from tests.report.made import full_report
+from tests.report.made_masks import segmentation_facts
+from tests.report.parsed import parse
 
 
 def test_personal_layers_are_evaluated(tmp_path: Path, repository: Path) -> None:
@@ -117,3 +123,23 @@ def test_a_budget_that_no_noise_reaches_is_left_out(tmp_path: Path, repository: 
     noisy = small_job(repository, UpdateNoise(noise_multiplier=30.0))
     report, _ = reported(noisy, tmp_path, 1e-9)
     assert [entry["epsilon_is_infinite"] for entry in report["accuracy_against_epsilon"]] == [False, True]
+
+
+def test_sites_with_images_get_their_own_pages(tmp_path: Path, repository: Path) -> None:
+    job = replace(read_job(repository / "jobs" / "dhunet_fedavg"), task=MASK_TASK, rounds=30)
+    sites = {
+        site: SiteConfiguration(images=make_site(tmp_path / site, seed, patients=3, side_px=64))
+        for seed, site in enumerate(("tnbc-1", "dsb-2"))
+    }
+    cohorts = {site: load_site_data(site, job.task, at) for site, at in sites.items()}
+    federated = Federated(job.task.build_model().state_dict(), {}, [])
+    outcome = Outcome(full_report(**segmentation_facts()), cohorts, federated)
+    experiment = Experiment(job, sites, {}, Runtime.INPROCESS)
+    with progress() as bars:
+        paths = write_site_pages(experiment, outcome, tmp_path / "out", bars, PhaseClock())
+    assert [path.name for path in paths] == ["site-tnbc-1.html", "site-dsb-2.html"]
+    for site, path in zip(sites, paths, strict=True):
+        parsed = parse(path)
+        assert len(parsed.named("img")) == 2 * 3
+        _, rows = predict(job.task, federated.state, cohorts[site], "test").listed()
+        assert all(f"Dice {float(dice):.3f}" in parsed.text for _, _, dice in rows)

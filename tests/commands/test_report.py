@@ -11,9 +11,13 @@ from typer.testing import CliRunner
 from histoflare.bags.model_file import save_model
 from histoflare.cli import app
 from histoflare.errors import JobError
-from histoflare.site.configuration import write_site_file
+from histoflare.masks.model_file import save_mask_model
+from histoflare.site.configuration import SiteConfiguration, write_site_file
 from tests.flare.bags_on_disk import write_site
+from tests.masks.made import TASK as MASK_TASK
+from tests.masks.made import make_site
 from tests.report.made import full_report
+from tests.report.made_masks import segmentation_facts
 from tests.report.parsed import assert_loads_nothing, parse
 from tests.site.test_pictures import TASK
 
@@ -68,3 +72,39 @@ def test_a_sites_own_page(report_file: Path, tmp_path: Path) -> None:
     assert found.exit_code == 0, found.output
     assert "graz" in parse(out).text
     assert str(tmp_path) not in out.read_text(), "no paths on a page"
+
+
+@pytest.fixture
+def images_site(tmp_path: Path) -> list[str]:
+    """Arguments for the page of a site with images: its file, name, and a network's file."""
+    configuration = SiteConfiguration(images=make_site(tmp_path / "images", patients=3, side_px=64))
+    write_site_file(tmp_path / "histoflare.toml", configuration)
+    model = tmp_path / "model.safetensors"
+    save_mask_model(model, MASK_TASK.build_model().state_dict(), MASK_TASK)
+    return [str(tmp_path / "histoflare.toml"), "--name", "tnbc-1", "--model", str(model)]
+
+
+def test_the_own_page_of_a_site_with_images(images_site: list[str], tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps(full_report(**segmentation_facts())))
+    out = tmp_path / "site.html"
+    arguments = ["report", "site", *images_site, "--report", str(report), "--out", str(out)]
+    found = CliRunner().invoke(app, [*arguments, "--pictures", "2"])
+    assert found.exit_code == 0, found.output
+    assert_loads_nothing(out)
+    parsed = parse(out)
+    assert len(parsed.named("img")) == 2 * 2
+    assert "2 images of 3, test images first" in parsed.text
+    assert str(tmp_path) not in out.read_text(), "no paths on a page"
+
+
+def test_report_and_model_of_two_kinds_are_refused(
+    images_site: list[str], report_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "site.html"
+    arguments = ["report", "site", *images_site, "--report", str(report_file), "--out", str(out)]
+    arguments[arguments.index("tnbc-1")] = "graz"
+    found = CliRunner().invoke(app, arguments)
+    assert isinstance(found.exception, JobError)
+    assert "the model of a segmentation, the report is of a classification" in str(found.exception)
+    assert not out.exists()

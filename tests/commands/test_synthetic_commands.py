@@ -1,4 +1,4 @@
-"""``histoflare synthetic``: what the three commands write and print."""
+"""``histoflare synthetic``: what its commands write and print."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from histoflare.commands.synthetic import app
 from histoflare.errors import JobError, ManifestError
+from histoflare.masks.image_manifest import read_image_manifest
 from histoflare.slides.manifest import read_manifest
 
 runner = CliRunner()
@@ -30,6 +31,21 @@ def test_bags_add_up_to_the_count(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert [site["slides"] for site in json.loads(result.stdout)["sites"].values()] == [3, 3, 5]
     assert len(list(tmp_path.glob("*/bags/*.h5"))) == 11
+
+
+def test_images_are_made_and_counted(tmp_path: Path) -> None:
+    arguments = ["images", "--out", str(tmp_path), "--sites", "1", "--patients", "3", "--side-px", "48"]
+    result = runner.invoke(app, [*arguments, "--images-per-patient", "2", "--json"])
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    assert printed["labels"] == ["background", "nucleus"]
+    assert list(printed["sites"]) == ["hospital-1", "external"]
+    assert [site["images"] for site in printed["sites"].values()] == [6, 6]
+    assert [site["test_patients"] for site in printed["sites"].values()] == [1, 3]
+    assert all(len(read_image_manifest(Path(s["manifest"])).rows) == 6 for s in printed["sites"].values())
+    result = runner.invoke(app, [*arguments, "--images-per-patient", "1"])
+    assert result.exit_code == 0, result.output
+    assert "external" in result.stdout
 
 
 @pytest.mark.parametrize("wrong", ["aca", "=LUAD", "aca="])

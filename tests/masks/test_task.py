@@ -45,6 +45,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ImageCohort]:
         ({"background": "stroma"}, "background: one of the labels"),
         ({"network": "fcn"}, "network: one of dhunet"),
         ({"norm": "layer"}, "norm: one of"),
+        ({"width": 30}, "width: a multiple of 24"),
         ({"patch_px": 100}, "patch_px: a multiple of 32"),
         ({"stride_px": 65}, "stride_px: at most window_px"),
         ({"local_epochs": 1}, "local_epochs or local_steps"),

@@ -13,15 +13,20 @@ from PIL import Image
 
 from histoflare.report.site_page import (
     AttentionScale,
+    ClassKey,
+    ImagePictures,
+    ImageRow,
     LeftOutRow,
     SitePage,
     SlidePictures,
     SlideRow,
     encode_picture,
+    mean_dice,
     sent_rows,
     write_site_page,
 )
 from tests.report.made import HOSTILE, full_report, row
+from tests.report.made_masks import segmentation_facts
 from tests.report.parsed import Parsed, assert_loads_nothing, parse
 
 
@@ -42,6 +47,28 @@ def page(**changes: Any) -> SitePage:
         "sent": sent_rows(report, "nijmegen", 1_234_567),
         "scale": AttentionScale(1.25, ("#440154", "#fde725")),
         "warnings": ["line 3: odd"],
+    }
+    return SitePage(**rows | changes)
+
+
+def image_page(**changes: Any) -> SitePage:
+    """The page of a segmentation."""
+    picture = encode_picture(Image.new("RGB", (40, 30), (200, 100, 150)))
+    drawn = ImagePictures(picture, picture)
+    images = [
+        ImageRow("i1", "p1", "test", {"nuclei": 0.5, "stroma": None}, drawn),
+        ImageRow(HOSTILE, "p<2>", "test", {"nuclei": 0.75, "stroma": 0.125}, drawn),
+        ImageRow("i3", "p3", "train", {"nuclei": 0.9375, "stroma": 0.25}),
+    ]
+    keys = [ClassKey(label, "#dc3220", "#f3b7b1", "#000000") for label in ("nuclei", "stroma")]
+    report = full_report(**segmentation_facts())
+    rows: dict[str, Any] = {
+        "site": "tnbc-1",
+        "report": report,
+        "slides": images,
+        "left_out": (),
+        "sent": sent_rows(report, "tnbc-1", 1_234_567),
+        "classes": keys,
     }
     return SitePage(**rows | changes)
 
@@ -131,3 +158,58 @@ def test_pictures_are_kept_small(side: int) -> None:
     width, height = Image.open(io.BytesIO(decoded)).size
     assert height / width == pytest.approx(2, rel=0.03)
     assert (height == side) == (side == 40), "noise this large has to shrink"
+
+
+# a segmentation
+
+
+def test_images_their_dice_and_the_legend(tmp_path: Path) -> None:
+    parsed = written(image_page(), tmp_path)
+    assert len(parsed.named("img")) == 4
+    assert all(image["alt"] for image in parsed.named("img"))
+    # nuclei (0.5 + 0.75) / 2, stroma 0.125: their mean is 0.375
+    assert "masks of 2 test images have a mean Dice of 0.375; that is too few to judge it by" in parsed.text
+    assert "2 images of 3, test images first" in parsed.text
+    assert "nuclei: Dice 0.500 · stroma: in neither mask" in parsed.text
+    assert "nuclei: Dice 0.750 · stroma: Dice 0.125" in parsed.text
+    for legend in ("nuclei, given", "nuclei, the model's", "stroma, given", "stroma, the model's"):
+        assert legend in parsed.text
+    assert "2 test images, 1 train image." in parsed.text
+    assert "i3 p3 train 0.938 0.250" in parsed.text, "images without pictures are in the table"
+    assert HOSTILE in parsed.text
+    assert "No image and no mask is ever sent." in parsed.text
+    assert "It shows images and names patients" in parsed.text
+    assert "network dhunet" in parsed.text
+    assert "Pale" not in parsed.text
+
+
+@pytest.mark.parametrize("rows", [[], None])
+def test_a_page_of_images_speaks_of_no_slides(rows: list[ImageRow] | None, tmp_path: Path) -> None:
+    parsed = written(image_page(**({} if rows is None else {"slides": rows})), tmp_path)
+    assert "slide" not in parsed.text.lower()
+    if rows == []:
+        assert "This site has no images that a model can use." in parsed.text
+
+
+def test_unannotated_parts_and_notes_are_said(tmp_path: Path) -> None:
+    picture = encode_picture(Image.new("RGB", (40, 30)))
+    images = [
+        ImageRow("i1", "p1", "test", {}, ImagePictures(picture, picture, 0.42)),
+        ImageRow("i2", "p2", "test", {}, ImagePictures(notes=("Not shown (X)",))),
+    ]
+    parsed = written(image_page(slides=images), tmp_path)
+    assert "Given mask; 42 % annotated" in parsed.text
+    assert "Pale: not annotated" in parsed.text
+    assert "Not shown (X)" in parsed.text
+    assert "No test image was shown to the federated model." in parsed.text
+
+
+def test_mean_dice_is_over_images_and_then_over_classes() -> None:
+    rows = [
+        ImageRow("a", "p", "test", {"x": 1.0, "y": None}),
+        ImageRow("b", "p", "test", {"x": 0.5, "y": 0.25}),
+        ImageRow("c", "p", "test", {"x": 0.0, "y": None, "z": None}),
+    ]
+    assert mean_dice(rows) == pytest.approx((0.5 + 0.25) / 2)
+    assert mean_dice([ImageRow("a", "p", "test", {"x": None})]) is None
+    assert mean_dice([]) is None

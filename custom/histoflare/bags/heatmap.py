@@ -91,8 +91,8 @@ def write_heat(
 ) -> float:
     """Write levels as a pyramidal TIFF that lies on the slide; return its mpp.
 
-    A value is round(254 · level), its palette :func:`attention_colours`; 255 (white) is where there is no patch. A patch is one pixel, or 2 x 2, 4 x 4 … equal ones where one would be coarser
-    than 32 µm.
+    A value is round(254 · level), its palette :func:`attention_colours`; 255 (white) is where there is no
+    patch. A patch is one pixel, or 2 x 2, 4 x 4 … equal ones where one would be coarser than 32 µm.
 
     Args:
         path: File to write, whole or not at all.

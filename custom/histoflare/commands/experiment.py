@@ -25,7 +25,7 @@ from histoflare.rounds.bounds import train_local_only, train_pooled
 from histoflare.rounds.comparison import Comparison, compare
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, digest, n_bytes
-from histoflare.site.data import SiteData, load_site_data, pool_site_data
+from histoflare.site.data import SiteData, device_of, load_site_data, pool_site_data
 from histoflare.site.pictures import build_site_page
 from histoflare.storage import write_json
 
@@ -126,16 +126,19 @@ def write_site_pages(
             model.load_state_dict(
                 job.strategy.personalize(federated.state, federated.site_states.get(site, {}))
             )
-            page = build_site_page(
-                site,
-                configuration,
-                outcome.cohorts[site],
-                job.task,
-                model.eval(),
-                outcome.report,
-                alias=federated.pseudonyms.get(site, ""),
-                update_bytes=update_bytes,
-            )
+            model.eval()
+            known: dict[str, Any] = {
+                "alias": federated.pseudonyms.get(site, ""),
+                "update_bytes": update_bytes,
+            }
+            data, report = outcome.cohorts[site], outcome.report
+            if job.task.data == "images":
+                from histoflare.site.image_pictures import build_image_site_page
+
+                model.to(device_of(job.task, configuration))
+                page = build_image_site_page(site, data, job.task, model, report, **known)
+            else:
+                page = build_site_page(site, configuration, data, job.task, model, report, **known)
             paths.append(out / f"site-{site}.html")
             write_site_page(page, paths[-1])
             bars.advance(bar)

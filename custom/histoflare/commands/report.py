@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from jinja2 import UndefinedError
 
 from histoflare.commands.console import console
 from histoflare.errors import JobError
+
+if TYPE_CHECKING:
+    from histoflare.report.site_page import SitePage
+    from histoflare.site.configuration import SiteConfiguration
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -49,19 +53,18 @@ def site(
     model: Annotated[Path, typer.Option(help="The run's model file.")],
     name: Annotated[str, typer.Option(help="The site's name in the federation.")],
     out: Annotated[Path | None, typer.Option(help="The page; site-<name>.html by default.")] = None,
-    pictures: Annotated[int, typer.Option(min=0, help="Slides that get pictures; test slides first.")] = 24,
+    pictures: Annotated[
+        int, typer.Option(min=0, help="Slides or images that get pictures; those for testing first.")
+    ] = 24,
     threads: Annotated[int, typer.Option(min=1, help="Slides read at once.")] = 2,
 ) -> None:
-    """Write a site's own page: its slides, where the model looks, what left the site. It stays there.
+    """Write a site's own page: its slides or images, what the model sees in them, what left. It stays there.
 
     Example: histoflare report site local/histoflare.toml --name hospital-1 --report run/report.json
     --model run/model.safetensors
     """
-    from histoflare.bags.model_file import load_model
     from histoflare.report.site_page import write_site_page
     from histoflare.site.configuration import read_site_file
-    from histoflare.site.data import load_site_cohort
-    from histoflare.site.pictures import build_site_page
 
     content = _read_report(report)
     configuration = read_site_file(site_file)
@@ -70,23 +73,88 @@ def site(
         raise JobError(f"{name}: not in the report; it has {', '.join(sorted(known))}.")
     target = out or Path(f"site-{name}.html")
     _refuse_overwriting(target, report, site_file, model)
-    loaded = load_model(model)
-    cohort = load_site_cohort(name, loaded.task, configuration)
     pseudonym = configuration.pseudonym or ""
-    made = build_site_page(
-        name,
-        configuration,
-        cohort,
-        loaded.task,
-        loaded.build_model(),
-        content,
-        alias=pseudonym if pseudonym in known else "",
-        most_pictures=pictures,
-        threads=threads,
-    )
+    alias = pseudonym if pseudonym in known else ""
+    _refuse_other_kind(content, model)
+    if content.get("data") == "images":
+        made = _build_of_images(name, configuration, model, content, alias, pictures)
+    else:
+        made = _build_of_slides(name, configuration, model, content, alias, pictures, threads)
     with _of_a_report(report):
         write_site_page(made, target)
     console.print(f"page: {target}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _refuse_other_kind(content: dict[str, Any], model: Path) -> None:
+    """Raise :class:`JobError` if one of report and model is of a segmentation and the other is not."""
+    from histoflare.model_file import read_task
+
+    kinds = ["a segmentation" if each else "a classification" for each in (True, False)]
+    of_report, of_model = content.get("data") == "images", "network" in read_task(model)
+    if of_report != of_model:
+        raise JobError(
+            f"{model} is the model of {kinds[not of_model]}, the report is of {kinds[not of_report]}: give "
+            "the two that one run wrote."
+        )
+
+
+def _build_of_slides(
+    name: str,
+    configuration: SiteConfiguration,
+    model: Path,
+    content: dict[str, Any],
+    alias: str,
+    pictures: int,
+    threads: int,
+) -> SitePage:
+    from histoflare.bags.model_file import load_model
+    from histoflare.site.data import load_site_cohort
+    from histoflare.site.pictures import build_site_page
+
+    loaded = load_model(model)
+    return build_site_page(
+        name,
+        configuration,
+        load_site_cohort(name, loaded.task, configuration),
+        loaded.task,
+        loaded.build_model(),
+        content,
+        alias=alias,
+        most_pictures=pictures,
+        threads=threads,
+    )
+
+
+def _build_of_images(
+    name: str,
+    configuration: SiteConfiguration,
+    model: Path,
+    content: dict[str, Any],
+    alias: str,
+    pictures: int,
+) -> SitePage:
+    from histoflare.commands.console import progress
+    from histoflare.masks.images import ImageCohort
+    from histoflare.masks.model_file import load_mask_model
+    from histoflare.site.data import device_of, load_site_data
+    from histoflare.site.image_pictures import build_image_site_page
+
+    loaded = load_mask_model(model)
+    cohort = load_site_data(name, loaded.task, configuration)
+    assert isinstance(cohort, ImageCohort)
+    network = loaded.build_model().to(device_of(loaded.task, configuration))
+    with progress() as bars:
+        bar = bars.add_task("images", total=None)
+        return build_image_site_page(
+            name,
+            cohort,
+            loaded.task,
+            network,
+            content,
+            alias=alias,
+            most_pictures=pictures,
+            on_image=lambda done, total: bars.update(bar, completed=done, total=total),
+        )
 
 
 def _sites_of(content: dict[str, Any]) -> set[str]:

@@ -27,8 +27,8 @@ class SiteFolder:
 def find_sites(folder: Path, data: str = "bags") -> SiteFolder:
     """Return the manifests in ``folder``: ``<site>/manifest.csv`` or ``<site>.csv``.
 
-    For ``data = "images"`` they are ``<site>/images.csv`` or ``<site>.csv``. External cohorts are a site called
-    ``external``, and every ``external/<name>.csv``.
+    For ``data = "images"`` they are ``<site>/images.csv`` or ``<site>.csv``. External cohorts are a site
+    called ``external``, and every ``external/<name>.csv``.
 
     Raises:
         ManifestError: There are none, one site has two, or a name cannot be a FLARE site name.

@@ -8,20 +8,18 @@ from pathlib import Path
 from PIL import Image
 
 from histoflare.masks.image_manifest import ImageRow, write_image_manifest
-from histoflare.masks.importers import write_mask, write_png
+from histoflare.masks.importers import MANIFEST, write_mask, write_png
 from histoflare.slides.synthetic_cohort import PlannedSlide
 from histoflare.slides.synthetic_images import IMAGE_MPP, SyntheticImages, plan_images, render_image
 
 LABELS = ("background", "nucleus")
 """What the masks' values 0 and 1 are."""
 
-MANIFEST = "images.csv"
-
 
 def make_images(
     out_dir: Path, made: SyntheticImages, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Path]:
-    """Write the images and masks of ``made`` and one manifest per site; the same ``made`` gives the same bytes.
+    """Write the images and masks of ``made`` and one manifest per site: the same bytes each time.
 
     Args:
         out_dir: Gets ``<site>/images/*.png``, ``<site>/masks/*.png`` and ``<site>/images.csv``.

@@ -22,7 +22,7 @@ from histoflare.masks.augmentation import WindowDataset
 from histoflare.masks.images import ImageCohort, ImageRecord
 from histoflare.masks.losses import segmentation_loss
 from histoflare.masks.metrics import MaskPredictions, confusion
-from histoflare.masks.networks import NETWORKS, NORMS, SIDE_MULTIPLE_PX, build_network
+from histoflare.masks.networks import NETWORKS, NORMS, SIDE_MULTIPLE_PX, WIDTH_MULTIPLE, build_network
 from histoflare.masks.predict import predict_image, window_probabilities
 from histoflare.masks.windows import training_windows
 from histoflare.seeds import derive_seed
@@ -242,6 +242,8 @@ def _problems(task: MaskTask) -> list[str]:
             problems.append(f"{name}: a whole number of at least 1, not {getattr(task, name)!r}")
     if not problems and task.patch_px % SIDE_MULTIPLE_PX:
         problems.append(f"patch_px: a multiple of {SIDE_MULTIPLE_PX}, not {task.patch_px}")
+    if not problems and task.width % WIDTH_MULTIPLE:
+        problems.append(f"width: a multiple of {WIDTH_MULTIPLE}, not {task.width}")
     if not problems and task.stride_px > task.window_px:
         problems.append(f"stride_px: at most window_px ({task.window_px}), not {task.stride_px}")
     if (task.local_epochs is None) == (task.local_steps is None):

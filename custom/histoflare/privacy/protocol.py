@@ -1,8 +1,8 @@
 """The protocol: what a consortium agreed to measure and on what, with a hash that says it is the same.
 
-Metric, class names, resolution, encoder or network, split rule and stop rule. A change of one of them after the
-results are known is how studies go wrong unseen, so every site keeps the protocols it agreed to beside its
-policy, one for each question, and refuses a job whose protocol has another hash.
+Metric, class names, resolution, encoder or network, split rule and stop rule. A change of one of them after
+the results are known is how studies go wrong unseen, so every site keeps the protocols it agreed to beside
+its policy, one for each question, and refuses a job whose protocol has another hash.
 """
 
 from __future__ import annotations

@@ -86,8 +86,8 @@ class ImagePictures:
 class ImageRow:
     """One image with a mask.
 
-    ``dice``: class → Dice of the federated model's mask, None if the class is in neither mask; empty without a
-    model.
+    ``dice``: class → Dice of the federated model's mask, None if the class is in neither mask; empty without
+    a model.
     """
 
     slide: str
@@ -130,10 +130,12 @@ class AttentionScale:
 
 @dataclass(frozen=True)
 class ClassKey:
-    """A class and the colour (CSS) of its outlines."""
+    """A class and the colours (CSS) of its outlines: the given mask's, the model's dashes and its gaps."""
 
     label: str
-    colour: str
+    given: str
+    dash: str
+    gap: str
 
 
 @dataclass(frozen=True)
@@ -204,9 +206,9 @@ def write_site_page(page: SitePage, path: Path) -> None:
         note = kind.say_sizes(figures["n_train"], figures["n_test"])
         rows = [Row(model, figures[model], model, *missing) for model in MODELS]
         groups.append(Group("This site's test patients", note, rows))
-    test_slides = [row for row in page.slides if isinstance(row, SlideRow) and row.split == "test"]
-    tested = [slide for slide in test_slides if slide.probabilities]
-    test_images = [row for row in page.slides if isinstance(row, ImageRow) and row.split == "test" and row.dice]
+    test_rows = [row for row in page.slides if row.split == "test"]
+    tested = [row for row in test_rows if isinstance(row, SlideRow) and row.probabilities]
+    tested_images = [row for row in test_rows if isinstance(row, ImageRow) and row.dice]
     write_template(
         "site.html",
         path,
@@ -219,8 +221,8 @@ def write_site_page(page: SitePage, path: Path) -> None:
         pictured=[slide for slide in page.slides if slide.pictures],
         tested=tested,
         right=sum(slide.answer == slide.label for slide in tested),
-        tested_images=test_images,
-        mean_dice=mean_dice(test_images),
+        tested_images=tested_images,
+        mean_dice=mean_dice(tested_images),
         sent_bytes=sum(row.size_bytes or 0 for row in page.sent),
         sent_rounds=sum(row.status in ("took", "unused") for row in page.sent),
         counted=any(row.size_bytes is not None for row in page.sent),

@@ -1,4 +1,4 @@
-"""A site's own page of a segmentation: its images, the outlines given and the model's. It stays at the site."""
+"""A site's own page of a segmentation: its images, the given outlines and the model's. It stays there."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from histoflare.masks.task import MaskTask
 from histoflare.masks.windows import IGNORE
 from histoflare.report.reasons import explain
 from histoflare.report.site_page import ClassKey, ImagePictures, ImageRow, SitePage, encode_picture, sent_rows
+from histoflare.rounds.local import one_thread
 from histoflare.slides.mask_overlay import class_colours
 
 PICTURE_PX = 720
@@ -30,12 +31,16 @@ MOST_PICTURES = 24
 ORDER = {"test": 0, "validation": 1, "train": 2}
 
 LINE_PX = 2
-DASH_PX = 5
-DASH_COLOUR = (0, 0, 0)
+DASH_PX = 7
+GAP_COLOUR = (0, 0, 0)
+PALE = 0.65
+"""How much of the colour of the model's dashes is white; the rest is that of the class."""
+
 VEIL = 0.6
 """How much of what nobody annotated is white, on the picture with the outlines."""
 
 Classes = NDArray[np.uint8]
+Colour = tuple[int, int, int]
 
 
 def build_image_site_page(
@@ -67,11 +72,10 @@ def build_image_site_page(
     """
     records = sorted(cohort.records, key=lambda record: (ORDER[record.split], record.slide_id))
     rows = []
-    for number, record in enumerate(records):
-        rows.append(_make_row(record, cohort, task, model, draw=number < most_pictures))
-        on_image(number + 1, len(records))
-    shown = _foreground(task)
-    colours = class_colours(len(task.labels))
+    with one_thread():  # as where the report's figures come from
+        for number, record in enumerate(records):
+            rows.append(_make_row(record, cohort, task, model, draw=number < most_pictures))
+            on_image(number + 1, len(records))
     return SitePage(
         site=site,
         report=report,
@@ -79,7 +83,7 @@ def build_image_site_page(
         left_out=(),
         sent=sent_rows(report, alias or site, update_bytes),
         alias="" if alias == site else alias,
-        classes=[ClassKey(task.labels[index], "#%02x%02x%02x" % colours[index]) for index in shown],
+        classes=_class_keys(task),
         warnings=cohort.warnings,
     )
 
@@ -87,7 +91,9 @@ def build_image_site_page(
 def draw_outlines(
     image: NDArray[np.uint8], given: Classes, predicted: Classes | None, shown: list[int], classes: int
 ) -> Image.Image:
-    """Return the image with the given mask's outlines as whole lines and the model's as dashed ones.
+    """Return the image with the given mask's outlines as whole lines and the model's as dashed ones on top.
+
+    The former have the colours of their classes, the latter paler ones, with black between the dashes.
 
     Args:
         image: uint8 (h, w, 3).
@@ -106,8 +112,8 @@ def draw_outlines(
     for index in shown if predicted is not None else []:
         assert predicted is not None
         member = _member(predicted, index, picture.size)
-        pixels[_line(member)] = DASH_COLOUR
-        pixels[_line(member, dashed=True)] = colours[index]
+        pixels[_line(member)] = GAP_COLOUR
+        pixels[_line(member, dashed=True)] = _pale(colours[index])
     return Image.fromarray(pixels)
 
 
@@ -151,6 +157,23 @@ def _dice(task: MaskTask, matrix: NDArray[np.int64]) -> dict[str, float | None]:
         both = int(matrix[index].sum() + matrix[:, index].sum())
         found[task.labels[index]] = 2 * int(matrix[index, index]) / both if both else None
     return found
+
+
+def _class_keys(task: MaskTask) -> list[ClassKey]:
+    colours = class_colours(len(task.labels))
+    return [
+        ClassKey(task.labels[index], _css(colours[index]), _css(_pale(colours[index])), _css(GAP_COLOUR))
+        for index in _foreground(task)
+    ]
+
+
+def _pale(colour: Colour) -> Colour:
+    red, green, blue = (round((1 - PALE) * channel + PALE * 255) for channel in colour)
+    return red, green, blue
+
+
+def _css(colour: Colour) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
 def _foreground(task: MaskTask) -> list[int]:

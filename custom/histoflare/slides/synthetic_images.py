@@ -1,7 +1,7 @@
 """Generated images of tissue of which it is known where the nuclei lie: for learning to outline them.
 
-Patients, hospitals and tissue are as in :mod:`histoflare.slides.synthetic`. All images have one resolution, so
-that hospitals differ in look and not in scale.
+Patients, hospitals and tissue are as in :mod:`histoflare.slides.synthetic`. All images have one resolution,
+so that hospitals differ in look and not in scale.
 """
 
 from __future__ import annotations
@@ -61,9 +61,10 @@ class SyntheticImages:
 
 
 def plan_images(made: SyntheticImages) -> list[PlannedSlide]:
-    """Return all images of ``made``, site by site, ``external`` last; more patients leave the first as they are.
+    """Return all images of ``made``, site by site, ``external`` last.
 
-    Growth patterns take turns by patient, and of three pairs of patients the second is for testing.
+    Growth patterns take turns by patient, and of three pairs of patients the second is for testing. The first
+    patients of many are those of few.
     """
     planned = []
     styles = {f"hospital-{index + 1}": index for index in range(made.sites)} | {EXTERNAL: EXTERNAL_STYLE}
@@ -81,9 +82,7 @@ def plan_images(made: SyntheticImages) -> list[PlannedSlide]:
     return planned
 
 
-def render_image(
-    image: PlannedSlide, side_px: int, seed: int
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def render_image(image: PlannedSlide, side_px: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return pixels uint8 (h, w, 3) at :data:`IMAGE_MPP`, and a mask uint8 (h, w): 1 where a nucleus is.
 
     The mask is that of the nuclei as they are drawn, before blur and noise.
