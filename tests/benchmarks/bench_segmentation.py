@@ -165,13 +165,14 @@ def measure(works: Sequence[Work], workers: int) -> dict[str, dict[str, list[Row
             of_network = found.setdefault(work.network, {})
             if work.arm == "local":
                 mean = {key: statistics.fmean(row[key] for row in rows.values()) for key in (*FIGURES, "s")}
-                of_network.setdefault("local only (mean of the sites' models)", []).append(mean)
+                of_network.setdefault(ALONE, []).append(mean)
                 rows = {f"  {site} alone": row for site, row in rows.items()}
             for name, row in rows.items():
                 of_network.setdefault(TITLES.get(name, name), []).append(row)
     return found
 
 
+ALONE = "local only (mean of the sites' models)"
 TITLES = {
     "federated": "federated, no protection",
     "feddp": f"federated, FedDP, patient, ε = {EPSILON:g}",
@@ -194,7 +195,9 @@ def show(network: str, rows: Mapping[str, Sequence[Row]], rounds: int) -> None:
         figures = " ".join(f"{_spread([entry[figure] for entry in entries]):>13}" for figure in FIGURES)
         seconds = "" if name.startswith(" ") else f" {statistics.fmean(entry['s'] for entry in entries):5.0f}"
         print(f"{name:40} {figures}{seconds}")
-    local = [row["dice"] for row in rows["local only (mean of the sites' models)"]]
+    if ALONE not in rows or TITLES["federated"] not in rows:
+        return
+    local = [row["dice"] for row in rows[ALONE]]
     gains = [row["dice"] - mean for row, mean in zip(rows[TITLES["federated"]], local, strict=True)]
     above = sum(gain > 0 for gain in gains)
     print(f"federated less local only, Dice: {_spread(gains)}; above in {above} of {len(gains)} seeds")

@@ -117,6 +117,21 @@ def test_an_update_is_released_and_goes_with_its_weight(tmp_path: Path) -> None:
     assert (trainer.setup.site, trainer.setup.seed, trainer.setup.run) == ("clinic-a", 5, "job")
 
 
+def test_no_data_are_looked_at_before_a_budget_is_reserved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A train task by another name is admitted without a reservation: it learns nothing of the data."""
+    site = Site(tmp_path, train_task_name="other")
+    monkeypatch.setattr(
+        module.Books,
+        "check_reserved",
+        lambda self: (_ for _ in ()).throw(JobError("no", reason="NOT_ADMITTED")),
+    )
+    reply = site.ask("other")
+    assert reply.get_return_code().endswith("NOT_ADMITTED")
+    assert StandInTrainer.made == []
+
+
 def test_one_trainer_serves_every_round_and_ends_with_the_job(tmp_path: Path) -> None:
     site = Site(tmp_path, run="earlier")
     for index in range(3):

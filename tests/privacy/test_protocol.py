@@ -55,6 +55,8 @@ def test_a_whole_float_is_the_whole_number() -> None:
         (AGREED | {"more": 1}, "unknown: more"),
         (AGREED | {"network": "dhunet"}, "one of encoder and network"),
         ({name: AGREED[name] for name in FIELDS}, "one of encoder and network"),
+        ({name: AGREED[name] for name in FIELDS} | {"network": "dhunet"}, "missing: window_px"),
+        (AGREED | {"window_px": 512}, "unknown: window_px"),
         (AGREED | {"mpp": float("nan")}, "plain data"),
         (AGREED | {"mpp": object()}, "plain data"),
     ],
@@ -65,7 +67,7 @@ def test_what_is_no_protocol_has_no_hash(protocol: dict[str, Any], says: str) ->
 
 
 def test_a_site_reads_the_protocol_it_was_given(tmp_path: Path) -> None:
-    other = {name: AGREED[name] for name in FIELDS} | {"network": "dhunet"}
+    other = {name: AGREED[name] for name in FIELDS} | {"network": "dhunet", "window_px": 512}
     for agreed in ([AGREED], [AGREED, other]):
         write_protocols(tmp_path / "protocol.json", agreed)
         assert list(map(digest, read_protocols(tmp_path / "protocol.json"))) == list(map(digest, agreed))

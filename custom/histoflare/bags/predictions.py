@@ -31,6 +31,7 @@ class Predictions:
     """
 
     measures: ClassVar[dict[str, Callable[[Columns, Floats], Floats]]]
+    supports: ClassVar[dict[str, Callable[[Columns], NDArray[np.bool_]]]] = {}
     why_missing: ClassVar[str] = "all slides are of one class"
 
     probabilities: Floats

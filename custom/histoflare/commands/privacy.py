@@ -187,6 +187,7 @@ def show_plan(
             f"An evaluation: no ε. The policy lets {limit} evaluations over a patient out.", highlight=False
         )
         return
+    read.plan.check_task(read.task)
     found = preview(configuration, rules, read.plan, read.rounds, list(read.task.labels), read.task.data)
     refusal = _refused_otherwise(read, rules, variables, site) or found.refusal
     spend = read.plan.spend().times(read.rounds)

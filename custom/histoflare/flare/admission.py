@@ -59,9 +59,9 @@ class Admission(Filter):
                 self._admitted[job_id] = self._check(fl_ctx)
             admitted = self._admitted[job_id]
             if fl_ctx.get_prop(FLContextKey.TASK_NAME) == TRAIN:
-                check_strategy(
-                    admitted.policy, admitted.books.plan, fl_ctx.get_engine().get_component(STRATEGY)
-                )
+                engine = fl_ctx.get_engine()
+                check_strategy(admitted.policy, admitted.books.plan, engine.get_component(STRATEGY))
+                admitted.books.plan.check_task(engine.get_component(TASK))
                 admitted.books.reserve()  # the whole job, before its first gradient
             handshake.admit(admitted, fl_ctx)
         except HistoflareError as error:

@@ -107,6 +107,7 @@ class SiteExecutor(Executor):
                 stopped=stopped,
             )
 
+        books.check_reserved()  # nothing is said of the data before
         trainer = self._start(configuration, fl_ctx, books)
         trainer.prepare(stopped=stopped)  # what is wrong with the data is said before a round is booked
         answer = books.train(received, index, train).answer

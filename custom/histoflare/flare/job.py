@@ -40,6 +40,7 @@ AGREED = {
     "task.labels": "protocol.labels",
     "task.encoder": "protocol.encoder",
     "task.network": "protocol.network",
+    "task.window_px": "protocol.window_px",
     "task.mpp": "protocol.mpp",
     "task.patch_px": "protocol.patch_px",
 }

@@ -34,8 +34,9 @@ def read_file(path: Path, kind: Kind) -> bytes:
         return path.read_bytes()
     except FileNotFoundError as error:
         raise MaskError(f"{path}: no such {WORDS[kind]}", reason=f"{kind}_MISSING") from error
-    except OSError as error:
-        raise MaskError(f"{path}: cannot be read ({error.strerror})", reason=f"{kind}_UNREADABLE") from error
+    except (OSError, ValueError) as error:  # ValueError: a character that no path can have
+        what = getattr(error, "strerror", None) or error
+        raise MaskError(f"{path}: cannot be read ({what})", reason=f"{kind}_UNREADABLE") from error
 
 
 def decode(content: bytes, path: Path, kind: Kind) -> Image.Image:

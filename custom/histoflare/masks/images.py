@@ -78,7 +78,7 @@ class ImageCohort:
 
     def read_mask(self, record: ImageRecord) -> NDArray[np.uint8]:
         """Return the mask uint8 (h, w) alone; errors as :meth:`read`, but a change is not noticed."""
-        held = self.cache.images.get(record.image)
+        held = self.cache.held(record)
         return (
             decode_mask(read_file(record.mask, "MASK"), record.mask, self.labels)
             if held is None
@@ -150,6 +150,7 @@ def load_image_cohort(
             records.append(record)
             trained += counts if record.split == "train" else 0
         on_image(done, len(manifest.rows))
+    problems += _in_two_splits(records)
     if problems:
         listed = "".join(f"\n  {problem}" for problem in problems[:LISTED_PROBLEMS])
         more = len(problems) - LISTED_PROBLEMS
@@ -210,6 +211,19 @@ def _check(
         content_sha256=content_sha256,
     )
     return record, class_counts(pixels.mask)
+
+
+def _in_two_splits(records: Sequence[ImageRecord]) -> list[str]:
+    """Return a problem for each image whose very bytes stand in two splits: what is trained on is no test."""
+    first: dict[str, ImageRecord] = {}
+    problems = []
+    for record in records:
+        other = first.setdefault(record.content_sha256, record)
+        if other.split != record.split:
+            problems.append(
+                f"{record.image} ({record.split}) and {other.image} ({other.split}) are the same image"
+            )
+    return problems
 
 
 def _mpp_problems(row: ImageRow, mpp: float | None, where: str, warnings: list[str]) -> list[str]:

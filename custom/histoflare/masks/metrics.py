@@ -144,6 +144,16 @@ class MaskPredictions:
         }
         return {name: partial(kind, self.foreground) for name, kind in kinds.items()}
 
+    @cached_property
+    def supports(self) -> Mapping[str, Callable[[Columns], NDArray[np.bool_]]]:
+        """Name → the images (n, classes) that a figure rests on; accuracies rest on every image.
+
+        An image without a class counts for nothing there, and the authors count as perfect what says nothing.
+        """
+        honest, authors = partial(_concerned, self.foreground), partial(_present, self.foreground)
+        kinds = ("dice", "jaccard", "dice_pooled", "jaccard_pooled")
+        return dict.fromkeys(kinds, honest) | dict.fromkeys(("dice_authors", "jaccard_authors"), authors)
+
     @property
     def why_missing(self) -> str:
         """In words, why a figure may not exist."""
@@ -221,6 +231,19 @@ def _authors(score: Score, classes: Sequence[int], columns: Columns, weights: Fl
     there, given = counts.truth > 0, counts.predicted > 0
     scores = np.select([there & given, there & ~given, ~there & ~given], [score(counts), 0.0, 1.0], np.nan)
     return _mean_over_images(np.where(counts.annotated > 0, scores, np.nan), weights)
+
+
+def _concerned(classes: Sequence[int], columns: Columns) -> NDArray[np.bool_]:
+    """Return which images (n, c) have a class in their truth or in their prediction."""
+    counts = _Counts.of(columns["confusion"], classes)
+    concerned: NDArray[np.bool_] = counts.truth + counts.predicted > 0
+    return concerned
+
+
+def _present(classes: Sequence[int], columns: Columns) -> NDArray[np.bool_]:
+    """Return which images (n, c) have a class in their truth."""
+    present: NDArray[np.bool_] = _Counts.of(columns["confusion"], classes).truth > 0
+    return present
 
 
 def _mean_over_images(scores: Floats, weights: Floats) -> Floats:

@@ -13,6 +13,7 @@ from histoflare.errors import MaskError
 from histoflare.masks.image_files import content_hash, decode_image, decode_mask, decode_tissue, read_file
 from histoflare.masks.windows import read_window
 
+Files = tuple[Path, Path, Path | None]
 Corner = tuple[int, int]
 Patch = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
@@ -60,21 +61,25 @@ class PixelCache:
     """
 
     limit_bytes: int
-    images: dict[Path, ReadImage] = field(default_factory=dict)
-    patches: dict[tuple[Path, int, int], dict[Corner, Patch]] = field(default_factory=dict)
+    images: dict[Files, ReadImage] = field(default_factory=dict)
+    patches: dict[tuple[Files, int, int], dict[Corner, Patch]] = field(default_factory=dict)
     grids: dict[tuple[str | int | None, ...], list[tuple[ImageRecord, Corner]]] = field(default_factory=dict)
     held_bytes: int = 0
 
+    def held(self, record: ImageRecord) -> ReadImage | None:
+        """Return the pixels of the record if they are kept."""
+        return self.images.get(_files(record))
+
     def read(self, record: ImageRecord, labels: Sequence[str], keep: bool = True) -> ReadImage:
         """Return the pixels of the record, whose files must be those the cohort was loaded with."""
-        held = self.images.get(record.image)
+        held = self.held(record)
         if held is not None:
             return held
         pixels, content_sha256 = read_record(record.image, record.mask, record.tissue, labels)
         if record.content_sha256 not in ("", content_sha256):
             raise _changed(record.image)
         if keep and self.held_bytes + pixels.size_bytes <= self.limit_bytes:
-            self.images[record.image] = pixels
+            self.images[_files(record)] = pixels
             self.held_bytes += pixels.size_bytes
         return pixels
 
@@ -94,7 +99,7 @@ class PixelCache:
         if patch_px >= window_px:
             pixels = self.read(record, labels)
             return read_window(pixels.image, pixels.mask, xy, window_px, patch_px)
-        key = (record.image, window_px, patch_px)
+        key = (_files(record), window_px, patch_px)
         held = self.patches.get(key)
         if held is not None and xy in held:
             return held[xy]
@@ -119,6 +124,10 @@ class PixelCache:
         while self.held_bytes + size_bytes > self.limit_bytes:
             self.held_bytes -= self.images.pop(next(iter(self.images))).size_bytes
         return True
+
+
+def _files(record: ImageRecord) -> Files:
+    return record.image, record.mask, record.tissue
 
 
 def _copy(patch: Patch) -> Patch:

@@ -27,6 +27,18 @@ from histoflare.masks.predict import predict_image, window_probabilities
 from histoflare.masks.windows import training_windows
 from histoflare.seeds import derive_seed
 
+LARGEST = {
+    "width": 192,
+    "patch_px": 2048,
+    "window_px": 16384,
+    "batch_size": 4096,
+    "local_epochs": 1000,
+    "local_steps": 100_000,
+}
+LARGEST_ENLARGEMENT = 4
+MOST_OVERLAPPING = 8
+"""What a job may ask of a site's memory and time: a site that runs out of either says so by failing."""
+
 
 @dataclass(frozen=True)
 class MaskBatch:
@@ -240,6 +252,14 @@ def _problems(task: MaskTask) -> list[str]:
     for name in ("width", "patch_px", "window_px", "stride_px", "batch_size"):
         if not _is_count(getattr(task, name)):
             problems.append(f"{name}: a whole number of at least 1, not {getattr(task, name)!r}")
+    for name, most in LARGEST.items():
+        value = getattr(task, name)
+        if _is_count(value) and value > most:
+            problems.append(f"{name}: at most {most}, not {value}")
+    if not problems and task.patch_px > LARGEST_ENLARGEMENT * task.window_px:
+        problems.append(f"patch_px: at most {LARGEST_ENLARGEMENT} times window_px ({task.window_px})")
+    if not problems and task.window_px > MOST_OVERLAPPING * task.stride_px:
+        problems.append(f"stride_px: at least window_px / {MOST_OVERLAPPING}, not {task.stride_px}")
     if not problems and task.patch_px % SIDE_MULTIPLE_PX:
         problems.append(f"patch_px: a multiple of {SIDE_MULTIPLE_PX}, not {task.patch_px}")
     if not problems and task.width % WIDTH_MULTIPLE:

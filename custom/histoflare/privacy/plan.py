@@ -69,6 +69,9 @@ class PrivacyPlan(ABC):
     def check_strategy(self, strategy: Any) -> None:  # noqa: B027 (most plans take any)
         """Raise :class:`JobError` if the guarantee does not hold with how the sites work together."""
 
+    def check_task(self, task: Any) -> None:  # noqa: B027 (most plans take any)
+        """Raise :class:`JobError` if a task cannot be trained under this plan."""
+
     @abstractmethod
     def describe(self) -> str:
         """Return one sentence for logs and reports."""
@@ -217,6 +220,15 @@ class DpSgd(_Noisy):
                 "privacy.slides_per_patient: a whole number of at least 1 with record = slide, else null"
             )
         return problems
+
+    def check_task(self, task: Any) -> None:
+        """The loss of each record by itself is needed (``rounds.task.PerRecord``)."""
+        if not hasattr(task, "record_losses"):
+            raise JobError(
+                "This task has no loss of one patient alone, which DP-SGD needs. Segmentation is protected "
+                "by noise on the update (jobs/dhunet_feddp).",
+                reason="MODEL_NOT_PRIVATE",
+            )
 
     def check_strategy(self, strategy: Any) -> None:
         """Every step must start from what was released: no layer may stay at the site from round to round."""

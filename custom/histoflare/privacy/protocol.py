@@ -19,8 +19,9 @@ from histoflare.storage import write_bytes
 FIELDS = ("metric", "labels", "mpp", "patch_px", "split", "stop")
 """What every protocol says, and"""
 
-LEARNERS = ("encoder", "network")
-"""one of these: the encoder of the features that are classified, or the network that segments."""
+LEARNERS = {"encoder": (), "network": ("window_px",)}
+"""one of these with what belongs to it: the encoder of the features that are classified, or the network that
+segments and the side of its windows."""
 
 PROTOCOL_FILE = "protocol.json"
 """A site's agreed protocol, or a list of them, in the ``local`` folder of its startup kit."""
@@ -35,9 +36,12 @@ def canonical(protocol: Mapping[str, Any]) -> bytes:
         JobError: A field is missing or unknown, or holds something that is not plain data.
     """
     missing = [name for name in FIELDS if name not in protocol]
-    if sum(name in protocol for name in LEARNERS) != 1:
+    chosen = [name for name in LEARNERS if name in protocol]
+    if len(chosen) != 1:
         missing.append(f"one of {' and '.join(LEARNERS)}")
-    unknown = sorted(set(protocol) - {*FIELDS, *LEARNERS})
+    wanted = [name for learner in chosen for name in LEARNERS[learner]]
+    missing += [name for name in wanted if name not in protocol]
+    unknown = sorted(set(protocol) - {*FIELDS, *LEARNERS, *wanted})
     if missing or unknown:
         raise JobError(
             f"A protocol has the fields {', '.join(FIELDS)} and one of {', '.join(LEARNERS)}; "

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histoflare.errors import JobError
-from histoflare.rounds.task import Columns, Measure, PredictionTable
+from histoflare.rounds.task import Columns, Measure, PredictionTable, Support
 from histoflare.seeds import derive_seed
 
 # Row weights (resamples × rows, float64) held at once: 2**21 of them are 16 MiB.
@@ -28,6 +28,7 @@ class Rows:
 
     columns: Columns
     measures: Mapping[str, Measure]
+    supports: Mapping[str, Support]
     why_missing: str
     patients: Sequence[str]
     subgroups: Mapping[str, Sequence[str | None]]
@@ -37,13 +38,15 @@ class Rows:
 class Figure:
     """A value with its 95 % interval; ``value`` is None for the ``reason`` given.
 
-    The interval is None for a single patient and where no resample had a value.
+    The interval is None for a single patient and where no resample had a value. ``patients``: how many are
+    behind the part of it (the class) that the fewest are behind.
     """
 
     value: float | None
     low: float | None = None
     high: float | None = None
     reason: str | None = None
+    patients: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the figure without what it has not (no NaN)."""
@@ -133,6 +136,7 @@ def merge_predictions(by_site: Mapping[str, PredictionTable]) -> Rows:
     return Rows(
         {name: np.concatenate([table.columns[name] for table in tables]) for name in common},
         tables[0].measures,
+        tables[0].supports,
         tables[0].why_missing,
         [f"{site}/{patient}" for site, table in by_site.items() for patient in table.patients],
         merged,
@@ -150,7 +154,7 @@ def _check(table: PredictionTable) -> None:
 def _rows(table: PredictionTable, rows: NDArray[np.bool_]) -> Rows:
     patients = [patient for patient, keep in zip(table.patients, rows, strict=True) if keep]
     columns = {name: values[rows] for name, values in table.columns.items()}
-    return Rows(columns, table.measures, table.why_missing, patients, {})
+    return Rows(columns, table.measures, table.supports, table.why_missing, patients, {})
 
 
 def _evaluate_whole(
@@ -161,10 +165,11 @@ def _evaluate_whole(
     resamples = bootstraps if len(names) > 1 else 0
     counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
 
-    def figure(measure: Measure) -> Figure:
+    def figure(name: str, measure: Measure) -> Figure:
+        behind = _fewest(table.supports.get(name), table.columns, owner)
         value = float(measure(table.columns, np.ones((1, len(owner))))[0])
         if np.isnan(value):
-            return Figure(None, reason=table.why_missing)
+            return Figure(None, reason=table.why_missing, patients=behind)
         step = max(1, MAX_WEIGHTS // len(owner))
         parts = [
             measure(table.columns, counts[start : start + step, owner].astype(np.float64))
@@ -173,13 +178,22 @@ def _evaluate_whole(
         found = np.concatenate([np.empty(0), *parts])
         found = found[~np.isnan(found)]
         if not len(found):
-            return Figure(value)
+            return Figure(value, patients=behind)
         low, high = np.percentile(found, [2.5, 97.5])
-        return Figure(value, float(low), float(high))
+        return Figure(value, float(low), float(high), patients=behind)
 
     return Metrics(
         n_slides=len(owner),
         n_patients=len(names),
-        figures={name: figure(measure) for name, measure in table.measures.items()},
+        figures={name: figure(name, measure) for name, measure in table.measures.items()},
         subgroups=groups,
     )
+
+
+def _fewest(support: Support | None, columns: Columns, owner: NDArray[np.intp]) -> int:
+    """Return how many patients are behind the part of a figure with the fewest; empty parts are left out."""
+    if support is None:
+        return len(np.unique(owner))
+    parts = support(columns)  # (n, parts)
+    counts = [len(np.unique(owner[rows])) for rows in parts.T]
+    return min((count for count in counts if count), default=0)

@@ -57,7 +57,7 @@ def reproducible(seed: int, device: str = "cpu") -> Iterator[None]:
     """Run a block on one thread and under ``seed``; put threads and torch's random state back after it."""
     with one_thread(), torch.random.fork_rng(devices=[] if device == "cpu" else [device]):
         if device != "cpu":
-            torch.cuda.manual_seed(seed)
+            torch.cuda.manual_seed_all(seed)
         # Not torch.manual_seed: where CUDA is not started it queues a call, with its stack, for ever.
         torch.default_generator.manual_seed(seed)
         yield

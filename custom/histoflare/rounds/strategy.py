@@ -47,6 +47,9 @@ EXTRA = "strategy/"
 
 TRANSFERS = ("float32", "float16")
 
+UNTOLD = ("TRAINING_FAILED", "SITE_HAS_NO_TRAINING_DATA")
+"""Under a privacy plan nobody is told that training diverged, or had nothing to learn from."""
+
 PERSONAL = "personal/"
 """Prefix, in a site's own state, of the model tensors that it does not share."""
 
@@ -109,9 +112,9 @@ class SiteRound:
                 device=self.device,
             )
         except JobError as error:
-            if isinstance(self.plan, Open) or error.reason != "TRAINING_FAILED":
+            if isinstance(self.plan, Open) or error.reason not in UNTOLD:
                 raise
-            # That training diverged depends on the data, and would leave without noise: the update is zeros.
+            # That depends on the data, and would leave without noise: the update is zeros.
             return LocalResult(dict(start), self.task.n_train(self.data), 0, math.nan)
 
 

@@ -17,6 +17,10 @@ Measure = Callable[[Columns, NDArray[np.float64]], NDArray[np.float64]]
 """(columns, weights (b, n) >= 0) → (b,): a figure under each row of weights; NaN where it does not exist."""
 
 
+Support = Callable[[Columns], NDArray[np.bool_]]
+"""columns → (n, parts): the rows that each part of a figure (each class) rests on."""
+
+
 class PredictionTable(Protocol):
     """One row per slide (or image) of one split, and how good predictions of this kind are told.
 
@@ -31,6 +35,10 @@ class PredictionTable(Protocol):
     @property
     def measures(self) -> Mapping[str, Measure]:
         """Name of a figure (as in a protocol's ``metric``) → how it is computed."""
+
+    @property
+    def supports(self) -> Mapping[str, Support]:
+        """Name of a figure → the rows behind it; one that is not named rests on all rows."""
 
     @property
     def why_missing(self) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -132,9 +132,7 @@ class Books:
             said = digest_of(answer.tensors)
             self._note_release("update", index, said, answer.patients)
             return Answer(answer, said, again=False)
-        reservation = self._reservation
-        if reservation is None or self._broken:
-            raise JobError("Nothing is reserved for this job.", reason="NOT_ADMITTED")
+        reservation = self._reserved()
         ledger = open_ledger(self.configuration)
         store = ReleaseStore(self.configuration.ledger.with_suffix(".releases") / self.run)
         model = digest_of(received)
@@ -158,6 +156,16 @@ class Books:
             raise
         self._note_release("update", index, said, answer.patients)
         return Answer(answer, said, again=False)
+
+    def check_reserved(self) -> None:
+        """Raise :class:`JobError` (NOT_ADMITTED) if the policy has a budget and nothing is reserved in it."""
+        if self._policy.protection is not None:
+            self._reserved()
+
+    def _reserved(self) -> Reservation:
+        if self._reservation is None or self._broken:
+            raise JobError("Nothing is reserved for this job.", reason="NOT_ADMITTED")
+        return self._reservation
 
     def _fail(self, ledger: Ledger, booked: Booking, error: Exception) -> None:
         """Pay for the answer that a booked round failed, and say no more than that.
@@ -202,13 +210,21 @@ class Books:
                 limit=protection.evaluations,
             )
             self.roles = roles
-        answer = evaluate()
+        answer = self._of_enough(evaluate())
         if protection is not None:
             ledger.release(disclosure, digest_of(answer.metrics))
         self._audit.write(
             "evaluated", run=self.run, split=split, model_sha256=model, patients=answer.patients
         )
         return answer
+
+    def _of_enough(self, answer: EvaluateAnswer) -> EvaluateAnswer:
+        """Return the answer without figures that rest on too few patients: those of a class that few have."""
+        least = self._policy.minimum_patients
+        metrics = {
+            name: value for name, value in answer.metrics.items() if answer.behind.get(name, least) >= least
+        }
+        return replace(answer, metrics=metrics)
 
     def _load(self, store: ReleaseStore, released: Release) -> TrainAnswer | None:
         """Return what was released, if exactly that is still there."""

@@ -113,6 +113,11 @@ class SiteConfiguration:
         data = self.bags or (self.images and self.images.with_suffix(""))
         if data is None:
             raise JobError("A site needs bags or images.", reason="SITE_NOT_CONFIGURED")
+        if self.bags and self.images and Path() in (self.ledger, self.ledger_key):
+            raise JobError(
+                "A site with bags and with images must say where its one ledger and its key are.",
+                reason="SITE_NOT_CONFIGURED",
+            )
         for name, place in beside.items():
             if getattr(self, name) == Path():
                 object.__setattr__(self, name, data.parent / f"{data.name}-{place}")

@@ -72,6 +72,7 @@ def load_site_data(site: str, task: Any, configuration: SiteConfiguration) -> Si
         BagError, MaskError: Bags or images do not fit the manifest or the task (COHORT_INVALID).
         JobError: The site has no data of this kind (SITE_NOT_CONFIGURED).
     """
+    check_splits(configuration)
     if task.data != IMAGES:
         return load_site_cohort(site, task, configuration)
     from histoflare.masks.images import load_image_cohort
@@ -156,6 +157,7 @@ def read_roles(configuration: SiteConfiguration, labels: list[str], data: str) -
         ManifestError: The manifest cannot be used.
         JobError: The site has no data of this kind (SITE_NOT_CONFIGURED).
     """
+    check_splits(configuration)
     rows: Sequence[Any]
     if data == IMAGES:
         from histoflare.masks.image_manifest import assign_image_splits, read_image_manifest
@@ -166,6 +168,34 @@ def read_roles(configuration: SiteConfiguration, labels: list[str], data: str) -
         rows = assign_splits(read_manifest(manifest, labels=labels, check_files=False)).rows
     only = configuration.evaluation_only
     return {row.patient: "test" if only else str(row.split) for row in rows}
+
+
+def check_splits(configuration: SiteConfiguration) -> None:
+    """Refuse a site with bags and images whose two manifests do not say one role for each patient.
+
+    By itself either manifest would be split by a rule that looks at its own rows only.
+
+    Raises:
+        JobError: A manifest has no split column, or a patient has two roles (COHORT_INVALID).
+        ManifestError: A manifest cannot be used.
+    """
+    if configuration.manifest is None or configuration.images is None:
+        return
+    from histoflare.masks.image_manifest import read_image_manifest
+
+    roles: dict[str, str | None] = {}
+    both: tuple[Any, ...] = (
+        read_manifest(configuration.manifest, check_files=False),
+        read_image_manifest(configuration.images, check_files=False),
+    )
+    for manifest in both:
+        for row in manifest.rows:
+            if row.split is None or roles.setdefault(row.patient, row.split) != row.split:
+                raise JobError(
+                    f"{manifest.path}, line {row.line}: a site with bags and with images gives every patient "
+                    "one split (train, validation, test), in a split column of both manifests.",
+                    reason="COHORT_INVALID",
+                )
 
 
 def bags_of(configuration: SiteConfiguration) -> tuple[Path, Path]:

@@ -58,7 +58,7 @@ class TrainAnswer:
         weight: Of the update.
         metrics: Those asked for, of the model as it was received; None where a figure does not exist.
         patients: Patients trained on.
-        metric_patients: Patients the metrics were computed over.
+        metric_patients: Patients behind the part of the metrics that the fewest are behind.
     """
 
     tensors: Arrays
@@ -73,13 +73,15 @@ class EvaluateAnswer:
     """How well a model does at a site.
 
     Attributes:
-        metrics: accuracy, balanced_accuracy and auc, each also with ``_low`` and ``_high`` (95 % interval
-            over patients), n_slides and n_patients; None where a figure does not exist.
+        metrics: The task's figures, each also with ``_low`` and ``_high`` (95 % interval over patients),
+            n_slides and n_patients; None where a figure does not exist.
         patients: Patients the metrics were computed over.
+        behind: Metric → patients behind the part of it that the fewest are behind, where that is fewer.
     """
 
     metrics: dict[str, float | None]
     patients: int
+    behind: Mapping[str, int] = field(default_factory=dict)
 
 
 def digest_of(content: Mapping[str, Any]) -> str:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 SITE = "site"
 ROUND = "round"
 RUN_FILE = "run.json"
+BEFORE = {"batch_norm": "shared", "transfer": "float32"}
+"""Of a strategy, where notes of an earlier version do not say."""
 
 
 def is_run_name(run: object) -> bool:
@@ -99,6 +101,7 @@ class RunRecords:
                     write_json(path, wanted)
                 return
             made = json.loads(path.read_text())
+            made["strategy"] = BEFORE | made["strategy"]
             same = made["task"] == wanted["task"] and (
                 wanted["strategy"] is None
                 or all(made[name] == wanted[name] for name in ("strategy", "plan", "cohort"))
@@ -111,6 +114,18 @@ class RunRecords:
                 "of other patients. A job that goes on after it must be the same job (histoflare resume).",
                 reason="RECORDS_INVALID",
             )
+
+    def is_protected(self) -> bool:
+        """Return whether the run trains under a privacy plan: what is kept here then tells of its patients.
+
+        Raises:
+            JobError: The run's notes are damaged (RECORDS_INVALID).
+        """
+        path = self.folder / RUN_FILE
+        try:
+            return path.is_file() and json.loads(path.read_text())["plan"] is not None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _unusable(path, f"it is damaged ({error})") from error
 
     def load_state(self, before: int | None = None) -> State:
         """Return what the strategy kept at this site; empty if nothing.

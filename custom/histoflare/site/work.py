@@ -74,7 +74,8 @@ class SiteWork:
         state = _tensors(arrays)
         self._claim(cohort)
         site_state = self._records.load_state(before=round_index)
-        figures, metric_patients = self._validate(state, site_state, metrics)
+        shown = {} if self._records.is_protected() else site_state
+        figures, metric_patients = self._validate(state, shown, metrics)
         started = time.monotonic()
         outcome = site_round(
             self._task,
@@ -107,19 +108,26 @@ class SiteWork:
     def evaluate(self, arrays: Arrays, split: str) -> EvaluateAnswer:
         """Return how well this site's model does on ``split`` (train, validation, test or all).
 
-        The model is the received one with what this site keeps for itself in its place. Each slide's
-        prediction goes into the site's own notes.
+        The model is the received one, with what this site keeps for itself in its place unless that was
+        learned under a privacy plan. Each slide's prediction goes into the site's own notes.
 
         Raises:
             HistoflareError: The split has no slides (NOTHING_TO_EVALUATE), or the site cannot take part.
         """
         self._data()
         self._records.claim(self._task.to_json(), None)
-        table = self._predict(_tensors(arrays), self._records.load_state(), split)
+        # What is kept of a run under a plan has no noise, and an evaluation must not tell of it.
+        kept = {} if self._records.is_protected() else self._records.load_state()
+        table = self._predict(_tensors(arrays), kept, split)
         metrics = evaluate(table, seed=derive_seed(self._setup.seed, "evaluate"))
         path = self._records.write_predictions(split, *self._task.notes(table))
         self._say(f"{self._setup.site}: {metrics.n_slides} slides evaluated ({split}): {path}")
-        return EvaluateAnswer(flat(metrics), metrics.n_patients)
+        behind = {
+            f"{name}{end}": figure.patients
+            for name, figure in metrics.figures.items()
+            for end in ("", "_low", "_high")
+        }
+        return EvaluateAnswer(flat(metrics), metrics.n_patients, behind)
 
     def _data(self) -> SiteData:
         if self._cohort is None:
@@ -164,7 +172,9 @@ class SiteWork:
             return dict.fromkeys(names), 0
         metrics = evaluate(table, bootstraps=0)
         found = flat(metrics)
-        return {name: found[name.partition("/")[2]] for name in names}, metrics.n_patients
+        asked = {name: name.partition("/")[2] for name in names}
+        behind = min(metrics[figure].patients for figure in asked.values())
+        return {name: found[figure] for name, figure in asked.items()}, behind
 
     def _note(self, round_index: int, values: Mapping[str, float | None]) -> None:
         try:

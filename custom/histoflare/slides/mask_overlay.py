@@ -10,15 +10,26 @@ from PIL import Image, ImageDraw, ImageFont
 
 from histoflare.slides.mask_pyramid import MaskPyramid
 from histoflare.slides.overlay import (
-    COLOURS,
     FONT_PX,
     MARGIN_PX,
     ROW_PX,
     SMALLEST_LEGEND_PX,
     SlidePicture,
-    _draw_scale_bar,
     attention_colours,
+    draw_scale_bar,
 )
+
+CLASS_COLOURS = (
+    (0, 90, 181),
+    (0, 160, 90),
+    (245, 190, 0),
+    (0, 185, 230),
+    (120, 75, 20),
+    (20, 20, 20),
+    (130, 190, 20),
+    (255, 110, 0),
+)
+"""Unlike haematoxylin and eosin, the first ones most."""
 
 CLASS_OPACITY = 0.45
 BAR_PX = 360
@@ -26,8 +37,8 @@ BAR_PX = 360
 
 
 def class_colours(classes: int) -> tuple[tuple[int, int, int], ...]:
-    """Return the colours of the classes 0, 1, …; from the tenth on they repeat."""
-    return tuple(COLOURS[index % len(COLOURS)] for index in range(classes))
+    """Return the colours of the classes 0, 1, …; from the ninth on they repeat."""
+    return tuple(CLASS_COLOURS[index % len(CLASS_COLOURS)] for index in range(classes))
 
 
 def draw_classes(
@@ -115,7 +126,7 @@ def _class_legend(
         tint = tuple(round(255 * (1 - CLASS_OPACITY) + CLASS_OPACITY * channel) for channel in colour)
         draw.rectangle((x, y + 2, x + 30, y + 22), fill=tint, outline=colour, width=2)
         draw.text((x + 40, y), text, fill="black", font=font)
-    _draw_scale_bar(draw, MARGIN_PX + rows * ROW_PX, width, px_per_um, font)
+    draw_scale_bar(draw, MARGIN_PX + rows * ROW_PX, width, px_per_um, font)
     return legend
 
 
@@ -130,5 +141,5 @@ def _attention_legend(width: int, limit: float, px_per_um: float) -> Image.Image
     draw.text((MARGIN_PX, y), f"1/{limit:.3g}", fill="black", font=font)
     draw.text((MARGIN_PX + BAR_PX // 2, y), "average", fill="black", font=font, anchor="ma")
     draw.text((MARGIN_PX + BAR_PX, y), f"{limit:.3g}x", fill="black", font=font, anchor="ra")
-    _draw_scale_bar(draw, y + ROW_PX, width, px_per_um, font)
+    draw_scale_bar(draw, y + ROW_PX, width, px_per_um, font)
     return legend

@@ -199,11 +199,11 @@ def _draw_legend(width: int, mosaic: Mosaic, px_per_um: float) -> Image.Image:
     x = MARGIN_PX + 60 + int(font.getlength("chosen patch"))
     draw.line((x, y + 12, x + 30, y + 12), fill=MASK_COLOUR, width=2)
     draw.text((x + 40, y), "border of the tissue", fill="black", font=font)
-    _draw_scale_bar(draw, y + ROW_PX, width, px_per_um, font)
+    draw_scale_bar(draw, y + ROW_PX, width, px_per_um, font)
     return legend
 
 
-def _draw_scale_bar(
+def draw_scale_bar(
     draw: ImageDraw.ImageDraw,
     y: int,
     width: int,

@@ -30,6 +30,8 @@ __all__ = ["LevelInfo", "Slide", "SlideFingerprint", "SlideInfo", "fingerprint",
 BLOCK_PX = 4096
 """Side of the largest region read at once for a thumbnail: bounds memory on slides without a pyramid."""
 
+SMALL_BLOCK_PX = 1024
+
 
 class Slide:
     """An open slide. Use it as a context manager; reads may come from several threads at once.
@@ -150,7 +152,9 @@ class Slide:
         mpp = max(mpp, self.mpp)
         l0_per_px = self.l0_per_px(mpp)
         width_px, height_px = (max(1, math.ceil(side / l0_per_px - 1e-6)) for side in self.info.l0_size_px)
-        step_px = max(1, int(BLOCK_PX / self._plan(mpp)[1]))
+        # where blocks begin at whole pixels of level 0 they can be small without a change of the result
+        side_px = SMALL_BLOCK_PX if l0_per_px.is_integer() else BLOCK_PX
+        step_px = max(1, int(side_px / self._plan(mpp)[1]))
         thumbnail = np.empty((height_px, width_px, 3), np.uint8)
         for y in range(0, height_px, step_px):
             for x in range(0, width_px, step_px):

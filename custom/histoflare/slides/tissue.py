@@ -16,6 +16,7 @@ dense blood has the colour of a red marker and is left out.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,12 @@ UM2_SMALLEST = 2500.0
 
 DARK_LEVEL, BRIGHT_LEVEL = 60, 190
 """A pixel with no channel above the first is dark; one with every channel above the second can be glass."""
+
+
+BAND_PX = 1 << 20
+"""Pixels whose optical densities are held at once: memory is then the picture's, at a few bytes a pixel."""
+
+BAND_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -96,14 +103,25 @@ def tissue_mask(
         mpp: Its resolution in µm/px; decides how many pixels a speck has.
         um2_smallest: Smaller parts and holes (µm²) do not count.
     """
-    density = -np.log10(np.maximum(rgb, 1) / white_point(rgb))
+    white = white_point(rgb)
+    coloured = np.empty(rgb.shape[:2], np.bool_)
+    rows = max(1, BAND_PX // max(1, rgb.shape[1]))
+    for y in range(0, rgb.shape[0], rows):
+        coloured[y : y + rows] = _has_colour_of_tissue(rgb[y : y + rows], white)
+    smallest_px = um2_smallest / mpp**2
+    mask = _without_small(coloured, smallest_px)
+    return ~_without_small(~mask, smallest_px)
+
+
+def _has_colour_of_tissue(rgb: NDArray[np.uint8], white: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which pixels (h, w) of an image (h, w, 3) have the colour of tissue, by the module's rules."""
+    density = -np.log10(np.maximum(rgb, 1) / white)
     red, green, blue = np.maximum(density, 0).transpose(2, 0, 1)
     violet = (green - blue > np.maximum(0.04, 0.2 * green)) & (green > 0.8 * red)
     pink = (green - red > np.maximum(0.04, 0.3 * green)) & (blue < 1.5 * green)
     marker = ((green > 0.7) & (red < 0.2 * green)) | ((red > 0.7) & (green < 0.95 * red))
-    smallest_px = um2_smallest / mpp**2
-    mask = _without_small((violet | pink) & ~marker, smallest_px)
-    return ~_without_small(~mask, smallest_px)
+    tissue: NDArray[np.bool_] = (violet | pink) & ~marker
+    return tissue
 
 
 def white_point(rgb: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -112,14 +130,25 @@ def white_point(rgb: NDArray[np.uint8]) -> NDArray[np.float64]:
     Where an image has hardly any (a piece cut from within the tissue), pure white. Green is never below the
     other two: a pinkish white is pale tissue rather than glass.
     """
-    pixels = rgb.reshape(-1, 3)
-    darkest, brightest = pixels.min(axis=1), pixels.max(axis=1)
-    glass = pixels[(darkest > BRIGHT_LEVEL) & (brightest - darkest < 20)]
-    if len(glass) < 0.02 * len(pixels):
+    counts = np.zeros((3, 256), np.int64)  # of the values of glass, by colour
+    rows = max(1, BAND_PX // max(1, rgb.shape[1]))
+    for y in range(0, rgb.shape[0], rows):
+        pixels = rgb[y : y + rows].reshape(-1, 3)
+        darkest, brightest = pixels.min(axis=1), pixels.max(axis=1)
+        glass = pixels[(darkest > BRIGHT_LEVEL) & (brightest - darkest < 20)]
+        counts += [np.bincount(glass[:, colour], minlength=256) for colour in range(3)]
+    if counts[0].sum() < 0.02 * rgb[..., 0].size:
         return np.full(3, 255.0)
-    white: NDArray[np.float64] = np.percentile(glass, 75, axis=0)
+    white = np.array([_percentile(each, 75) for each in counts])
     white[1] = white.max()
     return white
+
+
+def _percentile(counts: NDArray[np.int64], percent: float) -> float:
+    """Return a percentile, as NumPy defines it, of whole numbers given by how often each occurs."""
+    place = (int(counts.sum()) - 1) * percent / 100
+    low, high = np.searchsorted(counts.cumsum(), [int(place), math.ceil(place)], side="right")
+    return float(low + (high - low) * (place - int(place)))
 
 
 def has_dark_background(rgb: NDArray[np.uint8]) -> bool:
@@ -132,8 +161,10 @@ def has_dark_background(rgb: NDArray[np.uint8]) -> bool:
 
 def _without_small(mask: NDArray[np.bool_], smallest_px: float) -> NDArray[np.bool_]:
     """Return ``mask`` without its connected parts of fewer than ``smallest_px`` pixels."""
-    parts, _ = ndimage.label(mask)
-    sizes = np.bincount(parts.ravel())
+    parts, count = ndimage.label(mask)
+    sizes = np.zeros(count + 1, np.int64)
+    for y in range(0, len(parts), BAND_ROWS):  # all at once, bincount would take eight bytes a pixel
+        sizes += np.bincount(parts[y : y + BAND_ROWS].ravel(), minlength=count + 1)
     keep = sizes >= smallest_px
     keep[0] = False
     kept: NDArray[np.bool_] = keep[parts]

@@ -1,0 +1,196 @@
+"""What a segmentation job could learn from a site beside its noised updates: nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from histoflare.bags.task import MemTask
+from histoflare.errors import JobError, MaskError
+from histoflare.masks.images import load_image_cohort
+from histoflare.masks.metrics import MaskPredictions
+from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
+from histoflare.privacy.policy import POLICIES, Policy, read_policy
+from histoflare.rounds.evaluation import evaluate, merge_predictions
+from histoflare.rounds.fedavg import FedAvg
+from histoflare.rounds.runner import run_in_process
+from histoflare.rounds.state import State, digest, model_state
+from histoflare.rounds.strategy import PERSONAL
+from histoflare.site.books import Books
+from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.data import load_site_data, read_roles
+from histoflare.site.messages import EvaluateAnswer, TrainerSetup, digest_of
+from histoflare.site.records import RUN_FILE
+from histoflare.site.work import SiteWork
+
+from ..masks.made import LABELS, TASK, make_site
+
+PLAN = UpdateNoise(clip_norm=0.5, target_epsilon=8.0).settled(1)
+KEEPING = FedAvg(weighting="uniform", batch_norm="local-statistics")
+POLICY = replace(read_policy(POLICIES / "dp-update.toml"), minimum_patients=2)
+
+
+def arrays(state: State) -> dict[str, Any]:
+    return {name: tensor.numpy() for name, tensor in state.items()}
+
+
+def books(site: SiteConfiguration, plan: PrivacyPlan = PLAN, policy: Policy = POLICY) -> Books:
+    return Books(site, policy, plan, rounds=1, run="run", labels=list(LABELS), data="images")
+
+
+def work(site: SiteConfiguration, plan: PrivacyPlan, roles: dict[str, str] | None) -> SiteWork:
+    return SiteWork(TrainerSetup("a", site, TASK, KEEPING, 1, "run", plan, roles), lambda _: None)
+
+
+@pytest.mark.parametrize("scope", ["dp-update", "open"])
+def test_what_a_protected_run_keeps_shows_in_no_evaluation(tmp_path: Path, scope: str) -> None:
+    """The statistics that stay have no noise: two sites that kept others say the same of one model."""
+    said = []
+    first = model_state(TASK.build_model())
+    for seed in (0, 1):
+        site = SiteConfiguration(images=make_site(tmp_path / str(seed), seed=0))
+        if seed:  # other patients to train on, the same to test on
+            for index in (0, 1, 3):
+                other = make_site(tmp_path / "other", seed=7).parent / f"image{index}.png"
+                (tmp_path / str(seed) / f"image{index}.png").write_bytes(other.read_bytes())
+        of_job = books(site)
+        with pytest.raises(JobError, match="Nothing is reserved"):
+            of_job.check_reserved()
+        of_job.reserve()
+        of_job.check_reserved()
+        trainer = work(site, PLAN, of_job.roles)
+        of_job.train(arrays(first), 0, lambda trainer=trainer: trainer.train(arrays(first), 0, 1, []))
+        kept = trainer._records.load_state()
+        assert kept and all(name.startswith(PERSONAL) for name in kept)
+        asking = work(site, Open() if scope == "open" else PLAN, None)
+        said.append((digest(kept), digest_of(asking.evaluate(arrays(first), "test").metrics)))
+    assert said[0][0] != said[1][0], "they kept something else"
+    assert said[0][1] == said[1][1], "and nobody sees it"
+
+
+def test_an_unprotected_run_is_asked_with_what_it_keeps(tmp_path: Path) -> None:
+    site = SiteConfiguration(images=make_site(tmp_path / "a"))
+    first = model_state(TASK.build_model())
+    trainer = work(site, Open(), None)
+    before = trainer.evaluate(arrays(first), "test").metrics
+    trainer.train(arrays(first), 0, 1, [])
+    assert trainer.evaluate(arrays(first), "test").metrics != before
+
+
+def test_dp_sgd_is_refused_before_anything_is_reserved() -> None:
+    with pytest.raises(JobError) as refused:
+        DpSgd(noise_multiplier=1.0).check_task(TASK)
+    assert refused.value.reason == "MODEL_NOT_PRIVATE"
+    DpSgd(noise_multiplier=1.0).check_task(MemTask(["a", "b"], "e:v1"))
+    PLAN.check_task(TASK)
+
+
+def test_a_figure_that_rests_on_few_patients_stays(tmp_path: Path) -> None:
+    """Five patients, the class in the images of one: her own Dice is no figure of a cohort."""
+    confusion = np.zeros((5, 2, 2), np.int64)
+    confusion[:, 0, 0] = 100
+    confusion[3] = [[80, 5], [5, 10]]
+    table = MaskPredictions(
+        LABELS, "background", {"confusion": confusion}, [f"p{i}" for i in range(5)], {}, list("abcde")
+    )
+    found = evaluate(table, bootstraps=0)
+    assert found["dice"].patients == found["jaccard_pooled"].patients == found["dice_authors"].patients == 1
+    assert found["pixel_accuracy"].patients == found["accuracy_authors"].patients == 5
+    merged = evaluate(merge_predictions({"a": table, "b": table}), bootstraps=0)
+    assert merged["dice"].patients == 2
+    site = SiteConfiguration(images=make_site(tmp_path / "a"))
+    metrics = {"dice": 0.5, "dice_low": 0.5, "pixel_accuracy": 0.9, "n_patients": 2.0}
+    behind = {"dice": 1, "dice_low": 1, "pixel_accuracy": 2}
+    answer = books(site).evaluate(
+        arrays(model_state(TASK.build_model())), "test", "q", lambda: EvaluateAnswer(metrics, 2, behind)
+    )
+    assert set(answer.metrics) == {"pixel_accuracy", "n_patients"}
+
+
+def test_nothing_to_learn_from_is_an_update_of_noise(tmp_path: Path) -> None:
+    """That no window has an annotated pixel depends on the data: under a plan nobody is told."""
+    manifest = make_site(tmp_path / "a")
+    cohort = load_image_cohort("a", manifest, LABELS, window_px=TASK.window_px)
+    cohort.cache.grids[("train", TASK.window_px, TASK.stride_px, TASK.patch_px)] = []
+    with pytest.raises(JobError, match="no training samples"):
+        run_in_process(TASK, {"a": cohort}, FedAvg(weighting="uniform"), rounds=1, seed=1)
+    run = run_in_process(TASK, {"a": cohort}, FedAvg(weighting="uniform"), rounds=1, seed=1, plan=PLAN)
+    name = next(name for name, each in run.state.items() if each.is_floating_point() and each.numel() > 5000)
+    noise = PLAN.noise_multiplier * PLAN.clip_norm  # type: ignore[operator]
+    assert float((run.state[name] - run.initial[name]).std()) == pytest.approx(noise, rel=0.1)
+
+
+def test_a_site_with_bags_and_images_says_one_role_for_each_patient(tmp_path: Path) -> None:
+    images = make_site(tmp_path / "a")
+    with pytest.raises(JobError, match="one ledger"):
+        SiteConfiguration(tmp_path / "slides.csv", tmp_path / "bags", images)
+    site = SiteConfiguration(
+        tmp_path / "slides.csv",
+        tmp_path / "bags",
+        images,
+        ledger=tmp_path / "ledger.sqlite",
+        ledger_key=tmp_path / "keys" / "key",
+    )
+
+    def write(split: str | None) -> None:
+        with (tmp_path / "slides.csv").open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["slide", "patient", "label"] + ([] if split is None else ["split"]))
+            for patient, label in (("p0", "x"), ("q", "y")):
+                rows.writerow([f"{patient}.svs", patient, label] + ([] if split is None else [split]))
+
+    write("train")
+    assert read_roles(site, list(LABELS), "images")["p0"] == "train"
+    for split in ("test", None):
+        write(split)
+        for ask in (
+            lambda: read_roles(site, list(LABELS), "images"),
+            lambda: read_roles(site, ["x", "y"], "bags"),
+            lambda: load_site_data("a", TASK, site),
+        ):
+            with pytest.raises(JobError, match="one split") as refused:
+                ask()
+            assert refused.value.reason == "COHORT_INVALID"
+
+
+def test_the_same_image_in_two_splits_is_an_error(tmp_path: Path) -> None:
+    manifest = make_site(tmp_path / "a")
+    for what in ("image", "mask"):  # p0 trains, p2 is tested on
+        (tmp_path / "a" / f"{what}2.png").write_bytes((tmp_path / "a" / f"{what}0.png").read_bytes())
+    with pytest.raises(MaskError, match="are the same image"):
+        load_image_cohort("a", manifest, LABELS, window_px=64)
+
+
+def test_notes_of_an_earlier_version_are_of_the_same_job(tmp_path: Path) -> None:
+    site = SiteConfiguration(images=make_site(tmp_path / "a"))
+    setup = TrainerSetup("a", site, TASK, FedAvg(), 1, "run")
+    SiteWork(setup, lambda _: None).prepare()
+    path = site.records / "run" / RUN_FILE
+    text = path.read_text()
+    assert '"batch_norm"' in text
+    content = json.loads(text)
+    del content["strategy"]["batch_norm"], content["strategy"]["transfer"]
+    path.write_text(json.dumps(content))
+    SiteWork(setup, lambda _: None).prepare()
+    with pytest.raises(JobError, match="another task, strategy"):
+        SiteWork(replace(setup, strategy=KEEPING), lambda _: None).prepare()
+
+
+def test_two_sites_with_one_image_and_other_masks_stay_apart(tmp_path: Path) -> None:
+    """The pooled bound reads each site's own mask."""
+    cohorts = [load_image_cohort(n, make_site(tmp_path / n), LABELS, window_px=64) for n in "ab"]
+    records = [
+        replace(cohorts[1].records[0], image=cohorts[0].records[0].image, content_sha256=""),
+        cohorts[0].records[0],
+    ]
+    cache = cohorts[0].cache
+    masks = [cache.read(record, LABELS).mask for record in records]
+    assert masks[0] is not masks[1]
+    assert torch.equal(*(torch.tensor(mask) for mask in masks)), "here the two are alike"
