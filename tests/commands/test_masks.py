@@ -48,7 +48,7 @@ def test_check_lists_faults(tmp_path: Path) -> None:
 
 def test_nuclei_are_imported_and_checked(tmp_path: Path) -> None:
     for name in "ab":
-        save(tmp_path / "set" / "images" / f"{name}.png", rgb(16, 16))
+        save(tmp_path / "set" / "images" / f"{name}.png", rgb(16, 16, seed=ord(name)))
         save(tmp_path / "set" / "masks" / f"{name}.png", np.eye(16, dtype=np.uint8))
     out = tmp_path / "out"
     command = ["masks", "import", "nuclei", str(tmp_path / "set"), "--out", str(out), "--mpp", "0.25"]

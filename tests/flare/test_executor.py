@@ -122,11 +122,11 @@ def test_no_data_are_looked_at_before_a_budget_is_reserved(
 ) -> None:
     """A train task by another name is admitted without a reservation: it learns nothing of the data."""
     site = Site(tmp_path, train_task_name="other")
-    monkeypatch.setattr(
-        module.Books,
-        "check_reserved",
-        lambda self: (_ for _ in ()).throw(JobError("no", reason="NOT_ADMITTED")),
-    )
+
+    def nothing_reserved(self: Books) -> None:
+        raise JobError("nothing is reserved", reason="NOT_ADMITTED")
+
+    monkeypatch.setattr(Books, "check_reserved", nothing_reserved)
     reply = site.ask("other")
     assert reply.get_return_code().endswith("NOT_ADMITTED")
     assert StandInTrainer.made == []

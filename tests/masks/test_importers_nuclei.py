@@ -70,6 +70,15 @@ def test_a_second_import_changes_nothing(tmp_path: Path) -> None:
         assert (path.stat().st_mtime_ns == changed) == (path.name != "b.png")
 
 
+@pytest.mark.parametrize("inside", [".", "masks", "images/out"])
+def test_what_is_imported_is_never_written_over(tmp_path: Path, inside: str) -> None:
+    source = write_set(tmp_path / "set")
+    before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
+    with pytest.raises(MaskError, match="written over"):
+        import_nuclei(source, source / inside)
+    assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
+
+
 def refusal(folder: Path, out: Path, kind: type[HistoflareError] = MaskError) -> str:
     with pytest.raises(kind) as caught:
         import_nuclei(folder, out)

@@ -177,7 +177,7 @@ def test_json_has_no_nan_and_no_numpy() -> None:
 def test_tables_of_sites_are_joined_with_patients_kept_apart() -> None:
     sites = {"a": table(0, subgroups={"sex": ["F"] * 60}), "b": table(1, n=40)}
     merged = merge_predictions(sites)
-    assert len(merged.labels) == 100 and len(set(merged.patients)) == 30 + 20
+    assert len(merged.columns["labels"]) == 100 and len(set(merged.patients)) == 30 + 20
     assert merged.subgroups["site"] == ["a"] * 60 + ["b"] * 40
     assert merged.subgroups["sex"] == ["F"] * 60 + [None] * 40
     metrics = evaluate(merged, bootstraps=0)

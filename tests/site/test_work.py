@@ -128,7 +128,7 @@ def test_a_figure_that_does_not_exist_is_none(site: SiteConfiguration) -> None:
 
 @pytest.mark.parametrize("name", ["test/auc", "train/auc", "auc", "validation/loss", "validation/"])
 def test_a_model_is_chosen_by_validation_patients_only(site: SiteConfiguration, name: str) -> None:
-    with pytest.raises(JobError, match="no metric"):
+    with pytest.raises(JobError, match=r"no metric|are validation/…"):
         SiteWork(setup_of(site), say_nothing).train(first_state(), 0, 1, [name])
 
 
@@ -150,7 +150,7 @@ def test_an_evaluation_has_the_figures_of_the_in_process_report(site: SiteConfig
         "n_slides": 8,
         "n_patients": 8,
         **{
-            f"{name}{suffix}": getattr(getattr(expected, name), part)
+            f"{name}{suffix}": getattr(expected[name], part)
             for name in ("accuracy", "balanced_accuracy", "auc")
             for suffix, part in (("", "value"), ("_low", "low"), ("_high", "high"))
         },

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from histoflare.commands.console import console, make_table, out, print_json, progress
+from histoflare.commands.outputs import check_outputs
 from histoflare.commands.slide import MPP_HELP
 from histoflare.errors import JobError
 
@@ -62,6 +63,7 @@ def classify(
     from histoflare.slides.reader import Slide
 
     file = model / MODEL_FILE if model.is_dir() else model
+    check_outputs([heatmap, overlay], [slide, file, *([] if weights is None else [weights])])
     loaded = load_model(file)
     if loaded.mosaic is None:
         raise JobError(f"{file}: does not say how its slides were cut (features were imported).")

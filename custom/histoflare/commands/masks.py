@@ -190,11 +190,13 @@ def pretrained(
     --out first.safetensors
     """
     from histoflare.commands.console import console
+    from histoflare.commands.outputs import check_outputs
     from histoflare.errors import JobError
     from histoflare.flare.job import read_job
     from histoflare.masks.checkpoints import load_pretrained
     from histoflare.masks.model_file import save_mask_model
 
+    check_outputs([out], [path for path in (job, swin, convnext) if path is not None])
     task = read_job(job).task
     if swin is None and convnext is None:
         raise JobError("Give --swin, --convnext or both.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from histoflare.commands.console import console, make_table, out, print_json, progress
+from histoflare.commands.outputs import check_outputs
 from histoflare.commands.slide import MPP_HELP
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def segment(
     from histoflare.slides.reader import Slide
 
     file = model / MODEL_FILE if model.is_dir() else model
+    check_outputs([mask, geojson, overlay], [slide, file])
     loaded = load_mask_model(file)
     network = loaded.build_model().to(choose_device(device))
     with Slide(slide, mpp=mpp) as opened, progress() as bar:

@@ -26,7 +26,7 @@ from histoflare.masks.slide_grid import SlideGrid, TissueMap, plan_grid, read_wi
 from histoflare.masks.stitcher import Stitcher
 from histoflare.masks.windows import IGNORE
 from histoflare.slides.mask_pyramid import write_mask_pyramid
-from histoflare.slides.reader import Slide, fingerprint
+from histoflare.slides.reader import Slide, fingerprint, slide_files
 
 OUTSIDE = IGNORE
 """Of the mask where there is no tissue and the model has no background class."""
@@ -153,9 +153,12 @@ def segment_slide(
         SlideError: No tissue, no mpp, too coarse for the model, or unreadable.
         MaskError: Another process makes ``out`` (SEGMENTATION_BUSY), or ``<out>.partial`` is of another
             slide, model or setting (SEGMENTATION_CHANGED).
-        JobError: The model's probabilities are not finite numbers (NOT_FINITE).
+        JobError: ``out`` is a file of the slide, or the model's probabilities are not finite numbers
+            (NOT_FINITE).
         OSError: The disk is full or cannot be written; the same call goes on once it can.
     """
+    if out.resolve() in {file.resolve() for file in slide_files(slide.path)}:
+        raise JobError(f"{out}: is the slide itself; give another file for its mask.")
     grid = plan_grid(
         slide,
         window_px=model.window_px,

@@ -101,7 +101,8 @@ class RunRecords:
                     write_json(path, wanted)
                 return
             made = json.loads(path.read_text())
-            made["strategy"] = BEFORE | made["strategy"]
+            for notes in (made, wanted):
+                notes["strategy"] = notes["strategy"] and BEFORE | notes["strategy"]
             same = made["task"] == wanted["task"] and (
                 wanted["strategy"] is None
                 or all(made[name] == wanted[name] for name in ("strategy", "plan", "cohort"))

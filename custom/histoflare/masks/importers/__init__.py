@@ -57,6 +57,20 @@ class ImportReport:
     notes: tuple[str, ...] = ()
 
 
+def check_apart(folder: Path, out: Path, read: Sequence[str]) -> None:
+    """Refuse to write where an import reads: masks of its own would be written over.
+
+    Args:
+        folder: What is imported. out: Where to. read: Folders of ``folder`` that are read.
+
+    Raises:
+        MaskError: ``out`` is the folder, or lies in one that is read.
+    """
+    place = out.resolve()
+    if place == folder.resolve() or any(place.is_relative_to((folder / each).resolve()) for each in read):
+        raise MaskError(f"{out}: is read here, and would be written over; give another folder.")
+
+
 def nothing(done: int, total: int) -> None:
     """Follow no progress."""
 

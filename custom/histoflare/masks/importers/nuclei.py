@@ -18,6 +18,7 @@ from histoflare.masks.importers import (
     MANIFEST,
     ImportReport,
     OnImage,
+    check_apart,
     images_in,
     nothing,
     refuse,
@@ -46,6 +47,7 @@ def import_nuclei(
         ManifestError: ``index.csv`` cannot be read, or does not fit the images.
         MaskError: A folder, an image or a mask is missing, damaged or of another size than its image.
     """
+    check_apart(folder, out, ("images", "masks"))
     images, masks = images_in(folder / "images"), images_in(folder / "masks")
     unpaired = [f"{path.name}: has no mask" for stem, path in images.items() if stem not in masks]
     unpaired += [

@@ -23,6 +23,7 @@ from histoflare.masks.importers import (
     MANIFEST,
     ImportReport,
     OnImage,
+    check_apart,
     images_in,
     nothing,
     refuse,
@@ -88,6 +89,7 @@ def import_wsss4luad(
         MaskError: A folder or file is missing or damaged, a mask has another size or unknown colours, a name
             has no labels, or the polarity of the background masks is not clear.
     """
+    check_apart(folder, out, ("1.training", "2.validation", "3.testing"))
     pairs, small = _find_pairs(folder, smallest_px)
     weak = _weak_labels(folder / TRAINING, out) if (folder / TRAINING).is_dir() else []
     agreements: dict[str, float] = {}
