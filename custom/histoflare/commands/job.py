@@ -79,7 +79,9 @@ def make(
     from histoflare.rounds.state import model_state
 
     read_job(job)
-    changes = (read_preset(job, preset) if preset else {}) | settings(setting or [], job)
+    chosen = read_preset(job, preset) if preset else None
+    changes = (chosen.changes if chosen else {}) | settings(setting or [], job)
+    scope = scope or (chosen.scope if chosen else None)
     if model is not None:
         changes = model_task(model) | changes
     names = _site_names(sites) if sites else None

@@ -62,7 +62,9 @@ def run(
 
     data = read_job(job).task.data  # what is wrong with the job must not be said of a copy
     found = find_sites(sites, data)
-    changes = (read_preset(job, preset) if preset else {}) | settings(setting or [], job)
+    chosen = read_preset(job, preset) if preset else None
+    changes = (chosen.changes if chosen else {}) | settings(setting or [], job)
+    scope = chosen.scope if chosen else None
     if "seed" in changes:
         raise JobError("--set seed=…: seeds are given with --seeds.")
     reports = []
@@ -73,7 +75,7 @@ def run(
             if job.resolve().is_relative_to((folder / "job").resolve()):
                 raise JobError(f"{job}: this command writes its jobs to {folder / 'job'}; copy yours first.")
             shutil.rmtree(folder / "job" / job.name, ignore_errors=True)
-            variant = write_variant(job, folder / "job" / job.name, changes | {"seed": seed})
+            variant = write_variant(job, folder / "job" / job.name, changes | {"seed": seed}, scope=scope)
             experiment = Experiment(
                 job=read_job(variant),
                 sites=_configure(found.sites, data, bags, folder),

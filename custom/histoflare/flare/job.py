@@ -257,8 +257,16 @@ def _write_variant(
     write_json(target / META_FILE, meta)
 
 
-def read_preset(folder: Path, name: str) -> dict[str, Any]:
-    """Return a preset of a job folder, as changes for :func:`write_variant`.
+@dataclass(frozen=True)
+class Preset:
+    """A named set of other figures of a job: ``changes`` for :func:`write_variant`, and the scope they need."""
+
+    changes: dict[str, Any]
+    scope: str | None
+
+
+def read_preset(folder: Path, name: str) -> Preset:
+    """Return a preset of a job folder. Its ``scope``, where it says one, goes into the job's ``meta.json``.
 
     Raises:
         JobError: The job has no such preset, or it cannot be read.
@@ -266,7 +274,9 @@ def read_preset(folder: Path, name: str) -> dict[str, Any]:
     presets = sorted(path.stem for path in (folder / PRESETS_FOLDER).glob("*.conf"))
     if name not in presets:
         raise JobError(f"{folder}: has no preset '{name}'; it has: {', '.join(presets) or 'none'}.")
-    return _dotted(read_configuration(folder / PRESETS_FOLDER / f"{name}.conf"))
+    content = read_configuration(folder / PRESETS_FOLDER / f"{name}.conf")
+    scope = content.pop("scope", None)
+    return Preset(_dotted(content), None if scope is None else str(scope))
 
 
 def _dotted(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
