@@ -118,7 +118,7 @@ def measure_speed(folder: Path, batch: int, *, quick: bool) -> dict[str, float |
     network = task.build_model().eval().to(device)
     model = TaskModel(task, network)
     path = folder / "speed.tif"
-    write_slide(path, 8_000 if quick else 20_000, cells=1, cell_tiles=8)
+    write_slide(path, 8_000 if quick else 20_000, cells=4, cell_tiles=8)
     with Slide(path) as slide:
         grid = plan_grid(slide, window_px=224, stride_px=112, patch_px=224, mpp=L0_MPP)
         tissue = TissueMap(slide, grid)

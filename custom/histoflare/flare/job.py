@@ -259,7 +259,7 @@ def _write_variant(
 
 @dataclass(frozen=True)
 class Preset:
-    """A named set of other figures of a job: ``changes`` for :func:`write_variant`, and the scope they need."""
+    """Other figures of a job, ``changes`` for :func:`write_variant`, and the scope they need, if any."""
 
     changes: dict[str, Any]
     scope: str | None

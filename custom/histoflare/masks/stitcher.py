@@ -134,11 +134,12 @@ class Stitcher:
         assert self._cells is not None
         height = self._edges_y[row + 1] - self._edges_y[row]
         if self._carry is not None:
-            present = sums is not None and height < self._grid.patch_px
-            self._carry.write(PRESENT if present else ABSENT)
-            if present:
-                assert sums is not None
-                self._carry.write(np.ascontiguousarray(sums[:, height:]).tobytes())
+            below = None if sums is None else np.ascontiguousarray(sums[:, height:])
+            if below is not None and below.any():  # weights and probabilities are above 0 where a window was
+                self._carry.write(PRESENT)
+                self._carry.write(below.data)
+            else:
+                self._carry.write(ABSENT)
         if sums is None:
             self._cells.add(None)
             return
