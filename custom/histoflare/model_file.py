@@ -17,6 +17,12 @@ from histoflare.errors import JobError
 
 VERSION = 1
 
+OTHER_KINDS = {
+    "histoflare-mem": "it classifies slides (histoflare classify)",
+    "histoflare-masks": "it segments slides (histoflare segment)",
+}
+"""What to say of a model of another kind."""
+
 GLOBAL_MODEL = "histoflare.global_model"
 """The metadata entry of the models that a federation's server writes; it names their task too."""
 
@@ -55,6 +61,8 @@ def read_model_file(path: Path, *kinds: str) -> tuple[dict[str, Tensor], dict[st
     except json.JSONDecodeError as error:
         raise invalid(path, f"its header is not JSON ({error})") from error
     if not isinstance(header, dict) or header.get("format", kind) != kind:
+        if any(name in OTHER_KINDS for name in metadata):
+            raise invalid(path, OTHER_KINDS[next(name for name in metadata if name in OTHER_KINDS)])
         raise invalid(path, f"it was not written by histoflare for this use (no {kind} header)")
     if kind != GLOBAL_MODEL and header.get("version") != VERSION:
         raise invalid(path, f"it has version {header.get('version')}, this histoflare reads {VERSION}")

@@ -131,16 +131,6 @@ def test_the_next_job_pays_for_the_one_before(running: Running) -> None:
     assert set(result.refused.values()) == {"BUDGET_EXHAUSTED"}
 
 
-def test_noise_on_the_whole_update_with_secret_noise(running: Running) -> None:
-    status, result, _ = running.run(
-        running.variant("mem_update_dp", **{"privacy.target_epsilon": 1.0, "late_seconds": 5})
-    )
-    assert status == COMPLETED
-    stamps = [stamp for row in result.rounds for stamp in row["stamps"].values()]
-    assert len(stamps) == 2 * ROUNDS
-    assert all(stamp["mechanism"] == "update-noise" and not stamp["seeded_noise"] for stamp in stamps)
-
-
 def test_a_resumed_run_has_one_reservation_and_pays_each_round_once(running: Running) -> None:
     federation = running.federation
     job_id = federation.admin.submit(running.variant(**SETTINGS, seed=5, **{"privacy.steps": 3}))

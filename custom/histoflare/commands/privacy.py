@@ -227,7 +227,7 @@ def show_plan(
             out.print(f"{site} says a higher ε than the policy: the policy's counts.", highlight=False)
         if refusal is None:
             out.print(
-                "This site would admit the job (its bags were not looked at, nor a kit that is elsewhere).",
+                "This site would admit the job (bags or images were not looked at, nor a kit elsewhere).",
                 highlight=False,
             )
         else:

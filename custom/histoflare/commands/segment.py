@@ -98,6 +98,12 @@ def segment(
     file = model / MODEL_FILE if model.is_dir() else model
     check_outputs([mask, geojson, overlay], [slide, file])
     loaded = load_mask_model(file)
+    if loaded.task.mpp is None:
+        console.print(
+            "note: the model does not say its resolution; the slide is taken as its finest level is",
+            style="yellow",
+            highlight=False,
+        )
     network = loaded.build_model().to(choose_device(device))
     with Slide(slide, mpp=mpp) as opened, progress() as bar:
         windows = bar.add_task("windows", total=None)

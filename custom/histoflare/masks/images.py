@@ -137,11 +137,12 @@ def load_image_cohort(
     manifest = assign_image_splits(read_image_manifest(manifest_path, check_files=False))
     problems: list[str] = []
     warnings: list[str] = []
+    unsaid: list[str] = []
     records = []
     trained = np.zeros(256, np.int64)
     for done, row in enumerate(manifest.rows, start=1):
         where = f"line {row.line} ({row.written or row.image})"
-        problems += _mpp_problems(row, mpp, where, warnings)
+        problems += _mpp_problems(row, mpp, where, unsaid)
         try:
             record, counts = _check(row, manifest.row_id(row), labels, window_px)
         except MaskError as error:
@@ -158,6 +159,11 @@ def load_image_cohort(
             f"{name}: the images of {manifest_path} do not fit the job:{listed}"
             + (f"\n  … and {more} more" if more > 0 else ""),
             reason="COHORT_INVALID",
+        )
+    if unsaid:
+        warnings.append(
+            f"{len(unsaid)} images do not say their resolution, from {unsaid[0]} on; they are taken for the "
+            f"job's {mpp:g} µm/px"
         )
     warnings += _split_warnings(records, labels, trained)
     ordered = tuple(sorted(records, key=lambda record: record.slide_id))
@@ -226,11 +232,11 @@ def _in_two_splits(records: Sequence[ImageRecord]) -> list[str]:
     return problems
 
 
-def _mpp_problems(row: ImageRow, mpp: float | None, where: str, warnings: list[str]) -> list[str]:
+def _mpp_problems(row: ImageRow, mpp: float | None, where: str, unsaid: list[str]) -> list[str]:
     if mpp is None:
         return []
     if row.mpp is None:
-        warnings.append(f"{where}: does not say its resolution; taken for the job's {mpp:g} µm/px")
+        unsaid.append(where)
         return []
     if abs(row.mpp - mpp) > SAME_MPP * mpp:
         return [f"{where}: at {row.mpp:g} µm/px, the job's images are at {mpp:g}: import it at that"]

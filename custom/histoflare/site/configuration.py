@@ -234,7 +234,7 @@ _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
 def _problems(content: Mapping[str, Any]) -> list[str]:
     given = [name for name in DATA if content.get(name) not in (None, "")]
     problems = [
-        f"{name}: missing"
+        f"{name}: missing (a site needs manifest and bags, or images)"
         for name in ("manifest", "bags")
         if name not in given and ("images" not in given or "manifest" in given or "bags" in given)
     ]
