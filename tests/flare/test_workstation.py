@@ -45,6 +45,6 @@ def test_a_job_that_the_sites_refuse(
     assert "stopped after 0 of 2 rounds" in str(caught.value)
     # FLARE ends the job as soon as one refusal makes min_clients unreachable.
     assert "clinic-" in str(caught.value)
-    assert ": COHORT_INVALID: The site's bags do not fit" in str(caught.value)
+    assert ": COHORT_INVALID: The site's data do not fit" in str(caught.value)
     assert phases == ["provision", "start", "federated rounds"]
     assert names and not processes.find(names[0])
