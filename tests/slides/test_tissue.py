@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from histoflare.errors import SlideError
+from histoflare.slides import reader, tissue
 from histoflare.slides.pyramid import write_pyramid
 from histoflare.slides.reader import Slide
-from histoflare.slides.tissue import Tissue, find_tissue, has_dark_background, tissue_mask, white_point
+from histoflare.slides.tissue import Light, Tissue, find_tissue, tissue_mask
 
 HAEMATOXYLIN = np.array([0.65, 0.70, 0.29])
 EOSIN = np.array([0.07, 0.99, 0.11])
@@ -47,6 +48,13 @@ def glass(
 ) -> NDArray[np.uint8]:
     noise = np.random.default_rng(0).integers(-3, 4, (height, width, 3))
     return np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+
+
+def light_of(*parts: NDArray[np.uint8]) -> Light:
+    light = Light()
+    for part in parts:
+        light.add(part)
+    return light
 
 
 @settings(deadline=None)
@@ -135,19 +143,28 @@ def test_real_slide_is_a_third_tissue_and_its_glass_is_not(test_data: Path) -> N
 def test_white_point_is_the_glass() -> None:
     image = glass(colour=(240, 238, 228))
     image[:60] = stained(0.3, 0.3)
-    assert np.abs(white_point(image) - [241, 241, 229]).max() <= 2
-    np.testing.assert_array_equal(white_point(image[:60]), [255, 255, 255])
+    assert np.abs(light_of(image).white_point() - [241, 241, 229]).max() <= 2
+    np.testing.assert_array_equal(light_of(image[:60]).white_point(), [255, 255, 255])
+
+
+def test_light_of_an_image_is_that_of_its_parts() -> None:
+    image = glass(colour=(240, 238, 228))
+    image[30:60] = stained(0.3, 0.3)
+    image[60:] = 20
+    whole, parts = light_of(image), light_of(image[:10], image[10:11], image[11:])
+    np.testing.assert_array_equal(parts.white_point(), whole.white_point())
+    assert parts.is_dark() == whole.is_dark()
 
 
 def test_dark_background() -> None:
     fluorescence = np.zeros((100, 100, 3), np.uint8)
     fluorescence[30:50, 30:60] = (30, 60, 220)
     fluorescence[55:70, 30:60] = (200, 40, 200)
-    assert has_dark_background(fluorescence)
+    assert light_of(fluorescence).is_dark()
     black_margin = glass()
     black_margin[:, 40:] = 0  # a scanner that fills with black what it did not scan
-    assert not has_dark_background(black_margin)
-    assert not has_dark_background(glass())
+    assert not light_of(black_margin).is_dark()
+    assert not light_of(glass()).is_dark()
 
 
 def test_shares_of_a_known_mask() -> None:
@@ -172,3 +189,17 @@ def test_empty_and_dark_slides_are_named(tmp_path: Path) -> None:
     with slide_of(tmp_path / "dark.tif", dark) as fluorescent, pytest.raises(SlideError) as caught:
         find_tissue(fluorescent, 100.0)
     assert caught.value.reason == "SLIDE_DARK_BACKGROUND"
+
+
+@pytest.mark.parametrize("spool_bytes", [100, 1 << 24])  # on disk, in memory
+def test_tissue_of_a_slide_is_that_of_its_thumbnail(
+    test_data: Path, spool_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tissue, "SPOOL_BYTES", spool_bytes)
+    monkeypatch.setattr(reader, "SMALL_BLOCK_PX", 100)
+    monkeypatch.setattr(reader, "BLOCK_PX", 100)
+    with Slide(test_data / "wsi" / "CMU-1-Small-Region.svs") as slide:
+        found = find_tissue(slide, 256.0)
+        assert len(list(slide.thumbnail_rows(8.0))) > 1
+        expected = tissue_mask(slide.thumbnail(8.0), mpp=slide.l0_per_px(8.0) * slide.mpp)
+    np.testing.assert_array_equal(found.mask, expected)

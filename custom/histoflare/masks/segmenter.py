@@ -1,7 +1,7 @@
 """A segmentation network over a whole slide, into a pyramidal TIFF of class indices.
 
 Windows (see ``slide_grid``) that hold any tissue are read ahead in threads while the network works, and
-stitched (``stitcher``) in another. Memory holds a few batches of windows and the tissue's mask (a byte for
+stitched (``stitcher``) in another. Memory holds a few batches of windows and the tissue's mask (a bit for
 8 x 8 µm), not the slide. What is finished is on disk, row of windows by row: after a crash, Ctrl-C or SIGKILL
 the same call goes on from there and gives the same bytes.
 """

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histoflare.slides.reader import Slide
-from histoflare.slides.tissue import COARSEST_MASK_MPP, MASK_PX_PER_PATCH, Tissue, find_tissue
+from histoflare.slides.tissue import COARSEST_MASK_MPP, MASK_PX_PER_PATCH, find_tissue
 
 MOST_STRIP_PX = 1 << 22
 """Pixels, at the model's mpp, of the largest strip of neighbouring windows read at once (3 bytes each)."""
@@ -131,7 +131,8 @@ def read_windows(slide: Slide, grid: SlideGrid, row: int, columns: NDArray[np.in
 class TissueMap:
     """A slide's tissue, asked for by window and by pixel of the mask. What touches tissue counts as tissue.
 
-    The mask of the tissue has one byte for 8 x 8 µm (or a level-0 pixel, if that is coarser).
+    The mask of the tissue is kept at a bit for 8 x 8 µm (or a level-0 pixel, if that is coarser): 2 MB for
+    three by three centimetres.
 
     Raises:
         SlideError: There is none, or the background is dark (see :func:`find_tissue`).
@@ -139,31 +140,37 @@ class TissueMap:
 
     def __init__(self, slide: Slide, grid: SlideGrid) -> None:
         self._grid = grid
-        self._tissue: Tissue = find_tissue(slide, um_patch=COARSEST_MASK_MPP * MASK_PX_PER_PATCH)
+        tissue = find_tissue(slide, um_patch=COARSEST_MASK_MPP * MASK_PX_PER_PATCH)
+        self._l0_per_cell = tissue.l0_per_px
+        self._shape = tissue.mask.shape
+        self._bits = np.packbits(tissue.mask, axis=1)
 
     def columns(self, row: int) -> NDArray[np.int64]:
         """Return which windows of ``row`` hold any tissue, ascending."""
-        grid, tissue = self._grid, self._tissue
+        grid, step = self._grid, self._l0_per_cell
         # windows are read up to half a level-0 pixel beside their place
-        low_y, high_y = _span(grid.ys[row] * grid.l0_per_px - 0.5, grid.l0_side + 1, tissue.l0_per_px)
-        found: NDArray[np.bool_] = np.any(tissue.mask[low_y:high_y], axis=0)
-        total = np.concatenate([[0], found.cumsum()])
-        spans = [_span(x * grid.l0_per_px - 0.5, grid.l0_side + 1, tissue.l0_per_px) for x in grid.xs]
+        low_y, high_y = _span(grid.ys[row] * grid.l0_per_px - 0.5, grid.l0_side + 1, step)
+        bits = np.bitwise_or.reduce(self._bits[low_y:high_y], axis=0)
+        found = np.unpackbits(bits, count=self._shape[1])
+        total = np.concatenate([[0], found.cumsum(dtype=np.int64)])
+        spans = [_span(x * grid.l0_per_px - 0.5, grid.l0_side + 1, step) for x in grid.xs]
         low, high = np.minimum(np.array(spans), len(found)).T
         return np.flatnonzero(total[high] > total[low])
 
     def pixels(self, x: int, y: int, width: int, height: int) -> NDArray[np.bool_]:
         """Return which pixels of a block of the mask hold any tissue: bool (height, width)."""
-        mask = self._tissue.mask
         (low_y, high_y), (low_x, high_x) = self._cells(y, height, 0), self._cells(x, width, 1)
-        part = mask[low_y[0] : high_y[-1] + 1, low_x[0] : high_x[-1] + 1]
+        first_byte, last_byte = low_x[0] // 8, high_x[-1] // 8
+        bits = self._bits[low_y[0] : high_y[-1] + 1, first_byte : last_byte + 1]
+        cells = np.unpackbits(bits, axis=1).view(np.bool_)
+        part = cells[:, low_x[0] - 8 * first_byte : high_x[-1] + 1 - 8 * first_byte]
         return _any(_any(part, low_y, high_y, 0), low_x, high_x, 1)
 
     def _cells(self, first: int, count: int, axis: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the first and the last cell of the tissue's mask that each of ``count`` pixels touches."""
-        ratio = self._grid.l0_per_px / self._tissue.l0_per_px
+        ratio = self._grid.l0_per_px / self._l0_per_cell
         places = np.round(np.arange(first, first + count + 1) * ratio, 9)
-        last = self._tissue.mask.shape[axis] - 1
+        last = self._shape[axis] - 1
         low = np.minimum(np.floor(places[:-1]).astype(np.int64), last)
         high = np.minimum(np.ceil(places[1:]).astype(np.int64) - 1, last)
         return low, np.maximum(high, low)

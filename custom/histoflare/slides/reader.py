@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -31,6 +32,9 @@ BLOCK_PX = 4096
 """Side of the largest region read at once for a thumbnail: bounds memory on slides without a pyramid."""
 
 SMALL_BLOCK_PX = 1024
+
+CACHE_BYTES = 1 << 25
+"""Of decoded tiles that OpenSlide keeps of a slide: its own default."""
 
 
 class Slide:
@@ -143,8 +147,17 @@ class Slide:
     def thumbnail(self, mpp: float) -> NDArray[np.uint8]:
         """Return the whole slide at ``mpp`` (at its own resolution if that is coarser): uint8 (h, w, 3).
 
-        One pixel spans ``l0_per_px(max(mpp, self.mpp))`` level-0 pixels. Read in blocks, so memory stays
-        bounded on a slide without a pyramid.
+        One pixel spans ``l0_per_px(max(mpp, self.mpp))`` level-0 pixels.
+
+        Raises:
+            SlideError: As :meth:`read`.
+        """
+        return np.concatenate(list(self.thumbnail_rows(mpp)))
+
+    def thumbnail_rows(self, mpp: float) -> Iterator[NDArray[np.uint8]]:
+        """Yield what :meth:`thumbnail` returns from top to bottom, some whole rows at a time.
+
+        Read in blocks, so memory stays bounded on a slide without a pyramid.
 
         Raises:
             SlideError: As :meth:`read`.
@@ -155,13 +168,20 @@ class Slide:
         # where blocks begin at whole pixels of level 0 they can be small without a change of the result
         side_px = SMALL_BLOCK_PX if l0_per_px.is_integer() else BLOCK_PX
         step_px = max(1, int(side_px / self._plan(mpp)[1]))
-        thumbnail = np.empty((height_px, width_px, 3), np.uint8)
         for y in range(0, height_px, step_px):
+            rows = np.empty((min(step_px, height_px - y), width_px, 3), np.uint8)
             for x in range(0, width_px, step_px):
-                size_px = (min(step_px, width_px - x), min(step_px, height_px - y))
-                block = self.read((round(x * l0_per_px), round(y * l0_per_px)), size_px, mpp)
-                thumbnail[y : y + size_px[1], x : x + size_px[0]] = block
-        return thumbnail
+                size_px = (min(step_px, width_px - x), len(rows))
+                corner = round(x * l0_per_px), round(y * l0_per_px)
+                rows[:, x : x + size_px[0]] = self.read(corner, size_px, mpp)
+            yield rows
+
+    def drop_cache(self) -> None:
+        """Let go of the tiles that OpenSlide keeps of what was read; for a change from one level to another.
+
+        Tiles of the old level would otherwise leave one by one, and the holes would stay in the heap.
+        """
+        self._handle.set_cache(openslide.OpenSlideCache(CACHE_BYTES))
 
     def probe(self) -> None:
         """Read one pixel in the middle of every level: a slide that opens may still be unreadable.

@@ -17,13 +17,16 @@ dense blood has the colour of a red marker and is left out.
 from __future__ import annotations
 
 import math
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from histoflare.errors import SlideError
+from histoflare.slides.parts import remove_small_parts
 from histoflare.slides.reader import Slide
 
 COARSEST_MASK_MPP = 8.0
@@ -39,10 +42,11 @@ DARK_LEVEL, BRIGHT_LEVEL = 60, 190
 """A pixel with no channel above the first is dark; one with every channel above the second can be glass."""
 
 
-BAND_PX = 1 << 20
-"""Pixels whose optical densities are held at once: memory is then the picture's, at a few bytes a pixel."""
+BAND_PX = 1 << 18
+"""Pixels whose optical densities are held at once, at some 100 bytes each."""
 
-BAND_ROWS = 256
+SPOOL_BYTES = 1 << 24
+"""Of the picture the mask is made of; a larger one lies on disk meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -69,21 +73,29 @@ class Tissue:
 def find_tissue(slide: Slide, um_patch: float) -> Tissue:
     """Return the tissue of ``slide``, fine enough for patches of side ``um_patch``.
 
+    Memory holds the mask, a byte a pixel, and a few bands of the picture it is made of.
+
     Raises:
         SlideError: There is none (``SLIDE_NO_TISSUE``), or the background is dark
             (``SLIDE_DARK_BACKGROUND``).
     """
     mpp = max(slide.mpp, min(COARSEST_MASK_MPP, um_patch / MASK_PX_PER_PATCH))
     l0_per_px = slide.l0_per_px(mpp)
-    rgb = slide.thumbnail(mpp)
-    if has_dark_background(rgb):
-        raise SlideError(
-            f"{slide.path}: the background is dark, as in fluorescence. Only bright-field slides, "
-            "stained with haematoxylin and eosin, can be used.",
-            reason="SLIDE_DARK_BACKGROUND",
-        )
     um2_smallest = min(UM2_SMALLEST, um_patch**2 / 4)  # what fills a patch is never a speck
-    mask = tissue_mask(rgb, mpp=l0_per_px * slide.mpp, um2_smallest=um2_smallest)
+    light = Light()
+    with _Spool() as picture:
+        for rows in slide.thumbnail_rows(mpp):
+            light.add(rows)
+            picture.append(rows)
+        if light.is_dark():
+            raise SlideError(
+                f"{slide.path}: the background is dark, as in fluorescence. Only bright-field slides, "
+                "stained with haematoxylin and eosin, can be used.",
+                reason="SLIDE_DARK_BACKGROUND",
+            )
+        slide.drop_cache()  # what is read next is finer
+        mask = _mask(picture, picture.size_px, light.white_point())
+    _drop_specks(mask, um2_smallest / (l0_per_px * slide.mpp) ** 2)
     if not mask.any():
         raise SlideError(
             f"{slide.path}: no tissue found. It is sought by the colours of haematoxylin and eosin; leave "
@@ -103,14 +115,38 @@ def tissue_mask(
         mpp: Its resolution in µm/px; decides how many pixels a speck has.
         um2_smallest: Smaller parts and holes (µm²) do not count.
     """
-    white = white_point(rgb)
-    coloured = np.empty(rgb.shape[:2], np.bool_)
+    light = Light()
+    light.add(rgb)
+    mask = _mask([rgb], rgb.shape[:2], light.white_point())
+    _drop_specks(mask, um2_smallest / mpp**2)
+    return mask
+
+
+def _mask(
+    picture: Iterable[NDArray[np.uint8]], shape: tuple[int, ...], white: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Return where a picture, given from top to bottom in parts of whole rows, has the colour of tissue."""
+    mask = np.empty(shape, np.bool_)
+    top = 0
+    for rows in picture:
+        for y, band in _bands(rows):
+            mask[top + y : top + y + len(band)] = _has_colour_of_tissue(band, white)
+        top += len(rows)
+    return mask
+
+
+def _drop_specks(mask: NDArray[np.bool_], smallest_px: float) -> None:
+    """Clear smaller parts of the mask, then fill smaller holes, in place."""
+    for _ in range(2):
+        remove_small_parts(mask, smallest_px)
+        np.logical_not(mask, out=mask)
+
+
+def _bands(rgb: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Yield the rows of an image some at a time, with the first one's number."""
     rows = max(1, BAND_PX // max(1, rgb.shape[1]))
-    for y in range(0, rgb.shape[0], rows):
-        coloured[y : y + rows] = _has_colour_of_tissue(rgb[y : y + rows], white)
-    smallest_px = um2_smallest / mpp**2
-    mask = _without_small(coloured, smallest_px)
-    return ~_without_small(~mask, smallest_px)
+    for y in range(0, len(rgb), rows):
+        yield y, rgb[y : y + rows]
 
 
 def _has_colour_of_tissue(rgb: NDArray[np.uint8], white: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -124,24 +160,40 @@ def _has_colour_of_tissue(rgb: NDArray[np.uint8], white: NDArray[np.float64]) ->
     return tissue
 
 
-def white_point(rgb: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Return the colour (3,) of the light through bare glass: that of the brighter nearly grey pixels.
+class Light:
+    """What the brightness of an image's pixels says of its background. Takes the image part by part."""
 
-    Where an image has hardly any (a piece cut from within the tissue), pure white. Green is never below the
-    other two: a pinkish white is pale tissue rather than glass.
-    """
-    counts = np.zeros((3, 256), np.int64)  # of the values of glass, by colour
-    rows = max(1, BAND_PX // max(1, rgb.shape[1]))
-    for y in range(0, rgb.shape[0], rows):
-        pixels = rgb[y : y + rows].reshape(-1, 3)
-        darkest, brightest = pixels.min(axis=1), pixels.max(axis=1)
-        glass = pixels[(darkest > BRIGHT_LEVEL) & (brightest - darkest < 20)]
-        counts += [np.bincount(glass[:, colour], minlength=256) for colour in range(3)]
-    if counts[0].sum() < 0.02 * rgb[..., 0].size:
-        return np.full(3, 255.0)
-    white = np.array([_percentile(each, 75) for each in counts])
-    white[1] = white.max()
-    return white
+    def __init__(self) -> None:
+        self._pixels = self._dark = self._bright = 0
+        self._glass = np.zeros((3, 256), np.int64)  # how often each value of glass occurs, by colour
+
+    def add(self, rgb: NDArray[np.uint8]) -> None:
+        """Look at a part (h, w, 3) of the image."""
+        for _, band in _bands(rgb):
+            pixels = band.reshape(-1, 3)
+            darkest, brightest = pixels.min(axis=1), pixels.max(axis=1)
+            self._pixels += len(pixels)
+            self._dark += int(np.count_nonzero(brightest < DARK_LEVEL))
+            self._bright += int(np.count_nonzero(darkest > BRIGHT_LEVEL))
+            glass = pixels[(darkest > BRIGHT_LEVEL) & (brightest - darkest < 20)]
+            self._glass += [np.bincount(glass[:, colour], minlength=256) for colour in range(3)]
+
+    def white_point(self) -> NDArray[np.float64]:
+        """Return the colour (3,) of the light through bare glass: that of the brighter nearly grey pixels.
+
+        Where an image has hardly any (a piece cut from within the tissue), pure white. Green is never below
+        the other two: a pinkish white is pale tissue rather than glass.
+        """
+        if self._glass[0].sum() < 0.02 * self._pixels:
+            return np.full(3, 255.0)
+        white = np.array([_percentile(each, 75) for each in self._glass])
+        white[1] = white.max()
+        return white
+
+    def is_dark(self) -> bool:
+        """Tell whether most of the image is dark and hardly any of the rest bright."""
+        lit = self._pixels - self._dark
+        return self._dark > 0.5 * self._pixels and self._bright <= 0.05 * lit
 
 
 def _percentile(counts: NDArray[np.int64], percent: float) -> float:
@@ -151,21 +203,33 @@ def _percentile(counts: NDArray[np.int64], percent: float) -> float:
     return float(low + (high - low) * (place - int(place)))
 
 
-def has_dark_background(rgb: NDArray[np.uint8]) -> bool:
-    """Tell whether most of the image (h, w, 3) is dark and hardly any of the rest bright."""
-    dark = rgb.max(axis=2) < DARK_LEVEL
-    bright = rgb.min(axis=2) > BRIGHT_LEVEL
-    lit = int((~dark).sum())
-    return bool(dark.mean() > 0.5 and bright.sum() <= 0.05 * lit)
+class _Spool:
+    """Bands of a picture, kept to be gone through again; on disk, in a file without a name, once it is large.
 
+    So a picture is read from the slide once, which is the slow part where the slide has no pyramid.
+    """
 
-def _without_small(mask: NDArray[np.bool_], smallest_px: float) -> NDArray[np.bool_]:
-    """Return ``mask`` without its connected parts of fewer than ``smallest_px`` pixels."""
-    parts, count = ndimage.label(mask)
-    sizes = np.zeros(count + 1, np.int64)
-    for y in range(0, len(parts), BAND_ROWS):  # all at once, bincount would take eight bytes a pixel
-        sizes += np.bincount(parts[y : y + BAND_ROWS].ravel(), minlength=count + 1)
-    keep = sizes >= smallest_px
-    keep[0] = False
-    kept: NDArray[np.bool_] = keep[parts]
-    return kept
+    def __init__(self) -> None:
+        self._file = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 (closed on exit)
+        self._shapes: list[tuple[int, ...]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """(height, width) of the picture so far."""
+        return sum(shape[0] for shape in self._shapes), self._shapes[0][1]
+
+    def append(self, rows: NDArray[np.uint8]) -> None:
+        """Keep the next rows (h, w, 3)."""
+        self._file.write(np.ascontiguousarray(rows).data)
+        self._shapes.append(rows.shape)
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        self._file.seek(0)
+        for shape in self._shapes:
+            yield np.frombuffer(self._file.read(math.prod(shape)), np.uint8).reshape(shape)
