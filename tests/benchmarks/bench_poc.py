@@ -130,10 +130,10 @@ class Memory:
                         found.setdefault(part, []).append(size)
             self.samples.append((time.time(), {part: max(sizes) for part, sizes in found.items()}))
 
-    def between(self, start: float, end: float, part: str) -> float:
-        """Return the mean MiB of a part (its largest process) between two times."""
+    def between(self, start: float, end: float, part: str) -> str:
+        """Return the mean and the most MiB of a part (its largest process) between two times."""
         known = [row[part] for when, row in self.samples if start <= when <= end and part in row]
-        return statistics.fmean(known)
+        return f"{statistics.fmean(known):.0f}, {max(known):.0f}"
 
 
 def measure(
@@ -281,12 +281,10 @@ def show_parts(rows: list[dict[str, Any]], memory: Memory, rounds: int) -> None:
     """Print memory by parts of the run."""
     ends = [row["unix_time"] for row in rows]
     step = rounds // 5
-    table = make_table(
-        "MiB, largest process", *(f"rounds {i + 1}–{i + step}" for i in range(0, rounds, step))
-    )
+    table = make_table("MiB: mean, most", *(f"rounds {i + 1}–{i + step}" for i in range(0, rounds, step)))
     for part in PARTS:
         parts = [(ends[i], ends[min(i + step, rounds) - 1]) for i in range(0, rounds, step)]
-        table.add_row(part, *(f"{memory.between(*times, part):.0f}" for times in parts))
+        table.add_row(part, *(memory.between(*times, part) for times in parts))
     out.print(table)
 
 

@@ -74,7 +74,9 @@ class FailingTask(MemTask):
         if self.how == "modules":
             raise HistoflareError(" ".join(sys.modules))
         if self.how == "environment":
-            raise HistoflareError(f"{os.environ.get('OMP_NUM_THREADS')} {os.getpgrp()}")
+            raise HistoflareError(
+                f"{os.environ.get('OMP_NUM_THREADS')} {os.environ.get('MALLOC_ARENA_MAX')} {os.getpgrp()}"
+            )
         return super().loss(model, batch)
 
 

@@ -151,13 +151,14 @@ def test_it_imports_neither_flare_nor_its_parents_program(make: Make) -> None:
     assert not [name for name in modules if name.split(".")[0] in ("nvflare", "pytest", "_pytest", "monai")]
 
 
-def test_its_arithmetic_is_on_one_thread_and_it_is_in_its_parents_group(
+def test_its_environment_and_that_it_is_in_its_parents_group(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
     with pytest.raises(HistoflareError) as caught:
         make(FailingTask(**SMALL, how="environment")).train(first_state(), 0, 1)
-    assert str(caught.value) == f"1 {os.getpgrp()}"
+    assert str(caught.value) == f"1 None {os.getpgrp()}"
 
 
 def test_large_states_cross_unharmed(make: Make, site: SiteConfiguration) -> None:

@@ -19,7 +19,7 @@ from histoflare.errors import HistoflareError, JobError
 from histoflare.flare.headers import METRICS, RELEASE, WEIGHT
 from histoflare.flare.job import PRIVACY
 from histoflare.flare.record import EVALUATION_FILE, run_folder
-from histoflare.flare.tensors import as_state, to_arrays
+from histoflare.flare.tensors import as_arrays, as_state
 from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.privacy.policy import MECHANISMS
 from histoflare.privacy.spend import Spend
@@ -124,10 +124,11 @@ class SiteOrderAggregator(StampedAggregator):
         try:
             if self._updates:
                 updates = [self._updates[site] for site in sorted(self._updates)]
+                self._updates = {}  # they are gone once they are combined
                 strategy = engine.get_component(self._strategy_id)
                 plan = self._plan(fl_ctx)
                 self._check_noise(plan)
-                weights = to_arrays(server_round(strategy, as_state(weights), updates, sites, plan))
+                weights = as_arrays(server_round(strategy, as_state(weights), updates, sites, plan))
         except HistoflareError as error:
             self.taking_part = []
             self.system_panic(f"round not combined: {error}", fl_ctx)

@@ -12,6 +12,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants
+from nvflare.fuel.utils.memory_utils import try_malloc_trim
 
 from histoflare.errors import HistoflareError, JobError
 from histoflare.flare import handshake
@@ -61,6 +62,7 @@ class SiteExecutor(Executor):
     ) -> Shareable:
         """Answer one FLARE task. Never raises: an exception would go round the gate, with its text."""
         admitted = None
+        try_malloc_trim()  # the tensors of the round before have left since; heaps of threads keep their room
         try:
             admitted = handshake.redeem(fl_ctx)
             if admitted is None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from histoflare.errors import JobError
 from histoflare.flare.record import run_folder
-from histoflare.flare.tensors import as_state, to_arrays
+from histoflare.flare.tensors import as_arrays, as_state
 from histoflare.model_file import GLOBAL_MODEL
 from histoflare.rounds.state import State, check_tensors, model_state
 from histoflare.site.records import is_run_name
@@ -61,7 +61,7 @@ class SeededPersistor(ModelPersistor):
         if self._start_model is not None:
             folder = Path(engine.get_workspace().get_app_config_dir(fl_ctx.get_job_id()))
             state = read_state(folder / self._start_model, like=state)
-        return make_model_learnable(to_arrays(state), {})
+        return make_model_learnable(as_arrays(state), {})
 
     def save_model(self, model: ModelLearnable, fl_ctx: FLContext) -> None:
         """Write the global model of this round."""

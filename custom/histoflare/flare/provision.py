@@ -45,6 +45,16 @@ TRUST = {"untrusted": "dp-patient", "trusted": "trusted-server"}
 HEART_BEAT_TIMEOUT = 600
 """Seconds, as FLARE has it."""
 
+START_SCRIPT = "sub_start.sh"
+ARENAS = "export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-4}\n"
+"""In FLARE's start script: glibc's heaps for the threads of a process, unless its environment says so."""
+
+FLAT = (
+    "export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-1}\n"
+    "export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_:-4194304}\n"
+)
+"""In its place: one heap, and what has 4 MiB or more is outside it and goes back to the system when freed."""
+
 _CATEGORIES = ("submit_job", "clone_job", "manage_job", "download_job", "view", "operate", "shell_commands")
 
 
@@ -129,7 +139,10 @@ class SitePolicyBuilder(Builder):
         if self.loopback:
             _listen_on_loopback(Path(ctx.get_kit_dir(server)))
         for participant in (server, *project.get_clients()):
-            _sign(Path(ctx.get_ws_dir(participant)), ctx)
+            kit = Path(ctx.get_ws_dir(participant))
+            if any((kit / "startup").glob("*.crt")):  # 'nvflare package' has an empty one for the server
+                _keep_memory_flat(kit / "startup" / START_SCRIPT)
+                _sign(kit, ctx)
 
     def _write_policy(self, local: Path) -> None:
         for scope, source in self.policies.items():
@@ -276,10 +289,21 @@ def _listen_on_loopback(startup: Path) -> None:
         service["target"] = f"{LOOPBACK}:{service['target'].rpartition(':')[2]}"
 
 
+def _keep_memory_flat(script: Path) -> None:
+    """Have a process of FLARE give back what a round took.
+
+    The tensors of an update come and go in other threads each round. With a heap for every few threads, what
+    one of them has free is of no use to the others: with updates of 222 MB the server's job came to hold
+    three times what it used.
+    """
+    text = script.read_text()
+    if ARENAS not in text:
+        raise JobError(f"{script}: has no line '{ARENAS.strip()}', as that of FLARE 2.9 has.")
+    script.write_text(text.replace(ARENAS, FLAT))
+
+
 def _sign(kit: Path, ctx: ProvisionContext) -> None:
     """Sign a kit, or list its files if the key to sign with is elsewhere."""
-    if not any((kit / "startup").glob("*.crt")):
-        return  # what 'nvflare package' has in place of the server's kit, and removes
     write_json(kit / "startup" / CHECK_FILE, check_configuration())
     key = ctx.get(CtxKey.ROOT_PRI_KEY)
     if key is not None:

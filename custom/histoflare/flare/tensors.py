@@ -10,13 +10,8 @@ import numpy as np
 import torch
 
 
-def to_arrays(state: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray[Any, Any]]:
-    """Return ``state`` as arrays that own their memory (FLARE may hold them longer than we hold ours)."""
-    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in state.items()}
-
-
 def as_arrays(values: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
-    """Return what came over the wire as arrays, without copies where it is arrays already.
+    """Return a state, or what came over the wire, as arrays, without copies where it is on the CPU.
 
     FLARE delivers arrays or tensors, depending on the server's format: both are taken.
     """

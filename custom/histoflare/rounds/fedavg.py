@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from histoflare.errors import JobError
-from histoflare.rounds.state import State, add, weighted_mean
+from histoflare.rounds.state import State, add_weighted_mean
 from histoflare.rounds.strategy import Strategy, Update
 from histoflare.seeds import derive_seed
 
@@ -86,4 +86,4 @@ class FedAvg(Strategy):
             weights = [update.weight for update in updates]
         else:
             weights = [self.weight(update.site, 0) for update in updates]
-        return add(global_state, weighted_mean([update.tensors for update in updates], weights))
+        return add_weighted_mean(global_state, [update.tensors for update in updates], weights)

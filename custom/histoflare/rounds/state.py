@@ -135,6 +135,25 @@ def weighted_mean(updates: Sequence[Mapping[str, Tensor]], weights: Sequence[flo
     Raises:
         JobError: There is no update, a weight is negative or not finite, or the weights sum to 0.
     """
+    total = _checked_sum(updates, weights)
+    return {name: _mean(updates, weights, total, name) for name in updates[0]}
+
+
+def add_weighted_mean(
+    state: Mapping[str, Tensor], updates: Sequence[Mapping[str, Tensor]], weights: Sequence[float]
+) -> State:
+    """Return ``add(state, weighted_mean(updates, weights))``, tensor by tensor.
+
+    The mean of a whole model, in float64, would be twice as large as the model.
+    """
+    total = _checked_sum(updates, weights)
+    return {
+        name: _add(tensor, _mean(updates, weights, total, name)) if name in updates[0] else tensor.clone()
+        for name, tensor in state.items()
+    }
+
+
+def _checked_sum(updates: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> float:
     total = sum(weights)
     if not updates or any(not 0 <= weight < float("inf") for weight in weights) or total <= 0:
         raise JobError(
@@ -142,21 +161,28 @@ def weighted_mean(updates: Sequence[Mapping[str, Tensor]], weights: Sequence[flo
             "none negative or infinite, and their sum above 0.",
             reason="WEIGHTS_INVALID",
         )
-    mean: State = {}
-    for name in updates[0]:
-        summed = torch.zeros_like(updates[0][name], dtype=torch.float64)
-        for update, weight in zip(updates, weights, strict=True):
-            summed += update[name].to(torch.float64, copy=True).mul_(weight)
-        mean[name] = summed.div_(total)
-    return mean
+    return total
+
+
+def _mean(
+    updates: Sequence[Mapping[str, Tensor]], weights: Sequence[float], total: float, name: str
+) -> Tensor:
+    summed = torch.zeros_like(updates[0][name], dtype=torch.float64)
+    for update, weight in zip(updates, weights, strict=True):
+        summed += update[name].to(torch.float64, copy=True).mul_(weight)
+    return summed.div_(total)
 
 
 def add(state: Mapping[str, Tensor], change: Mapping[str, Tensor]) -> State:
     """Return state + change, summed in float64 and cast to each tensor's own dtype; the rest is kept."""
     return {
-        name: (tensor.to(torch.float64) + change[name]).to(tensor.dtype) if name in change else tensor.clone()
+        name: _add(tensor, change[name]) if name in change else tensor.clone()
         for name, tensor in state.items()
     }
+
+
+def _add(tensor: Tensor, change: Tensor) -> Tensor:
+    return (tensor.to(torch.float64) + change).to(tensor.dtype)
 
 
 def digest(state: Mapping[str, Tensor]) -> str:

@@ -31,6 +31,9 @@ from histoflare.site.messages import Arrays, EvaluateAnswer, TrainAnswer, Traine
 
 __all__ = ["EvaluateAnswer", "TrainAnswer", "Trainer", "TrainerSetup"]
 
+MALLOC = ("MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_")
+"""What a startup kit sets for FLARE's processes (see ``flare.provision``)."""
+
 POLL_SECONDS = 0.1
 """How often ``stopped`` is asked while the child works. An answer is taken at once."""
 
@@ -249,10 +252,15 @@ def _keep(fd: int, started: Future[subprocess.Popen[bytes]]) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return the child's environment: it finds the modules this process finds, and trains on one thread."""
+    """Return the child's environment: it finds the modules this process finds, and trains on one thread.
+
+    It has glibc's own settings: a step of DHUnet took 1.27 s instead of 1.03 with those of FLARE's processes,
+    which carry updates.
+    """
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-    return {**os.environ, **threads, "PYTHONPATH": path}
+    kept = {name: value for name, value in os.environ.items() if name not in MALLOC}
+    return {**kept, **threads, "PYTHONPATH": path}
 
 
 def _stopped() -> HistoflareError:
