@@ -26,7 +26,6 @@ from histoflare.commands import (
     masks,
     mosaic,
     poc,
-    predict,
     prepare,
     privacy,
     report,
@@ -79,7 +78,6 @@ app.add_typer(synthetic.app, name="synthetic", help="Make slides and bags for de
 app.command("run")(run.run)
 app.command("demo")(demo.demo)
 app.add_typer(poc.app, name="poc", help="A federation of real FLARE processes on this machine.")
-app.command("predict", hidden=True)(predict.predict)  # classify says the same, and more
 app.command("classify")(classify.classify)
 app.command("segment")(segment.segment)
 app.add_typer(report.app, name="report", help="Make pages for people out of a run's figures.")

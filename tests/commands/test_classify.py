@@ -1,4 +1,4 @@
-"""The command classify as a user runs it, and beside predict."""
+"""The command classify as a user runs it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from histoflare.bags.model_file import save_model
+from histoflare.bags.model_file import load_model, save_model
+from histoflare.bags.patches import MosaicPatchDataset
 from histoflare.bags.task import MemTask
-from histoflare.commands import classify, predict
+from histoflare.commands import classify
 from histoflare.errors import JobError
 from histoflare.slides.mosaic import MosaicParameters, build_mosaic
 from histoflare.slides.pyramid import write_pyramid
@@ -25,7 +27,7 @@ PARAMETERS = MosaicParameters(patch_px=64, fraction=0.3, clusters=3)
 
 app = typer.Typer()
 app.command("classify")(classify.classify)
-app.command("predict")(predict.predict)
+app.callback()(lambda: None)  # so that the command keeps its name
 
 
 def run(*arguments: str | Path) -> str:
@@ -60,12 +62,20 @@ def slide_path(tmp_path: Path) -> Path:
     return tmp_path / "s.tif"
 
 
-def test_it_says_what_predict_says(slide_path: Path, model: Path, encoder: Pinned) -> None:
-    predicted = json.loads(run("predict", model, slide_path, "--json"))
+def test_it_says_what_the_model_says_of_the_mosaic(slide_path: Path, model: Path, encoder: Pinned) -> None:
+    with Slide(slide_path) as slide:
+        mosaic = build_mosaic(slide, PARAMETERS)
+        patches = torch.stack([torch.as_tensor(each["image"]) for each in MosaicPatchDataset(slide, mosaic)])
+    loaded = load_model(model)
+    with torch.inference_mode():
+        found = loaded.task.probabilities(loaded.build_model(), encoder.encode(patches))
     for named in (model, model.parent):
-        assert json.loads(run("classify", slide_path, "--model", named, "--json")) == predicted
+        answer = json.loads(run("classify", slide_path, "--model", named, "--json"))
+        assert (answer["patches"], answer["encoder"]) == (len(mosaic.chosen), "mean-colour:v1")
+        assert list(answer["probabilities"]) == ["a", "b"]
+        assert list(answer["probabilities"].values()) == pytest.approx(found.tolist(), abs=1e-6)
     shown = run("classify", slide_path, "--model", model)
-    for label, share in predicted["probabilities"].items():
+    for label, share in answer["probabilities"].items():
         assert label in shown
         assert f"{share:.3f}" in shown
 

@@ -165,7 +165,7 @@ def test_a_job_runs_over_the_bags_for_several_seeds(run_folder: Path, tmp_path: 
 
 def test_the_model_answers_for_one_slide(run_folder: Path) -> None:
     slide = sorted((run_folder / "slides" / "external" / "slides").glob("*.tif"))[0]
-    ended = histoflare("predict", run_folder / "model.safetensors", slide, "--json")
+    ended = histoflare("classify", slide, "--model", run_folder, "--json")
     answer = json.loads(ended.stdout)["probabilities"]
     assert set(answer) == {"glandular", "solid"}
     assert sum(answer.values()) == pytest.approx(1)
@@ -173,7 +173,7 @@ def test_the_model_answers_for_one_slide(run_folder: Path) -> None:
 
 def test_a_real_slide_goes_from_its_file_to_the_models_answer(run_folder: Path, test_data: Path) -> None:
     slide = test_data / "wsi" / "CMU-1-Small-Region.svs"
-    answer = json.loads(histoflare("predict", run_folder / "model.safetensors", slide, "--json").stdout)
+    answer = json.loads(histoflare("classify", slide, "--model", run_folder, "--json").stdout)
     assert answer["patches"] >= 9
     assert sum(answer["probabilities"].values()) == pytest.approx(1)
 

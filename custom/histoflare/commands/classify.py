@@ -44,7 +44,7 @@ def classify(
     threads: Annotated[int, typer.Option(help="Threads that read patches.", min=1)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Ask the model about a slide, as predict does, and show where it looks.
+    """Cut a slide's mosaic, encode it, ask the model, and show where it looks.
 
     The heat map covers every patch with enough tissue, not the mosaic alone: for those outside the mosaic it
     is the attention that each would be paid if it were added. 1 is the average patch of the mosaic.
