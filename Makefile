@@ -23,8 +23,8 @@ lint: $(STAMP) ## ruff (style and imports) and mypy (types, strict)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint ## lint, then every test, the quick ones first
-	$(BIN)/python -m pytest -m 'not slow'
+test: lint ## lint, then every test: the quick ones first and side by side, the slow ones one by one
+	$(BIN)/python -m pytest -m 'not slow' -n logical --maxprocesses 4 --dist loadfile
 	$(BIN)/python -m pytest -m slow
 
 demo: $(STAMP) ## four hospitals and an external one through FLARE: demo-run/report.json (SLIDES=folder for your own)
