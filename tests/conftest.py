@@ -11,9 +11,10 @@ from hypothesis import settings
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # The check gives the same answer twice; new examples are tried wherever a person runs the tests.
-settings.register_profile("check", derandomize=True)
-if os.environ.get("CI"):
-    settings.load_profile("check")
+# How long an example takes says nothing where tests run side by side.
+settings.register_profile("person", deadline=None)
+settings.register_profile("check", deadline=None, derandomize=True)
+settings.load_profile("check" if os.environ.get("CI") else "person")
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ from histoflare.flare import processes
 from histoflare.flare.job import read_job, write_variant
 from histoflare.flare.kits import Agreement
 from histoflare.flare.poc import COMPLETED, Federation
+from histoflare.flare.provision import ARENAS, FLAT, START_SCRIPT
 from histoflare.flare.result import read_rounds
 from histoflare.rounds.state import model_state
 from histoflare.site.configuration import SiteConfiguration
@@ -182,6 +183,8 @@ def run_idle(
             for name in ("server", *sites):
                 local = federation.kits.kit(name) / "local"
                 (local / "privacy.json").unlink(missing_ok=True)
+                script = federation.kits.kit(name) / "startup" / START_SCRIPT
+                script.write_text(script.read_text().replace(FLAT, ARENAS))
                 resources = json.loads((local / "resources.json.default").read_text())
                 resources["class_allow_list"] = ["nvflare.", "idle_flare."]
                 write_json(local / "resources.json.default", resources)

@@ -7,6 +7,7 @@ from torch import nn
 from histoflare.errors import JobError
 from histoflare.rounds.state import (
     add,
+    add_weighted_mean,
     check_tensors,
     digest,
     is_finite,
@@ -15,7 +16,6 @@ from histoflare.rounds.state import (
     n_bytes,
     shared_names,
     subtract,
-    weighted_mean,
 )
 
 
@@ -82,9 +82,11 @@ def test_is_finite_sees_one_bad_value_and_forgives_a_sum_that_overflows() -> Non
 def test_weighted_mean_adds_in_float64() -> None:
     # In float32, 1e8 + 1 - 1e8 is 0.
     updates = [{"w": torch.tensor([value])} for value in (1e8, 1.0, -1e8)]
-    mean = weighted_mean(updates, [1.0, 1.0, 1.0])
+    start = {"w": torch.zeros(1, dtype=torch.float64), "count": torch.tensor(7)}
+    mean = add_weighted_mean(start, updates, [1.0, 1.0, 1.0])
     assert mean["w"].dtype == torch.float64
     assert mean["w"].item() == 1 / 3
+    assert mean["count"].item() == 7 and mean["count"] is not start["count"]
 
 
 @pytest.mark.parametrize(
@@ -92,12 +94,12 @@ def test_weighted_mean_adds_in_float64() -> None:
 )
 def test_weights_that_cannot_average_are_refused(weights: list[float]) -> None:
     with pytest.raises(JobError, match="weights"):
-        weighted_mean([{"w": torch.zeros(1)}] * 2, weights)
+        add_weighted_mean({"w": torch.zeros(1)}, [{"w": torch.zeros(1)}] * 2, weights)
 
 
 def test_no_update_is_refused() -> None:
     with pytest.raises(JobError):
-        weighted_mean([], [])
+        add_weighted_mean({"w": torch.zeros(1)}, [], [])
 
 
 def test_add_keeps_dtypes_and_what_does_not_change() -> None:

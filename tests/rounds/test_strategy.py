@@ -15,7 +15,7 @@ from histoflare.privacy.plan import Open, UpdateNoise
 from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import Correction, predict
 from histoflare.rounds.runner import run_in_process
-from histoflare.rounds.state import State, add, digest, weighted_mean
+from histoflare.rounds.state import State, add_weighted_mean, digest
 from histoflare.rounds.strategy import (
     EXTRA,
     SiteOutcome,
@@ -76,7 +76,7 @@ class Scaffold(Strategy):
         return replace(outcome, update=update, site_state=control)
 
     def combine(self, global_state: State, updates: Sequence[Update]) -> State:
-        return add(global_state, weighted_mean([u.tensors for u in updates], [1.0] * len(updates)))
+        return add_weighted_mean(global_state, [u.tensors for u in updates], [1.0] * len(updates))
 
 
 def test_control_variates_fit_the_interface() -> None:

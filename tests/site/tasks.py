@@ -22,7 +22,7 @@ from histoflare.rounds.state import State, model_state
 from histoflare.rounds.strategy import SiteOutcome, Strategy, site_round
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_cohort
-from histoflare.site.trainer import TrainerSetup
+from histoflare.site.trainer import KIT_MALLOC, TrainerSetup
 
 from ..flare.bags_on_disk import ENCODER, LABELS
 
@@ -74,9 +74,8 @@ class FailingTask(MemTask):
         if self.how == "modules":
             raise HistoflareError(" ".join(sys.modules))
         if self.how == "environment":
-            raise HistoflareError(
-                f"{os.environ.get('OMP_NUM_THREADS')} {os.environ.get('MALLOC_ARENA_MAX')} {os.getpgrp()}"
-            )
+            malloc = [os.environ.get(name) for name in KIT_MALLOC]
+            raise HistoflareError(f"{os.environ.get('OMP_NUM_THREADS')} {malloc} {os.getpgrp()}")
         return super().loss(model, batch)
 
 

@@ -259,3 +259,5 @@ def test_closing_waits_for_the_reads_that_have_begun(noise_slide: Path) -> None:
     assert order == ["read", "closed"]
     with pytest.raises(SlideError, match="closed"):
         slide.read((0, 0), (8, 8), 0.25)
+    with pytest.raises(SlideError, match="closed"):
+        slide.drop_cache()

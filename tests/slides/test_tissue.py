@@ -191,11 +191,11 @@ def test_empty_and_dark_slides_are_named(tmp_path: Path) -> None:
     assert caught.value.reason == "SLIDE_DARK_BACKGROUND"
 
 
-@pytest.mark.parametrize("spool_bytes", [100, 1 << 24])  # on disk, in memory
+@pytest.mark.parametrize("kept_bytes", [100, 1 << 24])  # read twice, kept in memory
 def test_tissue_of_a_slide_is_that_of_its_thumbnail(
-    test_data: Path, spool_bytes: int, monkeypatch: pytest.MonkeyPatch
+    test_data: Path, kept_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tissue, "SPOOL_BYTES", spool_bytes)
+    monkeypatch.setattr(tissue, "KEPT_BYTES", kept_bytes)
     monkeypatch.setattr(reader, "SMALL_BLOCK_PX", 100)
     monkeypatch.setattr(reader, "BLOCK_PX", 100)
     with Slide(test_data / "wsi" / "CMU-1-Small-Region.svs") as slide:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from histoflare.errors import JobError
 from histoflare.flare.record import run_folder
-from histoflare.flare.tensors import as_arrays, as_state
+from histoflare.flare.tensors import apart, as_arrays, as_state
 from histoflare.model_file import GLOBAL_MODEL
 from histoflare.rounds.state import State, check_tensors, model_state
 from histoflare.site.records import is_run_name
@@ -76,7 +76,7 @@ class SeededPersistor(ModelPersistor):
         task = fl_ctx.get_engine().get_component(self._task_id)
         facts = facts | {"run": self._run or fl_ctx.get_job_id(), "task": task.to_json()}
         metadata = {GLOBAL_MODEL: json.dumps(facts, sort_keys=True)}
-        state = as_state(model[ModelLearnableKey.WEIGHTS])
+        state = apart(as_state(model[ModelLearnableKey.WEIGHTS]))
         with atomic_path(run_folder(fl_ctx) / name) as partial:
             save_file(state, partial, metadata=metadata)
 
@@ -117,7 +117,8 @@ def read_state(path: Path, like: State) -> State:
         JobError: The file is missing or damaged, or has not the tensors of ``like``.
     """
     try:
-        state: State = load_file(path)
+        # a copy: what safetensors loads is the file itself, in memory
+        state: State = {name: tensor.clone() for name, tensor in load_file(path).items()}
     except FileNotFoundError:
         raise JobError(f"{path}: not found.", reason="MODEL_FILE_MISSING") from None
     except (SafetensorError, OSError) as error:

@@ -31,6 +31,7 @@ from histoflare.flare.site_policy import PRIVACY_FILE, policy_file, privacy_conf
 from histoflare.privacy.policy import read_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, canonical, write_protocols
 from histoflare.site.configuration import SITE_FILE, SiteConfiguration, write_site_file
+from histoflare.site.trainer import KIT_MALLOC
 from histoflare.storage import write_json, write_text
 
 SITE_PROPERTY = "histoflare"
@@ -49,11 +50,8 @@ START_SCRIPT = "sub_start.sh"
 ARENAS = "export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-4}\n"
 """In FLARE's start script: glibc's heaps for the threads of a process, unless its environment says so."""
 
-FLAT = (
-    "export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-1}\n"
-    "export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_:-4194304}\n"
-)
-"""In its place: one heap, and what has 4 MiB or more is outside it and goes back to the system when freed."""
+FLAT = "".join(f"export {name}=${{{name}:-{value}}}\n" for name, value in KIT_MALLOC.items())
+"""In its place."""
 
 _CATEGORIES = ("submit_job", "clone_job", "manage_job", "download_job", "view", "operate", "shell_commands")
 
@@ -141,7 +139,7 @@ class SitePolicyBuilder(Builder):
         for participant in (server, *project.get_clients()):
             kit = Path(ctx.get_ws_dir(participant))
             if any((kit / "startup").glob("*.crt")):  # 'nvflare package' has an empty one for the server
-                _keep_memory_flat(kit / "startup" / START_SCRIPT)
+                _keep_memory_flat(kit / "startup" / START_SCRIPT, ctx)
                 _sign(kit, ctx)
 
     def _write_policy(self, local: Path) -> None:
@@ -289,7 +287,7 @@ def _listen_on_loopback(startup: Path) -> None:
         service["target"] = f"{LOOPBACK}:{service['target'].rpartition(':')[2]}"
 
 
-def _keep_memory_flat(script: Path) -> None:
+def _keep_memory_flat(script: Path, ctx: ProvisionContext) -> None:
     """Have a process of FLARE give back what a round took.
 
     The tensors of an update come and go in other threads each round. With a heap for every few threads, what
@@ -297,8 +295,8 @@ def _keep_memory_flat(script: Path) -> None:
     three times what it used.
     """
     text = script.read_text()
-    if ARENAS not in text:
-        raise JobError(f"{script}: has no line '{ARENAS.strip()}', as that of FLARE 2.9 has.")
+    if ARENAS not in text and FLAT not in text:
+        ctx.warning(f"{script} has no line '{ARENAS.strip()}': memory may grow over rounds of large updates.")
     script.write_text(text.replace(ARENAS, FLAT))
 
 

@@ -36,6 +36,22 @@ def as_state(arrays: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         }
 
 
+def apart(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return ``state`` as tensors that lie in memory one by one, as safetensors wants them.
+
+    Only what is not like that already is copied: a tensor that shares its memory with one before it, or whose
+    rows do not follow each other.
+    """
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in state.items():
+        place = tensor.untyped_storage().data_ptr()
+        alone = place not in seen and tensor.is_contiguous()
+        result[name] = tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
+        seen.add(place)
+    return result
+
+
 def tensor_bytes(message: Mapping[str, Any]) -> int:
     """Return the size of the tensors in a FLARE message with a DXO of weights, in bytes; 0 for any other."""
     try:

@@ -126,25 +126,17 @@ def subtract(local: Mapping[str, Tensor], start: Mapping[str, Tensor], names: It
     return {name: local[name] - start[name] for name in names}
 
 
-def weighted_mean(updates: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> State:
-    """Return Σ w_k Δ_k / Σ w_k in float64, added up in the given order.
-
-    Multiplied and added apart: a fused multiply-add rounds once instead of twice, and whether a CPU fuses
-    depends on the CPU; the bytes must not.
-
-    Raises:
-        JobError: There is no update, a weight is negative or not finite, or the weights sum to 0.
-    """
-    total = _checked_sum(updates, weights)
-    return {name: _mean(updates, weights, total, name) for name in updates[0]}
-
-
 def add_weighted_mean(
     state: Mapping[str, Tensor], updates: Sequence[Mapping[str, Tensor]], weights: Sequence[float]
 ) -> State:
-    """Return ``add(state, weighted_mean(updates, weights))``, tensor by tensor.
+    """Return state + Σ w_k Δ_k / Σ w_k, in float64 until the end; what no update has is kept.
 
-    The mean of a whole model, in float64, would be twice as large as the model.
+    Tensor by tensor: the mean of a whole model, in float64, would be twice as large as the model. Updates are
+    added up in the given order. Multiplied and added apart: a fused multiply-add rounds once instead of
+    twice, and whether a CPU fuses depends on the CPU; the bytes must not.
+
+    Raises:
+        JobError: There is no update, a weight is negative or not finite, or the weights sum to 0.
     """
     total = _checked_sum(updates, weights)
     return {

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -152,7 +153,23 @@ class Slide:
         Raises:
             SlideError: As :meth:`read`.
         """
-        return np.concatenate(list(self.thumbnail_rows(mpp)))
+        width_px, height_px = self.thumbnail_size_px(mpp)
+        thumbnail = np.empty((height_px, width_px, 3), np.uint8)
+        top = 0
+        for rows in self.thumbnail_rows(mpp):
+            thumbnail[top : top + len(rows)] = rows
+            top += len(rows)
+        return thumbnail
+
+    def thumbnail_size_px(self, mpp: float) -> tuple[int, int]:
+        """Return (width, height) of what :meth:`thumbnail` returns.
+
+        Raises:
+            SlideError: As :meth:`read` for an ``mpp`` that cannot be had.
+        """
+        l0_per_px = self.l0_per_px(max(mpp, self.mpp))
+        width_px, height_px = (max(1, math.ceil(side / l0_per_px - 1e-6)) for side in self.info.l0_size_px)
+        return width_px, height_px
 
     def thumbnail_rows(self, mpp: float) -> Iterator[NDArray[np.uint8]]:
         """Yield what :meth:`thumbnail` returns from top to bottom, some whole rows at a time.
@@ -164,7 +181,7 @@ class Slide:
         """
         mpp = max(mpp, self.mpp)
         l0_per_px = self.l0_per_px(mpp)
-        width_px, height_px = (max(1, math.ceil(side / l0_per_px - 1e-6)) for side in self.info.l0_size_px)
+        width_px, height_px = self.thumbnail_size_px(mpp)
         # where blocks begin at whole pixels of level 0 they can be small without a change of the result
         side_px = SMALL_BLOCK_PX if l0_per_px.is_integer() else BLOCK_PX
         step_px = max(1, int(side_px / self._plan(mpp)[1]))
@@ -180,8 +197,12 @@ class Slide:
         """Let go of the tiles that OpenSlide keeps of what was read; for a change from one level to another.
 
         Tiles of the old level would otherwise leave one by one, and the holes would stay in the heap.
+
+        Raises:
+            SlideError: The slide is closed, or failed before (``SLIDE_READ_FAILED``).
         """
-        self._handle.set_cache(openslide.OpenSlideCache(CACHE_BYTES))
+        with self._reading():
+            self._handle.set_cache(openslide.OpenSlideCache(CACHE_BYTES))
 
     def probe(self) -> None:
         """Read one pixel in the middle of every level: a slide that opens may still be unreadable.
@@ -208,12 +229,18 @@ class Slide:
 
     def _read_level(self, l0_xy: tuple[int, int], level: int, lv_size_px: tuple[int, int]) -> Image.Image:
         """Return a region of ``level`` as an RGBA image."""
+        with self._reading():
+            return self._handle.read_region(l0_xy, level, lv_size_px)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Have :meth:`close` wait for the block; raise :class:`SlideError` if the slide cannot be read."""
         with self._changed:
             if self._failure is not None:
                 raise _read_failed(self.path, self._failure)
             self._reads += 1
         try:
-            return self._handle.read_region(l0_xy, level, lv_size_px)
+            yield
         except openslide.OpenSlideError as error:
             self._failure = error  # OpenSlide's handle is dead from here on
             raise _read_failed(self.path, error) from error

@@ -17,10 +17,8 @@ dense blood has the colour of a red marker and is left out.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,8 +43,8 @@ DARK_LEVEL, BRIGHT_LEVEL = 60, 190
 BAND_PX = 1 << 18
 """Pixels whose optical densities are held at once, at some 100 bytes each."""
 
-SPOOL_BYTES = 1 << 24
-"""Of the picture the mask is made of; a larger one lies on disk meanwhile."""
+KEPT_BYTES = 1 << 24
+"""Of the picture the mask is made of. It is needed twice, and a larger one is read twice."""
 
 
 @dataclass(frozen=True)
@@ -83,18 +81,22 @@ def find_tissue(slide: Slide, um_patch: float) -> Tissue:
     l0_per_px = slide.l0_per_px(mpp)
     um2_smallest = min(UM2_SMALLEST, um_patch**2 / 4)  # what fills a patch is never a speck
     light = Light()
-    with _Spool() as picture:
-        for rows in slide.thumbnail_rows(mpp):
-            light.add(rows)
-            picture.append(rows)
-        if light.is_dark():
-            raise SlideError(
-                f"{slide.path}: the background is dark, as in fluorescence. Only bright-field slides, "
-                "stained with haematoxylin and eosin, can be used.",
-                reason="SLIDE_DARK_BACKGROUND",
-            )
-        slide.drop_cache()  # what is read next is finer
-        mask = _mask(picture, picture.size_px, light.white_point())
+    kept: list[NDArray[np.uint8]] = []
+    width_px, height_px = slide.thumbnail_size_px(mpp)
+    small = width_px * height_px * 3 <= KEPT_BYTES
+    for rows in slide.thumbnail_rows(mpp):
+        light.add(rows)
+        if small:
+            kept.append(rows)
+    if light.is_dark():
+        raise SlideError(
+            f"{slide.path}: the background is dark, as in fluorescence. Only bright-field slides, "
+            "stained with haematoxylin and eosin, can be used.",
+            reason="SLIDE_DARK_BACKGROUND",
+        )
+    picture = kept if small else slide.thumbnail_rows(mpp)
+    mask = _mask(picture, (height_px, width_px), light.white_point())
+    slide.drop_cache()  # what is read next is finer
     _drop_specks(mask, um2_smallest / (l0_per_px * slide.mpp) ** 2)
     if not mask.any():
         raise SlideError(
@@ -201,35 +203,3 @@ def _percentile(counts: NDArray[np.int64], percent: float) -> float:
     place = (int(counts.sum()) - 1) * percent / 100
     low, high = np.searchsorted(counts.cumsum(), [int(place), math.ceil(place)], side="right")
     return float(low + (high - low) * (place - int(place)))
-
-
-class _Spool:
-    """Bands of a picture, kept to be gone through again; on disk, in a file without a name, once it is large.
-
-    So a picture is read from the slide once, which is the slow part where the slide has no pyramid.
-    """
-
-    def __init__(self) -> None:
-        self._file = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 (closed on exit)
-        self._shapes: list[tuple[int, ...]] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    @property
-    def size_px(self) -> tuple[int, int]:
-        """(height, width) of the picture so far."""
-        return sum(shape[0] for shape in self._shapes), self._shapes[0][1]
-
-    def append(self, rows: NDArray[np.uint8]) -> None:
-        """Keep the next rows (h, w, 3)."""
-        self._file.write(np.ascontiguousarray(rows).data)
-        self._shapes.append(rows.shape)
-
-    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        self._file.seek(0)
-        for shape in self._shapes:
-            yield np.frombuffer(self._file.read(math.prod(shape)), np.uint8).reshape(shape)
