@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +38,23 @@ def variant(repository: Path, tmp_path: Path, name: str = "mem_fedavg", **change
     return read_job(write_variant(repository / "jobs" / name, tmp_path / "job", changes))
 
 
-def flare_processes() -> set[int]:
-    return {
-        process.pid
-        for process in psutil.process_iter(["cmdline"])
-        if any("nvflare" in part for part in process.info["cmdline"] or [])
-    }
+MARK = "HISTOFLARE_TEST_SIMULATION"
+
+
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], set[int]]:
+    """What runs of all that the test has started, and whatever that has started; other tests may run too."""
+    monkeypatch.setenv(MARK, str(tmp_path))
+
+    def running() -> set[int]:
+        found = set()
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.pid != os.getpid() and process.environ().get(MARK) == str(tmp_path):
+                    found.add(process.pid)
+        return found
+
+    return running
 
 
 def in_process(job: Job, sites: dict[str, SiteConfiguration]) -> RunResult:
@@ -63,11 +77,15 @@ def in_process(job: Job, sites: dict[str, SiteConfiguration]) -> RunResult:
     ids=["all", "shared head", "cyclic"],
 )
 def test_flare_ends_with_the_weights_of_the_in_process_runner(
-    repository: Path, tmp_path: Path, sites: dict[str, SiteConfiguration], name: str, changes: dict[str, Any]
+    repository: Path,
+    tmp_path: Path,
+    sites: dict[str, SiteConfiguration],
+    started: Callable[[], set[int]],
+    name: str,
+    changes: dict[str, Any],
 ) -> None:
     """Same job, same data, same global weights, to the last bit; also when only one site is asked."""
     job = variant(repository, tmp_path, name, rounds=3, **changes)
-    before = flare_processes()
     seen: list[int] = []
     run, other = run_simulation(job, sites, on_round=seen.append), in_process(job, sites)
     result = run.training
@@ -78,7 +96,7 @@ def test_flare_ends_with_the_weights_of_the_in_process_runner(
     expected = [list(job.strategy.participants(index, sorted(SITES), job.seed)) for index in range(3)]
     assert [row["taking_part"] for row in result.rounds] == expected
     assert max(seen) == 3
-    assert flare_processes() <= before, "nothing is left running"
+    assert not started(), "nothing is left running"
 
 
 def test_a_site_that_cannot_take_part_sends_a_code_and_the_others_go_on(
@@ -101,12 +119,12 @@ def test_a_job_that_stops_is_an_error_with_its_log(
 
 
 def test_ctrl_c_leaves_nothing_running(
-    repository: Path, tmp_path: Path, sites: dict[str, SiteConfiguration]
+    repository: Path, tmp_path: Path, sites: dict[str, SiteConfiguration], started: Callable[[], set[int]]
 ) -> None:
     job = variant(repository, tmp_path, rounds=500)
     listed = [(name, str(where.manifest), str(where.bags)) for name, where in sites.items()]
     code = f"""
-import os, signal
+import os, psutil, signal
 from pathlib import Path
 from typing import Any
 from histoflare.flare.job import read_job
@@ -115,12 +133,13 @@ from histoflare.site.configuration import SiteConfiguration
 sites = {{name: SiteConfiguration(Path(m), Path(b)) for name, m, b in {listed!r}}}
 def on_round(done):
     if done >= 1:
+        print(len(list(psutil.Process().children(recursive=True))), flush=True)
         os.kill(os.getpid(), signal.SIGINT)
 run_simulation(read_job(Path({str(job.folder)!r})), sites, on_round=on_round)
 """
-    before = flare_processes()
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
     assert "KeyboardInterrupt" in ended.stderr
-    assert flare_processes() <= before
+    assert int(ended.stdout.split()[-1]) > len(SITES)  # there was something to end
+    assert not started()
