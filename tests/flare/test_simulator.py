@@ -133,7 +133,8 @@ from histoflare.site.configuration import SiteConfiguration
 sites = {{name: SiteConfiguration(Path(m), Path(b)) for name, m, b in {listed!r}}}
 def on_round(done):
     if done >= 1:
-        print(len(list(psutil.Process().children(recursive=True))), flush=True)
+        children = psutil.Process().children(recursive=True)
+        print(sum(child.environ().get({MARK!r}) == {str(tmp_path)!r} for child in children), flush=True)
         os.kill(os.getpid(), signal.SIGINT)
 run_simulation(read_job(Path({str(job.folder)!r})), sites, on_round=on_round)
 """
