@@ -26,7 +26,8 @@ from histoflare.commands.options import Runtime
 from histoflare.commands.run import show_summary, summarise
 from histoflare.commands.runtimes import Experiment
 from histoflare.commands.sites import find_sites
-from histoflare.flare.job import read_job, write_variant
+from histoflare.flare.job import read_job
+from histoflare.flare.job_variant import write_variant
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.slides.assemble import LUNG_LABELS, AssemblyParameters, assemble
 from histoflare.slides.manifest import read_manifest

@@ -26,7 +26,8 @@ import psutil
 
 from histoflare.commands.console import make_table, out
 from histoflare.flare import processes
-from histoflare.flare.job import read_job, write_variant
+from histoflare.flare.job import read_job
+from histoflare.flare.job_variant import write_variant
 from histoflare.flare.kits import Agreement
 from histoflare.flare.poc import COMPLETED, Federation
 from histoflare.flare.provision import ARENAS, FLAT, START_SCRIPT

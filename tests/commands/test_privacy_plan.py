@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from histoflare.cli import app
-from histoflare.flare.job import read_job, write_variant
+from histoflare.flare.job import read_job
+from histoflare.flare.job_variant import write_variant
 from histoflare.flare.site_policy import policy_file
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols

@@ -11,23 +11,20 @@ from nvflare.apis.fl_context import FLContext, FLContextManager
 
 
 class StandInEngine:
-    """Hands out components, sites and folders, and notes the events that are fired."""
+    """Hands out sites and folders, notes the events that are fired, and has a job (:func:`job_of_engine`)."""
 
     def __init__(
         self,
         folder: Path,
-        components: dict[str, Any],
         sites: tuple[str, ...] = (),
         configuration: Path | None = None,
+        **job: Any,
     ) -> None:
         self.folder = folder
         self.configuration = configuration or folder
-        self.components = components
+        self.job = SimpleNamespace(**job)
         self.sites = sites
         self.events: list[str] = []
-
-    def get_component(self, name: str) -> Any:
-        return self.components.get(name)
 
     def get_clients(self) -> list[Any]:
         return [SimpleNamespace(name=site) for site in self.sites]
@@ -45,6 +42,11 @@ class StandInEngine:
 
     def context(self, identity: str) -> FLContext:
         return FLContextManager(self, identity, "job").new_context()
+
+
+def job_of_engine(fl_ctx: FLContext) -> Any:
+    """Stands in for ``flare.job.job_of``."""
+    return fl_ctx.get_engine().job
 
 
 def come_from(site: str, fl_ctx: FLContext) -> FLContext:

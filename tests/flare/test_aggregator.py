@@ -21,12 +21,12 @@ from nvflare.app_common.app_constant import AppConstants
 from histoflare.flare.aggregator import MetricsCollector, SiteOrderAggregator
 from histoflare.flare.headers import METRICS, RELEASE, WEIGHT
 from histoflare.flare.record import EVALUATION_FILE
-from histoflare.privacy.plan import Open, UpdateNoise
+from histoflare.privacy.plan import Open, PrivacyPlan, UpdateNoise
 from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.strategy import Strategy, Update, server_round
 from histoflare.site.messages import digest_of
 
-from .stand_in import StandInEngine, come_from
+from .stand_in import StandInEngine, come_from, job_of_engine
 
 SITES = ("a", "b", "c")
 ROUND = 4
@@ -39,7 +39,7 @@ class Server:
 
     def __init__(self, folder: Path, strategy: Strategy | None = None) -> None:
         self.folder = folder
-        self.engine = StandInEngine(folder, {"strategy": strategy or FedAvg()}, SITES)
+        self.engine = StandInEngine(folder, SITES, strategy=strategy or FedAvg(), plan=Open())
         self.aggregator = SiteOrderAggregator()
 
     def context(self) -> FLContext:
@@ -55,6 +55,11 @@ class Server:
 
     def aggregate(self) -> dict[str, Any]:
         return from_shareable(self.aggregator.aggregate(self.context())).data
+
+
+@pytest.fixture(autouse=True)
+def _own_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("histoflare.flare.aggregator.job_of", job_of_engine)
 
 
 @pytest.fixture
@@ -109,17 +114,17 @@ def trusting(noise_multiplier: float = 4.0) -> Shareable:
 @pytest.mark.parametrize(
     "plan",
     [
-        None,
+        Open(),
         UpdateNoise(noise_multiplier=0.0, noise_location="server"),
         UpdateNoise(noise_multiplier=3.9, noise_location="server"),
         UpdateNoise(noise_multiplier=4.0),
     ],
 )
 def test_a_server_that_would_add_less_noise_than_its_sites_count_on_combines_nothing(
-    tmp_path: Path, plan: UpdateNoise | None
+    tmp_path: Path, plan: PrivacyPlan
 ) -> None:
     server = Server(tmp_path, FedAvg("uniform"))
-    server.engine.components["privacy"] = plan
+    server.engine.job.plan = plan
     assert server.accept("a", trusting())
     np.testing.assert_array_equal(server.aggregate()["w"], START["w"])
     assert server.aggregator.taking_part == []
@@ -128,9 +133,7 @@ def test_a_server_that_would_add_less_noise_than_its_sites_count_on_combines_not
 
 def test_a_trusted_server_adds_the_noise_once(tmp_path: Path) -> None:
     server = Server(tmp_path, FedAvg("uniform"))
-    server.engine.components["privacy"] = UpdateNoise(
-        noise_multiplier=4.0, clip_norm=1e-2, noise_location="server"
-    )
+    server.engine.job.plan = UpdateNoise(noise_multiplier=4.0, clip_norm=1e-2, noise_location="server")
     for site in SITES:
         assert server.accept(site, trusting())
     combined = server.aggregate()["w"].astype(float) - START["w"] - 1.0

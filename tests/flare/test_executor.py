@@ -70,12 +70,12 @@ class StandInTrainer:
 class Site:
     """``clinic-a`` with its file in the kit's local folder, and an executor."""
 
-    def __init__(self, root: Path, text: str = "", run: str = "job", **options: Any) -> None:
+    def __init__(self, root: Path, text: str = "", run: str = "job", best: str | None = None) -> None:
         self.kit = root
         self.run = run
         (root / SITE_FILE).write_text(f'manifest = "m.csv"\nbags = "bags"\n{text}')
-        self.engine = StandInEngine(root, {"task": TASK, "strategy": FedAvg()})
-        self.executor = SiteExecutor(seed=5, **options)
+        self.engine = StandInEngine(root, task=TASK, strategy=FedAvg(), seed=5, best_metric=best)
+        self.executor = SiteExecutor()
         self.admitted = True
 
     def ask(self, name: str = "train", index: int = 0) -> Shareable:
@@ -93,7 +93,7 @@ class Site:
             except JobError:
                 configuration = SiteConfiguration(self.kit / "m.csv", self.kit / "bags")
             books = Books(configuration, policy, Open(), rounds=3, run=self.run, labels=["a", "b"])
-            handshake.admit(handshake.Admitted(policy, 3, books), fl_ctx)
+            handshake.admit(handshake.Admitted(self.engine.job, policy, 3, books), fl_ctx)
         return fl_ctx
 
 
@@ -120,14 +120,13 @@ def test_an_update_is_released_and_goes_with_its_weight(tmp_path: Path) -> None:
 def test_no_data_are_looked_at_before_a_budget_is_reserved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A train task by another name is admitted without a reservation: it learns nothing of the data."""
-    site = Site(tmp_path, train_task_name="other")
+    site = Site(tmp_path)
 
     def nothing_reserved(self: Books) -> None:
         raise JobError("nothing is reserved", reason="NOT_ADMITTED")
 
     monkeypatch.setattr(Books, "check_reserved", nothing_reserved)
-    reply = site.ask("other")
+    reply = site.ask()
     assert reply.get_return_code().endswith("NOT_ADMITTED")
     assert StandInTrainer.made == []
 
@@ -143,11 +142,11 @@ def test_one_trainer_serves_every_round_and_ends_with_the_job(tmp_path: Path) ->
 
 
 def test_a_metric_is_asked_for_only_if_the_policy_lets_it_out(tmp_path: Path) -> None:
-    dxo = from_shareable(Site(tmp_path, best_metric="auc").ask())
+    dxo = from_shareable(Site(tmp_path, best="auc").ask())
     assert dxo.meta[METRICS] == {"validation/auc": 0.5}
     released = handshake.take_release(dxo.meta[METRICS])
     assert released is not None and released.patients == 3
-    assert METRICS not in from_shareable(Site(tmp_path, best_metric="loss").ask()).meta
+    assert METRICS not in from_shareable(Site(tmp_path, best="loss").ask()).meta
 
 
 @pytest.mark.parametrize(("text", "split"), [("", "test"), ("evaluation_only = true\n", "all")])
@@ -175,7 +174,7 @@ def test_only_rounds_of_the_protocol_are_trained(tmp_path: Path, index: Any) -> 
 
 def test_metrics_of_too_few_patients_do_not_cost_the_update(tmp_path: Path) -> None:
     StandInTrainer.metric_patients = 1
-    dxo = from_shareable(Site(tmp_path, best_metric="auc").ask())
+    dxo = from_shareable(Site(tmp_path, best="auc").ask())
     assert dxo.data_kind == DataKind.WEIGHT_DIFF and METRICS not in dxo.meta
 
 
@@ -200,7 +199,7 @@ def test_a_token_serves_one_task(tmp_path: Path) -> None:
     ("text", "name", "error", "code"),
     [
         ("evaluation_only = true\n", "train", None, "EVALUATION_ONLY"),
-        ("", "submit_model", None, "TASK_UNKNOWN"),
+        ("", "submit_model", None, "TASK_UNEXPECTED"),
         ("unknown = 1\n", "train", None, "SITE_NOT_CONFIGURED"),
         ("", "train", JobError("patient Doe", reason="COHORT_INVALID"), "COHORT_INVALID"),
         ("", "train", RuntimeError("patient Doe"), "TRAINING_FAILED"),

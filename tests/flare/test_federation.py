@@ -19,7 +19,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from histoflare.bags.cohort import load_cohort
 from histoflare.errors import HistoflareError
 from histoflare.flare import processes
-from histoflare.flare.job import CONFIG_FOLDER, VARIABLES_FILE, read_job, write_variant
+from histoflare.flare.job import read_job
+from histoflare.flare.job_files import CONFIG_FOLDER, JOB_FILE
+from histoflare.flare.job_variant import write_variant
 from histoflare.flare.kits import Agreement
 from histoflare.flare.persistor import BEST_MODEL_FILE, GLOBAL_MODEL_FILE, read_facts
 from histoflare.flare.poc import COMPLETED, Federation
@@ -234,7 +236,7 @@ def registered(federation: Federation) -> set[str]:
 def test_a_job_that_could_read_a_site_gets_nowhere(running: Running) -> None:
     """Its task's name would tell the server the first letter of a path; the sites ask for no task at all."""
     job = running.variant()
-    with (job / CONFIG_FOLDER / VARIABLES_FILE).open("a") as file:
+    with (job / CONFIG_FOLDER / JOB_FILE).open("a") as file:
         file.write('\ntask_name = "train{manifest[0]}"\n')
     job_id = running.submit(job)
     wait(lambda: "does not run here" in running.federation.log("clinic-a").read_text())

@@ -14,7 +14,9 @@ import pytest
 
 from histoflare.errors import JobError
 from histoflare.flare.allowed import ALLOWED_CLASSES
-from histoflare.flare.job import CONFIG_FOLDER, make_component, read_configuration, read_job, write_variant
+from histoflare.flare.job import make_component, read_configuration, read_job
+from histoflare.flare.job_files import CONFIG_FOLDER
+from histoflare.flare.job_variant import write_variant
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.privacy.protocol import check_task, digest

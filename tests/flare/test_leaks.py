@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from histoflare.flare.job import CONFIG_FOLDER, write_variant
+from histoflare.flare.job_files import CONFIG_FOLDER
+from histoflare.flare.job_variant import write_variant
 from histoflare.flare.kits import Agreement
 from histoflare.flare.poc import COMPLETED, Federation
 from histoflare.storage import write_json

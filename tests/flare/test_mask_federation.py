@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from histoflare.flare.job import read_job, write_variant
+from histoflare.flare.job import read_job
+from histoflare.flare.job_variant import write_variant
 from histoflare.flare.kits import Agreement
 from histoflare.flare.persistor import GLOBAL_MODEL_FILE
 from histoflare.flare.poc import COMPLETED, Federation

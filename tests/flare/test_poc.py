@@ -18,7 +18,7 @@ import pytest
 
 from histoflare.errors import HistoflareError
 from histoflare.flare import processes
-from histoflare.flare.job import write_variant
+from histoflare.flare.job_variant import write_variant
 from histoflare.flare.kits import Agreement
 from histoflare.flare.poc import COMPLETED, STATE_FILE, Federation
 from histoflare.site.configuration import SiteConfiguration, read_site_file

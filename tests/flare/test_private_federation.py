@@ -12,7 +12,8 @@ import pytest
 from safetensors.torch import load_file
 
 from histoflare.bags.cohort import load_cohort
-from histoflare.flare.job import read_job, write_variant
+from histoflare.flare.job import read_job
+from histoflare.flare.job_variant import write_variant
 from histoflare.flare.kits import Agreement
 from histoflare.flare.persistor import GLOBAL_MODEL_FILE
 from histoflare.flare.poc import COMPLETED, Federation

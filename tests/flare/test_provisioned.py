@@ -22,7 +22,8 @@ from nvflare.apis.workspace import Workspace
 
 from histoflare.errors import HistoflareError, JobError
 from histoflare.flare import processes
-from histoflare.flare.job import CONFIG_FOLDER, write_variant
+from histoflare.flare.job_files import CONFIG_FOLDER
+from histoflare.flare.job_variant import write_variant
 from histoflare.flare.kit_check import CHECK_FILE
 from histoflare.flare.kit_signature import SIGNATURE_FILE, check_running_kit, verify_kit
 from histoflare.flare.kits import Kits, kit_environment

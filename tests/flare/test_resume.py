@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import save
 
 from histoflare.errors import JobError
-from histoflare.flare.job import CONFIG_FOLDER, read_configuration, read_job, write_variant
+from histoflare.flare.job import read_configuration, read_job
+from histoflare.flare.job_files import CONFIG_FOLDER
+from histoflare.flare.job_variant import write_variant
 from histoflare.flare.persistor import GLOBAL_MODEL
 from histoflare.flare.resume import read_run, write_resumed
 from histoflare.rounds.state import State, model_state

@@ -15,7 +15,8 @@ import pytest
 
 from histoflare.bags.cohort import load_cohort
 from histoflare.errors import JobError
-from histoflare.flare.job import Job, read_job, write_variant
+from histoflare.flare.job import Job, read_job
+from histoflare.flare.job_variant import write_variant
 from histoflare.flare.simulator import run_simulation
 from histoflare.rounds.runner import RunResult, run_in_process
 from histoflare.rounds.state import digest

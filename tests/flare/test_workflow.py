@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from nvflare.app_common.app_event_type import AppEventType
 
 from histoflare.errors import JobError
 from histoflare.flare.headers import ASKED, PSEUDONYM
+from histoflare.flare.job_variant import write_variant
 from histoflare.flare.record import EARLIER_ROUNDS_FILE, ROUNDS_FILE, SITES_FILE
 from histoflare.flare.workflow import AskingScatterAndGather
 
@@ -48,16 +50,27 @@ class Communicator:
                 self.workflow._process_train_result(client_task, fl_ctx)
 
 
+def workflow(folder: Path, job: str, changes: dict[str, Any]) -> AskingScatterAndGather:
+    """Return the workflow of a shipped job with other figures, as FLARE makes it."""
+    name = {"fedavg": "mem_fedavg", "cyclic": "mem_cwt", "evaluate": "mem_evaluate"}[job]
+    jobs = Path(__file__).resolve().parents[2] / "jobs"
+    made = write_variant(jobs / name, folder / f"job-{uuid.uuid4().hex}", changes)
+    return AskingScatterAndGather(str(made / "app" / "custom"))
+
+
 class Server:
     """A workflow in a round, with an aggregator that takes what it is told to."""
 
     def __init__(
-        self, folder: Path, replies: dict[str, Shareable], accepts: bool = True, **options: Any
+        self,
+        folder: Path,
+        replies: dict[str, Shareable],
+        accepts: bool = True,
+        strategy: str = "cyclic",
+        **options: Any,
     ) -> None:
-        self.workflow = AskingScatterAndGather(
-            **{"rounds": 5, "min_clients": 2, "ignore_result_error": True, **options}
-        )
-        self.engine = StandInEngine(folder, {}, SITES)
+        self.workflow = workflow(folder, strategy, {"rounds": 5, "min_clients": 2, **options})
+        self.engine = StandInEngine(folder, SITES)
         self.workflow._engine = self.engine
         self.workflow._current_round = 3
         self.workflow.communicator = Communicator(self.workflow, replies)
@@ -123,12 +136,12 @@ def test_a_refusal_does_not_count_as_an_answer(tmp_path: Path, accepts: bool) ->
     assert task.props["__min_responses"] == 3
 
 
-@pytest.mark.parametrize(("ignores", "ends"), [(None, True), (True, False)])
+@pytest.mark.parametrize(("strategy", "ends"), [("fedavg", True), ("cyclic", False)])
 def test_a_round_given_up_with_too_few_updates_ends_the_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ignores: bool | None, ends: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str, ends: bool
 ) -> None:
     """Two are needed, one came, and the wait is over (the others are gone)."""
-    server = Server(tmp_path, {"a": update()}, ignore_result_error=ignores)
+    server = Server(tmp_path, {"a": update()}, strategy=strategy)
     said: list[str] = []
     monkeypatch.setattr(server.workflow, "system_panic", lambda reason, fl_ctx: said.append(reason))
     server.run(list(SITES))
@@ -162,11 +175,16 @@ def test_the_best_model_is_the_one_that_all_who_took_part_found_best(tmp_path: P
 
 
 @pytest.mark.parametrize("start", [-1, 5, 6])
-def test_a_start_outside_the_job_is_refused(start: int) -> None:
+def test_a_start_outside_the_job_is_refused(tmp_path: Path, start: int) -> None:
     with pytest.raises(JobError, match="start_round"):
-        AskingScatterAndGather(rounds=5, start_round=start)
+        workflow(tmp_path, "fedavg", {"rounds": 5, "start_round": start})
 
 
-def test_a_job_that_goes_on_runs_the_rest() -> None:
-    workflow = AskingScatterAndGather(rounds=5, start_round=2)
-    assert (workflow._start_round, workflow._num_rounds) == (2, 3)
+def test_a_job_that_goes_on_runs_the_rest(tmp_path: Path) -> None:
+    made = workflow(tmp_path, "fedavg", {"rounds": 5, "start_round": 2})
+    assert (made._start_round, made._num_rounds, made.aggregator_id) == (2, 3, "aggregator")
+
+
+def test_an_evaluation_asks_once_and_collects(tmp_path: Path) -> None:
+    made = workflow(tmp_path, "evaluate", {})
+    assert (made._num_rounds, made.train_task_name, made.aggregator_id) == (1, "evaluate", "collector")

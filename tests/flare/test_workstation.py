@@ -11,7 +11,8 @@ import pytest
 
 from histoflare.errors import JobError
 from histoflare.flare import processes
-from histoflare.flare.job import read_job, write_variant
+from histoflare.flare.job import read_job
+from histoflare.flare.job_variant import write_variant
 from histoflare.flare.poc import STATE_FILE, Federation
 from histoflare.flare.workstation import run_on_workstation
 

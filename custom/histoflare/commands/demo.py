@@ -141,7 +141,8 @@ def _choose_job(
     from histoflare.bags.encoder import load_encoder
     from histoflare.commands.runtimes import EVALUATION_JOBS
     from histoflare.errors import JobError
-    from histoflare.flare.job import read_job, write_variant
+    from histoflare.flare.job import read_job
+    from histoflare.flare.job_variant import write_variant
     from histoflare.flare.workstation import write_evaluation
     from histoflare.slides.manifest import read_manifest
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,14 +24,14 @@ def show(
     """
     from rich.table import Column, Table
 
-    from histoflare.flare.job import CONFIG_FOLDER, read_configuration, read_job
+    from histoflare.flare.job import read_job
     from histoflare.privacy.protocol import digest
 
     read = read_job(job)
-    variables = read_configuration(job / CONFIG_FOLDER / "config_fed_server.conf")
     facts: dict[str, Any] = {
         "job": read.name,
-        "purpose": variables.get("purpose"),
+        "kind": read.kind,
+        "purpose": read.purpose,
         "scope": read.scope,
         "strategy": read.strategy.name,
         "privacy": read.asked.to_json(),
@@ -41,8 +39,8 @@ def show(
         "protocol": read.protocol,
         "task": read.task.to_json(),
     }
-    more = ("rounds", "start_round", "min_clients", "seed")
-    facts |= {name: variables[name] for name in more if name in variables}
+    more = ("rounds", "start_round", "min_clients", "late_seconds", "seed", "best_metric", "run")
+    facts |= {name: getattr(read, name) for name in more}
     if as_json:
         print_json(facts)
         return
@@ -71,29 +69,30 @@ def make(
     A variable that the protocol decides (rounds, labels, encoder, resolution) changes the protocol, and with
     it its hash: sites refuse it until they have agreed.
 
-    Example: histoflare job make jobs/mem_evaluate --model demo-run/model.safetensors --out my-evaluation
+    A model goes to the server alone, so a job with one names its sites.
+
+    Example: histoflare job make jobs/mem_evaluate --model demo-run/model.safetensors --sites a,b --out ask
     """
-    from histoflare.commands.run import settings
-    from histoflare.flare.job import META_FILE, read_job, read_preset, write_variant
+    from histoflare.flare.job import read_job
+    from histoflare.flare.job_variant import parse_settings, read_preset, try_variant, write_variant
     from histoflare.flare.persistor import read_state
     from histoflare.rounds.state import model_state
 
     read_job(job)
     chosen = read_preset(job, preset) if preset else None
-    changes = (chosen.changes if chosen else {}) | settings(setting or [], job)
+    changes = (chosen.changes if chosen else {}) | parse_settings(setting or [])
     scope = scope or (chosen.scope if chosen else None)
     if model is not None:
         changes = model_task(model) | changes
     names = _site_names(sites) if sites else None
-    with tempfile.TemporaryDirectory(prefix="histoflare-") as scratch:
-        made = read_job(write_variant(job, Path(scratch) / job.resolve().name, changes))
-        if model is not None and (found := _global_model(model)):
-            read_state(found, like=made.strategy.begin(model_state(made.task.build_model())))
-        least = json.loads((made.folder / META_FILE).read_text())["min_clients"]
-        if names is not None and len(names) < least:
-            raise JobError(
-                f"--sites names {len(names)}, and the job needs {least} to answer (--set min_clients=…)."
-            )
+    made = try_variant(job, changes)
+    if model is not None and (found := _global_model(model)):
+        read_state(found, like=made.strategy.begin(model_state(made.task.build_model())))
+    if names is not None and len(names) < made.min_clients:
+        raise JobError(
+            f"--sites names {len(names)}, and the job needs {made.min_clients} to answer (--set "
+            "min_clients=…)."
+        )
     write_variant(job, target, changes, sites=names, scope=scope, start_model=model)
     console.print(f"job: {target}", highlight=False, markup=False, soft_wrap=True)
 
@@ -156,7 +155,7 @@ def model_task(model: Path) -> dict[str, Any]:
     from histoflare.model_file import read_task
 
     task = read_task(model)
-    return {f"task.{name}": value for name, value in task.items()}
+    return {f"task.{name}": value for name, value in task.items() if name != "seed"}
 
 
 def _lines(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

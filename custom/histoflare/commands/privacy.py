@@ -170,7 +170,8 @@ def show_plan(
 
     Example: histoflare privacy plan jobs/mem_dpsgd --site local/histoflare.toml
     """
-    from histoflare.flare.job import CONFIG_FOLDER, read_configuration, read_job
+    from histoflare.flare.job import read_job
+    from histoflare.flare.job_schema import EVALUATION
     from histoflare.flare.site_policy import policy_file
     from histoflare.privacy.accountant import epsilon
     from histoflare.privacy.policy import read_policy
@@ -179,9 +180,8 @@ def show_plan(
     from histoflare.site.preview import preview
 
     read, configuration = read_job(job), read_site_file(site)
-    variables = read_configuration(job / CONFIG_FOLDER / "config_fed_client.conf")
     rules = read_policy(policy or site.parent / policy_file(read.scope))
-    if variables["executors"][0]["tasks"] == ["evaluate"]:
+    if read.kind == EVALUATION:
         limit = rules.protection.evaluations if rules.protection else "any number of"
         out.print(
             f"An evaluation: no ε. The policy lets {limit} evaluations over a patient out.", highlight=False
@@ -189,7 +189,7 @@ def show_plan(
         return
     read.plan.check_task(read.task)
     found = preview(configuration, rules, read.plan, read.rounds, list(read.task.labels), read.task.data)
-    refusal = _refused_otherwise(read, rules, variables, site) or found.refusal
+    refusal = _refused_otherwise(read, rules, site) or found.refusal
     spend = read.plan.spend().times(read.rounds)
     tight = "pld" if spend.sample_rate < 1 else "gaussian"
     delta = found.budget.delta
@@ -236,7 +236,7 @@ def show_plan(
     raise typer.Exit(0 if refusal is None else 3)
 
 
-def _refused_otherwise(job: Job, policy: Policy, variables: dict[str, Any], site: Path) -> JobError | None:
+def _refused_otherwise(job: Job, policy: Policy, site: Path) -> JobError | None:
     """Return why a site would refuse a job whatever its budget, as far as its own folder says."""
     from histoflare.flare.admission import check_agreement, check_strategy
     from histoflare.flare.kit_signature import verify_kit
@@ -247,7 +247,7 @@ def _refused_otherwise(job: Job, policy: Policy, variables: dict[str, Any], site
         if (local.parent / "startup").is_dir():
             verify_kit(local.parent)
         if (local / PROTOCOL_FILE).is_file():
-            check_agreement(policy, variables, local)
+            check_agreement(policy, job, local)
         check_strategy(policy, job.plan, job.strategy)
     except JobError as error:
         return error

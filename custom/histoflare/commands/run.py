@@ -57,16 +57,18 @@ def run(
     from histoflare.commands.experiment import run_experiment
     from histoflare.commands.runtimes import Experiment
     from histoflare.commands.sites import find_sites
-    from histoflare.flare.job import read_job, read_preset, write_variant
+    from histoflare.flare.job import read_job
+    from histoflare.flare.job_variant import parse_settings, read_preset, try_variant, write_variant
     from histoflare.storage import write_json
 
     data = read_job(job).task.data  # what is wrong with the job must not be said of a copy
     found = find_sites(sites, data)
     chosen = read_preset(job, preset) if preset else None
-    changes = (chosen.changes if chosen else {}) | settings(setting or [], job)
+    changes = (chosen.changes if chosen else {}) | parse_settings(setting or [])
     scope = chosen.scope if chosen else None
     if "seed" in changes:
         raise JobError("--set seed=…: seeds are given with --seeds.")
+    try_variant(job, changes)
     reports = []
     budgets = read_epsilons(epsilons)
     with progress() as bars:
@@ -203,31 +205,3 @@ def _seeds(text: str) -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise JobError(f"--seeds has a seed twice: '{text}'; that is no second run.")
     return seeds
-
-
-def settings(pairs: list[str], job: Path) -> dict[str, Any]:
-    """Return the changes that ``--set`` asks for.
-
-    A variable the job does not have would change nothing, so it is refused; below ``task`` and ``strategy``
-    the classes refuse what they do not know.
-    """
-    import json
-
-    from histoflare.flare.job import CONFIG_FOLDER, read_configuration
-
-    variables = read_configuration(job / CONFIG_FOLDER / "config_fed_server.conf")
-    changes: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise JobError(f"--set takes name=value, not '{pair}'.")
-        if name.partition(".")[0] not in variables:
-            raise JobError(f"--set {pair}: the job has no variable '{name}'; its job.conf lists them.")
-        try:
-            changes[name] = json.loads(value)
-        except ValueError:
-            changes[name] = value
-    rounds = changes.get("rounds", 1)
-    if type(rounds) is not int or rounds < 1:
-        raise JobError(f"--set rounds takes a whole number from 1 up, not '{rounds}'.")
-    return changes

@@ -18,20 +18,18 @@ from nvflare.apis.shareable import Shareable
 
 from histoflare.errors import HistoflareError, JobError
 from histoflare.flare import handshake
-from histoflare.flare.deployed import CLIENT_FILE, check_deployed
+from histoflare.flare.application import check_folder
 from histoflare.flare.handshake import Admitted
-from histoflare.flare.job import PRIVACY, STRATEGY, TASK, read_configuration
+from histoflare.flare.job import Job, job_of
+from histoflare.flare.job_schema import TASK_OF, TRAIN
 from histoflare.flare.kit_signature import check_running_kit
-from histoflare.privacy.plan import Open, PrivacyPlan
+from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import Policy, read_policy
-from histoflare.privacy.protocol import PROTOCOL_FILE, check_task, digest, read_protocols
+from histoflare.privacy.protocol import PROTOCOL_FILE, digest, read_protocols
 from histoflare.site.books import Books
 from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
 from histoflare.site.ledgers import note_refusal
 from histoflare.slides.manifest import SPLIT_RULE
-
-TRAIN = "train"
-"""The task for which a whole job is reserved. Under another name no training is booked, so none is done."""
 
 
 class Admission(Filter):
@@ -58,10 +56,14 @@ class Admission(Filter):
             if job_id not in self._admitted:
                 self._admitted[job_id] = self._check(fl_ctx)
             admitted = self._admitted[job_id]
-            if fl_ctx.get_prop(FLContextKey.TASK_NAME) == TRAIN:
-                engine = fl_ctx.get_engine()
-                check_strategy(admitted.policy, admitted.books.plan, engine.get_component(STRATEGY))
-                admitted.books.plan.check_task(engine.get_component(TASK))
+            job, task = admitted.job, fl_ctx.get_prop(FLContextKey.TASK_NAME)
+            if task != TASK_OF[job.kind]:
+                raise JobError(
+                    f"A job of the kind {job.kind} has no task {task!r}.", reason="TASK_UNEXPECTED"
+                )
+            if task == TRAIN:
+                check_strategy(admitted.policy, admitted.books.plan, job.strategy)
+                admitted.books.plan.check_task(job.task)
                 admitted.books.reserve()  # the whole job, before its first gradient
             handshake.admit(admitted, fl_ctx)
         except HistoflareError as error:
@@ -87,50 +89,38 @@ class Admission(Filter):
         scope = (fl_ctx.get_prop(FLContextKey.JOB_META) or {}).get("scope") or policy.name
         if scope != policy.name:
             raise JobError(f"The job's scope '{scope}' is not '{policy.name}'.", reason="SCOPE_UNKNOWN")
-        folder = Path(workspace.get_app_config_dir(fl_ctx.get_job_id()))
-        check_deployed(folder)
-        variables = read_configuration(folder / CLIENT_FILE)
-        agreed = check_agreement(policy, variables, local)
-        engine = fl_ctx.get_engine()
-        task = engine.get_component(TASK)
-        check_task(agreed, task.to_json())
-        _check_rules(agreed, variables)
+        check_folder(Path(workspace.get_app_config_dir(fl_ctx.get_job_id())))
+        job = job_of(fl_ctx)
+        agreed = check_agreement(policy, job, local)
+        _check_rules(agreed)
         rounds = agreed["stop"]["rounds"]
-        asked = engine.get_component(PRIVACY) or Open()
-        if not isinstance(asked, PrivacyPlan):
-            raise JobError("The job's 'privacy' is no privacy plan.", reason="PRIVACY_INVALID")
-        plan = asked.settled(rounds)
-        run = variables.get("run") or fl_ctx.get_job_id()
         books = Books(
             _site_file(fl_ctx),
             policy,
-            plan,
+            job.plan,
             rounds=rounds,
-            run=str(run),
+            run=job.run or fl_ctx.get_job_id(),
             labels=list(agreed["labels"]),
-            data=task.data,
+            data=job.task.data,
         )
-        return Admitted(policy, rounds, books)
+        return Admitted(job, policy, rounds, books)
 
 
-def check_agreement(policy: Policy, variables: Mapping[str, Any], local: Path) -> dict[str, Any]:
+def check_agreement(policy: Policy, job: Job, local: Path) -> dict[str, Any]:
     """Return the job's protocol, if it is one that the site agreed to.
 
     Args:
-        variables: Of the job. local: The site's folder with its protocol.
+        local: The site's folder with its protocol.
 
     Raises:
         JobError: The job's purpose or protocol is not one that the site has agreed to.
     """
-    purpose = variables.get("purpose")
-    if purpose not in policy.purposes:
+    if job.purpose not in policy.purposes:
         raise JobError(
-            f"The job's purpose is {purpose!r}; this site works for {', '.join(policy.purposes) or '–'}.",
+            f"The job's purpose is {job.purpose!r}; this site works for {', '.join(policy.purposes) or '–'}.",
             reason="PURPOSE_NOT_ALLOWED",
         )
-    protocol = variables.get("protocol")
-    if not isinstance(protocol, dict):
-        raise JobError("The job names no protocol.", reason="PROTOCOL_MISSING")
+    protocol = job.protocol
     agreed = {digest(each): each for each in read_protocols(local / PROTOCOL_FILE)}
     if digest(protocol) not in agreed:
         known = ", ".join(f"{each[:12]}…" for each in agreed)
@@ -156,17 +146,13 @@ def _site_file(fl_ctx: FLContext) -> SiteConfiguration:
     return read_site_file(find_site_file(fl_ctx.get_identity_name(), local))
 
 
-def _check_rules(protocol: Mapping[str, Any], variables: Mapping[str, Any]) -> None:
-    """Refuse a protocol that promises what this version does not do, and a job that does not keep it."""
+def _check_rules(protocol: Mapping[str, Any]) -> None:
+    """Refuse a protocol that promises what this version does not do."""
     stop = protocol["stop"]
     problems = []
     if protocol["split"] != SPLIT_RULE:
         problems.append(f"split must be {SPLIT_RULE}")
     if not isinstance(stop, Mapping) or stop.get("model") not in ("last", "best"):
         problems.append("stop.model must be last or best")
-    elif type(stop.get("rounds")) is not int or stop["rounds"] < 1:
-        problems.append("stop.rounds must be a whole number of at least 1")
-    elif "rounds" in variables and variables["rounds"] != stop.get("rounds"):
-        problems.append("the job's rounds are not the protocol's")
     if problems:
         raise JobError(f"The protocol is not kept: {'; '.join(problems)}.", reason="PROTOCOL_MISMATCH")

@@ -17,10 +17,10 @@ from nvflare.app_common.app_constant import AppConstants
 
 from histoflare.errors import HistoflareError, JobError
 from histoflare.flare.headers import METRICS, RELEASE, WEIGHT
-from histoflare.flare.job import PRIVACY
+from histoflare.flare.job import job_of
 from histoflare.flare.record import EVALUATION_FILE, run_folder
 from histoflare.flare.tensors import as_arrays, as_state
-from histoflare.privacy.plan import Open, PrivacyPlan
+from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import MECHANISMS
 from histoflare.privacy.spend import Spend
 from histoflare.rounds.strategy import Update, check_update, server_round
@@ -90,14 +90,10 @@ class SiteOrderAggregator(StampedAggregator):
     """Gives a round's updates to the strategy in site order, where they are summed in float64.
 
     FLARE's own aggregators add each update as it arrives; floating-point sums then depend on who is faster.
-
-    Args:
-        strategy_id: Component that combines the updates.
     """
 
-    def __init__(self, strategy_id: str = "strategy") -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._strategy_id = strategy_id
         self._updates: dict[str, Update] = {}
 
     def reset(self, fl_ctx: FLContext) -> None:
@@ -111,8 +107,7 @@ class SiteOrderAggregator(StampedAggregator):
         if not isinstance(weight, float):
             raise JobError("it has no weight")
         update = Update(site=site, tensors=as_state(dxo.data), weight=weight)
-        strategy = fl_ctx.get_engine().get_component(self._strategy_id)
-        check_update(strategy, as_state(_weights(fl_ctx)), update)
+        check_update(job_of(fl_ctx).strategy, as_state(_weights(fl_ctx)), update)
         self._updates[site] = update
 
     def aggregate(self, fl_ctx: FLContext) -> Shareable:
@@ -125,10 +120,9 @@ class SiteOrderAggregator(StampedAggregator):
             if self._updates:
                 updates = [self._updates[site] for site in sorted(self._updates)]
                 self._updates = {}  # they are gone once they are combined
-                strategy = engine.get_component(self._strategy_id)
-                plan = self._plan(fl_ctx)
-                self._check_noise(plan)
-                weights = as_arrays(server_round(strategy, as_state(weights), updates, sites, plan))
+                job = job_of(fl_ctx)
+                self._check_noise(job.plan)
+                weights = as_arrays(server_round(job.strategy, as_state(weights), updates, sites, job.plan))
         except HistoflareError as error:
             self.taking_part = []
             self.system_panic(f"round not combined: {error}", fl_ctx)
@@ -149,16 +143,6 @@ class SiteOrderAggregator(StampedAggregator):
                 "The sites count on noise that this server's configuration does not add.",
                 reason="PRIVACY_MISMATCH",
             )
-
-    def _plan(self, fl_ctx: FLContext) -> PrivacyPlan:
-        """Return what protects the updates, settled: the server adds the noise if the job says so."""
-        engine = fl_ctx.get_engine()
-        plan: PrivacyPlan = engine.get_component(PRIVACY) or Open()
-        first, more = (
-            fl_ctx.get_prop(AppConstants.START_ROUND, 0),
-            fl_ctx.get_prop(AppConstants.NUM_ROUNDS, 1),
-        )
-        return plan.settled(first + more)
 
 
 class MetricsCollector(StampedAggregator):

@@ -11,12 +11,14 @@ import uuid
 
 from nvflare.apis.fl_component import FLComponent
 from nvflare.private.admin_defs import Message, error_reply
-from nvflare.private.defs import RequestHeader
+from nvflare.private.defs import RequestHeader, TrainingTopic
 from nvflare.private.fed.client.admin import RequestProcessor
 from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors
 from nvflare.private.fed.client.shell_cmd import ShellCommandProcessor
 from nvflare.private.fed.client.sys_cmd import ConfigureSiteLogProcessor, ReportEnvProcessor, SysInfoProcessor
 from nvflare.private.fed.client.training_cmds import ConfigureJobLogProcessor
+
+from histoflare.flare.deployment import deploy
 
 CLOSED = (
     ShellCommandProcessor,
@@ -53,6 +55,8 @@ class CheckedProcessor(RequestProcessor):
         job_id = req.get_header(RequestHeader.JOB_ID)
         if job_id is not None and not _is_job_id(job_id):
             return error_reply("no such job")
+        if req.topic == TrainingTopic.DEPLOY:
+            return deploy(self.processor, req, app_ctx)
         reply: Message | None = self.processor.process(req, app_ctx)
         return reply
 

@@ -19,35 +19,19 @@ from histoflare.flare import handshake
 from histoflare.flare.gate import refused
 from histoflare.flare.handshake import Admitted
 from histoflare.flare.headers import METRICS, TOTAL_ROUNDS, WEIGHT
-from histoflare.flare.job import STRATEGY, TASK
+from histoflare.flare.job import Job
+from histoflare.flare.job_schema import EVALUATE, TRAIN
 from histoflare.flare.tensors import as_arrays
-from histoflare.site.books import Books
 from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
 from histoflare.site.ledgers import note_refusal
 from histoflare.site.trainer import EvaluateAnswer, TrainAnswer, Trainer, TrainerSetup
 
 
 class SiteExecutor(Executor):
-    """Hands the tasks of an admitted job to this site's trainer process.
+    """Hands the tasks of an admitted job to this site's trainer process."""
 
-    Args:
-        seed: The job's seed.
-        best_metric: Metric of the validation patients to send with each update, if the policy lets it out.
-        train_task_name, evaluate_task_name: The FLARE tasks this executor answers.
-    """
-
-    def __init__(
-        self,
-        seed: int = 0,
-        best_metric: str | None = None,
-        train_task_name: str = "train",
-        evaluate_task_name: str = "evaluate",
-    ) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._seed = seed
-        self._metrics = [f"validation/{best_metric}"] if best_metric else []
-        self._train_task_name = train_task_name
-        self._evaluate_task_name = evaluate_task_name
         self._trainer: Trainer | None = None
         self._roles: dict[str, str] | None = None
         self._evaluated = False
@@ -67,11 +51,11 @@ class SiteExecutor(Executor):
             admitted = handshake.redeem(fl_ctx)
             if admitted is None:
                 return refused(handshake.refusal(fl_ctx))
-            if task_name == self._train_task_name:
+            if task_name == TRAIN:
                 return self._train(shareable, fl_ctx, admitted, abort_signal)
-            if task_name == self._evaluate_task_name:
+            if task_name == EVALUATE:
                 return self._evaluate(shareable, fl_ctx, admitted, abort_signal)
-            return refused("TASK_UNKNOWN")
+            return refused("TASK_UNEXPECTED")
         except HistoflareError as error:
             self.logger.warning("this site leaves the round out: %s", error)
             if admitted is not None:
@@ -94,7 +78,8 @@ class SiteExecutor(Executor):
                 f"The server asked for round {index!r} of {total!r}; the protocol has {admitted.rounds}.",
                 reason="ROUND_INVALID",
             )
-        policy, books = admitted.policy, admitted.books
+        policy, books, best = admitted.policy, admitted.books, admitted.job.best_metric
+        asked = [f"validation/{best}"] if best else []
         received = as_arrays(from_shareable(shareable).data)
 
         def stopped() -> bool:
@@ -105,12 +90,12 @@ class SiteExecutor(Executor):
                 received,
                 index,
                 total,
-                metrics=list(policy.allowed_metrics(dict.fromkeys(self._metrics))),
+                metrics=list(policy.allowed_metrics(dict.fromkeys(asked))),
                 stopped=stopped,
             )
 
         books.check_reserved()  # nothing is said of the data before
-        trainer = self._start(configuration, fl_ctx, books)
+        trainer = self._start(configuration, fl_ctx, admitted)
         trainer.prepare(stopped=stopped)  # what is wrong with the data is said before a round is booked
         answer = books.train(received, index, train).answer
         handshake.release(answer.tensors, answer.patients, books.plan)
@@ -132,10 +117,10 @@ class SiteExecutor(Executor):
         received = as_arrays(from_shareable(shareable).data)
 
         def evaluate() -> EvaluateAnswer:
-            trainer = self._start(configuration, fl_ctx, admitted.books)
+            trainer = self._start(configuration, fl_ctx, admitted)
             return trainer.evaluate(received, split, stopped=lambda: bool(abort_signal.triggered))
 
-        answer = admitted.books.evaluate(received, split, self._question(fl_ctx), evaluate)
+        answer = admitted.books.evaluate(received, split, _question(admitted.job), evaluate)
         self._evaluated = True
         handshake.release(answer.metrics, answer.patients)
         reply: Shareable = DXO(DataKind.METRICS, data=answer.metrics).to_shareable()
@@ -145,29 +130,28 @@ class SiteExecutor(Executor):
         local = Path(fl_ctx.get_engine().get_workspace().get_site_config_dir())
         return read_site_file(find_site_file(fl_ctx.get_identity_name(), local))
 
-    def _question(self, fl_ctx: FLContext) -> str:
-        """Return all that an evaluation depends on beside the model and this site."""
-        engine = fl_ctx.get_engine()
-        strategy = engine.get_component(STRATEGY)
-        about = {"task": engine.get_component(TASK).to_json(), "strategy": vars(strategy), "seed": self._seed}
-        return json.dumps(about, sort_keys=True, default=str)
-
-    def _start(self, configuration: SiteConfiguration, fl_ctx: FLContext, books: Books) -> Trainer:
+    def _start(self, configuration: SiteConfiguration, fl_ctx: FLContext, admitted: Admitted) -> Trainer:
+        books, job = admitted.books, admitted.job
         if self._trainer is not None and self._roles != books.roles:
             self._trainer.close()  # it has read the manifest under other roles than were booked since
             self._trainer = None
         if self._trainer is None:
             self._roles = books.roles
-            engine = fl_ctx.get_engine()
             setup = TrainerSetup(
                 site=fl_ctx.get_identity_name(),
                 configuration=configuration,
-                task=engine.get_component(TASK),  # the one that admission has compared with the protocol
-                strategy=engine.get_component(STRATEGY),
-                seed=self._seed,
+                task=job.task,  # which admission has compared with the protocol
+                strategy=job.strategy,
+                seed=job.seed,
                 run=books.run,
                 plan=books.plan,
                 roles=books.roles,
             )
             self._trainer = Trainer(setup, say=self.logger.info)
         return self._trainer
+
+
+def _question(job: Job) -> str:
+    """Return all that an evaluation depends on beside the model and this site."""
+    about = {"task": job.task.to_json(), "strategy": vars(job.strategy), "seed": job.seed}
+    return json.dumps(about, sort_keys=True, default=str)

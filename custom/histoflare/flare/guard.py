@@ -25,7 +25,7 @@ from nvflare.fuel.f3.message import Message
 from nvflare.fuel.f3.streaming.stream_const import STREAM_CHANNEL, STREAM_DATA_TOPIC, StreamHeaderKey
 
 from histoflare.flare import handshake
-from histoflare.flare.deployed import check_deployed
+from histoflare.flare.application import check_folder
 from histoflare.flare.gate import refused
 from histoflare.flare.headers import PSEUDONYM
 
@@ -101,7 +101,7 @@ class Guard(FLComponent):
     def _close_cell(self, fl_ctx: FLContext) -> None:
         engine = fl_ctx.get_engine()
         try:
-            check_deployed(Path(engine.get_workspace().get_app_config_dir(fl_ctx.get_job_id())))
+            check_folder(Path(engine.get_workspace().get_app_config_dir(fl_ctx.get_job_id())))
         except Exception as error:
             # It could make FLARE itself tell things, before any filter sees them: it gets no task at all.
             self.logger.warning("this job does not run here: %s", error)

@@ -20,6 +20,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 
 from histoflare.flare.headers import PSEUDONYM
+from histoflare.flare.job import Job
 from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import Policy
 from histoflare.privacy.spend import Spend
@@ -54,8 +55,9 @@ class Release:
 
 @dataclass(frozen=True)
 class Admitted:
-    """What an admitted job may do here: under which policy, of how many rounds, and the books of it."""
+    """A job that was admitted here: under which policy, for how many rounds, and the books of it."""
 
+    job: Job
     policy: Policy
     rounds: int
     books: Books

@@ -1,50 +1,39 @@
-"""A job folder, read the way FLARE reads it, for the runtimes that are not FLARE's own."""
+"""A job: what its ``job.toml`` and ``protocol.toml`` say, read the same way by lead, server and site.
+
+Words and numbers only. A name in a table finds the class in a registry of this package (:data:`TASKS`,
+``rounds.strategy.STRATEGIES``, :data:`MECHANISMS`), and what the class makes of its numbers is all that a job
+can do.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-import inspect
 import json
-import shutil
-import tempfile
+import math
+import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from nvflare.fuel.utils.class_utils import instantiate_class
-from nvflare.fuel.utils.json_scanner import JsonScanner
-from nvflare.fuel.utils.wfconf import resolve_var_refs
-from nvflare.fuel_opt.utils.pyhocon_loader import PyhoconLoader
-from pyhocon.exceptions import ConfigException
-from pyparsing.exceptions import ParseBaseException
+from nvflare.apis.fl_context import FLContext
 
 from histoflare.errors import HistoflareError, JobError
+from histoflare.flare.job_files import CONFIG_FOLDER, META_FILE, read_tables
+from histoflare.flare.job_schema import AGREED, TABLES, TRAINING, check_tables, invalid
 from histoflare.privacy.plan import Open, PrivacyPlan
-from histoflare.storage import write_json
+from histoflare.rounds.strategy import STRATEGIES
 
-CONFIG_FOLDER = Path("app") / "config"
-SERVER_APP = "app_server"
-META_FILE = "meta.json"
-PRESETS_FOLDER = "presets"
-"""In a job folder: named sets of other figures, ``<name>.conf``. Not part of what is deployed."""
-VARIABLES_FILE = "job.conf"
-START_MODEL_FILE = "start_model.safetensors"
-OWN_CLASSES = "histoflare."
-TASK, STRATEGY, PRIVACY = "task", "strategy", "privacy"
-"""Ids of a job's components that say what is learned, how sites work together, and what protects the updates
-(without that one nothing does)."""
+TASKS = {"mem": "histoflare.bags.task:MemTask", "segmentation": "histoflare.masks.task:MaskTask"}
+"""What is learned: a name in ``[task]`` → its class."""
 
-AGREED = {
-    "rounds": "protocol.stop.rounds",
-    "task.labels": "protocol.labels",
-    "task.encoder": "protocol.encoder",
-    "task.network": "protocol.network",
-    "task.window_px": "protocol.window_px",
-    "task.mpp": "protocol.mpp",
-    "task.patch_px": "protocol.patch_px",
+MECHANISMS = {
+    "dp-sgd": "histoflare.privacy.plan:DpSgd",
+    "update-noise": "histoflare.privacy.plan:UpdateNoise",
 }
-"""Variables that the protocol decides: a variant that changes one changes the protocol with it."""
+"""What protects the updates: a name in ``[privacy]`` → its class. Without that table nothing does."""
 
 
 @dataclass(frozen=True)
@@ -52,20 +41,33 @@ class Job:
     """What a job says, whoever runs it.
 
     Attributes:
-        name: The job's name.
-        folder: Where it was read.
-        rounds: Number of rounds.
+        name: The job's name. folder: Where it was read.
+        kind: :data:`TRAINING` or :data:`EVALUATION`.
+        purpose: What the result is for; a site works for the purposes that its own policy lists.
+        rounds: Number of rounds; 1 for an evaluation. start_round: The first one to run.
+        min_clients: How many sites must answer before a round may be closed.
+        late_seconds: How long a late site is waited for once so many have answered.
         seed: The job's seed.
+        best_metric: Metric of the sites' validation patients that says which model is kept as the best.
+        run: Name of the run that it goes on after, or asks about; None for a new one.
         task: What is learned (has the methods of ``rounds.task.Task``).
         strategy: How the sites work together (``rounds.strategy.Strategy``).
-        scope: The privacy scope it asks for. protocol: What the consortium agreed on.
+        scope: The privacy scope it asks for; empty where FLARE alone knows (at a site).
+        protocol: What the consortium agreed on.
         plan: What protects the updates, settled for the job's rounds. asked: The same as the job states it.
     """
 
     name: str
     folder: Path
+    kind: str
+    purpose: str
     rounds: int
+    start_round: int
+    min_clients: int
+    late_seconds: int
     seed: int
+    best_metric: str | None
+    run: str | None
     task: Any
     strategy: Any
     scope: str
@@ -74,213 +76,153 @@ class Job:
     asked: PrivacyPlan
 
 
-def read_configuration(path: Path) -> dict[str, Any]:
-    """Return a FLARE configuration file with its includes read and its ``{variables}`` filled in.
-
-    Raises:
-        JobError: The file is missing or is not HOCON.
-    """
-    if not path.is_file():
-        raise JobError(f"{path}: not found. A job folder has meta.json and app/config with {path.name}.")
-    try:
-        content: dict[str, Any] = PyhoconLoader().load_config(str(path)).to_dict()
-    except (ParseBaseException, ConfigException, ValueError, OSError, RecursionError, TypeError) as error:
-        first_line = (str(error).splitlines() or [""])[0]
-        raise JobError(f"{path}: cannot be read (with what it includes) as HOCON: {first_line}") from None
-    resolve_var_refs(JsonScanner(content), content)
-    return content
-
-
 def read_job(folder: Path) -> Job:
-    """Read a job folder and make its task and strategy.
-
-    Only classes of this package are made here.
+    """Read a job folder and make its task, strategy and plan.
 
     Raises:
-        JobError: Something is missing, or a class or its arguments are wrong.
+        JobError: Something is missing, unknown or out of range; the message names it (JOB_INVALID, or what
+            the part says), or the job is of another version (JOB_VERSION).
     """
     try:
         meta = json.loads((folder / META_FILE).read_text())
-        name, scope = str(meta["name"]), str(meta["scope"])
+        name, scope, least = str(meta["name"]), str(meta["scope"]), meta["min_clients"]
     except (OSError, ValueError, KeyError, TypeError):
         raise JobError(
-            f"{folder}: not a job folder: it has no readable meta.json with a name and a scope. "
-            "The jobs are in jobs/."
+            f"{folder}: not a job folder: it has no readable {META_FILE} with a name, a scope and "
+            "min_clients. The jobs are in jobs/."
         ) from None
-    server = read_configuration(folder / CONFIG_FOLDER / "config_fed_server.conf")
-    try:
-        components = {component["id"]: component for component in server.get("components", [])}
-        rounds = _whole({"rounds": _workflow_rounds(server)}, "rounds", at_least=1)
-        asked = make_component(components[PRIVACY]) if PRIVACY in components else Open()
-        if not isinstance(asked, PrivacyPlan):
-            raise JobError("the job's 'privacy' is no privacy plan", reason="PRIVACY_INVALID")
-        return Job(
-            name=name,
-            folder=folder,
-            rounds=rounds,
-            seed=_whole(server, "seed"),
-            task=make_component(components["task"]),
-            strategy=make_component(components["strategy"]),
-            scope=scope,
-            protocol=dict(server["protocol"]),
-            plan=asked.settled(rounds),
-            asked=asked,
-        )
-    except KeyError as error:
-        raise JobError(f"{folder}: the job does not say {error}.") from None
-    except (TypeError, ValueError, IndexError, AttributeError):
+    job = dataclasses.replace(read_application(folder / CONFIG_FOLDER), name=name, folder=folder, scope=scope)
+    if least != job.min_clients:
         raise JobError(
-            f"{folder}: its components, workflows or protocol are not built as those of a job; compare with "
-            "jobs/mem_fedavg."
-        ) from None
+            f"{folder}: min_clients is {job.min_clients} in job.toml and {least} in {META_FILE}; FLARE needs "
+            "it in both.",
+            reason="JOB_INVALID",
+        )
+    return job
 
 
-def _workflow_rounds(server: Mapping[str, Any]) -> Any:
-    """Return the rounds the workflow runs; KeyError if nobody says (FLARE reads it as None)."""
-    rounds = server["workflows"][0]["args"]["rounds"]
-    if rounds is None:
-        raise KeyError("rounds")
-    return rounds
-
-
-def _whole(variables: Mapping[str, Any], name: str, at_least: int | None = None) -> int:
-    value = variables[name]
-    if type(value) is not int or (at_least is not None and value < at_least):
-        limit = "" if at_least is None else f" of at least {at_least}"
-        raise JobError(f"{name} in {VARIABLES_FILE} must be a whole number{limit}, not {value!r}.")
-    return value
-
-
-def make_component(component: Mapping[str, Any]) -> Any:
-    """Make one ``{path, args}`` component of a job.
+def read_application(config: Path) -> Job:
+    """Read a job's configuration folder, in a job folder or where FLARE has put it.
 
     Raises:
-        JobError: The class is not one of this package's, does not exist, or refuses its arguments.
+        JobError: As :func:`read_job`.
     """
-    path = str(component["path"])
-    if not path.startswith(OWN_CLASSES):
-        raise JobError(f"{path}: not a class of this package; this runtime makes no others.")
-    arguments = dict(component.get("args") or {})
-    _check_arguments(path, arguments)
-    try:
-        return instantiate_class(path, arguments)
-    except HistoflareError:
-        raise
-    except Exception as error:
-        raise JobError(f"{path}: cannot be made from the job's arguments: {error}") from error
+    return make_job(*read_tables(config), folder=config)
 
 
-def _check_arguments(path: str, arguments: Mapping[str, Any]) -> None:
-    """Name arguments that a class does not take, before Python's own message does."""
-    module, _, name = path.rpartition(".")
-    try:
-        known = inspect.signature(getattr(importlib.import_module(module), name)).parameters
-    except (ImportError, AttributeError, ValueError, TypeError):
-        return  # whoever makes it says what is wrong
-    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values()):
-        return
-    unknown = sorted(set(arguments) - set(known))
-    if unknown:
-        raise JobError(f"{path}: takes no {', '.join(unknown)}; it takes: {', '.join(known)}.")
+def job_of(fl_ctx: FLContext) -> Job:
+    """Return the job that this process runs: read once, whatever happens to its files afterwards.
+
+    Raises:
+        JobError: As :func:`read_job`.
+    """
+    workspace = fl_ctx.get_engine().get_workspace()
+    return _read_once(Path(workspace.get_app_config_dir(fl_ctx.get_job_id())))
 
 
-def write_variant(
-    folder: Path,
-    target: Path,
-    changes: Mapping[str, Any],
-    *,
-    sites: Sequence[str] | None = None,
-    scope: str | None = None,
-    start_model: Path | None = None,
-    for_server: Mapping[str, bytes] | None = None,
-) -> Path:
-    """Copy a job folder to ``target`` with some of its variables changed; return ``target``.
+@lru_cache(maxsize=4)
+def _read_once(config: Path) -> Job:
+    return read_application(config)
+
+
+def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) -> Job:
+    """Return the job of two read files.
 
     Args:
-        changes: Dotted variable names and their values, e.g. ``{"rounds": 5, "task.patch_px": 224}``. They
-            are added at the end of ``job.conf``, where HOCON lets the last word win.
-        sites: Whom the job is for; None is every site of the federation.
-        scope: The privacy scope it asks for; None leaves the folder's.
-        start_model: File that the job starts from; it travels inside the job, where ``sites`` are named in an
-            application of the server's own: no other needs it.
-        for_server: Files beside the configuration, name → content, that only the server needs.
+        job, protocol: What ``job.toml`` and ``protocol.toml`` say. folder: For messages.
 
     Raises:
-        JobError: ``target`` exists, or is in the job folder.
+        JobError: As :func:`read_job`.
     """
-    if target.resolve().is_relative_to(folder.resolve()):
-        raise JobError(f"{target}: in the job folder {folder} itself; give another place.")
-    if target.exists():
-        raise JobError(f"{target}: exists already; give a folder that does not.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".histoflare-") as scratch:
-        made = Path(scratch) / target.name
-        files = dict(for_server or {})
-        if start_model is not None:
-            files[START_MODEL_FILE] = start_model.read_bytes()
-            changes = {**changes, "start_model": START_MODEL_FILE}
-        _write_variant(folder, made, changes, sites, files, scope)
-        made.rename(target)
-    return target
+    agreed = check_tables(job, protocol)
+    rounds = agreed["stop"]["rounds"] if job["kind"] == TRAINING else 1
+    asked: PrivacyPlan = _make("privacy", job["privacy"], MECHANISMS) if "privacy" in job else Open()
+    task = {name: agreed[name] for name in AGREED if name in agreed} | {"seed": job["seed"]}
+    return Job(
+        name=folder.name,
+        folder=folder,
+        rounds=rounds,
+        start_round=job.get("start_round", 0),
+        **{name: job[name] for name in ("kind", "purpose", "min_clients", "late_seconds", "seed")},
+        best_metric=job.get("best_metric"),
+        run=job.get("run"),
+        task=_make("task", job["task"], TASKS, task),
+        strategy=_make("strategy", job["strategy"], STRATEGIES),
+        scope="",
+        protocol=agreed,
+        plan=asked.settled(rounds),
+        asked=asked,
+    )
 
 
-def _write_variant(
-    folder: Path,
-    target: Path,
-    changes: Mapping[str, Any],
-    sites: Sequence[str] | None,
-    files: Mapping[str, bytes],
-    scope: str | None,
-) -> None:
-    shutil.copytree(folder, target, ignore=shutil.ignore_patterns(PRESETS_FOLDER))
-    changes = {AGREED.get(name, name): value for name, value in changes.items()}
-    lines = [f"{name} = {json.dumps(value)}" for name, value in changes.items()]
-    if lines:
-        variables = target / CONFIG_FOLDER / VARIABLES_FILE
-        text = variables.read_text()
-        variables.write_text(text + "\n# Changed for this run:\n" + "\n".join(lines) + "\n")
-    meta = json.loads((target / META_FILE).read_text())
-    place = target / CONFIG_FOLDER
-    if sites is not None:
-        meta["deploy_map"] = {"app": ["server", *sites]}
-        if files:
-            place = target / SERVER_APP / CONFIG_FOLDER.name
-            shutil.rmtree(target / SERVER_APP, ignore_errors=True)
-            shutil.copytree(target / CONFIG_FOLDER, place)
-            meta["deploy_map"] = {SERVER_APP: ["server"], CONFIG_FOLDER.parent.name: list(sites)}
-    for name, content in files.items():
-        (place / name).write_bytes(content)
-    if "min_clients" in changes:  # FLARE wants it in both places
-        meta["min_clients"] = changes["min_clients"]
-    if scope is not None:
-        meta["scope"] = scope
-    write_json(target / META_FILE, meta)
+def _make(
+    table: str,
+    said: Mapping[str, Any],
+    registry: Mapping[str, str],
+    decided: Mapping[str, Any] | None = None,
+) -> Any:
+    """Make the part that a table names, with the table's numbers and what is decided elsewhere.
 
-
-@dataclass(frozen=True)
-class Preset:
-    """Other figures of a job, ``changes`` for :func:`write_variant`, and the scope they need, if any."""
-
-    changes: dict[str, Any]
-    scope: str | None
-
-
-def read_preset(folder: Path, name: str) -> Preset:
-    """Return a preset of a job folder. Its ``scope``, where it says one, goes into the job's ``meta.json``.
-
-    Raises:
-        JobError: The job has no such preset, or it cannot be read.
+    A field that is left out is None where it may be (TOML has no word for that), else what the class says.
     """
-    presets = sorted(path.stem for path in (folder / PRESETS_FOLDER).glob("*.conf"))
-    if name not in presets:
-        raise JobError(f"{folder}: has no preset '{name}'; it has: {', '.join(presets) or 'none'}.")
-    content = read_configuration(folder / PRESETS_FOLDER / f"{name}.conf")
-    scope = content.pop("scope", None)
-    return Preset(_dotted(content), None if scope is None else str(scope))
+    word = TABLES[table]
+    name = said.get(word)
+    if not isinstance(name, str) or name not in registry:
+        raise invalid([f"{table}.{word}: one of {', '.join(registry)}, not {name!r}"])
+    module, _, attribute = registry[name].partition(":")
+    kind = getattr(importlib.import_module(module), attribute)
+    hints = get_type_hints(kind)
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    given = {key: value for key, value in said.items() if key != word}
+    decided = decided or {}
+    problems = []
+    for key, value in given.items():
+        if key in decided or (table == "task" and key in AGREED):
+            where = "seed" if key == "seed" else f"{key} in protocol.toml"
+            problems.append(f"{table}.{key}: {where} decides that; leave it out")
+        elif key not in fields:
+            known = ", ".join(one for one in fields if one not in decided)
+            problems.append(f"{table}.{key}: not a field of {name}; it has: {known}")
+        elif not _fits(value, fields[key]):
+            problems.append(f"{table}.{key}: {_wanted(fields[key])}, not {value!r}")
+    problems += [f"protocol.toml: {key} is not of {name}" for key in decided if key not in fields]
+    if problems:
+        raise invalid(problems)
+    unsaid = {key: None for key, hint in fields.items() if _fits(None, hint)}
+    try:
+        return kind(**{**unsaid, **given, **decided})
+    except HistoflareError:
+        raise
+    except Exception as error:  # a part that did not look at a number before it used it
+        raise invalid([f"{table}: {name} cannot be made from these figures: {error}"]) from error
 
 
-def _dotted(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    changes: dict[str, Any] = {}
-    for name, value in content.items():
-        changes |= _dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return changes
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a plain value is of an annotated type; every number is a float, but no boolean is."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, one) for one in arguments)
+    if origin is Literal:
+        return value in arguments
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return isinstance(value, Mapping) and all(_fits(entry, arguments[1]) for entry in value.values())
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return isinstance(value, list) and all(_fits(entry, arguments[0]) for entry in value)
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return value is None if hint is type(None) else type(value) is hint
+
+
+def _wanted(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_wanted(one) for one in arguments if one is not type(None))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return "a table"
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return "a list"
+    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(
+        hint, "a value"
+    )

@@ -14,11 +14,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from histoflare.errors import JobError
+from histoflare.flare.job import job_of
+from histoflare.flare.job_files import START_MODEL_FILE
+from histoflare.flare.job_schema import EVALUATION
 from histoflare.flare.record import run_folder
 from histoflare.flare.tensors import apart, as_arrays, as_state
 from histoflare.model_file import GLOBAL_MODEL
 from histoflare.rounds.state import State, check_tensors, model_state
-from histoflare.site.records import is_run_name
+from histoflare.site.run_name import is_run_name
 from histoflare.storage import atomic_path
 
 GLOBAL_MODEL_FILE = "global_model.safetensors"
@@ -28,39 +31,21 @@ BEST_MODEL_FILE = "best_model.safetensors"
 
 
 class SeededPersistor(ModelPersistor):
-    """Starts from the task's seeded initial model or a file of the job; keeps the last global model.
-
-    Args:
-        task_id: Component whose ``build_model`` gives the initial model, the same bytes on every machine.
-        strategy_id: Component that may add tensors of its own to the global state.
-        start_model: File beside the job's configuration to start from; None starts from the initial model.
-        run: Name of the run that this job continues; None for a new one.
-    """
-
-    def __init__(
-        self,
-        task_id: str = "task",
-        strategy_id: str = "strategy",
-        start_model: str | None = None,
-        run: str | None = None,
-    ) -> None:
-        super().__init__()
-        if start_model is not None and Path(start_model).name != start_model:
-            raise JobError(f"start_model is '{start_model}': it must be a file beside job.conf.")
-        self._task_id = task_id
-        self._strategy_id = strategy_id
-        self._start_model = start_model
-        self._run = run
+    """Starts from the file that a job brings, or the task's seeded model; keeps the last global model."""
 
     def load_model(self, fl_ctx: FLContext) -> ModelLearnable:
-        """Return the first global model."""
-        engine = fl_ctx.get_engine()
-        state = engine.get_component(self._strategy_id).begin(
-            model_state(engine.get_component(self._task_id).build_model())
-        )
-        if self._start_model is not None:
-            folder = Path(engine.get_workspace().get_app_config_dir(fl_ctx.get_job_id()))
-            state = read_state(folder / self._start_model, like=state)
+        """Return the first global model.
+
+        Raises:
+            JobError: An evaluation brings no model (MODEL_FILE_MISSING), or the file has another one.
+        """
+        job = job_of(fl_ctx)
+        state = job.strategy.begin(model_state(job.task.build_model()))
+        start = job.folder / START_MODEL_FILE
+        if start.is_file():
+            state = read_state(start, like=state)
+        elif job.kind == EVALUATION or job.start_round > 0:
+            raise JobError("The job brings no model to start from.", reason="MODEL_FILE_MISSING")
         return make_model_learnable(as_arrays(state), {})
 
     def save_model(self, model: ModelLearnable, fl_ctx: FLContext) -> None:
@@ -73,8 +58,8 @@ class SeededPersistor(ModelPersistor):
         self._write(BEST_MODEL_FILE, model, fl_ctx, {"round": before, "metric": metric, "value": value})
 
     def _write(self, name: str, model: ModelLearnable, fl_ctx: FLContext, facts: dict[str, Any]) -> None:
-        task = fl_ctx.get_engine().get_component(self._task_id)
-        facts = facts | {"run": self._run or fl_ctx.get_job_id(), "task": task.to_json()}
+        job = job_of(fl_ctx)
+        facts = facts | {"run": job.run or fl_ctx.get_job_id(), "task": job.task.to_json()}
         metadata = {GLOBAL_MODEL: json.dumps(facts, sort_keys=True)}
         state = apart(as_state(model[ModelLearnableKey.WEIGHTS]))
         with atomic_path(run_folder(fl_ctx) / name) as partial:

@@ -22,14 +22,15 @@ from nvflare.lighter.spec import Builder, Project, ProvisionContext
 
 from histoflare.errors import JobError
 from histoflare.flare.allowed import ALLOWED_CLASSES
-from histoflare.flare.job import CONFIG_FOLDER, read_configuration
+from histoflare.flare.job_files import CONFIG_FOLDER, read_tables, read_toml
+from histoflare.flare.job_schema import complete
 from histoflare.flare.kit_check import CHECK_FILE, check_configuration
 from histoflare.flare.kit_signature import SIGNATURE_FILE, list_kit, sign_kit
 from histoflare.flare.processes import LOOPBACK
 from histoflare.flare.server_storage import JOBS_FOLDER, SNAPSHOTS_FOLDER
 from histoflare.flare.site_policy import PRIVACY_FILE, policy_file, privacy_configuration
 from histoflare.privacy.policy import read_policy
-from histoflare.privacy.protocol import PROTOCOL_FILE, canonical, write_protocols
+from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
 from histoflare.site.configuration import SITE_FILE, SiteConfiguration, write_site_file
 from histoflare.site.trainer import KIT_MALLOC
 from histoflare.storage import write_json, write_text
@@ -183,7 +184,7 @@ def project_with_absolute_paths(path: Path) -> dict[str, Any]:
 
 
 def read_agreed_protocol(path: Path) -> dict[str, Any]:
-    """Return the protocol of a job folder, or of a JSON file.
+    """Return the protocol of a job folder, of a ``protocol.toml``, or of a JSON file.
 
     Raises:
         JobError: There is none, or it is not a protocol.
@@ -191,7 +192,9 @@ def read_agreed_protocol(path: Path) -> dict[str, Any]:
     if path.is_dir():
         if not (path / CONFIG_FOLDER).is_dir():
             raise JobError(f"{path}: not a job folder (it has no {CONFIG_FOLDER}). The jobs are in jobs/.")
-        protocol = read_configuration(path / CONFIG_FOLDER / "config_fed_server.conf").get("protocol")
+        _, protocol = read_tables(path / CONFIG_FOLDER)
+    elif path.suffix == ".toml" and path.is_file():
+        protocol = read_toml(str(path), path.read_bytes())
     else:
         try:
             protocol = json.loads(path.read_bytes())
@@ -204,8 +207,7 @@ def read_agreed_protocol(path: Path) -> dict[str, Any]:
             raise JobError(f"{path}: not JSON: {error}", reason="PROTOCOL_INVALID") from None
     if not isinstance(protocol, dict):
         raise JobError(f"{path}: has no protocol.", reason="PROTOCOL_MISSING")
-    canonical(protocol)
-    return protocol
+    return complete(protocol)
 
 
 def _write_site_file(path: Path, client: Participant) -> None:

@@ -10,13 +10,12 @@ from typing import Any
 
 from nvflare.apis.fl_context import FLContext
 
+from histoflare.flare.job_files import EARLIER_ROUNDS_FILE
 from histoflare.storage import write_json
 
 ROUNDS_FILE = "rounds.json"
 SITES_FILE = "sites.json"
 EVALUATION_FILE = "evaluation.json"
-EARLIER_ROUNDS_FILE = "earlier_rounds.json"
-"""Beside the configuration of a job that goes on after another: the rows of that one."""
 
 
 @dataclass

@@ -8,16 +8,17 @@ what is theirs (personal layers, spent budget).
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from histoflare.errors import JobError
-from histoflare.flare.job import CONFIG_FOLDER, META_FILE, START_MODEL_FILE, read_job, write_variant
+from histoflare.flare.job import read_job
+from histoflare.flare.job_files import CONFIG_FOLDER, EARLIER_ROUNDS_FILE, META_FILE, read_files
+from histoflare.flare.job_variant import write_variant
 from histoflare.flare.persistor import GLOBAL_MODEL_FILE, read_facts, read_state
-from histoflare.flare.record import EARLIER_ROUNDS_FILE, ROUNDS_FILE
+from histoflare.flare.record import ROUNDS_FILE
 from histoflare.rounds.state import model_state
 from histoflare.storage import write_json
 
@@ -90,10 +91,10 @@ def write_resumed(run: StoppedRun, target: Path) -> Path:
     """
     with tempfile.TemporaryDirectory(prefix="histoflare-") as scratch:
         job = Path(scratch) / str(run.meta.get("name", "job"))
-        shutil.copytree(run.configuration, job / CONFIG_FOLDER)
+        (job / CONFIG_FOLDER).mkdir(parents=True)
+        for name, content in read_files(run.configuration).items():  # these four, and nothing beside them
+            (job / CONFIG_FOLDER / name).write_bytes(content)
         write_json(job / META_FILE, {name: run.meta[name] for name in META_FIELDS if name in run.meta})
-        for name in (START_MODEL_FILE, EARLIER_ROUNDS_FILE):  # of the run before that one
-            (job / CONFIG_FOLDER / name).unlink(missing_ok=True)
         read = read_job(job)
         if run.next_round >= read.rounds:
             raise JobError(f"The run has finished its {read.rounds} rounds: there is nothing to go on with.")

@@ -7,19 +7,53 @@ changes into its kit before it builds these, so relative folders start there.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.job_def_manager import SimpleJobDefManager
+from nvflare.apis.job_def import Job
 from nvflare.app_common.storages.filesystem_storage import FilesystemStorage
+
+from histoflare.errors import JobError
+from histoflare.flare.application import check_server_application, check_submission
 
 JOBS_FOLDER = "jobs"
 SNAPSHOTS_FOLDER = "snapshots"
 
 
 class KitJobs(SimpleJobDefManager):
-    """FLARE's job manager with a folder below the server's kit; an absolute folder is taken as it is."""
+    """FLARE's job manager, for jobs of this project: it looks at what is submitted and what is started.
+
+    Its folder is below the server's kit; an absolute one is taken as it is.
+    """
 
     def __init__(self, uri_root: str = JOBS_FOLDER, job_store_id: str = "job_store") -> None:
         super().__init__(str(Path.cwd() / uri_root), job_store_id)
+
+    def create(
+        self, meta: dict[str, Any], uploaded_content: str | bytes, fl_ctx: FLContext
+    ) -> dict[str, Any]:
+        """Keep a submitted job.
+
+        Raises:
+            JobError: It is no job of this project (JOB_INVALID, JOB_VERSION); FLARE passes that on.
+        """
+        try:
+            check_submission(uploaded_content)
+        except JobError as error:
+            raise JobError(f"{error.reason}: {error}", reason=error.reason) from None
+        made: dict[str, Any] = super().create(meta, uploaded_content, fl_ctx)
+        return made
+
+    def get_app(self, job: Job, app_name: str, fl_ctx: FLContext) -> bytes:
+        """Return an application that is to be started.
+
+        Raises:
+            JobError: It is none of this project; an earlier version kept it.
+        """
+        application: bytes = super().get_app(job, app_name, fl_ctx)
+        check_server_application(application, app_name)
+        return application
 
 
 class KitStorage(FilesystemStorage):

@@ -19,7 +19,8 @@ import psutil
 
 from histoflare.errors import JobError
 from histoflare.flare.allowed import ALLOWED_CLASSES, SITE_CLASSES
-from histoflare.flare.job import Job, write_variant
+from histoflare.flare.job import Job
+from histoflare.flare.job_variant import write_variant
 from histoflare.flare.record import ROUNDS_FILE
 from histoflare.flare.result import (
     FederationResult,

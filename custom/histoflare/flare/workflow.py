@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from typing import Any
+from pathlib import Path
 
 from nvflare.apis.controller_spec import ClientTask, Task
 from nvflare.apis.fl_constant import ReturnCode
@@ -15,13 +15,18 @@ from nvflare.apis.signal import Signal
 from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
 
-from histoflare.errors import JobError
 from histoflare.flare.board import Board
 from histoflare.flare.gate import reason_of
 from histoflare.flare.headers import ASKED, PSEUDONYM
+from histoflare.flare.job import read_application
+from histoflare.flare.job_files import CONFIG_FOLDER
+from histoflare.flare.job_schema import TASK_OF, TRAINING
 from histoflare.flare.record import RoundRecord, RunRecord
 from histoflare.flare.tensors import tensor_bytes
 from histoflare.site.configuration import is_pseudonym
+
+TASK_CHECK_SECONDS = 0.05
+"""Between two looks of the server at who has answered."""
 
 
 class AskingScatterAndGather(ScatterAndGather):
@@ -34,23 +39,28 @@ class AskingScatterAndGather(ScatterAndGather):
     combine those (not with ``ignore_result_error = true``: then a site that fails loses its turn).
 
     Args:
-        rounds: Of the whole job.
-        start_round: The first one to run; above 0 where a job goes on after another.
-        best_metric: Metric of the sites' validation patients that says which model is best.
-        **arguments: Of FLARE's workflow.
+        custom: FLARE's folder for a job's own code, beside the one of its configuration. There is none here,
+            but no other of FLARE's variables says where a job is.
     """
 
-    def __init__(
-        self, rounds: int, start_round: int = 0, best_metric: str | None = None, **arguments: Any
-    ) -> None:
-        if not 0 <= start_round < rounds:
-            raise JobError(
-                f"start_round is {start_round}: it must be at least 0 and below rounds ({rounds})."
-            )
-        # No snapshots: FLARE cannot resume from them, and they hold every tensor once more.
-        arguments = {"snapshot_every_n_rounds": 0, **arguments}
-        super().__init__(num_rounds=rounds - start_round, start_round=start_round, **arguments)
-        self._best_metric = best_metric
+    def __init__(self, custom: str) -> None:
+        job = read_application(Path(custom).parent / CONFIG_FOLDER.name)
+        super().__init__(
+            num_rounds=job.rounds - job.start_round,
+            start_round=job.start_round,
+            min_clients=job.min_clients,
+            wait_time_after_min_received=job.late_seconds,
+            train_task_name=TASK_OF[job.kind],
+            train_timeout=0,  # seconds; 0 waits without limit for min_clients
+            task_check_period=TASK_CHECK_SECONDS,
+            ignore_result_error=True if job.strategy.skips_sites else None,
+            # No snapshots: FLARE cannot resume from them, and they hold every tensor once more.
+            snapshot_every_n_rounds=0,
+            persistor_id="persistor",
+            aggregator_id="aggregator" if job.kind == TRAINING else "collector",
+            shareable_generator_id="shareable_generator",
+        )
+        self._best_metric = job.best_metric
         self._best: float | None = None
         self._record = RunRecord()
         self._board = Board()

@@ -11,7 +11,8 @@ from typing import Any
 
 from histoflare.errors import JobError
 from histoflare.flare import processes
-from histoflare.flare.job import Job, write_variant
+from histoflare.flare.job import Job
+from histoflare.flare.job_variant import write_variant
 from histoflare.flare.kits import Agreement
 from histoflare.flare.persistor import GLOBAL_MODEL_FILE
 from histoflare.flare.poc import Federation
@@ -127,8 +128,9 @@ def write_evaluation(
         model: Its last global model; None leaves that to be given later.
         sites: Who is asked; None asks all.
     """
-    changes: dict[str, Any] = {"protocol": job.protocol, "run": run, "seed": job.seed}
-    changes |= {f"task.{name}": value for name, value in job.task.to_json().items()}
+    changes: dict[str, Any] = {"run": run, "seed": job.seed}
+    changes |= {f"task.{name}": value for name, value in job.task.to_json().items() if name != "seed"}
+    changes |= {f"protocol.{name}": value for name, value in job.protocol.items()}
     return write_variant(
         evaluation, folder / evaluation.name, changes, sites=sites, scope=job.scope, start_model=model
     )

@@ -27,6 +27,7 @@ class CyclicWeightTransfer(Strategy):
     """
 
     name: ClassVar[str] = "cyclic"
+    skips_sites: ClassVar[bool] = True
     order: str = "site"
     share: Sequence[str] | None = None
     batch_norm: str = "shared"

@@ -147,6 +147,7 @@ class Strategy(ABC):
 
     Attributes:
         name: As in a job's configuration.
+        skips_sites: Whether a site that refuses loses its turn and the others go on, however few answered.
         share: Module prefixes of what is sent; None sends every floating-point tensor. Tensors not sent are
             personal: each site keeps its own between rounds, and the server's stay as they were.
         batch_norm: What of BatchNorm layers is sent, one of ``rounds.state.BATCH_NORM``.
@@ -155,6 +156,7 @@ class Strategy(ABC):
     """
 
     name: ClassVar[str]
+    skips_sites: ClassVar[bool] = False
     share: Sequence[str] | None = None
     batch_norm: str = "shared"
     transfer: str = "float32"

@@ -26,7 +26,7 @@ from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import read_roles
 from histoflare.site.ledgers import audit_log_of, budget_of, note_refusal, open_ledger
 from histoflare.site.messages import Arrays, EvaluateAnswer, TrainAnswer, digest_of
-from histoflare.site.records import is_run_name
+from histoflare.site.run_name import is_run_name
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ import safetensors.torch
 
 from histoflare.errors import JobError
 from histoflare.rounds.state import State
+from histoflare.site.run_name import is_run_name
 from histoflare.storage import write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
@@ -40,11 +41,6 @@ ROUND = "round"
 RUN_FILE = "run.json"
 BEFORE = {"batch_norm": "shared", "transfer": "float32"}
 """Of a strategy, where notes of an earlier version do not say."""
-
-
-def is_run_name(run: object) -> bool:
-    """Return whether a run can be called that: it is the name of a folder."""
-    return isinstance(run, str) and bool(re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", run)) and bool(run.strip("."))
 
 
 class RunRecords:

@@ -1,0 +1,118 @@
+"""What ``job.toml`` and ``protocol.toml`` may say outside their parts: a schema of words and numbers.
+
+It imports neither torch nor a task: FLARE's client process looks at every job that is deployed, and stays
+small. What stands in the tables of task, strategy and privacy is looked at where they are made
+(``flare.job``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from histoflare.errors import JobError
+from histoflare.flare.job_files import FORMAT, JOB_FILE, PROTOCOL_FILE
+from histoflare.privacy.protocol import canonical
+from histoflare.site.run_name import is_run_name
+
+TRAINING, EVALUATION = "training", "evaluation"
+"""The kinds of job: a model is trained in rounds, or every site is asked once what it thinks of one."""
+
+TRAIN, EVALUATE = "train", "evaluate"
+"""FLARE's tasks: what the sites are asked for in a job of either kind."""
+TASK_OF = {TRAINING: TRAIN, EVALUATION: EVALUATE}
+
+AGREED = ("labels", "encoder", "network", "mpp", "patch_px", "window_px")
+"""Fields of a task that the protocol decides."""
+
+OPTIONAL = ("mpp", "patch_px")
+"""Fields of a protocol that may be left out: then any will do."""
+
+MOST_SITES = 10_000
+MOST_ROUNDS = 1_000_000
+LONGEST_WAIT_S = 30 * 86400
+TABLES = {"task": "name", "strategy": "name", "privacy": "mechanism"}
+"""Table of a job → which of its fields names the part."""
+
+
+def check_tables(job: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """Look at what two read files say, the fields of the parts apart; return the whole protocol.
+
+    Raises:
+        JobError: Something is missing, unknown or out of range (JOB_INVALID, PROTOCOL_INVALID).
+    """
+    problems = [f"{name}: not a variable of a job" for name in job if name not in (*_FIELDS, *TABLES)]
+    problems += [f"{name}: missing" for name in _NEEDED if name not in job]
+    problems += [
+        f"{name}: {wanted}, not {job[name]!r}"
+        for name, (fits, wanted) in _FIELDS.items()
+        if name in job and not fits(job[name])
+    ]
+    problems += [
+        f"[{table}]: a table with a {word}"
+        for table, word in TABLES.items()
+        if table in job and not (isinstance(job[table], Mapping) and _is_word(job[table].get(word)))
+    ]
+    if not problems and job["kind"] == EVALUATION:
+        problems = [f"{name}: not of an evaluation" for name in _OF_TRAINING if name in job]
+    agreed = complete(protocol)
+    if not problems and job["kind"] == TRAINING and job.get("start_round", 0) >= agreed["stop"]["rounds"]:
+        problems = [f"start_round: below the protocol's rounds, not {job['start_round']}"]
+    if problems:
+        raise invalid(problems)
+    return agreed
+
+
+def complete(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a protocol as ``protocol.toml`` has it, with None for what it leaves open.
+
+    Raises:
+        JobError: It is not a protocol (PROTOCOL_INVALID).
+    """
+    whole = {**dict.fromkeys(OPTIONAL), **protocol}
+    canonical(whole)
+    stop = whole["stop"]
+    rounds = stop.get("rounds") if isinstance(stop, Mapping) else None
+    if type(rounds) is not int or not 1 <= rounds <= MOST_ROUNDS:
+        raise JobError(
+            f"{PROTOCOL_FILE}: stop.rounds: a whole number from 1 to {MOST_ROUNDS}, not {rounds!r}.",
+            reason="PROTOCOL_INVALID",
+        )
+    return whole
+
+
+def invalid(problems: list[str]) -> JobError:
+    """Return the error of a job with these faults."""
+    listed = "".join(f"\n  {problem}" for problem in problems)
+    return JobError(f"This job cannot be used; correct in {JOB_FILE}:{listed}", reason="JOB_INVALID")
+
+
+def _whole(least: int, most: int) -> tuple[Callable[[Any], bool], str]:
+    return (
+        lambda value: type(value) is int and least <= value <= most,
+        f"a whole number from {least} to {most}",
+    )
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and len(value) <= 100
+
+
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "format": _whole(FORMAT, FORMAT),
+    "kind": (lambda value: value in (TRAINING, EVALUATION), f"{TRAINING} or {EVALUATION}"),
+    "purpose": (_is_word, "a short text"),
+    "min_clients": _whole(1, MOST_SITES),
+    "late_seconds": _whole(0, LONGEST_WAIT_S),
+    "seed": _whole(0, 2**53),
+    "best_metric": (_is_word, "the name of a metric"),
+    "run": (is_run_name, "the name of a run: 1 to 64 of A-Z, a-z, 0-9, '_', '.' and '-'"),
+    "start_round": _whole(0, MOST_ROUNDS),
+}
+"""Variable outside the tables → whether a value will do, and what will do in words."""
+
+_NEEDED = ("format", "kind", "purpose", "min_clients", "late_seconds", "seed", "task", "strategy")
+_OF_TRAINING = ("best_metric", "start_round", "privacy")
+
+VARIABLES = (*_FIELDS, *TABLES, "rounds", "protocol")
+"""First parts of the names that a variant of a job may change."""
