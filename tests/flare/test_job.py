@@ -1,4 +1,4 @@
-"""Jobs are data: every job of the project is read, and every name in it is held to the code."""
+"""Jobs are data: every job of the project is read, and what no job says is refused."""
 
 from __future__ import annotations
 
@@ -6,33 +6,37 @@ import importlib
 import inspect
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from histoflare.errors import JobError
 from histoflare.flare.allowed import ALLOWED_CLASSES
-from histoflare.flare.job import make_component, read_configuration, read_job
-from histoflare.flare.job_files import CONFIG_FOLDER
-from histoflare.flare.job_variant import write_variant
+from histoflare.flare.job import MECHANISMS, TASKS, read_application, read_job
+from histoflare.flare.job_files import (
+    CONFIG_FOLDER,
+    CONFIGURATIONS,
+    JOB_FILE,
+    PROTOCOL_FILE,
+    check_configuration,
+    configuration_text,
+    read_tables,
+    read_toml,
+)
+from histoflare.flare.job_schema import EVALUATION
+from histoflare.flare.job_variant import parse_settings, read_preset, try_variant, write_variant
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.policy import POLICIES, read_policy
-from histoflare.privacy.protocol import check_task, digest
+from histoflare.privacy.protocol import digest
+from histoflare.rounds.strategy import STRATEGIES
 
 JOBS = sorted((Path(__file__).resolve().parents[2] / "jobs").iterdir())
-
-
-def components(content: Any) -> list[dict[str, Any]]:
-    """Return every dictionary with a class ``path`` in a configuration."""
-    found = []
-    if isinstance(content, dict):
-        found += [content] if isinstance(content.get("path"), str) else []
-        content = list(content.values())
-    if isinstance(content, list):
-        found += [component for part in content for component in components(part)]
-    return found
+FEDAVG = next(job for job in JOBS if job.name == "mem_fedavg")
 
 
 def test_there_are_jobs() -> None:
@@ -41,20 +45,21 @@ def test_there_are_jobs() -> None:
 
 @pytest.mark.parametrize("folder", JOBS, ids=lambda folder: folder.name)
 class TestEveryJob:
-    def test_has_no_code(self, folder: Path) -> None:
-        kinds = {path.suffix for path in folder.rglob("*") if path.is_file()}
-        assert kinds <= {".json", ".conf"}
-        assert not (folder / "app" / "custom").exists()
+    def test_is_four_files_of_which_two_never_vary(self, folder: Path) -> None:
+        names = {path.name for path in (folder / CONFIG_FOLDER).iterdir()}
+        assert names == {*CONFIGURATIONS, JOB_FILE, PROTOCOL_FILE}
+        for name in CONFIGURATIONS:
+            assert (folder / CONFIG_FOLDER / name).read_text() == configuration_text(name)
+        assert {path.name for path in folder.iterdir()} <= {"meta.json", "app", "presets"}
+        assert {path.suffix for path in folder.rglob("*") if path.is_file()} == {".json", ".toml"}
 
     def test_meta_names_the_job(self, folder: Path) -> None:
-        meta = json.loads((folder / "meta.json").read_text())
-        assert meta["name"] == folder.name
-        assert meta["min_clients"] >= 1
+        assert json.loads((folder / "meta.json").read_text())["name"] == folder.name
 
     def test_protects_its_updates_as_the_scope_it_names_asks_for(self, folder: Path) -> None:
         job = read_job(folder)
         policy = read_policy(POLICIES / f"{job.scope}.toml")
-        if job.name.endswith("_evaluate"):  # it trains nothing
+        if job.kind == EVALUATION:  # it trains nothing
             return
         assert job.plan.mechanism == policy.mechanism
         if policy.protection is not None:
@@ -63,37 +68,10 @@ class TestEveryJob:
             assert budget.admits(whole), "it fits the budget of a site that has spent nothing"
             assert not policy.counts and job.strategy.weighting == "uniform"
 
-    def test_names_its_purpose_and_the_consortium_s_protocol(self, folder: Path, repository: Path) -> None:
-        variables = read_configuration(folder / CONFIG_FOLDER / "config_fed_client.conf")
-        assert variables["purpose"] in read_policy(POLICIES / "open.toml").purposes
+    def test_names_the_consortium_s_protocol(self, folder: Path, repository: Path) -> None:
         family = folder.name.partition("_")[0]
         agreed = read_job(repository / "jobs" / f"{family}_fedavg").protocol
-        assert digest(variables["protocol"]) == digest(agreed), (
-            "a site agrees to one protocol for each question"
-        )
-        check_task(agreed, read_job(folder).task.to_json())
-
-    @pytest.mark.parametrize("side", ["server", "client"])
-    def test_every_class_exists_is_allowed_and_takes_its_arguments(self, folder: Path, side: str) -> None:
-        found = components(read_configuration(folder / CONFIG_FOLDER / f"config_fed_{side}.conf"))
-        assert found
-        for component in found:
-            assert component["path"] in ALLOWED_CLASSES
-            module, _, name = component["path"].rpartition(".")
-            kind = getattr(importlib.import_module(module), name)
-            known = set(inspect.signature(kind).parameters)
-            if "arguments" in known:  # handed on to FLARE's own
-                known |= set(inspect.signature(kind.__mro__[1]).parameters)
-            assert set(component.get("args") or {}) <= known, component["path"]
-
-    def test_both_sides_agree(self, folder: Path) -> None:
-        sides = [
-            read_configuration(folder / CONFIG_FOLDER / f"config_fed_{s}.conf") for s in ("server", "client")
-        ]
-        parts = [{part["id"]: part for part in side["components"]} for side in sides]
-        for name in ("task", "strategy"):
-            assert parts[0][name] == parts[1][name]
-        assert sides[0]["seed"] == sides[1]["seed"]
+        assert digest(read_job(folder).protocol) == digest(agreed), "one protocol for each question"
 
     def test_survives_the_rewriting_of_nvflare_job_submit(self, folder: Path, tmp_path: Path) -> None:
         """FLARE's command loads each configuration, and submits what it has written out again."""
@@ -102,73 +80,261 @@ class TestEveryJob:
         shutil.copytree(folder, tmp_path / "job")
         arguments = SimpleNamespace(job_folder=str(folder), config_file=None, app_config=None, debug=True)
         prepare_job_config(arguments, ["app"], str(tmp_path / "job"))
-        for name in ("config_fed_server.conf", "config_fed_client.conf"):
-            path = CONFIG_FOLDER / name
-            assert (tmp_path / "job" / path).read_text() != (folder / path).read_text()
-            assert read_configuration(tmp_path / "job" / path) == read_configuration(folder / path)
+        assert read_tables(tmp_path / "job" / CONFIG_FOLDER) == read_tables(folder / CONFIG_FOLDER)
 
-    def test_no_variable_is_left_open(self, folder: Path) -> None:
-        for path in (folder / CONFIG_FOLDER).glob("config_fed_*.conf"):
-            assert "{" not in "".join(texts(read_configuration(path)))
-
-    def test_names_no_path_or_site(self, folder: Path) -> None:
-        content = texts(read_configuration(folder / CONFIG_FOLDER / "config_fed_client.conf"))
-        assert not [text for text in content if "/" in text and not text.startswith("histoflare")]
+    def test_every_preset_makes_a_job(self, folder: Path) -> None:
+        for path in folder.glob("presets/*"):
+            preset = read_preset(folder, path.stem)
+            made = try_variant(folder, preset.changes)
+            assert made.kind == read_job(folder).kind and preset.changes
 
 
-def texts(content: Any) -> list[str]:
-    """Return every text in a configuration."""
-    if isinstance(content, str):
-        return [content]
-    parts = content.values() if isinstance(content, dict) else content if isinstance(content, list) else []
-    return [text for part in parts for text in texts(part)]
+def test_the_classes_of_the_two_files_exist_are_allowed_and_take_their_arguments() -> None:
+    found = []
+
+    def walk(content: Any) -> None:
+        if isinstance(content, dict):
+            found.extend([content] if "path" in content else [])
+            content = list(content.values())
+        for part in content if isinstance(content, list) else []:
+            walk(part)
+
+    walk(list(CONFIGURATIONS.values()))
+    assert len(found) == 6
+    for component in found:
+        assert component["path"] in ALLOWED_CLASSES
+        module, _, name = component["path"].rpartition(".")
+        kind = getattr(importlib.import_module(module), name)
+        assert set(component["args"]) <= set(inspect.signature(kind).parameters), component["path"]
+    assert {part["path"] for part in found} == set(ALLOWED_CLASSES)
 
 
-def append(job: Path, line: str) -> None:
-    variables = job / CONFIG_FOLDER / "job.conf"
-    variables.write_text(f"{variables.read_text()}\n{line}\n")
+@pytest.mark.parametrize("registry", [TASKS, MECHANISMS, STRATEGIES])
+def test_every_name_in_a_registry_is_a_class(registry: dict[str, str]) -> None:
+    for place in registry.values():
+        module, _, name = place.partition(":")
+        assert inspect.isclass(getattr(importlib.import_module(module), name))
 
 
-def test_a_variant_changes_what_it_names_and_what_follows_from_it(tmp_path: Path, repository: Path) -> None:
-    original = read_job(repository / "jobs" / "mem_fedavg")
-    changed = read_job(
-        write_variant(
-            original.folder, tmp_path / "v", {"rounds": 7, "seed": 99, "task.labels": ["a", "b", "c"]}
-        )
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+class TestConfiguration:
+    def test_its_layout_may_differ(self, name: str) -> None:
+        check_configuration(name, json.dumps(CONFIGURATIONS[name]).encode())
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda text: text.replace('"format_version": 2', '"format_version": 2.0'),
+            lambda text: text.replace('"format_version": 2', '"format_version": true'),
+            lambda text: text.replace('"format_version": 2,', '"format_version": 2, "x": 1,'),
+            lambda text: text.replace('"format_version": 2,', '"format_version": 1, "format_version": 2,'),
+            lambda text: text.replace('"format_version": 2,', ""),
+            lambda text: text.replace("histoflare.flare.", "histoflare.flare.x."),
+            lambda text: text.replace(
+                '"task_data_filters": []', '"task_data_filters": [{"path": "os.system"}]'
+            ),
+            lambda text: text.replace('"args": {}', '"args": {"x": "{WORKSPACE}"}'),
+            lambda text: "﻿" + text,
+            lambda text: text + "{}",
+            lambda text: "[" * 100_000,
+            lambda text: '{"a": ' * 10_000,
+            lambda text: '{"a": ' + "9" * 6000 + "}",
+            lambda text: text.encode("utf-16").decode("latin-1"),
+            lambda text: "null",
+            lambda text: "",
+        ],
     )
-    assert (changed.rounds, changed.seed) == (7, 99)
+    def test_anything_else_is_refused(self, name: str, change: Callable[[str], str]) -> None:
+        changed = change(configuration_text(name))
+        assert changed != configuration_text(name)
+        with pytest.raises(JobError) as caught:
+            check_configuration(name, changed.encode("utf-8", "surrogatepass"))
+        assert caught.value.reason == "JOB_INVALID"
+
+
+class TestToml:
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "a = " + "[" * 5000 + "]" * 5000,
+            "\n".join(["a = ["] + ["["] * 5000),
+            "a." * 400 + "b = 1",
+            "a = " + "9" * 900,
+            "a = 0x" + "f" * 900,
+            "a = 1e999",
+            "a = nan",
+            "a = 1979-05-27",
+            'a = "' + "x" * 5000 + '"',
+            'a = "\\u001b[31m"',
+            'a = """one\ntwo"""',
+            '"a b" = 1',
+            "a = 1\na = 2",
+            "a = [[[[[[1]]]]]]",
+            "[a.b.c.d.e.f]\ng = 1",
+            "x\r= 1",
+            "a = 1 # " + "x" * 70_000,
+            "\n".join(f"a{n} = 1" for n in range(10_000)),
+            "a = [" + "1,\n" * 10_001 + "]",
+            "﻿a = 1",
+            "a = 1\x00",
+            "a = 9007199254740993",
+        ],
+    )
+    def test_what_no_job_says_is_one_clear_error(self, text: str) -> None:
+        with pytest.raises(JobError) as caught:
+            read_toml(JOB_FILE, text.encode())
+        assert caught.value.reason == "JOB_INVALID" and len(str(caught.value)) < 2000
+
+    @given(st.binary(max_size=200))
+    def test_no_bytes_do_anything_else(self, content: bytes) -> None:
+        try:
+            read_toml(JOB_FILE, content)
+        except JobError as error:
+            assert error.reason == "JOB_INVALID"
+
+    def test_what_looks_like_a_reference_is_a_text(self) -> None:
+        text = 'a = "${HOME} {WORKSPACE} {$HOME} @include /etc/passwd"\n'
+        assert read_toml(JOB_FILE, text.encode()) == {"a": "${HOME} {WORKSPACE} {$HOME} @include /etc/passwd"}
+
+    def test_lines_end_where_toml_says(self) -> None:
+        """A comment hides nothing from one reader that another one sees: there is one reader."""
+        for character in "\u2028\u2029\u0085":
+            assert read_toml(JOB_FILE, f"# x{character}a = 1\nb = 2\n".encode()) == {"b": 2}
+        for character in "\r\x0b\x0c\x1c":
+            with pytest.raises(JobError):
+                read_toml(JOB_FILE, f"# x{character}a = 1\nb = 2\n".encode())
+
+
+def test_a_variant_changes_what_it_names_and_what_follows_from_it(tmp_path: Path) -> None:
+    original = read_job(FEDAVG)
+    changes = {"rounds": 7, "seed": 99, "task.labels": ["a", "b", "c"], "run": "r-1", "start_round": 2}
+    changed = read_job(write_variant(FEDAVG, tmp_path / "v", changes))
+    assert (changed.rounds, changed.seed, changed.run, changed.start_round) == (7, 99, "r-1", 2)
     assert changed.task.labels == ("a", "b", "c")
     assert changed.task.seed == 99, "the task's seed is the job's"
-    assert changed.task.encoder == original.task.encoder
-    assert original.task.seed != 99
+    assert changed.task.encoder == original.task.encoder and original.task.seed != 99
+    lines = [line for line in (FEDAVG / CONFIG_FOLDER / JOB_FILE).read_text().splitlines() if "#" in line]
+    said = (tmp_path / "v" / CONFIG_FOLDER / JOB_FILE).read_text()
+    assert all(line.partition("#")[2] in said for line in lines), "comments stay"
+
+
+@pytest.mark.parametrize("value", [None, "text", 3, 0.25, True, ["a", "b"], {"clinic-a": 1.0}])
+def test_a_variant_says_any_plain_value(tmp_path: Path, value: Any) -> None:
+    config = write_variant(FEDAVG, tmp_path / "v", {"strategy.weights": value}) / CONFIG_FOLDER
+    job, _ = read_tables(config)
+    assert job["strategy"].get("weights") == value
+
+
+def test_of_two_ways_to_say_one_thing_the_last_holds() -> None:
+    assert parse_settings(["privacy.noise_multiplier=4"]) == {
+        "privacy.noise_multiplier": 4,
+        "privacy.target_epsilon": None,
+    }
+    assert parse_settings(["task.local_epochs=2", "purpose=care"])["purpose"] == "care"
+
+
+def test_a_model_goes_to_the_server_alone(tmp_path: Path) -> None:
+    model = tmp_path / "m.safetensors"
+    model.write_bytes(b"model")
+    with pytest.raises(JobError) as caught:
+        write_variant(FEDAVG, tmp_path / "all", {}, start_model=model)
+    assert caught.value.reason == "SITES_NOT_NAMED" and not (tmp_path / "all").exists()
+    made = write_variant(FEDAVG, tmp_path / "named", {}, sites=["a", "b"], start_model=model)
+    meta = json.loads((made / "meta.json").read_text())
+    assert meta["deploy_map"] == {"app_server": ["server"], "app": ["a", "b"]}
+    assert [path.parent.parent.name for path in made.rglob("start_model*")] == ["app_server"]
+
+
+BROKEN: dict[str, tuple[str, str, str]] = {
+    "not TOML": (JOB_FILE, "seed = 1\n", "seed = {\n"),
+    "no seed": (JOB_FILE, "seed = 1\n", ""),
+    "half a seed": (JOB_FILE, "seed = 1\n", "seed = 1.5\n"),
+    "a negative seed": (JOB_FILE, "seed = 1\n", "seed = -1\n"),
+    "no clients": (JOB_FILE, "min_clients = 2", "min_clients = 0"),
+    "true clients": (JOB_FILE, "min_clients = 2", "min_clients = true"),
+    "unknown variable": (JOB_FILE, "seed = 1\n", "seed = 1\nsead = 1\n"),
+    "unknown table": (JOB_FILE, "[strategy]", "[startegy]\n[strategy]"),
+    "unknown field": (JOB_FILE, "memories = 10", "memorys = 10"),
+    "field of the wrong type": (JOB_FILE, "memories = 10", 'memories = "10"'),
+    "half a memory": (JOB_FILE, "memories = 10", "memories = 10.5"),
+    "huge model": (JOB_FILE, "hidden = 256", "hidden = 1000000000"),
+    "huge batch": (JOB_FILE, "batch_size = 4", "batch_size = 1000000000"),
+    "unknown task": (JOB_FILE, 'name = "mem"', 'name = "subprocess.Popen"'),
+    "no task": (JOB_FILE, 'name = "mem"', ""),
+    "unknown strategy": (JOB_FILE, 'name = "fedavg"', 'name = "os:system"'),
+    "list for a name": (JOB_FILE, 'name = "fedavg"', 'name = ["fedavg"]'),
+    "weights of texts": (JOB_FILE, 'weighting = "samples"', 'weighting = "fixed"\nweights = {a = "x"}'),
+    "half a site": (JOB_FILE, 'weighting = "samples"', "clients_per_round = 1.5"),
+    "run that is a path": (JOB_FILE, "seed = 1\n", 'seed = 1\nrun = "../x"\n'),
+    "start beyond the end": (JOB_FILE, "seed = 1\n", "seed = 1\nstart_round = 30\n"),
+    "kind of its own": (JOB_FILE, 'kind = "training"', 'kind = "anything"'),
+    "no format": (JOB_FILE, "format = 1\n", ""),
+    "table for a number": (JOB_FILE, "seed = 1\n", "seed = {a = 1}\n"),
+    "zero rounds": (PROTOCOL_FILE, "rounds = 30", "rounds = 0"),
+    "half a round": (PROTOCOL_FILE, "rounds = 30", "rounds = 1.5"),
+    "no rounds": (PROTOCOL_FILE, "rounds = 30", ""),
+    "unknown field of a protocol": (PROTOCOL_FILE, "labels =", "lables = 3\nlabels ="),
+    "stop that is a number": (PROTOCOL_FILE, "[stop]\nrounds = 30\n", "[stap]\nrounds = 30\n"),
+}
+
+
+@pytest.mark.parametrize(("name", "old", "new"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_job_is_one_clear_error(tmp_path: Path, name: str, old: str, new: str) -> None:
+    path = write_variant(FEDAVG, tmp_path / "job", {}) / CONFIG_FOLDER / name
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(JobError) as caught:
+        read_application(path.parent)
+    assert caught.value.reason in ("JOB_INVALID", "PROTOCOL_INVALID")
+
+
+def test_what_decides_elsewhere_is_said(tmp_path: Path) -> None:
+    path = write_variant(FEDAVG, tmp_path / "job", {}) / CONFIG_FOLDER / JOB_FILE
+    path.write_text(path.read_text().replace('name = "mem"', 'name = "mem"\nencoder = "x:v1"\nmpp = 1.0'))
+    with pytest.raises(JobError, match=r"(?s)task\.encoder.*protocol\.toml.*task\.mpp.*protocol\.toml"):
+        read_job(tmp_path / "job")
 
 
 @pytest.mark.parametrize(
-    ("break_it", "says"),
-    [
-        (lambda job: (job / "meta.json").unlink(), "not a job folder"),
-        (lambda job: (job / CONFIG_FOLDER / "config_fed_server.conf").unlink(), "not found"),
-        (lambda job: (job / CONFIG_FOLDER / "job.conf").write_text("rounds = {"), "cannot be read"),
-        (lambda job: (job / CONFIG_FOLDER / "job.conf").write_text("seed = 1"), "does not say"),
-        (lambda job: append(job, "rounds = 1.5"), "rounds in job.conf must be a whole number of at least 1"),
-        (lambda job: append(job, "rounds = 0"), "at least 1, not 0"),
-        (lambda job: append(job, "seed = null"), "seed in job.conf must be a whole number, not None"),
-    ],
-    ids=["no meta", "no server", "not HOCON", "no rounds", "half a round", "zero rounds", "no seed"],
+    "number", [{"min_clients": 3}, {"min_clients": "2"}, {"min_clients": None}], ids=["3", "text", "none"]
 )
-def test_a_broken_job_is_one_clear_error(tmp_path: Path, repository: Path, break_it: Any, says: str) -> None:
-    folder = write_variant(repository / "jobs" / "mem_fedavg", tmp_path / "job", {})
-    break_it(folder)
-    with pytest.raises(JobError, match=says):
-        read_job(folder)
+def test_flare_and_the_job_agree_how_many_must_answer(tmp_path: Path, number: dict[str, Any]) -> None:
+    job = write_variant(FEDAVG, tmp_path / "job", {})
+    meta = json.loads((job / "meta.json").read_text())
+    (job / "meta.json").write_text(json.dumps(meta | number))
+    with pytest.raises(JobError, match="min_clients"):
+        read_job(job)
 
 
-def test_only_own_classes_are_made() -> None:
-    with pytest.raises(JobError, match="not a class of this package"):
-        make_component({"path": "subprocess.Popen", "args": {"args": ["true"]}})
+def test_an_evaluation_has_nothing_of_a_training(tmp_path: Path) -> None:
+    evaluate = next(job for job in JOBS if job.name == "mem_evaluate")
+    for change in ({"best_metric": "auc"}, {"start_round": 0}, {"privacy.mechanism": "dp-sgd"}):
+        with pytest.raises(JobError, match="not of an evaluation"):
+            try_variant(evaluate, change)
 
 
-def test_a_wrong_argument_is_named(tmp_path: Path, repository: Path) -> None:
-    folder = write_variant(repository / "jobs" / "mem_fedavg", tmp_path / "job", {"task.memorys": 3})
-    with pytest.raises(JobError, match="memorys"):
-        read_job(folder)
+def test_jobs_of_other_versions_are_refused_and_the_files_wanted_are_named(tmp_path: Path) -> None:
+    later = write_variant(FEDAVG, tmp_path / "later", {"format": 2}) / CONFIG_FOLDER
+    earlier = write_variant(FEDAVG, tmp_path / "earlier", {}) / CONFIG_FOLDER
+    (earlier / JOB_FILE).rename(earlier / "job.conf")
+    for config, says in ((later, "format 2"), (earlier, r"job\.toml and protocol\.toml")):
+        with pytest.raises(JobError, match=says) as caught:
+            read_application(config)
+        assert caught.value.reason == "JOB_VERSION"
+
+
+@pytest.mark.parametrize("name", [*CONFIGURATIONS, JOB_FILE, PROTOCOL_FILE, "../../meta.json"])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    job = write_variant(FEDAVG, tmp_path / "job", {})
+    (job / CONFIG_FOLDER / name).unlink()
+    with pytest.raises(JobError, match=Path(name).name.replace(".", r"\.")):
+        read_job(job)
+
+
+def test_a_link_is_no_file_of_a_job(tmp_path: Path) -> None:
+    job = write_variant(FEDAVG, tmp_path / "job", {})
+    path = job / CONFIG_FOLDER / JOB_FILE
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(JobError):
+        read_job(job)

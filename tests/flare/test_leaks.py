@@ -6,14 +6,16 @@ shows that each way is open in FLARE as it comes: a secret that arrives from now
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from histoflare.flare.job_files import CONFIG_FOLDER
+from histoflare.flare.job_files import CLIENT_CONFIGURATION, CLIENT_FILE, CONFIG_FOLDER
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.kits import Agreement
 from histoflare.flare.poc import COMPLETED, Federation
@@ -36,41 +38,29 @@ LEAKY = [
 
 
 def write_leaky_job(repository: Path, target: Path) -> Path:
-    """One site does what the job says; at the others the job's own components try to get secrets out."""
+    """A job that no site would take: here they take any (``ANY_JOB``), for what stands behind that is tested.
+
+    One site does what the job says; at the others the job's own components try to get secrets out."""
     job = write_variant(
         repository / "jobs" / "mem_fedavg",
         target,
         {"rounds": ROUNDS, "min_clients": 1, "task.memories": 2, "task.dim": 4, "task.hidden": 8},
     )
-    plain = (job / CONFIG_FOLDER / "config_fed_client.conf").read_text()
-    events = '["analytix_log_stats", "_error_log_available"]'
-    leaker = f"""components = [
-  {{ id = "leaker", path = "leaky.Leaker", args {{ mark = "%s" }} }}
-  {{ id = "to_fed", path = "{TO_FED_EVENT}", args {{ events_to_convert = {events} }} }}
-  {{ id = "log", path = "{LOG_STREAMER}", args {{ poll_interval = 0.2 }} }}
-"""
-    filters = """task_result_filters = [
-  { tasks = ["train"], filters = [{ path = "leaky.LeakyFilter", args { mark = "%s" } }] }
-]
-"""
-    executors = {
-        "guarded": plain.replace(
-            'path = "histoflare.flare.executor.SiteExecutor"', 'path = "leaky.LeakyExecutor"'
-        ).replace("args { seed", 'args { mark = "guarded", seed'),
-        "open": 'include "job.conf"\nformat_version = 2\ntask_data_filters = []\ntask_result_filters = []\n'
-        'executors = [{ tasks = ["train"]\n'
-        '  executor { path = "leaky.OpenExecutor", args { mark = "open" } } }]\ncomponents = [\n]\n',
-    }
-    for mark, text in executors.items():
-        folder = job / f"app_{mark}" / "config"
-        folder.mkdir(parents=True)
-        for name in ("job.conf", "protocol.conf"):
-            (folder / name).write_text((job / CONFIG_FOLDER / name).read_text())
-        (folder / "config_fed_client.conf").write_text(
-            text.replace("components = [\n", leaker % mark).replace(
-                "task_result_filters = []\n", filters % mark
-            )
-        )
+    executors = {"guarded": "leaky.LeakyExecutor", "open": "leaky.OpenExecutor"}
+    for mark, executor in executors.items():
+        folder = shutil.copytree(job / CONFIG_FOLDER, job / f"app_{mark}" / "config")
+        configuration = copy.deepcopy(CLIENT_CONFIGURATION)
+        configuration["executors"][0]["executor"] = {"path": executor, "args": {"mark": mark}}
+        configuration["task_result_filters"] = [
+            {"tasks": ["train"], "filters": [{"path": "leaky.LeakyFilter", "args": {"mark": mark}}]}
+        ]
+        events = ["analytix_log_stats", "_error_log_available"]
+        configuration["components"] = [
+            {"id": "leaker", "path": "leaky.Leaker", "args": {"mark": mark}},
+            {"id": "to_fed", "path": TO_FED_EVENT, "args": {"events_to_convert": events}},
+            {"id": "log", "path": LOG_STREAMER, "args": {"poll_interval": 0.2}},
+        ]
+        write_json(folder / CLIENT_FILE, configuration)
     meta = json.loads((job / "meta.json").read_text())
     meta["deploy_map"] = {"app": ["server", HONEST], "app_guarded": [GUARDED], "app_open": [OPEN]}
     write_json(job / "meta.json", meta)
@@ -102,7 +92,7 @@ def received(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iter
         write_json(federation.kits.kit(OPEN) / "local" / "resources.json.default", resources)
         for site in sites:
             federation.kits.sign(site)
-        federation.start(environment={"PYTHONPATH": str(LEAKS), "WIRE_TAP": str(tap)})
+        federation.start(environment={"PYTHONPATH": str(LEAKS), "WIRE_TAP": str(tap), "ANY_JOB": "1"})
         job_id = federation.admin.submit(job)
         status = federation.follow(job_id, timeout_s=240)
         result = federation.admin.download(job_id, folder / "download")

@@ -23,6 +23,21 @@ from histoflare.bags.predictions import Predictions
 from histoflare.errors import BagError, JobError
 from histoflare.seeds import derive_seed
 
+LARGEST = {
+    "features": 16_384,
+    "memories": 256,
+    "dim": 16_384,
+    "hidden": 16_384,
+    "blocks": 16,
+    "batch_size": 4096,
+    "local_epochs": 1000,
+    "max_patches": 1_000_000,
+    "patch_px": 16_384,
+}
+MOST_LABELS = 1000
+MOST_WEIGHTS = 2**28
+"""What a job may ask of a site's memory and time."""
+
 
 class BagRecord(Protocol):
     """What the task reads of one slide's record."""
@@ -265,6 +280,14 @@ def _problems(task: MemTask) -> list[str]:
         value = getattr(task, name)
         if value is not None and not _is_count(value):
             problems.append(f"{name}: a whole number of at least 1 or null, not {value!r}")
+    for name, most in LARGEST.items():
+        value = getattr(task, name)
+        if _is_count(value) and value > most:
+            problems.append(f"{name}: at most {most}, not {value}")
+    if len(task.labels) > MOST_LABELS:
+        problems.append(f"labels: at most {MOST_LABELS}")
+    if not problems and _largest_layer(task) > MOST_WEIGHTS:
+        problems.append("memories, dim, hidden, features: a layer would have more than 2 to the 28th weights")
     for name in ("learning_rate", "mpp"):
         value = getattr(task, name)
         if not (name == "mpp" and value is None) and not (_is_number(value) and value > 0):
@@ -279,6 +302,11 @@ def _problems(task: MemTask) -> list[str]:
     if not isinstance(task.seed, int) or isinstance(task.seed, bool):
         problems.append(f"seed: a whole number, not {task.seed!r}")
     return problems
+
+
+def _largest_layer(task: MemTask) -> int:
+    """Return an upper bound of the weights of MEM's largest layer."""
+    return max(task.features, task.hidden) * task.memories * max(task.dim, task.hidden)
 
 
 def _is_number(value: object) -> bool:
