@@ -38,8 +38,8 @@ def test_a_variant_for_some_sites(tmp_path: Path, repository: Path) -> None:
         (["--sites", "a,a"], "each once"),
         (["--sites", "server,a"], "names of sites"),
         (["--sites", "a"], "names 1, and the job needs 2"),
-        (["--set", "purpose.x=1"], "cannot be read"),
-        (["--set", "protocol=5"], "cannot be read"),
+        (["--set", "purpose.x=1"], "no table"),
+        (["--set", "protocol=5"], "protocol: not a variable"),
         (["--model", "nowhere.safetensors"], "no model file"),
     ],
 )

@@ -20,7 +20,7 @@ from histoflare.bags.cohort import load_cohort
 from histoflare.errors import HistoflareError
 from histoflare.flare import processes
 from histoflare.flare.job import read_job
-from histoflare.flare.job_files import CONFIG_FOLDER, JOB_FILE
+from histoflare.flare.job_files import CONFIG_FOLDER
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.kits import Agreement
 from histoflare.flare.persistor import BEST_MODEL_FILE, GLOBAL_MODEL_FILE, read_facts
@@ -233,19 +233,17 @@ def registered(federation: Federation) -> set[str]:
         return set()
 
 
-def test_a_job_that_could_read_a_site_gets_nowhere(running: Running) -> None:
-    """Its task's name would tell the server the first letter of a path; the sites ask for no task at all."""
+@pytest.mark.parametrize("name", ["comm_config.json", "config_fed_client.conf", "sub/job.toml"])
+def test_a_job_with_another_file_is_refused_where_it_arrives(running: Running, name: str) -> None:
     job = running.variant()
-    with (job / CONFIG_FOLDER / JOB_FILE).open("a") as file:
-        file.write('\ntask_name = "train{manifest[0]}"\n')
-    job_id = running.submit(job)
-    wait(lambda: "does not run here" in running.federation.log("clinic-a").read_text())
-    time.sleep(3.0)
-    rows = running.federation.rounds(job_id)
-    assert not [row for row in rows if row["taking_part"] or row["refused"]]
-    with suppress(HistoflareError):  # it may have ended by itself
-        running.federation.admin.abort(job_id)
-    running.end(job_id)
+    path = job / CONFIG_FOLDER / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("{}")
+    before = len(running.federation.admin.jobs())
+    with pytest.raises(HistoflareError, match="JOB_INVALID") as caught:
+        running.submit(job)
+    assert caught.value.reason == "JOB_REFUSED"
+    assert len(running.federation.admin.jobs()) == before
 
 
 @pytest.mark.parametrize("min_clients", [2, 3])

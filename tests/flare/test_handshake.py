@@ -321,7 +321,7 @@ class TestGate:
             (lambda: make_reply(SECRET), "REPLY_NOT_ALLOWED"),
             (lambda: make_reply(f"REFUSED_{SECRET}"), "REPLY_NOT_ALLOWED"),
             (lambda: make_reply("REFUSED_TRAINING_FAILED", headers={"x": SECRET}), "TRAINING_FAILED"),
-            (lambda: make_reply(ReturnCode.TASK_UNKNOWN), "TASK_UNKNOWN"),
+            (lambda: make_reply(ReturnCode.TASK_UNKNOWN), "TASK_UNEXPECTED"),
             (lambda: make_reply(ReturnCode.UNSAFE_JOB), "REPLY_NOT_ALLOWED"),
             (lambda: make_reply(ReturnCode.EXECUTION_EXCEPTION), "REPLY_NOT_ALLOWED"),
         ],

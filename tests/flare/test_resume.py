@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 
 from histoflare.errors import JobError
-from histoflare.flare.job import read_configuration, read_job
+from histoflare.flare.job import read_job
 from histoflare.flare.job_files import CONFIG_FOLDER
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.persistor import GLOBAL_MODEL
@@ -49,8 +49,8 @@ def resume(stopped: Path, target: Path) -> Path:
 
 def test_it_goes_on_with_the_next_round_for_the_same_sites(stopped: Path, tmp_path: Path) -> None:
     job = resume(stopped, tmp_path / "resumed")
-    variables = read_configuration(job / CONFIG_FOLDER / "config_fed_server.conf")
-    assert (variables["run"], variables["start_round"]) == ("run-1", 3)
+    read = read_job(job)
+    assert (read.run, read.start_round) == ("run-1", 3)
     meta = json.loads((job / "meta.json").read_text())
     assert meta["deploy_map"] == {"app_server": ["server"], "app": ["a", "b"]}
     only_the_server_s = {path.name for path in (job / "app_server" / "config").iterdir()} - {

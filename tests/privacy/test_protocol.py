@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from histoflare.errors import JobError
-from histoflare.privacy.protocol import FIELDS, check_task, digest, read_protocols, write_protocols
+from histoflare.privacy.protocol import FIELDS, digest, read_protocols, write_protocols
 
 AGREED: dict[str, Any] = {
     "metric": "balanced_accuracy",
@@ -77,11 +77,3 @@ def test_a_site_reads_the_protocol_it_was_given(tmp_path: Path) -> None:
             read_protocols(tmp_path / "protocol.json")
     with pytest.raises(JobError, match="not found"):
         read_protocols(tmp_path / "none.json")
-
-
-def test_a_task_is_held_to_the_protocol() -> None:
-    check_task(AGREED, {"labels": ("a", "b"), "mpp": 0.5, "dim": 128})
-    with pytest.raises(JobError, match="labels, encoder"):
-        check_task(AGREED, {"labels": ["a", "c"], "encoder": "other"})
-    with pytest.raises(JobError, match="network"):
-        check_task(AGREED, {"labels": ["a", "b"], "network": "dhunet"})

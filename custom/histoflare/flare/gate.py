@@ -115,7 +115,7 @@ def reason_of(code: str) -> str:
     reason = code.removeprefix(REFUSED)
     if code.startswith(REFUSED) and reason in REASONS:
         return reason
-    known = {ReturnCode.TASK_UNKNOWN: "TASK_UNKNOWN", ReturnCode.TASK_ABORTED: "STOPPED"}
+    known = {ReturnCode.TASK_UNKNOWN: "TASK_UNEXPECTED", ReturnCode.TASK_ABORTED: "STOPPED"}
     return known.get(code, "REPLY_NOT_ALLOWED")
 
 

@@ -92,16 +92,6 @@ def write_protocols(path: Path, protocols: Sequence[Mapping[str, Any]]) -> None:
     write_bytes(path, content + b"\n")
 
 
-def check_task(protocol: Mapping[str, Any], task: Mapping[str, Any]) -> None:
-    """Raise :class:`JobError` (``PROTOCOL_MISMATCH``) where a task says other than the protocol."""
-    differs = [name for name in protocol if name in task and _plain(protocol[name]) != _plain(task[name])]
-    differs += [name for name in LEARNERS if name in task and name not in protocol]
-    if differs:
-        raise JobError(
-            f"The job's task differs from its protocol in {', '.join(differs)}.", reason="PROTOCOL_MISMATCH"
-        )
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
