@@ -188,6 +188,13 @@ def run_idle(
                 script.write_text(script.read_text().replace(FLAT, ARENAS))
                 resources = json.loads((local / "resources.json.default").read_text())
                 resources["class_allow_list"] = ["nvflare.", "idle_flare."]
+                for part in resources["components"]:
+                    if part["id"] == "job_manager":  # FLARE's own, which takes any job
+                        part["path"] = "nvflare.apis.impl.job_def_manager.SimpleJobDefManager"
+                        part["args"]["uri_root"] = str(folder / "jobs")
+                resources["components"] = [
+                    part for part in resources["components"] if not part["path"].startswith("histoflare.")
+                ]
                 write_json(local / "resources.json.default", resources)
                 federation.kits.sign(name)
         federation.start(environment=environment)

@@ -127,6 +127,10 @@ def check_submission(archive: str | bytes) -> None:
         raise _invalid(f"deploy_map deploys {_APP}, and {SERVER_APP} to the server where there is one")
     if SERVER_APP in deployed and deployed[SERVER_APP] != ["server"]:
         raise _invalid(f"{SERVER_APP} goes to the server alone")
+    if not all(
+        isinstance(sites, list) and all(type(site) is str for site in sites) for sites in deployed.values()
+    ):
+        raise _invalid("deploy_map lists names of sites")
     for app in deployed:
         place = f"{folder}/{app}/{_CONFIG}/"
         job = _check_files({name: files[place + name] for name in _FILES if place + name in files})
@@ -165,8 +169,9 @@ def check_meta(meta: object) -> None:
     if meta.get("resource_spec"):
         raise _invalid("resource_spec: a job asks for no resources of a site")
     for key in ("name", "scope"):
-        if not (isinstance(meta.get(key), str) and _NAME.fullmatch(meta[key])):
-            raise _invalid(f"{key}: 1 to 64 letters, digits, '_', '.' and '-', a letter or digit first")
+        value = meta.get(key, "")
+        if not isinstance(value, str) or (value and not _NAME.fullmatch(value)):
+            raise _invalid(f"{key}: up to 64 letters, digits, '_', '.' and '-', a letter or digit first")
 
 
 def code_of(error: BaseException) -> str:

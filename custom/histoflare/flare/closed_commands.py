@@ -18,7 +18,7 @@ from nvflare.private.fed.client.shell_cmd import ShellCommandProcessor
 from nvflare.private.fed.client.sys_cmd import ConfigureSiteLogProcessor, ReportEnvProcessor, SysInfoProcessor
 from nvflare.private.fed.client.training_cmds import ConfigureJobLogProcessor
 
-from histoflare.flare.deployment import deploy
+from histoflare.flare.deployment import deploy, start
 
 CLOSED = (
     ShellCommandProcessor,
@@ -57,6 +57,8 @@ class CheckedProcessor(RequestProcessor):
             return error_reply("no such job")
         if req.topic == TrainingTopic.DEPLOY:
             return deploy(self.processor, req, app_ctx)
+        if req.topic == TrainingTopic.START_JOB:
+            return start(self.processor, req, app_ctx)
         reply: Message | None = self.processor.process(req, app_ctx)
         return reply
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from nvflare.apis.workspace import Workspace
 from nvflare.private.admin_defs import Message, MsgHeader, ReturnCode, error_reply
-from nvflare.private.defs import RequestHeader
+from nvflare.private.defs import ERROR_MSG_PREFIX, RequestHeader
 from nvflare.private.fed.client.admin import RequestProcessor
 
 from histoflare.errors import HistoflareError, JobError
@@ -20,6 +20,27 @@ from histoflare.site.configuration import find_site_file, read_site_file
 from histoflare.site.ledgers import note_refusal
 
 logger = logging.getLogger(__name__)
+
+
+def start(processor: RequestProcessor, request: Message, engine: Any) -> Message | None:
+    """Have FLARE start a job that was deployed; what the server says of it anew is looked at too.
+
+    FLARE's own texts of what failed have paths in them: a fixed code is said in their place.
+
+    Args:
+        processor: FLARE's own. request: Its command. engine: The client's.
+    """
+    try:
+        check_meta(request.get_header(RequestHeader.JOB_META))
+        if not _run_folder(_workspace(engine), request).is_dir():
+            raise JobError("The server starts a job that was not deployed.", reason="JOB_INVALID")
+        reply: Message | None = processor.process(request, engine)
+        if reply is None or str(reply.body).startswith(ERROR_MSG_PREFIX):
+            raise JobError(f"FLARE did not start it: {reply and reply.body}", reason="JOB_INVALID")
+    except Exception as error:
+        _note(_workspace(engine), engine.get_client_name(), request, error)
+        return Message(topic=f"reply_{request.topic}", body=f"{ERROR_MSG_PREFIX}: {code_of(error)}")
+    return reply
 
 
 def deploy(processor: RequestProcessor, request: Message, engine: Any) -> Message | None:
@@ -31,7 +52,7 @@ def deploy(processor: RequestProcessor, request: Message, engine: Any) -> Messag
     Args:
         processor: FLARE's own. request: Its command. engine: The client's.
     """
-    workspace = Workspace(root_dir=engine.args.workspace, site_name=engine.get_client_name())
+    workspace = _workspace(engine)
     try:
         folder = _run_folder(workspace, request)
         known = folder.exists()
@@ -49,6 +70,10 @@ def deploy(processor: RequestProcessor, request: Message, engine: Any) -> Messag
         _note(workspace, engine.get_client_name(), request, error)
         return error_reply(code_of(error))
     return reply
+
+
+def _workspace(engine: Any) -> Workspace:
+    return Workspace(root_dir=engine.args.workspace, site_name=engine.get_client_name())
 
 
 def _run_folder(workspace: Workspace, request: Message) -> Path:
