@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,19 @@ def test_top_level_modules_import_no_room(repository: Path) -> None:
     for name in GROUND:
         source = (repository / "custom" / "histoflare" / f"{name}.py").read_text()
         assert not {line for line in imports(source) if line.split(".")[1:2] and line.split(".")[1] in ROOMS}
+
+
+@pytest.mark.parametrize(
+    ("modules", "without"),
+    [
+        (("closed_commands", "kit_check"), ("torch", "monai", "scipy", "opacus", "tomlkit", "pyhocon")),
+        (("admission", "executor", "gate", "guard"), ("monai", "opacus", "tomlkit", "pyhocon", "rich")),
+    ],
+    ids=["FLARE's client process", "a job's process at a site"],
+)
+def test_what_a_site_s_processes_do_not_load(modules: tuple[str, ...], without: tuple[str, ...]) -> None:
+    """Memory, and nothing that reads another format than JSON and TOML."""
+    code = "".join(f"import histoflare.flare.{name}\n" for name in modules)
+    code += f"import sys; print(*(name for name in {without!r} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
