@@ -118,8 +118,13 @@ class SitePolicyBuilder(Builder):
         self.heart_beat_timeout = heart_beat_timeout
         self.loopback = loopback
 
+    def initialize(self, project: Project, ctx: ProvisionContext) -> None:
+        """Close the folder of the consortium's private key before there is a key."""
+        _keep_authority_private(Path(ctx.get_state_dir()))
+
     def finalize(self, project: Project, ctx: ProvisionContext) -> None:
         """Change the kits, once all other builders wrote theirs."""
+        _keep_authority_private(Path(ctx.get_state_dir()))
         for client in project.get_clients():
             local = Path(ctx.get_local_dir(client))
             self._write_policy(local)
@@ -148,6 +153,14 @@ class SitePolicyBuilder(Builder):
         write_json(local / PRIVACY_FILE, privacy_configuration(list(self.policies), self.default_scope))
         write_protocols(local / PROTOCOL_FILE, self.protocols)
         (local / ProvFileName.PRIVACY_JSON_SAMPLE).unlink(missing_ok=True)
+
+
+def _keep_authority_private(state: Path) -> None:
+    """Let only this user read the authority's private key; FLARE writes it as the umask says."""
+    if state.is_dir():
+        state.chmod(0o700)
+        for path in state.iterdir():
+            path.chmod(0o600)
 
 
 def project_folder(arguments: Sequence[str]) -> Path:
