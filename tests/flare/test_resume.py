@@ -131,7 +131,23 @@ def test_a_name_that_is_one(name: str) -> None:
     assert job_name({}) == "job"
 
 
-OUTSIDE = ["../x", "/tmp/x", "..", ".", ".hidden", "", "a/b", "a\\b", "a\n", "a\0", "é", "x" * 65, None, 7, ["a"]]
+OUTSIDE = [
+    "../x",
+    "/tmp/x",
+    "..",
+    ".",
+    ".hidden",
+    "",
+    "a/b",
+    "a\\b",
+    "a\n",
+    "a\0",
+    "é",
+    "x" * 65,
+    None,
+    7,
+    ["a"],
+]
 
 
 @pytest.mark.parametrize("name", OUTSIDE)

@@ -134,8 +134,8 @@ def refuse_links(folder: Path, path: Path) -> None:
         folder /= part
         if folder.is_symlink() or (folder.exists() and not (folder.is_file() or folder.is_dir())):
             raise JobError(
-                f"{folder}: a link, or no plain file. A run is gone on from with its own files: remove it, or "
-                "download the job again.",
+                f"{folder}: a link, or no plain file. A run is gone on from with its own files: remove it, "
+                "or download the job again.",
                 reason="JOB_INVALID",
             )
 
