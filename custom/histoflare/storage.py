@@ -34,7 +34,7 @@ def make_folder(folder: Path, *, public: bool = False) -> None:
     if public:
         folder.mkdir(parents=True, exist_ok=True)
         return
-    if not folder.parent.is_dir():
+    if not folder.parent.exists():
         make_folder(folder.parent)
     folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
 
