@@ -164,7 +164,7 @@ def test_an_evaluation_leaves_without_counts(running: Running) -> None:
 
 
 def test_what_a_site_s_processes_wrote_is_for_their_user_alone(running: Running) -> None:
-    """FLARE's own logs and folders of jobs too: they name slides. What the kit came with is not of patients."""
+    """FLARE's own logs and folders of jobs too: they name slides. What the kit came with does not."""
     for site in SITES:
         kit = running.federation.kits.kit(site)
         came = [kit / name for name in ("startup", "local", "transfer", "readme.txt")]
