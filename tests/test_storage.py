@@ -8,11 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from histoflare.storage import atomic_path, remove_partials, write_bytes, write_json
+from histoflare.storage import (
+    atomic_path,
+    make_folder,
+    open_private,
+    remove_partials,
+    write_bytes,
+    write_json,
+)
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -74,3 +82,50 @@ for number in range(10**6):
         path.unlink()
         remove_partials(tmp_path)
         assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(params=[0o000, 0o022, 0o077], ids=oct)
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def test_files_and_their_new_folders_are_for_one_user(tmp_path: Path, umask: int) -> None:
+    path = tmp_path / "new" / "newer" / "a.json"
+    write_json(path, {})
+    assert (mode(path), mode(path.parent), mode(path.parent.parent)) == (0o600, 0o700, 0o700)
+    path.chmod(0o644)
+    with atomic_path(path) as partial:
+        assert mode(partial) == 0o600, "before anything is written"
+        partial.unlink()
+        partial.write_text("another file in its place")
+    assert mode(path) == 0o600
+    with os.fdopen(open_private(tmp_path / "log", os.O_WRONLY | os.O_APPEND), "a") as log:
+        assert mode(tmp_path / "log") == 0o600
+        log.write("a")
+    (tmp_path / "log").chmod(0o644)
+    os.close(open_private(tmp_path / "log", os.O_RDONLY))
+    assert (mode(tmp_path / "log"), (tmp_path / "log").read_text()) == (0o600, "a")
+
+
+def test_what_is_public_is_as_the_umask_says(tmp_path: Path, umask: int) -> None:
+    path = tmp_path / "new" / "newer" / "a.json"
+    write_json(path, {}, public=True)
+    assert mode(path) == 0o666 & ~umask
+    assert mode(path.parent) == mode(path.parent.parent) == 0o777 & ~umask
+
+
+def test_a_folder_that_was_there_stays_as_it_is(tmp_path: Path) -> None:
+    tmp_path.chmod(0o750)
+    make_folder(tmp_path)
+    write_bytes(tmp_path / "a", b"")
+    assert mode(tmp_path) == 0o750
+    with pytest.raises(OSError):
+        make_folder(tmp_path / "a")
+    with pytest.raises(OSError):
+        make_folder(tmp_path / "a" / "b")

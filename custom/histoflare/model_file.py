@@ -38,7 +38,7 @@ def write_model_file(path: Path, kind: str, state: Mapping[str, Tensor], header:
     content = {"format": kind, "version": VERSION, **header}
     metadata = {kind: json.dumps(content, sort_keys=True, allow_nan=False)}
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    storage.write_bytes(path, safetensors.torch.save(tensors, metadata=metadata))
+    storage.write_bytes(path, safetensors.torch.save(tensors, metadata=metadata), public=True)
 
 
 def read_model_file(path: Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

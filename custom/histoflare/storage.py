@@ -3,6 +3,10 @@
 A file is written under a temporary name in its own folder, flushed to the disk and then renamed: a crash, a
 full disk or SIGKILL leaves the earlier file or none, never half of one. What a killed writer leaves behind
 carries :data:`PARTIAL_SUFFIX`; :func:`remove_partials` clears it away.
+
+Whatever the umask, a file is for this user alone (0600), and so is a folder that is made for it (0700): most
+of what a site writes speaks of its patients. What does not, says ``public``: then the umask decides. A folder
+that was there stays as it is.
 """
 
 from __future__ import annotations
@@ -17,21 +21,57 @@ from typing import Any
 PARTIAL_SUFFIX = ".partial"
 
 
+PRIVATE_FILE = 0o600
+PRIVATE_FOLDER = 0o700
+
+
+def make_folder(folder: Path, *, public: bool = False) -> None:
+    """Make ``folder``, and those above it that are missing.
+
+    Raises:
+        OSError: It cannot be made, or a file has its place.
+    """
+    if public:
+        folder.mkdir(parents=True, exist_ok=True)
+        return
+    if not folder.parent.exists():
+        make_folder(folder.parent)
+    folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+
+
+def open_private(path: Path, flags: int) -> int:
+    """Open a file that only this user can read, made if missing; return its descriptor.
+
+    Args:
+        flags: Of ``os.open``.
+    """
+    opened = os.open(str(path), flags | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE)
+    os.fchmod(opened, PRIVATE_FILE)  # an earlier version made it for all to read
+    return opened
+
+
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, public: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` if the block ends well, else remove it.
+
+    Unless ``public`` the temporary file is there, empty and private, before anything is written to it.
 
     Args:
         path: The file to be made; its folder is made if missing.
+        public: Others may read it, if the umask lets them.
 
     Raises:
         OSError: The disk is full or the folder cannot be written; ``path`` is then as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, public=public)
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
     try:
+        if not public:
+            os.close(open_private(partial, os.O_WRONLY | os.O_TRUNC))
         yield partial
         with partial.open("rb") as written:
+            if not public:  # the writer may have put another file in its place
+                os.fchmod(written.fileno(), PRIVATE_FILE)
             os.fsync(written.fileno())
         partial.replace(path)
     except BaseException as error:
@@ -47,20 +87,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.close(folder)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, *, public: bool = False) -> None:
     """Write ``content`` to ``path``, whole or not at all."""
-    with atomic_path(path) as partial:
+    with atomic_path(path, public=public) as partial:
         partial.write_bytes(content)
 
 
-def write_text(path: Path, content: str) -> None:
+def write_text(path: Path, content: str, *, public: bool = False) -> None:
     """Write UTF-8 ``content`` to ``path``, whole or not at all."""
-    write_bytes(path, content.encode())
+    write_bytes(path, content.encode(), public=public)
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, *, public: bool = False) -> None:
     """Write ``content`` as indented JSON to ``path``, whole or not at all. NaN is refused, JSON has none."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n", public=public)
 
 
 def remove_partials(folder: Path) -> int:

@@ -14,6 +14,7 @@ from histoflare.bags.cohort import LISTED_PROBLEMS, load_cohort, pooled
 from histoflare.bags.folder import LEFT_OUT
 from histoflare.errors import BagError
 from histoflare.slides.manifest import Manifest
+from histoflare.slides.table import role_of
 
 from .conftest import write_rows
 
@@ -160,7 +161,12 @@ def test_slides_that_prepare_left_out_are_left_out_with_a_warning_and_others_mis
 def test_without_splits_patients_are_split(manifest: Manifest, bags: Path) -> None:
     bare = replace(manifest, rows=tuple(replace(row, split=None) for row in manifest.rows))
     cohort = load_cohort("site", bare, bags, LABELS, "enc:1")
-    assert len(cohort.train) + len(cohort.test) == 6 and cohort.test and cohort.train
+    assert {record.patient: record.split for record in cohort.records} == {
+        f"p{index}": role_of(f"p{index}", 0.2, 0) for index in range(6)
+    }
+    assert {record.label for record in cohort.test} == {0}
+    (warning,) = cohort.warnings
+    assert "no test patient" in warning and "'b'" in warning
 
 
 @pytest.mark.parametrize(("split", "words"), [("test", "only be tested on"), ("train", "no test patients")])

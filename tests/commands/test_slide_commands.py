@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from histoflare.commands import manifest, mosaic, slide
 from histoflare.errors import ManifestError, SlideError
 from histoflare.slides.mosaic import Mosaic
+from histoflare.slides.table import role_of
 
 app = typer.Typer()
 app.add_typer(slide.app, name="slide")
@@ -93,9 +94,25 @@ def test_manifest_check(tmp_path: Path) -> None:
         "patients": 2,
         "labels": {"x": 2, "y": 1},
         "splits": {"test": 1, "train": 2},
+        "split_column": True,
+        "warnings": ["no training patient of class 'y'", "no test patient of class 'x'"],
     }
     with pytest.raises(ManifestError, match="unknown label 'y'"):
         run("manifest", "check", path, "--no-files", "--label", "x", "--label", "z")
+
+
+def test_manifest_check_says_who_is_for_testing_without_a_split_column(tmp_path: Path) -> None:
+    path = tmp_path / "north.csv"
+    names = [f"p{index}" for index in range(40)]
+    path.write_text("slide,patient,label\n" + "".join(f"{n}.svs,{n},{'xy'[n < 'p2']}\n" for n in names))
+    found = json.loads(run("manifest", "check", path, "--no-files", "--json"))
+    tested = sum(role_of(name, 0.2, 0) == "test" for name in names)
+    assert found["splits"] == {"test": tested, "train": 40 - tested}
+    assert (found["split_column"], found["warnings"]) == (False, [])
+    path.write_text("slide,patient,label,split\na.svs,a,x,train\nb.svs,b,y,\n")
+    with pytest.raises(ManifestError) as caught:
+        run("manifest", "check", path, "--no-files")
+    assert caught.value.problems == ("line 3: no split",)
 
 
 def test_a_name_too_long_to_be_one_is_a_fault_of_its_line(tmp_path: Path) -> None:

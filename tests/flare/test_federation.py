@@ -49,7 +49,7 @@ class Running:
     def __init__(self, folder: Path, repository: Path) -> None:
         self.folder = folder
         self.original = write_variant(repository / "jobs" / "mem_fedavg", folder / "job", {"rounds": ROUNDS})
-        self.sites = {site: write_site(folder / "sites", site, validation=True) for site in SITES}
+        self.sites = {site: write_site(folder / "sites", site, slides=20, validation=True) for site in SITES}
         self.sites["clinic-b"] = replace(self.sites["clinic-b"], pseudonym="river")
         self._delays = folder / "delays.json"
         self.delay({})

@@ -46,7 +46,7 @@ class Running:
         self.folder = folder
         self.jobs = repository / "jobs"
         self.original = write_variant(self.jobs / "mem_dpsgd", folder / "job", {"rounds": ROUNDS})
-        self.sites = {site: write_site(folder / "sites", site, slides=15) for site in SITES}
+        self.sites = {site: write_site(folder / "sites", site, slides=30) for site in SITES}
         self.sites[POOR] = replace(self.sites[POOR], epsilon=0.01)
         policies = []
         for scope in ("dp-patient", "dp-update"):
@@ -162,3 +162,19 @@ def test_an_evaluation_leaves_without_counts(running: Running) -> None:
     assert set(result.evaluation) == set(SITES), "no budget of ε is asked for an evaluation"
     assert "auc" in result.evaluation[POOR]
     assert not {"n_patients", "n_slides"} & set(result.evaluation[POOR]), "counts stay"
+
+
+def test_what_a_site_s_processes_wrote_is_for_their_user_alone(running: Running) -> None:
+    """FLARE's own logs and folders of jobs too: they name slides. What the kit came with does not."""
+    for site in SITES:
+        kit = running.federation.kits.kit(site)
+        came = [kit / name for name in ("startup", "local", "transfer", "readme.txt")]
+        written = [path for path in kit.rglob("*") if not any(path.is_relative_to(each) for each in came)]
+        assert [path for path in written if path.name.startswith("log")], "FLARE has logs there"
+        looked_at = [
+            *written,
+            *running.sites[site].ledger.parent.rglob("*"),
+            *running.sites[site].records.rglob("*"),
+            running.federation.log(site),
+        ]
+        assert [path for path in looked_at if path.stat().st_mode & 0o077] == []

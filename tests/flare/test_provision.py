@@ -69,6 +69,15 @@ def test_everybody_has_a_kit(kits: Path, repository: Path) -> None:
         assert keys and all(path.stat().st_mode & 0o077 == 0 for path in keys)
 
 
+def test_the_authority_is_for_this_user_alone(kits: Path) -> None:
+    state = kits.parent / "state"
+    assert "root_pri_key" in read(state / "cert.json")
+    assert {path: path.stat().st_mode & 0o777 for path in (state, *state.iterdir())} == {
+        state: 0o700,
+        **dict.fromkeys(state.iterdir(), 0o600),
+    }
+
+
 @pytest.mark.parametrize("site", SITES)
 class TestSite:
     def test_has_the_policy_it_is_told_of(self, kits: Path, repository: Path, site: str) -> None:

@@ -17,7 +17,7 @@ from histoflare.flare.job import read_job
 from histoflare.flare.job_files import CONFIG_FOLDER
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.persistor import GLOBAL_MODEL
-from histoflare.flare.resume import read_run, write_resumed
+from histoflare.flare.resume import job_name, read_run, write_resumed
 from histoflare.rounds.state import State, model_state
 from histoflare.storage import write_json
 
@@ -65,7 +65,7 @@ def test_it_goes_on_with_the_next_round_for_the_same_sites(stopped: Path, tmp_pa
 
 def test_a_job_that_goes_on_can_be_gone_on_from(stopped: Path, tmp_path: Path) -> None:
     shutil.rmtree(stopped / "job")
-    stopped.joinpath("job").symlink_to(resume(_copy(stopped, tmp_path, with_job=True), tmp_path / "one"))
+    resume(_copy(stopped, tmp_path, with_job=True), tmp_path / "one").rename(stopped / "job")
     job = resume(stopped, tmp_path / "two")
     meta = json.loads((job / "meta.json").read_text())
     assert set(meta["deploy_map"]) == {"app_server", "app"}
@@ -124,3 +124,71 @@ def test_what_cannot_be_gone_on_from_is_one_clear_error(
     with pytest.raises(JobError, match=says):
         resume(stopped, tmp_path / "resumed")
     assert not [path for path in tmp_path.iterdir() if path != stopped], "nothing half-written"
+
+
+@pytest.mark.parametrize("name", ["mem_fedavg", "a", "A-1_b.c", "x" * 64, "-"])
+def test_a_name_that_is_one(name: str) -> None:
+    assert job_name({"name": name}) == name
+    assert job_name({}) == "job"
+
+
+OUTSIDE = [
+    "../x",
+    "/tmp/x",
+    "..",
+    ".",
+    ".hidden",
+    "",
+    "a/b",
+    "a\\b",
+    "a\n",
+    "a\0",
+    "é",
+    "x" * 65,
+    None,
+    7,
+    ["a"],
+]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_name_that_leads_elsewhere_is_refused(name: Any) -> None:
+    with pytest.raises(JobError) as caught:
+        job_name({"name": name})
+    assert caught.value.reason == "JOB_INVALID"
+
+
+def test_nothing_is_written_where_a_name_leads(stopped: Path, tmp_path: Path) -> None:
+    meta = json.loads((stopped / "job" / "meta.json").read_text())
+    (stopped / "job" / "meta.json").write_text(json.dumps({**meta, "name": str(tmp_path / "elsewhere")}))
+    with pytest.raises(JobError) as caught:
+        resume(stopped, tmp_path / "resumed")
+    assert caught.value.reason == "JOB_INVALID"
+    assert not [path for path in tmp_path.iterdir() if path != stopped]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "job",
+        "job/app",
+        "job/app/config",
+        "job/app/config/protocol.toml",
+        "job/meta.json",
+        "workspace",
+        "workspace/rounds.json",
+        "workspace/global_model.safetensors",
+    ],
+)
+def test_a_link_in_a_download_is_followed_nowhere(stopped: Path, tmp_path: Path, place: str) -> None:
+    """The same content behind a link: only the link is wrong with it."""
+    path, moved = stopped / place, tmp_path / "moved"
+    if path.exists():
+        path.rename(moved)
+    else:
+        moved.write_text("of this machine")
+    path.symlink_to(moved)
+    with pytest.raises(JobError) as caught:
+        resume(stopped, tmp_path / "resumed")
+    assert caught.value.reason == "JOB_INVALID" and str(path) in str(caught.value)
+    assert not (tmp_path / "resumed").exists()

@@ -13,6 +13,7 @@ from histoflare.masks import image_files
 from histoflare.masks.image_files import decode_image, read_file
 from histoflare.masks.images import LISTED_PROBLEMS, load_image_cohort, pooled_images
 from histoflare.masks.windows import IGNORE
+from histoflare.slides.table import role_of
 
 from .image_folders import rgb, save, save_palette, write_cohort
 
@@ -162,7 +163,10 @@ def test_tissue_is_what_is_above_zero(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("image,mask,patient,tissue,split\ni.png,m.png,p,t.png,test\n")
     cohort = load_image_cohort("site", tmp_path / "m.csv", LABELS)
     np.testing.assert_array_equal(cohort.read(cohort.records[0]).tissue, tissue > 0)
-    assert cohort.warnings == ("no training images: this cohort can only be tested on",)
+    assert cohort.warnings == (
+        "no training images: this cohort can only be tested on",
+        "no pixel of a test mask is 'b'",
+    )
 
 
 def test_resolution_must_be_the_jobs(tmp_path: Path) -> None:
@@ -182,7 +186,10 @@ def test_resolution_must_be_the_jobs(tmp_path: Path) -> None:
 
 def test_without_splits_patients_are_split(tmp_path: Path) -> None:
     cohort = load_image_cohort("site", write_cohort(tmp_path, count=5, split=False), LABELS)
-    assert (len(cohort.train), len(cohort.test)) == (4, 1)
+    assert {record.patient: record.split for record in cohort.records} == {
+        record.patient: role_of(record.patient, 0.2, 0) for record in cohort.records
+    }
+    assert cohort.train and cohort.test
 
 
 @pytest.mark.parametrize("changed", ["i0.png", "m0.png"])

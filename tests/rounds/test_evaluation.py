@@ -115,6 +115,23 @@ def test_perfect_useless_and_reversed() -> None:
         assert (auc.value, auc.low, auc.high) == (area, area, area)
 
 
+@pytest.mark.parametrize("figure", ["accuracy", "balanced_accuracy", "auc"])
+@pytest.mark.parametrize("k", [2, 3])
+def test_a_figure_rests_on_the_patients_of_the_class_that_fewest_have(figure: str, k: int) -> None:
+    """Ten patients, one of class 1 with five slides: one is behind it, however many slides she has."""
+    labels = np.array([0] * 9 + [1] * 5)
+    patients = [f"p{i}" for i in range(9)] + ["only"] * 5
+    always = np.zeros((14, k))
+    always[:, 1] = 1.0
+    found = evaluate(Predictions(always, labels, patients, {}), bootstraps=0)
+    assert found[figure].patients == 1
+    assert found["accuracy"].value == pytest.approx(5 / 14), "of a model that says one class, its share"
+    both = evaluate(Predictions(always, labels, [*patients[:9], *patients[:5]], {}), bootstraps=0)
+    assert both[figure].patients == 5, "a patient with slides of both classes is behind both"
+    alone = evaluate(Predictions(always[:9], labels[:9], patients[:9], {}), bootstraps=0)
+    assert alone[figure].patients == 9, "a class that nobody has has nobody to tell of"
+
+
 def test_one_class_has_no_auc_and_says_why() -> None:
     rows = table()
     metrics = evaluate(Predictions(rows.probabilities, np.ones(60, dtype=np.int64), rows.patients, {}))

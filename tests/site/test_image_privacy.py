@@ -102,7 +102,17 @@ def test_a_figure_that_rests_on_few_patients_stays(tmp_path: Path) -> None:
     )
     found = evaluate(table, bootstraps=0)
     assert found["dice"].patients == found["jaccard_pooled"].patients == found["dice_authors"].patients == 1
-    assert found["pixel_accuracy"].patients == found["accuracy_authors"].patients == 5
+    assert found["pixel_accuracy"].patients == found["accuracy_authors"].patients == 1
+    everywhere = confusion.copy()
+    everywhere[..., 1] += everywhere[..., 0]
+    everywhere[..., 0] = 0
+    told = evaluate(replace(table, columns={"confusion": everywhere}), bootstraps=0)
+    share = 15 / 500
+    assert told["pixel_accuracy"].value == pytest.approx(share), "a model that says one class counts it"
+    assert {told[name].patients for name in ("pixel_accuracy", "dice", "dice_pooled")} == {1}
+    confusion[:, 1, 1] += 10
+    assert {figure.patients for figure in evaluate(table, bootstraps=0).figures.values()} == {5}
+    confusion[:, 1, 1] -= 10
     merged = evaluate(merge_predictions({"a": table, "b": table}), bootstraps=0)
     assert merged["dice"].patients == 2
     site = SiteConfiguration(images=make_site(tmp_path / "a"))
@@ -148,16 +158,20 @@ def test_a_site_with_bags_and_images_says_one_role_for_each_patient(tmp_path: Pa
 
     write("train")
     assert read_roles(site, list(LABELS), "images")["p0"] == "train"
-    for split in ("test", None):
+    for split in ("test", None):  # by the rule p0 is for testing
         write(split)
         for ask in (
             lambda: read_roles(site, list(LABELS), "images"),
             lambda: read_roles(site, ["x", "y"], "bags"),
             lambda: load_site_data("a", TASK, site),
         ):
-            with pytest.raises(JobError, match="one split") as refused:
+            with pytest.raises(JobError, match="one role") as refused:
                 ask()
             assert refused.value.reason == "COHORT_INVALID"
+    lines = [line.rsplit(",", 2)[0] for line in images.read_text().splitlines()]
+    images.write_text("\n".join(lines) + "\n")  # neither has a split column
+    assert read_roles(site, list(LABELS), "images")["p0"] == "test"
+    assert read_roles(site, ["x", "y"], "bags")["p0"] == "test"
 
 
 def test_the_same_image_in_two_splits_is_an_error(tmp_path: Path) -> None:

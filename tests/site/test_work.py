@@ -12,10 +12,13 @@ import pytest
 import torch
 
 from histoflare.errors import HistoflareError, JobError
+from histoflare.privacy.plan import Open
+from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.rounds.comparison import compare
 from histoflare.rounds.evaluation import evaluate
 from histoflare.rounds.local import predict
 from histoflare.rounds.state import State, digest, model_state
+from histoflare.site.books import Books
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_cohort
 from histoflare.site.records import RunRecords
@@ -45,6 +48,28 @@ def move_to_validation(site: SiteConfiguration, patients: set[str]) -> None:
 
 def say_nothing(_: str) -> None:
     pass
+
+
+@pytest.mark.parametrize(("few", "stays"), [(1, True), (2, False)])
+def test_figures_over_few_patients_of_a_class_stay(tmp_path: Path, few: int, stays: bool) -> None:
+    """Eight test patients are enough for the policy, and one of a class is not."""
+    where = write_site(tmp_path, "a", slides=20)
+    tested = [row for row in read_manifest(where.manifest, check_files=False).rows if row.split == "test"]
+    moved = [row.patient for row in tested if row.label == "solid"][few:]
+    rows = [
+        replace(row, split="train") if row.patient in moved else row
+        for row in read_manifest(where.manifest, check_files=False).rows
+    ]
+    write_manifest(where.manifest, rows)
+    policy = replace(read_policy(POLICIES / "open.toml"), minimum_patients=2)
+    books = Books(where, policy, Open(), rounds=1, run="run-1", labels=list(TASK.labels))
+    work = SiteWork(setup_of(where), say_nothing)
+    answer = books.evaluate(first_state(), "test", "q", lambda: work.evaluate(first_state(), "test"))
+    figures = {
+        f"{name}{end}" for name in ("accuracy", "balanced_accuracy", "auc") for end in ("", "_low", "_high")
+    }
+    assert figures & set(answer.metrics) == (set() if stays else figures)
+    assert answer.patients == 4 + few
 
 
 def test_the_cohort_is_the_tasks_and_its_memory_the_sites(site: SiteConfiguration) -> None:
@@ -113,7 +138,7 @@ def test_metrics_are_of_the_model_as_it_came_and_of_validation_patients(site: Si
         "validation/balanced_accuracy": oracle["balanced_accuracy"].value,
         "validation/auc": oracle["auc"].value,
     }
-    assert (answer.metric_patients, answer.patients) == (4, 8)
+    assert (answer.metric_patients, answer.patients) == (2, 8), "two of each class"
 
 
 def test_a_figure_that_does_not_exist_is_none(site: SiteConfiguration) -> None:

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
+import math
 import random
+import unicodedata
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from histoflare.errors import ManifestError
-from histoflare.slides.manifest import Manifest, ManifestRow, assign_splits, read_manifest, write_manifest
+from histoflare.slides.manifest import (
+    Manifest,
+    ManifestRow,
+    assign_splits,
+    read_manifest,
+    role_warnings,
+    stratify_splits,
+    write_manifest,
+)
+from histoflare.slides.table import role_of
 
 
 def write(folder: Path, text: str, slides: tuple[str, ...] = ("a.svs", "b.svs", "c.svs")) -> Path:
@@ -169,34 +186,89 @@ def cohort(patients: dict[str, str], slides_each: int = 2) -> Manifest:
     return Manifest(Path("cohort.csv"), tuple(rows))
 
 
+def roles_of(manifest: Manifest) -> dict[str, str | None]:
+    roles: dict[str, str | None] = {}
+    for row in manifest.rows:
+        assert roles.setdefault(row.patient, row.split) == row.split
+    return roles
+
+
+PATIENTS = st.dictionaries(st.text(max_size=8), st.sampled_from("xyz"), min_size=1, max_size=30)
+
+
+@given(PATIENTS, PATIENTS, st.integers(), st.floats(0, 0.999), st.randoms())
+def test_a_patient_more_moves_nobody(
+    patients: dict[str, str], more: dict[str, str], seed: int, share: float, order: random.Random
+) -> None:
+    before = roles_of(assign_splits(cohort(patients), share, seed))
+    manifest = cohort({**patients, **more})
+    shuffled = list(manifest.rows)
+    order.shuffle(shuffled)
+    after = roles_of(assign_splits(replace(manifest, rows=tuple(shuffled)), share, seed))
+    assert before.items() <= after.items()
+    assert set(after) == set(patients) | set(more)
+
+
+@given(st.text(max_size=12), st.integers(), st.floats(0, 0.999))
+def test_the_role_is_a_hash_of_seed_and_patient_below_the_share(
+    patient: str, seed: int, share: float
+) -> None:
+    identifier = unicodedata.normalize("NFC", patient.strip())
+    digest = hashlib.sha256(json.dumps([seed, "split", identifier]).encode()).digest()
+    below = Fraction(int.from_bytes(digest[:8], "big") // 2, 2**63) < Fraction(share)
+    assert role_of(patient, share, seed) == ("test" if below else "train")
+    decomposed = unicodedata.normalize("NFD", patient)
+    assert role_of(f" {decomposed}\t", share, seed) == role_of(patient, share, seed)
+
+
+NAMES = [f"patient-{index}" for index in range(20_000)]
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.9])
+def test_shares_hold_on_average_and_patients_are_independent(share: float) -> None:
+    """Counts are binomial and correlations normal: 5 standard deviations are one in two million."""
+    tested = {
+        seed: np.array([role_of(name, share, seed) == "test" for name in NAMES]) for seed in (0, 1, 12345)
+    }
+    for of_seed in tested.values():
+        assert abs(of_seed.mean() - share) < 5 * math.sqrt(share * (1 - share) / len(NAMES))
+        for lag in (1, 2, 10, 100):  # neighbours in the list say nothing of each other
+            assert abs(np.corrcoef(of_seed[lag:], of_seed[:-lag])[0, 1]) < 5 / math.sqrt(len(NAMES) - lag)
+    for one, other in itertools.combinations(tested.values(), 2):
+        assert abs(np.corrcoef(one, other)[0, 1]) < 5 / math.sqrt(len(NAMES))
+
+
+def test_with_a_larger_share_more_are_for_testing_and_none_fewer() -> None:
+    sets = [{name for name in NAMES[:500] if role_of(name, share, 3) == "test"} for share in (0.1, 0.2, 0.6)]
+    assert sets[0] < sets[1] < sets[2]
+
+
+def test_a_class_without_somebody_to_train_or_test_on_is_told() -> None:
+    def told(*roles: tuple[str, str]) -> list[str]:
+        rows = [
+            ManifestRow(0, Path("s"), f"p{n}", label, split=split)  # type: ignore[arg-type]
+            for n, (split, label) in enumerate(roles)
+        ]
+        return role_warnings(rows, ("x", "y"))
+
+    assert told(("train", "x"), ("train", "y"), ("test", "x"), ("test", "y")) == []
+    (warning,) = told(("train", "x"), ("train", "y"), ("test", "x"))
+    assert "'y'" in warning and "test" in warning
+    (warning,) = told(("train", "x"), ("test", "x"), ("test", "y"))
+    assert "'y'" in warning and "training" in warning
+    assert len(told(("train", "x"), ("test", "x"))) == 2
+    assert len(told(("test", "x"), ("test", "y"))) == 1, "an external cohort"
+    assert len(told(("validation", "x"))) == 2
+
+
 @given(st.integers(2, 40), st.integers(2, 40), st.integers(0, 5))
-def test_split_by_patient_and_stratified(n_x: int, n_y: int, seed: int) -> None:
+def test_a_written_split_is_stratified(n_x: int, n_y: int, seed: int) -> None:
     patients = {f"x{i}": "x" for i in range(n_x)} | {f"y{i}": "y" for i in range(n_y)}
-    split = assign_splits(cohort(patients), 0.2, seed)
-    of_patient: dict[str, set[str | None]] = {}
-    for row in split.rows:
-        of_patient.setdefault(row.patient, set()).add(row.split)
-    assert all(len(splits) == 1 for splits in of_patient.values())
+    roles = roles_of(stratify_splits(cohort(patients), 0.2, seed))
     for label, count in (("x", n_x), ("y", n_y)):
-        tested = sum(of_patient[patient] == {"test"} for patient, of in patients.items() if of == label)
+        tested = sum(roles[patient] == "test" for patient, of in patients.items() if of == label)
         assert 1 <= tested < count
         assert tested == 1 or abs(tested - 0.2 * count) <= 0.5
-
-
-def test_split_does_not_depend_on_order_or_on_other_labels() -> None:
-    patients = {f"x{i}": "x" for i in range(20)} | {f"y{i}": "y" for i in range(10)}
-    manifest = cohort(patients)
-    shuffled = list(manifest.rows)
-    random.Random(0).shuffle(shuffled)
-
-    def of(rows: Manifest) -> dict[Path, str | None]:
-        return {row.slide: row.split for row in rows.rows}
-
-    whole = of(assign_splits(manifest))
-    assert of(assign_splits(Manifest(manifest.path, tuple(shuffled)))) == whole
-    only_x = assign_splits(cohort({patient: label for patient, label in patients.items() if label == "x"}))
-    assert of(only_x).items() <= whole.items()
-    assert of(assign_splits(manifest, seed=1)) != whole
 
 
 def test_given_splits_stay_and_mixed_ones_are_refused() -> None:
@@ -208,6 +280,10 @@ def test_given_splits_stay_and_mixed_ones_are_refused() -> None:
     assert caught.value.problems == ("line 9: no split",)
 
 
-def test_no_test_patients_when_none_are_wanted() -> None:
-    rows = assign_splits(cohort({f"p{i}": "xy"[i % 2] for i in range(10)}), test_fraction=0.0).rows
-    assert {row.split for row in rows} == {"train"}
+@pytest.mark.parametrize("split", [assign_splits, stratify_splits])
+def test_shares_are_from_zero_to_below_one(split: Callable[..., Manifest]) -> None:
+    manifest = cohort({f"p{i}": "xy"[i % 2] for i in range(10)})
+    assert set(roles_of(split(manifest, test_fraction=0.0)).values()) == {"train"}
+    for share in (-0.1, 1.0, math.nan):
+        with pytest.raises(ManifestError):
+            split(manifest, test_fraction=share)

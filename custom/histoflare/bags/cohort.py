@@ -14,7 +14,7 @@ import torch
 from histoflare.bags.bag import BagHeader, read_bag, read_header_and_count
 from histoflare.bags.folder import bag_path, read_left_out
 from histoflare.errors import BagError
-from histoflare.slides.manifest import SUBGROUPS, Manifest, ManifestRow, assign_splits
+from histoflare.slides.manifest import SUBGROUPS, Manifest, ManifestRow, assign_splits, role_warnings
 
 CACHE_BYTES = 1 << 30
 SAME_MPP = 0.01
@@ -245,7 +245,7 @@ def _collect(
         label, split = list(labels).index(row.label), str(row.split)
         record = BagRecord(row_id, row.patient, label, split, path, subgroups, header.content_sha256)
         found.append((record, header))
-    _check_splits(counted, findings)
+    _check_splits(counted, labels, findings)
     return found
 
 
@@ -287,7 +287,7 @@ def _mixed(found: Sequence[tuple[BagRecord, BagHeader]]) -> list[str]:
     return []
 
 
-def _check_splits(rows: Sequence[ManifestRow], findings: _Findings) -> None:
+def _check_splits(rows: Sequence[ManifestRow], labels: Sequence[str], findings: _Findings) -> None:
     train = {row.label for row in rows if row.split == "train"}
     if not rows:
         findings.problems.append("there is nothing on any slide of the manifest to make a bag of")
@@ -295,7 +295,4 @@ def _check_splits(rows: Sequence[ManifestRow], findings: _Findings) -> None:
         findings.problems.append(
             f"every training slide has the label '{train.pop()}': to tell labels apart takes two of them"
         )
-    elif not train:
-        findings.warnings.append("no training slides: this cohort can only be tested on")
-    if not any(row.split == "test" for row in rows):
-        findings.warnings.append("no test patients: the model cannot be tested here")
+    findings.warnings.extend(role_warnings(rows, labels))

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from histoflare.bags.bag import Bag, write_bag
 from histoflare.errors import BagError
-from histoflare.storage import remove_partials, write_json
+from histoflare.storage import make_folder, remove_partials, write_json
 
 LEFT_OUT = "left_out.json"
 LOCK = ".lock"
@@ -107,7 +107,7 @@ def writing_to(folder: Path) -> Iterator[None]:
             (BAG_NOT_WRITTEN).
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise _not_written(folder, error) from error

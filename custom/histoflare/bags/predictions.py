@@ -31,7 +31,7 @@ class Predictions:
     """
 
     measures: ClassVar[dict[str, Callable[[Columns, Floats], Floats]]]
-    supports: ClassVar[dict[str, Callable[[Columns], NDArray[np.bool_]]]] = {}
+    supports: ClassVar[dict[str, Callable[[Columns], NDArray[np.bool_]]]]
     why_missing: ClassVar[str] = "all slides are of one class"
 
     probabilities: Floats
@@ -102,7 +102,19 @@ def auc(columns: Columns, weights: Floats) -> Floats:
     return _present_mean(np.where(known, areas, 0.0), known.astype(np.float64))
 
 
+def of_each_class(columns: Columns) -> NDArray[np.bool_]:
+    """Return which slides (n, k) are of each class.
+
+    Every figure rests on each class, accuracy too: of a model that names one class always, it is the share of
+    that class, and so tells of the few who are of it.
+    """
+    classes = np.arange(columns["probabilities"].shape[1])
+    of_class: NDArray[np.bool_] = columns["labels"][:, None] == classes
+    return of_class
+
+
 Predictions.measures = {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy, "auc": auc}
+Predictions.supports = dict.fromkeys(Predictions.measures, of_each_class)
 
 
 def weighted_auc(scores: Floats, positive: NDArray[np.bool_], weights: Floats) -> Floats:

@@ -157,11 +157,11 @@ def _write(
     from histoflare.site.pictures import attention_levels
     from histoflare.slides.mask_overlay import add_attention_legend
     from histoflare.slides.overlay import draw_attention, read_picture
-    from histoflare.storage import atomic_path
+    from histoflare.storage import atomic_path, make_folder
 
     levels = attention_levels(relative, limit)
     if heatmap is not None:
-        heatmap.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(heatmap.parent)
         with TemporaryDirectory(dir=heatmap.parent, prefix=".heat.") as scratch:
             write_heat(
                 heatmap, levels, l0_coords, l0_patch_px, slide.info.l0_size_px, slide.mpp, Path(scratch)

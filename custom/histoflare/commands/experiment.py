@@ -105,7 +105,7 @@ def run_experiment(
         "sites": sorted(report["sites"]),
     }
     _save_model(out / MODEL_FILE, job, federated.state, cohorts, training)
-    write_json(out / REPORT_FILE, report)
+    write_json(out / REPORT_FILE, report, public=True)
     write_page(report, out / PAGE_FILE)
     return Outcome(report, {**cohorts, **outside}, federated)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -100,6 +101,9 @@ def make(
 def resume(
     run: Annotated[Path, typer.Argument(help="The server's folder of the job, or what a download brought.")],
     target: Annotated[Path, typer.Option("--out", help="Folder for the new job; must not exist.")],
+    sites: Annotated[
+        str, typer.Option(help="Sites to deploy it to, separated by commas; none: those of the run.")
+    ] = "",
 ) -> None:
     """Make a job that goes on after one that was lost: from its last global model and round.
 
@@ -113,6 +117,8 @@ def resume(
     if target.exists():
         raise JobError(f"{target}: exists already; give a folder that does not.")
     stopped = read_run(run)
+    if sites:
+        stopped = replace(stopped, sites=tuple(_site_names(sites)))
     write_resumed(stopped, target)
     console.print(
         f"job: {target} (run {stopped.run}, from round {stopped.next_round} on)",

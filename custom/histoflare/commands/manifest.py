@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,16 +31,24 @@ def check(
 ) -> None:
     """Check a manifest as a whole; every fault is listed with its line number.
 
+    It also says who is for training and for testing, and of which label there is nobody.
+
     Example: histoflare manifest check hospital.csv --label LUAD --label LUSC
     """
     from histoflare.commands.console import print_json
-    from histoflare.slides.manifest import read_manifest
+    from histoflare.slides.manifest import assign_splits, read_manifest, role_warnings
 
     checked = read_manifest(manifest, labels or None, check_files=files)
+    given = checked.rows[0].split is not None
+    checked = assign_splits(checked)
+    warnings = role_warnings(checked.rows, labels or checked.labels)
     if as_json:
-        print_json(_counts(checked.rows))
+        print_json({**_counts(checked.rows), "split_column": given, "warnings": warnings})
         return
     _print_table([(manifest.name, checked.rows)])
+    if not given:
+        say("no split column: each patient is for training or testing by a hash of the patient")
+    say_warnings(warnings)
 
 
 @app.command()
@@ -102,6 +111,19 @@ def _counts(rows: tuple[ManifestRow, ...]) -> dict[str, Any]:
         "labels": dict(sorted(Counter(row.label for row in rows).items())),
         "splits": dict(sorted(Counter(row.split or "none" for row in rows).items())),
     }
+
+
+def say_warnings(warnings: Sequence[str]) -> None:
+    """Print what is odd about a manifest (stderr)."""
+    for warning in warnings:
+        say(f"warning: {warning}")
+
+
+def say(text: str) -> None:
+    """Print a line about a manifest (stderr)."""
+    from histoflare.commands.console import console
+
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_table(manifests: list[tuple[str, tuple[ManifestRow, ...]]]) -> None:

@@ -61,7 +61,8 @@ def prepare(
     from histoflare.bags.encoder import load_encoder
     from histoflare.bags.prepare import prepare as make_bags
     from histoflare.commands.console import print_json
-    from histoflare.slides.manifest import read_manifest
+    from histoflare.commands.manifest import say_warnings
+    from histoflare.slides.manifest import assign_splits, read_manifest, role_warnings
     from histoflare.slides.mosaic import MosaicParameters
 
     parameters = MosaicParameters(
@@ -78,6 +79,7 @@ def prepare(
     known = [label.strip() for label in labels.split(",")] if labels is not None else None
     # A missing slide is one row's fault and must not cost the others.
     rows = read_manifest(manifest, labels=known, check_files=False)
+    warnings = role_warnings(assign_splits(rows).rows, known or rows.labels)
     loaded = load_encoder(encoder, weights, weights_sha256, device, probe_px=patch_px)
     report = follow(
         rows,
@@ -89,6 +91,7 @@ def prepare(
         print_json({**report.to_json(), "mosaic": parameters.to_json()})
     else:
         show_report(report, out)
+    say_warnings(warnings)
     raise typer.Exit(report.exit_code)
 
 

@@ -86,7 +86,7 @@ def run(
             )
             reports.append(run_experiment(experiment, folder, bars, PhaseClock(), budgets).report)
     summary = summarise(reports)
-    write_json(out_dir / SUMMARY_FILE, summary)
+    write_json(out_dir / SUMMARY_FILE, summary, public=True)
     if as_json:
         print_json(summary)
     else:

@@ -21,6 +21,7 @@ from types import FrameType
 import psutil
 
 from histoflare.errors import HistoflareError
+from histoflare.storage import make_folder, open_private
 
 FEDERATION_VARIABLE = "HISTOFLARE_FEDERATION"
 """Environment variable: the name of the federation that a process belongs to."""
@@ -61,8 +62,8 @@ def start(
     """
     if not detached:
         command = [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
+    make_folder(log.parent)
+    with os.fdopen(open_private(log, os.O_WRONLY | os.O_APPEND), "ab") as output:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

@@ -54,6 +54,9 @@ ARENAS = "export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-4}\n"
 FLAT = "".join(f"export {name}=${{{name}:-{value}}}\n" for name, value in KIT_MALLOC.items())
 """In its place."""
 
+PRIVATE = "umask 077\n"
+"""After the first line of a site's start script."""
+
 _CATEGORIES = ("submit_job", "clone_job", "manage_job", "download_job", "view", "operate", "shell_commands")
 
 
@@ -119,8 +122,13 @@ class SitePolicyBuilder(Builder):
         self.heart_beat_timeout = heart_beat_timeout
         self.loopback = loopback
 
+    def initialize(self, project: Project, ctx: ProvisionContext) -> None:
+        """Close the folder of the consortium's private key before there is a key."""
+        _keep_authority_private(Path(ctx.get_state_dir()))
+
     def finalize(self, project: Project, ctx: ProvisionContext) -> None:
         """Change the kits, once all other builders wrote theirs."""
+        _keep_authority_private(Path(ctx.get_state_dir()))
         for client in project.get_clients():
             local = Path(ctx.get_local_dir(client))
             self._write_policy(local)
@@ -137,6 +145,8 @@ class SitePolicyBuilder(Builder):
             resources["servers"][0]["heart_beat_timeout"] = self.heart_beat_timeout
         if self.loopback:
             _listen_on_loopback(Path(ctx.get_kit_dir(server)))
+        for client in project.get_clients():
+            _keep_files_private(Path(ctx.get_kit_dir(client)) / START_SCRIPT)
         for participant in (server, *project.get_clients()):
             kit = Path(ctx.get_ws_dir(participant))
             if any((kit / "startup").glob("*.crt")):  # 'nvflare package' has an empty one for the server
@@ -149,6 +159,14 @@ class SitePolicyBuilder(Builder):
         write_json(local / PRIVACY_FILE, privacy_configuration(list(self.policies), self.default_scope))
         write_protocols(local / PROTOCOL_FILE, self.protocols)
         (local / ProvFileName.PRIVACY_JSON_SAMPLE).unlink(missing_ok=True)
+
+
+def _keep_authority_private(state: Path) -> None:
+    """Let only this user read the authority's private key; FLARE writes it as the umask says."""
+    if state.is_dir():
+        state.chmod(0o700)
+        for path in state.iterdir():
+            path.chmod(0o600)
 
 
 def project_folder(arguments: Sequence[str]) -> Path:
@@ -300,6 +318,13 @@ def _keep_memory_flat(script: Path, ctx: ProvisionContext) -> None:
     if ARENAS not in text and FLAT not in text:
         ctx.warning(f"{script} has no line '{ARENAS.strip()}': memory may grow over rounds of large updates.")
     script.write_text(text.replace(ARENAS, FLAT))
+
+
+def _keep_files_private(script: Path) -> None:
+    """Have what FLARE's processes write at a site (their logs name slides) readable by its own user alone."""
+    first, rest = script.read_text().split("\n", 1)
+    if not rest.startswith(PRIVATE):
+        script.write_text(f"{first}\n{PRIVATE}{rest}")
 
 
 def _sign(kit: Path, ctx: ProvisionContext) -> None:

@@ -8,7 +8,9 @@ what is theirs (personal layers, spent budget).
 from __future__ import annotations
 
 import json
+import re
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,7 @@ def read_run(folder: Path) -> StoppedRun:
     """Find what a run has left, in a server's run folder or in what ``job download`` brought.
 
     Raises:
-        JobError: There is no global model, no job or no readable round in it.
+        JobError: There is no global model, no job or no readable round in it, or it holds links.
     """
     places = [folder, folder / "workspace"]
     workspace = next((place for place in places if (place / GLOBAL_MODEL_FILE).is_file()), None)
@@ -63,6 +65,8 @@ def read_run(folder: Path) -> StoppedRun:
         )
     configuration, meta_file = _job_of(folder, workspace)
     model = workspace / GLOBAL_MODEL_FILE
+    for path in (configuration, meta_file, model, workspace / ROUNDS_FILE):
+        refuse_links(folder, path)
     facts = read_facts(model)
     try:
         meta = json.loads(meta_file.read_text())
@@ -87,10 +91,11 @@ def write_resumed(run: StoppedRun, target: Path) -> Path:
     """Write the job that goes on after ``run`` to ``target``; return ``target``.
 
     Raises:
-        JobError: The run has finished all its rounds, or its model cannot be used.
+        JobError: The run has finished all its rounds, its model cannot be used, or its job has a name that is
+            none or holds links.
     """
     with tempfile.TemporaryDirectory(prefix="histoflare-") as scratch:
-        job = Path(scratch) / str(run.meta.get("name", "job"))
+        job = Path(scratch) / job_name(run.meta)
         (job / CONFIG_FOLDER).mkdir(parents=True)
         for name, content in read_files(run.configuration).items():  # these four, and nothing beside them
             (job / CONFIG_FOLDER / name).write_bytes(content)
@@ -102,6 +107,38 @@ def write_resumed(run: StoppedRun, target: Path) -> Path:
         changes = {"run": run.run, "start_round": run.next_round}
         earlier = {EARLIER_ROUNDS_FILE: json.dumps(run.rows).encode()}
         return write_variant(job, target, changes, sites=run.sites, start_model=run.model, for_server=earlier)
+
+
+def job_name(meta: Mapping[str, Any]) -> str:
+    """Return a job's name, which becomes a folder's; ``"job"`` where ``meta.json`` has none.
+
+    Raises:
+        JobError: It is not 1 to 64 letters, digits, '-', '_', '.', the first one not a '.' (JOB_INVALID).
+    """
+    name = meta.get("name", "job")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}", name):
+        raise JobError(
+            f"{META_FILE}: a job's name is 1 to 64 of A-Z, a-z, 0-9, '_', '-' and '.', not first a '.', and "
+            f"not {name!r}. Was it changed on the way?",
+            reason="JOB_INVALID",
+        )
+    return name
+
+
+def refuse_links(folder: Path, path: Path) -> None:
+    """Refuse ``path`` if anything from ``folder`` down to it leads elsewhere; one that is not there is fine.
+
+    Raises:
+        JobError: A part of it is a link or no plain file (JOB_INVALID).
+    """
+    for part in path.relative_to(folder).parts:
+        folder /= part
+        if folder.is_symlink() or (folder.exists() and not (folder.is_file() or folder.is_dir())):
+            raise JobError(
+                f"{folder}: a link, or no plain file. A run is gone on from with its own files: remove it, "
+                "or download the job again.",
+                reason="JOB_INVALID",
+            )
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

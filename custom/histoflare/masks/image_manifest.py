@@ -16,7 +16,6 @@ from typing import Any
 from histoflare.slides.table import (
     SUBGROUPS,
     Split,
-    choose_test_patients,
     duplicate_problems,
     file_exists,
     file_id,
@@ -25,6 +24,7 @@ from histoflare.slides.table import (
     read_table,
     refuse_faults,
     relative_path,
+    role_of,
     split_problems,
     write_table,
 )
@@ -115,9 +115,7 @@ def write_image_manifest(path: Path, rows: Sequence[ImageRow]) -> ImageManifest:
 def assign_image_splits(manifest: ImageManifest, test_fraction: float = 0.2, seed: int = 0) -> ImageManifest:
     """Return the manifest with every patient in ``train`` or ``test``; unchanged if it has splits already.
 
-    Patients are ranked by a hash of (seed, patient) and the first ``test_fraction`` of them are for testing,
-    so the order of the rows does not matter. Of two or more patients at least one is for testing and one for
-    training.
+    Each patient's role follows from the patient alone, by the rule of slides (``slides.table.role_of``).
 
     Raises:
         ManifestError: Some rows have a split and others not (``MANIFEST_INVALID``), or ``test_fraction`` is
@@ -125,8 +123,7 @@ def assign_image_splits(manifest: ImageManifest, test_fraction: float = 0.2, see
     """
     if has_splits(manifest.path, manifest.rows):
         return manifest
-    tested = choose_test_patients((row.patient for row in manifest.rows), test_fraction, seed)
-    rows = tuple(replace(row, split="test" if row.patient in tested else "train") for row in manifest.rows)
+    rows = tuple(replace(row, split=role_of(row.patient, test_fraction, seed)) for row in manifest.rows)
     return replace(manifest, rows=rows)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -139,7 +139,7 @@ def load_image_cohort(
     warnings: list[str] = []
     unsaid: list[str] = []
     records = []
-    trained = np.zeros(256, np.int64)
+    seen = {"train": np.zeros(256, np.int64), "test": np.zeros(256, np.int64)}
     for done, row in enumerate(manifest.rows, start=1):
         where = f"line {row.line} ({row.written or row.image})"
         problems += _mpp_problems(row, mpp, where, unsaid)
@@ -149,7 +149,8 @@ def load_image_cohort(
             problems.append(f"{where}: {error}")
         else:
             records.append(record)
-            trained += counts if record.split == "train" else 0
+            if record.split in seen:
+                seen[record.split] += counts
         on_image(done, len(manifest.rows))
     problems += _in_two_splits(records)
     if problems:
@@ -165,7 +166,7 @@ def load_image_cohort(
             f"{len(unsaid)} images do not say their resolution, from {unsaid[0]} on; they are taken for the "
             f"job's {mpp:g} µm/px"
         )
-    warnings += _split_warnings(records, labels, trained)
+    warnings += _split_warnings(records, labels, seen)
     ordered = tuple(sorted(records, key=lambda record: record.slide_id))
     return ImageCohort(name, tuple(labels), ordered, tuple(warnings), PixelCache(cache_bytes))
 
@@ -244,15 +245,19 @@ def _mpp_problems(row: ImageRow, mpp: float | None, where: str, unsaid: list[str
 
 
 def _split_warnings(
-    records: Sequence[ImageRecord], labels: Sequence[str], trained: NDArray[np.int64]
+    records: Sequence[ImageRecord], labels: Sequence[str], seen: Mapping[str, NDArray[np.int64]]
 ) -> list[str]:
+    """Return what there is nothing of to train or to test on; ``seen``: split → pixels of each class."""
     splits = {record.split for record in records}
     warnings = []
     if "train" not in splits:
         warnings.append("no training images: this cohort can only be tested on")
-    else:
-        unseen = [label for index, label in enumerate(labels) if index != IGNORE and not trained[index]]
-        warnings += [f"no pixel of a training mask is '{label}'" for label in unseen]
     if "test" not in splits:
         warnings.append("no test patients: the model cannot be tested here")
+    for split, what in (("train", "training"), ("test", "test")):
+        if split in splits:
+            unseen = [
+                label for index, label in enumerate(labels) if index != IGNORE and not seen[split][index]
+            ]
+            warnings += [f"no pixel of a {what} mask is '{label}'" for label in unseen]
     return warnings

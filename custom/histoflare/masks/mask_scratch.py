@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from histoflare.errors import MaskError
 from histoflare.slides.mask_pyramid import paste
-from histoflare.storage import remove_partials, write_json
+from histoflare.storage import make_folder, remove_partials, write_json
 
 SUFFIX = ".partial"
 IDENTITY, LOCK = "identity.json", ".lock"
@@ -58,7 +58,7 @@ def scratch_for(out: Path, identity: Mapping[str, Any], *, again: bool = False) 
             setting (SEGMENTATION_CHANGED).
     """
     folder = scratch_folder(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:

@@ -146,13 +146,15 @@ class MaskPredictions:
 
     @cached_property
     def supports(self) -> Mapping[str, Callable[[Columns], NDArray[np.bool_]]]:
-        """Name → the images (n, classes) that a figure rests on; accuracies rest on every image.
+        """Name → the images (n, classes twice) that a figure rests on: those with a class in truth or
+        prediction, and those with it in the truth.
 
-        An image without a class counts for nothing there, and the authors count as perfect what says nothing.
+        The second, because a model that predicts a class everywhere concerns every image, and its Dice still
+        tells of the few that have the class. For the same reason accuracies rest on each class: of such a
+        model ``pixel_accuracy`` is the share of that class's pixels, whatever class it is.
         """
-        honest, authors = partial(_concerned, self.foreground), partial(_present, self.foreground)
-        kinds = ("dice", "jaccard", "dice_pooled", "jaccard_pooled")
-        return dict.fromkeys(kinds, honest) | dict.fromkeys(("dice_authors", "jaccard_authors"), authors)
+        figures, every = partial(_rests_on, self.foreground), partial(_rests_on, range(len(self.labels)))
+        return dict.fromkeys(self.measures, figures) | {"pixel_accuracy": every}
 
     @property
     def why_missing(self) -> str:
@@ -233,17 +235,10 @@ def _authors(score: Score, classes: Sequence[int], columns: Columns, weights: Fl
     return _mean_over_images(np.where(counts.annotated > 0, scores, np.nan), weights)
 
 
-def _concerned(classes: Sequence[int], columns: Columns) -> NDArray[np.bool_]:
-    """Return which images (n, c) have a class in their truth or in their prediction."""
+def _rests_on(classes: Sequence[int], columns: Columns) -> NDArray[np.bool_]:
+    """Return which images (n, 2 c) have a class in their truth or prediction, and in their truth."""
     counts = _Counts.of(columns["confusion"], classes)
-    concerned: NDArray[np.bool_] = counts.truth + counts.predicted > 0
-    return concerned
-
-
-def _present(classes: Sequence[int], columns: Columns) -> NDArray[np.bool_]:
-    """Return which images (n, c) have a class in their truth."""
-    present: NDArray[np.bool_] = _Counts.of(columns["confusion"], classes).truth > 0
-    return present
+    return np.concatenate([counts.truth + counts.predicted > 0, counts.truth > 0], axis=1)
 
 
 def _mean_over_images(scores: Floats, weights: Floats) -> Floats:

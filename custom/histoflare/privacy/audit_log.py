@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from histoflare.privacy.ledger_file import translated
+from histoflare.storage import make_folder, open_private
 
 UNREADABLE = "unreadable"
 """``what`` of a line that a crash left half-written, or that somebody changed."""
@@ -42,8 +43,8 @@ class AuditLog:
         event = {"time": time, "what": what, **{name: _plain(value) for name, value in details.items()}}
         line = json.dumps(event, allow_nan=False).encode() + b"\n"
         with translated(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+            make_folder(self._path.parent)
+            file = open_private(self._path, os.O_RDWR | os.O_APPEND)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 size = os.fstat(file).st_size

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from histoflare.errors import LedgerError
 from histoflare.privacy.ledger_chain import KEY_BYTES, START
-from histoflare.storage import PARTIAL_SUFFIX, atomic_path, write_text
+from histoflare.storage import PARTIAL_SUFFIX, write_bytes, write_text
 
 WAIT_S = 60.0
 """How long a process waits for another one that has the ledger."""
@@ -89,10 +89,7 @@ class KeyFolder:
 
     def make_key(self) -> None:
         """Write a new key that only this user can read."""
-        with atomic_path(self.key) as partial:
-            made = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(made, "wb") as file:
-                file.write(os.urandom(KEY_BYTES))
+        write_bytes(self.key, os.urandom(KEY_BYTES))
 
     def read_head(self) -> Head:
         """Return the head; :class:`LedgerError` (LEDGER_DAMAGED) if there is none that can be read."""

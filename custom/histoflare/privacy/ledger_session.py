@@ -8,7 +8,6 @@ caller told. Whatever ends it before leaves the ledger as it was, or with entrie
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 import sqlite3
 import threading
@@ -23,7 +22,7 @@ from histoflare.privacy.ledger_books import Books, pack, patients_hash
 from histoflare.privacy.ledger_chain import Entry, Keys, canonical
 from histoflare.privacy.ledger_file import VERSION, check_structure, damaged, make_file, opened, translated
 from histoflare.privacy.ledger_key import RESTORE, Head, KeyFolder
-from histoflare.storage import PARTIAL_SUFFIX, atomic_path
+from histoflare.storage import PARTIAL_SUFFIX, atomic_path, make_folder
 
 
 class Page:
@@ -109,7 +108,7 @@ class Sessions:
         """
         folder = self._folder
         with translated(self.path):
-            folder.key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(folder.key.parent)
             with self._alone, folder.lock():
                 is_new = not (self.path.exists() or folder.key.exists() or folder.head.exists())
                 is_begun = not self.path.exists() and folder.head.exists() and folder.read_head().seq == 0
@@ -127,7 +126,6 @@ class Sessions:
         for leftover in self.path.parent.glob(f".{self.path.name}.*{PARTIAL_SUFFIX}*"):
             leftover.unlink(missing_ok=True)
         with atomic_path(self.path) as partial:
-            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
             make_file(partial)
             with opened(partial) as connection:
                 connection.execute("BEGIN IMMEDIATE")

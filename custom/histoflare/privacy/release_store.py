@@ -19,7 +19,7 @@ import safetensors
 
 from histoflare.errors import JobError
 from histoflare.privacy.ledger_file import translated
-from histoflare.storage import PARTIAL_SUFFIX, atomic_path
+from histoflare.storage import PARTIAL_SUFFIX, atomic_path, make_folder
 
 KEPT = 2
 """Releases that are kept: a server asks again for the round it was in, never for an older one."""
@@ -76,7 +76,7 @@ class ReleaseStore:
         """
         path = self._path(booking)
         with translated(path):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
             for leftover in self._folder.glob(f".*{PARTIAL_SUFFIX}"):
                 leftover.unlink(missing_ok=True)
             room = self._room(booking)

@@ -77,6 +77,7 @@ def write_page(report: Mapping[str, Any], path: Path) -> None:
     write_template(
         "page.html",
         path,
+        public=True,
         report=report,
         headline=headline,
         kind=kind,

@@ -19,11 +19,11 @@ from histoflare.storage import write_text
 NOTHING = "–"
 
 
-def write_template(name: str, path: Path, **content: Any) -> None:
+def write_template(name: str, path: Path, *, public: bool = False, **content: Any) -> None:
     """Render the template ``name`` and write it to ``path``, whole or not at all.
 
     Every text is escaped. A page loads nothing: no script, no font, no picture from elsewhere, and its
-    content security policy says so to the browser.
+    content security policy says so to the browser. Others can read a page only if it is ``public``.
     """
     environment = Environment(
         loader=PackageLoader("histoflare.report"),
@@ -48,7 +48,7 @@ def write_template(name: str, path: Path, **content: Any) -> None:
         count=count,
         list_rounds=list_rounds,
     )
-    write_text(path, environment.get_template(name).render(content))
+    write_text(path, environment.get_template(name).render(content), public=public)
 
 
 def write_number(value: float | None) -> str:

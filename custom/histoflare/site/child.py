@@ -29,6 +29,7 @@ PR_SET_PDEATHSIG = 1
 def main(arguments: list[str]) -> None:
     """Serve the pipe at file descriptor ``arguments[0]`` for the process ``arguments[1]``."""
     faulthandler.enable()
+    os.umask(0o077)  # what libraries write here (TensorBoard) is of patients too
     die_with_parent(int(arguments[1]))
     try:
         serve(Connection(int(arguments[0])))

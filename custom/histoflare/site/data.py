@@ -173,27 +173,25 @@ def read_roles(configuration: SiteConfiguration, labels: list[str], data: str) -
 def check_splits(configuration: SiteConfiguration) -> None:
     """Refuse a site with bags and images whose two manifests do not say one role for each patient.
 
-    By itself either manifest would be split by a rule that looks at its own rows only.
-
     Raises:
-        JobError: A manifest has no split column, or a patient has two roles (COHORT_INVALID).
+        JobError: A patient has two roles (COHORT_INVALID).
         ManifestError: A manifest cannot be used.
     """
     if configuration.manifest is None or configuration.images is None:
         return
-    from histoflare.masks.image_manifest import read_image_manifest
+    from histoflare.masks.image_manifest import assign_image_splits, read_image_manifest
 
     roles: dict[str, str | None] = {}
     both: tuple[Any, ...] = (
-        read_manifest(configuration.manifest, check_files=False),
-        read_image_manifest(configuration.images, check_files=False),
+        assign_splits(read_manifest(configuration.manifest, check_files=False)),
+        assign_image_splits(read_image_manifest(configuration.images, check_files=False)),
     )
     for manifest in both:
         for row in manifest.rows:
-            if row.split is None or roles.setdefault(row.patient, row.split) != row.split:
+            if roles.setdefault(row.patient, row.split) != row.split:
                 raise JobError(
-                    f"{manifest.path}, line {row.line}: a site with bags and with images gives every patient "
-                    "one split (train, validation, test), in a split column of both manifests.",
+                    f"{manifest.path}, line {row.line}: a patient has one role (train, validation, test) in "
+                    "the manifests of slides and of images. Give both the same split column, or neither one.",
                     reason="COHORT_INVALID",
                 )
 

@@ -31,7 +31,7 @@ import safetensors.torch
 from histoflare.errors import JobError
 from histoflare.rounds.state import State
 from histoflare.site.run_name import is_run_name
-from histoflare.storage import write_bytes, write_json, write_text
+from histoflare.storage import make_folder, write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -177,6 +177,7 @@ class RunRecords:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
+            make_folder(self.folder / "tensorboard")
             self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=round_index)
         for name, value in values.items():
             if value is not None:

@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 
 from histoflare.errors import JobError, ManifestError, SlideError
 from histoflare.seeds import derive_seed
-from histoflare.slides.manifest import Manifest, ManifestRow, assign_splits, write_manifest
+from histoflare.slides.manifest import Manifest, ManifestRow, stratify_splits, write_manifest
 from histoflare.slides.pyramid import write_pyramid
 from histoflare.slides.resolution import is_mpp
 from histoflare.storage import write_json
@@ -277,4 +277,4 @@ def _with_splits(
 ) -> tuple[ManifestRow, ...]:
     if test_fraction == 1.0:
         return tuple(ManifestRow(**{**vars(row), "split": "test"}) for row in rows)
-    return assign_splits(Manifest(path, tuple(rows)), test_fraction, seed).rows
+    return stratify_splits(Manifest(path, tuple(rows)), test_fraction, seed).rows

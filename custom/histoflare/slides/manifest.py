@@ -7,16 +7,18 @@ fault is named at once, with its line number.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from histoflare.seeds import derive_seed
 from histoflare.slides.table import (
     SUBGROUPS,
     Split,
-    choose_test_patients,
+    check_test_fraction,
     duplicate_problems,
     file_exists,
     file_id,
@@ -25,6 +27,7 @@ from histoflare.slides.table import (
     read_table,
     refuse_faults,
     relative_path,
+    role_of,
     split_problems,
     write_table,
 )
@@ -39,6 +42,8 @@ __all__ = [
     "Split",
     "assign_splits",
     "read_manifest",
+    "role_warnings",
+    "stratify_splits",
     "write_manifest",
 ]
 
@@ -132,10 +137,9 @@ SPLIT_RULE = {"unit": "patient", "test_fraction": 0.2, "seed": 0}
 def assign_splits(manifest: Manifest, test_fraction: float = 0.2, seed: int = 0) -> Manifest:
     """Return the manifest with every patient in ``train`` or ``test``; unchanged if it has splits already.
 
-    Within each label, patients are ranked by a hash of (seed, patient) and the first ``test_fraction`` of
-    them are for testing, so neither the order of the rows nor other labels' patients matter. Of a label with
-    two or more patients at least one is for testing and one for training. A patient with slides of several
-    labels counts under the first of them in alphabetical order.
+    Each patient's role follows from the patient alone (:func:`histoflare.slides.table.role_of`): who else is
+    in the manifest, in which order and with which labels, does not matter. So a class may be without a
+    patient for testing or training, which :func:`role_warnings` says.
 
     Raises:
         ManifestError: Some rows have a split and others not (``MANIFEST_INVALID``), or ``test_fraction`` is
@@ -143,6 +147,25 @@ def assign_splits(manifest: Manifest, test_fraction: float = 0.2, seed: int = 0)
     """
     if has_splits(manifest.path, manifest.rows):
         return manifest
+    rows = tuple(replace(row, split=role_of(row.patient, test_fraction, seed)) for row in manifest.rows)
+    return replace(manifest, rows=rows)
+
+
+def stratify_splits(manifest: Manifest, test_fraction: float = 0.2, seed: int = 0) -> Manifest:
+    """Return the manifest with every patient in ``train`` or ``test``, the same share of each label.
+
+    For whoever makes a cohort and writes its splits down, once: with other patients, others are for testing.
+    Within each label, patients are ranked by a hash of (seed, patient) and the first ``test_fraction`` of
+    them are for testing. Of a label with two or more patients at least one is for testing and one for
+    training. A patient with slides of several labels counts under the first of them in alphabetical order.
+    A manifest that has splits already stays as it is.
+
+    Raises:
+        ManifestError: As :func:`assign_splits` does.
+    """
+    if has_splits(manifest.path, manifest.rows):
+        return manifest
+    check_test_fraction(test_fraction)
     label_of: dict[str, str] = {}
     for row in manifest.rows:
         label_of[row.patient] = min(row.label, label_of.get(row.patient, row.label))
@@ -151,9 +174,29 @@ def assign_splits(manifest: Manifest, test_fraction: float = 0.2, seed: int = 0)
         patients_of[label].append(patient)
     tested: set[str] = set()
     for patients in patients_of.values():
-        tested |= choose_test_patients(patients, test_fraction, seed)
+        patients.sort(key=lambda patient: (derive_seed(seed, "split", patient), patient))
+        count = math.floor(len(patients) * test_fraction + 0.5)
+        if test_fraction > 0 and len(patients) > 1:
+            count = min(max(count, 1), len(patients) - 1)
+        tested.update(patients[:count])
     rows = tuple(replace(row, split="test" if row.patient in tested else "train") for row in manifest.rows)
     return replace(manifest, rows=rows)
+
+
+def role_warnings(rows: Iterable[ManifestRow], labels: Iterable[str]) -> list[str]:
+    """Return, for the person at the site, of which of ``labels`` there is nobody to train or to test on."""
+    there = {(row.split, row.label) for row in rows}
+    roles = {split for split, _ in there}
+    warnings = []
+    if "train" not in roles:
+        warnings.append("no training slides: this cohort can only be tested on")
+    if "test" not in roles:
+        warnings.append("no test patients: the model cannot be tested here")
+    for split, what in (("train", "training"), ("test", "test")):
+        if split in roles:
+            missing = [label for label in labels if (split, label) not in there]
+            warnings += [f"no {what} patient of class '{label}'" for label in missing]
+    return warnings
 
 
 def _read_row(path: Path, line: int, cells: dict[str, str], problems: list[str]) -> ManifestRow:

@@ -166,23 +166,32 @@ def has_splits(path: Path, rows: Sequence[Row]) -> bool:
     return not problems
 
 
-def choose_test_patients(patients: Iterable[str], test_fraction: float, seed: int) -> set[str]:
-    """Return those of ``patients`` that are for testing: the first ones by a hash of (seed, patient).
+def role_of(patient: str, test_fraction: float, seed: int) -> Split:
+    """Return whether a patient without a split is for ``train`` or ``test``.
 
-    Of two or more patients at least one is for testing and one is not, unless ``test_fraction`` is 0.
+    A hash (SHA-256) of ``seed`` and the patient's identifier lies below the share ``test_fraction`` of its
+    range, or not. Nobody else matters: with one patient more or less, all others stay what they are. The
+    share holds on average, and of a few patients none may be for testing.
+
+    Args:
+        patient: Spaces around it and the spelling of letters (Unicode's NFC) do not matter.
+        test_fraction: At least 0, less than 1.
+        seed: Public; a whole number.
 
     Raises:
         ManifestError: ``test_fraction`` is not between 0 and 1.
     """
+    check_test_fraction(test_fraction)
+    identifier = unicodedata.normalize("NFC", patient.strip())
+    return "test" if derive_seed(seed, "split", identifier) < test_fraction * 2**63 else "train"
+
+
+def check_test_fraction(test_fraction: float) -> None:
+    """Raise :class:`ManifestError` unless it is at least 0 and less than 1."""
     if not 0 <= test_fraction < 1:
         raise ManifestError(
             f"The share of test patients must be at least 0 and less than 1: {test_fraction}."
         )
-    ranked = sorted(set(patients), key=lambda patient: (derive_seed(seed, "split", patient), patient))
-    count = math.floor(len(ranked) * test_fraction + 0.5)
-    if test_fraction > 0 and len(ranked) > 1:
-        count = min(max(count, 1), len(ranked) - 1)
-    return set(ranked[:count])
 
 
 def file_id(file: Path, written: str = "") -> str:

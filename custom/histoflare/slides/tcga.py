@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from histoflare.errors import ManifestError
-from histoflare.slides.manifest import Manifest, ManifestRow, assign_splits, write_manifest
+from histoflare.slides.manifest import Manifest, ManifestRow, stratify_splits, write_manifest
 
 LABELS = ("LUAD", "LUSC")
 TUMOUR_SAMPLES = ("01", "02")
@@ -157,7 +157,9 @@ def write_tcga_manifests(
         if hospital.name in rows:
             path = out / hospital.file_name
             unsplit = Manifest(path, tuple(sorted(rows[hospital.name], key=lambda row: row.slide.name)))
-            manifests[hospital.name] = write_manifest(path, assign_splits(unsplit, test_fraction, seed).rows)
+            manifests[hospital.name] = write_manifest(
+                path, stratify_splits(unsplit, test_fraction, seed).rows
+            )
     return TcgaResult(manifests, dict(left_out), tuple(missing))
 
 

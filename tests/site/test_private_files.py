@@ -1,0 +1,58 @@
+"""Nobody else on the machine reads what a site has of its patients."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from histoflare.privacy.plan import UpdateNoise
+from histoflare.privacy.policy import POLICIES, read_policy
+from histoflare.site.books import Books
+from histoflare.site.ledgers import audit_log_of
+from histoflare.site.trainer import Trainer
+
+from ..flare.bags_on_disk import write_site
+from .tasks import SHARED_BODY, TASK, first_state, setup_of
+
+PLAN = UpdateNoise(clip_norm=1.0, target_epsilon=4.0).settled(1)
+
+
+@pytest.fixture(params=[0o000, 0o022], ids=oct)
+def umask(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = os.umask(request.param)
+    yield
+    os.umask(before)
+
+
+def readable_by_others(folder: Path) -> list[Path]:
+    """Return what of ``folder``, itself and all below it, is not for its owner alone."""
+    return [path for path in (folder, *folder.rglob("*")) if path.stat().st_mode & 0o077]
+
+
+def test_after_a_run_nothing_of_a_site_can_be_read_by_others(tmp_path: Path, umask: None) -> None:
+    """A protected round with a state that stays, an evaluation, ledger, key, releases, audit log, notes."""
+    site = write_site(tmp_path, "a", slides=20)
+    policy = replace(read_policy(POLICIES / "dp-update.toml"), minimum_patients=2)
+    books = Books(site, policy, PLAN, rounds=1, run="run-1", labels=list(TASK.labels))
+    books.reserve()
+    trainer = Trainer(setup_of(site, strategy=SHARED_BODY, plan=PLAN, roles=books.roles), lambda _: None)
+    model = first_state()
+    try:
+        books.train(model, 0, lambda: trainer.train(model, 0, 1))
+        books.evaluate(model, "test", "q", lambda: trainer.evaluate(model, "test"))
+    finally:
+        trainer.close()
+    written = [
+        *site.records.rglob("state_*.safetensors"),
+        *site.records.rglob("evaluation_test.csv"),
+        *site.records.rglob("events.out.tfevents.*"),
+        *site.ledger.parent.rglob("release_*.safetensors"),
+    ]
+    assert len(written) == 4, "the run wrote what is looked at"
+    assert all(path.is_file() for path in (site.ledger, site.ledger_key))
+    assert list(audit_log_of(site).read())
+    assert readable_by_others(tmp_path / "a") == []
