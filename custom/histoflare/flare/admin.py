@@ -14,6 +14,7 @@ from nvflare.fuel.flare_api.api_spec import TargetType
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from histoflare.errors import HistoflareError
+from histoflare.flare.loaders import close_loaders
 
 CONNECT_SECONDS = 5.0
 
@@ -21,8 +22,12 @@ CONNECT_SECONDS = 5.0
 class Admin:
     """An administrator's connection to the server: opened with the first question, and anew when it is lost.
 
-    Every question raises :class:`HistoflareError`: FEDERATION_STOPPED if the server does not answer,
-    FEDERATION_FAILED (JOB_REFUSED for :meth:`submit`) if it answers that it will not.
+    Before it connects, FLARE's loaders are closed in this process (:mod:`histoflare.flare.loaders`): FLARE
+    would take code from a ``comm_config.json`` anywhere below the current folder, one in a downloaded job too.
+
+    Every question raises :class:`HistoflareError`: FLARE_CHANGED if FLARE is not the one known here,
+    FEDERATION_STOPPED if the server does not answer, FEDERATION_FAILED (JOB_REFUSED for :meth:`submit`) if it
+    answers that it will not.
 
     Args:
         name: The administrator's.
@@ -79,6 +84,7 @@ class Admin:
                 session.close()
 
     def _ask(self, question: Callable[[Session], Any], reason: str = "FEDERATION_FAILED") -> Any:
+        close_loaders()
         with redirect_stdout(StringIO()):  # FLARE says there that it connects
             try:
                 if self._session is None:
