@@ -23,7 +23,7 @@ class Admin:
     """An administrator's connection to the server: opened with the first question, and anew when it is lost.
 
     Before it connects, FLARE's loaders are closed in this process (:mod:`histoflare.flare.loaders`): FLARE
-    would take code from a ``comm_config.json`` anywhere below the current folder, one in a downloaded job too.
+    would take code from a ``comm_config.json`` anywhere below the current folder, a downloaded job's too.
 
     Every question raises :class:`HistoflareError`: FLARE_CHANGED if FLARE is not the one known here,
     FEDERATION_STOPPED if the server does not answer, FEDERATION_FAILED (JOB_REFUSED for :meth:`submit`) if it

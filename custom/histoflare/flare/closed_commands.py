@@ -168,8 +168,6 @@ _BODIES: dict[str, Callable[[Any], Any]] = {
 }
 """Topic → what its answer holds, of what the processor answered."""
 
-_FILTER = ["self", "channel", "topic", "cb", "args", "kwargs"]
-
 _KNOWN: dict[str, Callable[[], bool]] = {
     "ClientRequestProcessors.request_processors": lambda: (
         type(ClientRequestProcessors.request_processors) is list
@@ -187,9 +185,13 @@ _KNOWN: dict[str, Callable[[], bool]] = {
     "CoreCell.add_outgoing_request_filter": lambda: (
         parameters(CoreCell.add_outgoing_request_filter) == _FILTER
     ),
-    "CoreCell.add_outgoing_reply_filter": lambda: parameters(CoreCell.add_outgoing_reply_filter) == _FILTER,
+    "CoreCell.add_outgoing_reply_filter": lambda: _is_filter(CoreCell.add_outgoing_reply_filter),
 }
 """What of FLARE's inside is relied on → whether it is as it was."""
+
+
+def _is_filter(register: Callable[..., Any]) -> bool:
+    return parameters(register) == ["self", "channel", "topic", "cb", "args", "kwargs"]
 
 
 def _topics() -> set[str]:

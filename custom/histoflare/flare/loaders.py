@@ -91,7 +91,8 @@ def narrow_search(
     path = Path(init_file_path)
     stem = path.name.partition(".")[0]
     if target_fmt in (None, ConfigFormat.JSON) and stem:
-        for folder in map(Path, search_dirs or ([path.parent] if len(path.parts) > 1 else [])):
+        own = [path.parent] if len(path.parts) > 1 else []
+        for folder in [Path(each) for each in search_dirs] if search_dirs else own:
             places = KIT_FOLDERS if (folder / KIT_FOLDERS[0]).is_dir() else ("",)
             for found in (folder / place / (stem + end) for end in EXTENSIONS for place in places):
                 if found.is_file():
