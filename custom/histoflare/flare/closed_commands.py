@@ -179,12 +179,8 @@ _KNOWN: dict[str, Callable[[], bool]] = {
     "fed_client_base.NetAgent": lambda: (
         parameters(fed_client_base.NetAgent) == ["cell", "change_root_cb", "agent_closed_cb"]
     ),
-    "CoreCell.add_incoming_request_filter": lambda: (
-        parameters(CoreCell.add_incoming_request_filter) == _FILTER
-    ),
-    "CoreCell.add_outgoing_request_filter": lambda: (
-        parameters(CoreCell.add_outgoing_request_filter) == _FILTER
-    ),
+    "CoreCell.add_incoming_request_filter": lambda: _is_filter(CoreCell.add_incoming_request_filter),
+    "CoreCell.add_outgoing_request_filter": lambda: _is_filter(CoreCell.add_outgoing_request_filter),
     "CoreCell.add_outgoing_reply_filter": lambda: _is_filter(CoreCell.add_outgoing_reply_filter),
 }
 """What of FLARE's inside is relied on → whether it is as it was."""
