@@ -103,9 +103,7 @@ def test_commands_of_each_arrive(server: Cell, site: Cell) -> None:
     other = "admin" if in_job else "client_command"
     came: list[str] = []
     for each in (channel, other):
-        site.core_cell.register_request_cb(
-            each, "*", lambda message, each=each: came.append(each) or Message()
-        )
+        site.core_cell.register_request_cb(each, "*", lambda _, each=each: came.append(each) or Message())
     for each in (channel, other):
         ask(server, site, each, topic)
     assert came == [channel]

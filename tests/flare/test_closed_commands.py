@@ -173,6 +173,7 @@ def test_what_a_server_needs_to_know_arrives(tmp_path: Path) -> None:
     reply = ask(TrainingTopic.CHECK_RESOURCE, Message("reply", resources), tmp_path)
     assert reply.body.get_header(ShareableHeader.IS_RESOURCE_ENOUGH) is True
     assert reply.body.get_header(ShareableHeader.RESOURCE_RESERVE_TOKEN) == token
+    assert MsgHeader.RETURN_CODE not in reply.headers, "FLARE's scheduler takes any for an error"
     failed = ask(TrainingTopic.START_JOB, ANSWERS["prefixed"], tmp_path)
     assert failed.body == "NVFLARE_ERROR: JOB_INVALID"
     jobs = [{"app_name": SECRET, "job_id": JOB, "status": "started"}]
