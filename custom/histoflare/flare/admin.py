@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from io import StringIO
@@ -17,6 +19,9 @@ from histoflare.errors import HistoflareError
 from histoflare.flare.loaders import close_loaders
 
 CONNECT_SECONDS = 5.0
+STATUS_SECONDS = 1.0
+LOST_SECONDS = 60.0
+"""A server that answers no question for so long is given up."""
 
 
 class Admin:
@@ -62,6 +67,29 @@ class Admin:
         """Return FLARE's status of a job, e.g. RUNNING or FINISHED:COMPLETED."""
         return str(self._ask(lambda session: session.get_job_meta(job_id))["status"])
 
+    def wait(self, job_id: str, on_status: Callable[[str], None] | None = None) -> str:
+        """Wait for the end of a job and return FLARE's status of it, e.g. FINISHED:COMPLETED.
+
+        A server that does not answer is asked again for :data:`LOST_SECONDS`.
+
+        Args:
+            on_status: Called with the status, each time it is asked.
+        """
+        answered = time.monotonic()
+        while True:
+            try:
+                status = self.status(job_id)
+            except HistoflareError:
+                if time.monotonic() - answered > LOST_SECONDS:
+                    raise
+            else:
+                answered = time.monotonic()
+                if on_status is not None:
+                    on_status(status)
+                if status.startswith("FINISHED"):
+                    return status
+            time.sleep(STATUS_SECONDS)
+
     def download(self, job_id: str, target: Path) -> Path:
         """Fetch what a job left into ``target/<job id>``, and return that folder."""
         shutil.rmtree(target / job_id, ignore_errors=True)
@@ -98,3 +126,19 @@ class Admin:
             except Exception as error:
                 self.disconnect()
                 raise HistoflareError(f"The server says: {error}", reason=reason) from None
+
+
+def read_administrator(kit: Path) -> str:
+    """Return whose startup kit it is.
+
+    Raises:
+        HistoflareError: It is no administrator's (FEDERATION_FAILED).
+    """
+    path = kit / "startup" / "fed_admin.json"
+    try:
+        return str(json.loads(path.read_text())["admin"]["username"])
+    except (OSError, ValueError, LookupError, TypeError):
+        raise HistoflareError(
+            f"{kit}: no startup kit of an administrator; it would have startup/fed_admin.json.",
+            reason="FEDERATION_FAILED",
+        ) from None

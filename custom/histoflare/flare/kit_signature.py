@@ -265,10 +265,13 @@ def _entries(folder: Path, name: str, problems: list[str]) -> Iterator[tuple[str
             yield from _entries(Path(entry.path), path, problems)
 
 
-def is_stray(name: str) -> bool:
-    """Return whether Python or FLARE could take a file of this name for its own, wherever it looks."""
-    name = name.casefold()
-    return name.endswith(CODE) or name.partition(".")[0] == "resources"
+def is_stray(path: str) -> bool:
+    """Return whether Python or FLARE could take a file for its own that nobody has signed.
+
+    FLARE looks for its ``resources`` anywhere below ``local``, before its loaders are closed.
+    """
+    name = path.rpartition("/")[2].casefold()
+    return name.endswith(CODE) or (path.startswith("local/") and name.partition(".")[0] == "resources")
 
 
 def _strays(kit: Path) -> Iterator[str]:
@@ -288,7 +291,7 @@ def _strays(kit: Path) -> Iterator[str]:
         for entry in entries:
             path = f"{folder}/{entry.name}".lstrip("/")
             signed = path.partition("/")[0] in FOLDERS and not is_own(path)
-            if not signed and is_stray(entry.name):
+            if not signed and is_stray(path):
                 yield path
             elif path in FOLDERS or entry.is_dir(follow_symlinks=False):
                 folders.append(path)

@@ -53,12 +53,13 @@ ARENAS = "export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-4}\n"
 IMPORTS = "export PYTHONPATH=/local/custom:$PYTHONPATH\n"
 """There: a folder outside of the kit, and the current one where the variable was not set."""
 
+SHELL = "#!/usr/bin/env bash\n"
 SAFE_IMPORTS = """\
 export PYTHONSAFEPATH=1
 PYTHONPATH="$(printf '%s' "${PYTHONPATH:-}" | tr ':' '\\n' | grep '^/' | paste -s -d ':' -)"
 if [[ -n "$PYTHONPATH" ]]; then export PYTHONPATH; else unset PYTHONPATH; fi
 """
-"""In its place: what the environment says in full paths, and never the current folder or the kit."""
+"""First of all: what the environment says in full paths, and never the current folder."""
 
 ADMIN_SCRIPT = "fl_admin.sh"
 ADMIN_MODULE = "python3 -m nvflare.fuel.hci.tools.admin "
@@ -155,12 +156,12 @@ class SitePolicyBuilder(Builder):
         for admin in project.get_admins():
             script = Path(ctx.get_kit_dir(admin)) / ADMIN_SCRIPT
             if script.is_file():
-                _import_safely(script, ADMIN_MODULE, SAFE_IMPORTS + SAFE_ADMIN_MODULE)
+                _import_safely(script, {ADMIN_MODULE: SAFE_ADMIN_MODULE})
         for participant in (server, *project.get_clients()):
             kit = Path(ctx.get_ws_dir(participant))
             if any((kit / "startup").glob("*.crt")):  # 'nvflare package' has an empty one for the server
                 _keep_memory_flat(kit / "startup" / START_SCRIPT, ctx)
-                _import_safely(kit / "startup" / START_SCRIPT, IMPORTS, SAFE_IMPORTS)
+                _import_safely(kit / "startup" / START_SCRIPT, {IMPORTS: ""})
                 _sign(kit, ctx)
 
     def _write_policy(self, local: Path) -> None:
@@ -310,20 +311,26 @@ def _close_loaders(local: Path) -> None:
         )
 
 
-def _import_safely(script: Path, line: str, instead: str) -> None:
-    """Nothing is imported from the folder a script is called in, nor from a kit.
+def _import_safely(script: Path, changes: Mapping[str, str]) -> None:
+    """Have a script of FLARE import nothing from the folder it is called in, nor from a kit.
+
+    Args:
+        changes: What stands in the script → what is to stand in its place.
 
     Raises:
-        JobError: FLARE's script has no such line (FLARE_CHANGED).
+        JobError: FLARE's script is another (FLARE_CHANGED).
     """
     text = script.read_text()
-    if instead not in text:
+    if SAFE_IMPORTS in text:
+        return
+    for line, instead in {SHELL: SHELL + SAFE_IMPORTS, **changes}.items():
         if text.count(line) != 1:
             raise JobError(
                 f"{script}: has no line '{line.strip()}'. Install the FLARE of constraints.txt.",
                 reason="FLARE_CHANGED",
             )
-        script.write_text(text.replace(line, instead))
+        text = text.replace(line, instead)
+    script.write_text(text)
 
 
 def _listen_on_loopback(startup: Path) -> None:
