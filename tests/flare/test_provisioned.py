@@ -172,7 +172,7 @@ def test_a_job_that_brings_code_is_refused_by_the_sites(running: Provisioned, tm
     (job / "app" / "custom" / "own.py").write_text("raise SystemExit\n")
     assert running.run(job) == "FINISHED:FAILED_TO_RUN"
     said = running.said("localhost")
-    assert all(f"{site}: NVFLARE_ERROR: BYOC not permitted" in said for site in SITES), said[-3000:]
+    assert all(f"{site}: JOB_INVALID" in said for site in SITES), said[-3000:]
 
 
 def test_a_job_with_a_class_outside_the_list_is_refused_by_the_sites(

@@ -102,9 +102,7 @@ def make(
 def submit(
     job: Annotated[Path, typer.Argument(help="A job folder, e.g. jobs/mem_fedavg.")],
     kit: Annotated[Path, typer.Option(help="The startup kit of whoever submits it.")],
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Wait for the job's end, and say how it ended.")
-    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for its end, and say how it ended.")] = False,
 ) -> None:
     """Submit a job to the server of a kit, print its id, and with --wait show its state until it has ended.
 

@@ -57,8 +57,11 @@ class Admin:
     def submit(self, job: Path) -> str:
         """Submit a job folder and return the id that the server gave it.
 
-        FLARE signs a job by writing into its folder: it is given a copy.
+        FLARE signs a job by writing into its folder: it is given a copy. A job with a link in it is not
+        submitted: what it leads to would go to the server and to every site.
         """
+        if any(path.is_symlink() for path in (job, *job.rglob("*"))):
+            raise HistoflareError(f"{job}: a link is in it; a job is plain files.", reason="JOB_REFUSED")
         with tempfile.TemporaryDirectory(prefix="histoflare-") as scratch:
             copy = shutil.copytree(job, Path(scratch) / job.resolve().name)
             return str(self._ask(lambda session: session.submit_job(str(copy)), "JOB_REFUSED"))
