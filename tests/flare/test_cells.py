@@ -12,6 +12,7 @@ from nvflare.fuel.f3.cellnet import net_agent
 from nvflare.fuel.f3.cellnet.cell import Cell
 from nvflare.fuel.f3.cellnet.defs import CellChannel, MessageHeaderKey, ReturnCode
 from nvflare.fuel.f3.cellnet.net_agent import NetAgent
+from nvflare.fuel.f3.endpoint import Endpoint
 from nvflare.fuel.f3.message import Message
 from nvflare.fuel.f3.stats_pool import StatsPoolManager
 from nvflare.private.admin_defs import Message as AdminMessage
@@ -152,6 +153,30 @@ def test_an_error_s_text_is_left_out() -> None:
     reply = Message({MessageHeaderKey.CHANNEL: "x", MessageHeaderKey.ERROR: SECRET}, {"a": SECRET})
     empty_reply(reply)
     assert SECRET not in repr((reply.payload, reply.headers))
+
+
+@pytest.mark.parametrize("state", ["open", "closed"])
+def test_no_address_is_called_that_a_message_names(
+    server: Cell, site: Cell, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    """As FLARE comes it does, if the message says that another site sent it by way of the server."""
+    called: list[str] = []
+    core = site.core_cell
+    monkeypatch.setattr(core, "_add_adhoc_connector", lambda origin, url: called.append(url))
+    (ClosedAgent if state == "closed" else NetAgent)(site)
+    message = Message(
+        {
+            MessageHeaderKey.MSG_TYPE: "req",
+            MessageHeaderKey.ORIGIN: "other",
+            MessageHeaderKey.FROM_CELL: "server",
+            MessageHeaderKey.DESTINATION: core.get_fqcn(),
+            MessageHeaderKey.CHANNEL: "cellnet.channel",
+            MessageHeaderKey.TOPIC: "bye",
+            MessageHeaderKey.CONN_URL: "tcp://elsewhere.example:1",
+        }
+    )
+    core.process_message(Endpoint("server"), None, 1, message)
+    assert called == ([] if state == "closed" else ["tcp://elsewhere.example:1"])
 
 
 def test_nothing_leaves_in_bulk() -> None:

@@ -118,6 +118,7 @@ class Answering(RequestProcessor):
 def ask(topic: str, answer: Any, workspace: Path, leaves: Path | None = None) -> Message:
     request = Message(topic, b"")
     request.set_header(RequestHeader.JOB_ID, JOB)
+    request.set_header(RequestHeader.JOB_META, {"job_id": JOB})
     engine = SimpleNamespace(args=SimpleNamespace(workspace=str(workspace)))
     return CheckedProcessor(Answering(topic, answer, leaves)).process(request, engine)
 
@@ -181,6 +182,15 @@ def test_what_a_server_needs_to_know_arrives(tmp_path: Path) -> None:
     assert json.loads(status.body)["running_jobs"] == [{"app_name": "", "job_id": JOB, "status": "started"}]
 
 
+@pytest.mark.parametrize("meta", [None, {}, [], {"job_id": "../x"}, {"job_id": str(uuid.UUID(int=8))}])
+def test_a_job_starts_with_its_own_meta(tmp_path: Path, meta: Any) -> None:
+    request = Message(TrainingTopic.START_JOB, {})
+    request.set_header(RequestHeader.JOB_ID, JOB)
+    request.set_header(RequestHeader.JOB_META, meta)
+    reply = CheckedProcessor(Answering(TrainingTopic.START_JOB, ok_reply())).process(request, None)
+    assert reply.body == "NVFLARE_ERROR: JOB_INVALID"
+
+
 @pytest.mark.usefixtures("closed")
 @pytest.mark.parametrize(
     ("where", "name", "value"),
@@ -189,6 +199,7 @@ def test_what_a_server_needs_to_know_arrives(tmp_path: Path) -> None:
         (ClientRequestProcessors, "request_processors", ()),
         (AdminCommands, "commands", []),
         (fed_client_base, "NetAgent", lambda cell: None),
+        (closed_commands.CoreCell, "add_incoming_filter", lambda self, cb: None),
         (closed_commands.CoreCell, "add_incoming_request_filter", lambda self, cb: None),
         (closed_commands.CoreCell, "add_outgoing_request_filter", lambda self, cb: None),
         (closed_commands.CoreCell, "add_outgoing_reply_filter", lambda self, cb: None),

@@ -85,9 +85,15 @@ class ClosedAgent(NetAgent):
             channel, topic = pair_of(message)
             return None if is_listed(takes, channel, topic) else make_reply(ReturnCode.INVALID_REQUEST)
 
+        core.add_incoming_filter(ANY, ANY, forget_address)
         core.add_incoming_request_filter(ANY, ANY, refuse_unneeded)
         core.add_outgoing_reply_filter(ANY, ANY, empty_reply)
         super().__init__(cell, change_root_cb, agent_closed_cb)
+
+
+def forget_address(message: Message) -> None:
+    """Take out of a message the address at which its sender would be called: FLARE would connect to it."""
+    message.remove_header(MessageHeaderKey.CONN_URL)
 
 
 def pair_of(message: Message) -> tuple[str, str]:

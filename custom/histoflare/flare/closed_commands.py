@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nvflare.apis.fl_component import FLComponent
+from nvflare.apis.fl_constant import JobConstants
 from nvflare.apis.shareable import Shareable
 from nvflare.fuel.f3.cellnet.core_cell import CoreCell
 from nvflare.private.admin_defs import Message, MsgHeader, ReturnCode, error_reply, ok_reply
@@ -112,6 +113,10 @@ class CheckedProcessor(RequestProcessor):
         names_a_job = req.topic in OF_A_JOB
         if not is_job_id(job_id) and (names_a_job or job_id is not None):
             return error_reply(JOB_INVALID)
+        if req.topic == TrainingTopic.START_JOB and not _is_of(
+            req.get_header(RequestHeader.JOB_META), job_id
+        ):
+            return _error(req.topic)
         if req.topic != TrainingTopic.DEPLOY:
             return self._answer(req, app_ctx)
         run = Path(app_ctx.args.workspace) / job_id
@@ -126,6 +131,11 @@ class CheckedProcessor(RequestProcessor):
             return _fixed_answer(req.topic, self.processor.process(req, app_ctx))
         except Exception:
             return _error(req.topic)
+
+
+def _is_of(meta: object, job_id: str) -> bool:
+    """Return whether this is a job's meta: FLARE makes a path of the id in there, too, where it starts it."""
+    return isinstance(meta, dict) and meta.get(JobConstants.JOB_ID) == job_id
 
 
 def _fixed_answer(topic: str, reply: Message | None) -> Message:
@@ -182,6 +192,7 @@ _KNOWN: dict[str, Callable[[], bool]] = {
     "fed_client_base.NetAgent": lambda: (
         parameters(fed_client_base.NetAgent) == ["cell", "change_root_cb", "agent_closed_cb"]
     ),
+    "CoreCell.add_incoming_filter": lambda: _is_filter(CoreCell.add_incoming_filter),
     "CoreCell.add_incoming_request_filter": lambda: _is_filter(CoreCell.add_incoming_request_filter),
     "CoreCell.add_outgoing_request_filter": lambda: _is_filter(CoreCell.add_outgoing_request_filter),
     "CoreCell.add_outgoing_reply_filter": lambda: _is_filter(CoreCell.add_outgoing_reply_filter),
