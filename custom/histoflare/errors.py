@@ -123,6 +123,7 @@ REASONS = frozenset(
         "FEDERATION_FAILED",
         "FEDERATION_RUNNING",
         "FEDERATION_STOPPED",
+        "FLARE_CHANGED",
         "IMAGE_MISSING",
         "IMAGE_TOO_SMALL",
         "IMAGE_UNREADABLE",

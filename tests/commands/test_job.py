@@ -9,7 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from histoflare.cli import app
-from histoflare.errors import JobError
+from histoflare.errors import HistoflareError, JobError
+from histoflare.flare import admin as admin_module
+from histoflare.flare.admin import Admin
 from histoflare.flare.job import read_job
 
 
@@ -63,3 +65,42 @@ def test_an_existing_folder_is_kept(tmp_path: Path, repository: Path) -> None:
     (tmp_path / "mine").mkdir()
     with pytest.raises(JobError, match="exists already"):
         run("job", "make", repository / "jobs" / "mem_fedavg", "--out", tmp_path / "mine")
+
+
+class TestSubmit:
+    def test_only_with_an_administrator_s_kit(self, tmp_path: Path, repository: Path) -> None:
+        with pytest.raises(HistoflareError, match="an administrator") as caught:
+            run("job", "submit", repository / "jobs" / "mem_fedavg", "--kit", tmp_path)
+        assert caught.value.reason == "FEDERATION_FAILED"
+
+    def test_only_a_job(self, tmp_path: Path) -> None:
+        with pytest.raises(JobError):
+            run("job", "submit", tmp_path, "--kit", tmp_path)
+
+    def test_a_link_is_not_followed_to_what_it_leads_to(self, tmp_path: Path) -> None:
+        (tmp_path / "job").mkdir()
+        (tmp_path / "secret").write_text("key")
+        (tmp_path / "job" / "notes.txt").symlink_to(tmp_path / "secret")
+        admin = Admin("lead", tmp_path)
+        with pytest.raises(HistoflareError) as caught:
+            admin.submit(tmp_path / "job")
+        assert caught.value.reason == "JOB_REFUSED"
+
+    def test_waits_until_it_has_ended(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A question that the server does not answer is asked again, for a while."""
+        said = iter(["SUBMITTED", None, "RUNNING", "FINISHED:COMPLETED"])
+
+        def status(self: Admin, job_id: str) -> str:
+            word = next(said, None)
+            if word is None:
+                raise HistoflareError("no answer", reason="FEDERATION_STOPPED")
+            return word
+
+        monkeypatch.setattr(Admin, "status", status)
+        monkeypatch.setattr(admin_module, "STATUS_SECONDS", 0.0)
+        seen: list[str] = []
+        assert Admin("lead", tmp_path).wait("job", seen.append) == "FINISHED:COMPLETED"
+        assert seen == ["SUBMITTED", "RUNNING", "FINISHED:COMPLETED"]
+        monkeypatch.setattr(admin_module, "LOST_SECONDS", 0.0)
+        with pytest.raises(HistoflareError, match="no answer"):
+            Admin("lead", tmp_path).wait("job")

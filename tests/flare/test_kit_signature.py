@@ -180,7 +180,7 @@ def test_the_site_s_own_files_are_its_own(kit: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for folder in ("bags/deep", "records", "ledger"):
         (kit / "local" / folder).mkdir(parents=True)
-        (kit / "local" / folder / "anything.py").write_text("x")
+        (kit / "local" / folder / "anything").write_text("x")
     (kit / "local" / "keys").symlink_to(tmp_path / "data")
     (kit / "local" / "records" / "link").symlink_to(tmp_path)
     for name in ("histoflare.toml", "histoflare.toml~", ".histoflare.toml.swp", "a.csv", ".~lock.a.csv#"):
@@ -188,6 +188,140 @@ def test_the_site_s_own_files_are_its_own(kit: Path, tmp_path: Path) -> None:
     verify_kit(kit)
     (kit / "local" / "histoflare.toml").unlink()
     verify_kit(kit)
+
+
+JOB = "0e7a1f0c-9d5f-4f0e-8a5c-3b1d2c4e5f60"
+PLACES = (
+    "",
+    "transfer",
+    "jobs/x",
+    "local/bags",
+    "local/records/deep",
+    "local/keys",
+    JOB,
+    f"{JOB}/app_clinic/config",
+)
+CODE = (
+    *(
+        "msgpack.py",
+        "torch/__init__.py",
+        "x.pyc",
+        "__pycache__/x.cpython-311.pyc",
+        "x.so",
+        "X.PY",
+        "x.abi3.so",
+    ),
+    *("x.cpython-311-x86_64-linux-gnu.so", "x.pth", "x.pyd", "x.egg"),
+    *("sitecustomize.py", "usercustomize.py"),
+)
+
+
+class TestStrays:
+    @pytest.mark.parametrize("place", PLACES)
+    @pytest.mark.parametrize("name", CODE)
+    def test_nothing_that_could_be_run_is_in_a_kit(self, kit: Path, place: str, name: str) -> None:
+        path = Path(place, name)
+        (kit / path).parent.mkdir(parents=True, exist_ok=True)
+        (kit / path).write_text("")
+        assert f"could be run: {path.as_posix()}" in refusal(kit)
+
+    @pytest.mark.parametrize(
+        "name", ["resources.json", "resources.conf", "resources.json.default", "Resources.yml"]
+    )
+    def test_nor_what_flare_could_take_for_the_kit_s_own(self, kit: Path, name: str) -> None:
+        """FLARE searches all of local, and takes a .json before the kit's own .json.default."""
+        (kit / "local" / "records" / "deep").mkdir(parents=True)
+        (kit / "local" / "records" / "deep" / name).write_text("{}")
+        assert f"could be run: local/records/deep/{name}" in refusal(kit)
+
+    def test_what_a_running_kit_has_is_in_order(self, kit: Path) -> None:
+        for path in (
+            *(
+                "log.txt",
+                "audit.log",
+                "pid.fl",
+                "daemon_pid.fl",
+                "transfer/x.txt",
+                "snapshots/x",
+                "jobs/x/data",
+            ),
+            *(f"{JOB}/log.txt", f"{JOB}/meta.json", f"{JOB}/app_clinic/config/config_fed_client.json"),
+            *(f"{JOB}/FL_global_model.safetensors", "local/bags/s3.h5", "local/records/site.html"),
+        ):
+            (kit / path).parent.mkdir(parents=True, exist_ok=True)
+            (kit / path).write_text("")
+        verify_kit(kit)
+
+    def test_a_link_is_not_followed_and_its_name_counts(self, kit: Path, tmp_path: Path) -> None:
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        (elsewhere / "module.py").write_text("")
+        (kit / "jobs").symlink_to(elsewhere)
+        verify_kit(kit)
+        (kit / "msgpack.py").symlink_to(elsewhere / "none")
+        assert "could be run: msgpack.py" in refusal(kit)
+
+    def test_an_environment_in_a_kit_is_not_listed_file_by_file(self, kit: Path) -> None:
+        for index in range(100):
+            (kit / f"module{index}.py").write_text("")
+        text = refusal(kit)
+        assert text.count("could be run") == 20 and "and 80 more" in text
+
+    def test_thousands_of_bags_take_less_than_a_second(self, kit: Path) -> None:
+        (kit / "local" / "bags").mkdir()
+        for index in range(5000):
+            (kit / "local" / "bags" / f"s{index}.h5").touch()
+        start = time.perf_counter()
+        verify_kit(kit)
+        assert time.perf_counter() - start < 1.0
+
+
+class TestEarlierJobs:
+    @pytest.fixture
+    def job(self, kit: Path) -> Path:
+        config = kit / JOB / "app_clinic" / "config"
+        config.mkdir(parents=True)
+        (config / "comm_config.json").write_text('{"comm_driver_path": "."}')
+        (config / "evil.py").write_text("")
+        (kit / JOB / "log.txt").write_text("what happened")
+        return kit / JOB
+
+    def test_what_they_brought_is_removed_at_a_client_s_start(self, kit: Path, job: Path) -> None:
+        require_signed_kit(kit)
+        assert sorted(path.name for path in job.iterdir()) == ["log.txt"]
+
+    def test_and_refused_at_a_server_s(self, kit: Path, job: Path, ours: Authority) -> None:
+        """A job that was lost goes on from what the server has of it."""
+        for name in ("fed_client.json", "client.crt"):
+            path = kit / "startup" / name
+            path.rename(path.with_name(name.replace("client", "server")))
+        sign_kit(kit, ours.key)
+        with pytest.raises(SystemExit, match=f"could be run: {JOB}/app_clinic/config/evil.py"):
+            require_signed_kit(kit)
+        (job / "app_clinic" / "config" / "evil.py").unlink()
+        require_signed_kit(kit)
+        assert (job / "app_clinic" / "config" / "comm_config.json").is_file()
+
+    def test_nothing_else_is_removed(self, kit: Path, tmp_path: Path) -> None:
+        """Neither a folder that is no job's, nor what a link leads to."""
+        kept = tmp_path / "kept"
+        (kept / "app_x").mkdir(parents=True)
+        (kit / "app_clinic").mkdir()
+        (kit / "bags" / "app_x").mkdir(parents=True)
+        (kit / JOB).symlink_to(kept)
+        other = kit / JOB.replace("0", "1")
+        other.mkdir()
+        (other / "app_clinic").symlink_to(kept)
+        require_signed_kit(kit)
+        assert (
+            (kept / "app_x").is_dir() and (kit / "bags" / "app_x").is_dir() and (kit / "app_clinic").is_dir()
+        )
+        assert not list(other.iterdir())
+
+    def test_code_elsewhere_in_them_keeps_a_client_from_starting(self, kit: Path, job: Path) -> None:
+        (job / "left.py").write_text("")
+        with pytest.raises(SystemExit, match=f"could be run: {JOB}/left.py"):
+            require_signed_kit(kit)
 
 
 def test_every_fault_is_listed(kit: Path) -> None:

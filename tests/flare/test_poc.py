@@ -251,7 +251,7 @@ class TestCommands:
             assert "is running" in again.stderr and "histoflare poc stop" in again.stderr
             status = self.run(tmp_path, "status")
             assert status.returncode == 0
-            assert "clinic-b" in status.stdout and "nvflare job submit" in status.stderr
+            assert "clinic-b" in status.stdout and "histoflare job submit" in status.stderr
         finally:
             stopped = self.run(tmp_path, "stop")
             processes.end(federation.kits.name)

@@ -310,6 +310,66 @@ def test_a_kit_s_processes_give_back_what_a_round_took(
         assert done.stdout.split() == expected
 
 
+class TestScripts:
+    """What a process of a kit can import: the environment's, nothing of the kit or the current folder."""
+
+    def start(self, script: Path, cwd: Path, **environment: str) -> dict[str, Any]:
+        """Run a script with a Python in its place that says what it would import from."""
+        programs = cwd.parent / "programs"
+        programs.mkdir()
+        say = "import json, os, sys; print(json.dumps([sys.path, os.environ.get('PYTHONPATH')]))"
+        python = programs / "python3"
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{say}" "$@"\n')
+        python.chmod(0o755)
+        done = subprocess.run(
+            ["bash", str(script), "--once"],
+            cwd=cwd,
+            env={"PATH": f"{programs}:{os.environ['PATH']}", "HOME": str(cwd), **environment},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        path, variable = json.loads(done.stdout.splitlines()[-1])
+        return {"path": path, "PYTHONPATH": variable}
+
+    @pytest.mark.parametrize(
+        ("variable", "expected"),
+        [
+            (None, None),
+            ("", None),
+            (":", None),
+            (".:x:../y", None),
+            ("/opt/a::/opt/b:", "/opt/a:/opt/b"),
+            ("/opt/with blank", "/opt/with blank"),
+        ],
+    )
+    @pytest.mark.parametrize("kit", ["hospital-a", SERVER, "lead@consortium.example"])
+    def test_never_from_the_current_folder(
+        self, kits: Path, tmp_path: Path, kit: str, variable: str | None, expected: str | None
+    ) -> None:
+        copy = shutil.copytree(kits / kit, tmp_path / "kit")
+        script = "fl_admin.sh" if kit.startswith("lead") else "sub_start.sh"
+        environment = {} if variable is None else {"PYTHONPATH": variable}
+        (tmp_path / "here").mkdir()
+        said = self.start(copy / "startup" / script, tmp_path / "here", **environment)
+        assert said["PYTHONPATH"] == expected
+        assert not {"", ".", str(copy), str(tmp_path / "here")} & set(said["path"])
+
+    def test_the_console_of_an_administrator_is_pinned(self, kits: Path, tmp_path: Path) -> None:
+        """FLARE's own would look for code to run below the kit, where downloads lie."""
+        scripts = sorted(kits.glob("*/startup/fl_admin.sh"))
+        assert len(scripts) == 6
+        for script in scripts:
+            text = script.read_text()
+            assert "-m histoflare.flare.admin_console " in text and "nvflare.fuel" not in text
+
+
+@pytest.mark.parametrize("kit", ["hospital-a", SERVER])
+def test_loaders_are_closed_before_anything_else_is_built(kits: Path, kit: str) -> None:
+    components = read(kits / kit / "local" / "resources.json.default")["components"]
+    assert components[0]["path"] == "histoflare.flare.loaders.ClosedLoaders"
+
+
 def test_a_property_fills_in_the_site_file(tmp_path: Path) -> None:
     given = {"manifest": "/data/m.csv", "bags": "/data/bags", "prepare": True, "pseudonym": "north"}
     site = site_configuration("hospital-a", given)

@@ -135,7 +135,7 @@ class Provisioned:
         job = self.federation.admin.jobs()[0]
         said = self.said("localhost")
         for site in SITES:
-            assert f"{site}: NVFLARE_ERROR: JOB_INVALID" in said, said[-3000:]
+            assert f"{site}: JOB_INVALID" in said, said[-3000:]
             assert not (self.kits.kit(site) / job["job_id"]).exists()
 
     def rows(self, job_id: str) -> list[dict[str, Any]]:

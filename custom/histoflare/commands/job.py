@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from histoflare.commands.console import console, out, print_json
+from histoflare.commands.console import console, make_table, out, print_json
 from histoflare.errors import JobError
 
 app = typer.Typer(no_args_is_help=True, help="Look at a job folder, or make a variant of one to submit.")
@@ -96,6 +96,41 @@ def make(
         )
     write_variant(job, target, changes, sites=names, scope=scope, start_model=model)
     console.print(f"job: {target}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def submit(
+    job: Annotated[Path, typer.Argument(help="A job folder, e.g. jobs/mem_fedavg.")],
+    kit: Annotated[Path, typer.Option(help="The startup kit of whoever submits it.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for its end, and say how it ended.")] = False,
+) -> None:
+    """Submit a job to the server of a kit, print its id, and with --wait show its state until it has ended.
+
+    Whatever lies in or below the current folder is not looked at; FLARE's own command would take code from
+    there.
+
+    Example: histoflare job submit jobs/mem_dpsgd --kit kits/histoflare/prod_00/lead@consortium.example --wait
+    """
+    from histoflare.flare.admin import Admin, read_administrator
+    from histoflare.flare.job import read_job
+    from histoflare.flare.poc import COMPLETED
+
+    read_job(job)
+    admin = Admin(read_administrator(kit), kit)
+    try:
+        job_id = admin.submit(job)
+        out.print(job_id, highlight=False, soft_wrap=True)
+        if not wait:
+            return
+        with console.status("submitted") as shown:
+            status = admin.wait(job_id, shown.update)
+    finally:
+        admin.disconnect()
+    table = make_table("job", "name", "status")
+    table.add_row(job_id, job.resolve().name, status)
+    out.print(table)
+    if status != COMPLETED:
+        raise JobError(f"The job {job_id} ended with {status}.", reason="JOB_FAILED")
 
 
 def resume(

@@ -189,7 +189,7 @@ def _facts(federation: Federation) -> dict[str, Any]:
         "jobs": [{name: one[name] for name in ("job_id", "job_name", "status")} for one in jobs],
         "commands": {
             "console": f"PATH={programs}:$PATH {kit}/startup/fl_admin.sh",
-            "submit a job": f"{programs}/nvflare job submit -j JOB --startup-kit {kit}",
+            "submit a job": f"{programs}/histoflare job submit JOB --kit {kit}",
             "stop": f"{programs}/histoflare poc stop --workspace {federation.workspace}",
         },
     }

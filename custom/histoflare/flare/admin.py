@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from io import StringIO
@@ -14,15 +16,23 @@ from nvflare.fuel.flare_api.api_spec import TargetType
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from histoflare.errors import HistoflareError
+from histoflare.flare.loaders import close_loaders
 
 CONNECT_SECONDS = 5.0
+STATUS_SECONDS = 1.0
+LOST_SECONDS = 60.0
+"""A server that answers no question for so long is given up."""
 
 
 class Admin:
     """An administrator's connection to the server: opened with the first question, and anew when it is lost.
 
-    Every question raises :class:`HistoflareError`: FEDERATION_STOPPED if the server does not answer,
-    FEDERATION_FAILED (JOB_REFUSED for :meth:`submit`) if it answers that it will not.
+    Before it connects, FLARE's loaders are closed in this process (:mod:`histoflare.flare.loaders`): FLARE
+    would take code from a ``comm_config.json`` anywhere below the current folder, a downloaded job's too.
+
+    Every question raises :class:`HistoflareError`: FLARE_CHANGED if FLARE is not the one known here,
+    FEDERATION_STOPPED if the server does not answer, FEDERATION_FAILED (JOB_REFUSED for :meth:`submit`) if it
+    answers that it will not.
 
     Args:
         name: The administrator's.
@@ -47,8 +57,11 @@ class Admin:
     def submit(self, job: Path) -> str:
         """Submit a job folder and return the id that the server gave it.
 
-        FLARE signs a job by writing into its folder: it is given a copy.
+        FLARE signs a job by writing into its folder: it is given a copy. A job with a link in it is not
+        submitted: what it leads to would go to the server and to every site.
         """
+        if any(path.is_symlink() for path in (job, *job.rglob("*"))):
+            raise HistoflareError(f"{job}: a link is in it; a job is plain files.", reason="JOB_REFUSED")
         with tempfile.TemporaryDirectory(prefix="histoflare-") as scratch:
             copy = shutil.copytree(job, Path(scratch) / job.resolve().name)
             return str(self._ask(lambda session: session.submit_job(str(copy)), "JOB_REFUSED"))
@@ -56,6 +69,29 @@ class Admin:
     def status(self, job_id: str) -> str:
         """Return FLARE's status of a job, e.g. RUNNING or FINISHED:COMPLETED."""
         return str(self._ask(lambda session: session.get_job_meta(job_id))["status"])
+
+    def wait(self, job_id: str, on_status: Callable[[str], None] | None = None) -> str:
+        """Wait for the end of a job and return FLARE's status of it, e.g. FINISHED:COMPLETED.
+
+        A server that does not answer is asked again for :data:`LOST_SECONDS`.
+
+        Args:
+            on_status: Called with the status, each time it is asked.
+        """
+        answered = time.monotonic()
+        while True:
+            try:
+                status = self.status(job_id)
+            except HistoflareError:
+                if time.monotonic() - answered > LOST_SECONDS:
+                    raise
+            else:
+                answered = time.monotonic()
+                if on_status is not None:
+                    on_status(status)
+                if status.startswith("FINISHED"):
+                    return status
+            time.sleep(STATUS_SECONDS)
 
     def download(self, job_id: str, target: Path) -> Path:
         """Fetch what a job left into ``target/<job id>``, and return that folder."""
@@ -79,6 +115,7 @@ class Admin:
                 session.close()
 
     def _ask(self, question: Callable[[Session], Any], reason: str = "FEDERATION_FAILED") -> Any:
+        close_loaders()
         with redirect_stdout(StringIO()):  # FLARE says there that it connects
             try:
                 if self._session is None:
@@ -92,3 +129,19 @@ class Admin:
             except Exception as error:
                 self.disconnect()
                 raise HistoflareError(f"The server says: {error}", reason=reason) from None
+
+
+def read_administrator(kit: Path) -> str:
+    """Return whose startup kit it is.
+
+    Raises:
+        HistoflareError: It is no administrator's (FEDERATION_FAILED).
+    """
+    path = kit / "startup" / "fed_admin.json"
+    try:
+        return str(json.loads(path.read_text())["admin"]["username"])
+    except (OSError, ValueError, LookupError, TypeError):
+        raise HistoflareError(
+            f"{kit}: no startup kit of an administrator; it would have startup/fed_admin.json.",
+            reason="FEDERATION_FAILED",
+        ) from None

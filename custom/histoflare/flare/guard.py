@@ -19,28 +19,27 @@ from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_constant import FLContextKey, ProcessType, ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
-from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey, ReturnCode
+from nvflare.fuel.f3.cellnet.defs import ReturnCode
 from nvflare.fuel.f3.cellnet.utils import make_reply
 from nvflare.fuel.f3.message import Message
-from nvflare.fuel.f3.streaming.stream_const import STREAM_CHANNEL, STREAM_DATA_TOPIC, StreamHeaderKey
+from nvflare.fuel.f3.streaming.stream_const import STREAM_ACK_TOPIC, STREAM_CHANNEL
 
 from histoflare.flare import handshake
 from histoflare.flare.application import check_folder
+from histoflare.flare.cells import ANY, DOWNLOAD, DOWNLOADS, Table, empty_reply, is_listed, pair_of
 from histoflare.flare.gate import refused
 from histoflare.flare.headers import PSEUDONYM
 
-ANY = "*"
-
 GET_TASK = "get_task"
 
-KEPT_OPEN = {
+KEPT_OPEN: Table = {
     "aux_communication": {"__job_heartbeat__", "__task_check__", "__sync_runner__"},
     "server_command": {GET_TASK, "submit_update"},
-    "sm__STREAM": {"sm__ACK"},
-    "download_service__": {ANY},
-    "return_only": {"download_service__:download_service__download"},
+    STREAM_CHANNEL: {STREAM_ACK_TOPIC},
+    DOWNLOADS: {ANY},
+    "return_only": {f"{DOWNLOADS}:{DOWNLOAD}"},
     "admin": {"train.notify_job_status"},
-    "cellnet.channel": {ANY},
+    "cellnet.channel": {"bye"},
 }
 """Channel → topics that FLARE needs to run a job at all."""
 
@@ -110,16 +109,12 @@ class Guard(FLComponent):
         cell = engine.get_cell()
         core = getattr(cell, "core_cell", cell)
         core.add_outgoing_request_filter(ANY, ANY, self.stop_unless_needed)
+        core.add_outgoing_reply_filter(ANY, ANY, empty_reply)
 
     def stop_unless_needed(self, message: Message) -> Message | None:
         """Return None to let an outgoing message pass, else the error its sender gets."""
-        channel = message.get_header(MessageHeaderKey.CHANNEL, "")
-        topic = message.get_header(MessageHeaderKey.TOPIC, "")
-        if (channel, topic) == (STREAM_CHANNEL, STREAM_DATA_TOPIC):
-            channel = message.get_header(StreamHeaderKey.CHANNEL, "")
-            topic = message.get_header(StreamHeaderKey.TOPIC, "")
-        topics = KEPT_OPEN.get(channel, set())
-        if (topic in topics or ANY in topics) and not (self._sealed and topic == GET_TASK):
+        channel, topic = pair_of(message)
+        if is_listed(KEPT_OPEN, channel, topic) and not (self._sealed and topic == GET_TASK):
             return None
         self.logger.warning("a message on %s/%s was stopped", channel, topic)
         return make_reply(ReturnCode.FILTER_ERROR)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NoReturn
 
 from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_constant import WorkspaceConstants
 
-from histoflare.errors import JobError
-from histoflare.flare.kit_signature import verify_kit
+from histoflare.errors import HistoflareError
+from histoflare.flare.job_folders import remove_applications
+from histoflare.flare.kit_signature import CLIENT_FILE, verify_kit
 
 CHECK_FILE = "kit_check__p_resources.json"
 """In ``startup``: FLARE reads it whatever the site has in ``local``, in the process that starts the jobs, and
@@ -31,16 +33,27 @@ class KitCheck(FLComponent):
 
 
 def require_signed_kit(kit: Path) -> None:
-    """Raise :class:`SystemExit` with what is wrong, unless the kit is as it was signed.
+    """End this process with what is wrong, unless the kit is as it was signed.
+
+    What a site's earlier jobs brought is removed first: nothing needs it any more. (A server's is what a job
+    that was lost goes on from.)
+    """
+    try:
+        if (kit / CLIENT_FILE).exists():
+            remove_applications(kit)
+        verify_kit(kit)
+    except HistoflareError as error:
+        refuse_start(kit, error)
+
+
+def refuse_start(kit: Path, error: HistoflareError) -> NoReturn:
+    """Raise :class:`SystemExit` with what is wrong.
 
     FLARE's start script would start the process again and again: it is told to stop.
     """
-    try:
-        verify_kit(kit)
-    except JobError as error:
-        if (kit / _START_SCRIPT_RUNS).exists():
-            (kit / WorkspaceConstants.SHUTDOWN_FILE).touch()
-        raise SystemExit(f"{error.reason}: {error}") from None
+    if (kit / _START_SCRIPT_RUNS).exists():
+        (kit / WorkspaceConstants.SHUTDOWN_FILE).touch()
+    raise SystemExit(f"{error.reason}: {error}") from None
 
 
 def check_configuration() -> dict[str, object]:

@@ -5,7 +5,11 @@ authority signs the list (RSA-PSS, SHA-256); ``startup/rootCA.pem`` verifies it.
 every listed file is there unchanged, and no other file but the site's own (:data:`OWN_FILES`,
 :data:`OWN_FOLDERS`). A kit without the list, or with an unsigned one, is not.
 
-It is against a kit that was changed, on its way or at the site. What it does not see:
+Nowhere else in the kit, the site's own folders and those of jobs included, is there anything that Python or
+FLARE could take for its own: modules, libraries, a ``resources.json`` (:func:`is_stray`).
+
+It is against a kit that was changed, on its way or at the site, and against what a job left there. What it
+does not see:
 
 - A site that changes the Python environment, or the processes while they run. Such a site needs no kit.
 - A kit whose ``rootCA.pem`` another authority has replaced, and signed all anew. TLS does: that kit's client
@@ -21,6 +25,7 @@ import os
 import stat
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from importlib.machinery import all_suffixes
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +55,22 @@ FLARE reads none of them."""
 OWN_FOLDERS = ("bags", "records", "ledger", "keys")
 """Folders of ``local`` that are the site's own, whatever is in them. FLARE reads none of them."""
 
+CODE = (
+    *(".py", ".pyc", ".pyd", ".pyw", ".pyz", ".so", ".dylib", ".dll", ".pth", ".egg", ".egg-link"),
+    *all_suffixes(),
+)
+"""Ends of names that Python imports or reads at its start."""
+
+CLIENT_FILE = "startup/fed_client.json"
 _CERTIFICATES = {
-    "startup/fed_client.json": "startup/client.crt",
+    CLIENT_FILE: "startup/client.crt",
     "startup/fed_server.json": "startup/server.crt",
 }
 """What makes a kit a client's or a server's → the certificate it shows the others."""
 
 _FORMAT = 1
 _MOST_BYTES = 1 << 20
+_MOST_LISTED = 20
 _PURPOSE = b"histoflare kit 1\n"
 """In front of what is signed: the authority's key signs other things too."""
 
@@ -145,7 +158,7 @@ def read_authority(folder: Path) -> Any:
 
 
 def verify_kit(kit: Path) -> None:
-    """Compare a kit with what was signed.
+    """Compare a kit with what was signed, and look for strays in all of it.
 
     The kit's ``startup`` and ``local`` may be links (FLARE's ``NVFL_WORKSPACE`` makes them so); below them
     and outside the site's own files and folders, links are refused.
@@ -178,6 +191,7 @@ def verify_kit(kit: Path) -> None:
         problems.append("two paths that differ in capitals only")
     found, others = _hash_files(kit)
     problems += others
+    problems += [f"could be run: {path}" for path in _strays(kit)]
     problems += [f"changed: {path}" for path in found if path in expected and found[path] != expected[path]]
     problems += [f"missing: {path}" for path in expected if path not in found]
     problems += [f"not signed: {path}" for path in found if path not in expected]
@@ -251,6 +265,38 @@ def _entries(folder: Path, name: str, problems: list[str]) -> Iterator[tuple[str
             yield from _entries(Path(entry.path), path, problems)
 
 
+def is_stray(path: str) -> bool:
+    """Return whether Python or FLARE could take a file for its own that nobody has signed.
+
+    FLARE looks for its ``resources`` anywhere below ``local``, before its loaders are closed.
+    """
+    name = path.rpartition("/")[2].casefold()
+    return name.endswith(CODE) or (path.startswith("local/") and name.partition(".")[0] == "resources")
+
+
+def _strays(kit: Path) -> Iterator[str]:
+    """Yield what is stray in a kit, but for the files that are signed or refused anyhow.
+
+    A folder that goes away meanwhile is a job's that has ended; one that may not be read cannot be imported
+    from.
+    """
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(kit / folder) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue
+        for entry in entries:
+            path = f"{folder}/{entry.name}".lstrip("/")
+            signed = path.partition("/")[0] in FOLDERS and not is_own(path)
+            if not signed and is_stray(path):
+                yield path
+            elif path in FOLDERS or entry.is_dir(follow_symlinks=False):
+                folders.append(path)
+
+
 def _read_list(path: Path) -> tuple[dict[str, str], str | None]:
     """Return the files of a list, and its signature if it has one; nothing of it is verified.
 
@@ -321,7 +367,9 @@ def _read_plain(path: Path) -> bytes:
 
 
 def _changed(kit: Path, problems: list[str]) -> JobError:
-    listed = "".join(f"\n  {problem}" for problem in problems)
+    more = len(problems) - _MOST_LISTED
+    listed = "".join(f"\n  {problem}" for problem in problems[:_MOST_LISTED])
+    listed += f"\n  and {more} more" if more > 0 else ""
     return JobError(
         f"{kit}: this startup kit is not as it was signed:{listed}\n"
         "Take back what was changed, or ask the consortium's lead for the kit, or to sign this one.",

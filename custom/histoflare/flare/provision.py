@@ -51,6 +51,21 @@ START_SCRIPT = "sub_start.sh"
 ARENAS = "export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-4}\n"
 """In FLARE's start script: glibc's heaps for the threads of a process, unless its environment says so."""
 
+IMPORTS = "export PYTHONPATH=/local/custom:$PYTHONPATH\n"
+"""There: a folder outside of the kit, and the current one where the variable was not set."""
+
+SHELL = "#!/usr/bin/env bash\n"
+SAFE_IMPORTS = """\
+export PYTHONSAFEPATH=1
+PYTHONPATH="$(printf '%s' "${PYTHONPATH:-}" | tr ':' '\\n' | grep '^/' | paste -s -d ':' -)"
+if [[ -n "$PYTHONPATH" ]]; then export PYTHONPATH; else unset PYTHONPATH; fi
+"""
+"""First of all: what the environment says in full paths, and never the current folder."""
+
+ADMIN_SCRIPT = "fl_admin.sh"
+ADMIN_MODULE = "python3 -m nvflare.fuel.hci.tools.admin "
+SAFE_ADMIN_MODULE = "python3 -m histoflare.flare.admin_console "
+
 FLAT = "".join(f"export {name}=${{{name}:-{value}}}\n" for name, value in KIT_MALLOC.items())
 """In its place."""
 
@@ -136,21 +151,28 @@ class SitePolicyBuilder(Builder):
             _limit_jobs(local)
             _limit_admins(local, at_site=True)
             _close_commands(local)
+            _close_loaders(local)
         server = project.get_server()
         local = Path(ctx.get_local_dir(server))
         _limit_jobs(local)
         _limit_admins(local, at_site=False)
         _keep_jobs_in_kit(local)
+        _close_loaders(local)
         with _changed(local / ProvFileName.RESOURCES_JSON_DEFAULT) as resources:
             resources["servers"][0]["heart_beat_timeout"] = self.heart_beat_timeout
         if self.loopback:
             _listen_on_loopback(Path(ctx.get_kit_dir(server)))
         for client in project.get_clients():
             _keep_files_private(Path(ctx.get_kit_dir(client)) / START_SCRIPT)
+        for admin in project.get_admins():
+            script = Path(ctx.get_kit_dir(admin)) / ADMIN_SCRIPT
+            if script.is_file():
+                _import_safely(script, {ADMIN_MODULE: SAFE_ADMIN_MODULE})
         for participant in (server, *project.get_clients()):
             kit = Path(ctx.get_ws_dir(participant))
             if any((kit / "startup").glob("*.crt")):  # 'nvflare package' has an empty one for the server
                 _keep_memory_flat(kit / "startup" / START_SCRIPT, ctx)
+                _import_safely(kit / "startup" / START_SCRIPT, {IMPORTS: ""})
                 _sign(kit, ctx)
 
     def _write_policy(self, local: Path) -> None:
@@ -298,6 +320,37 @@ def _close_commands(local: Path) -> None:
                 "args": {},
             }
         )
+
+
+def _close_loaders(local: Path) -> None:
+    """First of all components: FLARE builds them in this order, in the processes of jobs too."""
+    with _changed(local / ProvFileName.RESOURCES_JSON_DEFAULT) as resources:
+        resources["components"].insert(
+            0,
+            {"id": "histoflare_loaders", "path": "histoflare.flare.loaders.ClosedLoaders", "args": {}},
+        )
+
+
+def _import_safely(script: Path, changes: Mapping[str, str]) -> None:
+    """Have a script of FLARE import nothing from the folder it is called in, nor from a kit.
+
+    Args:
+        changes: What stands in the script → what is to stand in its place.
+
+    Raises:
+        JobError: FLARE's script is another (FLARE_CHANGED).
+    """
+    text = script.read_text()
+    if SAFE_IMPORTS in text:
+        return
+    for line, instead in {SHELL: SHELL + SAFE_IMPORTS, **changes}.items():
+        if text.count(line) != 1:
+            raise JobError(
+                f"{script}: has no line '{line.strip()}'. Install the FLARE of constraints.txt.",
+                reason="FLARE_CHANGED",
+            )
+        text = text.replace(line, instead)
+    script.write_text(text)
 
 
 def _listen_on_loopback(startup: Path) -> None:

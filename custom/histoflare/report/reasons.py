@@ -45,6 +45,7 @@ REASONS_IN_WORDS = {
     "FEDERATION_FAILED": "The federation could not be started.",
     "FEDERATION_RUNNING": "A federation was running already.",
     "FEDERATION_STOPPED": "The federation was stopped.",
+    "FLARE_CHANGED": "Another version of FLARE is installed than this package is made for.",
     "IMAGE_MISSING": "An image of the site's list is missing.",
     "IMAGE_TOO_SMALL": "An image is smaller than the job's window.",
     "IMAGE_UNREADABLE": "An image is damaged or of an unknown kind.",

@@ -41,6 +41,7 @@ WAYS = (
     "fed-event",
     "aux-message",
     "cell-message",
+    "bulk-message",
     "file-stream",
     "error-log",
     "info-log",
@@ -145,7 +146,7 @@ class Leaker(FLComponent):
 
     def _send(self, fl_ctx: FLContext) -> None:
         engine = fl_ctx.get_engine()
-        for way in (self._analytics, self._fed_event, self._aux, self._cell, self._stream):
+        for way in (self._analytics, self._fed_event, self._aux, self._cell, self._bulk, self._stream):
             try:
                 way(engine, fl_ctx)
             except Exception as error:
@@ -168,6 +169,11 @@ class Leaker(FLComponent):
     def _cell(self, engine: Any, fl_ctx: FLContext) -> None:
         message = Message({MessageHeaderKey.TOPIC: "leak"}, {"leak": secret("cell-message", self._mark)})
         engine.get_cell().send_request("leak", "leak", "server", message, timeout=1.0)
+
+    def _bulk(self, engine: Any, fl_ctx: FLContext) -> None:
+        """FLARE packs what is queued into one message for itself."""
+        message = Message(payload={"leak": secret("bulk-message", self._mark)})
+        engine.get_cell().core_cell.queue_message("leak", "leak", "server", message)
 
     def _stream(self, engine: Any, fl_ctx: FLContext) -> None:
         with tempfile.TemporaryDirectory() as folder:
