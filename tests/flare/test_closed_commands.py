@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from nvflare.apis.fl_constant import AdminCommandNames
 from nvflare.apis.shareable import Shareable
+from nvflare.fuel.utils.zip_utils import zip_directory_to_bytes
 from nvflare.private.admin_defs import Message, MsgHeader, ReturnCode, error_reply, ok_reply
 from nvflare.private.defs import InfoCollectorTopic, RequestHeader, SysCommandTopic, TrainingTopic
 from nvflare.private.fed.client import fed_client_base
@@ -98,6 +99,9 @@ def test_a_job_called_like_a_folder_does_nothing(
     assert policy.is_file() and sorted(path.name for path in tmp_path.iterdir()) == ["local", "startup"]
 
 
+JOBS = Path(__file__).resolve().parents[2] / "jobs"
+
+
 class Answering(RequestProcessor):
     """A processor that answers what it was told to, after it has left something in the job's folder."""
 
@@ -116,10 +120,10 @@ class Answering(RequestProcessor):
 
 
 def ask(topic: str, answer: Any, workspace: Path, leaves: Path | None = None) -> Message:
-    request = Message(topic, b"")
+    request = Message(topic, zip_directory_to_bytes(str(JOBS / "mem_fedavg" / "app"), ""))
     request.set_header(RequestHeader.JOB_ID, JOB)
     request.set_header(RequestHeader.JOB_META, {"job_id": JOB})
-    engine = SimpleNamespace(args=SimpleNamespace(workspace=str(workspace)))
+    engine = SimpleNamespace(args=SimpleNamespace(workspace=str(workspace)), get_client_name=lambda: "clinic")
     return CheckedProcessor(Answering(topic, answer, leaves)).process(request, engine)
 
 
