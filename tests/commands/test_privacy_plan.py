@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from histoflare.cli import app
 from histoflare.flare.job import read_job, write_variant
-from histoflare.flare.site_policy import policy_file
+from histoflare.flare.site_policy import policy_file, write_first_policy
+from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
 from histoflare.site.books import Books
@@ -26,6 +27,7 @@ def site(tmp_path: Path) -> Path:
     (tmp_path / SITE_FILE).write_text('manifest = "m.csv"\nbags = "bags"\n')
     for scope in ("dp-patient", "dp-update", "open"):
         (tmp_path / policy_file(scope)).write_bytes((POLICIES / f"{scope}.toml").read_bytes())
+    write_first_policy(tmp_path)
     return tmp_path / SITE_FILE
 
 
@@ -56,7 +58,8 @@ def test_what_was_spent_before_counts(repository: Path, site: Path) -> None:
 
 
 def test_the_sites_own_epsilon_is_the_budget(repository: Path, site: Path) -> None:
-    site.write_text(site.read_text() + "epsilon = 2.0\n")
+    own = site.with_name(OWN_POLICY_FILE)
+    own.write_text(own.read_text() + "[scope.dp-patient]\nepsilon = 2.0\n")
     code, facts = plan(repository / "jobs" / "mem_dpsgd", site)
     assert (code, facts["budget"], facts["reason"]) == (3, 2.0, "BUDGET_EXHAUSTED")
 

@@ -25,7 +25,7 @@ from histoflare.flare.gate import Gate
 from histoflare.flare.guard import Guard
 from histoflare.flare.headers import METRICS, PSEUDONYM, RELEASE, WEIGHT
 from histoflare.flare.job import CONFIG_FOLDER, make_component, read_configuration, write_variant
-from histoflare.flare.site_policy import policy_file
+from histoflare.flare.site_policy import policy_file, write_first_policy
 from histoflare.privacy.audit_log import AuditLog
 from histoflare.privacy.ledger import Ledger
 from histoflare.privacy.plan import Open
@@ -60,6 +60,7 @@ class Site:
         (self.kit / SITE_FILE).write_text('manifest = "m.csv"\nbags = "bags"\n')
         variables = read_configuration(self.configuration / "config_fed_client.conf")
         (self.kit / policy_file(scope)).write_text((POLICIES / f"{scope}.toml").read_text())
+        write_first_policy(self.kit)
         agreed = read_configuration(
             repository / "jobs" / "mem_fedavg" / CONFIG_FOLDER / "config_fed_client.conf"
         )

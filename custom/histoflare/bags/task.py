@@ -23,6 +23,8 @@ from histoflare.bags.predictions import Predictions
 from histoflare.errors import BagError, JobError
 from histoflare.seeds import derive_seed
 
+MODEL_NAME = "mem"
+
 
 class BagRecord(Protocol):
     """What the task reads of one slide's record."""
@@ -109,6 +111,11 @@ class MemTask:
         if problems:
             listed = "".join(f"\n  {problem}" for problem in problems)
             raise JobError(f"The task of this job cannot be used; correct these fields:{listed}")
+
+    @property
+    def model_name(self) -> str:
+        """The model, as a site's policy lists it."""
+        return MODEL_NAME
 
     def to_json(self) -> dict[str, Any]:
         """Return the arguments that make this task again, as plain JSON."""

@@ -22,8 +22,10 @@ from histoflare.flare.deployed import CLIENT_FILE, check_deployed
 from histoflare.flare.handshake import Admitted
 from histoflare.flare.job import PRIVACY, STRATEGY, TASK, read_configuration
 from histoflare.flare.kit_signature import check_running_kit
+from histoflare.privacy.own_policy import check_taking_part
+from histoflare.privacy.own_policy_file import read_site_policy
 from histoflare.privacy.plan import Open, PrivacyPlan
-from histoflare.privacy.policy import Policy, read_policy
+from histoflare.privacy.policy import Policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, check_task, digest, read_protocols
 from histoflare.site.books import Books
 from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
@@ -42,7 +44,7 @@ class Admission(Filter):
     It refuses by issuing no token, and never raises: what a filter raises travels to the server as text.
 
     Args:
-        policy: The scope's policy file, in the ``local`` folder of the site's startup kit.
+        policy: The scope's signed policy, in the ``local`` folder of the site's startup kit.
     """
 
     def __init__(self, policy: str) -> None:
@@ -83,16 +85,22 @@ class Admission(Filter):
         workspace = fl_ctx.get_engine().get_workspace()
         check_running_kit(workspace)
         local = Path(workspace.get_site_config_dir())
-        policy = read_policy(local / self._policy)
+        policy = read_site_policy(local / self._policy)
         scope = (fl_ctx.get_prop(FLContextKey.JOB_META) or {}).get("scope") or policy.name
         if scope != policy.name:
             raise JobError(f"The job's scope '{scope}' is not '{policy.name}'.", reason="SCOPE_UNKNOWN")
         folder = Path(workspace.get_app_config_dir(fl_ctx.get_job_id()))
         check_deployed(folder)
         variables = read_configuration(folder / CLIENT_FILE)
-        agreed = check_agreement(policy, variables, local)
         engine = fl_ctx.get_engine()
         task = engine.get_component(TASK)
+        check_taking_part(
+            policy,
+            purpose=variables.get("purpose"),
+            strategy_name=engine.get_component(STRATEGY).name,
+            model_name=task.model_name,
+        )
+        agreed = check_agreement(variables, local)
         check_task(agreed, task.to_json())
         _check_rules(agreed, variables)
         rounds = agreed["stop"]["rounds"]
@@ -113,21 +121,15 @@ class Admission(Filter):
         return Admitted(policy, rounds, books)
 
 
-def check_agreement(policy: Policy, variables: Mapping[str, Any], local: Path) -> dict[str, Any]:
+def check_agreement(variables: Mapping[str, Any], local: Path) -> dict[str, Any]:
     """Return the job's protocol, if it is one that the site agreed to.
 
     Args:
         variables: Of the job. local: The site's folder with its protocol.
 
     Raises:
-        JobError: The job's purpose or protocol is not one that the site has agreed to.
+        JobError: The job's protocol is not one that the site has agreed to.
     """
-    purpose = variables.get("purpose")
-    if purpose not in policy.purposes:
-        raise JobError(
-            f"The job's purpose is {purpose!r}; this site works for {', '.join(policy.purposes) or '–'}.",
-            reason="PURPOSE_NOT_ALLOWED",
-        )
     protocol = variables.get("protocol")
     if not isinstance(protocol, dict):
         raise JobError("The job names no protocol.", reason="PROTOCOL_MISSING")
