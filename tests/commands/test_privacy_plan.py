@@ -93,6 +93,23 @@ def test_what_a_site_would_refuse_for_other_reasons_is_said(
         assert (code, facts["reason"]) == (3, reason)
 
 
+@pytest.mark.parametrize(
+    ("listed", "reason"),
+    [('"fedavg", ', "STRATEGY_NOT_ALLOWED"), ('"mem", ', "MODEL_NOT_ALLOWED"), (None, "PURPOSE_NOT_ALLOWED")],
+)
+def test_what_the_site_takes_no_part_in_is_said_of_training_and_of_evaluations(
+    repository: Path, site: Path, tmp_path: Path, listed: str | None, reason: str
+) -> None:
+    own = site.with_name(OWN_POLICY_FILE)
+    text = own.read_text()
+    own.write_text(text.replace('"research"', '"teaching"') if listed is None else text.replace(listed, ""))
+    code, facts = plan(repository / "jobs" / "mem_dpsgd", site)
+    assert (code, facts["reason"]) == (3, reason)
+    job = write_variant(repository / "jobs" / "mem_evaluate", tmp_path / "ask", {}, scope="dp-patient")
+    result = CliRunner().invoke(app, ["privacy", "plan", str(job), "--site", str(site)])
+    assert result.exit_code == 3 and reason in result.stdout
+
+
 def test_what_the_ledger_does_not_say_is_unknown(repository: Path, site: Path) -> None:
     job = repository / "jobs" / "mem_dpsgd"
     read, policy = read_job(job), read_policy(site.parent / policy_file("dp-patient"))
