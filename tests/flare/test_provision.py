@@ -173,7 +173,7 @@ class TestSignature:
             if path.is_file()
         }
         assert there - signed == {SIGNATURE_FILE} | (
-            {"local/histoflare.toml"} if participant in SITES else set()
+            {"local/histoflare.toml", "local/policy.toml"} if participant in SITES else set()
         )
 
     def test_is_checked_by_the_process_that_starts_jobs(self, kits: Path, participant: str) -> None:
