@@ -172,6 +172,7 @@ def test_another_signed_policy_can_be_looked_at_with_the_site_s_own(local: Path,
     proposed = tmp_path / "elsewhere" / "proposed.toml"
     proposed.parent.mkdir()
     proposed.write_text((POLICIES / "dp-update.toml").read_text().replace("epsilon = 8.0", "epsilon = 3.0"))
+    (local / POLICY_FILE.format("dp-update")).unlink()
     write(local, f"{LISTS}scopes = ['dp-update']\nepsilon = 2")
     holds = read_site_policy(proposed, local).protection
     assert holds is not None and holds.epsilon == 2
