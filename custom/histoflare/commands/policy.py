@@ -80,8 +80,9 @@ def _facts(
 
 def _shown(value: object) -> str:
     from histoflare.privacy.own_policy import shown
+    from histoflare.privacy.own_policy_file import LONGEST_NAME, MOST_NAMES
 
-    return "" if value is None else shown(value)
+    return "" if value is None else shown(value, most=MOST_NAMES * LONGEST_NAME)
 
 
 def _say(text: str) -> None:

@@ -212,9 +212,9 @@ def _budget_problems(protection: Protection) -> list[str]:
     return []
 
 
-def shown(value: object) -> str:
-    """Return a value as it stands in the file, cut short."""
+def shown(value: object, most: int = 200) -> str:
+    """Return a value in words, cut after ``most`` letters."""
     if isinstance(value, bool):
         return str(value).lower()
     text = ", ".join(value) or "none" if isinstance(value, tuple) else repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"
+    return text if len(text) <= most else f"{text[:most]}…"
