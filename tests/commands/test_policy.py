@@ -66,7 +66,7 @@ def test_what_the_steward_narrows_stands_between_the_kit_s_and_what_holds(site: 
     rows = [[cell.strip() for cell in line.split("│")] for line in shown(site).splitlines() if "│" in line]
     assert ["", "epsilon", "8.0", "2.5", "2.5", ""] in rows
     assert ["", "delta", "1e-05", "", "1e-05", ""] in rows
-    metrics = " ".join(row[2] for row in rows if len(row) == 6)
+    metrics = "".join(row[2] for row in rows if len(row) == 6)
     assert all(name in metrics for name in read_policy(POLICIES / "dp-patient.toml").metrics), "none is cut"
 
 
