@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 
 from histoflare.cli import app
 from histoflare.errors import JobError, LedgerError
+from histoflare.flare.site_policy import write_first_policy
 from histoflare.privacy.ledger import Ledger
+from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.policy import POLICIES
 from histoflare.site.configuration import SiteConfiguration, write_site_file
 from tests.privacy.ledgers import ABOUT, BUDGET, ROLES, fill, new_ledger, paths, reserve
@@ -58,7 +60,7 @@ def test_show_says_what_is_left(files: list[object], tmp_path: Path, monkeypatch
     assert [(row["about"], row["failed"]) for row in printed["runs"]] == [(ABOUT, 1), (ABOUT, 0)]
 
 
-def test_the_site_file_says_where_the_ledger_is_and_may_lower_the_budget(tmp_path: Path) -> None:
+def test_the_site_file_says_where_the_ledger_is_and_its_policy_may_lower_the_budget(tmp_path: Path) -> None:
     path, key = paths(tmp_path)
     site = tmp_path / "histoflare.toml"
     configuration = SiteConfiguration(tmp_path / "m.csv", tmp_path / "bags", ledger=path, ledger_key=key)
@@ -68,12 +70,14 @@ def test_the_site_file_says_where_the_ledger_is_and_may_lower_the_budget(tmp_pat
     assert caught.value.reason == "LEDGER_MISSING"
     fill(new_ledger(tmp_path))
     assert "12 entries" in run("verify", "--site", site)
+    write_first_policy(tmp_path)
     shown = json.loads(run("show", "--site", site, "--policy", POLICIES / "dp-patient.toml", "--json"))
     assert (shown["budget_epsilon"], shown["delta"]) == (8.0, 1e-5)
-    lower = SiteConfiguration(tmp_path / "m.csv", tmp_path / "bags", ledger=path, ledger_key=key, epsilon=3.0)
-    write_site_file(site, lower)
+    own = tmp_path / OWN_POLICY_FILE
+    own.write_text(own.read_text() + "[scope.dp-patient]\nepsilon = 3.0\n")
     shown = json.loads(run("show", "--site", site, "--policy", POLICIES / "dp-patient.toml", "--json"))
     assert shown["budget_epsilon"] == 3.0
+    write_first_policy(tmp_path)
     with pytest.raises(JobError, match="no budget"):
         run("show", "--site", site, "--policy", POLICIES / "open.toml")
 

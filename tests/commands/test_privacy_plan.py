@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from histoflare.cli import app
 from histoflare.flare.job import read_job
 from histoflare.flare.job_variant import write_variant
-from histoflare.flare.site_policy import policy_file
+from histoflare.flare.site_policy import policy_file, write_first_policy
+from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
 from histoflare.site.books import Books
@@ -27,6 +28,7 @@ def site(tmp_path: Path) -> Path:
     (tmp_path / SITE_FILE).write_text('manifest = "m.csv"\nbags = "bags"\n')
     for scope in ("dp-patient", "dp-update", "open"):
         (tmp_path / policy_file(scope)).write_bytes((POLICIES / f"{scope}.toml").read_bytes())
+    write_first_policy(tmp_path)
     return tmp_path / SITE_FILE
 
 
@@ -57,7 +59,8 @@ def test_what_was_spent_before_counts(repository: Path, site: Path) -> None:
 
 
 def test_the_sites_own_epsilon_is_the_budget(repository: Path, site: Path) -> None:
-    site.write_text(site.read_text() + "epsilon = 2.0\n")
+    own = site.with_name(OWN_POLICY_FILE)
+    own.write_text(own.read_text() + "[scope.dp-patient]\nepsilon = 2.0\n")
     code, facts = plan(repository / "jobs" / "mem_dpsgd", site)
     assert (code, facts["budget"], facts["reason"]) == (3, 2.0, "BUDGET_EXHAUSTED")
 
@@ -89,6 +92,23 @@ def test_what_a_site_would_refuse_for_other_reasons_is_said(
         variant = write_variant(job, tmp_path / f"variant-{number}", changes)
         code, facts = plan(variant, site)
         assert (code, facts["reason"]) == (3, reason)
+
+
+@pytest.mark.parametrize(
+    ("listed", "reason"),
+    [('"fedavg", ', "STRATEGY_NOT_ALLOWED"), ('"mem", ', "MODEL_NOT_ALLOWED"), (None, "PURPOSE_NOT_ALLOWED")],
+)
+def test_what_the_site_takes_no_part_in_is_said_of_training_and_of_evaluations(
+    repository: Path, site: Path, tmp_path: Path, listed: str | None, reason: str
+) -> None:
+    own = site.with_name(OWN_POLICY_FILE)
+    text = own.read_text()
+    own.write_text(text.replace('"research"', '"teaching"') if listed is None else text.replace(listed, ""))
+    code, facts = plan(repository / "jobs" / "mem_dpsgd", site)
+    assert (code, facts["reason"]) == (3, reason)
+    job = write_variant(repository / "jobs" / "mem_evaluate", tmp_path / "ask", {}, scope="dp-patient")
+    result = CliRunner().invoke(app, ["privacy", "plan", str(job), "--site", str(site)])
+    assert result.exit_code == 3 and reason in result.stdout
 
 
 def test_what_the_ledger_does_not_say_is_unknown(repository: Path, site: Path) -> None:

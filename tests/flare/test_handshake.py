@@ -27,9 +27,11 @@ from histoflare.flare.headers import METRICS, PSEUDONYM, RELEASE, WEIGHT
 from histoflare.flare.job import read_application, read_job
 from histoflare.flare.job_files import CONFIG_FOLDER
 from histoflare.flare.job_variant import write_variant
-from histoflare.flare.site_policy import policy_file
+from histoflare.flare.site_policy import policy_file, write_first_policy
 from histoflare.privacy.audit_log import AuditLog
 from histoflare.privacy.ledger import Ledger
+from histoflare.privacy.own_policy import OWN_POLICY_FILE
+from histoflare.privacy.own_policy_file import read_own_policy
 from histoflare.privacy.plan import Open
 from histoflare.privacy.policy import POLICIES
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
@@ -61,6 +63,7 @@ class Site:
         self.kit.mkdir()
         (self.kit / SITE_FILE).write_text('manifest = "m.csv"\nbags = "bags"\n')
         (self.kit / policy_file(scope)).write_text((POLICIES / f"{scope}.toml").read_text())
+        write_first_policy(self.kit)
         write_protocols(self.kit / PROTOCOL_FILE, [read_job(repository / "jobs" / "mem_fedavg").protocol])
         self.engine = StandInEngine(self.kit, configuration=self.configuration)
         self.guard = Guard()
@@ -72,6 +75,11 @@ class Site:
 
     def rewrite(self, name: str, *change: str) -> None:
         path = self.configuration / name
+        assert change[0] in path.read_text()
+        path.write_text(path.read_text().replace(*change))
+
+    def own(self, *change: str) -> None:
+        path = self.kit / OWN_POLICY_FILE
         assert change[0] in path.read_text()
         path.write_text(path.read_text().replace(*change))
 
@@ -191,11 +199,36 @@ class TestAdmission:
         assert handshake.refusal(site.admit()) == "SCOPE_UNKNOWN"
 
     @pytest.mark.parametrize(
-        ("name", "reason"), [("policy_open.toml", "POLICY_INVALID"), (PROTOCOL_FILE, "PROTOCOL_MISSING")]
+        ("name", "reason"),
+        [
+            ("policy_open.toml", "POLICY_INVALID"),
+            (OWN_POLICY_FILE, "POLICY_INVALID"),
+            (PROTOCOL_FILE, "PROTOCOL_MISSING"),
+        ],
     )
     def test_without_its_files_a_site_takes_no_job(self, site: Site, name: str, reason: str) -> None:
         (site.kit / name).unlink()
         assert handshake.refusal(site.admit()) == reason
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            (('"research"', '"teaching"'), "PURPOSE_NOT_ALLOWED"),
+            (('"fedavg", ', ""), "STRATEGY_NOT_ALLOWED"),
+            (('"mem", ', ""), "MODEL_NOT_ALLOWED"),
+            (("# scopes = [", 'scopes = [] # ["'), "SCOPE_NOT_ALLOWED"),
+            (("# minimum_patients = 10", "minimum_patients = 1"), "POLICY_INVALID"),
+            (("purposes", "purposess"), "POLICY_INVALID"),
+        ],
+    )
+    def test_the_steward_s_own_policy_says_what_the_site_takes_part_in(
+        self, site: Site, change: tuple[str, str], reason: str
+    ) -> None:
+        site.own(*change)
+        for task in ("train", "evaluate"):
+            fl_ctx = site.admit(task)
+            assert handshake.redeem(fl_ctx) is None
+            assert handshake.refusal(fl_ctx) == reason
 
     def test_what_it_cannot_check_it_refuses_and_says_nothing_aloud(
         self, site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -250,6 +283,24 @@ class TestAdmissionUnderProtection:
         assert handshake.refusal(fl_ctx) == reason
         events = list(AuditLog(site.kit / "ledger" / "ledger.audit.jsonl").read())
         assert [event["reason"] for event in events] == [reason], "the detail is in the site's own log"
+
+    def test_a_listed_strategy_that_the_plan_refuses_stays_refused(
+        self, tmp_path: Path, repository: Path
+    ) -> None:
+        """It keeps layers at the site: booked steps could start from what nobody booked."""
+        site = self.site(tmp_path, repository, {"strategy.share": ["head"]})
+        listed = read_own_policy(site.kit / OWN_POLICY_FILE).strategies
+        assert site.engine.components["strategy"].name in listed
+        assert handshake.refusal(site.admit("train")) == "PRIVACY_INVALID"
+
+    def test_the_steward_s_own_budget_is_the_one_that_counts(self, tmp_path: Path, repository: Path) -> None:
+        site = self.site(tmp_path, repository)  # calibrated to the kit's 8
+        site.own("# epsilon = 4.0", "epsilon = 7.5")
+        assert handshake.refusal(site.admit("train")) == "BUDGET_EXHAUSTED"
+        site = self.site(tmp_path / "other", repository, {"privacy.target_epsilon": 7.4})
+        site.own("# epsilon = 4.0", "epsilon = 7.5")
+        admitted = handshake.redeem(site.admit("train"))
+        assert admitted is not None and admitted.books.budget.epsilon == 7.5
 
     def test_something_else_in_the_place_of_the_plan_is_refused(
         self, tmp_path: Path, repository: Path
@@ -370,6 +421,30 @@ class TestGate:
         handshake.release(metrics, patients=5)
         reply = site.reply(update(**{METRICS: metrics}))
         assert from_shareable(reply).meta[METRICS] == {"validation/auc": 0.75}
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            (("# minimum_patients = 10", "minimum_patients = 11"), "TOO_FEW_PATIENTS"),
+            (("# counts = false", "counts = false"), "WEIGHT_NOT_ALLOWED"),
+            (("# scopes = [", 'scopes = [] # ["'), "SCOPE_NOT_ALLOWED"),
+            (("# counts = false", "counts = 0"), "POLICY_INVALID"),
+        ],
+    )
+    def test_what_the_steward_narrows_holds_at_once(
+        self, site: Site, change: tuple[str, str], reason: str
+    ) -> None:
+        fl_ctx = site.admit()
+        site.own(*change)
+        assert code(site.reply(update(**{WEIGHT: 40.0}), fl_ctx)) == f"REFUSED_{reason}"
+
+    def test_metrics_that_the_steward_takes_out_stay(self, site: Site) -> None:
+        fl_ctx = site.admit()
+        site.own("# metrics =", 'metrics = ["auc"] #')
+        metrics = {"auc": 0.5, "accuracy": 0.25}
+        handshake.release(metrics, patients=12)
+        reply = site.reply(DXO(DataKind.METRICS, data=metrics).to_shareable(), fl_ctx)
+        assert from_shareable(reply).data == {"auc": 0.5}
 
     def test_without_its_policy_nothing_leaves(self, site: Site) -> None:
         fl_ctx = site.admit()

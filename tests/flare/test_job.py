@@ -69,6 +69,7 @@ class TestEveryJob:
             assert not policy.counts and job.strategy.weighting == "uniform"
 
     def test_names_the_consortium_s_protocol(self, folder: Path, repository: Path) -> None:
+        assert read_job(folder).purpose == "research"
         family = folder.name.partition("_")[0]
         agreed = read_job(repository / "jobs" / f"{family}_fedavg").protocol
         assert digest(read_job(folder).protocol) == digest(agreed), "one protocol for each question"

@@ -592,6 +592,7 @@ class TestStart:
     ("path", "own"),
     [
         ("local/histoflare.toml", True),
+        ("local/policy.toml", True),
         ("local/manifest.csv", True),
         ("local/records", True),
         ("local/ledger/a/b", True),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from histoflare.flare.resume import read_run, write_resumed
 from histoflare.flare.workstation import write_evaluation
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.ledger import Ledger
+from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.policy import POLICIES
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import digest
@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.flare, pytest.mark.slow]
 
 SITES = ("clinic-a", "clinic-b", "clinic-c")
 POOR = "clinic-b"
-"""Its own file says an ε that no job here fits."""
+"""Its own policy says an ε that no job here fits."""
 ROUNDS = 4
 BUDGET = Budget(8.0, 1e-5)
 
@@ -47,7 +47,6 @@ class Running:
         self.jobs = repository / "jobs"
         self.original = write_variant(self.jobs / "mem_dpsgd", folder / "job", {"rounds": ROUNDS})
         self.sites = {site: write_site(folder / "sites", site, slides=30) for site in SITES}
-        self.sites[POOR] = replace(self.sites[POOR], epsilon=0.01)
         policies = []
         for scope in ("dp-patient", "dp-update"):
             text = (POLICIES / f"{scope}.toml").read_text()
@@ -56,6 +55,8 @@ class Running:
             policies[-1].write_text(text)
         agreement = Agreement(self.original, tuple(policies), "dp-patient")
         self.federation = Federation.prepare(folder / "run", self.sites, agreement)
+        with (self.federation.kits.kit(POOR) / "local" / OWN_POLICY_FILE).open("a") as own:
+            own.write("\n[scope.dp-patient]\nepsilon = 0.01\n[scope.dp-update]\nepsilon = 0.01\n")
         self._count = 0
 
     def variant(self, job: str = "mem_dpsgd", scope: str | None = None, **changes: Any) -> Path:

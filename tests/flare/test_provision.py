@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,12 @@ from histoflare.flare.job import read_job
 from histoflare.flare.kit_signature import SIGNATURE_FILE, read_authority, sign_list, verify_kit
 from histoflare.flare.kits import Agreement, _project, plan_project
 from histoflare.flare.provision import SitePolicyBuilder, project_folder, site_configuration
+from histoflare.flare.site_policy import known_models, policy_file
+from histoflare.privacy.own_policy import OWN_POLICY_FILE
+from histoflare.privacy.own_policy_file import read_site_policy
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.privacy.protocol import digest, read_protocols
+from histoflare.rounds.strategy import STRATEGIES
 from histoflare.site.configuration import read_site_file
 
 SITES = ("hospital-a", "hospital-b", "hospital-c", "hospital-d", "external")
@@ -96,6 +101,24 @@ class TestSite:
                 assert read_policy(local / part["args"]["policy"]).name == name
         assert not (local / "privacy.json.sample").exists(), "its scopes are wider than ours"
 
+    def test_has_an_own_policy_that_its_steward_may_change(self, kits: Path, site: str) -> None:
+        local = kits / site / "local"
+        for name in ("dp-patient", "dp-update"):
+            holds = read_site_policy(local / policy_file(name))
+            assert holds == replace(
+                read_policy(local / policy_file(name)),
+                purposes=("research",),
+                strategies=tuple(STRATEGIES),
+                models=tuple(known_models()),
+            )
+        own = local / OWN_POLICY_FILE
+        before = own.read_bytes()
+        own.write_bytes(before + b"[scope.dp-patient]\nepsilon = 1.0\n")
+        try:
+            verify_kit(kits / site)
+        finally:
+            own.write_bytes(before)
+
     def test_has_the_protocol_of_the_jobs(self, kits: Path, repository: Path, site: str) -> None:
         agreed = set(map(digest, read_protocols(kits / site / "local" / "protocol.json")))
         assert {digest(read_job(job).protocol) for job in (repository / "jobs").iterdir()} == agreed
@@ -159,7 +182,7 @@ class TestSignature:
             if path.is_file()
         }
         assert there - signed == {SIGNATURE_FILE} | (
-            {"local/histoflare.toml"} if participant in SITES else set()
+            {"local/histoflare.toml", "local/policy.toml"} if participant in SITES else set()
         )
 
     def test_is_checked_by_the_process_that_starts_jobs(self, kits: Path, participant: str) -> None:

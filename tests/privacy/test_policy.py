@@ -12,7 +12,6 @@ from histoflare.privacy.policy import POLICIES, Policy, Protection, read_policy
 GOOD = """
 name = "open"
 mechanism = "open"
-purposes = ["research"]
 metrics = ["auc", "validation/auc"]
 counts = false
 minimum_patients = 5
@@ -27,7 +26,7 @@ def written(tmp_path: Path, text: str) -> Path:
 
 def test_a_policy_says_what_may_leave(tmp_path: Path) -> None:
     policy = read_policy(written(tmp_path, GOOD))
-    assert policy == Policy("open", "open", ("research",), ("auc", "validation/auc"), False, 5)
+    assert policy == Policy("open", "open", ("auc", "validation/auc"), False, 5)
     metrics = {"auc": 0.5, "accuracy": 0.9, "validation/auc": None, "n_patients": 12.0, "test/n_slides": 3.0}
     assert policy.allowed_metrics(metrics) == {"auc": 0.5, "validation/auc": None}
     counting = read_policy(written(tmp_path, GOOD.replace("false", "true")))
@@ -41,7 +40,9 @@ def test_a_policy_says_what_may_leave(tmp_path: Path) -> None:
         (("counts = false", "counts = 1"), "counts: true or false"),
         (("counts = false", "counts = false\nextra = 1"), "extra: not an entry"),
         (('mechanism = "open"', 'mechanism = "none"'), "mechanism: one of open"),
-        (('["research"]', '"research"'), "purposes: a list of texts"),
+        (("counts = false", 'counts = false\npurposes = ["research"]'), "purposes: stands in the site's own"),
+        (("counts = false", "counts = false\nmodels = []"), "models: stands in the site's own"),
+        (('["auc", "validation/auc"]', '"auc"'), "metrics: a list of texts"),
         (('mechanism = "open"', 'mechanism = "laplace"'), "L1 norm"),
         (("= 5", "= 0"), "minimum_patients: a whole number of at least 1"),
         (("= 5", "= true"), "minimum_patients"),
@@ -69,7 +70,6 @@ def test_the_policies_of_the_package_can_be_read_and_are_named_as_their_files() 
 PROTECTED = """
 name = "dp"
 mechanism = "dp-sgd"
-purposes = ["research"]
 metrics = ["auc"]
 counts = false
 minimum_patients = 5

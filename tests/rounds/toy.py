@@ -40,6 +40,7 @@ class ToyTask:
     seed: int = 0
     labels: Sequence[str] = field(default=("a", "b"))
     data: ClassVar[str] = "bags"
+    model_name: ClassVar[str] = "toy"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

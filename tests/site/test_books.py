@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from histoflare.errors import HistoflareError, JobError, LedgerError
+from histoflare.privacy.own_policy import Narrowing, StewardPolicy, narrowed
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.privacy.policy import POLICIES, Policy, read_policy
 from histoflare.site.books import Books
@@ -199,13 +200,12 @@ def test_a_job_beyond_the_budget_is_refused_before_it_trains(tmp_path: Path) -> 
     assert caught.value.reason == "BUDGET_EXHAUSTED"
 
 
-def test_the_sites_own_epsilon_lowers_the_policys_and_never_raises_it(tmp_path: Path) -> None:
+def test_the_sites_own_lower_epsilon_is_its_budget(tmp_path: Path) -> None:
     plan = DpSgd(target_epsilon=3.0, sample_rate=0.2, steps=2).settled(ROUNDS)
+    own = StewardPolicy(everywhere=Narrowing(epsilon=2.0))
     books(site(tmp_path / "a"), plan, policy(epsilon=3.0)).reserve()
     with pytest.raises(LedgerError, match="budget is ε = 2"):
-        books(site(tmp_path / "b", epsilon=2.0), plan, policy(epsilon=3.0)).reserve()
-    with pytest.raises(LedgerError, match="budget is ε = 2"):
-        books(site(tmp_path / "c", epsilon=9.0), plan, policy(epsilon=2.0)).reserve()
+        books(site(tmp_path / "b"), plan, narrowed(policy(epsilon=3.0), own)).reserve()
 
 
 def test_a_second_job_finds_what_the_first_has_left(tmp_path: Path) -> None:

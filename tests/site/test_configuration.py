@@ -31,7 +31,6 @@ def test_what_is_written_is_read(tmp_path: Path, name: str) -> None:
         records=tmp_path / name,
         ledger=tmp_path / name / "ledger.sqlite",
         ledger_key=tmp_path / f"{name}.key",
-        epsilon=2.5,
         prepare=True,
         encoder_weights=tmp_path / f"{name}.pth",
         encoder_sha256=SHA256,
@@ -78,7 +77,6 @@ def test_the_defaults(tmp_path: Path) -> None:
         ledger=tmp_path / "ledger" / "ledger.sqlite",
         ledger_key=tmp_path / "keys" / "ledger.key",
     )
-    assert read.epsilon is None
     assert (read.prepare, read.cache_mb, read.evaluation_only) == (False, 2048, False)
     assert (read.encoder_weights, read.encoder_sha256, read.pseudonym) == (None, None, None)
 
@@ -111,9 +109,7 @@ def test_sites_on_one_machine_have_records_of_their_own(tmp_path: Path) -> None:
         (f"{MINIMUM}records = true", "records: must be"),
         (f"{MINIMUM}ledger = 1", "ledger: must be"),
         (f'{MINIMUM}ledger_key = ""', "ledger_key: must be"),
-        (f"{MINIMUM}epsilon = 0", "epsilon: must be"),
-        (f"{MINIMUM}epsilon = inf", "epsilon: must be"),
-        (f'{MINIMUM}epsilon = "8"', "epsilon: must be"),
+        (f"{MINIMUM}epsilon = 2.0", "epsilon: stands in policy.toml"),
         (f'{MINIMUM}prepare = "yes"', "prepare: must be"),
         (f"{MINIMUM}encoder_weights = 1", "encoder_weights: must be"),
         (f'{MINIMUM}encoder_sha256 = "abc"', "encoder_sha256: must be"),

@@ -23,6 +23,7 @@ from histoflare.bags.predictions import Predictions
 from histoflare.errors import BagError, JobError
 from histoflare.seeds import derive_seed
 
+MODEL_NAME = "mem"
 LARGEST = {
     "features": 16_384,
     "memories": 256,
@@ -124,6 +125,11 @@ class MemTask:
         if problems:
             listed = "".join(f"\n  {problem}" for problem in problems)
             raise JobError(f"The task of this job cannot be used; correct these fields:{listed}")
+
+    @property
+    def model_name(self) -> str:
+        """The model, as a site's policy lists it."""
+        return MODEL_NAME
 
     def to_json(self) -> dict[str, Any]:
         """Return the arguments that make this task again, as plain JSON."""

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from histoflare.privacy.budget import Budget
     from histoflare.privacy.ledger import Ledger
     from histoflare.privacy.ledger_summary import RunSummary, Summary
-    from histoflare.site.configuration import SiteConfiguration
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -36,7 +35,9 @@ def show(
     site: SiteFile = None,
     ledger: LedgerFile = None,
     key: KeyFile = None,
-    policy: Annotated[Path | None, typer.Option(help="The policy whose budget counts.")] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="The scope's signed policy; the site's own may lower it.")
+    ] = None,
     epsilon: Annotated[float | None, typer.Option(help="The budget's ε instead; with --delta.")] = None,
     delta: Annotated[float | None, typer.Option(help="The budget's δ; with --epsilon.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -45,8 +46,8 @@ def show(
 
     Example: histoflare ledger show --site local/histoflare.toml --policy local/policy_dp-patient.toml
     """
-    opened, configuration = _open(site, ledger, key)
-    summary = opened.summary(_budget(configuration, policy, epsilon, delta))
+    opened = _open(site, ledger, key)
+    summary = opened.summary(_budget(site, policy, epsilon, delta))
     if as_json:
         print_json(summary.to_json())
     else:
@@ -59,7 +60,7 @@ def verify(site: SiteFile = None, ledger: LedgerFile = None, key: KeyFile = None
 
     Example: histoflare ledger verify --site local/histoflare.toml
     """
-    opened, _ = _open(site, ledger, key)
+    opened = _open(site, ledger, key)
     found = opened.verify()
     ahead = f" ({found.ahead} of them after a crash; the next job catches up)" if found.ahead else ""
     _say(
@@ -84,7 +85,7 @@ def export(
 
     if file.exists():
         raise JobError(f"{file}: exists already; give another name.")
-    opened, _ = _open(site, ledger, key)
+    opened = _open(site, ledger, key)
     lines = [json.dumps(event) for event in opened.events()]
     write_text(file, "".join(f"{line}\n" for line in lines))
     console.print(f"{len(lines)} entries: {file}", highlight=False, markup=False, soft_wrap=True)
@@ -102,7 +103,7 @@ def close(
 
     Example: histoflare ledger close 20261125-mem --site local/histoflare.toml
     """
-    opened, _ = _open(site, ledger, key)
+    opened = _open(site, ledger, key)
     runs = sorted(opened.open_runs())
     if run not in runs:
         raise JobError(
@@ -115,37 +116,29 @@ def close(
     _say(f"{run}: closed. Of {rounds} reserved rounds those that were booked stay charged, and no others.")
 
 
-def _open(
-    site: Path | None, ledger: Path | None, key: Path | None
-) -> tuple[Ledger, SiteConfiguration | None]:
+def _open(site: Path | None, ledger: Path | None, key: Path | None) -> Ledger:
     from histoflare.privacy.ledger import Ledger
     from histoflare.site.configuration import read_site_file
 
     if site is not None and ledger is None and key is None:
         configuration = read_site_file(site)
-        return Ledger(configuration.ledger, configuration.ledger_key), configuration
+        return Ledger(configuration.ledger, configuration.ledger_key)
     if site is None and ledger is not None and key is not None:
-        return Ledger(ledger, key), None
+        return Ledger(ledger, key)
     raise typer.BadParameter("give the site's own file with --site, or --ledger and --key")
 
 
 def _budget(
-    configuration: SiteConfiguration | None,
-    policy_file: Path | None,
-    epsilon: float | None,
-    delta: float | None,
+    site: Path | None, policy_file: Path | None, epsilon: float | None, delta: float | None
 ) -> Budget:
     from histoflare.privacy.budget import Budget
-    from histoflare.privacy.policy import read_policy
-    from histoflare.site.ledgers import budget_of
+    from histoflare.privacy.own_policy_file import read_site_policy
 
     if policy_file is not None and epsilon is None and delta is None:
-        protection = read_policy(policy_file).protection
+        protection = read_site_policy(policy_file, site and site.absolute().parent).protection
         if protection is None:
             raise JobError(f"{policy_file}: has no budget: nothing is booked under it.")
-        if configuration is not None:
-            return budget_of(protection, configuration)
-        return Budget(protection.epsilon, protection.delta)
+        return protection.budget()
     if policy_file is not None or epsilon is None or delta is None:
         raise typer.BadParameter("give a budget with --policy, or with --epsilon and --delta")
     return Budget(epsilon, delta)

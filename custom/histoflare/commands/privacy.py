@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from histoflare.commands.console import make_table, out, print_json
-from histoflare.errors import JobError
+from histoflare.commands.policy import show_policy
+from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.accountant import ACCOUNTANTS
 from histoflare.privacy.spend import ADD_OR_REMOVE_ONE, UNIT
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from histoflare.privacy.policy import Policy
 
 app = typer.Typer(no_args_is_help=True)
+app.command("policy")(show_policy)
 
 
 class Accountant(StrEnum):
@@ -160,7 +162,7 @@ def show_plan(
     job: Annotated[Path, typer.Argument(help="A job folder, e.g. jobs/mem_dpsgd.")],
     site: Annotated[Path, typer.Option(help="The site's own file, e.g. local/histoflare.toml.")],
     policy: Annotated[
-        Path | None, typer.Option(help="The site's policy; none: policy_<scope>.toml beside the site's file.")
+        Path | None, typer.Option(help="A signed policy; none: policy_<scope>.toml beside the site's file.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -171,25 +173,28 @@ def show_plan(
     Example: histoflare privacy plan jobs/mem_dpsgd --site local/histoflare.toml
     """
     from histoflare.flare.job import read_job
-    from histoflare.flare.job_schema import EVALUATION
+    from histoflare.flare.job_schema import TRAINING
     from histoflare.flare.site_policy import policy_file
     from histoflare.privacy.accountant import epsilon
-    from histoflare.privacy.policy import read_policy
-    from histoflare.report.reasons import explain
+    from histoflare.privacy.own_policy_file import read_site_policy
     from histoflare.site.configuration import read_site_file
     from histoflare.site.preview import preview
 
     read, configuration = read_job(job), read_site_file(site)
-    rules = read_policy(policy or site.parent / policy_file(read.scope))
-    if read.kind == EVALUATION:
+    local = site.absolute().parent
+    rules = read_site_policy(policy or local / policy_file(read.scope), local)
+    trains = read.kind == TRAINING
+    refusal: HistoflareError | None = _refused_otherwise(read, rules, local, trains=trains)
+    if not trains:
         limit = rules.protection.evaluations if rules.protection else "any number of"
         out.print(
             f"An evaluation: no ε. The policy lets {limit} evaluations over a patient out.", highlight=False
         )
-        return
+        _say_refusal(refusal)
+        raise typer.Exit(0 if refusal is None else 3)
     read.plan.check_task(read.task)
     found = preview(configuration, rules, read.plan, read.rounds, list(read.task.labels), read.task.data)
-    refusal = _refused_otherwise(read, rules, site) or found.refusal
+    refusal = refusal or found.refusal
     spend = read.plan.spend().times(read.rounds)
     tight = "pld" if spend.sample_rate < 1 else "gaussian"
     delta = found.budget.delta
@@ -223,32 +228,43 @@ def show_plan(
             "the one order that suits the budget, by which jobs are admitted; a lower budget has another."
         )
         out.print(about, highlight=False, markup=False)
-        if rules.protection is not None and (configuration.epsilon or 0) > rules.protection.epsilon:
-            out.print(f"{site} says a higher ε than the policy: the policy's counts.", highlight=False)
         if refusal is None:
             out.print(
                 "This site would admit the job (bags or images were not looked at, nor a kit elsewhere).",
                 highlight=False,
             )
-        else:
-            out.print(f"Refused ({refusal.reason}): {explain(refusal.reason)}", style="red", highlight=False)
-            out.print(str(refusal), highlight=False, markup=False)
+        _say_refusal(refusal)
     raise typer.Exit(0 if refusal is None else 3)
 
 
-def _refused_otherwise(job: Job, policy: Policy, site: Path) -> JobError | None:
+def _say_refusal(refusal: HistoflareError | None) -> None:
+    from histoflare.report.reasons import explain
+
+    if refusal is not None:
+        out.print(f"Refused ({refusal.reason}): {explain(refusal.reason)}", style="red", highlight=False)
+        out.print(str(refusal), highlight=False, markup=False)
+
+
+def _refused_otherwise(job: Job, policy: Policy, local: Path, trains: bool) -> JobError | None:
     """Return why a site would refuse a job whatever its budget, as far as its own folder says."""
     from histoflare.flare.admission import check_agreement, check_strategy
     from histoflare.flare.kit_signature import verify_kit
+    from histoflare.privacy.own_policy import check_taking_part
     from histoflare.privacy.protocol import PROTOCOL_FILE
 
-    local = site.absolute().parent
     try:
         if (local.parent / "startup").is_dir():
             verify_kit(local.parent)
+        check_taking_part(
+            policy,
+            purpose=job.purpose,
+            strategy_name=job.strategy.name,
+            model_name=job.task.model_name,
+        )
         if (local / PROTOCOL_FILE).is_file():
-            check_agreement(policy, job, local)
-        check_strategy(policy, job.plan, job.strategy)
+            check_agreement(job, local)
+        if trains:
+            check_strategy(policy, job.plan, job.strategy)
     except JobError as error:
         return error
     return None

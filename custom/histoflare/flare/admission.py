@@ -23,8 +23,10 @@ from histoflare.flare.handshake import Admitted
 from histoflare.flare.job import Job, job_of
 from histoflare.flare.job_schema import TASK_OF, TRAIN
 from histoflare.flare.kit_signature import check_running_kit
+from histoflare.privacy.own_policy import check_taking_part
+from histoflare.privacy.own_policy_file import read_site_policy
 from histoflare.privacy.plan import PrivacyPlan
-from histoflare.privacy.policy import Policy, read_policy
+from histoflare.privacy.policy import Policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, digest, read_protocols
 from histoflare.site.books import Books
 from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
@@ -40,7 +42,7 @@ class Admission(Filter):
     It refuses by issuing no token, and never raises: what a filter raises travels to the server as text.
 
     Args:
-        policy: The scope's policy file, in the ``local`` folder of the site's startup kit.
+        policy: The scope's signed policy, in the ``local`` folder of the site's startup kit.
     """
 
     def __init__(self, policy: str) -> None:
@@ -85,13 +87,19 @@ class Admission(Filter):
         workspace = fl_ctx.get_engine().get_workspace()
         check_running_kit(workspace)
         local = Path(workspace.get_site_config_dir())
-        policy = read_policy(local / self._policy)
+        policy = read_site_policy(local / self._policy)
         scope = (fl_ctx.get_prop(FLContextKey.JOB_META) or {}).get("scope") or policy.name
         if scope != policy.name:
             raise JobError(f"The job's scope '{scope}' is not '{policy.name}'.", reason="SCOPE_UNKNOWN")
         check_folder(Path(workspace.get_app_config_dir(fl_ctx.get_job_id())))
         job = job_of(fl_ctx)
-        agreed = check_agreement(policy, job, local)
+        check_taking_part(
+            policy,
+            purpose=job.purpose,
+            strategy_name=job.strategy.name,
+            model_name=job.task.model_name,
+        )
+        agreed = check_agreement(job, local)
         _check_rules(agreed)
         rounds = agreed["stop"]["rounds"]
         books = Books(
@@ -106,20 +114,15 @@ class Admission(Filter):
         return Admitted(job, policy, rounds, books)
 
 
-def check_agreement(policy: Policy, job: Job, local: Path) -> dict[str, Any]:
+def check_agreement(job: Job, local: Path) -> dict[str, Any]:
     """Return the job's protocol, if it is one that the site agreed to.
 
     Args:
         local: The site's folder with its protocol.
 
     Raises:
-        JobError: The job's purpose or protocol is not one that the site has agreed to.
+        JobError: The job's protocol is not one that the site has agreed to.
     """
-    if job.purpose not in policy.purposes:
-        raise JobError(
-            f"The job's purpose is {job.purpose!r}; this site works for {', '.join(policy.purposes) or '–'}.",
-            reason="PURPOSE_NOT_ALLOWED",
-        )
     protocol = job.protocol
     agreed = {digest(each): each for each in read_protocols(local / PROTOCOL_FILE)}
     if digest(protocol) not in agreed:

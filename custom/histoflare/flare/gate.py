@@ -24,7 +24,8 @@ from histoflare.errors import REASONS, HistoflareError, JobError
 from histoflare.flare import handshake
 from histoflare.flare.handshake import Release
 from histoflare.flare.headers import METRICS, PSEUDONYM, REFUSED, RELEASE, WEIGHT
-from histoflare.privacy.policy import Policy, read_policy
+from histoflare.privacy.own_policy_file import read_site_policy
+from histoflare.privacy.policy import Policy
 from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
 from histoflare.site.ledgers import ledger_holds, note_refusal
 from histoflare.site.messages import digest_of
@@ -36,7 +37,7 @@ class Gate(Filter):
     Refuses by a coded reply, and never raises: what is raised in a filter travels to the server as text.
 
     Args:
-        policy: The scope's policy file, in the ``local`` folder of the site's startup kit.
+        policy: The scope's signed policy, in the ``local`` folder of the site's startup kit.
     """
 
     def __init__(self, policy: str) -> None:
@@ -50,7 +51,7 @@ class Gate(Filter):
         site = _Site(fl_ctx)
         try:
             local = Path(fl_ctx.get_engine().get_workspace().get_site_config_dir())
-            reply = self._rebuild(shareable, read_policy(local / self._policy), site)
+            reply = self._rebuild(shareable, read_site_policy(local / self._policy), site)
         except HistoflareError as error:
             self.logger.warning("nothing leaves: %s", error)
             site.note(error)

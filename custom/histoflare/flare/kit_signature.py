@@ -47,10 +47,11 @@ FOLDERS = ("startup", "local")
 
 OWN_FILES = (
     *("histoflare.toml", "histoflare.toml~", ".histoflare.toml.sw?", ".histoflare.toml.*.partial"),
+    *("policy.toml", "policy.toml~", ".policy.toml.sw?", ".policy.toml.*.partial"),
     *("*.csv", "*.csv~", ".~lock.*.csv#", ".*.csv.sw?", ".*.csv.*.partial"),
 )
-"""Files of ``local`` that are the site's own: its settings, its manifests, what editors leave beside them.
-FLARE reads none of them."""
+"""Files of ``local`` that are the site's own: its settings, its policy, its manifests, what editors leave
+beside them. FLARE reads none of them."""
 
 OWN_FOLDERS = ("bags", "records", "ledger", "keys")
 """Folders of ``local`` that are the site's own, whatever is in them. FLARE reads none of them."""

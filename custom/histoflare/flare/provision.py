@@ -28,7 +28,7 @@ from histoflare.flare.kit_check import CHECK_FILE, check_configuration
 from histoflare.flare.kit_signature import SIGNATURE_FILE, list_kit, sign_kit
 from histoflare.flare.processes import LOOPBACK
 from histoflare.flare.server_storage import JOBS_FOLDER, SNAPSHOTS_FOLDER
-from histoflare.flare.site_policy import PRIVACY_FILE, policy_file, privacy_configuration
+from histoflare.flare.site_policy import PRIVACY_FILE, policy_file, privacy_configuration, write_first_policy
 from histoflare.privacy.policy import read_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
 from histoflare.site.configuration import SITE_FILE, SiteConfiguration, write_site_file
@@ -147,6 +147,7 @@ class SitePolicyBuilder(Builder):
         for client in project.get_clients():
             local = Path(ctx.get_local_dir(client))
             self._write_policy(local)
+            write_first_policy(local)
             _write_site_file(local / SITE_FILE, client)
             _limit_jobs(local)
             _limit_admins(local, at_site=True)

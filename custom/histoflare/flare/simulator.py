@@ -30,7 +30,7 @@ from histoflare.flare.result import (
     read_result,
     read_rounds,
 )
-from histoflare.flare.site_policy import PRIVACY_FILE, policy_file, privacy_configuration
+from histoflare.flare.site_policy import PRIVACY_FILE, policy_file, privacy_configuration, write_first_policy
 from histoflare.flare.workstation import write_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
 from histoflare.site.configuration import SITES_VARIABLE, SiteConfiguration, write_site_file
@@ -74,6 +74,7 @@ def run_simulation(
 def _write_policy(local: Path, job: Job) -> None:
     """Write what a startup kit has in its ``local`` folder; the simulator copies it to every site."""
     write_policy(job.scope, local / policy_file(job.scope))
+    write_first_policy(local)
     write_protocols(local / PROTOCOL_FILE, [job.protocol])
     privacy = privacy_configuration([job.scope], job.scope)
     privacy["components"].append({"id": "simulated_scope", "path": SIMULATED_SCOPE, "args": {}})

@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from histoflare.privacy.own_policy import OWN_POLICY_FILE
+from histoflare.privacy.own_policy_file import POLICY_FILE, write_own_policy
+from histoflare.rounds.strategy import STRATEGIES
 
 PRIVACY_FILE = "privacy.json"
 
 
 def policy_file(scope: str) -> str:
     """Return the name of a scope's policy file, in the ``local`` folder of a startup kit."""
-    return f"policy_{scope}.toml"
+    return POLICY_FILE.format(scope)
+
+
+def known_models() -> list[str]:
+    """Return the names of the models that this version has."""
+    from histoflare.bags.task import MODEL_NAME
+    from histoflare.masks.networks import NETWORKS
+
+    return [MODEL_NAME, *NETWORKS]
+
+
+def write_first_policy(local: Path) -> None:
+    """Write a site's own policy as its kit first has it, for its steward to change.
+
+    It takes part in research with all strategies and models that this version has, and narrows nothing.
+    """
+    write_own_policy(
+        local / OWN_POLICY_FILE, purposes=["research"], strategies=list(STRATEGIES), models=known_models()
+    )
 
 
 def privacy_configuration(scopes: Sequence[str], default_scope: str) -> dict[str, Any]:

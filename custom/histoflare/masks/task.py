@@ -103,6 +103,11 @@ class MaskTask:
             listed = "".join(f"\n  {problem}" for problem in problems)
             raise JobError(f"The task of this job cannot be used; correct these fields:{listed}")
 
+    @property
+    def model_name(self) -> str:
+        """The model, as a site's policy lists it: the network."""
+        return self.network
+
     def to_json(self) -> dict[str, Any]:
         """Return the arguments that make this task again, as plain JSON."""
         return {**asdict(self), "labels": list(self.labels)}

@@ -1,8 +1,9 @@
-"""A site's policy for one scope: what may leave the building. Data, written and read by its data steward.
+"""A site's policy for one scope: what may leave the building at most.
 
-A job names a scope; what the scope allows is the site's to say, in a TOML file of its own that no job can
-read or change. The scope decides how updates are protected (``mechanism``), for which purposes the site
-works at all, which metrics may leave and from which cohort size.
+A job names a scope; what the scope allows stands in a TOML file that is signed with the site's kit and that
+no job can read or change: how updates are protected (``mechanism``), the budget, which metrics may leave and
+from which cohort size on. The site's own file narrows that, and says what the site takes part in
+(:mod:`histoflare.privacy.own_policy`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from histoflare.errors import JobError
+from histoflare.privacy.budget import Budget
 
 MECHANISMS = ("open", "dp-sgd", "update-noise", "server-noise")
 """``open``: updates leave as they were trained: no clipping, no noise, nothing booked, ε = ∞. The others are
@@ -23,6 +25,9 @@ MECHANISMS = ("open", "dp-sgd", "update-noise", "server-noise")
 COUNTS = ("n_slides", "n_patients")
 """Metrics that are counts; they leave only where ``counts`` is true."""
 
+
+TAKES_PART = ("purposes", "strategies", "models")
+_ELSEWHERE = "stands in the site's own policy.toml, and in no signed policy; take it out here"
 
 RECORDS = ("patient", "slide")
 MAX_DELTA = 0.01
@@ -34,8 +39,7 @@ class Protection:
     """What a scope with a ledger asks for, beside its mechanism.
 
     Attributes:
-        epsilon, delta: The budget of each patient, over all jobs together: ε at δ. The site's own file may
-            lower ε, never raise it.
+        epsilon, delta: The budget of each patient, over all jobs together: ε at δ.
         evaluations: How many evaluations over a patient may leave, over all jobs; 0: none.
         records: What DP-SGD may clip: ``"patient"``, or also ``"slide"``.
         seeded_noise: Whether a job may make its noise repeatable. That voids every guarantee: for research on
@@ -48,6 +52,10 @@ class Protection:
     records: tuple[str, ...] = ("patient",)
     seeded_noise: bool = False
 
+    def budget(self) -> Budget:
+        """Return each patient's budget; :class:`JobError` (PRIVACY_INVALID) if it allows nothing at all."""
+        return Budget(self.epsilon, self.delta)
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -56,20 +64,23 @@ class Policy:
     Attributes:
         name: The scope, as jobs name it.
         mechanism: One of :data:`MECHANISMS`.
-        purposes: A job with any other purpose is refused.
         metrics: Names of the metrics that may leave, e.g. ``"auc"`` or ``"validation/auc"``; others are cut.
         counts: Whether counts (of slides, patients, training samples as an update's weight) may leave.
         minimum_patients: Nothing computed over fewer patients leaves, neither update nor metric. At least 1.
         protection: With every mechanism but ``open``: the budget, and what else holds. None books nothing.
+        purposes, strategies, models: What the site takes part in, from its own file; no signed policy says
+            it, and by itself one takes part in nothing.
     """
 
     name: str
     mechanism: str
-    purposes: tuple[str, ...]
     metrics: tuple[str, ...]
     counts: bool
     minimum_patients: int
     protection: Protection | None = None
+    purposes: tuple[str, ...] = ()
+    strategies: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
 
     def allowed_metrics(self, metrics: Mapping[str, float | None]) -> dict[str, float | None]:
         """Return those of ``metrics`` that may leave."""
@@ -97,7 +108,7 @@ def read_policy(path: Path) -> Policy:
         raise JobError(
             f"{path}: not found. Without its policy this site takes no job.", reason="POLICY_INVALID"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise JobError(f"{path}: not a TOML file: {error}", reason="POLICY_INVALID") from None
     problems = _problems(content)
     if problems:
@@ -106,7 +117,6 @@ def read_policy(path: Path) -> Policy:
     return Policy(
         name=content["name"],
         mechanism=content["mechanism"],
-        purposes=tuple(content["purposes"]),
         metrics=tuple(content["metrics"]),
         counts=content["counts"],
         minimum_patients=content["minimum_patients"],
@@ -121,19 +131,22 @@ def _protection(content: Mapping[str, Any] | None) -> Protection | None:
 
 
 def _problems(content: Mapping[str, Any]) -> list[str]:
-    fields = Policy.__dataclass_fields__
+    fields = [name for name in Policy.__dataclass_fields__ if name not in TAKES_PART]
     problems = [f"{name}: missing" for name in fields if name not in content and name != "protection"]
-    problems += [f"{name}: not an entry of a policy" for name in content if name not in fields]
+    problems += [
+        f"{name}: {_ELSEWHERE if name in TAKES_PART else 'not an entry of a policy'}"
+        for name in content
+        if name not in fields
+    ]
     if not (isinstance(content.get("name", "x"), str) and content.get("name", "x")):
         problems.append("name: the scope's name")
     if content.get("mechanism", "open") not in MECHANISMS:
         problems.append(
             f"mechanism: one of {', '.join(MECHANISMS)}, not {content['mechanism']!r}{_why(content)}"
         )
-    for name in ("purposes", "metrics"):
-        entries = content.get(name, [])
-        if not (isinstance(entries, list) and all(isinstance(entry, str) and entry for entry in entries)):
-            problems.append(f"{name}: a list of texts, not {entries!r}")
+    metrics = content.get("metrics", [])
+    if not (isinstance(metrics, list) and all(isinstance(entry, str) and entry for entry in metrics)):
+        problems.append(f"metrics: a list of texts, not {metrics!r}")
     if not isinstance(content.get("counts", True), bool):
         problems.append(f"counts: true or false, not {content['counts']!r}")
     minimum = content.get("minimum_patients", 1)

@@ -64,6 +64,10 @@ class Task(Protocol):
     def labels(self) -> Sequence[str]:
         """Class names, in the order of the model's outputs."""
 
+    @property
+    def model_name(self) -> str:
+        """Name of the model, as the policies of sites list it."""
+
     def to_json(self) -> dict[str, Any]:
         """Return its settings, as plain JSON."""
 

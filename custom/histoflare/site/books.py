@@ -24,7 +24,7 @@ from histoflare.privacy.policy import Policy
 from histoflare.privacy.release_store import ReleaseStore
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import read_roles
-from histoflare.site.ledgers import audit_log_of, budget_of, note_refusal, open_ledger
+from histoflare.site.ledgers import audit_log_of, note_refusal, open_ledger
 from histoflare.site.messages import Arrays, EvaluateAnswer, TrainAnswer, digest_of
 from histoflare.site.run_name import is_run_name
 
@@ -79,7 +79,7 @@ class Books:
     def budget(self) -> Budget:
         """Each patient's budget under the policy; only where the policy has one."""
         assert self._policy.protection is not None
-        return budget_of(self._policy.protection, self.configuration)
+        return self._policy.protection.budget()
 
     def reserve(self) -> None:
         """Reserve the whole job for every patient of the training cohort; nothing under an open scope.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import tomllib
@@ -48,9 +47,6 @@ ledger = {ledger}
 # The key under which patients stand in the ledger, in another folder, and not in the same backup.
 ledger_key = {ledger_key}
 
-# This site's own budget for each patient, over all jobs: a lower epsilon than the policy's, or "" for that.
-epsilon = {epsilon}
-
 # true: bags that are missing, or not made as the job wants them, are made before the first round. Bags that
 # were imported, or made with other mosaic parameters than the defaults, are then made again.
 prepare = {prepare}
@@ -84,7 +80,6 @@ class SiteConfiguration:
             that sites on one machine have one each (beside the images' manifest, by its name, without bags).
         ledger, ledger_key: The site's privacy ledger and its key. If not given: in ``<bags>-ledger`` and
             ``<bags>-keys`` beside the bags.
-        epsilon: The site's own budget of each patient, if lower than its policy's; None for the policy's.
         prepare: Whether missing or stale bags are made before the first round.
         encoder_weights, encoder_sha256: Of an encoder with a weight file; for ``prepare``.
         cache_mb: Memory for features or images in MiB; at least 0.
@@ -99,7 +94,6 @@ class SiteConfiguration:
     records: Path = Path()
     ledger: Path = Path()
     ledger_key: Path = Path()
-    epsilon: float | None = None
     prepare: bool = False
     encoder_weights: Path | None = None
     encoder_sha256: str | None = None
@@ -170,7 +164,6 @@ def read_site_file(path: Path) -> SiteConfiguration:
         records=folder / content.get("records", records),
         ledger=folder / content.get("ledger", ledger),
         ledger_key=folder / content.get("ledger_key", key),
-        epsilon=content.get("epsilon") or None,
         prepare=content.get("prepare", False),
         encoder_weights=folder / weights if weights else None,
         encoder_sha256=content.get("encoder_sha256") or None,
@@ -199,10 +192,6 @@ def _is_bool(value: object) -> bool:
     return isinstance(value, bool)
 
 
-def _is_epsilon(value: object) -> bool:
-    return value == "" or (type(value) in (int, float) and 0 < value < math.inf)  # type: ignore[operator]
-
-
 def _matches(pattern: str) -> Callable[[object], bool]:
     return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
@@ -219,7 +208,6 @@ _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "records": (_is_path, "the path of a folder"),
     "ledger": (_is_path, "the path of a file"),
     "ledger_key": (_is_path, "the path of a file"),
-    "epsilon": (_is_epsilon, 'a number above 0, or ""'),
     "prepare": (_is_bool, "true or false"),
     "encoder_weights": (_is_text, 'the path of a file, or ""'),
     "encoder_sha256": (_matches("|[0-9a-fA-F]{64}"), '64 hexadecimal digits, or ""'),
@@ -230,6 +218,11 @@ _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
 }
 """Key → whether a value of it can be used, and what it must be."""
 
+_MOVED = {
+    "epsilon": "stands in policy.toml, the site's own policy, beside this file in the kit; take it out here"
+}
+"""Keys of earlier versions → where what they said now stands."""
+
 
 def _problems(content: Mapping[str, Any]) -> list[str]:
     given = [name for name in DATA if content.get(name) not in (None, "")]
@@ -239,7 +232,9 @@ def _problems(content: Mapping[str, Any]) -> list[str]:
         if name not in given and ("images" not in given or "manifest" in given or "bags" in given)
     ]
     for name, value in content.items():
-        if name not in _RULES:
+        if name in _MOVED:
+            problems.append(f"{name}: {_MOVED[name]}")
+        elif name not in _RULES:
             problems.append(f"{name}: unknown; there are {', '.join(_RULES)}")
         elif not _RULES[name][0](value):
             problems.append(f"{name}: must be {_RULES[name][1]}, not {value!r}")

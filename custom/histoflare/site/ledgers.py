@@ -1,4 +1,4 @@
-"""A site's ledger, its budget and its audit log, as its own file names them."""
+"""A site's ledger and its audit log, as its own file names them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,8 @@ from pathlib import Path
 
 from histoflare.errors import HistoflareError, LedgerError
 from histoflare.privacy.audit_log import AuditLog
-from histoflare.privacy.budget import Budget
 from histoflare.privacy.ledger import Ledger
-from histoflare.privacy.policy import Protection
 from histoflare.site.configuration import SiteConfiguration
-
-
-def budget_of(protection: Protection, configuration: SiteConfiguration) -> Budget:
-    """Return each patient's budget: the policy's, or the site's own where that is lower."""
-    own = configuration.epsilon
-    return Budget(protection.epsilon if own is None else min(own, protection.epsilon), protection.delta)
 
 
 def open_ledger(configuration: SiteConfiguration) -> Ledger:

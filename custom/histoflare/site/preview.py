@@ -13,7 +13,6 @@ from histoflare.privacy.policy import Policy
 from histoflare.site.books import check_plan, check_size
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import read_roles
-from histoflare.site.ledgers import budget_of
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def preview(
             reason="POLICY_INVALID",
         )
     roles = read_roles(configuration, labels, data)
-    budget = budget_of(policy.protection, configuration)
+    budget = policy.protection.budget()
     patients = sum(role == "train" for role in roles.values())
     spent, refusal = 0.0, None
     head = configuration.ledger_key.with_name(configuration.ledger_key.name + ".head")

@@ -1,0 +1,264 @@
+"""A site's own policy as a file, read together with the signed policies that it narrows.
+
+Everything at a site that asks what may leave goes through :func:`read_site_policy`. It looks at all scopes of
+the kit, whichever is asked for: a wrong entry closes the site until its steward has put it right, and does
+not wait for the one job that it concerns.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from histoflare.errors import JobError
+from histoflare.privacy.own_policy import OWN_POLICY_FILE, Narrowing, StewardPolicy, faults, narrowed
+from histoflare.privacy.policy import MAX_DELTA, RECORDS, TAKES_PART, Policy, read_policy
+from histoflare.storage import write_text
+
+POLICY_FILE = "policy_{}.toml"
+"""A scope's signed policy, in the ``local`` folder of a kit."""
+
+MOST_BYTES = 1 << 16
+MOST_NAMES = 256
+LONGEST_NAME = 64
+LARGEST = 10**9
+
+_TEMPLATE = """\
+# This site's own policy. It is not signed: change it here at any time; each job reads it anew.
+# What then holds, beside what the kit's signed policies say:
+#   histoflare privacy policy --site local/histoflare.toml
+
+# What this site takes part in. A job that names anything else is refused. To list a name widens nothing: how
+# its part works with what protects the updates is checked in each job. A strategy or a model that a newer
+# version brings is added here; that needs no new kit. Evaluations name the strategy fedavg.
+purposes = {purposes}
+strategies = {strategies}
+models = {models}
+
+# The scopes that this site takes part in, of those in its kit (policy_<scope>.toml beside this file); without
+# this line: all of them.
+# scopes = ["dp-patient"]
+
+# What holds in every scope, if it is to be narrower than the kit's policies; they say what the entries mean.
+# An entry that would be wider is an error, and the site takes no job until it is put right.
+# minimum_patients = 10
+# metrics = ["auc", "auc_low", "auc_high"]
+# counts = false
+
+# A lower budget for each patient, over all jobs together. Here, above all tables, these lines take for
+# granted that every scope the site takes part in has a budget (open has none).
+# epsilon = 4.0
+# delta = 1e-6
+# evaluations = 3
+# records = ["patient"]
+# seeded_noise = false
+
+# What one scope has narrower still. These tables stand last.
+# [scope.dp-patient]
+# epsilon = 2.0
+"""
+
+
+def write_own_policy(
+    path: Path, *, purposes: Sequence[str], strategies: Sequence[str], models: Sequence[str]
+) -> None:
+    """Write a commented policy of a site's own that takes part in these and narrows nothing."""
+    names = {"purposes": purposes, "strategies": strategies, "models": models}
+    listed = {name: json.dumps(list(value), ensure_ascii=False) for name, value in names.items()}
+    write_text(path, _TEMPLATE.format(**listed))
+
+
+def read_own_policy(path: Path) -> StewardPolicy:
+    """Read a site's own policy.
+
+    Raises:
+        JobError: It is missing, too large, no TOML, or has a missing, unknown or unusable entry (all of them
+            are listed). The reason is ``POLICY_INVALID``: a site that does not say what it takes part in
+            takes part in nothing.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        what = "not found" if missing else f"cannot be read: {error.strerror or error}"
+        raise JobError(
+            f"{path}: {what}. Without it this site takes part in nothing. Write what it shall, e.g.:\n"
+            '  purposes = ["research"]\n  strategies = ["fedavg"]\n  models = ["mem"]',
+            reason="POLICY_INVALID",
+        ) from None
+    try:
+        if len(raw) > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES // 1024} KiB")
+        content = tomllib.loads(raw.decode())
+    except (ValueError, RecursionError) as error:
+        raise JobError(
+            f"{path}: not a TOML file that can be used: {error}", reason="POLICY_INVALID"
+        ) from None
+    problems = _problems(content)
+    if problems:
+        raise _invalid(path, problems)
+    return StewardPolicy(
+        **{name: tuple(content[name]) for name in TAKES_PART},
+        scopes=tuple(content["scopes"]) if "scopes" in content else None,
+        everywhere=_narrowing(content),
+        scope={name: _narrowing(table) for name, table in content.get("scope", {}).items()},
+    )
+
+
+def read_site_policy(signed: Path, local: Path | None = None) -> Policy:
+    """Return what holds at a site in one scope.
+
+    Args:
+        signed: The scope's signed policy.
+        local: The folder with the site's own policy and all its signed ones; None: that of ``signed``.
+
+    Raises:
+        JobError: One of the files cannot be used, or the site's own would widen a signed one, in whatever
+            scope (POLICY_INVALID); or the site takes no part in this scope (SCOPE_NOT_ALLOWED).
+    """
+    asked = read_policy(signed)
+    _, own = read_layers(signed.parent if local is None else local, asked)
+    return narrowed(asked, own)
+
+
+def read_layers(local: Path, asked: Policy | None = None) -> tuple[dict[str, Policy], StewardPolicy]:
+    """Return a site's signed policies by scope, and its own, which fits them all.
+
+    Args:
+        local: Folder with ``policy_<scope>.toml`` and ``policy.toml``.
+        asked: A signed policy to be looked at in place of the one of its scope.
+
+    Raises:
+        JobError: As :func:`read_site_policy`, or there is no signed policy (POLICY_INVALID).
+    """
+    signed = {}
+    for path in sorted(local.glob(POLICY_FILE.format("*"))):
+        policy = read_policy(path)
+        if path.name != POLICY_FILE.format(policy.name):
+            raise JobError(
+                f"{path}: is the policy of the scope '{policy.name}', which belongs into "
+                f"{POLICY_FILE.format(policy.name)}.",
+                reason="POLICY_INVALID",
+            )
+        signed[policy.name] = policy
+    if asked is not None:
+        signed[asked.name] = asked
+    if not signed:
+        raise JobError(
+            f"{local}: no policy there; a kit's local folder has {POLICY_FILE.format('<scope>')} files.",
+            reason="POLICY_INVALID",
+        )
+    path = local / OWN_POLICY_FILE
+    own = read_own_policy(path)
+    named = dict.fromkeys([*(own.scopes or ()), *own.scope])
+    problems = [
+        f"scope {_cut(name)}: not in this kit{_nearest(name, signed)}" for name in named if name not in signed
+    ]
+    problems += [fault for policy in signed.values() for fault in faults(policy, own)]
+    if problems:
+        raise _invalid(path, problems)
+    return signed, own
+
+
+def _narrowing(content: Mapping[str, Any]) -> Narrowing:
+    given: dict[str, Any] = {name: value for name, value in content.items() if name in _RULES}
+    for name, value in given.items():
+        if isinstance(value, list):
+            given[name] = tuple(value)
+    return Narrowing(**given)
+
+
+def _is_names(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) <= MOST_NAMES
+        and all(isinstance(name, str) and 0 < len(name) <= LONGEST_NAME for name in value)
+    )
+
+
+def _is_number(value: object, most: float) -> bool:
+    return type(value) in (int, float) and 0 < value <= most  # type: ignore[operator]
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return type(value) is int and least <= value <= LARGEST
+
+
+_NAMES = f"a list of at most {MOST_NAMES} texts of at most {LONGEST_NAME} letters"
+_TRUTH: tuple[Callable[[Any], bool], str] = (lambda value: isinstance(value, bool), "true or false")
+_RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "minimum_patients": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),
+    "metrics": (_is_names, _NAMES),
+    "counts": _TRUTH,
+    "epsilon": (lambda value: _is_number(value, LARGEST), "a number above 0"),
+    "delta": (lambda value: _is_number(value, MAX_DELTA), f"a number above 0 and at most {MAX_DELTA}"),
+    "evaluations": (lambda value: _is_whole(value, 0), "a whole number of at least 0"),
+    "records": (
+        lambda value: _is_names(value) and value != [] and set(value) <= set(RECORDS),
+        f"some of {', '.join(RECORDS)}",
+    ),
+    "seeded_noise": _TRUTH,
+}
+"""Entry of :class:`Narrowing` → whether a value of it can be used, and what it must be."""
+
+
+def _problems(content: Mapping[str, Any]) -> list[str]:
+    problems = [
+        f'{name}: missing; list what this site takes part in, e.g. ["{example}"], or [] for nothing'
+        for name, example in zip(TAKES_PART, ("research", "fedavg", "mem"), strict=True)
+        if name not in content
+    ]
+    for name in (*TAKES_PART, "scopes"):
+        if name in content and not _is_names(content[name]):
+            problems.append(f"{name}: must be {_NAMES}")
+    known = (*TAKES_PART, "scopes", "scope", *_RULES)
+    problems += _entry_problems({name: content[name] for name in content if name not in known[:5]}, "", known)
+    tables = content.get("scope", {})
+    if not isinstance(tables, dict):
+        return [*problems, "scope: tables, one for a scope: [scope.dp-patient]"]
+    for name, table in tables.items():
+        if isinstance(table, dict):
+            problems += _entry_problems(table, f"[scope.{_cut(name)}] ", tuple(_RULES))
+        else:
+            problems.append(f"scope.{_cut(name)}: must be a table: [scope.dp-patient]")
+    return problems
+
+
+def _entry_problems(content: Mapping[str, Any], table: str, known: Sequence[str]) -> list[str]:
+    problems = []
+    for name, value in content.items():
+        if name in (*TAKES_PART, "scopes"):
+            problems.append(f"{table}{name}: stands above the first table, for all scopes")
+        elif name not in _RULES:
+            problems.append(f"{table}{_cut(name)}: no entry of this file{_nearest(name, known)}")
+        elif not _RULES[name][0](value):
+            problems.append(f"{table}{name}: must be {_RULES[name][1]}, not {_said(value)}")
+    return problems
+
+
+def _nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    near = get_close_matches(name[:LONGEST_NAME], list(known))
+    return f" (nearest: {', '.join(near)})" if near else f" (there are: {', '.join(known)})"
+
+
+def _said(value: object) -> str:
+    try:
+        return _cut(repr(value))
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of thousands of digits"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}…"
+
+
+def _invalid(path: Path, problems: Sequence[str]) -> JobError:
+    listed = "".join(f"\n  {problem}" for problem in problems)
+    return JobError(
+        f"{path}: this site's own policy cannot be used; correct:{listed}", reason="POLICY_INVALID"
+    )

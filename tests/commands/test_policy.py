@@ -1,0 +1,110 @@
+"""``histoflare privacy policy``: the two layers side by side, and what holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from histoflare.cli import app
+from histoflare.errors import JobError
+from histoflare.flare.site_policy import known_models, policy_file, write_first_policy
+from histoflare.privacy.own_policy import OWN_POLICY_FILE
+from histoflare.privacy.policy import POLICIES, read_policy
+from histoflare.rounds.strategy import STRATEGIES
+from histoflare.site.configuration import SITE_FILE
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """Return the site file of a kit whose steward has not filled it in: the command does not need it."""
+    for scope in ("dp-patient", "open"):
+        (tmp_path / policy_file(scope)).write_bytes((POLICIES / f"{scope}.toml").read_bytes())
+    write_first_policy(tmp_path)
+    return tmp_path / SITE_FILE
+
+
+def add(site: Path, text: str) -> None:
+    own = site.with_name(OWN_POLICY_FILE)
+    own.write_text(own.read_text() + text)
+
+
+def shown(site: Path, *options: str) -> str:
+    result = CliRunner().invoke(app, ["privacy", "policy", "--site", str(site), *options])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def facts(site: Path, *options: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(shown(site, "--json", *options))
+    return found
+
+
+def test_a_new_kit_takes_part_with_all_that_this_version_has_and_narrows_nothing(site: Path) -> None:
+    found = facts(site)
+    assert (found["strategies"], found["models"]) == (list(STRATEGIES), known_models())
+    assert found["purposes"] == ["research"] and found["unknown_here"] == []
+    assert set(found["scopes"]) == {"dp-patient", "open"}
+    for name, scope in found["scopes"].items():
+        policy = read_policy(POLICIES / f"{name}.toml")
+        assert scope["takes_part"] and scope["mechanism"] == policy.mechanism
+        assert scope["entries"]["minimum_patients"]["holds"] == policy.minimum_patients
+        for entry in scope["entries"].values():
+            assert entry["own"] is None and entry["holds"] == entry["signed"]
+
+
+def test_what_the_steward_narrows_stands_between_the_kit_s_and_what_holds(site: Path) -> None:
+    add(site, "[scope.dp-patient]\nepsilon = 2.5\nevaluations = 0\n")
+    entries = facts(site, "--scope", "dp-patient")["scopes"]["dp-patient"]["entries"]
+    assert entries["epsilon"] == {"signed": 8.0, "own": 2.5, "holds": 2.5}
+    assert entries["evaluations"] == {"signed": 10, "own": 0, "holds": 0}
+    rows = [[cell.strip() for cell in line.split("│")] for line in shown(site).splitlines() if "│" in line]
+    assert ["", "epsilon", "8.0", "2.5", "2.5", ""] in rows
+    assert ["", "delta", "1e-05", "", "1e-05", ""] in rows
+    metrics = "".join(row[2] for row in rows if len(row) == 6)
+    assert all(name in metrics for name in read_policy(POLICIES / "dp-patient.toml").metrics), "none is cut"
+
+
+def test_a_scope_without_the_site_and_names_that_mean_nothing_here_are_said(site: Path) -> None:
+    own = site.with_name(OWN_POLICY_FILE)
+    changed = own.read_text().replace("# scopes =", "scopes =").replace('"fedavg"', '"fedavg", "fedvag"')
+    own.write_text(changed)
+    found = facts(site)
+    assert found["unknown_here"] == ["fedvag"]
+    assert not found["scopes"]["open"]["takes_part"]
+    assert found["scopes"]["open"]["entries"]["counts"] == {"signed": True, "own": None, "holds": None}
+    text = shown(site)
+    assert "not in this version of histoflare: fedvag" in text and "takes no part in it" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "reason"),
+    [
+        ("[scope.dp-patient]\nepsilon = 9\n", (), "POLICY_INVALID"),
+        ("[scope.dp-patient]\nepsilon = 9\n", ("--scope", "open"), "POLICY_INVALID"),
+        ("", ("--scope", "dp"), "SCOPE_UNKNOWN"),
+    ],
+)
+def test_what_closes_the_site_is_an_error(
+    site: Path, text: str, options: tuple[str, ...], reason: str
+) -> None:
+    add(site, text)
+    with pytest.raises(JobError) as caught:
+        shown(site, *options)
+    assert caught.value.reason == reason
+
+
+def test_a_kit_that_was_changed_is_said_first(site: Path, tmp_path: Path) -> None:
+    local = tmp_path / "kit" / "local"
+    local.mkdir(parents=True)
+    (local.parent / "startup").mkdir()
+    for path in (*tmp_path.glob("policy*.toml"),):
+        (local / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(JobError) as caught:
+        shown(local / SITE_FILE)
+    assert caught.value.reason == "KIT_CHANGED"
