@@ -57,13 +57,16 @@ def test_the_extreme_words_give_finite_samples(monkeypatch: pytest.MonkeyPatch) 
     def filled(value: int) -> Callable[[Any, torch.Tensor], torch.Tensor]:
         return lambda stream, words: words.fill_(value)
 
-    monkeypatch.setattr(module, "_fill", filled(0))  # the smallest uniform, 2**-127: as far out as it goes
+    monkeypatch.setattr(module, "_fill", filled(1))  # a tail of 9.3 standard deviations, to either side
     x = SeededNoise(0).normal((2,), 1.0)
-    assert x[0].item() == pytest.approx(math.sqrt(2 * 127 * math.log(2)), abs=1e-6) and x[1].item() == 0
-    assert SeededNoise(0).uniform(1).tolist() == [2.0**-53]
-    monkeypatch.setattr(module, "_fill", filled(-1))  # the largest, 1
+    assert x[0].item() == pytest.approx(math.sqrt(2 * 63 * math.log(2)), abs=1e-6) and x[1].item() == 0
+    monkeypatch.setattr(module, "_fill", filled(-1))  # U and V as good as 1
     assert SeededNoise(0).normal((3,), 1.0).tolist() == [0.0, 0.0, 0.0]
     assert SeededNoise(0).uniform(1).tolist() == [1.0]
+    monkeypatch.setattr(module, "_fill", filled(0))  # U = 0 for ever: no random words
+    with pytest.raises(RuntimeError, match="not random"):
+        SeededNoise(0).normal((2,), 1.0)
+    assert SeededNoise(0).uniform(1).tolist() == [2.0**-53]
 
 
 def test_uniforms_are_uniform_in_0_to_1_on_53_bits() -> None:
