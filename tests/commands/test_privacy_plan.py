@@ -48,7 +48,9 @@ def test_what_was_spent_before_counts(repository: Path, site: Path) -> None:
     job = read_job(repository / "jobs" / "mem_dpsgd")
     policy = read_policy(site.parent / policy_file("dp-patient"))
     labels = list(job.task.labels)
-    Books(read_site_file(site), policy, job.plan, rounds=30, run="first", labels=labels).reserve()
+    Books(
+        read_site_file(site), policy, job.plan, rounds=30, weights=1000, run="first", labels=labels
+    ).reserve()
     code, facts = plan(repository / "jobs" / "mem_update_dp", site)
     assert (code, facts["admitted"], facts["reason"]) == (3, False, "BUDGET_EXHAUSTED")
     assert facts["spent"] == pytest.approx(8.0, abs=0.01)
@@ -94,7 +96,9 @@ def test_what_the_ledger_does_not_say_is_unknown(repository: Path, site: Path) -
     job = repository / "jobs" / "mem_dpsgd"
     read, policy = read_job(job), read_policy(site.parent / policy_file("dp-patient"))
     labels = list(read.task.labels)
-    Books(read_site_file(site), policy, read.plan, rounds=30, run="first", labels=labels).reserve()
+    Books(
+        read_site_file(site), policy, read.plan, rounds=30, weights=1000, run="first", labels=labels
+    ).reserve()
     read_site_file(site).ledger.unlink()
     code, facts = plan(job, site)
     assert (code, facts["reason"], facts["spent"], facts["together"]) == (3, "LEDGER_MISSING", None, None)

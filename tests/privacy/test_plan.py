@@ -23,7 +23,7 @@ def test_open_protects_nothing_and_says_so() -> None:
     released = plan.release(tensors, SeededNoise(0))
     assert list(released) == list(tensors)
     assert all(torch.equal(released[name], tensors[name]) for name in tensors)
-    assert epsilon([plan.settled(3).spend()], 1e-5) == math.inf
+    assert epsilon([plan.settled(3, 10).spend()], 1e-5) == math.inf
     assert plan.mechanism == "open"
     for words in ("no clipping", "no noise", "∞"):
         assert words in plan.describe()
@@ -59,12 +59,12 @@ def test_a_patient_can_turn_a_clipped_update_round() -> None:
 )
 def test_a_settled_job_fits_its_budget_and_hardly_less_noise_does(plan: Any) -> None:
     budget = Budget(3.0, 1e-5)
-    settled = plan.settled(10)
+    settled = plan.settled(10, 10**6)
     assert settled.target_epsilon is None
     assert budget.admits(budget.cost(settled.spend().times(10)))
     less = replace(settled, noise_multiplier=settled.noise_multiplier * 0.999)
     assert not budget.admits(budget.cost(less.spend().times(10)))
-    assert settled.settled(99) == settled, "a noise that is stated does not follow the number of rounds"
+    assert settled.settled(99, 1) == settled, "a noise that is stated does not follow the number of rounds"
 
 
 def test_an_update_is_clipped_and_noised() -> None:

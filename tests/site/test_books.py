@@ -22,6 +22,7 @@ LABELS = ["glandular", "solid"]
 MODEL = {"w": np.zeros(3, dtype=np.float32)}
 PLAN = DpSgd(noise_multiplier=20.0, sample_rate=0.1, steps=2)
 ROUNDS = 3
+WEIGHTS = 50_000
 
 
 def site(folder: Path, train: int = 6, test: int = 2, **options: Any) -> SiteConfiguration:
@@ -47,7 +48,9 @@ def policy(**changes: Any) -> Policy:
 def books(
     configuration: SiteConfiguration, plan: PrivacyPlan = PLAN, rules: Policy | None = None, run: str = "run"
 ) -> Books:
-    return Books(configuration, rules or policy(), plan, rounds=ROUNDS, run=run, labels=LABELS)
+    return Books(
+        configuration, rules or policy(), plan, rounds=ROUNDS, weights=WEIGHTS, run=run, labels=LABELS
+    )
 
 
 class Training:
@@ -200,7 +203,7 @@ def test_a_job_beyond_the_budget_is_refused_before_it_trains(tmp_path: Path) -> 
 
 
 def test_the_sites_own_epsilon_lowers_the_policys_and_never_raises_it(tmp_path: Path) -> None:
-    plan = DpSgd(target_epsilon=3.0, sample_rate=0.2, steps=2).settled(ROUNDS)
+    plan = DpSgd(target_epsilon=3.0, sample_rate=0.2, steps=2).settled(ROUNDS, WEIGHTS)
     books(site(tmp_path / "a"), plan, policy(epsilon=3.0)).reserve()
     with pytest.raises(LedgerError, match="budget is ε = 2"):
         books(site(tmp_path / "b", epsilon=2.0), plan, policy(epsilon=3.0)).reserve()
@@ -210,12 +213,14 @@ def test_the_sites_own_epsilon_lowers_the_policys_and_never_raises_it(tmp_path: 
 
 def test_a_second_job_finds_what_the_first_has_left(tmp_path: Path) -> None:
     at = site(tmp_path)
-    plan = DpSgd(target_epsilon=7.0, sample_rate=0.2, steps=2).settled(ROUNDS)
+    plan = DpSgd(target_epsilon=7.0, sample_rate=0.2, steps=2).settled(ROUNDS, WEIGHTS)
     books(at, plan, run="first").reserve()
     with pytest.raises(LedgerError) as caught:
         books(at, plan, run="second").reserve()
     assert caught.value.reason == "BUDGET_EXHAUSTED"
-    books(at, DpSgd(target_epsilon=0.5, sample_rate=0.2, steps=2).settled(ROUNDS), run="third").reserve()
+    books(
+        at, DpSgd(target_epsilon=0.5, sample_rate=0.2, steps=2).settled(ROUNDS, WEIGHTS), run="third"
+    ).reserve()
 
 
 @pytest.mark.parametrize(

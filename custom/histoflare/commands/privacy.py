@@ -175,6 +175,7 @@ def show_plan(
     from histoflare.privacy.accountant import epsilon
     from histoflare.privacy.policy import read_policy
     from histoflare.report.reasons import explain
+    from histoflare.rounds.strategy import count_sent_by_job
     from histoflare.site.configuration import read_site_file
     from histoflare.site.preview import preview
 
@@ -188,7 +189,10 @@ def show_plan(
         )
         return
     read.plan.check_task(read.task)
-    found = preview(configuration, rules, read.plan, read.rounds, list(read.task.labels), read.task.data)
+    weights = count_sent_by_job(read.strategy, read.task)
+    found = preview(
+        configuration, rules, read.plan, read.rounds, weights, list(read.task.labels), read.task.data
+    )
     refusal = _refused_otherwise(read, rules, variables, site) or found.refusal
     spend = read.plan.spend().times(read.rounds)
     tight = "pld" if spend.sample_rate < 1 else "gaussian"
@@ -206,6 +210,8 @@ def show_plan(
             "job_alone": _json(found.alone),
             f"job_alone_by_{tight}": _json(tightly),
             "together": _json(found.after),
+            "weights": weights,
+            "sampler_delta": found.sampler_delta,
             "admitted": refusal is None,
             "reason": refusal and refusal.reason,
         }
@@ -219,7 +225,8 @@ def show_plan(
         table.add_row("budget", _shown(found.budget.epsilon))
         out.print(table)
         about = (
-            f"{read.plan.describe()} δ = {delta:g}. {found.patients} patients to train on. ε is counted at "
+            f"{read.plan.describe()} δ = {delta:g}, of which the sampler of the noise takes {found.sampler_delta:.1g} ({weights:,} weights). "
+            f"{found.patients} patients to train on. ε is counted at "
             "the one order that suits the budget, by which jobs are admitted; a lower budget has another."
         )
         out.print(about, highlight=False, markup=False)

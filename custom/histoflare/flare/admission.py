@@ -25,6 +25,7 @@ from histoflare.flare.kit_signature import check_running_kit
 from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.privacy.policy import Policy, read_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, check_task, digest, read_protocols
+from histoflare.rounds.strategy import count_sent_by_job
 from histoflare.site.books import Books
 from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
 from histoflare.site.ledgers import note_refusal
@@ -99,13 +100,17 @@ class Admission(Filter):
         asked = engine.get_component(PRIVACY) or Open()
         if not isinstance(asked, PrivacyPlan):
             raise JobError("The job's 'privacy' is no privacy plan.", reason="PRIVACY_INVALID")
-        plan = asked.settled(rounds)
+        strategy = engine.get_component(STRATEGY)
+        # an open job needs no network's libraries here
+        weights = 0 if isinstance(asked, Open) else count_sent_by_job(strategy, task)
+        plan = asked.settled(rounds, weights)
         run = variables.get("run") or fl_ctx.get_job_id()
         books = Books(
             _site_file(fl_ctx),
             policy,
             plan,
             rounds=rounds,
+            weights=weights,
             run=str(run),
             labels=list(agreed["labels"]),
             data=task.data,

@@ -23,7 +23,7 @@ from histoflare.flare.tensors import as_arrays, as_state
 from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.privacy.policy import MECHANISMS
 from histoflare.privacy.spend import Spend
-from histoflare.rounds.strategy import Update, check_update, server_round
+from histoflare.rounds.strategy import Update, check_update, count_sent, server_round
 from histoflare.site.messages import digest_of
 from histoflare.storage import write_json
 
@@ -158,7 +158,8 @@ class SiteOrderAggregator(StampedAggregator):
             fl_ctx.get_prop(AppConstants.START_ROUND, 0),
             fl_ctx.get_prop(AppConstants.NUM_ROUNDS, 1),
         )
-        return plan.settled(first + more)
+        strategy = engine.get_component(self._strategy_id)
+        return plan.settled(first + more, count_sent(strategy, as_state(_weights(fl_ctx))))
 
 
 class MetricsCollector(StampedAggregator):

@@ -21,6 +21,7 @@ from pyparsing.exceptions import ParseBaseException
 
 from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.plan import Open, PrivacyPlan
+from histoflare.rounds.strategy import count_sent_by_job
 from histoflare.storage import write_json
 
 CONFIG_FOLDER = Path("app") / "config"
@@ -114,16 +115,19 @@ def read_job(folder: Path) -> Job:
         asked = make_component(components[PRIVACY]) if PRIVACY in components else Open()
         if not isinstance(asked, PrivacyPlan):
             raise JobError("the job's 'privacy' is no privacy plan", reason="PRIVACY_INVALID")
+        task, strategy = make_component(components["task"]), make_component(components["strategy"])
         return Job(
             name=name,
             folder=folder,
             rounds=rounds,
             seed=_whole(server, "seed"),
-            task=make_component(components["task"]),
-            strategy=make_component(components["strategy"]),
+            task=task,
+            strategy=strategy,
             scope=scope,
             protocol=dict(server["protocol"]),
-            plan=asked.settled(rounds),
+            plan=asked
+            if isinstance(asked, Open)
+            else asked.settled(rounds, count_sent_by_job(strategy, task)),
             asked=asked,
         )
     except KeyError as error:
