@@ -112,7 +112,7 @@ class Budget:
         return rho <= self.allowance * (1 + _TOLERANCE)
 
     def sampler_delta(self, numbers: int) -> float:
-        """Return the part of ``delta`` that ``numbers`` samples take, in [0, 1]; see ``noise.sampler_delta``."""
+        """Return what ``numbers`` samples take of ``delta``, in [0, 1]; see ``noise.sampler_delta``."""
         return sampler_delta(self.epsilon, numbers)
 
     def without_sampler(self, numbers: int) -> Budget:

@@ -16,19 +16,19 @@ Holohan & Braghin, ESORICS 2021). What is done about it:
   Gaussian = rounded (value + Gaussian), since the value is on the grid: what leaves is the ideal mechanism's
   outcome, rounded, and has its guarantee.
 
-How a sample is exact. Box-Muller turns two real uniforms into x = K √(-2 ln U) cos(2πV), in steps of the grid,
-with K = std/step in [2**28, 2**29). Of U and V the first 63 binary digits are drawn; x is computed in float64,
-and its error bounded. Only where a whole number + ½ is within :data:`MARGIN` of x may the rounding
-go either way: there x is computed anew, with bounds, and further digits of U and V are drawn until the
-bounds lie between two such numbers (with probability 1 it does). So every sample is the rounding of
-the real x, whatever digits were not looked at. That is some 10 to 20 of a million samples.
+How a sample is exact. Box-Muller turns two real uniforms into x = K √(-2 ln U) cos(2πV), in steps of the
+grid, with K = std/step in [2**28, 2**29). Of U and V the first 63 binary digits are drawn; x is computed in
+float64, and its error bounded. Only where a whole number + ½ is nearer to x than the error may the rounding
+go either way: there x is computed anew, with bounds, and further digits of U and V are drawn until both
+bounds round to one number (with probability 1 they do). So every sample is the rounding of the real x,
+whatever digits were not looked at. That takes some 10 to 20 pairs of a million.
 
 The bound on float64's error, with u = 2**-53, r the radius, and log, cos and sin right to 2 units in the last
-place (SLEEF, which torch uses, states 1): U is off by a relative 2u, and by 2**-63/U for the digits not drawn;
-its log by 2u + 2**-63/U + 4u |ln U|; r by (2u + 2**-63/U)/r + 4u r; K r by a relative 2u more; the angle by
-3u · 2π and so the cosine by 23u. Together less than K (2u/r + 30u r + 2**-63/(U r)), which is below
-K · 2**-48 (r + (1 + 2**-15/U)/r). The margin is K · 2**-47 (r + (1 + 2**-16/U)/r). Small radii, where ln U
-loses its digits, and the far tail, where U has few, are so found by the margin itself.
+place (SLEEF, which torch uses, states 1): U, taken in the middle of its digits not drawn, is off by a
+relative 2u + 2**-64/U; its log by 2u + 2**-64/U + 4u |ln U|; r by (2u + 2**-64/U)/r + 4u r; K r by a relative
+2u more; the angle by 3u · 2π and so the cosine by 23u. Together less than K (2u/r + 30u r + 2**-64/(U r)),
+which is below K · 2**-48 (r + (1 + 2**-16/U)/r). The margin is twice that. Small radii, where ln U loses its
+digits, are found by it (all below 2**-18), and so is the farthest tail, where U has few.
 
 What is left is the keystream. Taking AES-256 under a random key for a random permutation, as everybody does,
 its blocks never repeat, and those of uniform bits might: the two are apart (total variation) by less than
@@ -101,8 +101,9 @@ class NoiseSource(Protocol):
 class SecureNoise:
     """Noise from a cipher's keystream (AES-256 in counter mode), under new keys of the system for each call.
 
-    A key serves at most CHUNK numbers of one call and is then forgotten. So there is no state that a copy, a fork, a second thread or
-    a restored machine could repeat, and what is read from memory later tells nothing of earlier noise.
+    A key serves at most CHUNK numbers of one call and is then forgotten. So there is no state that a copy, a
+    fork, a second thread or a restored machine could repeat, and what is read from memory later tells nothing
+    of earlier noise.
     """
 
     secure = True
@@ -150,7 +151,7 @@ def grid(std: float) -> float:
 def sampler_delta(epsilon: float, numbers: int) -> float:
     """Return the part of δ that goes to the sampler: (1 + e^ε) · DISTANCE · numbers, in [0, 1].
 
-    If P and P' are the ideal outcomes with and without a patient, and the true ones are within t of them, then
+    If P and P' are the ideal outcomes with and without a patient, and the true ones within t of them, then
     true(S) <= P(S) + t <= e^ε P'(S) + δ + t <= e^ε true'(S) + δ + (1 + e^ε) t. Distances of independent draws
     add up, also where what is drawn next depends on what came out before.
 

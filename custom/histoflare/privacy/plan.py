@@ -48,8 +48,8 @@ class PrivacyPlan(ABC):
         """Return the plan with its noise fixed for a job of ``rounds`` rounds, at participation in each.
 
         Args:
-            weights: How many numbers leave a site in a round (``rounds.strategy.count_sent_by_job``): public, like
-                the job's model. Each is noised, and a part of δ goes to the sampler.
+            weights: How many numbers leave a site in a round (``rounds.strategy.count_sent_by_job``):
+                public, like the job's model. Each is noised, and a part of δ goes to the sampler.
 
         Raises:
             JobError: No noise reaches the ε that the job asks for, or the sampler takes more than a tenth of
@@ -359,7 +359,7 @@ class UpdateNoise(_Noisy):
         return given
 
     def check_strategy(self, strategy: Any) -> None:
-        """Noise in a sum is noise in each update only if nothing but the sum is used, and all weigh the same."""
+        """Noise in a sum is noise in each update only if the sum is all that is used, with equal weights."""
         super().check_strategy(strategy)
         if self.noise_location != "server":
             return

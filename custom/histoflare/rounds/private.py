@@ -69,8 +69,8 @@ def train_privately(
             (MODEL_NOT_PRIVATE), settings out of range (PRIVACY_INVALID), or the trained state is not finite
             (TRAINING_FAILED: it follows from the noised steps, and costs no more than they do).
 
-    No error follows from a single record: one that cannot be had, or has not the task's shape, counts as zero,
-    and ``failures`` says so. Whether the data fit the task at all is asked when they are loaded.
+    No error follows from a single record: one that cannot be had, or has not the task's shape, counts as
+    zero, and ``failures`` says so. Whether the data fit the task at all is asked when they are loaded.
     """
     if not isinstance(task, PerRecord):
         raise JobError(

@@ -146,8 +146,8 @@ class SiteOutcome:
 class Strategy(ABC):
     """How sites and server work together. Subclasses are frozen dataclasses of plain JSON-able fields.
 
-    What decides whether a privacy plan's guarantee holds is declared, and has no default: ``linear``, ``kept``
-    and ``equal_weights``. Plans refuse a strategy that leaves one out.
+    What decides whether a privacy plan's guarantee holds is declared, and has no default: ``linear``,
+    ``kept`` and ``equal_weights``. Plans refuse a strategy that leaves one out.
 
     Attributes:
         name: As in a job's configuration.

@@ -43,7 +43,8 @@ class Books:
 
     Args:
         configuration: The site's. policy: Of the job's scope. plan: The job's, settled for its rounds.
-        rounds: Of the job. weights: How many numbers leave in each (``rounds.strategy.count_sent_by_job``). run: Its run; the same for a job that goes on after another.
+        rounds: Of the job. run: Its run; the same for a job that goes on after another.
+        weights: How many numbers leave in a round (``rounds.strategy.count_sent_by_job``).
         labels: Of the task. data: The kind of data it is trained on, ``"bags"`` or ``"images"``.
 
     Raises:
@@ -87,8 +88,8 @@ class Books:
         """Reserve the whole job for every patient of the training cohort; nothing under an open scope.
 
         Raises:
-            JobError: The plan is not what the policy asks for (PRIVACY_MISMATCH), the sampler of its noise takes
-                too much of the budget's δ (PRIVACY_INVALID), or the site only evaluates.
+            JobError: The plan is not what the policy asks for (PRIVACY_MISMATCH), the sampler of its noise
+                takes too much of the budget's δ (PRIVACY_INVALID), or the site only evaluates.
             LedgerError: The budget does not suffice, a patient's role changed, or the ledger cannot be used.
         """
         if self.configuration.evaluation_only:
