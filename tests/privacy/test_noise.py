@@ -19,6 +19,7 @@ from scipy import stats
 
 from histoflare.errors import JobError
 from histoflare.privacy import noise as module
+from histoflare.privacy import sampler
 from histoflare.privacy.noise import CHUNK, NoiseSource, SecureNoise, SeededNoise, grid, poisson_sample
 
 N = 2_000_000
@@ -166,20 +167,20 @@ def test_a_key_serves_so_few_blocks_that_they_hardly_ever_would_repeat(
     assert len(served) == 7
     blocks = max(served.values()) * 8 / 16
     assert blocks <= 2**15.1
-    assert blocks**2 / 2 * 2.0**-128 <= module.DISTANCE * CHUNK
+    assert blocks**2 / 2 * 2.0**-128 <= sampler.DISTANCE * CHUNK
 
 
 @pytest.mark.parametrize(("epsilon", "numbers"), [(0.0, 1), (8.0, 96_000_000), (40.0, 10**12), (1.0, 2**80)])
 def test_the_samplers_part_of_delta(epsilon: float, numbers: int) -> None:
     with mpmath.workdps(50):
         expected = (1 + mpmath.exp(epsilon)) * mpmath.mpf(2) ** -113 * numbers
-    assert module.sampler_delta(epsilon, numbers) == pytest.approx(float(expected), rel=1e-9)
+    assert sampler.sampler_delta(epsilon, numbers) == pytest.approx(float(expected), rel=1e-9)
 
 
 def test_the_samplers_part_of_delta_at_its_ends() -> None:
-    assert module.sampler_delta(math.inf, 1) == module.sampler_delta(1e5, 1) == 1.0
-    assert module.sampler_delta(0.0, 2**200) == 1.0
-    assert module.sampler_delta(math.inf, 0) == 0.0
+    assert sampler.sampler_delta(math.inf, 1) == sampler.sampler_delta(1e5, 1) == 1.0
+    assert sampler.sampler_delta(0.0, 2**200) == 1.0
+    assert sampler.sampler_delta(math.inf, 0) == 0.0
 
 
 def test_uniforms_are_uniform_in_0_to_1_on_53_bits() -> None:

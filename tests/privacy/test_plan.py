@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from histoflare.errors import JobError
-from histoflare.privacy import noise
+from histoflare.privacy import sampler
 from histoflare.privacy.accountant import epsilon
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.noise import SeededNoise
@@ -144,7 +144,7 @@ MANY = 1_600_000  # weights: of a MEM with 1,024 features, as in Adnan et al. 20
 
 def apart(monkeypatch: pytest.MonkeyPatch, distance: float) -> None:
     """Give the sampler a distance from the ideal one."""
-    monkeypatch.setattr(noise, "DISTANCE", distance)
+    monkeypatch.setattr(sampler, "DISTANCE", distance)
 
 
 def test_a_sampler_that_takes_more_than_a_tenth_of_delta_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

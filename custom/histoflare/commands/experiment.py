@@ -166,6 +166,7 @@ def _build_report(
         mechanism=job.plan.mechanism,
         plan=job.plan.to_json(),
         spend=job.plan.spend().to_json(),
+        numbers=job.plan.numbers(job.rounds, count_sent_by_job(job.strategy, job.task)),
         accuracy_against_epsilon=entries,
         seconds=clock.seconds,
         model_sha256=digest(federated.state),

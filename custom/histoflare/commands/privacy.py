@@ -226,8 +226,9 @@ def show_plan(
         out.print(table)
         about = (
             f"{read.plan.describe()} δ = {delta:g}, of which the sampler of the noise takes "
-            f"{found.sampler_delta:.1g} ({weights:,} weights). {found.patients} patients to train on. ε is counted "
-            "at the one order that suits the budget, by which jobs are admitted; a lower budget has another."
+            f"{found.sampler_delta:.1g} ({weights:,} weights). {found.patients} patients to train on. ε is "
+            "counted at the one order that suits the budget, by which jobs are admitted; a lower budget has "
+            "another."
         )
         out.print(about, highlight=False, markup=False)
         if rules.protection is not None and (configuration.epsilon or 0) > rules.protection.epsilon:

@@ -17,7 +17,7 @@ from functools import lru_cache
 
 from histoflare.errors import JobError
 from histoflare.privacy.accountant import least_noise, rdp
-from histoflare.privacy.noise import sampler_delta
+from histoflare.privacy.sampler import sampler_delta
 from histoflare.privacy.spend import Spend
 
 ORDERS: tuple[float, ...] = (
@@ -112,7 +112,7 @@ class Budget:
         return rho <= self.allowance * (1 + _TOLERANCE)
 
     def sampler_delta(self, numbers: int) -> float:
-        """Return what ``numbers`` samples take of ``delta``, in [0, 1]; see ``noise.sampler_delta``."""
+        """Return what ``numbers`` samples take of ``delta``, in [0, 1]; see ``privacy.sampler``."""
         return sampler_delta(self.epsilon, numbers)
 
     def without_sampler(self, numbers: int) -> Budget:

@@ -33,8 +33,8 @@ digits, are found by it (all below 2**-18), and so is the farthest tail, where U
 What is left is the keystream. Taking AES-256 under a random key for a random permutation, as everybody does,
 its blocks never repeat, and those of uniform bits might: the two are apart (total variation) by less than
 B²/2 · 2**-128 for B blocks. A key serves one call and at most :data:`CHUNK` numbers, for which B < 2**15.1:
-2**-98.8, or less than :data:`DISTANCE` for each number drawn. It enters δ as (1 + e^ε) · DISTANCE · numbers
-(:func:`sampler_delta`), and every plan counts it.
+2**-98.8, or less than ``sampler.DISTANCE`` for each number drawn. It enters δ as (1 + e^ε) · DISTANCE ·
+numbers (:mod:`histoflare.privacy.sampler`), and every plan counts it.
 
 A Poisson sample's rate is the given one rounded down to a multiple of 2**-53: never above, and costs nothing.
 """
@@ -62,9 +62,6 @@ GRID_BITS = 28
 
 CHUNK = 2**16
 """Samples drawn at once, with all that goes with them some 2 MiB: they stay in a core's cache."""
-
-DISTANCE = 2.0**-113
-"""Bound on how far a number drawn here is from the ideal one, in total variation; see the module's text."""
 
 MARGIN = 2.0**-47
 """Samples nearer to a rounding boundary than K · MARGIN · (r + (1 + 2**-16/U)/r) are computed anew."""
@@ -146,23 +143,6 @@ class SeededNoise:
 def grid(std: float) -> float:
     """Return the step of the grid for noise of ``std`` > 0, the power of two in (std·2**-29, std·2**-28]."""
     return math.ldexp(1.0, math.frexp(std)[1] - 1 - GRID_BITS)
-
-
-def sampler_delta(epsilon: float, numbers: int) -> float:
-    """Return the part of δ that goes to the sampler: (1 + e^ε) · DISTANCE · numbers, in [0, 1].
-
-    If P and P' are the ideal outcomes with and without a patient, and the true ones within t of them, then
-    true(S) <= P(S) + t <= e^ε P'(S) + δ + t <= e^ε true'(S) + δ + (1 + e^ε) t. Distances of independent draws
-    add up, also where what is drawn next depends on what came out before.
-
-    Args:
-        epsilon: Of the statement (ε, δ); at least 0, may be ∞.
-        numbers: All that were drawn: weights that are noised × steps × rounds.
-    """
-    if numbers == 0:
-        return 0.0
-    exponent = epsilon + math.log(DISTANCE) + math.log(numbers)  # of e^ε · DISTANCE · numbers
-    return 1.0 if exponent > 0 else min(1.0, math.exp(exponent) + DISTANCE * numbers)
 
 
 def poisson_sample(n: int, sample_rate: float, noise: NoiseSource) -> NDArray[np.int64]:
