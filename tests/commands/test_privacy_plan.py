@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from histoflare.cli import app
+from histoflare.errors import JobError
 from histoflare.flare.job import read_job, write_variant
 from histoflare.flare.site_policy import policy_file
+from histoflare.privacy import sampler
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
 from histoflare.site.books import Books
@@ -42,6 +45,36 @@ def test_a_job_that_fits_is_shown_and_nothing_is_booked(repository: Path, site: 
     assert facts["job_alone"] == facts["together"] == pytest.approx(8.0, abs=0.01)
     assert facts["budget"] == 8.0
     assert not (site.parent / "ledger").exists()
+
+
+@pytest.mark.parametrize("name", ["mem_dpsgd", "mem_update_dp"])
+def test_the_samplers_part_of_delta_is_said_and_counted(
+    repository: Path, site: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = read_job(repository / "jobs" / name)
+    weights = sum(p.numel() for p in job.task.build_model().parameters())
+    numbers = job.plan.numbers(job.rounds, weights)
+    assert numbers >= weights * job.plan.spend().steps * job.rounds
+    code, facts = plan(repository / "jobs" / name, site)
+    assert (code, facts["weights"]) == (0, weights)
+    assert facts["sampler_delta"] == pytest.approx((1 + math.exp(8)) * 2.0**-113 * numbers)
+    said = CliRunner().invoke(app, ["privacy", "plan", str(job.folder), "--site", str(site)]).stdout
+    assert f"{facts['sampler_delta']:.1g}" in said
+    monkeypatch.setattr(sampler, "DISTANCE", 1.01e-6 / ((1 + math.exp(8)) * numbers))
+    with pytest.raises(JobError, match="sampler") as caught:
+        read_job(repository / "jobs" / name)
+    assert caught.value.reason == "PRIVACY_INVALID"
+
+
+def test_a_job_that_states_its_noise_is_refused_for_its_sampler_too(
+    repository: Path, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"privacy.target_epsilon": None, "privacy.noise_multiplier": 300.0}
+    job = write_variant(repository / "jobs" / "mem_update_dp", tmp_path / "variant", changes)
+    assert plan(job, site)[0] == 0
+    monkeypatch.setattr(sampler, "DISTANCE", 2.0**-40)
+    code, facts = plan(job, site)
+    assert (code, facts["reason"]) == (3, "PRIVACY_INVALID")
 
 
 def test_what_was_spent_before_counts(repository: Path, site: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from histoflare.errors import HistoflareError, JobError, LedgerError
+from histoflare.privacy import sampler
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.privacy.policy import POLICIES, Policy, read_policy
 from histoflare.site.books import Books
@@ -200,6 +202,23 @@ def test_a_job_beyond_the_budget_is_refused_before_it_trains(tmp_path: Path) -> 
     with pytest.raises(LedgerError) as caught:
         books(at, greedy).reserve()
     assert caught.value.reason == "BUDGET_EXHAUSTED"
+
+
+def test_a_job_whose_sampler_takes_too_much_of_delta_is_refused_before_it_reserves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = site(tmp_path)
+    asked = books(at)
+    monkeypatch.setattr(sampler, "DISTANCE", 2.0**-50)  # (1 + e^8) · 2^-50 · 3 · 50,000 = 4e-7
+    asked.reserve()
+    monkeypatch.setattr(sampler, "DISTANCE", 2.0**-48)
+    with pytest.raises(JobError, match="sampler") as caught:
+        books(at, run="other").reserve()
+    assert caught.value.reason == "PRIVACY_INVALID"
+    (line,) = [event for event in audit_log_of(at).read() if event["what"] == "reserved"]
+    assert line["sampler_delta"] == pytest.approx(
+        (1 + math.exp(8)) * 2.0**-50 * asked.plan.numbers(ROUNDS, WEIGHTS)
+    )
 
 
 def test_the_sites_own_epsilon_lowers_the_policys_and_never_raises_it(tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ MEANINGS = {
 
 GUARANTEE = (
     f"Per {UNIT}, with all slides; neighbouring cohorts: {ADD_OR_REMOVE_ONE}. For jobs fixed beforehand: a "
-    "budget for jobs chosen after seeing results takes a little more noise."
+    "budget for jobs chosen after seeing results takes a little more noise, and its sampler takes "
+    "(1 + e^epsilon) x 2^-113 of delta for each number drawn (privacy plan counts it for a job)."
 )
 
 NoiseMultiplier = Annotated[
