@@ -209,15 +209,15 @@ def test_a_job_whose_sampler_takes_too_much_of_delta_is_refused_before_it_reserv
 ) -> None:
     at = site(tmp_path)
     asked = books(at)
-    monkeypatch.setattr(sampler, "DISTANCE", 2.0**-50)  # (1 + e^8) · 2^-50 · 3 · 50,000 = 4e-7
+    monkeypatch.setattr(sampler, "DISTANCE", 2.0**-60)  # 2e-8 of 1e-5
     asked.reserve()
-    monkeypatch.setattr(sampler, "DISTANCE", 2.0**-48)
+    monkeypatch.setattr(sampler, "DISTANCE", 2.0**-53)
     with pytest.raises(JobError, match="sampler") as caught:
         books(at, run="other").reserve()
     assert caught.value.reason == "PRIVACY_INVALID"
     (line,) = [event for event in audit_log_of(at).read() if event["what"] == "reserved"]
     assert line["sampler_delta"] == pytest.approx(
-        (1 + math.exp(8)) * 2.0**-50 * asked.plan.numbers(ROUNDS, WEIGHTS)
+        (1 + math.exp(8)) * 2.0**-60 * asked.plan.numbers(ROUNDS, WEIGHTS)
     )
 
 
