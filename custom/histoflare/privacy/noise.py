@@ -215,7 +215,8 @@ def _box_muller(stream: CipherContext, n: int, std: float) -> Tensor:
     rounded = torch.round(samples, out=_workspace.rounded[: 2 * half].view(2, half))
     unsure = samples.sub_(rounded).abs_().add_(margin).amax(dim=0) >= 0.5
     for pair in unsure.nonzero().flatten().tolist():
-        rounded[:, pair] = torch.tensor(_exact_pair(stream, *words.view(2, half)[:, pair].tolist(), scale))
+        u, v = words.view(2, half)[:, pair].tolist()
+        rounded[:, pair] = torch.tensor(_exact_pair(stream, u, v, scale))
     return rounded.mul_(step).view(-1)[:n]
 
 
