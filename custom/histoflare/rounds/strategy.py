@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from histoflare.errors import JobError
+from histoflare.errors import BagError, HistoflareError, JobError, MaskError
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan
 from histoflare.rounds.local import Correction, LocalResult, one_thread, train_locally
 from histoflare.rounds.state import (
@@ -49,7 +49,8 @@ EXTRA = "strategy/"
 TRANSFERS = ("float32", "float16")
 
 UNTOLD = ("TRAINING_FAILED", "SITE_HAS_NO_TRAINING_DATA")
-"""Under a privacy plan nobody is told that training diverged, or had nothing to learn from."""
+"""Under a privacy plan nobody is told that training diverged, had nothing to learn from, or met a
+bag or an image that cannot be read."""
 
 PERSONAL = "personal/"
 """Prefix, in a site's own state, of the model tensors that it does not share."""
@@ -112,11 +113,12 @@ class SiteRound:
                 total_rounds=self.total_rounds,
                 device=self.device,
             )
-        except JobError as error:
-            if isinstance(self.plan, Open) or error.reason not in UNTOLD:
+        except (HistoflareError, OSError) as error:
+            of_data = isinstance(error, (BagError, MaskError, OSError))
+            if isinstance(self.plan, Open) or not (of_data or getattr(error, "reason", "") in UNTOLD):
                 raise
             # That depends on the data, and would leave without noise: the update is zeros.
-            return LocalResult(dict(start), self.task.n_train(self.data), 0, math.nan)
+            return LocalResult(dict(start), self.task.n_train(self.data), 0, math.nan, (str(error),))
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class SiteWork:
         )
         self._records.save_state(round_index, outcome.site_state)
         for failure in outcome.training.failures:
-            self._say(f"{setup.site}: round {round_index + 1}: a record counted as none: {failure}")
+            self._say(f"{setup.site}: round {round_index + 1}: counted as nothing: {failure}")
         loss = outcome.training.mean_loss
         self._note(round_index, {"loss": loss, **figures})
         self._say(
