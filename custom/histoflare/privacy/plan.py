@@ -56,9 +56,9 @@ class PrivacyPlan(ABC):
                 δ (PRIVACY_INVALID).
         """
 
+    @abstractmethod
     def numbers(self, rounds: int, weights: int) -> int:
         """Return how many random numbers a job's mechanism draws at a site, at most: for the sampler's δ."""
-        return 0
 
     @abstractmethod
     def spend(self) -> Spend:
@@ -116,6 +116,10 @@ class Open(PrivacyPlan):
     def settled(self, rounds: int, weights: int) -> Self:
         """Return the plan itself."""
         return self
+
+    def numbers(self, rounds: int, weights: int) -> int:
+        """Return 0."""
+        return 0
 
     def spend(self) -> Spend:
         """Return an event without noise: ε = ∞."""
