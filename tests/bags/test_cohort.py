@@ -129,6 +129,15 @@ def test_bags_of_different_settings_do_not_mix(manifest: Manifest, bags: Path) -
     assert "different numbers of features" in refusal(manifest, bags)
 
 
+def test_bags_of_another_width_than_the_jobs_are_refused(manifest: Manifest, bags: Path) -> None:
+    cohort = load_cohort("site", manifest, bags, LABELS, "enc:1")
+    width = cohort.features(cohort.records[0]).shape[1]
+    load_cohort("site", manifest, bags, LABELS, "enc:1", features=width)
+    with pytest.raises(BagError, match="features a patch") as caught:
+        load_cohort("site", manifest, bags, LABELS, "enc:1", features=width + 1)
+    assert caught.value.reason == "COHORT_INVALID"
+
+
 def test_any_encoder_is_still_one_encoder(manifest: Manifest, bags: Path) -> None:
     assert load_cohort("site", manifest, bags, LABELS, None).encoder == "enc:1"
     put_bag(manifest, bags, 5, encoder="enc:2")

@@ -29,6 +29,7 @@ from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import predict
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State
+from histoflare.rounds.strategy import count_sent_by_job
 
 SITES, FEATURES, PATCHES = 4, 32, 20
 DELTA = 1e-5
@@ -77,10 +78,16 @@ def plans(rounds: int, patients: int) -> dict[str, tuple[MemTask, PrivacyPlan]]:
         plan = DpSgd(
             target_epsilon=target, delta=DELTA, clip_norm=1.0, sample_rate=RATE, batch_size=batch, steps=STEPS
         )
-        found[f"DP-SGD, patient, ε = {target:g}"] = (replace(TASK, learning_rate=0.3), plan.settled(rounds))
+        found[f"DP-SGD, patient, ε = {target:g}"] = (
+            replace(TASK, learning_rate=0.3),
+            plan.settled(rounds, count_sent_by_job(FedAvg(), TASK)),
+        )
     for target in (8.0, 3.0, 1.0):
         plan = UpdateNoise(target_epsilon=target, delta=DELTA, clip_norm=0.01)
-        found[f"update noise, patient, ε = {target:g}"] = (plain, plan.settled(rounds))
+        found[f"update noise, patient, ε = {target:g}"] = (
+            plain,
+            plan.settled(rounds, count_sent_by_job(FedAvg(), TASK)),
+        )
     return found
 
 

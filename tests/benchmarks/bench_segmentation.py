@@ -48,6 +48,7 @@ from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import predict
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, model_state
+from histoflare.rounds.strategy import count_sent_by_job
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SPLITS = {"test": ((1, 4), (5, 8), (9, 11)), "settings": ((4, 7), (8, 11), (1, 3))}
@@ -94,10 +95,10 @@ def make_task(network: str, seed: int) -> MaskTask:
     )
 
 
-def make_plan(rounds: int, seed: int | None = None) -> UpdateNoise:
+def make_plan(task: MaskTask, rounds: int, seed: int | None = None) -> UpdateNoise:
     """Return FedDP with the least noise that costs a patient ``EPSILON`` over all rounds."""
     plan = UpdateNoise(target_epsilon=EPSILON, delta=DELTA, clip_norm=CLIP_NORM, noise_seed=seed)
-    return plan.settled(rounds)
+    return plan.settled(rounds, count_sent_by_job(FedAvg(), task))
 
 
 @lru_cache(maxsize=1)
@@ -140,7 +141,7 @@ def run(work: Work) -> tuple[Work, dict[str, Row]]:
     elif work.arm == "untrained":
         states = {"untrained": model_state(task.build_model())}
     else:
-        plan = make_plan(work.rounds, work.seed) if work.arm == "feddp" else None
+        plan = make_plan(task, work.rounds, work.seed) if work.arm == "feddp" else None
         strategy = FedAvg("uniform", transfer="float16" if work.arm == "float16" else "float32")
         states = {work.arm: run_in_process(task, sites, strategy, work.rounds, work.seed, plan).state}
     seconds = time.perf_counter() - started
@@ -185,9 +186,10 @@ TITLES = {
 
 def show(network: str, rows: Mapping[str, Sequence[Row]], rounds: int) -> None:
     """Print a network's table, and in how many seeds the federation is above the sites alone."""
-    model = make_task(network, 0).build_model()
+    task = make_task(network, 0)
+    model = task.build_model()
     size = sum(parameter.numel() for parameter in model.parameters())
-    plan = make_plan(rounds)
+    plan = make_plan(task, rounds)
     spent = epsilon([plan.spend().times(rounds)], DELTA, "pld")
     print(f"\n{network}, width 24, {size / 1e6:.1f} million parameters")
     print(f"{rounds} rounds of {STEPS} steps of {BATCH} windows, learning rate {RATES[network]:g}")

@@ -58,7 +58,7 @@ def small_job(repository: Path, plan: PrivacyPlan) -> Job:
     """The MEM job with two rounds of a tiny model under ``plan``."""
     job = read_job(repository / "jobs" / "mem_fedavg")
     task = replace(job.task, memories=2, dim=4, hidden=8, learning_rate=0.02)
-    return replace(job, task=task, strategy=FedAvg(), rounds=2, plan=plan.settled(2), asked=plan)
+    return replace(job, task=task, strategy=FedAvg(), rounds=2, plan=plan.settled(2, 1000), asked=plan)
 
 
 def reported(job: Job, folder: Path, *epsilons: float) -> tuple[dict[str, Any], Progress]:
@@ -88,7 +88,10 @@ def test_accuracy_against_epsilon(plan: UpdateNoise | DpSgd, tmp_path: Path, rep
     assert unprotected["epsilon_is_infinite"] is True
     assert own["noise_multiplier"] < smaller["noise_multiplier"]
     cohorts = {site: load_site_cohort(site, job.task, made) for site, made in sites_of(tmp_path).items()}
-    for entry, tried in ((smaller, replace(plan, target_epsilon=1.0).settled(2)), (unprotected, Open())):
+    for entry, tried in (
+        (smaller, replace(plan, target_epsilon=1.0).settled(2, 1000)),
+        (unprotected, Open()),
+    ):
         run = run_in_process(job.task, cohorts, job.strategy, 2, job.seed, tried)
         found = compare(job.task, job.strategy, run.state, cohorts, seed=job.seed).federated
         assert found is not None

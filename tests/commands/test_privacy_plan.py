@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from histoflare.cli import app
+from histoflare.errors import JobError
 from histoflare.flare.job import read_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.site_policy import policy_file, write_first_policy
+from histoflare.privacy import sampler
 from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
@@ -47,11 +50,43 @@ def test_a_job_that_fits_is_shown_and_nothing_is_booked(repository: Path, site: 
     assert not (site.parent / "ledger").exists()
 
 
+@pytest.mark.parametrize("name", ["mem_dpsgd", "mem_update_dp"])
+def test_the_samplers_part_of_delta_is_said_and_counted(
+    repository: Path, site: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = read_job(repository / "jobs" / name)
+    weights = sum(p.numel() for p in job.task.build_model().parameters())
+    numbers = job.plan.numbers(job.rounds, weights)
+    assert numbers >= weights * job.plan.spend().steps * job.rounds
+    code, facts = plan(repository / "jobs" / name, site)
+    assert (code, facts["weights"]) == (0, weights)
+    assert facts["sampler_delta"] == pytest.approx((1 + math.exp(8)) * 2.0**-113 * numbers)
+    said = CliRunner().invoke(app, ["privacy", "plan", str(job.folder), "--site", str(site)]).stdout
+    assert f"{facts['sampler_delta']:.1g}" in said
+    monkeypatch.setattr(sampler, "DISTANCE", 1.01e-6 / ((1 + math.exp(8)) * numbers))
+    with pytest.raises(JobError, match="sampler") as caught:
+        read_job(repository / "jobs" / name)
+    assert caught.value.reason == "PRIVACY_INVALID"
+
+
+def test_a_job_that_states_its_noise_is_refused_for_its_sampler_too(
+    repository: Path, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"privacy.target_epsilon": None, "privacy.noise_multiplier": 300.0}
+    job = write_variant(repository / "jobs" / "mem_update_dp", tmp_path / "variant", changes)
+    assert plan(job, site)[0] == 0
+    monkeypatch.setattr(sampler, "DISTANCE", 2.0**-40)
+    code, facts = plan(job, site)
+    assert (code, facts["reason"]) == (3, "PRIVACY_INVALID")
+
+
 def test_what_was_spent_before_counts(repository: Path, site: Path) -> None:
     job = read_job(repository / "jobs" / "mem_dpsgd")
     policy = read_policy(site.parent / policy_file("dp-patient"))
     labels = list(job.task.labels)
-    Books(read_site_file(site), policy, job.plan, rounds=30, run="first", labels=labels).reserve()
+    Books(
+        read_site_file(site), policy, job.plan, rounds=30, weights=1000, run="first", labels=labels
+    ).reserve()
     code, facts = plan(repository / "jobs" / "mem_update_dp", site)
     assert (code, facts["admitted"], facts["reason"]) == (3, False, "BUDGET_EXHAUSTED")
     assert facts["spent"] == pytest.approx(8.0, abs=0.01)
@@ -115,7 +150,9 @@ def test_what_the_ledger_does_not_say_is_unknown(repository: Path, site: Path) -
     job = repository / "jobs" / "mem_dpsgd"
     read, policy = read_job(job), read_policy(site.parent / policy_file("dp-patient"))
     labels = list(read.task.labels)
-    Books(read_site_file(site), policy, read.plan, rounds=30, run="first", labels=labels).reserve()
+    Books(
+        read_site_file(site), policy, read.plan, rounds=30, weights=1000, run="first", labels=labels
+    ).reserve()
     read_site_file(site).ledger.unlink()
     code, facts = plan(job, site)
     assert (code, facts["reason"], facts["spent"], facts["together"]) == (3, "LEDGER_MISSING", None, None)

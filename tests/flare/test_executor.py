@@ -92,7 +92,7 @@ class Site:
                 configuration = read_site_file(self.kit / SITE_FILE)
             except JobError:
                 configuration = SiteConfiguration(self.kit / "m.csv", self.kit / "bags")
-            books = Books(configuration, policy, Open(), rounds=3, run=self.run, labels=["a", "b"])
+            books = Books(configuration, policy, Open(), rounds=3, weights=0, run=self.run, labels=["a", "b"])
             handshake.admit(handshake.Admitted(self.engine.job, policy, 3, books), fl_ctx)
         return fl_ctx
 

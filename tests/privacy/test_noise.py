@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from scipy import stats
 
 from histoflare.errors import JobError
 from histoflare.privacy import noise as module
+from histoflare.privacy import sampler
 from histoflare.privacy.noise import CHUNK, NoiseSource, SecureNoise, SeededNoise, grid, poisson_sample
 
 N = 2_000_000
@@ -57,13 +59,128 @@ def test_the_extreme_words_give_finite_samples(monkeypatch: pytest.MonkeyPatch) 
     def filled(value: int) -> Callable[[Any, torch.Tensor], torch.Tensor]:
         return lambda stream, words: words.fill_(value)
 
-    monkeypatch.setattr(module, "_fill", filled(0))  # the smallest uniform, 2**-127: as far out as it goes
+    monkeypatch.setattr(module, "_fill", filled(1))  # a tail of 9.3 standard deviations, to either side
     x = SeededNoise(0).normal((2,), 1.0)
-    assert x[0].item() == pytest.approx(math.sqrt(2 * 127 * math.log(2)), abs=1e-6) and x[1].item() == 0
-    assert SeededNoise(0).uniform(1).tolist() == [2.0**-53]
-    monkeypatch.setattr(module, "_fill", filled(-1))  # the largest, 1
+    assert x[0].item() == pytest.approx(math.sqrt(2 * 63 * math.log(2)), abs=1e-6) and x[1].item() == 0
+    monkeypatch.setattr(module, "_fill", filled(-1))  # U and V as good as 1
     assert SeededNoise(0).normal((3,), 1.0).tolist() == [0.0, 0.0, 0.0]
     assert SeededNoise(0).uniform(1).tolist() == [1.0]
+    monkeypatch.setattr(module, "_fill", filled(0))  # U = 0 for ever: no random words
+    with pytest.raises(RuntimeError, match="not random"):
+        SeededNoise(0).normal((2,), 1.0)
+    assert SeededNoise(0).uniform(1).tolist() == [2.0**-53]
+
+
+def real_pair(u: int, v: int, bits: int, scale: float) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """Return, for both samples, bounds in steps over all real U and V with these first digits."""
+    with mpmath.workdps(90):
+        one = mpmath.mpf(1)
+        radii = [scale * mpmath.sqrt(-2 * mpmath.log((u + end) * one / 2**bits)) for end in (0, 1)]
+        angles = [2 * mpmath.pi * (v + end) / 2**bits for end in (0, 1)]
+        # Quarter turns are ends of the angle's interval: in it cosine and sine are monotone.
+        found = []
+        for turn in (mpmath.cos, mpmath.sin):
+            values = [radius * turn(angle) for radius in radii for angle in angles]
+            found.append((min(values), max(values)))
+    return found[0], found[1]
+
+
+def words_like(kind: str, n: int) -> torch.Tensor:
+    """Return n words for U: of all sizes, so near 1 that the radius is tiny, or so small that it is long."""
+    generator = np.random.default_rng(7)
+    bits = generator.integers(1, 63, n) if kind != "any" else np.full(n, 63)
+    words = np.array([int(generator.integers(1, 2**63, dtype=np.uint64)) >> (63 - b) for b in bits.tolist()])
+    words = np.maximum(words, 1)
+    return torch.from_numpy(2**63 - 1 - words if kind == "small radii" else words)
+
+
+@pytest.mark.parametrize("kind", ["any", "small radii", "tail"])
+@pytest.mark.parametrize("std", [1.0, 1.9])
+def test_a_sample_is_the_real_number_rounded(monkeypatch: pytest.MonkeyPatch, kind: str, std: float) -> None:
+    n = 800
+    us = words_like(kind, n)
+    vs = words_like("any", n)
+    given = iter([torch.cat([us, vs])])
+
+    def fill(stream: Any, words: torch.Tensor) -> None:
+        words.copy_(next(given, torch.full_like(words, 2**62)))  # further digits: the middle
+
+    monkeypatch.setattr(module, "_fill", fill)
+    x = (SeededNoise(0).normal((2 * n,), std) / grid(std)).view(2, n)
+    decided = 0
+    for index, (u, v) in enumerate(zip(us.tolist(), vs.tolist(), strict=True)):
+        for got, (low, high) in zip(x[:, index].tolist(), real_pair(u, v, 63, std / grid(std)), strict=True):
+            assert mpmath.floor(low + 0.5) <= got <= mpmath.floor(high + 0.5)
+            decided += bool(mpmath.floor(low + 0.5) == mpmath.floor(high + 0.5))
+    assert decided > (0.9 if kind != "tail" else 0.5) * 2 * n
+
+
+def test_what_float64_decides_is_what_bounds_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = SeededNoise(3).normal((20_000,), 1.3)
+    monkeypatch.setattr(module, "MARGIN", 2.0**-28)  # half a step or more: nothing is left to float64
+    calls = []
+    exact = module._exact_pair
+    monkeypatch.setattr(module, "_exact_pair", lambda *given: calls.append(given) or exact(*given))
+    assert torch.equal(SeededNoise(3).normal((20_000,), 1.3), fast) and len(calls) == 10_000
+
+
+def test_pairs_have_the_probabilities_of_rounded_gaussians() -> None:
+    """Over all first digits of U and V, on a grid of one standard deviation.
+
+    What is decided goes to each point with no more than its own probability. So the distance from the ideal
+    is at most what is left undecided, and that shrinks with every further digit.
+    """
+    edges = {k: stats.norm.cdf(k + 0.5) - stats.norm.cdf(k - 0.5) for k in range(-6, 7)}
+    left = [1.0]
+    for bits in (4, 5, 6, 7):
+        mass: dict[tuple[int, int], float] = {}
+        for u in range(1, 2**bits):
+            for v in range(2**bits):
+                pair = module._pair_in(u, v, bits, 1.0)
+                if pair is not None:
+                    mass[pair] = mass.get(pair, 0.0) + 4.0**-bits
+        assert all(found <= edges[i] * edges[j] * (1 + 1e-9) for (i, j), found in mass.items())
+        left.append(1 - sum(mass.values()))
+        assert left[-1] < 0.85 * left[-2] or bits == 4
+    assert left[-1] < 0.6 and len(mass) > 15
+
+
+def test_a_key_serves_so_few_blocks_that_they_hardly_ever_would_repeat(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Exactly, for blocks of b bits: distinct ones are apart from uniform ones by the chance of a repetition.
+    for b, blocks in ((4, 5), (8, 20), (16, 300)):
+        repeated = 1 - math.prod(1 - i / 2**b for i in range(blocks))
+        assert repeated <= blocks**2 / 2 / 2**b
+    served: dict[int, int] = {}
+    fill = module._fill
+
+    def counting(stream: Any, words: torch.Tensor) -> None:
+        served[id(stream)] = served.get(id(stream), 0) + len(words)
+        kept.append(stream)
+        fill(stream, words)
+
+    kept: list[Any] = []
+    monkeypatch.setattr(module, "_fill", counting)
+    SecureNoise().normal((3 * CHUNK + 5,), 1.0)
+    SecureNoise().uniform(2 * CHUNK + 5)
+    assert len(served) == 7
+    blocks = max(served.values()) * 8 / 16
+    assert blocks <= 2**15.1
+    assert blocks**2 / 2 * 2.0**-128 <= sampler.DISTANCE * CHUNK
+
+
+@pytest.mark.parametrize(("epsilon", "numbers"), [(0.0, 1), (8.0, 96_000_000), (40.0, 10**12), (1.0, 2**80)])
+def test_the_samplers_part_of_delta(epsilon: float, numbers: int) -> None:
+    with mpmath.workdps(50):
+        expected = (1 + mpmath.exp(epsilon)) * mpmath.mpf(2) ** -113 * numbers
+    assert sampler.sampler_delta(epsilon, numbers) == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_the_samplers_part_of_delta_at_its_ends() -> None:
+    assert sampler.sampler_delta(math.inf, 1) == sampler.sampler_delta(1e5, 1) == 1.0
+    assert sampler.sampler_delta(0.0, 2**200) == 1.0
+    assert sampler.sampler_delta(math.inf, 0) == 0.0
 
 
 def test_uniforms_are_uniform_in_0_to_1_on_53_bits() -> None:

@@ -11,11 +11,19 @@ import pytest
 import torch
 
 from histoflare.errors import JobError
+from histoflare.privacy import sampler
 from histoflare.privacy.accountant import epsilon
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.noise import SeededNoise
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.privacy.spend import Spend
+
+DECLARED = {"linear": True, "keeps": (), "equal_weights": True, "transfer": "float32"}
+
+
+def declared(**changes: Any) -> SimpleNamespace:
+    """Return what a strategy says of itself."""
+    return SimpleNamespace(**{**DECLARED, **changes})
 
 
 def test_open_protects_nothing_and_says_so() -> None:
@@ -23,7 +31,7 @@ def test_open_protects_nothing_and_says_so() -> None:
     released = plan.release(tensors, SeededNoise(0))
     assert list(released) == list(tensors)
     assert all(torch.equal(released[name], tensors[name]) for name in tensors)
-    assert epsilon([plan.settled(3).spend()], 1e-5) == math.inf
+    assert epsilon([plan.settled(3, 10).spend()], 1e-5) == math.inf
     assert plan.mechanism == "open"
     for words in ("no clipping", "no noise", "∞"):
         assert words in plan.describe()
@@ -59,12 +67,12 @@ def test_a_patient_can_turn_a_clipped_update_round() -> None:
 )
 def test_a_settled_job_fits_its_budget_and_hardly_less_noise_does(plan: Any) -> None:
     budget = Budget(3.0, 1e-5)
-    settled = plan.settled(10)
+    settled = plan.settled(10, 10**6)
     assert settled.target_epsilon is None
     assert budget.admits(budget.cost(settled.spend().times(10)))
     less = replace(settled, noise_multiplier=settled.noise_multiplier * 0.999)
     assert not budget.admits(budget.cost(less.spend().times(10)))
-    assert settled.settled(99) == settled, "a noise that is stated does not follow the number of rounds"
+    assert settled.settled(99, 1) == settled, "a noise that is stated does not follow the number of rounds"
 
 
 def test_an_update_is_clipped_and_noised() -> None:
@@ -98,11 +106,23 @@ def test_noise_at_the_server_is_added_once_to_the_sum() -> None:
 
 def test_noise_at_the_server_needs_equal_weights() -> None:
     plan = UpdateNoise(noise_multiplier=3.0, noise_location="server")
-    plan.check_strategy(SimpleNamespace(weighting="uniform"))
-    for other in (SimpleNamespace(weighting="samples"), SimpleNamespace()):
-        with pytest.raises(JobError, match="uniform"):
+    plan.check_strategy(declared())
+    for other in (declared(equal_weights=False), declared(linear=False)):
+        with pytest.raises(JobError, match="uniform") as caught:
             plan.check_strategy(other)
+        assert caught.value.reason == "PRIVACY_INVALID"
         replace(plan, noise_location="client").check_strategy(other)
+    with pytest.raises(JobError, match="float32"):
+        plan.check_strategy(declared(transfer="float16"))
+
+
+@pytest.mark.parametrize("plan", [Open(), DpSgd(noise_multiplier=2.0), UpdateNoise(noise_multiplier=1.0)])
+@pytest.mark.parametrize("left_out", DECLARED)
+def test_a_strategy_that_does_not_declare_itself_is_refused(plan: PrivacyPlan, left_out: str) -> None:
+    plan.check_strategy(declared())
+    with pytest.raises(JobError, match=left_out) as caught:
+        plan.check_strategy(SimpleNamespace(**{n: v for n, v in DECLARED.items() if n != left_out}))
+    assert caught.value.reason == "PRIVACY_INVALID"
 
 
 def test_a_tiny_sample_rate_is_not_rounded_away() -> None:
@@ -113,10 +133,55 @@ def test_a_tiny_sample_rate_is_not_rounded_away() -> None:
 
 def test_no_layer_stays_at_the_site_under_dp_sgd() -> None:
     plan = DpSgd(noise_multiplier=4.0)
-    plan.check_strategy(SimpleNamespace(share=None))
+    plan.check_strategy(declared())
     with pytest.raises(JobError, match="share must be null"):
-        plan.check_strategy(SimpleNamespace(share=["head"]))
-    UpdateNoise(noise_multiplier=4.0).check_strategy(SimpleNamespace(share=["head"]))
+        plan.check_strategy(declared(keeps=("personal layers",)))
+    UpdateNoise(noise_multiplier=4.0).check_strategy(declared(keeps=("personal layers",)))
+
+
+MANY = 1_600_000  # weights: of a MEM with 1,024 features, as in Adnan et al. 2022
+
+
+def apart(monkeypatch: pytest.MonkeyPatch, distance: float) -> None:
+    """Give the sampler a distance from the ideal one."""
+    monkeypatch.setattr(sampler, "DISTANCE", distance)
+
+
+def test_a_sampler_that_takes_more_than_a_tenth_of_delta_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = DpSgd(target_epsilon=8.0, delta=1e-5, sample_rate=1.0, steps=1)
+    plan.settled(60, MANY)
+    # (1 + e^8) 2^-50 · 1.6e6 · 60 = 2.5e-4
+    apart(monkeypatch, 2.0**-50)
+    with pytest.raises(JobError, match="sampler") as caught:
+        plan.settled(60, MANY)
+    assert caught.value.reason == "PRIVACY_INVALID"
+    plan.settled(60, 300)
+    UpdateNoise(target_epsilon=2.0, delta=1e-5).settled(60, MANY)
+
+
+def test_an_epsilon_far_beyond_any_use_is_refused_for_the_sampler() -> None:
+    with pytest.raises(JobError, match="sampler"):
+        UpdateNoise(target_epsilon=60.0, delta=1e-5).settled(60, MANY)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_noise_is_settled_for_what_the_sampler_leaves_of_delta(
+    monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    plan = DpSgd(target_epsilon=3.0, delta=1e-5, sample_rate=1.0, steps=steps)
+    ideal = plan.settled(10, MANY).noise_multiplier
+    apart(monkeypatch, 0.099e-5 / ((1 + math.exp(3)) * MANY * 10 * steps))
+    settled = plan.settled(10, MANY).noise_multiplier
+    assert ideal is not None and settled is not None and settled > ideal
+    assert settled == Budget(3.0, 0.901e-5).calibrate(1.0, 10 * steps)
+
+
+def test_what_a_plan_draws() -> None:
+    assert Open().numbers(3, 100) == 0
+    assert UpdateNoise(noise_multiplier=1.0).numbers(3, 100) == 300
+    assert DpSgd(target_epsilon=1.0, sample_rate=1.0, steps=5).numbers(3, 100) == 1500
+    # Where records are drawn each takes a uniform: of so many at most, for how many there are is secret.
+    assert DpSgd(target_epsilon=1.0, sample_rate=0.1, steps=5).numbers(3, 100) == 15 * (100 + 2**20)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -227,3 +228,11 @@ def test_equal_sites_are_accounted_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert found["sites"]["b"]["pld"]["epsilon"] == 200
     assert len(asked) == len(set(asked))
     assert sum(accountant == "pld" for accountant, _ in asked) == 10
+
+
+def test_the_samplers_part_of_delta_is_that_of_all_rounds_at_their_epsilon() -> None:
+    rows = [stamped(SAMPLED, index) for index in range(2)]
+    found = guarantee(SAMPLED, rows, numbers=10**9)
+    expected = (1 + math.exp(found["reserved"]["rdp"]["epsilon"])) * 2.0**-113 * 10**9
+    assert found["sampler_delta"] == pytest.approx(expected, rel=1e-9)
+    assert guarantee(SAMPLED, rows)["sampler_delta"] is None, "nothing is said of what is not known"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -197,7 +197,7 @@ def test_records_are_patients_or_slides(record: str, most: int | None, count: in
             return super().record_batch(data, records, seed)
 
     result = train(Watched(**task.to_json()), data, plan)
-    assert drawn == [1] * (1 + count) and result.n_samples == 16  # the first is looked at beforehand
+    assert drawn == [1] * count and result.n_samples == 16
 
 
 def test_dropout_follows_the_secret_source_and_not_the_public_seed() -> None:
@@ -278,10 +278,60 @@ def test_no_error_tells_of_a_record_that_the_model_was_made_to_fail_on() -> None
     assert train(task, data, plan, state=state).n_steps == 1
 
 
-def test_a_job_whose_bags_do_not_fit_is_refused_whoever_is_drawn() -> None:
-    for sample_rate in (1.0, 1e-12):
-        with pytest.raises(BagError, match="this job's task wants"):
-            train(mem_task(features=7), several_slides(), Plan(sample_rate=sample_rate))
+class Faulty(MemoryBags):
+    """Bags of which those of one patient are not as they should be."""
+
+    def __init__(self, data: MemoryBags, patient: str, fault: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(data.records, data.bags)
+        self.patient, self.fault = patient, fault
+
+    def features(self, record: Any) -> Tensor:
+        bag = super().features(record)
+        return self.fault(bag) if record.patient == self.patient else bag
+
+
+def raises(error: Exception) -> Callable[[Tensor], Tensor]:
+    def fault(bag: Tensor) -> Tensor:
+        raise error
+
+    return fault
+
+
+FAULTS = {
+    "unreadable": raises(BagError("s3.h5 is damaged", reason="BAG_DAMAGED")),
+    "gone": raises(FileNotFoundError("s3.h5")),
+    "no memory": raises(MemoryError()),
+    "a refusal with another reason": raises(JobError("no", reason="TRAINING_FAILED")),
+    "width": lambda bag: bag[:, :-1],
+    "dimensions": lambda bag: bag[0],
+    "NaN": lambda bag: bag * math.nan,
+    "infinite": lambda bag: bag * math.inf,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("patient", ["p0", "p3"])
+def test_a_drawn_record_that_fails_counts_as_none_and_nothing_else_changes(fault: str, patient: str) -> None:
+    """A failed round would tell that this patient was drawn. p0 is the first record."""
+    data = several_slides()
+    there = [record for record in data.records if record.patient != patient]
+    faulty = Faulty(data, patient, FAULTS[fault])
+    got = train(mem_task(), faulty, EXACT)
+    expected = train(mem_task(), MemoryBags(there, data.bags), EXACT)
+    assert got.n_steps == expected.n_steps
+    assert all(torch.equal(got.state[name], expected.state[name]) for name in expected.state)
+    assert len(got.failures) == (fault not in ("NaN", "infinite"))
+    assert expected.failures == ()
+
+
+def test_what_fails_whatever_the_record_still_fails() -> None:
+    class NoModel(MemTask):
+        def build_model(self) -> Any:
+            raise JobError("no such model", reason="NO_MODEL")
+
+    task = mem_task()
+    with pytest.raises(JobError, match="no such model"):
+        train(NoModel(**task.to_json()), several_slides(), state=model_state(task.build_model()))
 
 
 def test_a_patient_with_very_many_slides_is_one_record() -> None:

@@ -53,6 +53,9 @@ class Scaffold(Strategy):
     """SCAFFOLD (Karimireddy et al. 2020), option II: control variates at both ends."""
 
     name: ClassVar[str] = "scaffold"
+    linear: ClassVar[bool] = True
+    kept: ClassVar[tuple[str, ...]] = ("control variates",)
+    equal_weights: ClassVar[bool] = True
     learning_rate: float = 0.1
 
     def begin(self, state: State) -> State:

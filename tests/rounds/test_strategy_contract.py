@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from histoflare.errors import JobError
-from histoflare.privacy.plan import Open
+from histoflare.privacy.plan import DpSgd, Open, UpdateNoise
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, add, digest, model_state
 from histoflare.rounds.strategy import (
@@ -18,6 +18,8 @@ from histoflare.rounds.strategy import (
     SiteOutcome,
     Strategy,
     Update,
+    count_sent,
+    count_sent_by_job,
     make_strategy,
     server_round,
     site_round,
@@ -158,3 +160,57 @@ def test_partial_sharing_keeps_the_rest_at_home(strategy: Strategy) -> None:
     assert torch.equal(personal["body.weight"], combined["body.weight"])
     assert not torch.equal(personal["head.weight"], state["head.weight"])
     assert list(personal) == list(model_state(TASK.build_model()))
+
+
+def test_it_declares_what_a_privacy_plan_asks(strategy: Strategy) -> None:
+    assert isinstance(vars(type(strategy))["linear"], bool), "of its own, not inherited"
+    assert isinstance(vars(type(strategy))["kept"], tuple)
+    for plan in (Open(), UpdateNoise(noise_multiplier=1.0), DpSgd(noise_multiplier=1.0)):
+        plan.check_strategy(strategy)
+
+
+def test_what_it_declares_to_be_linear_and_equal_is(strategy: Strategy) -> None:
+    """The next state follows from the sum of the updates alone: noise in one of them is noise in it."""
+    if not strategy.equal_weights and strategy.name == "fedavg":
+        strategy = make_strategy("fedavg", weighting="uniform")
+    if not (strategy.linear and strategy.equal_weights):
+        pytest.skip("it declares that it is not")
+    state = start_state(strategy)
+    sites = strategy.participants(0, SITES, 1)
+    made = [outcome_of(strategy, site, state).update for site in sites]
+    generator = torch.Generator().manual_seed(0)
+    shift = {n: torch.randn(t.shape, generator=generator, dtype=t.dtype) for n, t in made[0].tensors.items()}
+
+    def shifted(index: int) -> State:
+        moved = [
+            Update(u.site, add(u.tensors, shift), u.weight) if i == index else u for i, u in enumerate(made)
+        ]
+        return strategy.combine(state, moved)
+
+    first = shifted(0)
+    plain = strategy.combine(state, made)
+    for index in range(len(made)):
+        for name, tensor in shifted(index).items():
+            torch.testing.assert_close(tensor, first[name], rtol=1e-4, atol=1e-5)
+    for name, moved in shift.items():
+        torch.testing.assert_close(
+            first[name] - plain[name], moved / len(made), rtol=1e-4, atol=1e-5, check_dtype=False
+        )
+
+
+def test_what_stays_at_a_site_is_what_it_keeps(strategy: Strategy) -> None:
+    for changes in ({}, {"share": ["body"]}, {"batch_norm": "local"}):
+        changed = make_strategy(strategy.name, **{**asdict(strategy), **changes})
+        kept = outcome_of(changed, SITES[0], start_state(changed)).site_state
+        assert bool(kept) == bool(changed.keeps), "nothing is kept that is not declared"
+        if changes:
+            with pytest.raises(JobError, match="keeps"):
+                DpSgd(noise_multiplier=1.0).check_strategy(changed)
+
+
+def test_a_job_noises_as_many_numbers_as_a_site_sends(strategy: Strategy) -> None:
+    for share in (None, ["body"]):
+        changed = make_strategy(strategy.name, **{**asdict(strategy), "share": share})
+        state = start_state(changed)
+        sent = sum(t.numel() for t in outcome_of(changed, SITES[0], state).update.tensors.values())
+        assert count_sent(changed, state) == count_sent_by_job(changed, TASK) == sent

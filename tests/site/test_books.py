@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from histoflare.errors import HistoflareError, JobError, LedgerError
+from histoflare.privacy import sampler
 from histoflare.privacy.own_policy import Narrowing, StewardPolicy, narrowed
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.privacy.policy import POLICIES, Policy, read_policy
@@ -23,6 +25,7 @@ LABELS = ["glandular", "solid"]
 MODEL = {"w": np.zeros(3, dtype=np.float32)}
 PLAN = DpSgd(noise_multiplier=20.0, sample_rate=0.1, steps=2)
 ROUNDS = 3
+WEIGHTS = 50_000
 
 
 def site(folder: Path, train: int = 6, test: int = 2, **options: Any) -> SiteConfiguration:
@@ -48,7 +51,9 @@ def policy(**changes: Any) -> Policy:
 def books(
     configuration: SiteConfiguration, plan: PrivacyPlan = PLAN, rules: Policy | None = None, run: str = "run"
 ) -> Books:
-    return Books(configuration, rules or policy(), plan, rounds=ROUNDS, run=run, labels=LABELS)
+    return Books(
+        configuration, rules or policy(), plan, rounds=ROUNDS, weights=WEIGHTS, run=run, labels=LABELS
+    )
 
 
 class Training:
@@ -200,8 +205,25 @@ def test_a_job_beyond_the_budget_is_refused_before_it_trains(tmp_path: Path) -> 
     assert caught.value.reason == "BUDGET_EXHAUSTED"
 
 
+def test_a_job_whose_sampler_takes_too_much_of_delta_is_refused_before_it_reserves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = site(tmp_path)
+    asked = books(at)
+    monkeypatch.setattr(sampler, "DISTANCE", 2.0**-60)  # 2e-8 of 1e-5
+    asked.reserve()
+    monkeypatch.setattr(sampler, "DISTANCE", 2.0**-53)
+    with pytest.raises(JobError, match="sampler") as caught:
+        books(at, run="other").reserve()
+    assert caught.value.reason == "PRIVACY_INVALID"
+    (line,) = [event for event in audit_log_of(at).read() if event["what"] == "reserved"]
+    assert line["sampler_delta"] == pytest.approx(
+        (1 + math.exp(8)) * 2.0**-60 * asked.plan.numbers(ROUNDS, WEIGHTS)
+    )
+
+
 def test_the_sites_own_lower_epsilon_is_its_budget(tmp_path: Path) -> None:
-    plan = DpSgd(target_epsilon=3.0, sample_rate=0.2, steps=2).settled(ROUNDS)
+    plan = DpSgd(target_epsilon=3.0, sample_rate=0.2, steps=2).settled(ROUNDS, WEIGHTS)
     own = StewardPolicy(everywhere=Narrowing(epsilon=2.0))
     books(site(tmp_path / "a"), plan, policy(epsilon=3.0)).reserve()
     with pytest.raises(LedgerError, match="budget is ε = 2"):
@@ -210,12 +232,14 @@ def test_the_sites_own_lower_epsilon_is_its_budget(tmp_path: Path) -> None:
 
 def test_a_second_job_finds_what_the_first_has_left(tmp_path: Path) -> None:
     at = site(tmp_path)
-    plan = DpSgd(target_epsilon=7.0, sample_rate=0.2, steps=2).settled(ROUNDS)
+    plan = DpSgd(target_epsilon=7.0, sample_rate=0.2, steps=2).settled(ROUNDS, WEIGHTS)
     books(at, plan, run="first").reserve()
     with pytest.raises(LedgerError) as caught:
         books(at, plan, run="second").reserve()
     assert caught.value.reason == "BUDGET_EXHAUSTED"
-    books(at, DpSgd(target_epsilon=0.5, sample_rate=0.2, steps=2).settled(ROUNDS), run="third").reserve()
+    books(
+        at, DpSgd(target_epsilon=0.5, sample_rate=0.2, steps=2).settled(ROUNDS, WEIGHTS), run="third"
+    ).reserve()
 
 
 @pytest.mark.parametrize(

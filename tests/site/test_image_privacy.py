@@ -32,7 +32,7 @@ from histoflare.site.work import SiteWork
 
 from ..masks.made import LABELS, TASK, make_site
 
-PLAN = UpdateNoise(clip_norm=0.5, target_epsilon=8.0).settled(1)
+PLAN = UpdateNoise(clip_norm=0.5, target_epsilon=8.0).settled(1, 10**6)
 KEEPING = FedAvg(weighting="uniform", batch_norm="local-statistics")
 POLICY = replace(read_policy(POLICIES / "dp-update.toml"), minimum_patients=2)
 
@@ -42,7 +42,7 @@ def arrays(state: State) -> dict[str, Any]:
 
 
 def books(site: SiteConfiguration, plan: PrivacyPlan = PLAN, policy: Policy = POLICY) -> Books:
-    return Books(site, policy, plan, rounds=1, run="run", labels=list(LABELS), data="images")
+    return Books(site, policy, plan, rounds=1, weights=10**6, run="run", labels=list(LABELS), data="images")
 
 
 def work(site: SiteConfiguration, plan: PrivacyPlan, roles: dict[str, str] | None) -> SiteWork:

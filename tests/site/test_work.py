@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from histoflare.errors import HistoflareError, JobError
-from histoflare.privacy.plan import Open
+from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.rounds.comparison import compare
 from histoflare.rounds.evaluation import evaluate
@@ -214,6 +214,28 @@ def test_a_fault_that_was_put_right_costs_no_later_round(site: SiteConfiguration
     assert caught.value.reason == "COHORT_INVALID"
     hidden.rename(site.bags)
     assert work.train(first_state(), 1, 2, []).patients == 12
+
+
+@pytest.mark.parametrize(
+    "plan", [DpSgd(noise_multiplier=1.0, sample_rate=1.0, steps=2), UpdateNoise(noise_multiplier=1.0)]
+)
+def test_a_bag_that_cannot_be_read_is_said_here_and_nowhere_else(
+    site: SiteConfiguration, plan: PrivacyPlan
+) -> None:
+    said: list[str] = []
+    setup = setup_of(replace(site, cache_mb=0), plan=plan)
+    work = SiteWork(setup, said.append)
+    whole = work.train(first_state(), 0, 2, [])
+    assert not any("counted as nothing" in line for line in said)
+    damaged = work._data().train[0]
+    damaged.path.write_bytes(b"no bag any more")
+    answer = work.train(first_state(), 1, 2, [])
+    (line,) = [line for line in said if "counted as nothing" in line]
+    assert damaged.path.name in line
+    assert answer.tensors.keys() == whole.tensors.keys()
+    assert (answer.weight, answer.patients, answer.metrics) == (whole.weight, whole.patients, whole.metrics)
+    with pytest.raises(HistoflareError):
+        SiteWork(replace(setup, plan=Open(), run="open"), say_nothing).train(first_state(), 0, 2, [])
 
 
 def test_tensorboard_that_cannot_be_written_costs_no_round(site: SiteConfiguration) -> None:

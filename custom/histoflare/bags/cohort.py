@@ -135,6 +135,7 @@ def load_cohort(
     mpp: float | None = None,
     patch_px: int | None = None,
     *,
+    features: int | None = None,
     cache_bytes: int = CACHE_BYTES,
 ) -> Cohort:
     """Return the cohort of ``manifest``, every bag's header checked; features are read when asked for.
@@ -152,6 +153,7 @@ def load_cohort(
         encoder: Id the bags must have; None takes any, but the same for all.
         mpp, patch_px: Resolution and side the patches must have; None takes any. Imported features that do
             not say theirs are taken with a warning.
+        features: Numbers a patch that the bags must have; None takes any.
         cache_bytes: Features kept in memory.
 
     Raises:
@@ -164,6 +166,11 @@ def load_cohort(
     for record, header in found:
         _check_header(record, header, common, mpp, patch_px, findings)
     findings.problems.extend(_mixed(found))
+    if features is not None and found and found[0][1].features != features:
+        findings.problems.append(
+            f"the bags have {found[0][1].features} features a patch, the job's have {features}: prepare with "
+            "the job's encoder"
+        )
     if findings.problems:
         listed = "".join(f"\n  {problem}" for problem in findings.problems[:LISTED_PROBLEMS])
         more = len(findings.problems) - LISTED_PROBLEMS

@@ -25,6 +25,7 @@ from histoflare.rounds.bounds import train_local_only, train_pooled
 from histoflare.rounds.comparison import Comparison, compare
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, digest, n_bytes
+from histoflare.rounds.strategy import count_sent_by_job
 from histoflare.site.data import SiteData, device_of, load_site_data, pool_site_data
 from histoflare.site.pictures import build_site_page
 from histoflare.storage import write_json
@@ -165,6 +166,7 @@ def _build_report(
         mechanism=job.plan.mechanism,
         plan=job.plan.to_json(),
         spend=job.plan.spend().to_json(),
+        numbers=job.plan.numbers(job.rounds, count_sent_by_job(job.strategy, job.task)),
         accuracy_against_epsilon=entries,
         seconds=clock.seconds,
         model_sha256=digest(federated.state),
@@ -222,7 +224,7 @@ def _other_plans(job: Job, epsilons: Sequence[float]) -> list[PrivacyPlan]:
     for epsilon in epsilons:
         try:
             asked: Any = replace(job.asked, target_epsilon=epsilon, noise_multiplier=None)  # type: ignore[type-var]
-            plan = asked.settled(job.rounds)
+            plan = asked.settled(job.rounds, count_sent_by_job(job.strategy, job.task))
         except HistoflareError as error:
             text = f"ε = {epsilon:g} is left out: {error}"
             console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)

@@ -10,6 +10,7 @@ import typer
 
 from histoflare.commands.console import console, make_table, out, print_json
 from histoflare.errors import JobError
+from histoflare.privacy.sampler import NUMBERS_EVER, sampler_delta
 
 if TYPE_CHECKING:
     from histoflare.privacy.budget import Budget
@@ -155,7 +156,11 @@ def _show(summary: Summary) -> None:
         table.add_row(*_row(run))
     out.print(table, markup=False)
     at = f"at δ = {summary.delta:g}"
-    _say(f"Budget of each patient: ε = {summary.budget_epsilon:g} {at}.")
+    taken = sampler_delta(summary.budget_epsilon, NUMBERS_EVER)
+    _say(
+        f"Budget of each patient: ε = {summary.budget_epsilon:g} {at}. Of δ the sampler of the noise "
+        f"takes at most {taken:.1g}, over all jobs there can ever be."
+    )
     _say(
         f"The most exposed patient: ε = {summary.epsilon:.4g} as jobs are admitted by, "
         f"{100 * summary.remaining:.1f} % of the budget left "

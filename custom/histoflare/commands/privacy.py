@@ -40,7 +40,8 @@ MEANINGS = {
 
 GUARANTEE = (
     f"Per {UNIT}, with all slides; neighbouring cohorts: {ADD_OR_REMOVE_ONE}. For jobs fixed beforehand: a "
-    "budget for jobs chosen after seeing results takes a little more noise."
+    "budget for jobs chosen after seeing results takes a little more noise, and its sampler takes "
+    "(1 + e^epsilon) x 2^-113 of delta for each number drawn (privacy plan counts it for a job)."
 )
 
 NoiseMultiplier = Annotated[
@@ -177,6 +178,7 @@ def show_plan(
     from histoflare.flare.site_policy import policy_file
     from histoflare.privacy.accountant import epsilon
     from histoflare.privacy.own_policy_file import read_site_policy
+    from histoflare.rounds.strategy import count_sent_by_job
     from histoflare.site.configuration import read_site_file
     from histoflare.site.preview import preview
 
@@ -193,7 +195,10 @@ def show_plan(
         _say_refusal(refusal)
         raise typer.Exit(0 if refusal is None else 3)
     read.plan.check_task(read.task)
-    found = preview(configuration, rules, read.plan, read.rounds, list(read.task.labels), read.task.data)
+    weights = count_sent_by_job(read.strategy, read.task)
+    found = preview(
+        configuration, rules, read.plan, read.rounds, weights, list(read.task.labels), read.task.data
+    )
     refusal = refusal or found.refusal
     spend = read.plan.spend().times(read.rounds)
     tight = "pld" if spend.sample_rate < 1 else "gaussian"
@@ -211,6 +216,8 @@ def show_plan(
             "job_alone": _json(found.alone),
             f"job_alone_by_{tight}": _json(tightly),
             "together": _json(found.after),
+            "weights": weights,
+            "sampler_delta": found.sampler_delta,
             "admitted": refusal is None,
             "reason": refusal and refusal.reason,
         }
@@ -224,8 +231,10 @@ def show_plan(
         table.add_row("budget", _shown(found.budget.epsilon))
         out.print(table)
         about = (
-            f"{read.plan.describe()} δ = {delta:g}. {found.patients} patients to train on. ε is counted at "
-            "the one order that suits the budget, by which jobs are admitted; a lower budget has another."
+            f"{read.plan.describe()} δ = {delta:g}, of which the sampler of the noise takes "
+            f"{found.sampler_delta:.1g} ({weights:,} weights). {found.patients} patients to train on. ε is "
+            "counted at the one order that suits the budget, by which jobs are admitted; a lower budget has "
+            "another."
         )
         out.print(about, highlight=False, markup=False)
         if refusal is None:

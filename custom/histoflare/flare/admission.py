@@ -107,6 +107,7 @@ class Admission(Filter):
             policy,
             job.plan,
             rounds=rounds,
+            weights=job.weights,
             run=job.run or fl_ctx.get_job_id(),
             labels=list(agreed["labels"]),
             data=job.task.data,

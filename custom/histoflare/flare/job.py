@@ -24,7 +24,7 @@ from histoflare.errors import HistoflareError, JobError
 from histoflare.flare.job_files import CONFIG_FOLDER, META_FILE, read_tables
 from histoflare.flare.job_schema import AGREED, TABLES, TRAINING, check_tables, invalid
 from histoflare.privacy.plan import Open, PrivacyPlan
-from histoflare.rounds.strategy import STRATEGIES
+from histoflare.rounds.strategy import STRATEGIES, count_sent_by_job
 
 TASKS = {"mem": "histoflare.bags.task:MemTask", "segmentation": "histoflare.masks.task:MaskTask"}
 """What is learned: a name in ``[task]`` → its class."""
@@ -52,6 +52,7 @@ class Job:
         run: Name of the run that it goes on after, or asks about; None for a new one.
         task: What is learned (has the methods of ``rounds.task.Task``).
         strategy: How the sites work together (``rounds.strategy.Strategy``).
+        weights: How many numbers a site sends in a round; 0 where nothing protects them.
         scope: The privacy scope it asks for; empty where FLARE alone knows (at a site).
         protocol: What the consortium agreed on.
         plan: What protects the updates, settled for the job's rounds. asked: The same as the job states it.
@@ -70,6 +71,7 @@ class Job:
     run: str | None
     task: Any
     strategy: Any
+    weights: int
     scope: str
     protocol: dict[str, Any]
     plan: PrivacyPlan
@@ -137,7 +139,11 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
     agreed = check_tables(job, protocol)
     rounds = agreed["stop"]["rounds"] if job["kind"] == TRAINING else 1
     asked: PrivacyPlan = _make("privacy", job["privacy"], MECHANISMS) if "privacy" in job else Open()
-    task = {name: agreed[name] for name in AGREED if name in agreed} | {"seed": job["seed"]}
+    decided = {name: agreed[name] for name in AGREED if name in agreed} | {"seed": job["seed"]}
+    task: Any = _make("task", job["task"], TASKS, decided)
+    strategy: Any = _make("strategy", job["strategy"], STRATEGIES)
+    # an open job is read without its network's libraries
+    weights = 0 if isinstance(asked, Open) else count_sent_by_job(strategy, task)
     return Job(
         name=folder.name,
         folder=folder,
@@ -146,11 +152,12 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
         **{name: job[name] for name in ("kind", "purpose", "min_clients", "late_seconds", "seed")},
         best_metric=job.get("best_metric"),
         run=job.get("run"),
-        task=_make("task", job["task"], TASKS, task),
-        strategy=_make("strategy", job["strategy"], STRATEGIES),
+        task=task,
+        strategy=strategy,
+        weights=weights,
         scope="",
         protocol=agreed,
-        plan=asked.settled(rounds),
+        plan=asked.settled(rounds, weights),
         asked=asked,
     )
 

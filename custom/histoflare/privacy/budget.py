@@ -12,11 +12,12 @@ the outcomes, and the theorem says nothing of that. So :class:`Budget` takes its
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from histoflare.errors import JobError
 from histoflare.privacy.accountant import least_noise, rdp
+from histoflare.privacy.sampler import sampler_delta
 from histoflare.privacy.spend import Spend
 
 ORDERS: tuple[float, ...] = (
@@ -29,6 +30,9 @@ ORDERS: tuple[float, ...] = (
 an octave from 256 to 16,384. A change of this grid changes what old budgets allow."""
 
 MOST_DELTA = 0.1
+
+MOST_OF_SAMPLER = 0.1
+"""Of δ: a job whose noise takes a greater part of it, because no sampler is ideal, is refused."""
 
 _TOLERANCE = 1e-9
 
@@ -106,6 +110,26 @@ class Budget:
         were added up in another order, must not fail by a rounding.
         """
         return rho <= self.allowance * (1 + _TOLERANCE)
+
+    def sampler_delta(self, numbers: int) -> float:
+        """Return what ``numbers`` samples take of ``delta``, in [0, 1]; see ``privacy.sampler``."""
+        return sampler_delta(self.epsilon, numbers)
+
+    def without_sampler(self, numbers: int) -> Budget:
+        """Return this budget with what is left of ``delta`` beside the part that ``numbers`` samples take.
+
+        Raises:
+            JobError: That part is more than a tenth of ``delta`` (PRIVACY_INVALID).
+        """
+        taken = self.sampler_delta(numbers)
+        if taken > MOST_OF_SAMPLER * self.delta:
+            raise JobError(
+                f"Drawing {numbers:,} numbers of noise takes {taken:.2g} of δ = {self.delta:g} at "
+                f"ε = {self.epsilon:g}, more than a tenth: no sampler is ideal, and the difference counts "
+                "1 + e^ε times. Ask for a smaller ε, for fewer rounds or steps, or for a smaller model.",
+                reason="PRIVACY_INVALID",
+            )
+        return replace(self, delta=self.delta - taken)
 
     def calibrate(self, sample_rate: float, steps: int) -> float:
         """Return the least noise multiplier with which an event fits this budget when it is empty.

@@ -34,11 +34,13 @@ class PrivateGradient:
         tensors: By name of parameter, for every parameter that is trained.
         norms: (records,) float64, the drawn records' gradient norms before the clip.
         losses: (records,), the drawn records' losses.
+        failures: Why drawn records count as zero, in words.
     """
 
     tensors: dict[str, Tensor]
     norms: Tensor
     losses: Tensor
+    failures: tuple[str, ...] = ()
 
 
 def private_gradient(
@@ -58,6 +60,8 @@ def private_gradient(
     ========================================  ======================================================
     no records                                noise alone / batch_size: an empty sample is a step too
     a record whose gradient is not finite     as if it was not there
+    a record that cannot be had, or any       as if it was not there
+    other error on its way
     noise_multiplier 0                        no noise: protects nothing, the event has ε = ∞
     so large that grid(z·C)·√n >= C           refused: nothing of the n numbers would be left
     batch_size                                the public expected size, never the number drawn; 0,
@@ -73,7 +77,7 @@ def private_gradient(
     Raises:
         JobError: The model will not do (see :func:`check_model`), a batch is not one record with one loss
             (MODEL_NOT_PRIVATE), or a number is out of range (PRIVACY_INVALID). No error follows from the
-            numbers in a record.
+            numbers in a record, or from its being unreadable.
     """
     check_clip_norm(clip_norm)
     check_noise_multiplier(noise_multiplier)
@@ -97,4 +101,4 @@ def private_gradient(
     clipped = sum_one_by_one(model, losses, records, most)
     noised = add_noise(clipped.tensors, std=std, noise=noise)
     tensors = {name: noised[name].div_(batch_size).to(parameter.dtype) for name, parameter in kinds.items()}
-    return PrivateGradient(tensors, clipped.norms, clipped.losses)
+    return PrivateGradient(tensors, clipped.norms, clipped.losses, clipped.failures)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from histoflare.errors import JobError
+from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy import bookkeeping
 from histoflare.privacy.mechanism import check_clip_norm
 from histoflare.privacy.requirements import check_model
@@ -31,11 +31,13 @@ class ClippedSum:
         tensors: By name of parameter, for every parameter that is trained.
         norms: (P,) float64, the records' gradient norms before the clip.
         losses: (P,), the records' losses.
+        failures: Why a record counts as zero though its gradient is not known, in words. They name records.
     """
 
     tensors: dict[str, Tensor]
     norms: Tensor
     losses: Tensor
+    failures: tuple[str, ...] = ()
 
 
 def sum_one_by_one(model: nn.Module, losses: Losses, records: Iterable[Any], clip_norm: float) -> ClippedSum:
@@ -63,51 +65,66 @@ def sum_one_by_one(model: nn.Module, losses: Losses, records: Iterable[Any], cli
     norm above              scaled to just below clip_norm
     0                       0
     NaN or ∞ in it          0: a refusal would tell of the record. Its norm in ``norms`` is not finite
+    an error on the way     0, likewise, whatever the error: it cannot be read, has another shape, takes too
+                            much memory. Its norm and loss are NaN, and ``failures`` says why
     ======================  ========================================================================
 
     Args:
         model: One that :func:`check_model` takes.
-        losses: See :data:`Losses`; of a batch of one record, (1,).
+        losses: See :data:`Losses`; of a batch of one record, (1,). What it takes to make a batch of a record
+            is best done in it: an error there is the record's.
         records: Each a batch of one; asked for one at a time. There may be none.
         clip_norm: C.
 
     Raises:
-        JobError: Something else than one loss for one record, made by the model (MODEL_NOT_PRIVATE). No error
-            follows from the numbers in a record.
+        JobError: Something else than one loss for one record, made by the model (MODEL_NOT_PRIVATE): that is
+            the task's doing. No other error follows from a record.
     """
     parameters = _trained(model)
     total = {
         name: torch.zeros_like(p, dtype=torch.float64, requires_grad=False) for name, p in parameters.items()
     }
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    norms, found = [], [torch.zeros(0)]
+    norms, found, failures = [], [torch.zeros(0)], []
     for record in records:
-        loss = _checked(losses(model, record))
-        if len(loss) != 1:
-            raise JobError(
-                f"A batch of {len(loss)} records was given; training under protection takes one at a time.",
-                reason="MODEL_NOT_PRIVATE",
-            )
-        norms.append(_add_clipped(loss, parameters, total, clip_norm * (1 - HEADROOM)))
-        found.append(loss.detach())
-        del loss  # and with it the graph, before the next one is built
+        try:
+            loss, gradients = _loss_and_gradients(model, losses, record, list(parameters.values()))
+        except Exception as error:
+            if isinstance(error, JobError) and error.reason == "MODEL_NOT_PRIVATE":
+                raise
+            failures.append(str(error) if isinstance(error, HistoflareError) else repr(error))
+            loss, gradients = torch.full((1,), math.nan), ()
+        norm = _norm(gradients) if gradients else math.nan
+        _add_clipped(gradients, norm, total, clip_norm * (1 - HEADROOM))
+        norms.append(norm)
+        found.append(loss)
         for name, buffer in model.named_buffers():
             buffer.detach().copy_(buffers[name])
-    return ClippedSum(total, torch.tensor(norms, dtype=torch.float64), torch.cat(found))
+    return ClippedSum(total, torch.tensor(norms, dtype=torch.float64), torch.cat(found), tuple(failures))
+
+
+def _loss_and_gradients(
+    model: nn.Module, losses: Losses, record: Any, parameters: Sequence[nn.Parameter]
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """Return a record's loss (1,), without its graph, and its gradient by each parameter."""
+    loss = _checked(losses(model, record))
+    if len(loss) != 1:
+        raise JobError(
+            f"A batch of {len(loss)} records was given; training under protection takes one at a time.",
+            reason="MODEL_NOT_PRIVATE",
+        )
+    return loss.detach(), torch.autograd.grad(loss.sum(), parameters, allow_unused=True)
 
 
 def _add_clipped(
-    loss: Tensor, parameters: dict[str, nn.Parameter], total: dict[str, Tensor], clip_norm: float
-) -> float:
-    """Add the gradient of ``loss`` (1,) to ``total``, clipped, unless it is not finite; return its norm."""
-    gradients = torch.autograd.grad(loss.sum(), list(parameters.values()), allow_unused=True)
-    norm = _norm(gradients)
+    gradients: Sequence[Tensor | None], norm: float, total: dict[str, Tensor], clip_norm: float
+) -> None:
+    """Add a gradient to ``total``, clipped, unless it is not finite."""
     if math.isfinite(norm):
         factor = min(1.0, clip_norm / norm) if norm else 1.0
         for so_far, gradient in zip(total.values(), gradients, strict=True):
             if gradient is not None:
                 so_far.add_(gradient, alpha=factor)
-    return norm
 
 
 def sum_of_clipped_gradients(

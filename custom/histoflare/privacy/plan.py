@@ -24,6 +24,9 @@ from histoflare.seeds import derive_seed
 
 RECORDS = ("patient", "slide")
 LOCATIONS = ("client", "server")
+MOST_RECORDS = 2**20
+"""Of a site, for which a step's sum is bounded (``privacy.gradients``)."""
+
 SMALLEST_CLIP, LARGEST_CLIP, LARGEST_NOISE = 1e-6, 1e6, 1e6
 """Of a job's settings: nobody needs others, and far beyond them numbers of 32 bits do not add up."""
 
@@ -41,12 +44,21 @@ class PrivacyPlan(ABC):
     noise_seed: int | None = None
 
     @abstractmethod
-    def settled(self, rounds: int) -> Self:
+    def settled(self, rounds: int, weights: int) -> Self:
         """Return the plan with its noise fixed for a job of ``rounds`` rounds, at participation in each.
 
+        Args:
+            weights: How many numbers leave a site in a round (``rounds.strategy.count_sent_by_job``):
+                public, like the job's model. Each is noised, and a part of δ goes to the sampler.
+
         Raises:
-            JobError: No noise reaches the ε that the job asks for (PRIVACY_INVALID).
+            JobError: No noise reaches the ε that the job asks for, or the sampler takes more than a tenth of
+                δ (PRIVACY_INVALID).
         """
+
+    @abstractmethod
+    def numbers(self, rounds: int, weights: int) -> int:
+        """Return how many random numbers a job's mechanism draws at a site, at most: for the sampler's δ."""
 
     @abstractmethod
     def spend(self) -> Spend:
@@ -66,8 +78,19 @@ class PrivacyPlan(ABC):
             return SecureNoise()
         return SeededNoise(derive_seed(self.noise_seed, "noise", *parts))
 
-    def check_strategy(self, strategy: Any) -> None:  # noqa: B027 (most plans take any)
-        """Raise :class:`JobError` if the guarantee does not hold with how the sites work together."""
+    def check_strategy(self, strategy: Any) -> None:
+        """Raise :class:`JobError` if the guarantee does not hold with how the sites work together.
+
+        It is decided by what the strategy declares (``rounds.strategy.Strategy``); one that does not declare
+        it is refused.
+        """
+        for name, kind in (("linear", bool), ("keeps", tuple), ("equal_weights", bool), ("transfer", str)):
+            if not isinstance(getattr(strategy, name, None), kind):
+                raise JobError(
+                    f"The strategy {getattr(strategy, 'name', strategy)} does not declare {name}; without it "
+                    "no privacy plan can be checked. See histoflare.rounds.strategy.Strategy.",
+                    reason="PRIVACY_INVALID",
+                )
 
     def check_task(self, task: Any) -> None:  # noqa: B027 (most plans take any)
         """Raise :class:`JobError` if a task cannot be trained under this plan."""
@@ -90,9 +113,13 @@ class Open(PrivacyPlan):
 
     mechanism: ClassVar[str] = "open"
 
-    def settled(self, rounds: int) -> Self:
+    def settled(self, rounds: int, weights: int) -> Self:
         """Return the plan itself."""
         return self
+
+    def numbers(self, rounds: int, weights: int) -> int:
+        """Return 0."""
+        return 0
 
     def spend(self) -> Spend:
         """Return an event without noise: ε = ∞."""
@@ -158,14 +185,20 @@ class _Noisy(PrivacyPlan):
             problems.append(f"privacy.noise_seed: a whole number or null, not {self.noise_seed!r}")
         return problems
 
-    def settled(self, rounds: int) -> Self:
+    def numbers(self, rounds: int, weights: int) -> int:
+        """Return one for each weight in each step; where records are drawn, one for each of them too."""
+        like = replace(self, noise_multiplier=1.0, target_epsilon=None).spend()
+        return (weights + (MOST_RECORDS if like.sample_rate < 1 else 0)) * like.steps * rounds
+
+    def settled(self, rounds: int, weights: int) -> Self:
         """Return the plan with ``noise_multiplier`` in place of ``target_epsilon``."""
         if self.target_epsilon is None:
             return self
         from histoflare.privacy.budget import Budget  # scipy's optimizers take their time
 
         like = replace(self, noise_multiplier=1.0, target_epsilon=None).spend()
-        least = Budget(self.target_epsilon, self.delta).calibrate(like.sample_rate, like.steps * rounds)
+        budget = Budget(self.target_epsilon, self.delta).without_sampler(self.numbers(rounds, weights))
+        least = budget.calibrate(like.sample_rate, like.steps * rounds)
         # A spend's noise is in units of the sensitivity; the plan's in units of clip_norm.
         return replace(self, noise_multiplier=least / like.noise_multiplier, target_epsilon=None)
 
@@ -231,12 +264,13 @@ class DpSgd(_Noisy):
             )
 
     def check_strategy(self, strategy: Any) -> None:
-        """Every step must start from what was released: no layer may stay at the site from round to round."""
-        kept = getattr(strategy, "batch_norm", "shared") != "shared"
-        if kept or getattr(strategy, "share", None) is not None:
+        """Every step must start from what was released: nothing may stay at the site from round to round."""
+        super().check_strategy(strategy)
+        if strategy.keeps:
             raise JobError(
-                "Under DP-SGD a site keeps no layers of its own: share must be null, and batch_norm shared. "
-                "What it kept could be of steps that nobody booked.",
+                f"Under DP-SGD a site keeps nothing of its own, but this strategy keeps "
+                f"{' and '.join(strategy.keeps)}: share must be null, and batch_norm shared. What it kept "
+                "could be of steps that nobody booked.",
                 reason="PRIVACY_INVALID",
             )
 
@@ -329,13 +363,17 @@ class UpdateNoise(_Noisy):
         return given
 
     def check_strategy(self, strategy: Any) -> None:
-        """Noise in a sum is noise in each update only if all weigh the same."""
-        if self.noise_location == "server" and getattr(strategy, "weighting", None) != "uniform":
+        """Noise in a sum is noise in each update only if the sum is all that is used, with equal weights."""
+        super().check_strategy(strategy)
+        if self.noise_location != "server":
+            return
+        if not (strategy.linear and strategy.equal_weights):
             raise JobError(
-                "Noise at the server goes with the strategy fedavg and weighting = uniform only.",
+                "Noise at the server is added once to the sum of the updates: it takes a strategy that uses "
+                "them in no other way (linear), with equal weights (fedavg with weighting = uniform).",
                 reason="PRIVACY_INVALID",
             )
-        if self.noise_location == "server" and getattr(strategy, "transfer", "float32") != "float32":
+        if strategy.transfer != "float32":
             raise JobError(
                 "Half precision comes after the noise, which the server adds here: transfer must be float32.",
                 reason="PRIVACY_INVALID",

@@ -44,6 +44,8 @@ class RunFacts:
         seconds: Phase → seconds.
         model_sha256: Of the last global state (names, shapes, dtypes, bytes).
         mechanism: What protected the updates; ``"open"``: nothing did, ε = ∞.
+        numbers: How many random numbers the job's noise takes at a site (``PrivacyPlan.numbers``); None if
+            that is not known, and then the sampler's part of δ is not said.
         plan, spend: The job's settled privacy plan and its event of one round, as JSON. They may be None
             where ``mechanism`` is ``"open"``.
         accuracy_against_epsilon: The same job at other budgets
@@ -69,6 +71,7 @@ class RunFacts:
     mechanism: str = "open"
     plan: Mapping[str, Any] | None = None
     spend: Mapping[str, Any] | None = None
+    numbers: int | None = None
     accuracy_against_epsilon: Sequence[Mapping[str, Any]] = ()
     protocol: Mapping[str, Any] | None = None
     evaluated_at_sites: Mapping[str, Mapping[str, float | None]] | None = None
@@ -109,6 +112,7 @@ def build_report(facts: RunFacts, comparison: Comparison) -> dict[str, Any]:
         rows,
         site_rounds({"sites": comparison.sites, "participation": rows}),
         evaluations=len(facts.evaluated_at_sites or {}),
+        numbers=facts.numbers,
     )
     return {
         "job": facts.job,

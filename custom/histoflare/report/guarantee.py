@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from histoflare.errors import JobError
+from histoflare.privacy.sampler import sampler_delta
 from histoflare.privacy.spend import ADD_OR_REMOVE_ONE, UNIT, Spend
 from histoflare.report.guarantee_words import say_published
 from histoflare.report.participation import SiteRounds, update_left
@@ -40,6 +41,7 @@ def build_guarantee(
     rows: Sequence[Mapping[str, Any]],
     sites: Sequence[SiteRounds],
     evaluations: int = 0,
+    numbers: int | None = None,
 ) -> dict[str, Any]:
     """Return what a run guaranteed, as plain JSON.
 
@@ -53,6 +55,7 @@ def build_guarantee(
         rows: The report's rows of ``participation``.
         sites: What each site did in them.
         evaluations: How many sites let figures of the last model out.
+        numbers: See ``RunFacts``; ``sampler_delta``, of all rounds at their ε by Rényi DP, follows from it.
 
     Raises:
         JobError: A mechanism without its plan (PRIVACY_INVALID).
@@ -84,6 +87,7 @@ def build_guarantee(
         "unit": UNIT,
         "neighbouring_relation": ADD_OR_REMOVE_ONE,
         "delta": plan["delta"],
+        "sampler_delta": None if numbers is None else _sampler_delta(reserved["rdp"], numbers),
         "accountants": list(accounts.names),
         "seeded_noise": void,
         "noise_location": plan.get("noise_location", "client"),
@@ -102,6 +106,10 @@ def build_guarantee(
             ),
         },
     }
+
+
+def _sampler_delta(reserved: Mapping[str, Any], numbers: int) -> float:
+    return sampler_delta(math.inf if reserved["epsilon_is_infinite"] else reserved["epsilon"], numbers)
 
 
 @dataclass

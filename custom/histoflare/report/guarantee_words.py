@@ -33,6 +33,16 @@ def say_delta(delta: float) -> str:
     return f"{digits}e{int(power)}" if power else digits
 
 
+def say_sampler(guarantee: Mapping[str, Any]) -> str:
+    """Return which part of δ the sampler of the noise takes; nothing where that is not known."""
+    taken = guarantee.get("sampler_delta")
+    if taken is None:
+        return ""
+    if taken > 0.1 * guarantee["delta"]:
+        return f"At an ε as large as this the sampler of the noise alone takes δ = {taken:.1g}."
+    return f"Of δ the sampler of the noise takes {taken:.1g}: no sampler is ideal."
+
+
 def say_guarantee(guarantee: Mapping[str, Any]) -> str:
     """Return the bottom line in one sentence, or two where there is a but."""
     if guarantee["mechanism"] == "open":

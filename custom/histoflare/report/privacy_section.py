@@ -15,6 +15,7 @@ from histoflare.report.guarantee_words import (
     say_chance,
     say_guarantee,
     say_not_covered,
+    say_sampler,
     say_title,
 )
 from histoflare.report.headline import chance_of, mean_of
@@ -55,6 +56,7 @@ class PrivacySection:
     tight: str = ""
     tight_name: str = ""
     not_covered: str = ""
+    sampler: str = ""
     chart: Markup | None = None
     legend: Sequence[str] = ()
     tradeoff: Tradeoff | None = None
@@ -77,6 +79,7 @@ def make_privacy_section(report: Mapping[str, Any]) -> PrivacySection:
         tight=tight,
         tight_name=ACCOUNTANTS[tight],
         not_covered=say_not_covered(guarantee),
+        sampler=say_sampler(guarantee),
         chart=draw_epsilon("epsilon", "ε of each site over the rounds", series, reserved["epsilon"]),
         legend=[each.label for each in series],
         tradeoff=_tradeoff(report),

@@ -28,6 +28,8 @@ class CyclicWeightTransfer(Strategy):
 
     name: ClassVar[str] = "cyclic"
     skips_sites: ClassVar[bool] = True
+    linear: ClassVar[bool] = True
+    kept: ClassVar[tuple[str, ...]] = ()
     order: str = "site"
     share: Sequence[str] | None = None
     batch_norm: str = "shared"
@@ -37,6 +39,11 @@ class CyclicWeightTransfer(Strategy):
         super().__post_init__()
         if self.order not in ORDERS:
             raise JobError(f"order must be one of {', '.join(ORDERS)}, not {self.order!r}.")
+
+    @property
+    def equal_weights(self) -> bool:
+        """True: a round has one update, which counts once."""
+        return True
 
     def participants(self, round_index: int, sites: Sequence[str], seed: int) -> tuple[str, ...]:
         """Return the one site whose turn it is."""

@@ -30,6 +30,8 @@ class FedAvg(Strategy):
     """
 
     name: ClassVar[str] = "fedavg"
+    linear: ClassVar[bool] = True
+    kept: ClassVar[tuple[str, ...]] = ()
     weighting: str = "samples"
     weights: Mapping[str, float] | None = None
     clients_per_round: int | None = None
@@ -51,6 +53,11 @@ class FedAvg(Strategy):
                 )
         if self.clients_per_round is not None and self.clients_per_round < 1:
             raise JobError(f"clients_per_round must be at least 1, not {self.clients_per_round}.")
+
+    @property
+    def equal_weights(self) -> bool:
+        """Whether ``weighting`` is ``"uniform"``."""
+        return self.weighting == "uniform"
 
     def check_sites(self, sites: Sequence[str]) -> None:
         """Also refuses a site without a fixed weight, and more clients per round than sites."""

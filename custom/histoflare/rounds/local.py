@@ -28,12 +28,14 @@ class LocalResult:
         n_samples: Training samples at this site.
         n_steps: Optimizer steps taken.
         mean_loss: Mean of the steps' losses.
+        failures: Under DP-SGD, why drawn records counted as zero, in words; for the site's own log.
     """
 
     state: State
     n_samples: int
     n_steps: int
     mean_loss: float
+    failures: tuple[str, ...] = ()
 
 
 @contextmanager

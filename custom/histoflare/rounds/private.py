@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -68,8 +68,9 @@ def train_privately(
         JobError: No training data, a task that is no ``PerRecord`` or a model that will not do
             (MODEL_NOT_PRIVATE), settings out of range (PRIVACY_INVALID), or the trained state is not finite
             (TRAINING_FAILED: it follows from the noised steps, and costs no more than they do).
-        BagError: The bag of a drawn record, or of the first, cannot be had or has not the task's shape. Apart
-            from that no error follows from the records.
+
+    No error follows from a single record: one that cannot be had, or has not the task's shape, counts as
+    zero, and ``failures`` says so. Whether the data fit the task at all is asked when they are loaded.
     """
     if not isinstance(task, PerRecord):
         raise JobError(
@@ -84,10 +85,9 @@ def train_privately(
         )
     if plan.noise_multiplier is None:
         raise JobError("The job's noise is not settled yet.", reason="PRIVACY_INVALID")
-    # What is wrong with every bag is said whoever is drawn: else the error would tell whether anybody was.
-    task.record_batch(data, records[:1], seed)
     secret = int(noise.uniform(1)[0] * 2**53)
     losses: list[float] = []
+    failures: list[str] = []
     with reproducible(secret):
         model = task.build_model()
         load_state(model, state)
@@ -95,16 +95,18 @@ def train_privately(
         optimizer = task.build_optimizer(model)
         for step in range(plan.steps):
             drawn = poisson_sample(len(records), plan.sample_rate, noise).tolist()
+            step_seed = derive_seed(seed, "step", step)
             gradient = private_gradient(
                 model,
-                task.record_losses,
-                _one_by_one(task, data, [records[i] for i in drawn], derive_seed(seed, "step", step)),
+                partial(_record_loss, task, data, step_seed),
+                [records[i] for i in drawn],
                 clip_norm=plan.clip_norm,
                 noise_multiplier=plan.noise_multiplier,
                 batch_size=plan.batch_size,
                 noise=noise,
             )
             _step(model, optimizer, gradient, correction)
+            failures += gradient.failures
             losses += [loss for loss in gradient.losses.tolist() if math.isfinite(loss)]
         trained = model_state(model)
     if not all(map(is_finite, trained.values())):
@@ -113,12 +115,12 @@ def train_privately(
             reason="TRAINING_FAILED",
         )
     mean = math.fsum(losses) / len(losses) if losses else math.nan
-    return LocalResult(trained, task.n_train(data), plan.steps, mean)
+    return LocalResult(trained, task.n_train(data), plan.steps, mean, tuple(dict.fromkeys(failures)))
 
 
-def _one_by_one(task: PerRecord, data: Any, records: Sequence[Any], seed: int) -> Iterator[Any]:
-    for record in records:
-        yield task.record_batch(data, [record], seed)
+def _record_loss(task: PerRecord, data: Any, seed: int, model: nn.Module, record: Any) -> Tensor:
+    """Return the loss (1,) of one record, which is read here."""
+    return task.record_losses(model, task.record_batch(data, [record], seed))
 
 
 def _step(

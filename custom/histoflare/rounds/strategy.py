@@ -21,8 +21,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from histoflare.errors import JobError
+from histoflare.errors import BagError, HistoflareError, JobError, MaskError
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan
 from histoflare.rounds.local import Correction, LocalResult, one_thread, train_locally
 from histoflare.rounds.state import (
@@ -48,7 +49,8 @@ EXTRA = "strategy/"
 TRANSFERS = ("float32", "float16")
 
 UNTOLD = ("TRAINING_FAILED", "SITE_HAS_NO_TRAINING_DATA")
-"""Under a privacy plan nobody is told that training diverged, or had nothing to learn from."""
+"""Under a privacy plan nobody is told that training diverged, had nothing to learn from, or met a
+bag or an image that cannot be read."""
 
 PERSONAL = "personal/"
 """Prefix, in a site's own state, of the model tensors that it does not share."""
@@ -111,11 +113,12 @@ class SiteRound:
                 total_rounds=self.total_rounds,
                 device=self.device,
             )
-        except JobError as error:
-            if isinstance(self.plan, Open) or error.reason not in UNTOLD:
+        except (HistoflareError, OSError) as error:
+            of_data = isinstance(error, (BagError, MaskError, OSError))
+            if isinstance(self.plan, Open) or not (of_data or getattr(error, "reason", "") in UNTOLD):
                 raise
             # That depends on the data, and would leave without noise: the update is zeros.
-            return LocalResult(dict(start), self.task.n_train(self.data), 0, math.nan)
+            return LocalResult(dict(start), self.task.n_train(self.data), 0, math.nan, (str(error),))
 
 
 @dataclass(frozen=True)
@@ -145,9 +148,16 @@ class SiteOutcome:
 class Strategy(ABC):
     """How sites and server work together. Subclasses are frozen dataclasses of plain JSON-able fields.
 
+    What decides whether a privacy plan's guarantee holds is declared, and has no default: ``linear``,
+    ``kept`` and ``equal_weights``. Plans refuse a strategy that leaves one out.
+
     Attributes:
         name: As in a job's configuration.
         skips_sites: Whether a site that refuses loses its turn and the others go on, however few answered.
+        linear: Whether the updates enter the next global state only as terms of one weighted sum. Noise that
+            the server adds to the sum protects nothing where they are also used in another way.
+        kept: What it keeps at a site from round to round beside the layers that are not sent, in words
+            (control variates); () for nothing.
         share: Module prefixes of what is sent; None sends every floating-point tensor. Tensors not sent are
             personal: each site keeps its own between rounds, and the server's stay as they were.
         batch_norm: What of BatchNorm layers is sent, one of ``rounds.state.BATCH_NORM``.
@@ -157,6 +167,8 @@ class Strategy(ABC):
 
     name: ClassVar[str]
     skips_sites: ClassVar[bool] = False
+    linear: ClassVar[bool]
+    kept: ClassVar[tuple[str, ...]]
     share: Sequence[str] | None = None
     batch_norm: str = "shared"
     transfer: str = "float32"
@@ -165,6 +177,18 @@ class Strategy(ABC):
         for name, known in (("batch_norm", BATCH_NORM), ("transfer", TRANSFERS)):
             if getattr(self, name) not in known:
                 raise JobError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}.")
+
+    @property
+    @abstractmethod
+    def equal_weights(self) -> bool:
+        """Whether all updates of a round weigh the same in the sum, whatever a site sends."""
+
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        """All that stays at a site from round to round, in words; () for nothing."""
+        personal = [] if self.share is None else ["personal layers"]
+        norms = [] if self.batch_norm == "shared" else ["batch-norm statistics"]
+        return (*self.kept, *personal, *norms)
 
     def check_sites(self, sites: Sequence[str]) -> None:
         """Raise :class:`JobError` if this strategy cannot work with these sites. Called before round 0."""
@@ -256,6 +280,29 @@ def site_round(
     update = replace(outcome.update, tensors=compress(released, strategy.transfer))
     check_update(strategy, global_state, update)
     return replace(outcome, update=update)
+
+
+def count_sent(strategy: Strategy, global_state: Mapping[str, Tensor]) -> int:
+    """Return how many numbers a site sends in a round, those of the strategy itself included."""
+    return sum(global_state[name].numel() for name in strategy.sent_names(global_state))
+
+
+def count_sent_by_job(strategy: Strategy, task: Task) -> int:
+    """Return the same for a task's model, which is made for its shapes alone, without memory or numbers."""
+    with torch.device("meta"), _RealRanges():
+        model = task.build_model()
+        state = strategy.begin(dict(model.state_dict()))
+    return count_sent(strategy, state)
+
+
+class _RealRanges(TorchFunctionMode):
+    """Makes ranges with numbers where all else has none: networks read rates of theirs from one."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        fixed = {"device": torch.device("cpu")} if func is torch.linspace else {}
+        return func(*args, **{**(kwargs or {}), **fixed})
 
 
 def compress(tensors: Mapping[str, Tensor], transfer: str) -> State:

@@ -44,6 +44,7 @@ class Books:
     Args:
         configuration: The site's. policy: Of the job's scope. plan: The job's, settled for its rounds.
         rounds: Of the job. run: Its run; the same for a job that goes on after another.
+        weights: How many numbers leave in a round (``rounds.strategy.count_sent_by_job``).
         labels: Of the task. data: The kind of data it is trained on, ``"bags"`` or ``"images"``.
 
     Raises:
@@ -57,6 +58,7 @@ class Books:
         plan: PrivacyPlan,
         *,
         rounds: int,
+        weights: int,
         run: str,
         labels: list[str],
         data: str = "bags",
@@ -69,6 +71,7 @@ class Books:
         self.configuration = configuration
         self._policy = policy
         self._rounds = rounds
+        self._numbers = plan.numbers(rounds, weights)
         self._labels = labels
         self._data = data
         self._reservation: Reservation | None = None
@@ -85,7 +88,8 @@ class Books:
         """Reserve the whole job for every patient of the training cohort; nothing under an open scope.
 
         Raises:
-            JobError: The plan is not what the policy asks for (PRIVACY_MISMATCH), or the site only evaluates.
+            JobError: The plan is not what the policy asks for (PRIVACY_MISMATCH), the sampler of its noise
+                takes too much of the budget's δ (PRIVACY_INVALID), or the site only evaluates.
             LedgerError: The budget does not suffice, a patient's role changed, or the ledger cannot be used.
         """
         if self.configuration.evaluation_only:
@@ -94,6 +98,7 @@ class Books:
         protection = self._policy.protection
         if protection is None or self._reservation is not None:
             return
+        self.budget.without_sampler(self._numbers)
         roles = read_roles(self.configuration, self._labels, self._data)
         check_size(self._policy, sum(role == "train" for role in roles.values()))
         self._reservation = open_ledger(self.configuration).reserve(
@@ -105,7 +110,13 @@ class Books:
             budget=self.budget,
         )
         self.roles = roles
-        self._audit.write("reserved", run=self.run, rounds=self._rounds, plan=self.plan.to_json())
+        self._audit.write(
+            "reserved",
+            run=self.run,
+            rounds=self._rounds,
+            plan=self.plan.to_json(),
+            sampler_delta=self.budget.sampler_delta(self._numbers),
+        )
 
     def _about(self) -> str:
         """Return what the reservation is for, for whoever reads the ledger."""

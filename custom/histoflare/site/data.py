@@ -101,6 +101,7 @@ def load_site_cohort(site: str, task: BagTask, configuration: SiteConfiguration)
         encoder=task.encoder,
         mpp=task.mpp,
         patch_px=task.patch_px,
+        features=task.features,
         cache_bytes=configuration.cache_mb << 20,
     )
 

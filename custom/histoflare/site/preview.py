@@ -22,7 +22,7 @@ class Preview:
     Attributes:
         patients: To train on.
         before: What was charged already; NaN if the ledger does not say. alone: The job. after: Together.
-        budget: What there is.
+        budget: What there is. sampler_delta: What the job's sampler takes of its δ.
         refusal: Why the site would refuse the job; None if it would not.
     """
 
@@ -31,6 +31,7 @@ class Preview:
     alone: float
     after: float
     budget: Budget
+    sampler_delta: float
     refusal: HistoflareError | None
 
 
@@ -39,6 +40,7 @@ def preview(
     policy: Policy,
     plan: PrivacyPlan,
     rounds: int,
+    weights: int,
     labels: list[str],
     data: str = "bags",
 ) -> Preview:
@@ -64,6 +66,7 @@ def preview(
             spent = Ledger(configuration.ledger, configuration.ledger_key).exposure(roles, budget)
         check_plan(policy, plan)
         check_size(policy, patients)
+        budget.without_sampler(plan.numbers(rounds, weights))
     except HistoflareError as error:
         refusal = error
     cost = budget.cost(plan.spend().times(rounds))
@@ -76,4 +79,5 @@ def preview(
     before, alone, after = (
         math.nan if math.isnan(rho) else budget.epsilon_of(rho) for rho in (spent, cost, spent + cost)
     )
-    return Preview(patients, before, alone, after, budget, refusal)
+    taken = budget.sampler_delta(plan.numbers(rounds, weights))
+    return Preview(patients, before, alone, after, budget, taken, refusal)

@@ -91,6 +91,8 @@ class SiteWork:
             device=self._device,
         )
         self._records.save_state(round_index, outcome.site_state)
+        for failure in outcome.training.failures:
+            self._say(f"{setup.site}: round {round_index + 1}: counted as nothing: {failure}")
         loss = outcome.training.mean_loss
         self._note(round_index, {"loss": loss, **figures})
         self._say(
