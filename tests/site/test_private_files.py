@@ -18,7 +18,9 @@ from histoflare.site.trainer import Trainer
 from ..flare.bags_on_disk import write_site
 from .tasks import SHARED_BODY, TASK, first_state, setup_of
 
-PLAN = UpdateNoise(clip_norm=1.0, target_epsilon=4.0).settled(1)
+WEIGHTS = 10_000
+"""At least as many as the model has."""
+PLAN = UpdateNoise(clip_norm=1.0, target_epsilon=4.0).settled(1, WEIGHTS)
 
 
 @pytest.fixture(params=[0o000, 0o022], ids=oct)
@@ -37,7 +39,7 @@ def test_after_a_run_nothing_of_a_site_can_be_read_by_others(tmp_path: Path, uma
     """A protected round with a state that stays, an evaluation, ledger, key, releases, audit log, notes."""
     site = write_site(tmp_path, "a", slides=20)
     policy = replace(read_policy(POLICIES / "dp-update.toml"), minimum_patients=2)
-    books = Books(site, policy, PLAN, rounds=1, run="run-1", labels=list(TASK.labels))
+    books = Books(site, policy, PLAN, rounds=1, weights=WEIGHTS, run="run-1", labels=list(TASK.labels))
     books.reserve()
     trainer = Trainer(setup_of(site, strategy=SHARED_BODY, plan=PLAN, roles=books.roles), lambda _: None)
     model = first_state()

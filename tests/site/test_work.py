@@ -62,7 +62,7 @@ def test_figures_over_few_patients_of_a_class_stay(tmp_path: Path, few: int, sta
     ]
     write_manifest(where.manifest, rows)
     policy = replace(read_policy(POLICIES / "open.toml"), minimum_patients=2)
-    books = Books(where, policy, Open(), rounds=1, run="run-1", labels=list(TASK.labels))
+    books = Books(where, policy, Open(), rounds=1, weights=0, run="run-1", labels=list(TASK.labels))
     work = SiteWork(setup_of(where), say_nothing)
     answer = books.evaluate(first_state(), "test", "q", lambda: work.evaluate(first_state(), "test"))
     figures = {
