@@ -131,12 +131,14 @@ class Provisioned:
             return str(error)
 
     def refused_before_it_was_unpacked(self) -> None:
-        """Hold every site to one fixed code for the last job, and to no folder of it."""
-        job = self.federation.admin.jobs()[0]
+        """Hold every site to one fixed code for the jobs that failed to run, and to no folder of them."""
+        jobs = self.federation.admin.jobs()
+        refused = [job["job_id"] for job in jobs if job["status"] == "FINISHED:FAILED_TO_RUN"]
+        assert refused
         said = self.said("localhost")
         for site in SITES:
             assert f"{site}: JOB_INVALID" in said, said[-3000:]
-            assert not (self.kits.kit(site) / job["job_id"]).exists()
+            assert not [job_id for job_id in refused if (self.kits.kit(site) / job_id).exists()]
 
     def rows(self, job_id: str) -> list[dict[str, Any]]:
         """Return what the server noted of a finished job's rounds."""
