@@ -25,7 +25,7 @@ import numpy as np
 
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.ledger import Ledger, Reservation
-from histoflare.privacy.ledger_session import Sessions
+from histoflare.privacy.ledger.session import Sessions
 from histoflare.privacy.spend import Spend
 
 BUDGET = Budget(8.0, 1e-5)

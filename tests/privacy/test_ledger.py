@@ -14,7 +14,7 @@ import pytest
 from histoflare.errors import HistoflareError, JobError, LedgerError
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.ledger import Booking, Ledger, Release, Reservation
-from histoflare.privacy.ledger_chain import START, Keys, canonical
+from histoflare.privacy.ledger.chain import START, Keys, canonical
 from histoflare.privacy.spend import Spend
 from tests.privacy.ledgers import (
     ABOUT,

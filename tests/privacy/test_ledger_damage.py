@@ -14,8 +14,8 @@ import pytest
 
 from histoflare.errors import LedgerError
 from histoflare.privacy.ledger import Booking, Ledger
-from histoflare.privacy.ledger_file import STATEMENTS
-from histoflare.privacy.ledger_key import Head, KeyFolder
+from histoflare.privacy.ledger.file import STATEMENTS
+from histoflare.privacy.ledger.key import Head, KeyFolder
 from tests.privacy.ledgers import BUDGET, ROLES, book, fill, new_ledger, paths, reserve, sha
 
 
@@ -356,7 +356,7 @@ def test_another_program_that_has_the_file_is_no_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger = new_ledger(tmp_path)
-    monkeypatch.setattr("histoflare.privacy.ledger_file.WAIT_S", 0.1)
+    monkeypatch.setattr("histoflare.privacy.ledger.file.WAIT_S", 0.1)
     other = sqlite3.connect(paths(tmp_path)[0], isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     with pytest.raises(LedgerError, match="another program"):

@@ -17,7 +17,7 @@ import pytest
 from histoflare.errors import LedgerError
 from histoflare.privacy.audit_log import AuditLog
 from histoflare.privacy.ledger import Booking, Ledger
-from histoflare.privacy.ledger_key import KeyFolder
+from histoflare.privacy.ledger.key import KeyFolder
 from histoflare.privacy.release_store import ReleaseStore
 from tests.privacy.killed import NOT_PERMITTED, ROUNDS, digest_of, take_part, update_of
 from tests.privacy.ledgers import (
@@ -175,7 +175,7 @@ def test_two_processes_share_what_is_left_event_by_event(tmp_path: Path) -> None
 HOLD = """
 import sys, time
 from pathlib import Path
-from histoflare.privacy.ledger_key import KeyFolder
+from histoflare.privacy.ledger.key import KeyFolder
 with KeyFolder(Path(sys.argv[1])).lock():
     print("held", flush=True)
     time.sleep(600)
@@ -188,7 +188,7 @@ def test_whoever_is_killed_lets_the_lock_go(tmp_path: Path, monkeypatch: pytest.
         [sys.executable, "-c", HOLD, str(paths(tmp_path)[1])], stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-    monkeypatch.setattr("histoflare.privacy.ledger_key.WAIT_S", 0.2)
+    monkeypatch.setattr("histoflare.privacy.ledger.key.WAIT_S", 0.2)
     with pytest.raises(LedgerError, match="another process") as caught:
         reserve(ledger)
     assert caught.value.reason == "LEDGER_UNUSABLE"

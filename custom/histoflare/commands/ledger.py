@@ -14,7 +14,7 @@ from histoflare.errors import JobError
 if TYPE_CHECKING:
     from histoflare.privacy.budget import Budget
     from histoflare.privacy.ledger import Ledger
-    from histoflare.privacy.ledger_summary import RunSummary, Summary
+    from histoflare.privacy.ledger.summary import RunSummary, Summary
     from histoflare.site.configuration import SiteConfiguration
 
 app = typer.Typer(no_args_is_help=True)

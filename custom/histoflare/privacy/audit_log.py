@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from histoflare.privacy.ledger_file import translated
+from histoflare.privacy.ledger.file import translated
 
 UNREADABLE = "unreadable"
 """``what`` of a line that a crash left half-written, or that somebody changed."""

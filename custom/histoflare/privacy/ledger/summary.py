@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histoflare.privacy.ledger_books import Books
-from histoflare.privacy.ledger_tokens import Account
+from histoflare.privacy.ledger.books import Books
+from histoflare.privacy.ledger.tokens import Account
 from histoflare.privacy.spend import Spend
 
 if TYPE_CHECKING:

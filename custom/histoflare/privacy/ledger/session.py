@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from histoflare.errors import LedgerError
-from histoflare.privacy.ledger_books import Books, pack, patients_hash
-from histoflare.privacy.ledger_chain import Entry, Keys, canonical
-from histoflare.privacy.ledger_file import VERSION, check_structure, damaged, make_file, opened, translated
-from histoflare.privacy.ledger_key import RESTORE, Head, KeyFolder
+from histoflare.privacy.ledger.books import Books, pack, patients_hash
+from histoflare.privacy.ledger.chain import Entry, Keys, canonical
+from histoflare.privacy.ledger.file import VERSION, check_structure, damaged, make_file, opened, translated
+from histoflare.privacy.ledger.key import RESTORE, Head, KeyFolder
 from histoflare.storage import PARTIAL_SUFFIX, atomic_path
 
 

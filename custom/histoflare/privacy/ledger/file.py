@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from histoflare.errors import LedgerError
-from histoflare.privacy.ledger_key import RESTORE, WAIT_S
+from histoflare.privacy.ledger.key import RESTORE, WAIT_S
 
 PAGE_BYTES = 4096
 APPLICATION = 0x48464C47

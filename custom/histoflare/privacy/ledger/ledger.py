@@ -35,8 +35,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histoflare.errors import JobError, LedgerError
-from histoflare.privacy.ledger_chain import normalised
-from histoflare.privacy.ledger_rules import (
+from histoflare.privacy.ledger.chain import normalised
+from histoflare.privacy.ledger.rules import (
     ROLES,
     TRAIN,
     admit,
@@ -50,9 +50,9 @@ from histoflare.privacy.ledger_rules import (
     refuse_other_roles,
     some_of,
 )
-from histoflare.privacy.ledger_session import Sessions
-from histoflare.privacy.ledger_summary import Summary, summarise
-from histoflare.privacy.ledger_tokens import Booking, Disclosure, Release, Reservation
+from histoflare.privacy.ledger.session import Sessions
+from histoflare.privacy.ledger.summary import Summary, summarise
+from histoflare.privacy.ledger.tokens import Booking, Disclosure, Release, Reservation
 from histoflare.privacy.spend import Spend
 
 if TYPE_CHECKING:
@@ -361,7 +361,7 @@ class Ledger:
 
         An entry that added patients or a cohort has them too: ``patients`` is a list of [MAC, role],
         ``members`` the cohort's bit set, both in hexadecimal. With the key anyone can check the chain: the
-        ``body`` as :func:`~histoflare.privacy.ledger_chain.canonical` JSON is what was signed.
+        ``body`` as :func:`~histoflare.privacy.ledger.chain.canonical` JSON is what was signed.
         """
         with self._sessions.reading() as (books, entries, _):
             macs = iter(books.patients)

@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from histoflare.errors import LedgerError
-from histoflare.privacy.ledger_chain import Entry, Keys
-from histoflare.privacy.ledger_file import VERSION, damaged
-from histoflare.privacy.ledger_key import Head
-from histoflare.privacy.ledger_tokens import Account, Booking, Disclosure, Reservation
+from histoflare.privacy.ledger.chain import Entry, Keys
+from histoflare.privacy.ledger.file import VERSION, damaged
+from histoflare.privacy.ledger.key import Head
+from histoflare.privacy.ledger.tokens import Account, Booking, Disclosure, Reservation
 from histoflare.privacy.spend import Spend
 
 if TYPE_CHECKING:
