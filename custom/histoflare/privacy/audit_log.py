@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from histoflare.privacy.ledger.file import translated
+from histoflare.privacy.ledger.file import make_folder, translated
 
 UNREADABLE = "unreadable"
 """``what`` of a line that a crash left half-written, or that somebody changed."""
@@ -42,7 +42,7 @@ class AuditLog:
         event = {"time": time, "what": what, **{name: _plain(value) for name, value in details.items()}}
         line = json.dumps(event, allow_nan=False).encode() + b"\n"
         with translated(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._path.parent)
             file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)

@@ -18,7 +18,7 @@ import numpy as np
 import safetensors
 
 from histoflare.errors import JobError
-from histoflare.privacy.ledger.file import translated
+from histoflare.privacy.ledger.file import make_folder, translated
 from histoflare.storage import PARTIAL_SUFFIX, atomic_path
 
 KEPT = 2
@@ -76,7 +76,7 @@ class ReleaseStore:
         """
         path = self._path(booking)
         with translated(path):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
             for leftover in self._folder.glob(f".*{PARTIAL_SUFFIX}"):
                 leftover.unlink(missing_ok=True)
             room = self._room(booking)

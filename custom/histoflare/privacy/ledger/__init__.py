@@ -2,8 +2,29 @@
 
 from __future__ import annotations
 
-from histoflare.privacy.ledger.ledger import Ledger, Verification
+from histoflare.privacy.ledger.books import STEWARD, WORKSTATION
+from histoflare.privacy.ledger.ledger import Identity, Ledger, Verification
 from histoflare.privacy.ledger.rules import ROLES
-from histoflare.privacy.ledger.tokens import Booking, Disclosure, Release, Reservation
+from histoflare.privacy.ledger.tokens import (
+    EVALUATION,
+    UPDATE,
+    Booking,
+    Disclosure,
+    Release,
+    Reservation,
+)
 
-__all__ = ["ROLES", "Booking", "Disclosure", "Ledger", "Release", "Reservation", "Verification"]
+__all__ = [
+    "EVALUATION",
+    "ROLES",
+    "STEWARD",
+    "UPDATE",
+    "WORKSTATION",
+    "Booking",
+    "Disclosure",
+    "Identity",
+    "Ledger",
+    "Release",
+    "Reservation",
+    "Verification",
+]

@@ -21,7 +21,14 @@ PAGE_BYTES = 4096
 APPLICATION = 0x48464C47
 """SQLite's application id of a ledger: "HFLG"."""
 
-VERSION = 1
+VERSION = 2
+
+EARLIER = range(1, VERSION)
+_EARLIER = (
+    "an earlier version of histoflare wrote it, and this one does not read it: keep it, see with the version "
+    "that wrote it what was spent (histoflare ledger show), make a new ledger in another place (histoflare "
+    "ledger create), and set epsilon in the site's file to what is left."
+)
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
 """What a full disk, a file grown too large and a spent quota are called."""
@@ -56,6 +63,12 @@ STATEMENTS = _statements()
 def damaged(path: Path, what: str) -> LedgerError:
     """Return the error of a ledger that cannot be believed."""
     return LedgerError(f"{path}: {what}. {RESTORE}", reason="LEDGER_DAMAGED")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, for this user alone."""
+    for each in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+        each.mkdir(mode=0o700, exist_ok=True)
 
 
 @contextmanager
@@ -104,6 +117,11 @@ def _explain(path: Path, error: sqlite3.Error) -> LedgerError:
     if code & 0xFF in _OUTSIDE:
         return LedgerError(f"{path}: cannot be used: {error}. Check the disk and the file's permissions.")
     return damaged(path, f"damaged ({error})")
+
+
+def later(path: Path, what: str) -> LedgerError:
+    """Return the error of a ledger that has something in it that this version does not know."""
+    return LedgerError(f"{path}: a later version of histoflare wrote it ({what}); update this one.")
 
 
 @contextmanager
@@ -162,11 +180,17 @@ def _check_header(path: Path) -> None:
     fixed = (
         (0, b"SQLite format 3\x00" + struct.pack(">HBBBBBB", PAGE_BYTES, 1, 1, 0, 64, 32, 32)),
         (44, struct.pack(">I", 4)),
-        (52, struct.pack(">IIIII", 0, 1, VERSION, 0, APPLICATION)),
+        (52, struct.pack(">II", 0, 1)),
+        (64, struct.pack(">II", 0, APPLICATION)),
         (72, bytes(20)),
     )
     if len(header) < 100 or any(header[at : at + len(part)] != part for at, part in fixed):
         raise damaged(path, "not a ledger's file, or a damaged one")
+    (version,) = struct.unpack_from(">I", header, 60)
+    if version in EARLIER:
+        raise LedgerError(f"{path}: {_EARLIER}")
+    if version != VERSION:
+        raise later(path, f"version {version}")
 
 
 def check_structure(path: Path, connection: sqlite3.Connection) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from histoflare.errors import LedgerError
 from histoflare.privacy.ledger.chain import KEY_BYTES, START
-from histoflare.storage import PARTIAL_SUFFIX, atomic_path, write_text
+from histoflare.storage import PARTIAL_SUFFIX, atomic_path
 
 WAIT_S = 60.0
 """How long a process waits for another one that has the ledger."""
@@ -89,10 +89,7 @@ class KeyFolder:
 
     def make_key(self) -> None:
         """Write a new key that only this user can read."""
-        with atomic_path(self.key) as partial:
-            made = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(made, "wb") as file:
-                file.write(os.urandom(KEY_BYTES))
+        _write(self.key, os.urandom(KEY_BYTES))
 
     def read_head(self) -> Head:
         """Return the head; :class:`LedgerError` (LEDGER_DAMAGED) if there is none that can be read."""
@@ -113,12 +110,20 @@ class KeyFolder:
 
     def write_head(self, head: Head) -> None:
         """Replace the head, whole or not at all."""
-        write_text(self.head, head.to_text())
+        _write(self.head, head.to_text().encode())
 
     def remove_leftovers(self) -> None:
         """Remove what killed writers left of key and head; call it with the lock held."""
         for leftover in self.key.parent.glob(f".{self.key.name}*{PARTIAL_SUFFIX}"):
             leftover.unlink(missing_ok=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that only this user can read, whole or not at all."""
+    with atomic_path(path) as partial:
+        made = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(made, "wb") as file:
+            file.write(content)
 
 
 def _try_lock(held: int) -> bool:

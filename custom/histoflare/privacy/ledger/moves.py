@@ -1,0 +1,97 @@
+"""A ledger's way from one place to another, and what becomes of the one it leaves.
+
+A copy of a ledger would have the same patients pay from two purses. So a ledger goes on in one place only:
+
+- *Within a machine* the new one closes the old one, with an entry of its own, before it is bound; an old one
+  that has gone on since it was copied is not left behind: the move is refused.
+- *To another machine* the old one is closed first (:func:`depart`), then copied, then bound there.
+- *Renamed*, it is the same two files; *copied without its key*, it shares the head, which knows one history.
+- *Otherwise* nobody can see whether the old one is still in use, and a person has to say that it is not.
+
+What cannot be seen: a person who says so wrongly; two copies that were both made after the closing, each
+bound on a machine of its own; a whole machine or volume that is set back to an earlier state.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from histoflare.errors import LedgerError
+from histoflare.privacy.ledger.books import Books
+from histoflare.privacy.ledger.chain import Entry
+from histoflare.privacy.ledger.place import Place
+from histoflare.privacy.ledger.session import Sessions
+
+
+def depart(sessions: Sessions) -> None:
+    """Close a ledger in its place."""
+    with sessions.writing(whole=True) as page:
+        page.append("departure", {"to": None})
+
+
+def move(sessions: Sessions, *, old_is_gone: bool, site: str | None) -> bool:
+    """Bind a ledger to the place where it is; see :meth:`~histoflare.privacy.ledger.Ledger.move`."""
+    with sessions.reading() as (books, entries, _):
+        here = sessions.place(books.keys)
+    old = books.place
+    assert old is not None, "every ledger begins with its place"
+    is_elsewhere = old != here
+    if not is_elsewhere and not books.is_away and site in (None, books.site):
+        return False
+    is_safe = is_elsewhere and (books.is_away or _is_renamed(old, here) or _close(books, entries, here))
+    if not (is_safe or old_is_gone or (not is_elsewhere and not books.is_away)):
+        raise LedgerError(
+            f"This ledger was bound to {old.ledger} on {old.host}, and it cannot be seen from here whether "
+            "anything is still booked there. It may be moved if nothing will be, ever again.",
+            reason="LEDGER_MOVED",
+        )
+    with sessions.writing(whole=True, anywhere=True) as page:
+        page.append("move", {"place": here.to_json(), "site": site or page.books.site})
+    return True
+
+
+def _is_renamed(old: Place, here: Place) -> bool:
+    """Return whether there is no second history: the very files, or another copy under the very key."""
+    if here.machine is None or old.machine != here.machine:
+        return False
+    shares_head = old.key == here.key and old.files[1] == here.files[1]
+    return shares_head or (old.files == here.files and not os.path.lexists(old.ledger))
+
+
+def _close(books: Books, entries: list[Entry], here: Place) -> bool:
+    """Close the ledger in the place that another one was bound to; return whether that was possible.
+
+    Raises:
+        LedgerError: It has gone on since this copy was made (LEDGER_DAMAGED).
+    """
+    old = books.place
+    if old is None or (old.ledger, old.key) == (here.ledger, here.key):
+        return False
+    path, key = Path(old.ledger), Path(old.key)
+    try:
+        if not (path.exists() and key.exists()):
+            return False
+        with Sessions(path, key).writing(whole=True, anywhere=True) as page:
+            theirs = page.books
+            if (theirs.ledger, theirs.keys) != (books.ledger, books.keys):
+                return False
+            shared = min(len(entries), len(page.entries))
+            has_gone_on = entries[shared - 1].chain != page.entries[shared - 1].chain or any(
+                entry.kind != "departure" for entry in page.entries[shared:]
+            )
+            if not has_gone_on and not theirs.is_away:
+                page.append("departure", {"to": here.ledger})
+    except OSError:
+        return False
+    except LedgerError as error:
+        if error.reason == "LEDGER_FULL":
+            raise
+        return False
+    if has_gone_on:
+        raise LedgerError(
+            f"{path}: the ledger has gone on there since this copy was made, up to entry {theirs.head.seq}. "
+            "Copy it anew, with its key and the head beside it; nothing was changed.",
+            reason="LEDGER_DAMAGED",
+        )
+    return True
