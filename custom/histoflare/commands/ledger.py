@@ -77,9 +77,7 @@ def create(
         name_ledger(site, ledger, key)
         _say(f"{site}: names them now.")
     else:
-        _say(
-            f"In the site's file (local/histoflare.toml):\nledger = {_toml(ledger)}\nledger_key = {_toml(key)}"
-        )
+        _say(f"For local/histoflare.toml:\nledger = {_toml(ledger)}\nledger_key = {_toml(key)}")
 
 
 @app.command()

@@ -83,11 +83,12 @@ class Books:
         return budget_of(self._policy.protection, self.configuration)
 
     def reserve(self) -> None:
-        """Reserve the whole job for every patient of the training cohort; under an open scope look for a ledger.
+        """Reserve the whole job for every patient of the training cohort; without a budget look for a ledger.
 
         Raises:
             JobError: The plan is not what the policy asks for (PRIVACY_MISMATCH), or the site only evaluates.
-            LedgerError: There is no ledger (LEDGER_MISSING), the budget does not suffice, a patient's role changed, or the ledger cannot be used.
+            LedgerError: There is no ledger (LEDGER_MISSING) or it cannot be used, the budget does not
+                suffice, or a patient's role changed.
         """
         if self.configuration.evaluation_only:
             raise JobError("This site only evaluates (evaluation_only).", reason="EVALUATION_ONLY")

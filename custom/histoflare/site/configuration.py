@@ -49,8 +49,8 @@ images = {images}
 # They name slides and patients, and stay here.
 records = {records}
 
-# This site's privacy ledger: what was spent on which patients, and what left unprotected, over all jobs and all
-# kits. It is made once, outside the kit (histoflare ledger create), and kept; no job runs without it.
+# This site's privacy ledger: what was spent on which patients, and what left unprotected, over all jobs and
+# all kits. It is made once, outside the kit (histoflare ledger create), and kept; no job runs without it.
 ledger = {ledger}
 
 # The key under which patients stand in the ledger, in another folder, and not in the same backup.

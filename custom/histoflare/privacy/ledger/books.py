@@ -73,6 +73,7 @@ class Books:
         ledger: The ledger's own number (hexadecimal); copies have the same.
         site: The site it is bound to. owner: Who made it: :data:`STEWARD` or :data:`WORKSTATION`.
         place: Where it is bound to. is_away: Whether it was closed there, to be moved.
+        went_to: The path of the ledger that closed it; None where it was closed before it was copied.
         patients: MAC → number, from 1 without gaps.
         roles: Role of patient i + 1 at index i.
         cohorts: Bit set of cohort i + 1 at index i.
@@ -95,6 +96,7 @@ class Books:
     owner: str = ""
     place: Place | None = None
     is_away: bool = False
+    went_to: str | None = None
     patients: dict[bytes, int] = field(default_factory=dict)
     roles: list[str] = field(default_factory=list)
     cohorts: list[bytes] = field(default_factory=list)
@@ -240,7 +242,7 @@ class Books:
         self.place = Place.from_json(content["place"])
 
     def _departed(self, seq: int, content: Mapping[str, Any]) -> None:
-        self.is_away = True
+        self.is_away, self.went_to = True, content["to"]
 
     def _moved(self, seq: int, content: Mapping[str, Any]) -> None:
         self.place, self.is_away = Place.from_json(content["place"]), False

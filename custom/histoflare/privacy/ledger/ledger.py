@@ -145,8 +145,8 @@ class Ledger:
         ledger = cls(path, key_path, site=site, owner=STEWARD)
         if not ledger._sessions.create(site, STEWARD):
             raise LedgerError(
-                f"{path}: there is a ledger already, and a site has one for all jobs and kits. Name it and its "
-                "key in the site's file (histoflare ledger show says whose it is); nothing was changed."
+                f"{path}: there is a ledger already, and a site has one for all jobs and kits. Name it and "
+                "its key in the site's file (histoflare ledger show says whose it is); nothing was changed."
             )
         return ledger
 
@@ -459,8 +459,8 @@ class Ledger:
         with self._sessions.writing(whole=False) as page:
             if key not in page.books.noted:
                 content: dict[str, Any] = {"what": what, "run": run, "round": round_index}
-                content |= {"model": model_sha256}
-                content |= {"cohort": None, "patients": patients, "figures": sorted(figures)}
+                content |= {"model": model_sha256, "cohort": None}
+                content |= {"patients": patients, "figures": sorted(figures)}
                 content |= {"digest": digest, "mechanism": UNPROTECTED, "trust": None}
                 page.append("disclosure", content)
             return page.books.noted[key]

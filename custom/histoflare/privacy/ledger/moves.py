@@ -39,11 +39,16 @@ def move(sessions: Sessions, *, old_is_gone: bool, site: str | None) -> bool:
     is_elsewhere = old != here
     if not is_elsewhere and not books.is_away and site in (None, books.site):
         return False
-    is_safe = is_elsewhere and (books.is_away or _is_renamed(old, here) or _close(books, entries, here))
-    if not (is_safe or old_is_gone or (not is_elsewhere and not books.is_away)):
+    if books.is_away:
+        is_safe = is_elsewhere and books.went_to is None
+    else:
+        is_safe = not is_elsewhere or _is_renamed(old, here) or _close(books, entries, here)
+    if not (is_safe or old_is_gone):
         raise LedgerError(
-            f"This ledger was bound to {old.ledger} on {old.host}, and it cannot be seen from here whether "
-            "anything is still booked there. It may be moved if nothing will be, ever again.",
+            f"This ledger was bound to {old.ledger} on {old.host}"
+            + (f" and went on to {books.went_to}" if books.went_to else "")
+            + ", and it cannot be seen from here whether anything is still booked there. It may be moved if "
+            "nothing will be, ever again.",
             reason="LEDGER_MOVED",
         )
     with sessions.writing(whole=True, anywhere=True) as page:
