@@ -39,10 +39,12 @@ def move(sessions: Sessions, *, old_is_gone: bool, site: str | None) -> bool:
     is_elsewhere = old != here
     if not is_elsewhere and not books.is_away and site in (None, books.site):
         return False
-    if books.is_away:
-        is_safe = is_elsewhere and books.went_to is None
+    if books.went_to is not None:
+        is_safe = False
+    elif books.is_away:
+        is_safe = is_elsewhere and _close(books, entries, here) is not False
     else:
-        is_safe = not is_elsewhere or _is_renamed(old, here) or _close(books, entries, here)
+        is_safe = not is_elsewhere or _is_renamed(old, here) or _close(books, entries, here) is True
     if not (is_safe or old_is_gone):
         raise LedgerError(
             f"This ledger was bound to {old.ledger} on {old.host}"
@@ -64,39 +66,42 @@ def _is_renamed(old: Place, here: Place) -> bool:
     return shares_head or (old.files == here.files and not os.path.lexists(old.ledger))
 
 
-def _close(books: Books, entries: list[Entry], here: Place) -> bool:
-    """Close the ledger in the place that another one was bound to; return whether that was possible.
+def _close(books: Books, entries: list[Entry], here: Place) -> bool | None:
+    """Close the ledger in the place that another one was bound to.
+
+    Returns:
+        True: it is closed, for this one. False: it went on to a third place. None: it cannot be reached.
 
     Raises:
         LedgerError: It has gone on since this copy was made (LEDGER_DAMAGED).
     """
     old = books.place
     if old is None or (old.ledger, old.key) == (here.ledger, here.key):
-        return False
+        return None
     path, key = Path(old.ledger), Path(old.key)
     try:
         if not (path.exists() and key.exists()):
-            return False
+            return None
         with Sessions(path, key).writing(whole=True, anywhere=True) as page:
             theirs = page.books
             if (theirs.ledger, theirs.keys) != (books.ledger, books.keys):
-                return False
+                return None
             shared = min(len(entries), len(page.entries))
             has_gone_on = entries[shared - 1].chain != page.entries[shared - 1].chain or any(
                 entry.kind != "departure" for entry in page.entries[shared:]
             )
-            if not has_gone_on and not theirs.is_away:
+            if not has_gone_on and theirs.went_to is None:
                 page.append("departure", {"to": here.ledger})
     except OSError:
-        return False
+        return None
     except LedgerError as error:
         if error.reason == "LEDGER_FULL":
             raise
-        return False
+        return None
     if has_gone_on:
         raise LedgerError(
             f"{path}: the ledger has gone on there since this copy was made, up to entry {theirs.head.seq}. "
             "Copy it anew, with its key and the head beside it; nothing was changed.",
             reason="LEDGER_DAMAGED",
         )
-    return True
+    return theirs.went_to == here.ledger
