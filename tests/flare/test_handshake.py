@@ -33,6 +33,7 @@ from histoflare.privacy.policy import POLICIES
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
 from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE
 from histoflare.site.messages import TrainAnswer, digest_of
+from tests.privacy.ledgers import paths, site_lines
 
 from .stand_in import StandInEngine
 
@@ -57,7 +58,9 @@ class Site:
         deployed = write_variant(repository / "jobs" / job, root / "job", changes or {})
         self.configuration = deployed / CONFIG_FOLDER
         self.kit.mkdir()
-        (self.kit / SITE_FILE).write_text('manifest = "m.csv"\nbags = "bags"\n')
+        lines = site_lines(root / "site", "clinic-a")
+        (self.kit / SITE_FILE).write_text(f'manifest = "m.csv"\nbags = "bags"\n{lines}')
+        self.ledger, self.ledger_key = paths(root / "site")
         variables = read_configuration(self.configuration / "config_fed_client.conf")
         (self.kit / policy_file(scope)).write_text((POLICIES / f"{scope}.toml").read_text())
         agreed = read_configuration(
@@ -229,12 +232,12 @@ class TestAdmissionUnderProtection:
         self, tmp_path: Path, repository: Path
     ) -> None:
         site = self.site(tmp_path, repository)
-        ledger = site.kit / "ledger" / "ledger.sqlite"
+        ledger = Ledger(site.ledger, site.ledger_key)
         assert handshake.redeem(site.admit("evaluate")) is not None
-        assert not ledger.exists()
+        assert ledger.verify().entries == 1
         admitted = handshake.redeem(site.admit("train"))
         assert admitted is not None and admitted.rounds == 30
-        (run,) = Ledger(ledger, site.kit / "keys" / "ledger.key").summary(admitted.books.budget).runs
+        (run,) = ledger.summary(admitted.books.budget).runs
         assert (run.rounds, run.booked, run.patients) == (30, 0, 6)
         assert run.spend == admitted.books.plan.spend()
         assert run.epsilon <= 8.0
@@ -256,7 +259,7 @@ class TestAdmissionUnderProtection:
         fl_ctx = site.admit("train")
         assert handshake.redeem(fl_ctx) is None
         assert handshake.refusal(fl_ctx) == reason
-        events = list(AuditLog(site.kit / "ledger" / "ledger.audit.jsonl").read())
+        events = list(AuditLog(site.ledger.with_name("ledger.audit.jsonl")).read())
         assert [event["reason"] for event in events] == [reason], "the detail is in the site's own log"
 
     def test_something_else_in_the_place_of_the_plan_is_refused(

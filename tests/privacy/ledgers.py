@@ -48,6 +48,20 @@ def new_ledger(folder: Path) -> Ledger:
     return Ledger.open_or_create(*paths(folder), SITE)
 
 
+def steward_ledger(folder: Path, site: str = SITE) -> tuple[Path, Path]:
+    """Make a steward's ledger in a folder if there is none, and return where it and its key are."""
+    path, key = paths(folder)
+    if not path.exists():
+        Ledger.create(path, key, site)
+    return path, key
+
+
+def site_lines(folder: Path, site: str = SITE) -> str:
+    """Make a steward's ledger in a folder if there is none, and return what a site's file says of it."""
+    path, key = steward_ledger(folder, site)
+    return f'ledger = "{path}"\nledger_key = "{key}"\n'
+
+
 def copied(folder: Path, to: Path) -> Path:
     """Copy a folder with its ledger and key, and return the copy."""
     shutil.copytree(folder, to)
