@@ -178,7 +178,7 @@ def test_what_nobody_signed_is_refused(kit: Path, path: str) -> None:
 
 def test_the_site_s_own_files_are_its_own(kit: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    for folder in ("bags/deep", "records", "ledger"):
+    for folder in ("bags/deep", "records"):
         (kit / "local" / folder).mkdir(parents=True)
         (kit / "local" / folder / "anything.py").write_text("x")
     (kit / "local" / "keys").symlink_to(tmp_path / "data")
@@ -460,7 +460,7 @@ class TestStart:
         ("local/histoflare.toml", True),
         ("local/manifest.csv", True),
         ("local/records", True),
-        ("local/ledger/a/b", True),
+        ("local/ledger/a/b", False),
         ("startup/histoflare.toml", False),
         ("histoflare.toml", False),
         ("local", False),

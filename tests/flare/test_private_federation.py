@@ -24,7 +24,7 @@ from histoflare.privacy.ledger import Ledger
 from histoflare.privacy.policy import POLICIES
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import digest
-from histoflare.site.ledgers import audit_log_of
+from histoflare.site.ledgers import audit_log_of, on_workstation, open_ledger
 from histoflare.slides.manifest import read_manifest
 
 from .bags_on_disk import write_site
@@ -45,7 +45,9 @@ class Running:
         self.folder = folder
         self.jobs = repository / "jobs"
         self.original = write_variant(self.jobs / "mem_dpsgd", folder / "job", {"rounds": ROUNDS})
-        self.sites = {site: write_site(folder / "sites", site, slides=15) for site in SITES}
+        self.sites = {
+            site: on_workstation(site, write_site(folder / "sites", site, slides=15)) for site in SITES
+        }
         self.sites[POOR] = replace(self.sites[POOR], epsilon=0.01)
         policies = []
         for scope in ("dp-patient", "dp-update"):
@@ -70,7 +72,7 @@ class Running:
         return status, read_result(folder), folder
 
     def ledger(self, site: str) -> Ledger:
-        return Ledger(self.sites[site].ledger, self.sites[site].ledger_key)
+        return open_ledger(self.sites[site])
 
     def events(self, site: str) -> list[str]:
         return [event["what"] for event in audit_log_of(self.sites[site]).read()]

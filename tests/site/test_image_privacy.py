@@ -55,7 +55,7 @@ def test_what_a_protected_run_keeps_shows_in_no_evaluation(tmp_path: Path, scope
     said = []
     first = model_state(TASK.build_model())
     for seed in (0, 1):
-        site = SiteConfiguration(images=make_site(tmp_path / str(seed), seed=0))
+        site = on_workstation("a", SiteConfiguration(images=make_site(tmp_path / str(seed), seed=0)))
         if seed:  # other patients to train on, the same to test on
             for index in (0, 1, 3):
                 other = make_site(tmp_path / "other", seed=7).parent / f"image{index}.png"
@@ -105,7 +105,7 @@ def test_a_figure_that_rests_on_few_patients_stays(tmp_path: Path) -> None:
     assert found["pixel_accuracy"].patients == found["accuracy_authors"].patients == 5
     merged = evaluate(merge_predictions({"a": table, "b": table}), bootstraps=0)
     assert merged["dice"].patients == 2
-    site = SiteConfiguration(images=make_site(tmp_path / "a"))
+    site = on_workstation("a", SiteConfiguration(images=make_site(tmp_path / "a")))
     metrics = {"dice": 0.5, "dice_low": 0.5, "pixel_accuracy": 0.9, "n_patients": 2.0}
     behind = {"dice": 1, "dice_low": 1, "pixel_accuracy": 2}
     answer = books(site).evaluate(

@@ -136,6 +136,7 @@ class Books:
         ledger = open_ledger(self.configuration)
         model = digest_of(received)
         if self._policy.protection is None:
+            ledger.check_usable()  # before anything is trained that could not be noted
             answer = train()
             said = digest_of(answer.tensors)
             ledger.note(
