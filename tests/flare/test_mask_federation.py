@@ -20,8 +20,8 @@ from histoflare.privacy.budget import Budget
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import digest, is_finite, n_bytes
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.ledgers import on_workstation, open_ledger
 from histoflare.site.data import load_site_data
+from histoflare.site.ledgers import on_workstation, open_ledger
 
 from ..masks.made import LABELS, make_site
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,17 @@ from histoflare.flare.kits import Kits, kit_environment
 from histoflare.flare.poc import COMPLETED, Federation
 from histoflare.flare.result import read_result
 from histoflare.privacy.policy import POLICIES
-from histoflare.site.configuration import write_site_file
+from histoflare.site.configuration import SiteConfiguration, write_site_file
+from histoflare.site.ledgers import audit_log_of, on_workstation, open_ledger
 from histoflare.storage import write_json
+from tests.privacy.ledgers import steward_ledger
 
 from .bags_on_disk import write_site
 
 pytestmark = [pytest.mark.flare, pytest.mark.slow]
 
 SITES = ("clinic-a", "clinic-b")
+UNNAMED: dict[str, Any] = {"ledger": None, "ledger_key": None}
 LEAD = "lead@consortium.example"
 METRIC = "balanced_accuracy"
 KEPT_BACK = f"validation/{METRIC}"
@@ -99,11 +103,17 @@ class Provisioned:
         assert done.returncode == 0, done.stdout + done.stderr
         made = folder / "made" / "histoflare" / "prod_00"
         self.kits = Kits(uuid.uuid4().hex, str(made), "localhost", LEAD, SITES, port)
+        self.sites = {}
         for site in SITES:
             where = write_site(folder / "sites", site, validation=True)
-            write_site_file(self.kits.kit(site) / "local" / "histoflare.toml", where)
+            ledger, key = steward_ledger(folder / "stewards" / site, site)
+            self.sites[site] = replace(where, ledger=ledger, ledger_key=key)
+            self.say(site, self.sites[site])
         self._open_server()
         self.federation = Federation(folder / "run", self.kits)
+
+    def say(self, site: str, where: SiteConfiguration) -> None:
+        write_site_file(self.kits.kit(site) / "local" / "histoflare.toml", where)
 
     def _open_server(self) -> None:
         """Have the server take everything: what is refused below, a site refuses by itself."""
@@ -164,6 +174,25 @@ def test_a_job_runs_under_the_policy_in_the_kits(running: Provisioned) -> None:
     assert not [row for row in rows if any(row["metrics"].values())], "this policy keeps it back"
     for participant in ("localhost", *SITES):
         verify_kit(running.kits.kit(participant))  # FLARE itself writes nothing in there
+    for site in SITES:
+        (left,) = open_ledger(running.sites[site]).disclosures()
+        assert (left.what, left.run, left.times) == ("update", job_id, 2), "nothing protects it: it is noted"
+
+
+def test_a_site_with_no_ledger_of_its_own_takes_no_job(running: Provisioned, tmp_path: Path) -> None:
+    first, second = SITES
+    none = replace(running.sites[first], ledger=None, ledger_key=None)
+    tried_out = replace(on_workstation(second, replace(running.sites[second], **UNNAMED)), workstation=False)
+    running.say(first, none)
+    running.say(second, tried_out)
+    try:
+        assert running.run(running.job) != COMPLETED
+        for where, reason in ((none, "LEDGER_MISSING"), (tried_out, "LEDGER_FOREIGN")):
+            assert {event["reason"] for event in audit_log_of(where).read()} == {reason}
+        assert open_ledger(tried_out).verify().entries == 1
+    finally:
+        for site in SITES:
+            running.say(site, running.sites[site])
 
 
 def test_a_job_that_brings_code_is_refused_by_the_sites(running: Provisioned, tmp_path: Path) -> None:
