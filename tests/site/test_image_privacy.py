@@ -26,6 +26,7 @@ from histoflare.rounds.strategy import PERSONAL
 from histoflare.site.books import Books
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_data, read_roles
+from histoflare.site.ledgers import on_workstation
 from histoflare.site.messages import EvaluateAnswer, TrainerSetup, digest_of
 from histoflare.site.records import RUN_FILE
 from histoflare.site.work import SiteWork
