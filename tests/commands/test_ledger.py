@@ -74,7 +74,7 @@ def test_show_says_whose_it_is_and_what_left_unprotected(files: list[object], tm
     assert "rho" not in printed, "a budget was not named"
     copy = paths(copied(tmp_path / "data", tmp_path / "copy" / "data").parent)
     copied(tmp_path / "keys", tmp_path / "copy" / "keys")
-    assert "here it is not" in run("show", "--ledger", copy[0], "--key", copy[1])
+    assert "bound there, not here" in run("show", "--ledger", copy[0], "--key", copy[1])
 
 
 def test_a_steward_makes_a_ledger_and_the_sites_file_names_it(tmp_path: Path) -> None:

@@ -280,6 +280,17 @@ class TestMoving:
         assert ledger.move(old_is_gone=True)
         reserve(ledger)
 
+    def test_what_was_taken_back_may_be_moved_again(self, tmp_path: Path, machine: Any) -> None:
+        first = new_ledger(tmp_path / "a")
+        second = Ledger(*paths(copied(tmp_path / "a", tmp_path / "b")))
+        second.move()
+        assert first.identity().went_to == str(second.path)
+        shutil.rmtree(tmp_path / "b")
+        assert first.move(old_is_gone=True) and first.identity().went_to is None
+        (tmp_path / "a").rename(tmp_path / "c")
+        assert Ledger(*paths(tmp_path / "c")).move()
+        reserve(Ledger(*paths(tmp_path / "c")))
+
     def test_another_ledger_in_the_old_place_is_left_alone(self, tmp_path: Path) -> None:
         new_ledger(tmp_path / "a")
         (tmp_path / "a").rename(tmp_path / "b")

@@ -273,9 +273,12 @@ def _show_identity(identity: Identity) -> None:
     place = identity.place
     owner = "" if identity.owner == "steward" else ", made on a workstation: for trying out, no site takes it"
     _say(f"The ledger of '{identity.site}'{owner}. {identity.entries} entries.")
-    state = "closed there, to be moved" if identity.is_away else "bound there"
-    here = "" if identity.is_here else "; here it is not (histoflare ledger move)"
-    _say(f"{place.ledger} on {place.host}, key {place.key}: {state}{here}.")
+    state = "bound there"
+    if identity.is_away:
+        state = f"closed there, {f'to go on as {identity.went_to}' if identity.went_to else 'to be moved'}"
+    elif not identity.is_here:
+        state = "bound there, not here (histoflare ledger move)"
+    _say(f"{place.ledger} on {place.host}, key {place.key}: {state}.")
 
 
 def _show_unprotected(disclosures: Sequence[DisclosureSummary]) -> None:

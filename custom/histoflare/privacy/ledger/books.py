@@ -245,7 +245,8 @@ class Books:
         self.is_away, self.went_to = True, content["to"]
 
     def _moved(self, seq: int, content: Mapping[str, Any]) -> None:
-        self.place, self.is_away = Place.from_json(content["place"]), False
+        self.place = Place.from_json(content["place"])
+        self.is_away, self.went_to = False, None
         self.site = content["site"]
 
     def _added(self, seq: int, content: Mapping[str, Any]) -> None:

@@ -93,6 +93,7 @@ class Identity:
         ledger: Its own number (hexadecimal); a copy has the same.
         site, owner: The site's name, and who made it: ``steward`` or ``workstation``.
         place: Where it is bound to. is_away: It was closed there, to be moved.
+        went_to: The path of the one that closed it; None where it was closed before it was copied.
         is_here: Whether what is read here is what may be written to.
         entries: How many.
     """
@@ -102,6 +103,7 @@ class Identity:
     owner: str
     place: Place
     is_away: bool
+    went_to: str | None
     is_here: bool
     entries: int
 
@@ -169,7 +171,14 @@ class Ledger:
             assert books.place is not None
             is_here = not books.is_away and books.place == self._sessions.place(books.keys)
             return Identity(
-                *(books.ledger, books.site, books.owner, books.place, books.is_away, is_here, books.head.seq)
+                ledger=books.ledger,
+                site=books.site,
+                owner=books.owner,
+                place=books.place,
+                is_away=books.is_away,
+                went_to=books.went_to,
+                is_here=is_here,
+                entries=books.head.seq,
             )
 
     def depart(self) -> None:
