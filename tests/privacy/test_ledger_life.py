@@ -260,6 +260,38 @@ class TestMoving:
         book(second, reservation, 0)
         assert refusal(lambda: book(first, reservation, 0)) == "LEDGER_DAMAGED"
 
+    def test_a_key_alone_may_be_moved(self, tmp_path: Path, machine: Any) -> None:
+        path, key = paths(tmp_path)
+        first = new_ledger(tmp_path)
+        reservation = reserve(first)
+        shutil.copytree(key.parent, tmp_path / "other")
+        second = Ledger(path, tmp_path / "other" / key.name)
+        assert refusal(lambda: book(second, reservation, 0)) == "LEDGER_MOVED"
+        assert second.move()
+        book(second, reservation, 0)
+        assert refusal(lambda: book(first, reservation, 1)) == "LEDGER_MOVED"
+
+    @pytest.mark.parametrize("shared", ["path", "link"])
+    def test_a_shared_head_is_never_moved_past_the_copy(
+        self, tmp_path: Path, machine: Any, shared: str
+    ) -> None:
+        """Without a machine's id nobody knows whether the same path is the same key."""
+        machine(None)
+        path, key = paths(tmp_path)
+        first = new_ledger(tmp_path)
+        reservation = reserve(first)
+        (tmp_path / "other").mkdir()
+        shutil.copy(path, tmp_path / "other" / "ledger.sqlite")
+        if shared == "link":
+            (tmp_path / "keys").rename(tmp_path / "real")
+            (tmp_path / "keys").symlink_to(tmp_path / "real")
+        second = Ledger(tmp_path / "other" / "ledger.sqlite", key)
+        if shared == "path":
+            assert refusal(second.move) == "LEDGER_MOVED"
+        assert second.move(old_is_gone=shared == "path")
+        book(second, reservation, 0)
+        assert refusal(lambda: book(first, reservation, 1)) == "LEDGER_DAMAGED"
+
     def test_to_another_machine_it_is_closed_first(self, tmp_path: Path, machine: Any) -> None:
         first = new_ledger(tmp_path / "a")
         reservation = reserve(first)

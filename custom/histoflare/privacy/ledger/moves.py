@@ -59,11 +59,12 @@ def move(sessions: Sessions, *, old_is_gone: bool, site: str | None) -> bool:
 
 
 def _is_renamed(old: Place, here: Place) -> bool:
-    """Return whether there is no second history: the very files, or another copy under the very key."""
+    """Return whether there is no second history: the very files, or one of the two in its very place."""
     if here.machine is None or old.machine != here.machine:
         return False
-    shares_head = old.key == here.key and old.files[1] == here.files[1]
-    return shares_head or (old.files == here.files and not os.path.lexists(old.ledger))
+    ledger_stays = (old.ledger, old.files[0]) == (here.ledger, here.files[0])
+    key_stays = (old.key, old.files[1]) == (here.key, here.files[1])
+    return ledger_stays or key_stays or (old.files == here.files and not os.path.lexists(old.ledger))
 
 
 def _close(books: Books, entries: list[Entry], here: Place) -> bool | None:
@@ -76,12 +77,14 @@ def _close(books: Books, entries: list[Entry], here: Place) -> bool | None:
         LedgerError: It has gone on since this copy was made (LEDGER_DAMAGED).
     """
     old = books.place
-    if old is None or (old.ledger, old.key) == (here.ledger, here.key):
-        return None
+    if old is None or old.ledger == here.ledger or old.key == here.key:
+        return None  # what is there is not the old one, but this one
     path, key = Path(old.ledger), Path(old.key)
     try:
         if not (path.exists() and key.exists()):
             return None
+        if path.samefile(here.ledger) or key.samefile(here.key):
+            return True  # one file under two names has one history
         with Sessions(path, key).writing(whole=True, anywhere=True) as page:
             theirs = page.books
             if (theirs.ledger, theirs.keys) != (books.ledger, books.keys):
