@@ -27,7 +27,7 @@ EARLIER = range(1, VERSION)
 _EARLIER = (
     "an earlier version of histoflare wrote it, and this one does not read it: keep it, see with the version "
     "that wrote it what was spent (histoflare ledger show), make a new ledger in another place (histoflare "
-    "ledger create), and set epsilon in the site's file to what is left."
+    "ledger create), and lower the site's own epsilon to what is left."
 )
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})

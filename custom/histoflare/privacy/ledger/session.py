@@ -154,7 +154,7 @@ class Sessions:
         for leftover in self.path.parent.glob(f".{self.path.name}.*{PARTIAL_SUFFIX}*"):
             leftover.unlink(missing_ok=True)
         with atomic_path(self.path) as partial:
-            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
             make_file(partial)
             with opened(partial) as connection:
                 connection.execute("BEGIN IMMEDIATE")
