@@ -216,6 +216,26 @@ class TestAdmission:
         assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
+@pytest.mark.parametrize(
+    ("ledger", "reason"),
+    [("none", "LEDGER_MISSING"), ("a workstation's", "LEDGER_FOREIGN"), ("another's", "LEDGER_FOREIGN")],
+)
+def test_a_site_with_no_ledger_of_its_own_takes_no_job(site: Site, ledger: str, reason: str) -> None:
+    path, key = paths(site.kit.parent / "other")
+    if ledger == "a workstation's":
+        Ledger.open_or_create(path, key, "clinic-a")
+    elif ledger == "another's":
+        Ledger.create(path, key, "clinic-b")
+    text = 'manifest = "m.csv"\nbags = "bags"\n'
+    named = "" if ledger == "none" else f'ledger = "{path}"\nledger_key = "{key}"\n'
+    (site.kit / SITE_FILE).write_text(text + named)
+    fl_ctx = site.admit()
+    assert handshake.redeem(fl_ctx) is None
+    assert handshake.refusal(fl_ctx) == reason
+    log = site.kit / "records" / "audit.jsonl" if ledger == "none" else path.with_name("ledger.audit.jsonl")
+    assert [event["reason"] for event in AuditLog(log).read()] == [reason]
+
+
 class TestAdmissionUnderProtection:
     """The whole job is reserved with its first training task, or nothing is."""
 
