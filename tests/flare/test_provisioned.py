@@ -31,7 +31,7 @@ from histoflare.flare.poc import COMPLETED, Federation
 from histoflare.flare.result import read_result
 from histoflare.privacy.policy import POLICIES
 from histoflare.site.configuration import SiteConfiguration, write_site_file
-from histoflare.site.ledgers import audit_log_of, on_workstation, open_ledger
+from histoflare.site.ledgers import open_ledger
 from histoflare.storage import write_json
 from tests.privacy.ledgers import steward_ledger
 
@@ -40,7 +40,6 @@ from .bags_on_disk import write_site
 pytestmark = [pytest.mark.flare, pytest.mark.slow]
 
 SITES = ("clinic-a", "clinic-b")
-UNNAMED: dict[str, Any] = {"ledger": None, "ledger_key": None}
 LEAD = "lead@consortium.example"
 METRIC = "balanced_accuracy"
 KEPT_BACK = f"validation/{METRIC}"
@@ -177,22 +176,6 @@ def test_a_job_runs_under_the_policy_in_the_kits(running: Provisioned) -> None:
     for site in SITES:
         (left,) = open_ledger(running.sites[site]).disclosures()
         assert (left.what, left.run, left.times) == ("update", job_id, 2), "nothing protects it: it is noted"
-
-
-def test_a_site_with_no_ledger_of_its_own_takes_no_job(running: Provisioned, tmp_path: Path) -> None:
-    first, second = SITES
-    none = replace(running.sites[first], ledger=None, ledger_key=None)
-    tried_out = replace(on_workstation(second, replace(running.sites[second], **UNNAMED)), workstation=False)
-    running.say(first, none)
-    running.say(second, tried_out)
-    try:
-        assert running.run(running.job) != COMPLETED
-        for where, reason in ((none, "LEDGER_MISSING"), (tried_out, "LEDGER_FOREIGN")):
-            assert {event["reason"] for event in audit_log_of(where).read()} == {reason}
-        assert open_ledger(tried_out).verify().entries == 1
-    finally:
-        for site in SITES:
-            running.say(site, running.sites[site])
 
 
 def test_a_job_that_brings_code_is_refused_by_the_sites(running: Provisioned, tmp_path: Path) -> None:
