@@ -82,7 +82,9 @@ app.command("classify")(classify.classify)
 app.command("segment")(segment.segment)
 app.add_typer(report.app, name="report", help="Make pages for people out of a run's figures.")
 app.add_typer(privacy.app, name="privacy")
-app.add_typer(ledger.app, name="ledger", help="A site's privacy ledger: show, check, export, close runs.")
+app.add_typer(
+    ledger.app, name="ledger", help="A site's privacy ledger: make, move, show, check, export, close runs."
+)
 app.add_typer(kit.app, name="kit", help="Startup kits and their signature.")
 app.add_typer(job.app, name="job", help="Look at a job folder, or make a variant of one to submit.")
 app.command("resume")(job.resume)

@@ -24,8 +24,9 @@ from pathlib import Path
 import numpy as np
 
 from histoflare.privacy.budget import Budget
-from histoflare.privacy.ledger import Ledger, Reservation
-from histoflare.privacy.ledger_session import Sessions
+from histoflare.privacy.ledger import WORKSTATION, Ledger, Reservation
+from histoflare.privacy.ledger.events import GAUSSIAN, mechanism_of
+from histoflare.privacy.ledger.session import Sessions
 from histoflare.privacy.spend import Spend
 
 BUDGET = Budget(8.0, 1e-5)
@@ -40,7 +41,7 @@ def make_history(folder: Path, names: list[str], events: int, *, cohorts: int) -
     """Make a ledger with so many events, each reserved, booked and released, in one transaction."""
     files = (folder / "data" / "ledger.sqlite", folder / "keys" / "ledger.key")
     sessions, dice = Sessions(*files), np.random.default_rng(0)
-    sessions.create()
+    sessions.create("hospital-a", WORKSTATION)
     with sessions.writing(whole=True) as page:
         page.add_patients(sorted((page.keys.patient(name), "train") for name in names))
         for index in range(cohorts):
@@ -52,15 +53,17 @@ def make_history(folder: Path, names: list[str], events: int, *, cohorts: int) -
             about = {
                 "about": "benchmark",
                 "run": f"run {index}",
-                "spend": SPEND.to_json(),
                 "rounds": rounds,
                 "cohort": cohort,
+                "mechanism": mechanism_of(SPEND),
+                "trust": None,
             }
             token = page.append("reservation", about)
             for round_index in range(rounds):
                 event = {"reservation": token, "round": round_index, "model": sha("model"), "attempt": 1}
-                booked = page.append("booking", event)
-                page.append("release", {"of": booked, "digest": sha(f"{index} {round_index}")})
+                booked = page.append("booking", {**event, "mechanism": GAUSSIAN, "trust": None})
+                release = {"of": booked, "digest": sha(f"{index} {round_index}"), "figures": []}
+                page.append("release", release)
     return files
 
 

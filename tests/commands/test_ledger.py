@@ -17,7 +17,7 @@ from histoflare.privacy.ledger import Ledger
 from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.policy import POLICIES
 from histoflare.site.configuration import SiteConfiguration, write_site_file
-from tests.privacy.ledgers import ABOUT, BUDGET, ROLES, fill, new_ledger, paths, reserve
+from tests.privacy.ledgers import ABOUT, BUDGET, FILLED, ROLES, SITE, copied, fill, new_ledger, paths, reserve
 
 ASKED = ("--epsilon", BUDGET.epsilon, "--delta", BUDGET.delta)
 
@@ -50,14 +50,96 @@ def test_show_says_what_is_left(files: list[object], tmp_path: Path, monkeypatch
     assert f"{summary.epsilon_rdp:.4g} by RDP, {summary.epsilon_pld:.4g} by PLD" in shown
     rows = [[cell.strip() for cell in line.split("│")] for line in shown.splitlines() if "│" in line]
     first, second = (
-        [" ".join(cells).strip() for cells in zip(*part, strict=True)] for part in (rows[:4], rows[4:])
+        [" ".join(cells).strip() for cells in zip(*part, strict=True)] for part in (rows[:4], rows[4:8])
     )
     assert first[1:5] == ["run (open)", ABOUT, "3", "3 reserved 2 booked 1 released 1 failed"]
     assert second[1:5] == ["gone (closed)", ABOUT, "3", "2 reserved 0 booked 0 released 0 failed"]
     assert not any(name in shown for name in ROLES)
     printed = json.loads(run("show", *files, *ASKED, "--json"))
-    assert printed == summary.to_json()
+    assert {name: printed[name] for name in summary.to_json()} == summary.to_json()
     assert [(row["about"], row["failed"]) for row in printed["runs"]] == [(ABOUT, 1), (ABOUT, 0)]
+
+
+def test_show_says_whose_it_is_and_what_left_unprotected(files: list[object], tmp_path: Path) -> None:
+    shown = run("show", *files)
+    identity = Ledger(*paths(tmp_path)).identity()
+    for text in (f"'{SITE}'", "workstation", identity.place.ledger, identity.place.host, "bound there"):
+        assert text in shown
+    assert "open run" in shown and "train/loss" in shown
+    assert not any(name in shown for name in ROLES)
+    printed = json.loads(run("show", *files, "--json"))
+    assert (printed["ledger"]["site"], printed["ledger"]["is_here"]) == (SITE, True)
+    assert [(each["what"], each["run"], each["times"]) for each in printed["unprotected"]] == [
+        ("evaluation", "run", 1),
+        ("update", "open run", 1),
+    ]
+    assert "rho" not in printed, "a budget was not named"
+    copy = paths(copied(tmp_path / "data", tmp_path / "copy" / "data").parent)
+    copied(tmp_path / "keys", tmp_path / "copy" / "keys")
+    assert "bound there, not here" in run("show", "--ledger", copy[0], "--key", copy[1])
+
+
+def test_a_steward_makes_a_ledger_and_the_sites_file_names_it(tmp_path: Path) -> None:
+    site, (path, key) = tmp_path / "kit" / "local" / "histoflare.toml", paths(tmp_path / "srv")
+    (tmp_path / "kit" / "startup").mkdir(parents=True)
+    site.parent.mkdir()
+    site.write_text('# manifest = "m.csv"\n# ledger = ""\n\n# ledger_key = ""\n')  # as provisioned
+    asked = ("create", SITE, "--ledger", path, "--key", key, "--site", site)
+    assert str(path) in run(*asked)
+    assert Ledger(path, key).identity().owner == "steward"
+    assert site.read_text() == (f'# manifest = "m.csv"\nledger = "{path}"\n\nledger_key = "{key}"\n'), (
+        "and nothing else has changed"
+    )
+    with pytest.raises(LedgerError) as caught:
+        run(*asked)
+    assert caught.value.reason == "LEDGER_UNUSABLE"
+    with pytest.raises(JobError, match="names a ledger already"):
+        run("create", SITE, "--ledger", tmp_path / "b" / "l", "--key", tmp_path / "c" / "k", "--site", site)
+    site.write_text(f'manifest = "m.csv"\nbags = "b"\n{site.read_text()}')
+    assert SITE in run("show", "--site", site)
+
+
+def test_where_the_project_names_the_place_it_is_made_there(tmp_path: Path) -> None:
+    site, (path, key) = tmp_path / "histoflare.toml", paths(tmp_path / "srv")
+    site.write_text(f'ledger = "{path}"\nledger_key = "{key}"\n')
+    run("create", SITE, "--site", site)
+    assert Ledger(path, key).identity().site == SITE
+    assert invoke("create", SITE).exit_code == 2
+
+
+@pytest.mark.parametrize("inside", ["ledger", "key"])
+def test_no_ledger_is_made_or_moved_into_a_kit(tmp_path: Path, inside: str) -> None:
+    kit = tmp_path / "kit"
+    for name in ("startup", "local"):
+        (kit / name).mkdir(parents=True)
+    path = (kit / "local" if inside == "ledger" else tmp_path) / "a" / "ledger.sqlite"
+    key = (kit if inside == "key" else tmp_path) / "b" / "ledger.key"
+    with pytest.raises(LedgerError, match="startup kit") as caught:
+        run("create", SITE, "--ledger", path, "--key", key)
+    assert caught.value.reason == "LEDGER_UNUSABLE"
+    assert not path.exists() and not key.exists()
+    with pytest.raises(LedgerError, match="startup kit"):
+        run("move", "--ledger", path, "--key", key)
+
+
+def test_move_asks_where_it_cannot_see_and_names_the_new_place(tmp_path: Path) -> None:
+    fill(new_ledger(tmp_path / "a"))
+    old, new = paths(tmp_path / "a"), paths(tmp_path / "b")
+    site = tmp_path / "histoflare.toml"
+    site.write_text(f'manifest = "m.csv"\nbags = "bags"\nledger = "{old[0]}"\nledger_key = "{old[1]}"\n')
+    assert "was already bound" in run("move", "--site", site)
+    assert "closed" in run("move", "--away", "--site", site)
+    copied(tmp_path / "a", tmp_path / "b")
+    assert "bound to" in run("move", "--site", site, "--ledger", new[0], "--key", new[1])
+    assert str(new[0]) in site.read_text() and str(old[0]) not in site.read_text()
+    assert "15" not in run("verify", "--site", site).split("entries")[0][-4:]
+    back = ["--ledger", old[0], "--key", old[1]]
+    assert invoke("move", *back, typed="n\n").exit_code == 1
+    with pytest.raises(LedgerError) as caught:
+        reserve(Ledger(*old), "further")
+    assert caught.value.reason == "LEDGER_MOVED"
+    assert "bound to" in run("move", *back, typed="y\n")
+    reserve(Ledger(*old), "further")
 
 
 def test_the_site_file_says_where_the_ledger_is_and_its_policy_may_lower_the_budget(tmp_path: Path) -> None:
@@ -69,7 +151,7 @@ def test_the_site_file_says_where_the_ledger_is_and_its_policy_may_lower_the_bud
         run("verify", "--site", site)
     assert caught.value.reason == "LEDGER_MISSING"
     fill(new_ledger(tmp_path))
-    assert "12 entries" in run("verify", "--site", site)
+    assert f"{FILLED} entries" in run("verify", "--site", site)
     write_first_policy(tmp_path)
     shown = json.loads(run("show", "--site", site, "--policy", POLICIES / "dp-patient.toml", "--json"))
     assert (shown["budget_epsilon"], shown["delta"]) == (8.0, 1e-5)
@@ -77,9 +159,12 @@ def test_the_site_file_says_where_the_ledger_is_and_its_policy_may_lower_the_bud
     own.write_text(own.read_text() + "[scope.dp-patient]\nepsilon = 3.0\n")
     shown = json.loads(run("show", "--site", site, "--policy", POLICIES / "dp-patient.toml", "--json"))
     assert shown["budget_epsilon"] == 3.0
-    write_first_policy(tmp_path)
-    with pytest.raises(JobError, match="no budget"):
-        run("show", "--site", site, "--policy", POLICIES / "open.toml")
+    shown = json.loads(run("show", "--site", site, "--policy", POLICIES / "open.toml", "--json"))
+    assert set(shown) == {"ledger", "unprotected"}, "a policy without a budget: what left, and no ε"
+    write_site_file(site, SiteConfiguration(tmp_path / "m.csv", tmp_path / "bags"))
+    with pytest.raises(LedgerError) as caught:
+        run("show", "--site", site)
+    assert caught.value.reason == "LEDGER_MISSING"
 
 
 def test_verify_ends_with_1_where_the_ledger_is_damaged(files: list[object], tmp_path: Path) -> None:
@@ -118,7 +203,6 @@ def test_close_asks_first(files: list[object], tmp_path: Path) -> None:
         ["verify"],
         ["verify", "--ledger", "a"],
         ["verify", "--site", "s", "--key", "k"],
-        ["show", "--ledger", "a/b", "--key", "k"],
         ["show", "--ledger", "a/b", "--key", "k", "--epsilon", "1"],
         ["show", "--ledger", "a/b", "--key", "k", "--epsilon", "1", "--policy", "p"],
     ],

@@ -16,11 +16,13 @@ from histoflare.flare.job import read_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.site_policy import policy_file, write_first_policy
 from histoflare.privacy import sampler
+from histoflare.privacy.ledger import Ledger
 from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
 from histoflare.site.books import Books
 from histoflare.site.configuration import SITE_FILE, read_site_file
+from tests.privacy.ledgers import paths, site_lines
 
 
 @pytest.fixture
@@ -28,7 +30,8 @@ def site(tmp_path: Path) -> Path:
     """Return the file of a site with six training patients, its policies beside it."""
     rows = [f"{n}.tif,p{n},{('glandular', 'solid')[n % 2]},{'test' if n > 5 else 'train'}" for n in range(8)]
     (tmp_path / "m.csv").write_text("\n".join(["slide,patient,label,split", *rows]) + "\n")
-    (tmp_path / SITE_FILE).write_text('manifest = "m.csv"\nbags = "bags"\n')
+    lines = site_lines(tmp_path / "steward")
+    (tmp_path / SITE_FILE).write_text(f'manifest = "m.csv"\nbags = "bags"\n{lines}')
     for scope in ("dp-patient", "dp-update", "open"):
         (tmp_path / policy_file(scope)).write_bytes((POLICIES / f"{scope}.toml").read_bytes())
     write_first_policy(tmp_path)
@@ -47,7 +50,7 @@ def test_a_job_that_fits_is_shown_and_nothing_is_booked(repository: Path, site: 
     assert facts["spent"] == 0 and facts["patients_to_train_on"] == 6
     assert facts["job_alone"] == facts["together"] == pytest.approx(8.0, abs=0.01)
     assert facts["budget"] == 8.0
-    assert not (site.parent / "ledger").exists()
+    assert Ledger(*paths(site.parent / "steward")).verify().entries == 1
 
 
 @pytest.mark.parametrize("name", ["mem_dpsgd", "mem_update_dp"])
@@ -153,9 +156,16 @@ def test_what_the_ledger_does_not_say_is_unknown(repository: Path, site: Path) -
     Books(
         read_site_file(site), policy, read.plan, rounds=30, weights=1000, run="first", labels=labels
     ).reserve()
-    read_site_file(site).ledger.unlink()
+    paths(site.parent / "steward")[0].unlink()
     code, facts = plan(job, site)
     assert (code, facts["reason"], facts["spent"], facts["together"]) == (3, "LEDGER_MISSING", None, None)
+
+
+def test_a_site_without_a_ledger_knows_of_nothing_spent(repository: Path, site: Path) -> None:
+    site.write_text('manifest = "m.csv"\nbags = "bags"\n')
+    code, facts = plan(repository / "jobs" / "mem_dpsgd", site)
+    assert (code, facts["reason"], facts["spent"]) == (3, "LEDGER_MISSING", None)
+    assert facts["job_alone"] == pytest.approx(8.0, abs=0.01)
 
 
 def test_an_evaluation_has_no_epsilon(repository: Path, site: Path, tmp_path: Path) -> None:

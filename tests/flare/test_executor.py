@@ -29,6 +29,7 @@ from histoflare.rounds.fedavg import FedAvg
 from histoflare.site.books import Books
 from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE, SiteConfiguration, read_site_file
 from histoflare.site.trainer import EvaluateAnswer, TrainAnswer, TrainerSetup
+from tests.privacy.ledgers import paths, site_lines
 
 from .stand_in import StandInEngine
 
@@ -73,7 +74,8 @@ class Site:
     def __init__(self, root: Path, text: str = "", run: str = "job", best: str | None = None) -> None:
         self.kit = root
         self.run = run
-        (root / SITE_FILE).write_text(f'manifest = "m.csv"\nbags = "bags"\n{text}')
+        lines = site_lines(root / "site", "clinic-a")
+        (root / SITE_FILE).write_text(f'manifest = "m.csv"\nbags = "bags"\n{lines}{text}')
         self.engine = StandInEngine(root, task=TASK, strategy=FedAvg(), seed=5, best_metric=best)
         self.executor = SiteExecutor()
         self.admitted = True
@@ -91,7 +93,10 @@ class Site:
             try:
                 configuration = read_site_file(self.kit / SITE_FILE)
             except JobError:
-                configuration = SiteConfiguration(self.kit / "m.csv", self.kit / "bags")
+                ledger, key = paths(self.kit / "site")
+                configuration = SiteConfiguration(
+                    self.kit / "m.csv", self.kit / "bags", ledger=ledger, ledger_key=key
+                )
             books = Books(configuration, policy, Open(), rounds=3, weights=0, run=self.run, labels=["a", "b"])
             handshake.admit(handshake.Admitted(self.engine.job, policy, 3, books), fl_ctx)
         return fl_ctx

@@ -37,6 +37,7 @@ from histoflare.privacy.policy import POLICIES
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
 from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE
 from histoflare.site.messages import TrainAnswer, digest_of
+from tests.privacy.ledgers import paths, site_lines
 
 from .stand_in import StandInEngine
 
@@ -61,7 +62,9 @@ class Site:
         deployed = write_variant(repository / "jobs" / job, root / "job", changes or {})
         self.configuration = deployed / CONFIG_FOLDER
         self.kit.mkdir()
-        (self.kit / SITE_FILE).write_text('manifest = "m.csv"\nbags = "bags"\n')
+        lines = site_lines(root / "site", "clinic-a")
+        (self.kit / SITE_FILE).write_text(f'manifest = "m.csv"\nbags = "bags"\n{lines}')
+        self.ledger, self.ledger_key = paths(root / "site")
         (self.kit / policy_file(scope)).write_text((POLICIES / f"{scope}.toml").read_text())
         write_first_policy(self.kit)
         write_protocols(self.kit / PROTOCOL_FILE, [read_job(repository / "jobs" / "mem_fedavg").protocol])
@@ -238,6 +241,26 @@ class TestAdmission:
         assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
+@pytest.mark.parametrize(
+    ("ledger", "reason"),
+    [("none", "LEDGER_MISSING"), ("a workstation's", "LEDGER_FOREIGN"), ("another's", "LEDGER_FOREIGN")],
+)
+def test_a_site_with_no_ledger_of_its_own_takes_no_job(site: Site, ledger: str, reason: str) -> None:
+    path, key = paths(site.kit.parent / "other")
+    if ledger == "a workstation's":
+        Ledger.open_or_create(path, key, "clinic-a")
+    elif ledger == "another's":
+        Ledger.create(path, key, "clinic-b")
+    text = 'manifest = "m.csv"\nbags = "bags"\n'
+    named = "" if ledger == "none" else f'ledger = "{path}"\nledger_key = "{key}"\n'
+    (site.kit / SITE_FILE).write_text(text + named)
+    fl_ctx = site.admit()
+    assert handshake.redeem(fl_ctx) is None
+    assert handshake.refusal(fl_ctx) == reason
+    log = site.kit / "records" / "audit.jsonl" if ledger == "none" else path.with_name("ledger.audit.jsonl")
+    assert [event["reason"] for event in AuditLog(log).read()] == [reason]
+
+
 class TestAdmissionUnderProtection:
     """The whole job is reserved with its first training task, or nothing is."""
 
@@ -254,12 +277,12 @@ class TestAdmissionUnderProtection:
         self, tmp_path: Path, repository: Path
     ) -> None:
         site = self.site(tmp_path, repository)
-        ledger = site.kit / "ledger" / "ledger.sqlite"
+        ledger = Ledger(site.ledger, site.ledger_key)
         assert handshake.redeem(site.admit("evaluate")) is None
-        assert not ledger.exists()
+        assert ledger.verify().entries == 1
         admitted = handshake.redeem(site.admit("train"))
         assert admitted is not None and admitted.rounds == 30
-        (run,) = Ledger(ledger, site.kit / "keys" / "ledger.key").summary(admitted.books.budget).runs
+        (run,) = ledger.summary(admitted.books.budget).runs
         assert (run.rounds, run.booked, run.patients) == (30, 0, 6)
         assert run.spend == admitted.books.plan.spend()
         assert run.epsilon <= 8.0
@@ -281,7 +304,7 @@ class TestAdmissionUnderProtection:
         fl_ctx = site.admit("train")
         assert handshake.redeem(fl_ctx) is None
         assert handshake.refusal(fl_ctx) == reason
-        events = list(AuditLog(site.kit / "ledger" / "ledger.audit.jsonl").read())
+        events = list(AuditLog(site.ledger.with_name("ledger.audit.jsonl")).read())
         assert [event["reason"] for event in events] == [reason], "the detail is in the site's own log"
 
     def test_a_listed_strategy_that_the_plan_refuses_stays_refused(

@@ -178,10 +178,9 @@ def test_what_nobody_signed_is_refused(kit: Path, path: str) -> None:
 
 def test_the_site_s_own_files_are_its_own(kit: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    for folder in ("bags/deep", "records", "ledger"):
-        (kit / "local" / folder).mkdir(parents=True)
-        (kit / "local" / folder / "anything").write_text("x")
-    (kit / "local" / "keys").symlink_to(tmp_path / "data")
+    (kit / "local" / "records" / "deep").mkdir(parents=True)
+    (kit / "local" / "records" / "deep" / "anything.py").write_text("x")
+    (kit / "local" / "bags").symlink_to(tmp_path / "data")
     (kit / "local" / "records" / "link").symlink_to(tmp_path)
     for name in ("histoflare.toml", "histoflare.toml~", ".histoflare.toml.swp", "a.csv", ".~lock.a.csv#"):
         (kit / "local" / name).write_text("another")
@@ -595,7 +594,7 @@ class TestStart:
         ("local/policy.toml", True),
         ("local/manifest.csv", True),
         ("local/records", True),
-        ("local/ledger/a/b", True),
+        ("local/ledger/a/b", False),
         ("startup/histoflare.toml", False),
         ("histoflare.toml", False),
         ("local", False),

@@ -18,11 +18,11 @@ from histoflare.flare.result import FederationResult, load_site_states, read_res
 from histoflare.flare.site_policy import policy_file
 from histoflare.flare.workstation import write_evaluation, write_policy
 from histoflare.privacy.budget import Budget
-from histoflare.privacy.ledger import Ledger
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import digest, is_finite, n_bytes
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_data
+from histoflare.site.ledgers import on_workstation, open_ledger
 
 from ..masks.made import LABELS, make_site
 
@@ -53,7 +53,9 @@ class Running:
         self.full = write_variant(jobs / "dhunet_feddp", folder / "full", FULL)
         self.evaluation = jobs / "dhunet_evaluate"
         self.sites = {
-            site: SiteConfiguration(images=make_site(folder / "sites" / site, seed, side_px=224))
+            site: on_workstation(
+                site, SiteConfiguration(images=make_site(folder / "sites" / site, seed, side_px=224))
+            )
             for seed, site in enumerate(SITES)
         }
         policies = []
@@ -116,7 +118,7 @@ def test_the_full_network_goes_through_gate_and_ledger(running: Running) -> None
     for site in SITES:
         stamp = row["stamps"][site]
         assert stamp["spend"] == job.plan.spend().to_json()
-        ledger = Ledger(running.sites[site].ledger, running.sites[site].ledger_key)
+        ledger = open_ledger(running.sites[site])
         (booked,) = ledger.summary(Budget(8.0, 1e-5)).runs
         assert (booked.run, booked.rounds, booked.booked, booked.released) == (run, 1, 1, 1)
     # The mean of two clipped updates with noise of z·C each: what moved is that noise, little else shows.

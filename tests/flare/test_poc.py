@@ -22,6 +22,7 @@ from histoflare.flare.job_variant import write_variant
 from histoflare.flare.kits import Agreement
 from histoflare.flare.poc import COMPLETED, STATE_FILE, Federation
 from histoflare.site.configuration import SiteConfiguration, read_site_file
+from histoflare.site.ledgers import on_workstation, open_ledger
 
 from .bags_on_disk import write_site
 
@@ -76,7 +77,8 @@ def test_a_job_from_its_submission_to_its_result(
         name = federation.kits.name
         for site, configuration in sites.items():
             written = read_site_file(federation.kits.kit(site) / "local" / "histoflare.toml")
-            assert written == configuration
+            assert written == on_workstation(site, configuration)
+            assert open_ledger(written).identity().owner == "workstation"
         federation.start()
         assert federation.up() == {"server", *SITES}
         assert federation.admin.registered() == sorted(SITES)

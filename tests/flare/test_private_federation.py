@@ -25,7 +25,7 @@ from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.policy import POLICIES
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import digest
-from histoflare.site.ledgers import audit_log_of
+from histoflare.site.ledgers import audit_log_of, on_workstation, open_ledger
 from histoflare.slides.manifest import read_manifest
 
 from .bags_on_disk import write_site
@@ -46,7 +46,9 @@ class Running:
         self.folder = folder
         self.jobs = repository / "jobs"
         self.original = write_variant(self.jobs / "mem_dpsgd", folder / "job", {"rounds": ROUNDS})
-        self.sites = {site: write_site(folder / "sites", site, slides=30) for site in SITES}
+        self.sites = {
+            site: on_workstation(site, write_site(folder / "sites", site, slides=30)) for site in SITES
+        }
         policies = []
         for scope in ("dp-patient", "dp-update"):
             text = (POLICIES / f"{scope}.toml").read_text()
@@ -72,7 +74,7 @@ class Running:
         return status, read_result(folder), folder
 
     def ledger(self, site: str) -> Ledger:
-        return Ledger(self.sites[site].ledger, self.sites[site].ledger_key)
+        return open_ledger(self.sites[site])
 
     def events(self, site: str) -> list[str]:
         return [event["what"] for event in audit_log_of(self.sites[site]).read()]

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ from histoflare.flare.kits import Kits, kit_environment
 from histoflare.flare.poc import COMPLETED, Federation
 from histoflare.flare.result import read_result
 from histoflare.privacy.policy import POLICIES
-from histoflare.site.configuration import write_site_file
+from histoflare.site.configuration import SiteConfiguration, write_site_file
+from histoflare.site.ledgers import open_ledger
 from histoflare.storage import write_json
+from tests.privacy.ledgers import steward_ledger
 
 from .bags_on_disk import write_site
 
@@ -101,11 +104,17 @@ class Provisioned:
         assert done.returncode == 0, done.stdout + done.stderr
         made = folder / "made" / "histoflare" / "prod_00"
         self.kits = Kits(uuid.uuid4().hex, str(made), "localhost", LEAD, SITES, port)
+        self.sites = {}
         for site in SITES:
             where = write_site(folder / "sites", site, validation=True)
-            write_site_file(self.kits.kit(site) / "local" / "histoflare.toml", where)
+            ledger, key = steward_ledger(folder / "stewards" / site, site)
+            self.sites[site] = replace(where, ledger=ledger, ledger_key=key)
+            self.say(site, self.sites[site])
         self._open_server()
         self.federation = Federation(folder / "run", self.kits)
+
+    def say(self, site: str, where: SiteConfiguration) -> None:
+        write_site_file(self.kits.kit(site) / "local" / "histoflare.toml", where)
 
     def _open_server(self) -> None:
         """Have the server take everything: what is refused below, a site refuses by itself."""
@@ -179,6 +188,9 @@ def test_a_job_runs_under_the_policy_in_the_kits(running: Provisioned) -> None:
     assert not [row for row in rows if any(row["metrics"].values())], "this policy keeps it back"
     for participant in ("localhost", *SITES):
         verify_kit(running.kits.kit(participant))  # FLARE itself writes nothing in there
+    for site in SITES:
+        (left,) = open_ledger(running.sites[site]).disclosures()
+        assert (left.what, left.run, left.times) == ("update", job_id, 2), "nothing protects it: it is noted"
 
 
 def test_a_job_that_brings_code_is_refused_by_the_sites(running: Provisioned, tmp_path: Path) -> None:

@@ -13,16 +13,19 @@ import ctypes
 import json
 import os
 import platform
+import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from histoflare.errors import LedgerError
 from histoflare.privacy.audit_log import AuditLog
-from histoflare.privacy.ledger import Booking
+from histoflare.privacy.ledger import Booking, Ledger
 from histoflare.privacy.release_store import ReleaseStore
-from tests.privacy.ledgers import BUDGET, ROLES, book, new_ledger, reserve, sha
+from tests.privacy.ledgers import BUDGET, ROLES, SITE, book, note, paths, reserve, sha
 
 NOT_PERMITTED = 77
 ROUNDS = 2
@@ -75,8 +78,38 @@ def digest_of(booking: Booking) -> str:
     return sha(update_of(booking)["w"].tobytes().hex())
 
 
+def created(folder: Path) -> Ledger:
+    """Return a folder's ledger; as its steward make it if there is none."""
+    try:
+        return Ledger.create(*paths(folder), SITE)
+    except LedgerError as error:
+        if error.reason != "LEDGER_UNUSABLE":
+            raise
+        return Ledger(*paths(folder))
+
+
+def place_of(folder: Path) -> Path:
+    """Return the folder in which the ledger of a run goes on, or is to: it is moved at the end."""
+    try:
+        if Ledger(*paths(folder / "moved")).identity().is_here:
+            return folder / "moved"
+    except LedgerError:
+        pass
+    return folder
+
+
+def carry(folder: Path) -> None:
+    """Copy the ledger, the key and the head to another folder, and bind the ledger there."""
+    if not Ledger(*paths(folder)).identity().is_away:  # or the copy is whole: it has closed this one
+        for path in (*paths(folder), folder / "keys" / "ledger.key.head"):
+            target = folder / "moved" / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    Ledger(*paths(folder / "moved")).move()
+
+
 def take_part(folder: Path, told: int | None = None) -> None:
-    """Do what a site does in a job of two rounds, one of which fails at first.
+    """Do what a site does in a job of two rounds, one of which fails at first; then the ledger is moved.
 
     What was done is said to the file descriptor ``told``.
     """
@@ -85,9 +118,20 @@ def take_part(folder: Path, told: int | None = None) -> None:
         if told is not None:
             os.write(told, (json.dumps([what, value]) + "\n").encode())
 
-    ledger = new_ledger(folder)
+    if place_of(folder) == folder:
+        ledger = created(folder)
+        tell("created", None)
+        if not ledger.identity().is_away:
+            run_rounds(folder, ledger, tell)
+        carry(folder)
+        tell("moved", None)
+    note(Ledger(*paths(folder / "moved")))
+    tell("noted", None)
+
+
+def run_rounds(folder: Path, ledger: Ledger, tell: Callable[[str, object], None]) -> None:
+    """Do what a site does in a job, and close another one."""
     store, log = ReleaseStore(folder / "releases"), AuditLog(folder / "audit.jsonl")
-    tell("created", None)
     reservation = reserve(ledger, rounds=ROUNDS)
     tell("reserved", reservation.id)
     for round_index in range(ROUNDS):

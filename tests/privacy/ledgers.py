@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from histoflare.privacy.budget import Budget
-from histoflare.privacy.ledger import Booking, Ledger, Reservation
+from histoflare.privacy.ledger import UPDATE, Booking, Disclosure, Ledger, Reservation
 from histoflare.privacy.spend import Spend
 
 BUDGET = Budget(8.0, 1e-5)
@@ -40,9 +40,45 @@ def paths(folder: Path) -> tuple[Path, Path]:
     return folder / "data" / "ledger.sqlite", folder / "keys" / "ledger.key"
 
 
+SITE = "hospital-a"
+
+
 def new_ledger(folder: Path) -> Ledger:
     """Return the ledger of a folder; it is made if it is not there."""
-    return Ledger.open_or_create(*paths(folder))
+    return Ledger.open_or_create(*paths(folder), SITE)
+
+
+def steward_ledger(folder: Path, site: str = SITE) -> tuple[Path, Path]:
+    """Make a steward's ledger in a folder if there is none, and return where it and its key are."""
+    path, key = paths(folder)
+    if not path.exists():
+        Ledger.create(path, key, site)
+    return path, key
+
+
+def site_lines(folder: Path, site: str = SITE) -> str:
+    """Make a steward's ledger in a folder if there is none, and return what a site's file says of it."""
+    path, key = steward_ledger(folder, site)
+    return f'ledger = "{path}"\nledger_key = "{key}"\n'
+
+
+def copied(folder: Path, to: Path) -> Path:
+    """Copy a folder with its ledger and key, and return the copy."""
+    shutil.copytree(folder, to)
+    return to
+
+
+def note(ledger: Ledger, round_index: int = 0, digest: str = "update 0") -> Disclosure:
+    """Note an update that nothing protects."""
+    return ledger.note(
+        what=UPDATE,
+        run="open run",
+        model_sha256=sha("model 0"),
+        digest=sha(digest),
+        figures=["train/loss"],
+        patients=3,
+        round_index=round_index,
+    )
 
 
 def reserve(ledger: Ledger, run: str = "run", rounds: int = 3, spend: Spend = SPEND) -> Reservation:
@@ -65,7 +101,14 @@ def fill(ledger: Ledger) -> Reservation:
     ledger.disclose(run="run", model_sha256=sha("model 3"), patients=["emil"], roles=ROLES, limit=1)
     reserve(ledger, "gone", 2)
     ledger.close("gone")
+    note(ledger)
+    ledger.depart()
+    ledger.move(old_is_gone=True)
     return reservation
+
+
+FILLED = 15
+"""Entries that :func:`fill` writes, the first one included."""
 
 
 def most_rounds(spend: Spend = SPEND, budget: Budget = BUDGET) -> int:

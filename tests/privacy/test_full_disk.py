@@ -15,16 +15,31 @@ from pathlib import Path
 from histoflare.errors import LedgerError
 from histoflare.privacy.ledger import Booking
 from histoflare.privacy.release_store import MARGIN_BYTES, ReleaseStore
-from tests.privacy.ledgers import BUDGET, book, new_ledger, reserve, sha
+from histoflare.privacy.ledger import Ledger
+from tests.privacy.ledgers import BUDGET, SITE, book, copied, new_ledger, paths, reserve, sha
 
 folder = Path(sys.argv[1])
-ledger = new_ledger(folder)
-reservation = reserve(ledger, rounds=100)
-store, said = ReleaseStore(folder / "releases"), []
+
+
+def full(act, most):
+    # Try ``act`` with so many KiB left, from 0 on, until it has room; return what it said each time.
+    said = []
+    for left in range(most):
+        filler = os.open(folder / "filler", os.O_RDWR | os.O_CREAT)
+        if free() > left * 1024:
+            os.posix_fallocate(filler, 0, free() - left * 1024)
+        said.append(attempt(act))
+        os.close(filler)
+        (folder / "filler").unlink()
+        if said[-1] == "done":
+            return said
+    return said
+
 
 def free():
     found = os.statvfs(folder)
     return found.f_bavail * found.f_bsize
+
 
 def attempt(act):
     try:
@@ -32,6 +47,13 @@ def attempt(act):
         return "done"
     except LedgerError as error:
         return error.reason
+
+
+creating = full(lambda: Ledger.create(*paths(folder), SITE), 200)
+ledger = Ledger(*paths(folder))
+assert ledger.verify().entries == 1
+reservation = reserve(ledger, rounds=100)
+store, said = ReleaseStore(folder / "releases"), []
 
 said.append(attempt(lambda: store.make_room(1, free())))
 said.append(attempt(lambda: store.make_room(1, free() - MARGIN_BYTES)))
@@ -58,6 +80,12 @@ for left in range(0, 40):
     assert told == 2 + left, "tried again, it is booked once"
 said.append(sorted(set(steps)))
 said.append(again.verify().ahead)
+copied(folder / "data", folder / "copy" / "data")
+copied(folder / "keys", folder / "copy" / "keys")
+copy = Ledger(*paths(folder / "copy"))
+said += [creating, full(copy.move, 200)]
+assert copy.identity().is_here and Ledger(*paths(folder)).identity().is_away
+book(copy, reservation, 60)
 print(json.dumps(said))
 """
 
@@ -83,11 +111,13 @@ def test_a_disk_that_is_really_full(repository: Path, tmp_path: Path) -> None:
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip(f"no file system may be mounted here: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
-    too_large, room, booking, verifying, then, steps, ahead = json.loads(done.stdout)
+    too_large, room, booking, verifying, then, steps, ahead, *making = json.loads(done.stdout)
     assert (too_large, room) == ("LEDGER_FULL", "done")
     assert (booking, verifying, then) == ("LEDGER_FULL", "done", "done")
     assert steps == ["LEDGER_FULL", "done"], "some had room and some had not, and no other error came"
     assert ahead == 0
+    for steps in making:
+        assert set(steps[:-1]) == {"LEDGER_FULL"} and steps[-1] == "done", "made and moved once there is room"
 
 
 LIMITED = """

@@ -14,7 +14,8 @@ import pytest
 from histoflare.errors import HistoflareError, JobError, LedgerError
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.ledger import Booking, Ledger, Release, Reservation
-from histoflare.privacy.ledger_chain import START, Keys, canonical
+from histoflare.privacy.ledger.chain import START, Keys, canonical
+from histoflare.privacy.ledger.events import FIELDS
 from histoflare.privacy.spend import Spend
 from tests.privacy.ledgers import (
     ABOUT,
@@ -499,7 +500,10 @@ def test_the_export_can_be_checked_by_whoever_has_the_key(ledger: Ledger, tmp_pa
     (added,) = [line["patients"] for line in lines if line["kind"] == "patients"]
     assert dict(added) == {keys.patient(n).hex(): role for n, role in ROLES.items()}
     kinds = {line["kind"] for line in lines}
-    assert len(kinds) == 9, "of every kind one"
+    assert kinds == set(FIELDS), "of every kind one"
+    for line in lines:
+        if line["kind"] in ("reservation", "booking", "disclosure"):
+            assert {"kind"} <= set(line["body"]["mechanism"]) and line["body"]["trust"] is None
     for text in (json.dumps(lines).encode(), path.read_bytes()):
         assert not any(re.search(name.encode(), text) for name in ROLES)
 

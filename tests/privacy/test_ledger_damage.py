@@ -14,15 +14,22 @@ import pytest
 
 from histoflare.errors import LedgerError
 from histoflare.privacy.ledger import Booking, Ledger
-from histoflare.privacy.ledger_file import STATEMENTS
-from histoflare.privacy.ledger_key import Head, KeyFolder
-from tests.privacy.ledgers import BUDGET, ROLES, book, fill, new_ledger, paths, reserve, sha
+from histoflare.privacy.ledger.file import STATEMENTS
+from histoflare.privacy.ledger.key import Head, KeyFolder
+from tests.privacy.ledgers import BUDGET, FILLED, ROLES, book, fill, new_ledger, note, paths, reserve, sha
+
+NEWEST = "entries ORDER BY seq DESC LIMIT 1"
+VERSION_BYTES = range(60, 64)
+"""SQLite's user version, which says which version of the format it is."""
 
 
 def answers(folder: Path) -> Any:
     """Return all that a ledger says."""
     ledger = Ledger(*paths(folder))
-    return ledger.verify(), ledger.summary(BUDGET), list(ledger.events())
+    return (
+        *(ledger.verify(), ledger.summary(BUDGET), ledger.identity(), ledger.disclosures()),
+        list(ledger.events()),
+    )
 
 
 def refusal(act: Callable[[], object]) -> str:
@@ -46,6 +53,12 @@ def everything(folder: Path) -> list[Callable[[], object]]:
         lambda: Ledger(path, key).verify(),
         lambda: Ledger(path, key).summary(BUDGET),
         lambda: list(Ledger(path, key).events()),
+        lambda: Ledger(path, key).identity(),
+        lambda: Ledger(path, key).disclosures(),
+        lambda: Ledger(path, key).check_usable(),
+        lambda: note(Ledger(path, key), 7),
+        lambda: Ledger(path, key).depart(),
+        lambda: Ledger(path, key).move(old_is_gone=True),
         lambda: reserve(new_ledger(folder)),
     ]
 
@@ -60,8 +73,10 @@ def check_flips(folder: Path, flips: Iterable[tuple[int, int]]) -> tuple[int, in
         try:
             found = answers(folder)
         except LedgerError as error:
-            assert error.reason == "LEDGER_DAMAGED", f"byte {at}, bits {bits:08b}: {error}"
-            assert refusal(lambda: reserve(Ledger(*paths(folder)), "another")) == "LEDGER_DAMAGED"
+            # Of another version's ledger nothing is believed, not even that it is damaged.
+            expected = "LEDGER_UNUSABLE" if at in VERSION_BYTES else "LEDGER_DAMAGED"
+            assert error.reason == expected, f"byte {at}, bits {bits:08b}: {error}"
+            assert refusal(lambda: reserve(Ledger(*paths(folder)), "another")) == expected
             damaged += 1
             continue
         assert found == said, f"byte {at}, bits {bits:08b}: another answer"
@@ -174,21 +189,29 @@ def test_an_older_copy_is_refused_and_the_newest_one_works_again(tmp_path: Path)
         )
         with pytest.raises(LedgerError, match=r"older copy.*newest copy"):
             Ledger(*paths(tmp_path)).verify()
-    path.unlink()
-    path.write_bytes(newest)
+    restored = path.with_name("restored")
+    restored.write_bytes(newest)
+    restored.replace(path)
     assert ledger.summary(BUDGET).runs[0].booked == 3
+    assert refusal(lambda: book(ledger, reservation, 2)) == "LEDGER_MOVED", "a person has to say so first"
+    assert ledger.move(old_is_gone=True)
     assert book(ledger, reservation, 2).attempt == 1
 
 
 def test_a_history_that_went_another_way_is_refused(tmp_path: Path) -> None:
-    """A copy of the ledger went on under the same key: as long as the real one, but not the same."""
-    ledger = new_ledger(tmp_path / "site")
+    """Set back, it went on under the same key: as long as the real one, but not the same."""
+    ledger = new_ledger(tmp_path)
+    path, key = paths(tmp_path)
+    head = KeyFolder(key).head
     reserve(ledger)
-    shutil.copytree(tmp_path / "site", tmp_path / "copy")
+    before = path.read_bytes(), head.read_bytes()
     reserve(ledger, "real", 2)
-    reserve(new_ledger(tmp_path / "copy"), "unreal", 1)
-    shutil.copy(paths(tmp_path / "copy")[0], paths(tmp_path / "site")[0])
-    for act in everything(tmp_path / "site"):
+    real = head.read_bytes()
+    path.write_bytes(before[0])
+    head.write_bytes(before[1])
+    reserve(Ledger(path, key), "unreal", 1)
+    head.write_bytes(real)
+    for act in everything(tmp_path):
         assert refusal(act) == "LEDGER_DAMAGED"
     assert refusal(lambda: ledger.is_released(sha("x"))) == "LEDGER_DAMAGED"
 
@@ -294,14 +317,14 @@ def test_rows_are_only_added(tmp_path: Path, table: str) -> None:
         ["DROP TRIGGER cohorts_delete", "DELETE FROM cohorts WHERE id = 1"],
         ["INSERT INTO patients VALUES (6, x'00112233445566778899aabbccddeeff', 'train')"],
         ["INSERT INTO cohorts VALUES (3, x'01')"],
-        ["INSERT INTO entries SELECT seq + 1, unix_time, kind, body, chain FROM entries WHERE seq = 12"],
-        ["INSERT INTO entries SELECT seq + 1, NULL, kind, body, chain FROM entries WHERE seq = 12"],
+        [f"INSERT INTO entries SELECT seq + 1, unix_time, kind, body, chain FROM {NEWEST}"],
+        [f"INSERT INTO entries SELECT seq + 1, NULL, kind, body, chain FROM {NEWEST}"],
     ],
 )
 def test_whoever_writes_with_another_tool_is_seen(tmp_path: Path, statements: list[str]) -> None:
     ledger = new_ledger(tmp_path)
     fill(ledger)
-    assert ledger.verify().entries == 12
+    assert ledger.verify().entries == FILLED
     connection = sqlite3.connect(paths(tmp_path)[0], isolation_level=None)
     try:
         for statement in statements:
@@ -356,7 +379,7 @@ def test_another_program_that_has_the_file_is_no_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger = new_ledger(tmp_path)
-    monkeypatch.setattr("histoflare.privacy.ledger_file.WAIT_S", 0.1)
+    monkeypatch.setattr("histoflare.privacy.ledger.file.WAIT_S", 0.1)
     other = sqlite3.connect(paths(tmp_path)[0], isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     with pytest.raises(LedgerError, match="another program"):

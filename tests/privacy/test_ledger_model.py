@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +15,7 @@ from histoflare.errors import LedgerError
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.ledger import Booking, Ledger, Release, Reservation
 from histoflare.privacy.spend import Spend
-from tests.privacy.ledgers import new_ledger, paths, quick_folder, sha
+from tests.privacy.ledgers import copied, new_ledger, paths, quick_folder, sha
 
 BUDGET = Budget(3.0, 1e-5)
 PATIENTS = "abcdef"
@@ -49,6 +51,7 @@ class Model:
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
+        self.noted: set[tuple[str, int]] = set()
 
     def charges(self) -> dict[str, list[float]]:
         found: dict[str, list[float]] = defaultdict(list)
@@ -67,6 +70,7 @@ class Model:
 
 
 KINDS = ["reserve"] * 3 + ["book"] * 8 + ["again"] * 4 + ["release"] * 5 + ["fail"] * 4 + ["close", "reopen"]
+KINDS += ["create", "move", "note"]
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(KINDS),
@@ -85,11 +89,20 @@ STEPS = st.lists(
 @given(STEPS)
 def test_the_ledger_says_what_the_model_says(steps: list[tuple]) -> None:  # type: ignore[type-arg]
     with quick_folder() as folder:
-        ledger = new_ledger(folder)
+        base, at = folder, folder / "0"
+        ledger = new_ledger(at)
         model, tokens = Model(), list[Reservation]()
         for kind, (run, about), spend, number, cohort, back in steps:
             if kind == "reopen":
-                ledger = Ledger(*paths(folder))
+                ledger = Ledger(*paths(at))
+            elif kind == "create":
+                with pytest.raises(LedgerError, match="there is a ledger already"):
+                    Ledger.create(*paths(at), "another")
+            elif kind == "note":
+                model.noted.add((run, number))
+                note(ledger, run, number)
+            elif kind == "move":
+                ledger, at = move(ledger, at, base / str(int(at.name) + 1))
             elif kind == "reserve":
                 reserve(ledger, model, tokens, Row(run, about, spend, number, cohort))
             elif kind == "close":
@@ -103,13 +116,43 @@ def test_the_ledger_says_what_the_model_says(steps: list[tuple]) -> None:  # typ
                 else:
                     book(ledger, model, index, tokens[index], number, again=kind == "again")
         charges = [math.fsum(parts) for parts in model.charges().values()]
-        summary = Ledger(*paths(folder)).summary(BUDGET)
+        summary = Ledger(*paths(at)).summary(BUDGET)
+        left = {each.run: each.times for each in Ledger(*paths(at)).disclosures()}
+        assert left == Counter(run for run, _ in model.noted)
         assert math.isclose(summary.rho, max(charges, default=0.0), rel_tol=1e-9)
         found = [(r.run, r.about, r.booked, r.released, r.failed, r.is_open) for r in summary.runs]
         assert found == [
             (row.run, row.about, len(row.booked), row.n["released"], row.n["failed"], row.is_open)
             for row in model.rows
         ]
+
+
+def move(old: Ledger, at: Path, to: Path) -> tuple[Ledger, Path]:
+    """Go on with a copy; the one that was copied is closed."""
+    ledger = Ledger(*paths(copied(at, to)))
+    check_moved(ledger)
+    assert ledger.move()
+    check_moved(old)
+    return ledger, to
+
+
+def check_moved(ledger: Ledger) -> None:
+    with pytest.raises(LedgerError) as caught:
+        note(ledger, "one", 0)
+    assert caught.value.reason == "LEDGER_MOVED"
+
+
+def note(ledger: Ledger, run: str, number: int) -> None:
+    """Note an update; the same one again is the same entry."""
+    ledger.note(
+        what="update",
+        run=run,
+        model_sha256=MODEL,
+        digest=sha(f"{run} {number}"),
+        figures=[],
+        patients=2,
+        round_index=number,
+    )
 
 
 def reserve(ledger: Ledger, model: Model, tokens: list[Reservation], new: Row) -> None:

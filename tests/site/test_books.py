@@ -13,13 +13,15 @@ import pytest
 
 from histoflare.errors import HistoflareError, JobError, LedgerError
 from histoflare.privacy import sampler
+from histoflare.privacy.budget import Budget
 from histoflare.privacy.own_policy import Narrowing, StewardPolicy, narrowed
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.privacy.policy import POLICIES, Policy, read_policy
 from histoflare.site.books import Books
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.ledgers import audit_log_of, ledger_holds, note_refusal, open_ledger
+from histoflare.site.ledgers import audit_log_of, ledger_holds, note_refusal, on_workstation, open_ledger
 from histoflare.site.messages import EvaluateAnswer, TrainAnswer, digest_of
+from tests.privacy.ledgers import SITE, steward_ledger
 
 LABELS = ["glandular", "solid"]
 MODEL = {"w": np.zeros(3, dtype=np.float32)}
@@ -38,7 +40,14 @@ def site(folder: Path, train: int = 6, test: int = 2, **options: Any) -> SiteCon
         for number, role in enumerate(roles):
             for slide in "ab":
                 table.writerow([f"{number}{slide}.tif", f"p{number}", LABELS[number % 2], role])
-    return SiteConfiguration(folder / "manifest.csv", folder / "bags", **options)
+    ledger, key = steward_ledger(folder)
+    named = {"ledger": ledger, "ledger_key": key, "site": SITE, **options}
+    return SiteConfiguration(folder / "manifest.csv", folder / "bags", **named)
+
+
+def is_empty(configuration: SiteConfiguration) -> bool:
+    """Return whether nothing was ever written into a site's ledger."""
+    return open_ledger(configuration).verify().entries == 1
 
 
 def policy(**changes: Any) -> Policy:
@@ -175,7 +184,7 @@ def test_a_round_under_a_trusted_server_is_booked_each_time(tmp_path: Path) -> N
     of_job.train(MODEL, 0, training)
     (run,) = open_ledger(at).summary(of_job.budget).runs
     assert run.booked == training.calls == 2
-    assert "no protection from the server" in run.about
+    assert "no protection from the server" in run.about and run.trusts_server
 
 
 @pytest.mark.parametrize("damage", ["gone", "changed"])
@@ -184,6 +193,7 @@ def test_released_bytes_that_are_lost_are_booked_anew(tmp_path: Path, damage: st
     of_job = books(at)
     of_job.reserve()
     first = of_job.train(MODEL, 0, training)
+    assert at.ledger is not None
     (stored,) = at.ledger.parent.rglob("release_*.safetensors")
     if damage == "gone":
         stored.unlink()
@@ -262,7 +272,7 @@ def test_too_few_patients_are_refused_before_anything_is_reserved(tmp_path: Path
     with pytest.raises(JobError) as caught:
         books(at).reserve()
     assert caught.value.reason == "TOO_FEW_PATIENTS"
-    assert not at.ledger.exists()
+    assert is_empty(at)
 
 
 @pytest.mark.parametrize("scope", ["open", "dp-patient"])
@@ -272,7 +282,7 @@ def test_a_site_that_only_evaluates_reserves_nothing(tmp_path: Path, scope: str)
     with pytest.raises(JobError) as caught:
         books(at, plan, read_policy(POLICIES / f"{scope}.toml")).reserve()
     assert caught.value.reason == "EVALUATION_ONLY"
-    assert not at.ledger.exists()
+    assert is_empty(at)
 
 
 def test_nothing_is_trained_that_was_not_reserved(tmp_path: Path) -> None:
@@ -317,7 +327,7 @@ def test_an_evaluation_over_too_few_patients_is_not_counted(tmp_path: Path) -> N
     with pytest.raises(JobError) as caught:
         books(at).evaluate(MODEL, "test", "task", lambda: EvaluateAnswer({"auc": 0.5}, patients=1))
     assert caught.value.reason == "TOO_FEW_PATIENTS"
-    assert not at.ledger.exists()
+    assert is_empty(at)
 
 
 def test_all_patients_of_a_site_that_only_evaluates_are_for_testing(tmp_path: Path) -> None:
@@ -330,13 +340,90 @@ def test_all_patients_of_a_site_that_only_evaluates_are_for_testing(tmp_path: Pa
     assert caught.value.reason == "ROLE_CHANGED"
 
 
+OPEN = read_policy(POLICIES / "open.toml")
+
+
 def test_an_open_scope_books_nothing_and_still_says_what_left(tmp_path: Path) -> None:
     at, training = site(tmp_path), Training()
-    of_job = books(at, Open(), read_policy(POLICIES / "open.toml"))
+    of_job = books(at, Open(), OPEN)
     of_job.reserve()
-    of_job.train(MODEL, 0, training)
-    of_job.train(MODEL, 0, training)
+    assert is_empty(at)
+    answers = [of_job.train(MODEL, index, training) for index in (0, 1)]
     note_refusal(at, "run", JobError("the details", reason="NOT_FINITE"))
-    assert training.calls == 2
-    assert not at.ledger.exists()
     assert what(at) == ["released", "released", "refused"]
+    (left,) = open_ledger(at).disclosures()
+    assert (left.what, left.run, left.times, left.patients) == ("update", "run", 2, 6)
+    assert all(ledger_holds(at, answer.digest) for answer in answers)
+    assert open_ledger(at).summary(Budget(8.0, 1e-5)).rho == 0
+
+
+def test_a_round_asked_for_again_with_the_same_bytes_is_noted_once(tmp_path: Path) -> None:
+    at = site(tmp_path)
+    of_job = books(at, Open(), OPEN)
+    of_job.reserve()
+    for _ in range(2):
+        of_job.train(MODEL, 0, Training())
+    (left,) = open_ledger(at).disclosures()
+    assert left.times == 1
+
+
+def test_an_open_evaluation_is_noted_before_it_leaves(tmp_path: Path) -> None:
+    at = site(tmp_path, test=8)
+    answer = EvaluateAnswer({"auc": 0.5, "accuracy": 0.5, "secret": 1.0}, patients=8)
+    for _ in range(2):
+        assert books(at, Open(), OPEN).evaluate(MODEL, "test", "task", lambda: answer) == answer
+    (left,) = open_ledger(at).disclosures()
+    assert (left.what, left.run, left.times, left.patients) == ("evaluation", "run", 1, 8)
+    assert left.figures == ("accuracy", "auc"), "what the policy lets out"
+    assert ledger_holds(at, digest_of(answer.metrics))
+
+
+def test_an_evaluation_that_the_gate_keeps_is_not_noted(tmp_path: Path) -> None:
+    at = site(tmp_path, test=1)
+    books(at, Open(), OPEN).evaluate(MODEL, "test", "task", lambda: EvaluateAnswer({"auc": 0.5}, patients=1))
+    assert is_empty(at)
+
+
+@pytest.mark.parametrize("scope", ["open", "dp-patient", "trusted-server"])
+def test_without_a_ledger_nothing_is_trained_or_evaluated(tmp_path: Path, scope: str) -> None:
+    rules = read_policy(POLICIES / f"{scope}.toml")
+    plan: PrivacyPlan = {
+        "open": Open(),
+        "dp-patient": PLAN,
+        "trusted-server": UpdateNoise(noise_multiplier=60.0, noise_location="server"),
+    }[scope]
+    none = replace(site(tmp_path, test=8), ledger=None, ledger_key=None)
+    gone = replace(none, ledger=tmp_path / "x" / "ledger.sqlite", ledger_key=tmp_path / "y" / "ledger.key")
+
+    def nothing() -> Any:
+        raise AssertionError("nothing is computed")
+
+    for at in (none, gone):
+        for ask in (
+            lambda at=at: books(at, plan, rules).reserve(),
+            lambda at=at: books(at, plan, rules).train(MODEL, 0, nothing),
+            lambda at=at: books(at, plan, rules).evaluate(MODEL, "test", "task", nothing),
+        ):
+            with pytest.raises(HistoflareError) as caught:
+                ask()
+            assert caught.value.reason in ("LEDGER_MISSING", "NOT_ADMITTED")
+        with pytest.raises(LedgerError) as caught:
+            books(at, plan, rules).reserve()
+        assert caught.value.reason == "LEDGER_MISSING"
+        note_refusal(at, "run", caught.value)
+        assert what(at) == ["refused"]
+    assert not (tmp_path / "x" / "ledger.sqlite").exists() and not (tmp_path / "y").exists()
+
+
+@pytest.mark.parametrize("plan", [PLAN, Open()])
+def test_another_ledger_than_the_sites_own_is_refused(tmp_path: Path, plan: PrivacyPlan) -> None:
+    rules = policy() if plan is PLAN else OPEN
+    at = site(tmp_path)
+    with pytest.raises(LedgerError) as caught:
+        books(replace(at, site="hospital-b"), plan, rules).reserve()
+    assert caught.value.reason == "LEDGER_FOREIGN"
+    tried_out = on_workstation(SITE, replace(at, ledger=None, ledger_key=None))
+    books(tried_out, plan, rules).reserve()
+    with pytest.raises(LedgerError) as caught:
+        books(replace(tried_out, workstation=False), plan, rules).reserve()
+    assert caught.value.reason == "LEDGER_FOREIGN"

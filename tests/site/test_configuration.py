@@ -14,9 +14,12 @@ from histoflare.site.configuration import (
     SITES_VARIABLE,
     SiteConfiguration,
     find_site_file,
+    name_ledger,
+    named_ledger,
     read_site_file,
     write_site_file,
 )
+from histoflare.site.ledgers import on_workstation
 
 SHA256 = "0123456789abcdef" * 4
 MINIMUM = 'manifest = "m.csv"\nbags = "bags"\n'
@@ -38,15 +41,19 @@ def test_what_is_written_is_read(tmp_path: Path, name: str) -> None:
         evaluation_only=True,
         pseudonym="river-7",
     )
-    for configuration in (plain, full):
+    of_workstation = SiteConfiguration(tmp_path / "m.csv", tmp_path / "bags", workstation=True)
+    for configuration in (plain, full, of_workstation):
         write_site_file(tmp_path / SITE_FILE, configuration)
         assert read_site_file(tmp_path / SITE_FILE) == configuration
 
 
 def test_a_written_file_has_every_key_with_a_comment_above_it(tmp_path: Path) -> None:
-    write_site_file(tmp_path / SITE_FILE, SiteConfiguration(tmp_path / "m.csv", tmp_path / "bags"))
+    named = {"ledger": tmp_path / "ledger.sqlite", "ledger_key": tmp_path / "keys" / "ledger.key"}
+    site = SiteConfiguration(tmp_path / "m.csv", tmp_path / "bags", workstation=True, **named)
+    write_site_file(tmp_path / SITE_FILE, site)
     text = (tmp_path / SITE_FILE).read_text()
-    assert list(tomllib.loads(text)) == [field.name for field in fields(SiteConfiguration)]
+    known = [field.name for field in fields(SiteConfiguration) if field.name != "site"]
+    assert list(tomllib.loads(text)) == known
     blocks = text.split("\n\n")
     assert all(block.startswith("#") for block in blocks)
 
@@ -60,8 +67,6 @@ def test_relative_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.Mo
             tmp_path / "m.csv",
             tmp_path / "../bags",
             records=tmp_path / "notes",
-            ledger=tmp_path / "ledger" / "ledger.sqlite",
-            ledger_key=tmp_path / "keys" / "ledger.key",
             encoder_weights=tmp_path / "w.pth",
             encoder_sha256=SHA256,
         )
@@ -74,8 +79,6 @@ def test_the_defaults(tmp_path: Path) -> None:
         tmp_path / "m.csv",
         tmp_path / "bags",
         records=tmp_path / "records",
-        ledger=tmp_path / "ledger" / "ledger.sqlite",
-        ledger_key=tmp_path / "keys" / "ledger.key",
     )
     assert (read.prepare, read.cache_mb, read.evaluation_only) == (False, 2048, False)
     assert (read.encoder_weights, read.encoder_sha256, read.pseudonym) == (None, None, None)
@@ -88,8 +91,33 @@ def test_sites_on_one_machine_have_records_of_their_own(tmp_path: Path) -> None:
         (tmp_path / f"{name}.toml").write_text(MINIMUM)
     read = [read_site_file(tmp_path / f"{name}.toml") for name in "ab"]
     assert [site.records for site in read] == [tmp_path / "records" / name for name in "ab"]
-    for alike in (sites, read):
-        assert alike[0].ledger != alike[1].ledger and alike[0].ledger_key != alike[1].ledger_key
+    assert [site.ledger for site in (*sites, *read)] == [None] * 4, "nobody has one that was not made"
+    made = [on_workstation(name, site) for name, site in zip("ab", sites, strict=True)]
+    assert made[0].ledger != made[1].ledger and made[0].ledger_key != made[1].ledger_key
+    assert all(site.ledger is not None and site.ledger.exists() and site.workstation for site in made)
+    assert on_workstation("a", sites[0]) == made[0], "it is made once"
+
+
+def test_a_ledger_is_named_in_a_file_that_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / SITE_FILE
+    write_site_file(path, SiteConfiguration(tmp_path / "m.csv", tmp_path / "bags"))
+    before = path.read_text()
+    assert "\n# ledger = " in before and named_ledger(path) is None
+    ledger, key = tmp_path / 'a "place"' / "ledger.sqlite", tmp_path / "keys" / "ledger.key"
+    assert name_ledger(path, ledger, key)
+    assert (
+        named_ledger(path) == (ledger, key) == (read_site_file(path).ledger, read_site_file(path).ledger_key)
+    )
+    changed = [line for line in path.read_text().splitlines() if line not in before.splitlines()]
+    assert len(changed) == 2 and len(path.read_text().splitlines()) == len(before.splitlines())
+    assert not name_ledger(path, ledger, key)
+    assert name_ledger(path, ledger.with_name("other"), key)
+    assert read_site_file(path).ledger == ledger.with_name("other")
+    path.write_text("prepare = true\n")
+    assert name_ledger(path, ledger, key) and named_ledger(path) == (ledger, key)
+    path.write_text('ledger = "x"\n')
+    with pytest.raises(JobError, match="both or neither"):
+        named_ledger(path)
 
 
 @pytest.mark.parametrize(
@@ -108,8 +136,10 @@ def test_sites_on_one_machine_have_records_of_their_own(tmp_path: Path) -> None:
         ('manifest = "m"\nbags = 3', "bags: must be"),
         (f"{MINIMUM}records = true", "records: must be"),
         (f"{MINIMUM}ledger = 1", "ledger: must be"),
-        (f'{MINIMUM}ledger_key = ""', "ledger_key: must be"),
         (f"{MINIMUM}epsilon = 2.0", "epsilon: stands in policy.toml"),
+        (f'{MINIMUM}ledger_key = "k"', "ledger and ledger_key: give both or neither"),
+        (f"{MINIMUM}workstation = 1", "workstation: must be"),
+        (f'{MINIMUM}site = "a"', "site: unknown"),
         (f'{MINIMUM}prepare = "yes"', "prepare: must be"),
         (f"{MINIMUM}encoder_weights = 1", "encoder_weights: must be"),
         (f'{MINIMUM}encoder_sha256 = "abc"', "encoder_sha256: must be"),

@@ -18,6 +18,7 @@ from histoflare.rounds.state import digest, model_state
 from histoflare.rounds.strategy import Strategy
 from histoflare.site.configuration import SiteConfiguration, read_site_file, write_site_file
 from histoflare.site.data import device_of, load_site_data, pool_site_data, read_roles
+from histoflare.site.ledgers import on_workstation
 from histoflare.site.messages import TrainerSetup
 from histoflare.site.work import SiteWork
 
@@ -39,6 +40,9 @@ def work(site: SiteConfiguration, strategy: Strategy | None = None) -> SiteWork:
 def test_a_site_with_images_only_has_its_notes_and_ledger_beside_them(site: SiteConfiguration) -> None:
     assert site.images is not None
     assert site.records == site.images.parent / "images-records"
+    assert site.ledger is None
+    site = on_workstation("a", site)
+    assert site.images is not None
     assert site.ledger == site.images.parent / "images-ledger" / "ledger.sqlite"
     path = site.images.with_name("histoflare.toml")
     write_site_file(path, site)

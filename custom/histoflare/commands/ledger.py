@@ -1,21 +1,24 @@
-"""``histoflare ledger``: look at a site's privacy ledger, check it, and give back what a run will not use."""
+"""``histoflare ledger``: make a site's privacy ledger, move it, look at it, check it, close runs."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from histoflare.commands.console import console, make_table, out, print_json
-from histoflare.errors import JobError
+from histoflare.errors import JobError, LedgerError
 from histoflare.privacy.sampler import NUMBERS_EVER, sampler_delta
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from histoflare.privacy.budget import Budget
-    from histoflare.privacy.ledger import Ledger
-    from histoflare.privacy.ledger_summary import RunSummary, Summary
+    from histoflare.privacy.ledger import Identity, Ledger
+    from histoflare.privacy.ledger.summary import DisclosureSummary, RunSummary, Summary
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -28,7 +31,106 @@ KeyFile = Annotated[Path | None, typer.Option("--key", help="The ledger's key; w
 
 @app.callback()
 def _group() -> None:
-    """Look at a site's privacy ledger, check it, and give back what a run will not use."""
+    """A site's privacy ledger: make it once, move it, look at it, check it, close runs."""
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="The site's name in the consortium, e.g. hospital-a.")],
+    ledger: Annotated[
+        Path | None, typer.Option("--ledger", help="Where it is to be: outside the kit, on a local disk.")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option("--key", help="Where its key is to be: another folder, another backup.")
+    ] = None,
+    site: Annotated[
+        Path | None, typer.Option("--site", help="The site's own file, in which the two are then named.")
+    ] = None,
+) -> None:
+    """Make a site's ledger and its key: once, for all jobs and all kits. No job ever makes one.
+
+    Run it as the user, and in the container if there is one, in which the site's client runs.
+
+    Example: histoflare ledger create hospital-a --ledger /srv/histoflare/ledger.sqlite
+    --key /srv/histoflare-key/ledger.key --site local/histoflare.toml
+    """
+    from histoflare.privacy.ledger import Ledger
+    from histoflare.site.configuration import name_ledger, named_ledger
+    from histoflare.site.ledgers import refuse_kit
+
+    named = named_ledger(site) if site is not None else None
+    if ledger is None and key is None and named is not None:
+        ledger, key = named
+    if ledger is None or key is None:
+        raise typer.BadParameter("say where the ledger and its key are to be: --ledger and --key")
+    ledger, key = ledger.absolute(), key.absolute()
+    if named is not None and named != (ledger, key):
+        raise JobError(
+            f"{site}: names a ledger already, {named[0]}. A site has one for all jobs and kits: use that "
+            "one, or take the two lines out if there has never been one.",
+            reason="SITE_NOT_CONFIGURED",
+        )
+    refuse_kit(ledger, key)
+    made = Ledger.create(ledger, key, name)
+    _say(f"{made.path}: made for '{name}'. Its key: {key}. Keep copies of both, in different places.")
+    if site is not None:
+        name_ledger(site, ledger, key)
+        _say(f"{site}: names them now.")
+    else:
+        _say(f"For local/histoflare.toml:\nledger = {_toml(ledger)}\nledger_key = {_toml(key)}")
+
+
+@app.command()
+def move(
+    site: SiteFile = None,
+    ledger: LedgerFile = None,
+    key: KeyFile = None,
+    away: Annotated[
+        bool, typer.Option("--away", help="Close it here, before it is copied to another machine.")
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option("--name", help="The site's name from now on, if it has another one.")
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Nothing will be booked in the old place any more; do not ask.")
+    ] = False,
+) -> None:
+    """Bind a ledger to the place where it is now, after it was moved or restored. The old one is closed.
+
+    Copy the ledger, the key and the head beside the key; on another machine after 'move --away' here. With
+    --site, --ledger and --key the site's file names the new place afterwards.
+
+    Example: histoflare ledger move --site local/histoflare.toml
+    """
+    from histoflare.site.configuration import name_ledger
+    from histoflare.site.ledgers import refuse_kit
+
+    both = site is not None and ledger is not None and key is not None
+    opened = _open(None if both else site, ledger, key)
+    if away:
+        if both or name is not None:
+            raise typer.BadParameter("--away closes it where it is: give --site, or --ledger and --key")
+        opened.depart()
+        _say(
+            f"{opened.path}: closed; nothing more is booked here. Copy it, its key and the head beside the "
+            "key, and run in the new place: histoflare ledger move."
+        )
+        return
+    refuse_kit(opened.path, opened.key_path)
+    try:
+        moved = opened.move(old_is_gone=yes, site=name)
+    except LedgerError as error:
+        if error.reason != "LEDGER_MOVED":
+            raise
+        _say(str(error))
+        typer.confirm("Is the old one gone, or will it never be used again?", abort=True)
+        moved = opened.move(old_is_gone=True, site=name)
+    place = opened.identity().place
+    _say(
+        f"{'bound to' if moved else 'was already bound to'} {place.ledger}, key {place.key}, on {place.host}"
+    )
+    if both and site is not None and name_ledger(site, opened.path.absolute(), opened.key_path.absolute()):
+        _say(f"{site}: names it now.")
 
 
 @app.command()
@@ -43,16 +145,24 @@ def show(
     delta: Annotated[float | None, typer.Option(help="The budget's δ; with --epsilon.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what was reserved, booked, let out or failed, and what is left of the budget. No patient is named.
+    """Show whose it is and where, what was reserved, booked, let out or failed, and what is left.
+
+    Without a budget (--policy, or --epsilon and --delta) only what left unprotected. No patient is named.
 
     Example: histoflare ledger show --site local/histoflare.toml --policy local/policy_dp-patient.toml
     """
     opened = _open(site, ledger, key)
-    summary = opened.summary(_budget(site, policy, epsilon, delta))
+    budget = _budget(site, policy, epsilon, delta)
+    identity, disclosures = opened.identity(), opened.disclosures()
+    summary = None if budget is None else opened.summary(budget)
     if as_json:
-        print_json(summary.to_json())
-    else:
+        facts = {"ledger": identity.to_json(), "unprotected": [asdict(each) for each in disclosures]}
+        print_json(facts | ({} if summary is None else summary.to_json()))
+        return
+    _show_identity(identity)
+    if summary is not None:
         _show(summary)
+    _show_unprotected(disclosures)
 
 
 @app.command()
@@ -123,6 +233,12 @@ def _open(site: Path | None, ledger: Path | None, key: Path | None) -> Ledger:
 
     if site is not None and ledger is None and key is None:
         configuration = read_site_file(site)
+        if configuration.ledger is None or configuration.ledger_key is None:
+            raise LedgerError(
+                f"{site}: names no ledger; make one (histoflare ledger create), or say where the one is that "
+                "this site has.",
+                reason="LEDGER_MISSING",
+            )
         return Ledger(configuration.ledger, configuration.ledger_key)
     if site is None and ledger is not None and key is not None:
         return Ledger(ledger, key)
@@ -131,18 +247,52 @@ def _open(site: Path | None, ledger: Path | None, key: Path | None) -> Ledger:
 
 def _budget(
     site: Path | None, policy_file: Path | None, epsilon: float | None, delta: float | None
-) -> Budget:
+) -> Budget | None:
     from histoflare.privacy.budget import Budget
     from histoflare.privacy.own_policy_file import read_site_policy
 
     if policy_file is not None and epsilon is None and delta is None:
         protection = read_site_policy(policy_file, site and site.absolute().parent).protection
         if protection is None:
-            raise JobError(f"{policy_file}: has no budget: nothing is booked under it.")
+            return None
         return protection.budget()
+    if policy_file is None and epsilon is None and delta is None:
+        return None
     if policy_file is not None or epsilon is None or delta is None:
         raise typer.BadParameter("give a budget with --policy, or with --epsilon and --delta")
     return Budget(epsilon, delta)
+
+
+def _show_identity(identity: Identity) -> None:
+    place = identity.place
+    owner = "" if identity.owner == "steward" else ", made on a workstation: for trying out, no site takes it"
+    _say(f"The ledger of '{identity.site}'{owner}. {identity.entries} entries.")
+    state = "bound there"
+    if identity.is_away:
+        state = f"closed there, {f'to go on as {identity.went_to}' if identity.went_to else 'to be moved'}"
+    elif not identity.is_here:
+        state = "bound there, not here (histoflare ledger move)"
+    _say(f"{place.ledger} on {place.host}, key {place.key}: {state}.")
+
+
+def _show_unprotected(disclosures: Sequence[DisclosureSummary]) -> None:
+    if not disclosures:
+        _say("Nothing left without protection.")
+        return
+    table = make_table(
+        *("run", "what", "times", "patients", "figures", "when"), title="left without protection: no ε"
+    )
+    for each in disclosures:
+        first, last = _date(each.first_unix_time), _date(each.last_unix_time)
+        table.add_row(
+            each.run,
+            each.what,
+            str(each.times),
+            str(each.patients),
+            ", ".join(each.figures),
+            first if first == last else f"{first}\n{last}",
+        )
+    out.print(table, markup=False)
 
 
 def _show(summary: Summary) -> None:
@@ -197,6 +347,10 @@ def _state(run: RunSummary) -> str:
     if not run.is_open:
         return "closed"
     return "open" if run.released < run.rounds else "complete"
+
+
+def _toml(path: Path) -> str:
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 def _date(unix_time: int) -> str:

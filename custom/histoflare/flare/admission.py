@@ -147,7 +147,8 @@ def check_strategy(policy: Policy, plan: PrivacyPlan, strategy: Any) -> None:
 
 def _site_file(fl_ctx: FLContext) -> SiteConfiguration:
     local = Path(fl_ctx.get_engine().get_workspace().get_site_config_dir())
-    return read_site_file(find_site_file(fl_ctx.get_identity_name(), local))
+    site = fl_ctx.get_identity_name()
+    return read_site_file(find_site_file(site, local), site)
 
 
 def _check_rules(protocol: Mapping[str, Any]) -> None:

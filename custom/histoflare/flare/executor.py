@@ -128,7 +128,8 @@ class SiteExecutor(Executor):
 
     def _configuration(self, fl_ctx: FLContext) -> SiteConfiguration:
         local = Path(fl_ctx.get_engine().get_workspace().get_site_config_dir())
-        return read_site_file(find_site_file(fl_ctx.get_identity_name(), local))
+        site = fl_ctx.get_identity_name()
+        return read_site_file(find_site_file(site, local), site)
 
     def _start(self, configuration: SiteConfiguration, fl_ctx: FLContext, admitted: Admitted) -> Trainer:
         books, job = admitted.books, admitted.job

@@ -102,7 +102,8 @@ class _Site:
 
     def _configuration(self) -> SiteConfiguration:
         local = Path(self.fl_ctx.get_engine().get_workspace().get_site_config_dir())
-        return read_site_file(find_site_file(self.fl_ctx.get_identity_name(), local))
+        site = self.fl_ctx.get_identity_name()
+        return read_site_file(find_site_file(site, local), site)
 
 
 def refused(reason: str) -> Shareable:

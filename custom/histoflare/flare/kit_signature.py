@@ -53,7 +53,7 @@ OWN_FILES = (
 """Files of ``local`` that are the site's own: its settings, its policy, its manifests, what editors leave
 beside them. FLARE reads none of them."""
 
-OWN_FOLDERS = ("bags", "records", "ledger", "keys")
+OWN_FOLDERS = ("bags", "records")
 """Folders of ``local`` that are the site's own, whatever is in them. FLARE reads none of them."""
 
 CODE = (

@@ -22,6 +22,7 @@ from histoflare.flare.kit_signature import read_authority, sign_kit
 from histoflare.flare.provision import project_with_absolute_paths, read_agreed_protocol
 from histoflare.privacy.policy import POLICIES
 from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE, SiteConfiguration, write_site_file
+from histoflare.site.ledgers import on_workstation
 from histoflare.storage import write_text
 
 SERVER = "server"
@@ -98,11 +99,11 @@ def make_kits(workspace: Path, sites: Mapping[str, SiteConfiguration], agreement
     Args:
         workspace: Gets ``project.yml``, ``home`` (which FLARE takes for the user's) and ``kits``. If its path
             has a blank in it the kits are in a temporary folder: FLARE puts their paths into command lines.
-        sites: Site → its own settings, written into its kit.
+        sites: Site → its own settings, written into its kit. Each gets a ledger if it has none.
         agreement: What they agreed to.
 
     Raises:
-        HistoflareError: FLARE cannot make them (FEDERATION_FAILED).
+        HistoflareError: FLARE cannot make them (FEDERATION_FAILED), or a site's ledger cannot be made.
     """
     port = processes.free_port()
     content, server, lead = plan_project(workspace, sites, agreement, port)
@@ -123,7 +124,7 @@ def make_kits(workspace: Path, sites: Mapping[str, SiteConfiguration], agreement
     # FLARE's own for one workstation: it puts the job store elsewhere, and nobody has signed it.
     (kits.kit(server) / "local" / "resources.json").unlink(missing_ok=True)
     for site, configuration in sites.items():
-        write_site_file(kits.kit(site) / "local" / SITE_FILE, _absolute(configuration))
+        write_site_file(kits.kit(site) / "local" / SITE_FILE, on_workstation(site, _absolute(configuration)))
     return kits
 
 
@@ -284,7 +285,7 @@ def _absolute(configuration: SiteConfiguration) -> SiteConfiguration:
         bags=configuration.bags and configuration.bags.absolute(),
         images=configuration.images and configuration.images.absolute(),
         records=configuration.records.absolute(),
-        ledger=configuration.ledger.absolute(),
-        ledger_key=configuration.ledger_key.absolute(),
+        ledger=configuration.ledger and configuration.ledger.absolute(),
+        ledger_key=configuration.ledger_key and configuration.ledger_key.absolute(),
         encoder_weights=weights and weights.absolute(),
     )

@@ -266,7 +266,7 @@ def site_configuration(site: str, settings: Any) -> SiteConfiguration:
     Raises:
         JobError: The property is not a mapping, or has a key that no site file has.
     """
-    known = SiteConfiguration.__dataclass_fields__
+    known = [name for name in SiteConfiguration.__dataclass_fields__ if name not in ("site", "workstation")]
     if not isinstance(settings, Mapping) or set(settings) - set(known):
         raise JobError(
             f"{site}: the property '{SITE_PROPERTY}' takes the entries of a site file: {', '.join(known)}.",
@@ -276,13 +276,14 @@ def site_configuration(site: str, settings: Any) -> SiteConfiguration:
         "manifest": "manifest.csv",
         "bags": "bags",
         "records": "records",
-        "ledger": "ledger/ledger.sqlite",
-        "ledger_key": "keys/ledger.key",
+        "ledger": None,
+        "ledger_key": None,
         "encoder_weights": None,
     }
     given = {name: settings.get(name) or default for name, default in paths.items()}
     values = {name: Path(value) for name, value in given.items() if value}
-    return SiteConfiguration(**{**settings, **values})
+    others = {name: value for name, value in settings.items() if name not in paths}
+    return SiteConfiguration(**{**others, **values})
 
 
 def _limit_jobs(local: Path) -> None:

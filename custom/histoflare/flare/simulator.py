@@ -34,6 +34,7 @@ from histoflare.flare.site_policy import PRIVACY_FILE, policy_file, privacy_conf
 from histoflare.flare.workstation import write_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
 from histoflare.site.configuration import SITES_VARIABLE, SiteConfiguration, write_site_file
+from histoflare.site.ledgers import on_workstation
 from histoflare.storage import write_json
 
 POLL_SECONDS = 0.3
@@ -50,7 +51,7 @@ def run_simulation(
 
     Args:
         job: The job; fewer rounds in the result than it says is an error.
-        sites: Site names and where each keeps its manifest and bags.
+        sites: Site names and where each keeps its manifest and bags. Each gets a ledger if it has none.
         on_round: Called with the number of finished rounds whenever it grows.
 
     Raises:
@@ -60,7 +61,7 @@ def run_simulation(
     with tempfile.TemporaryDirectory(prefix="histoflare-") as scratch:
         workspace, configurations = Path(scratch) / "workspace", Path(scratch) / "sites"
         for site, configuration in sites.items():
-            write_site_file(configurations / f"{site}.toml", configuration)
+            write_site_file(configurations / f"{site}.toml", on_workstation(site, configuration))
         _write_policy(workspace / "local", job)
         log_path = Path(scratch) / "log.txt"
         # The simulator gives every job the same id; the sites keep their notes by the run's name.

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from histoflare.privacy.ledger_file import translated
+from histoflare.privacy.ledger.file import translated
 from histoflare.storage import make_folder, open_private
 
 UNREADABLE = "unreadable"

@@ -18,7 +18,7 @@ import numpy as np
 import safetensors
 
 from histoflare.errors import JobError
-from histoflare.privacy.ledger_file import translated
+from histoflare.privacy.ledger.file import translated
 from histoflare.storage import PARTIAL_SUFFIX, atomic_path, make_folder
 
 KEPT = 2

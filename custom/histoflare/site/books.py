@@ -1,6 +1,7 @@
 """What a site writes down of one job, and what it lets go on that ground: reservation, releases, disclosures.
 
-It stands between FLARE and the trainer. Under a scope without a ledger it only keeps the audit log.
+It stands between FLARE and the trainer. Under a scope without a budget nothing is booked, and every update
+and evaluation that leaves is noted in the ledger all the same, as one that nothing protects.
 
 A round is booked before its first gradient and released before FLARE gets its bytes. A crash between the two
 can lose a release, never a booking; a round asked for again gets the very bytes that were released, or it is
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.budget import Budget
-from histoflare.privacy.ledger import Booking, Ledger, Release, Reservation
+from histoflare.privacy.ledger import EVALUATION, UPDATE, Booking, Ledger, Release, Reservation
 from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import Policy
 from histoflare.privacy.release_store import ReleaseStore
@@ -85,18 +86,22 @@ class Books:
         return self._policy.protection.budget()
 
     def reserve(self) -> None:
-        """Reserve the whole job for every patient of the training cohort; nothing under an open scope.
+        """Reserve the whole job for every patient of the training cohort; without a budget look for a ledger.
 
         Raises:
             JobError: The plan is not what the policy asks for (PRIVACY_MISMATCH), the sampler of its noise
                 takes too much of the budget's δ (PRIVACY_INVALID), or the site only evaluates.
-            LedgerError: The budget does not suffice, a patient's role changed, or the ledger cannot be used.
+            LedgerError: There is no ledger (LEDGER_MISSING) or it cannot be used, the budget does not
+                suffice, or a patient's role changed.
         """
         if self.configuration.evaluation_only:
             raise JobError("This site only evaluates (evaluation_only).", reason="EVALUATION_ONLY")
         check_plan(self._policy, self.plan)
         protection = self._policy.protection
-        if protection is None or self._reservation is not None:
+        if protection is None:
+            open_ledger(self.configuration).check_usable()
+            return
+        if self._reservation is not None:
             return
         self.budget.without_sampler(self._numbers)
         roles = read_roles(self.configuration, self._labels, self._data)
@@ -108,6 +113,7 @@ class Books:
             rounds=self._rounds,
             roles=roles,
             budget=self.budget,
+            trusts_server=self._policy.mechanism == "server-noise",
         )
         self.roles = roles
         self._audit.write(
@@ -138,15 +144,25 @@ class Books:
             LedgerError: The round may not be booked, or there is no room for it; nothing was trained.
             HistoflareError: Training failed.
         """
+        ledger = open_ledger(self.configuration)
+        model = digest_of(received)
         if self._policy.protection is None:
+            ledger.check_usable()  # before anything is trained that could not be noted
             answer = train()
             said = digest_of(answer.tensors)
+            ledger.note(
+                what=UPDATE,
+                run=self.run,
+                round_index=index,
+                model_sha256=model,
+                digest=said,
+                figures=self._policy.allowed_metrics(answer.metrics),
+                patients=answer.patients,
+            )
             self._note_release("update", index, said, answer.patients)
             return Answer(answer, said, again=False)
         reservation = self._reserved()
-        ledger = open_ledger(self.configuration)
-        store = ReleaseStore(self.configuration.ledger.with_suffix(".releases") / self.run)
-        model = digest_of(received)
+        store = ReleaseStore(ledger.path.with_suffix(".releases") / self.run)
         booked = ledger.book(reservation, index, model, self.budget)
         if isinstance(booked, Release):
             # A server that adds the noise would draw it anew: outsiders would see two draws for one event.
@@ -194,7 +210,7 @@ class Books:
     def evaluate(
         self, received: Arrays, split: str, question: str, evaluate: Callable[[], EvaluateAnswer]
     ) -> EvaluateAnswer:
-        """Return an evaluation, booked as a disclosure over its patients.
+        """Return an evaluation, booked as a disclosure over its patients; under an open scope noted as one.
 
         Args:
             received: The model as received.
@@ -208,11 +224,13 @@ class Books:
         """
         protection = self._policy.protection
         model = hashlib.sha256(f"{digest_of(received)} {split} {question}".encode()).hexdigest()
-        if protection is not None:
+        ledger = open_ledger(self.configuration)
+        if protection is None:
+            ledger.check_usable()
+        else:
             roles = read_roles(self.configuration, self._labels, self._data)
             patients = [patient for patient, role in roles.items() if split in ("all", role)]
             check_size(self._policy, len(patients))  # before it is counted
-            ledger = open_ledger(self.configuration)
             disclosure = ledger.disclose(
                 run=self.run,
                 model_sha256=model,
@@ -222,8 +240,18 @@ class Books:
             )
             self.roles = roles
         answer = self._of_enough(evaluate())
+        figures, said = self._policy.allowed_metrics(answer.metrics), digest_of(answer.metrics)
         if protection is not None:
-            ledger.release(disclosure, digest_of(answer.metrics))
+            ledger.release(disclosure, said, figures)
+        elif answer.patients >= self._policy.minimum_patients:  # or the gate keeps it
+            ledger.note(
+                what=EVALUATION,
+                run=self.run,
+                model_sha256=model,
+                digest=said,
+                figures=figures,
+                patients=answer.patients,
+            )
         self._audit.write(
             "evaluated", run=self.run, split=split, model_sha256=model, patients=answer.patients
         )

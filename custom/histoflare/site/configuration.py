@@ -24,6 +24,14 @@ DATA = ("manifest", "bags", "images")
 CACHE_MB = 2048
 PSEUDONYM = "[a-z0-9-]{1,32}"
 
+OPTIONAL = ("ledger", "ledger_key")
+"""Keys that stand in a written file as a comment where there is nothing to say."""
+
+_WORKSTATION = """
+# One of several sites on one workstation: its ledger is one to try things out with, and no steward's.
+workstation = true
+"""
+
 _TEMPLATE = """\
 # What histoflare needs to know about this site. No job can read or change it.
 # Relative paths start at this file's folder.
@@ -40,8 +48,8 @@ images = {images}
 # They name slides and patients, and stay here.
 records = {records}
 
-# This site's privacy ledger: what was spent on which patients, over all jobs. Keep it, and a copy of it:
-# without it nobody knows what was spent, and no job that protects patients runs here.
+# This site's privacy ledger: what was spent on which patients, and what left unprotected, over all jobs and
+# all kits. It is made once, outside the kit (histoflare ledger create), and kept; no job runs without it.
 ledger = {ledger}
 
 # The key under which patients stand in the ledger, in another folder, and not in the same backup.
@@ -78,22 +86,24 @@ class SiteConfiguration:
         images: The site's manifest of images with masks; None: it has none.
         records: The folder of its own notes of each run. If not given: ``<bags>-records`` beside the bags, so
             that sites on one machine have one each (beside the images' manifest, by its name, without bags).
-        ledger, ledger_key: The site's privacy ledger and its key. If not given: in ``<bags>-ledger`` and
-            ``<bags>-keys`` beside the bags.
+        ledger, ledger_key: The site's privacy ledger and its key; None: it has none yet, and takes no job.
         prepare: Whether missing or stale bags are made before the first round.
         encoder_weights, encoder_sha256: Of an encoder with a weight file; for ``prepare``.
         cache_mb: Memory for features or images in MiB; at least 0.
         device: Where segmentation networks run: ``"cpu"``, ``"cuda"`` or ``"cuda:<n>"``.
         evaluation_only: Whether training tasks are answered with ``EVALUATION_ONLY``.
         pseudonym: The name under which other sites see this one; None for its FLARE name.
+        workstation: Whether it is one of several sites on one workstation, which may use a ledger that was
+            made there to try things out.
+        site: The name under which it takes part; None: not known. It does not stand in its file.
     """
 
     manifest: Path | None = None
     bags: Path | None = None
     images: Path | None = None
     records: Path = Path()
-    ledger: Path = Path()
-    ledger_key: Path = Path()
+    ledger: Path | None = None
+    ledger_key: Path | None = None
     prepare: bool = False
     encoder_weights: Path | None = None
     encoder_sha256: str | None = None
@@ -101,40 +111,125 @@ class SiteConfiguration:
     device: str = "cpu"
     evaluation_only: bool = False
     pseudonym: str | None = None
+    workstation: bool = False
+    site: str | None = None
 
     def __post_init__(self) -> None:
-        beside = {"records": "records", "ledger": "ledger/ledger.sqlite", "ledger_key": "keys/ledger.key"}
+        if (self.ledger is None) != (self.ledger_key is None):
+            raise JobError(
+                "A site says where both its ledger and its key are, or neither.", reason="SITE_NOT_CONFIGURED"
+            )
+        data = self.data
+        if self.records == Path():
+            object.__setattr__(self, "records", data.parent / f"{data.name}-records")
+
+    @property
+    def data(self) -> Path:
+        """The bags' folder, or the images' manifest without its suffix: what lies beside it is the site's."""
         data = self.bags or (self.images and self.images.with_suffix(""))
         if data is None:
             raise JobError("A site needs bags or images.", reason="SITE_NOT_CONFIGURED")
-        if self.bags and self.images and Path() in (self.ledger, self.ledger_key):
-            raise JobError(
-                "A site with bags and with images must say where its one ledger and its key are.",
-                reason="SITE_NOT_CONFIGURED",
-            )
-        for name, place in beside.items():
-            if getattr(self, name) == Path():
-                object.__setattr__(self, name, data.parent / f"{data.name}-{place}")
+        return data
 
 
 def write_site_file(path: Path, configuration: SiteConfiguration) -> None:
     """Write ``configuration`` as a commented TOML file that its owner can edit."""
-    write_text(path, _TEMPLATE.format(**{name: _toml(value) for name, value in vars(configuration).items()}))
+    text = _TEMPLATE.format(**{name: _toml(value) for name, value in vars(configuration).items()})
+    for name in OPTIONAL:
+        if getattr(configuration, name) is None:
+            text = text.replace(f'\n{name} = ""\n', f'\n# {name} = ""\n')
+    write_text(path, text + (_WORKSTATION if configuration.workstation else ""))
 
 
-def read_site_file(path: Path) -> SiteConfiguration:
+def named_ledger(path: Path) -> tuple[Path, Path] | None:
+    """Return what a site's file says of ledger and key, which may have nothing else in it yet; None: nothing.
+
+    Raises:
+        JobError: The file is missing or no TOML, or says one of the two (SITE_NOT_CONFIGURED).
+    """
+    content = _read_toml(path)
+    said = [content.get(name) for name in OPTIONAL]
+    if not any(said):
+        return None
+    if not all(isinstance(text, str) and text for text in said):
+        raise JobError(f"{path}: ledger and ledger_key: give both or neither", reason="SITE_NOT_CONFIGURED")
+    folder = path.absolute().parent
+    return folder / str(said[0]), folder / str(said[1])
+
+
+def name_ledger(path: Path, ledger: Path, key: Path) -> bool:
+    """Say in a site's file where its ledger and the key are; return whether the file was changed.
+
+    All else in the file stays as it is, comments too. What it says of a ledger already is replaced.
+
+    Raises:
+        JobError: The file is missing or no TOML (SITE_NOT_CONFIGURED).
+    """
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    content = _read_toml(path)
+    for name, value in (("ledger", ledger), ("ledger_key", key)):
+        if content.get(name) == str(value):
+            continue
+        line = f"{name} = {_toml(value)}"
+        said = re.compile(rf"^[ \t]*{name}[ \t]*=.*$", re.MULTILINE)
+        unsaid = re.compile(rf"^#[ \t]*{name}[ \t]*=.*$", re.MULTILINE)
+        pattern = said if name in content else unsaid
+        text, replaced = pattern.subn(lambda _, line=line: line, text, count=1)  # type: ignore[misc]
+        if not replaced:
+            text = f"{line}\n{text}"  # before any table
+    if text == path.read_text(encoding="utf-8"):
+        return False
+    named = tomllib.loads(text)
+    assert (named["ledger"], named["ledger_key"]) == (str(ledger), str(key)), "the file says it now"
+    write_text(path, text)
+    return True
+
+
+def read_site_file(path: Path, site: str | None = None) -> SiteConfiguration:
     """Read a site's file.
 
-    Relative paths in it start at its folder. What it does not say of ``records``, ``ledger`` and
-    ``ledger_key`` are ``records``, ``ledger/ledger.sqlite`` and ``keys/ledger.key`` beside a
-    ``histoflare.toml``; beside a ``<site>.toml``, which has others next to it, they bear the site's name.
+    Relative paths in it start at its folder. If it does not say where ``records`` are, they are in
+    ``records`` beside a ``histoflare.toml``, in ``records/<site>`` beside a ``<site>.toml``.
+
+    Args:
+        path: The file.
+        site: The name under which the site takes part, if it is known.
 
     Raises:
         JobError: The file is missing, is not TOML, or has a missing, unknown or unusable key; all of these
             are listed (SITE_NOT_CONFIGURED).
     """
+    content = _read_toml(path)
+    problems = _problems(content)
+    if problems:
+        listed = "".join(f"\n  {problem}" for problem in problems)
+        raise JobError(
+            f"{path}: cannot be used as a site's file; correct:{listed}", reason="SITE_NOT_CONFIGURED"
+        )
+    folder = path.absolute().parent
+    records = "records" if path.name == SITE_FILE else f"records/{path.stem}"
+    paths = {
+        name: folder / content[name]
+        for name in (*DATA, "ledger", "ledger_key", "encoder_weights")
+        if content.get(name)
+    }
+    return SiteConfiguration(
+        **paths,
+        records=folder / content.get("records", records),
+        prepare=content.get("prepare", False),
+        encoder_sha256=content.get("encoder_sha256") or None,
+        cache_mb=content.get("cache_mb", CACHE_MB),
+        device=content.get("device", "cpu"),
+        evaluation_only=content.get("evaluation_only", False),
+        pseudonym=content.get("pseudonym") or None,
+        workstation=content.get("workstation", False),
+        site=site,
+    )
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise JobError(
             f'{path}: not found. Write this site\'s file (manifest = "…", bags = "…", or images = "…").',
@@ -146,32 +241,6 @@ def read_site_file(path: Path) -> SiteConfiguration:
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise JobError(f"{path}: not a TOML file: {error}", reason="SITE_NOT_CONFIGURED") from None
-    problems = _problems(content)
-    if problems:
-        listed = "".join(f"\n  {problem}" for problem in problems)
-        raise JobError(
-            f"{path}: cannot be used as a site's file; correct:{listed}", reason="SITE_NOT_CONFIGURED"
-        )
-    folder = path.absolute().parent
-    ours = path.name == SITE_FILE
-    records = "records" if ours else f"records/{path.stem}"
-    ledger = f"ledger/{'ledger' if ours else path.stem}.sqlite"
-    key = f"keys/{'ledger' if ours else path.stem}.key"
-    weights = content.get("encoder_weights")
-    data = {name: folder / content[name] for name in DATA if content.get(name)}
-    return SiteConfiguration(
-        **data,
-        records=folder / content.get("records", records),
-        ledger=folder / content.get("ledger", ledger),
-        ledger_key=folder / content.get("ledger_key", key),
-        prepare=content.get("prepare", False),
-        encoder_weights=folder / weights if weights else None,
-        encoder_sha256=content.get("encoder_sha256") or None,
-        cache_mb=content.get("cache_mb", CACHE_MB),
-        device=content.get("device", "cpu"),
-        evaluation_only=content.get("evaluation_only", False),
-        pseudonym=content.get("pseudonym") or None,
-    )
 
 
 def find_site_file(site: str, local_folder: Path) -> Path:
@@ -206,8 +275,8 @@ _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "bags": (_is_text, 'the path of a folder, or ""'),
     "images": (_is_text, 'the path of a CSV, or ""'),
     "records": (_is_path, "the path of a folder"),
-    "ledger": (_is_path, "the path of a file"),
-    "ledger_key": (_is_path, "the path of a file"),
+    "ledger": (_is_text, 'the path of a file, or ""'),
+    "ledger_key": (_is_text, 'the path of a file, or ""'),
     "prepare": (_is_bool, "true or false"),
     "encoder_weights": (_is_text, 'the path of a file, or ""'),
     "encoder_sha256": (_matches("|[0-9a-fA-F]{64}"), '64 hexadecimal digits, or ""'),
@@ -215,6 +284,7 @@ _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "device": (_matches(r"cpu|cuda(:\d+)?"), '"cpu", "cuda" or "cuda:<n>"'),
     "evaluation_only": (_is_bool, "true or false"),
     "pseudonym": (_matches(f"|{PSEUDONYM}"), "at most 32 of a-z, 0-9 and '-'"),
+    "workstation": (_is_bool, "true or false"),
 }
 """Key → whether a value of it can be used, and what it must be."""
 
@@ -240,6 +310,8 @@ def _problems(content: Mapping[str, Any]) -> list[str]:
             problems.append(f"{name}: must be {_RULES[name][1]}, not {value!r}")
     if not problems and bool(content.get("encoder_weights")) != bool(content.get("encoder_sha256")):
         problems.append("encoder_weights and encoder_sha256: give both or neither")
+    if not problems and bool(content.get("ledger")) != bool(content.get("ledger_key")):
+        problems.append("ledger and ledger_key: give both or neither")
     return problems
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from histoflare.errors import HistoflareError, JobError, LedgerError
 from histoflare.privacy.budget import Budget
-from histoflare.privacy.ledger import Ledger
 from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import Policy
 from histoflare.site.books import check_plan, check_size
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import read_roles
+from histoflare.site.ledgers import open_ledger
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,11 @@ def preview(
     roles = read_roles(configuration, labels, data)
     budget = policy.protection.budget()
     patients = sum(role == "train" for role in roles.values())
-    spent, refusal = 0.0, None
-    head = configuration.ledger_key.with_name(configuration.ledger_key.name + ".head")
+    spent, refusal = math.nan, None
     try:
-        if configuration.ledger.exists() or configuration.ledger_key.exists() or head.exists():
-            spent = math.nan
-            spent = Ledger(configuration.ledger, configuration.ledger_key).exposure(roles, budget)
+        ledger = open_ledger(configuration)
+        spent = ledger.exposure(roles, budget)
+        ledger.check_usable()
         check_plan(policy, plan)
         check_size(policy, patients)
         budget.without_sampler(plan.numbers(rounds, weights))

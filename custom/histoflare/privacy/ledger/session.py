@@ -18,18 +18,38 @@ from pathlib import Path
 from typing import Any
 
 from histoflare.errors import LedgerError
-from histoflare.privacy.ledger_books import Books, pack, patients_hash
-from histoflare.privacy.ledger_chain import Entry, Keys, canonical
-from histoflare.privacy.ledger_file import VERSION, check_structure, damaged, make_file, opened, translated
-from histoflare.privacy.ledger_key import RESTORE, Head, KeyFolder
+from histoflare.privacy.ledger.books import WORKSTATION, Books, pack, patients_hash
+from histoflare.privacy.ledger.chain import Entry, Keys, canonical
+from histoflare.privacy.ledger.file import (
+    VERSION,
+    check_structure,
+    damaged,
+    make_file,
+    opened,
+    translated,
+)
+from histoflare.privacy.ledger.key import RESTORE, Head, KeyFolder
+from histoflare.privacy.ledger.place import Place
 from histoflare.storage import PARTIAL_SUFFIX, atomic_path, make_folder
+
+MISSING = (
+    "there is no ledger. No job makes one: bring the one this site has (histoflare ledger move), or make it, "
+    "once for all jobs and kits (histoflare ledger create)."
+)
 
 
 class Page:
-    """An open transaction: the books so far, and a way to add to them."""
+    """An open transaction: the books so far, and a way to add to them.
 
-    def __init__(self, connection: sqlite3.Connection, books: Books) -> None:
+    Attributes:
+        entries: Those that were read when it was opened; all of them if that was asked for.
+    """
+
+    def __init__(
+        self, connection: sqlite3.Connection, books: Books, entries: list[Entry] | None = None
+    ) -> None:
         self._connection = connection
+        self.entries = entries or []
         self.keys = books.keys
         self.books = books
         self.is_written = False
@@ -81,13 +101,17 @@ class Sessions:
     Args:
         path: The ledger.
         key_path: Its key, in another folder.
+        site, owner: Whose ledger alone may be written to; None: anybody's.
 
     Raises:
         LedgerError: Both are in one folder (LEDGER_UNUSABLE).
     """
 
-    def __init__(self, path: Path, key_path: Path) -> None:
+    def __init__(
+        self, path: Path, key_path: Path, *, site: str | None = None, owner: str | None = None
+    ) -> None:
         self.path = path.absolute()
+        self._site, self._owner = site, owner
         self._folder = KeyFolder(key_path.absolute())
         self._books: Books | None = None
         self._alone = threading.Lock()
@@ -97,11 +121,11 @@ class Sessions:
                 "the one folder gives the patients away."
             )
 
-    def create(self) -> None:
-        """Make ledger and key if there has never been one; finish what a crash cut short.
+    def create(self, site: str, owner: str) -> bool:
+        """Make ledger and key if there has never been one, and return whether they were made.
 
-        Written one after the other: a head of 0, the key, the ledger, the head of its first entry. A head of
-        0 proves that nothing was ever booked; any other gap is an error.
+        What a crash cut short is finished. Written one after the other: a head of 0, the key, the ledger, the
+        head of its first entry. A head of 0 proves that nothing was ever booked; any other gap is an error.
 
         Raises:
             LedgerError: One of the two is gone (LEDGER_MISSING), or they cannot be written.
@@ -114,15 +138,17 @@ class Sessions:
                 is_begun = not self.path.exists() and folder.head.exists() and folder.read_head().seq == 0
                 if not (is_new or is_begun):
                     self._check_present()
-                    return
+                    return False
                 folder.remove_leftovers()
                 if is_new:
                     folder.write_head(Head())
                 if not folder.key.exists():
                     folder.make_key()
-                folder.write_head(self._make_ledger(Keys(folder.read_key())))
+                folder.write_head(self._make_ledger(Keys(folder.read_key()), site, owner))
+                return True
 
-    def _make_ledger(self, keys: Keys) -> Head:
+    def _make_ledger(self, keys: Keys, site: str, owner: str) -> Head:
+        make_folder(self.path.parent)
         for leftover in self.path.parent.glob(f".{self.path.name}.*{PARTIAL_SUFFIX}*"):
             leftover.unlink(missing_ok=True)
         with atomic_path(self.path) as partial:
@@ -130,20 +156,64 @@ class Sessions:
             with opened(partial) as connection:
                 connection.execute("BEGIN IMMEDIATE")
                 page = Page(connection, Books(self.path, keys))
-                page.append("created", {"version": VERSION, "ledger": secrets.token_hex(16)})
+                content = {"version": VERSION, "ledger": secrets.token_hex(16), "site": site, "owner": owner}
+                place = Place.of(self.path, self._folder.key, keys, written=partial)
+                page.append("created", {**content, "place": place.to_json()})
                 connection.execute("COMMIT")
         return page.books.head
 
+    def place(self, keys: Keys) -> Place:
+        """Return where the ledger is now."""
+        with translated(self.path):
+            return Place.of(self.path, self._folder.key, keys)
+
+    def check_usable(self, books: Books) -> None:
+        """Refuse to go on with a ledger that is another's, or bound to another place.
+
+        Raises:
+            LedgerError: It is another site's, or a workstation's (LEDGER_FOREIGN); it is bound to another
+                place, or was closed in this one (LEDGER_MOVED).
+        """
+        if self._site not in (None, books.site):
+            raise LedgerError(
+                f"{self.path}: this is the ledger of '{books.site}', and this site is '{self._site}'. Say in "
+                "the site's file where its own is.",
+                reason="LEDGER_FOREIGN",
+            )
+        if self._owner not in (None, books.owner):
+            what = "made on a workstation, to try things out" if books.owner == WORKSTATION else "a steward's"
+            raise LedgerError(
+                f"{self.path}: this ledger was {what}. A site's own is made by its steward: histoflare "
+                "ledger create.",
+                reason="LEDGER_FOREIGN",
+            )
+        assert books.place is not None, "every ledger begins with its place"
+        if books.is_away:
+            raise LedgerError(
+                f"{self.path}: this ledger was closed to go on elsewhere; nothing more is booked here. If "
+                "this is where it goes on: histoflare ledger move.",
+                reason="LEDGER_MOVED",
+            )
+        differences = books.place.differences(self.place(books.keys))
+        if differences:
+            raise LedgerError(
+                f"{self.path}: this ledger is bound to {books.place.ledger}, with the key {books.place.key}, "
+                f"on {books.place.host}, and here is {', '.join(differences)}. If it was moved here, and "
+                "nothing is booked there any more: histoflare ledger move.",
+                reason="LEDGER_MOVED",
+            )
+
     @contextmanager
-    def writing(self, *, whole: bool) -> Iterator[Page]:
+    def writing(self, *, whole: bool, anywhere: bool = False) -> Iterator[Page]:
         """Yield a page; what was appended to it is in the ledger, and in the head, when the block has ended.
 
         Args:
             whole: Verify the whole ledger, not only what was added since the last use.
+            anywhere: Whoever's it is, and wherever it is bound to.
 
         Raises:
-            LedgerError: The ledger is missing, damaged, full or cannot be used. Nothing was appended then, or
-                entries that nobody acted on.
+            LedgerError: The ledger is missing, damaged, full or cannot be used (:meth:`check_usable`).
+                Nothing was appended then, or entries that nobody acted on.
         """
         self._check_present()
         folder = self._folder
@@ -155,11 +225,13 @@ class Sessions:
                 kept, self._books = self._books, None
                 whole = whole or kept is None or kept.keys != keys
                 books = Books(self.path, keys) if whole or kept is None else kept
-                self._verify(connection, books, head, whole=whole)
+                entries = self._verify(connection, books, head, whole=whole)
+                if not anywhere:
+                    self.check_usable(books)
                 if books.head != head:
                     folder.remove_leftovers()
                     folder.write_head(books.head)
-                page = Page(connection, books)
+                page = Page(connection, books, entries)
                 yield page  # an exception ends the connection, and with it the transaction
                 if page.is_written:
                     connection.execute("COMMIT")
@@ -217,5 +289,5 @@ class Sessions:
             what = f"there is no ledger, but a key, {self._folder.key}. Put back the ledger's newest copy, "
             what += "and the key's head; if this site has never had a ledger, remove the key."
         else:
-            what = "there is no ledger yet. The site's first job under a budget makes it."
+            what = MISSING
         raise LedgerError(f"{self.path}: {what}", reason="LEDGER_MISSING")

@@ -1,4 +1,4 @@
-"""What makes a ledger's entries a chain, and patients nameless: two keys, both derived from the site's one.
+"""What makes a ledger's entries a chain, and patients nameless: keys that are derived from the site's one.
 
 Every entry carries HMAC-SHA256(chain key, previous chain ‖ seq ‖ time ‖ kind ‖ body). Without the key no
 entry can be changed, taken out or put in so that those after it still fit. A patient is HMAC-SHA256(patient
@@ -51,9 +51,10 @@ class Keys:
     secret: bytes = field(repr=False)
     _chain: bytes = field(init=False, repr=False)
     _patient: bytes = field(init=False, repr=False)
+    _machine: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for use in ("chain", "patient"):
+        for use in ("chain", "patient", "machine"):
             derived = hmac.digest(self.secret, f"histoflare ledger: {use}".encode(), "sha256")
             object.__setattr__(self, f"_{use}", derived)
 
@@ -65,6 +66,10 @@ class Keys:
     def patient(self, name: str) -> bytes:
         """Return the 16 bytes that stand for a patient; ``name`` as :func:`normalised`."""
         return hmac.digest(self._patient, name.encode("utf-8", "surrogatepass"), "sha256")[:MAC_BYTES]
+
+    def machine(self, machine_id: str) -> bytes:
+        """Return the 16 bytes that stand for a machine."""
+        return hmac.digest(self._machine, machine_id.encode(), "sha256")[:MAC_BYTES]
 
 
 def normalised(patient: str) -> str:

@@ -15,13 +15,20 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from histoflare.errors import LedgerError
-from histoflare.privacy.ledger_key import RESTORE, WAIT_S
+from histoflare.privacy.ledger.key import RESTORE, WAIT_S
 
 PAGE_BYTES = 4096
 APPLICATION = 0x48464C47
 """SQLite's application id of a ledger: "HFLG"."""
 
-VERSION = 1
+VERSION = 2
+
+EARLIER = range(1, VERSION)
+_EARLIER = (
+    "an earlier version of histoflare wrote it, and this one does not read it: keep it, see with the version "
+    "that wrote it what was spent (histoflare ledger show), make a new ledger in another place (histoflare "
+    "ledger create), and lower the site's own epsilon to what is left."
+)
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
 """What a full disk, a file grown too large and a spent quota are called."""
@@ -106,6 +113,11 @@ def _explain(path: Path, error: sqlite3.Error) -> LedgerError:
     return damaged(path, f"damaged ({error})")
 
 
+def later(path: Path, what: str) -> LedgerError:
+    """Return the error of a ledger that has something in it that this version does not know."""
+    return LedgerError(f"{path}: a later version of histoflare wrote it ({what}); update this one.")
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[sqlite3.Connection]:
     """Yield a connection to a ledger that is there; text comes back as bytes.
@@ -162,11 +174,17 @@ def _check_header(path: Path) -> None:
     fixed = (
         (0, b"SQLite format 3\x00" + struct.pack(">HBBBBBB", PAGE_BYTES, 1, 1, 0, 64, 32, 32)),
         (44, struct.pack(">I", 4)),
-        (52, struct.pack(">IIIII", 0, 1, VERSION, 0, APPLICATION)),
+        (52, struct.pack(">II", 0, 1)),
+        (64, struct.pack(">II", 0, APPLICATION)),
         (72, bytes(20)),
     )
     if len(header) < 100 or any(header[at : at + len(part)] != part for at, part in fixed):
         raise damaged(path, "not a ledger's file, or a damaged one")
+    (version,) = struct.unpack_from(">I", header, 60)
+    if version in EARLIER:
+        raise LedgerError(f"{path}: {_EARLIER}")
+    if version != VERSION:
+        raise later(path, f"version {version}")
 
 
 def check_structure(path: Path, connection: sqlite3.Connection) -> None:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from histoflare.privacy.spend import Spend
 
+EVALUATION = "evaluation"
+UPDATE = "update"
+
 
 @dataclass(frozen=True)
 class Reservation:
@@ -18,6 +21,7 @@ class Reservation:
         spend: The event of one round.
         rounds: How many of them are reserved; at least 1.
         patients: Size of the cohort. It is the site's own.
+        trusts_server: Whether the protection does not hold against the server, which adds the noise.
     """
 
     id: int
@@ -26,6 +30,7 @@ class Reservation:
     spend: Spend
     rounds: int
     patients: int
+    trusts_server: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,18 +67,25 @@ class Release:
 
 @dataclass(frozen=True)
 class Disclosure:
-    """Figures of one model on some patients that may have left.
+    """What may have left without protection: figures of a model on some patients, or an update.
 
     Attributes:
-        id: Number of its entry.
-        run, model_sha256: What was evaluated.
-        patients: On how many patients.
+        id: Number of its entry. unix_time: Of the entry.
+        what: :data:`EVALUATION` or :data:`UPDATE`.
+        run, model_sha256: What was evaluated, or what the update started from.
+        patients: Of how many patients.
+        round_index: Of an update; from 0.
+        is_counted: Whether it counts among the evaluations that the policy allows of each patient.
     """
 
     id: int
+    unix_time: int
+    what: str
     run: str
     model_sha256: str
     patients: int
+    round_index: int | None = None
+    is_counted: bool = False
 
 
 @dataclass

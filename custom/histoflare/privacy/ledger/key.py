@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from histoflare.errors import LedgerError
-from histoflare.privacy.ledger_chain import KEY_BYTES, START
+from histoflare.privacy.ledger.chain import KEY_BYTES, START
 from histoflare.storage import PARTIAL_SUFFIX, write_bytes, write_text
 
 WAIT_S = 60.0

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histoflare.errors import JobError, LedgerError
-from histoflare.privacy.ledger_books import Books
-from histoflare.privacy.ledger_chain import normalised
-from histoflare.privacy.ledger_session import Page
-from histoflare.privacy.ledger_tokens import Account, Reservation
+from histoflare.privacy.ledger.books import Books
+from histoflare.privacy.ledger.chain import normalised
+from histoflare.privacy.ledger.session import Page
+from histoflare.privacy.ledger.tokens import Account, Reservation
 
 if TYPE_CHECKING:
     from histoflare.privacy.budget import Budget

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histoflare.privacy.ledger_books import Books
-from histoflare.privacy.ledger_tokens import Account
+from histoflare.privacy.ledger.books import Books
+from histoflare.privacy.ledger.tokens import Account, Disclosure
 from histoflare.privacy.spend import Spend
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class RunSummary:
         spend: The event of one round.
         rounds, booked, released, failed: Events reserved, booked, released, and answered with a failure.
         is_open: Whether more may be booked. While open, at least ``rounds`` events are charged.
+        trusts_server: Whether the protection does not hold against the server.
         patients: Size of the cohort.
         epsilon: Of what is charged for it alone, by RDP at the budget's δ.
     """
@@ -38,8 +39,32 @@ class RunSummary:
     released: int
     failed: int
     is_open: bool
+    trusts_server: bool
     patients: int
     epsilon: float
+
+
+@dataclass(frozen=True)
+class DisclosureSummary:
+    """What left of one run without protection: its evaluations, or its updates.
+
+    Attributes:
+        what: ``evaluation`` or ``update``. run: The run's name.
+        times: How many of them.
+        patients: Of how many patients; the largest number.
+        figures: Names of the figures that left. An evaluation that was counted and not let out has none.
+        is_counted: Whether they count among the evaluations that a policy with a budget allows.
+        first_unix_time, last_unix_time: Of the first and the last.
+    """
+
+    what: str
+    run: str
+    times: int
+    patients: int
+    figures: tuple[str, ...]
+    is_counted: bool
+    first_unix_time: int
+    last_unix_time: int
 
 
 @dataclass(frozen=True)
@@ -50,7 +75,7 @@ class Summary:
         budget_epsilon, delta: The budget.
         patients: Known patients, of any role.
         runs: In order of reservation.
-        disclosures: Evaluations that left, and the most that one patient had part in.
+        disclosures: Evaluations under a budget that left, and the most that one patient had part in.
         rho, allowance: What the most exposed patient was charged, at the budget's order, and may be at most.
         epsilon: ε of ``rho``: what the next job is admitted by.
         epsilon_rdp: ε of the same events by RDP at the best order, which is chosen afterwards.
@@ -87,7 +112,7 @@ def summarise(books: Books, budget: Budget) -> Summary:
         delta=budget.delta,
         patients=len(books.roles),
         runs=tuple(_summarise_run(account, budget) for account in books.accounts.values()),
-        disclosures=len(books.disclosures),
+        disclosures=len(books.counted),
         most_disclosures=int(books.disclosed().max(initial=0)),
         rho=rho,
         allowance=budget.allowance,
@@ -95,6 +120,26 @@ def summarise(books: Books, budget: Budget) -> Summary:
         epsilon_rdp=_epsilon(spends, budget.delta, "rdp"),
         epsilon_pld=_epsilon(spends, budget.delta, "pld"),
         remaining=_remaining(rho, budget.allowance),
+    )
+
+
+def summarise_disclosures(books: Books) -> tuple[DisclosureSummary, ...]:
+    """Return what left without protection, by run and kind, in the order of their first entries."""
+    by_run: dict[tuple[str, str, bool], list[Disclosure]] = {}
+    for each in sorted([*books.counted.values(), *books.noted.values()], key=lambda each: each.id):
+        by_run.setdefault((each.what, each.run, each.is_counted), []).append(each)
+    return tuple(
+        DisclosureSummary(
+            what=what,
+            run=run,
+            times=len(found),
+            patients=max(each.patients for each in found),
+            figures=tuple(sorted({name for each in found for name in books.figures.get(each.id, ())})),
+            is_counted=is_counted,
+            first_unix_time=found[0].unix_time,
+            last_unix_time=found[-1].unix_time,
+        )
+        for (what, run, is_counted), found in by_run.items()
     )
 
 
@@ -109,6 +154,7 @@ def _summarise_run(account: Account, budget: Budget) -> RunSummary:
         released=account.released,
         failed=account.failed,
         is_open=account.is_open,
+        trusts_server=reservation.trusts_server,
         patients=reservation.patients,
         epsilon=_epsilon([reservation.spend.times(account.events)], budget.delta, "rdp"),
     )

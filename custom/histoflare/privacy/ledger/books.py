@@ -20,15 +20,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from histoflare.errors import LedgerError
-from histoflare.privacy.ledger_chain import Entry, Keys
-from histoflare.privacy.ledger_file import VERSION, damaged
-from histoflare.privacy.ledger_key import Head
-from histoflare.privacy.ledger_tokens import Account, Booking, Disclosure, Reservation
-from histoflare.privacy.spend import Spend
+from histoflare.privacy.ledger.chain import Entry, Keys
+from histoflare.privacy.ledger.events import (
+    GAUSSIAN,
+    UNPROTECTED,
+    UnknownEventError,
+    check_fields,
+    check_mechanism,
+    read_mechanism,
+    read_trust,
+)
+from histoflare.privacy.ledger.file import VERSION, damaged, later
+from histoflare.privacy.ledger.key import Head
+from histoflare.privacy.ledger.place import Place
+from histoflare.privacy.ledger.tokens import Account, Booking, Disclosure, Reservation
 
 if TYPE_CHECKING:
     from histoflare.privacy.budget import Budget
+
+
+STEWARD = "steward"
+WORKSTATION = "workstation"
+"""Owners of a ledger: who made it, for patients or to try things out."""
 
 
 def pack(ids: Iterable[int]) -> bytes:
@@ -57,6 +70,10 @@ class Books:
         path: The ledger, for messages.
         head: Number and chain of the newest entry.
         unix_time: Of the newest entry.
+        ledger: The ledger's own number (hexadecimal); copies have the same.
+        site: The site it is bound to. owner: Who made it: :data:`STEWARD` or :data:`WORKSTATION`.
+        place: Where it is bound to. is_away: Whether it was closed there, to be moved.
+        went_to: The path of the ledger that closed it; None where it was closed before it was copied.
         patients: MAC → number, from 1 without gaps.
         roles: Role of patient i + 1 at index i.
         cohorts: Bit set of cohort i + 1 at index i.
@@ -65,13 +82,21 @@ class Books:
         paid: Number of entry → what may be released: bookings and disclosures.
         releases: Number of entry → digest of what was released for it.
         failures: Bookings that were answered with a failure; none of them is released.
-        disclosures: By (run, model, cohort).
+        counted: Evaluations that the policy counts, by (run, model, cohort).
+        noted: All else that left without protection, by (what, run, round, model, digest).
+        figures: Number of a disclosure → the names of the figures that left.
     """
 
     path: Path
     keys: Keys
     head: Head = field(default_factory=Head)
     unix_time: int = 0
+    ledger: str = ""
+    site: str = ""
+    owner: str = ""
+    place: Place | None = None
+    is_away: bool = False
+    went_to: str | None = None
     patients: dict[bytes, int] = field(default_factory=dict)
     roles: list[str] = field(default_factory=list)
     cohorts: list[bytes] = field(default_factory=list)
@@ -83,7 +108,9 @@ class Books:
     releases: dict[int, str] = field(default_factory=dict)
     digests: set[str] = field(default_factory=set)
     failures: set[int] = field(default_factory=set)
-    disclosures: dict[tuple[str, str, int], Disclosure] = field(default_factory=dict)
+    counted: dict[tuple[str, str, int], Disclosure] = field(default_factory=dict)
+    noted: dict[tuple[str, str, int | None, str, str], Disclosure] = field(default_factory=dict)
+    figures: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
     def read_on(self, connection: sqlite3.Connection) -> list[Entry]:
         """Verify and take in the entries after :attr:`head`; return them.
@@ -125,7 +152,7 @@ class Books:
 
     def _take_rows(self, connection: sqlite3.Connection, entry: Entry) -> None:
         """Take in the patients or the cohort that an entry added, if they are those it speaks of."""
-        content = entry.content()
+        content = self._content(entry)
         if entry.kind == "patients":
             first = len(self.roles) + 1
             rows = connection.execute(
@@ -158,13 +185,21 @@ class Books:
 
     def apply(self, entry: Entry) -> None:
         """Take in a verified entry; its patients or cohort are in already."""
-        handle = _HANDLERS.get(entry.kind)
-        content = entry.content()
-        if handle is None or (entry.kind == "created" and content["version"] != VERSION):
-            raise LedgerError(f"{self.path}: a later version of histoflare wrote it; update this one.")
-        handle(self, entry.seq, content)
-        self.head = Head(entry.seq, entry.chain)
+        content = self._content(entry)
         self.unix_time = entry.unix_time
+        try:
+            _HANDLERS[entry.kind](self, entry.seq, content)
+        except UnknownEventError as error:
+            raise later(self.path, str(error)) from None
+        self.head = Head(entry.seq, entry.chain)
+
+    def _content(self, entry: Entry) -> Any:
+        content = entry.content()
+        try:
+            check_fields(entry.kind, content)
+        except UnknownEventError as error:
+            raise later(self.path, str(error)) from None
+        return content
 
     def members(self, cohort: int) -> npt.NDArray[np.bool_]:
         """Return a cohort's mask over the first of the patients; those beyond it are not in the cohort."""
@@ -193,15 +228,26 @@ class Books:
         return charged
 
     def disclosed(self) -> npt.NDArray[np.int64]:
-        """Return how many disclosures each patient had part in, (patients,); index = number - 1."""
+        """Return how many counted evaluations each patient had part in, (patients,); index = number - 1."""
         counts = np.zeros(len(self.roles), dtype=np.int64)
-        for _, _, cohort in self.disclosures:
+        for _, _, cohort in self.counted:
             members = self.members(cohort)
             counts[: len(members)] += members
         return counts
 
     def _created(self, seq: int, content: Mapping[str, Any]) -> None:
-        """Nothing follows from it."""
+        if content["version"] != VERSION:
+            raise UnknownEventError(f"version {content['version']}")
+        self.ledger, self.site, self.owner = content["ledger"], content["site"], content["owner"]
+        self.place = Place.from_json(content["place"])
+
+    def _departed(self, seq: int, content: Mapping[str, Any]) -> None:
+        self.is_away, self.went_to = True, content["to"]
+
+    def _moved(self, seq: int, content: Mapping[str, Any]) -> None:
+        self.place = Place.from_json(content["place"])
+        self.is_away, self.went_to = False, None
+        self.site = content["site"]
 
     def _added(self, seq: int, content: Mapping[str, Any]) -> None:
         """Patients and cohorts are taken in with their rows."""
@@ -212,13 +258,16 @@ class Books:
             id=seq,
             run=content["run"],
             about=content["about"],
-            spend=Spend.from_json(content["spend"]),
+            spend=read_mechanism(content),
             rounds=content["rounds"],
             patients=self.size(cohort),
+            trusts_server=read_trust(content),
         )
         self.accounts[seq] = Account(reservation, cohort)
 
     def _booked(self, seq: int, content: Mapping[str, Any]) -> None:
+        check_mechanism(content, GAUSSIAN)
+        read_trust(content)
         booking = Booking(seq, content["reservation"], content["round"], content["model"], content["attempt"])
         self.bookings[seq] = self.paid[seq] = booking
         self.newest[booking.reservation, booking.round_index, booking.model_sha256] = seq
@@ -230,15 +279,26 @@ class Books:
         paid = self.paid[content["of"]]
         if isinstance(paid, Booking):
             self.accounts[paid.reservation].released += 1
+        else:
+            self.figures[paid.id] = tuple(content["figures"])
 
     def _failed(self, seq: int, content: Mapping[str, Any]) -> None:
         self.failures.add(content["of"])
         self.accounts[self.bookings[content["of"]].reservation].failed += 1
 
     def _disclosed(self, seq: int, content: Mapping[str, Any]) -> None:
-        run, model, cohort = content["run"], content["model"], content["cohort"]
-        disclosure = Disclosure(seq, run, model, self.size(cohort))
-        self.disclosures[run, model, cohort] = self.paid[seq] = disclosure
+        check_mechanism(content, UNPROTECTED)
+        read_trust(content)
+        what, run, model = content["what"], content["run"], content["model"]
+        index, cohort, digest = content["round"], content["cohort"], content["digest"]
+        is_counted = cohort is not None
+        disclosure = Disclosure(seq, self.unix_time, what, run, model, content["patients"], index, is_counted)
+        if is_counted:
+            self.counted[run, model, cohort] = self.paid[seq] = disclosure
+        else:
+            self.noted[what, run, index, model, digest] = disclosure
+            self.figures[seq] = tuple(content["figures"])
+            self.digests.add(digest)
 
     def _closed(self, seq: int, content: Mapping[str, Any]) -> None:
         for reservation in content["reservations"]:
@@ -255,4 +315,6 @@ _HANDLERS: dict[str, Callable[[Books, int, Mapping[str, Any]], None]] = {
     "failure": Books._failed,
     "disclosure": Books._disclosed,
     "closing": Books._closed,
+    "departure": Books._departed,
+    "move": Books._moved,
 }

@@ -20,24 +20,32 @@ booked, and nothing answered yet  computed again under the same booking, free
 released                          asked again: the same bytes and no others
 answered with a failure           stays charged; asked again: booked anew
 released, and then a failure      stays released; the failure is not noted
+nothing protects what leaves      no charge bounds it: noted, beside all budgets
 ================================  ===========================================
 
-It sees accidents, not its own keepers: who puts older copies of the ledger and of its head back goes unseen.
+It is made once, for one site, by :meth:`Ledger.create`; nothing else makes one. It is bound to its place
+(:mod:`histoflare.privacy.ledger.place`), so that of two copies only one goes on.
+
+It sees accidents, not its own keepers: who puts older copies of the ledger and of its head back goes unseen,
+and so does a second ledger that was made for the same patients.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from histoflare.errors import JobError, LedgerError
-from histoflare.privacy.ledger_chain import normalised
-from histoflare.privacy.ledger_rules import (
-    ROLES,
+from histoflare.privacy.ledger import moves
+from histoflare.privacy.ledger.books import STEWARD, WORKSTATION
+from histoflare.privacy.ledger.chain import normalised
+from histoflare.privacy.ledger.events import GAUSSIAN, UNPROTECTED, mechanism_of, trust_of
+from histoflare.privacy.ledger.place import Place
+from histoflare.privacy.ledger.rules import (
     TRAIN,
     admit,
     admit_further,
@@ -50,15 +58,13 @@ from histoflare.privacy.ledger_rules import (
     refuse_other_roles,
     some_of,
 )
-from histoflare.privacy.ledger_session import Sessions
-from histoflare.privacy.ledger_summary import Summary, summarise
-from histoflare.privacy.ledger_tokens import Booking, Disclosure, Release, Reservation
+from histoflare.privacy.ledger.session import Sessions
+from histoflare.privacy.ledger.summary import DisclosureSummary, Summary, summarise, summarise_disclosures
+from histoflare.privacy.ledger.tokens import EVALUATION, Booking, Disclosure, Release, Reservation
 from histoflare.privacy.spend import Spend
 
 if TYPE_CHECKING:
     from histoflare.privacy.budget import Budget
-
-__all__ = ["ROLES", "Booking", "Disclosure", "Ledger", "Release", "Reservation", "Verification"]
 
 
 @dataclass(frozen=True)
@@ -79,31 +85,131 @@ class Verification:
     last_unix_time: int
 
 
+@dataclass(frozen=True)
+class Identity:
+    """Whose a ledger is, and where it goes on.
+
+    Attributes:
+        ledger: Its own number (hexadecimal); a copy has the same.
+        site, owner: The site's name, and who made it: ``steward`` or ``workstation``.
+        place: Where it is bound to. is_away: It was closed there, to be moved.
+        went_to: The path of the one that closed it; None where it was closed before it was copied.
+        is_here: Whether what is read here is what may be written to.
+        entries: How many.
+    """
+
+    ledger: str
+    site: str
+    owner: str
+    place: Place
+    is_away: bool
+    went_to: str | None
+    is_here: bool
+    entries: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {**asdict(self), "place": self.place.to_json()}
+
+
 class Ledger:
     """A site's ledger. Nothing is read before the first use; several processes and threads may use it.
 
     Args:
         path: The SQLite file.
         key_path: The key's file, in another folder. Beside it are the head and the lock.
+        site, owner: Whose ledger it must be to be written to; None: anybody's.
 
     Every method raises :class:`LedgerError`: ``LEDGER_MISSING`` (ledger or key is gone), ``LEDGER_DAMAGED``
     (nothing is done until a person has looked), ``LEDGER_FULL`` (no room on the disk), ``LEDGER_UNUSABLE``
-    (permissions; another process has it). Nothing was booked then, or something nobody acted on.
+    (permissions; another process has it; another version wrote it). What writes raises also
+    ``LEDGER_FOREIGN`` (another's) and ``LEDGER_MOVED`` (bound to another place). Nothing was booked then, or
+    something nobody acted on.
     """
 
-    def __init__(self, path: Path, key_path: Path) -> None:
-        self.path = path
-        self._sessions = Sessions(path, key_path)
+    def __init__(
+        self, path: Path, key_path: Path, *, site: str | None = None, owner: str | None = None
+    ) -> None:
+        self.path, self.key_path = path, key_path
+        self._sessions = Sessions(path, key_path, site=site, owner=owner)
 
     @classmethod
-    def open_or_create(cls, path: Path, key_path: Path) -> Ledger:
-        """Return the ledger; make it and its key if this site has never had one. Nothing is made again."""
-        ledger = cls(path, key_path)
-        ledger._sessions.create()
+    def create(cls, path: Path, key_path: Path, site: str) -> Ledger:
+        """Make a site's ledger and its key, which have never been there, and return it.
+
+        A making that a crash cut short is finished.
+
+        Raises:
+            LedgerError: There is a ledger already (LEDGER_UNUSABLE), or one of the two is gone.
+            JobError: The site's name is empty.
+        """
+        check_text(site=site)
+        ledger = cls(path, key_path, site=site, owner=STEWARD)
+        if not ledger._sessions.create(site, STEWARD):
+            raise LedgerError(
+                f"{path}: there is a ledger already, and a site has one for all jobs and kits. Name it and "
+                "its key in the site's file (histoflare ledger show says whose it is); nothing was changed."
+            )
         return ledger
 
+    @classmethod
+    def open_or_create(cls, path: Path, key_path: Path, site: str) -> Ledger:
+        """Return the ledger of a site on a workstation; it is made, and marked as such, if there is none."""
+        check_text(site=site)
+        ledger = cls(path, key_path, site=site)
+        ledger._sessions.create(site, WORKSTATION)
+        return ledger
+
+    def check_usable(self) -> None:
+        """Raise :class:`LedgerError` unless this ledger may be written to; nothing is written."""
+        with self._sessions.reading() as (books, _, _):
+            self._sessions.check_usable(books)
+
+    def identity(self) -> Identity:
+        """Return whose it is, and where it is bound to."""
+        with self._sessions.reading() as (books, _, _):
+            assert books.place is not None
+            is_here = not books.is_away and books.place == self._sessions.place(books.keys)
+            return Identity(
+                ledger=books.ledger,
+                site=books.site,
+                owner=books.owner,
+                place=books.place,
+                is_away=books.is_away,
+                went_to=books.went_to,
+                is_here=is_here,
+                entries=books.head.seq,
+            )
+
+    def depart(self) -> None:
+        """Close it in this place, so that it can be copied to another and :meth:`move` there."""
+        moves.depart(self._sessions)
+
+    def move(self, *, old_is_gone: bool = False, site: str | None = None) -> bool:
+        """Bind the ledger to the place where it is now; return whether there was anything to do.
+
+        The one in the place it was bound to is closed, if it can be reached from here and is another file.
+
+        Args:
+            old_is_gone: That nothing will be booked there any more, where that cannot be seen from here.
+            site: Another name that the site has from now on; None leaves it.
+
+        Raises:
+            LedgerError: The old one has gone on since this copy was made (LEDGER_DAMAGED); whether it is in
+                use cannot be seen (LEDGER_MOVED).
+        """
+        return moves.move(self._sessions, old_is_gone=old_is_gone, site=site)
+
     def reserve(
-        self, *, run: str, about: str, spend: Spend, rounds: int, roles: Mapping[str, str], budget: Budget
+        self,
+        *,
+        run: str,
+        about: str,
+        spend: Spend,
+        rounds: int,
+        roles: Mapping[str, str],
+        budget: Budget,
+        trusts_server: bool = False,
     ) -> Reservation:
         """Reserve a run's whole cost, all rounds with participation 1, for the patients it trains on.
 
@@ -119,6 +225,8 @@ class Ledger:
             roles: Patient → one of :data:`ROLES`, for all patients of the site. Those with ``train`` are the
                 cohort. Names are compared as NFC without spaces around them.
             budget: What each patient may be charged.
+            trusts_server: Whether the protection does not hold against the server. It is charged all the
+                same.
 
         Raises:
             LedgerError: A patient would be charged more than the budget (BUDGET_EXHAUSTED), a patient has
@@ -137,13 +245,13 @@ class Ledger:
             cohort = page.add_cohort(ids[name] for name, role in known_as.items() if role == TRAIN)
             for account in page.books.accounts.values():
                 old = account.reservation
-                known = (old.run, old.about, old.spend, old.rounds, account.cohort)
-                if account.is_open and known == (run, about, spend, rounds, cohort):
+                known = (old.run, old.about, old.spend, old.rounds, old.trusts_server, account.cohort)
+                if account.is_open and known == (run, about, spend, rounds, trusts_server, cohort):
                     return old
             before = float(page.books.charges(budget)[members_of(page.books, cohort)].max())
             admit(budget, before, budget.cost(spend.times(rounds)), f"run {run}")
             content = {"run": run, "about": about, "rounds": rounds, "cohort": cohort}
-            content["spend"] = spend.to_json()
+            content |= {"mechanism": mechanism_of(spend), "trust": trust_of(trusts_server)}
             return page.books.accounts[page.append("reservation", content)].reservation
 
     def exposure(self, roles: Mapping[str, str], budget: Budget) -> float:
@@ -217,11 +325,16 @@ class Ledger:
                 "round": round_index,
                 "model": model_sha256,
                 "attempt": 1 if id_ is None else books.bookings[id_].attempt + 1,
+                "mechanism": GAUSSIAN,
+                "trust": trust_of(reservation.trusts_server),
             }
             return books.bookings[page.append("booking", content)]
 
-    def release(self, paid: Booking | Disclosure, digest: str) -> None:
+    def release(self, paid: Booking | Disclosure, digest: str, figures: Iterable[str] = ()) -> None:
         """Mark the bytes with this SHA-256 (hex) as those that may leave for what was booked; twice is once.
+
+        Args:
+            figures: Of an evaluation: the names of its figures.
 
         Raises:
             LedgerError: Other bytes were released for it, or it was answered with a failure (NOT_RELEASED);
@@ -243,7 +356,7 @@ class Ledger:
                     reason="NOT_RELEASED",
                 )
             if paid.id not in books.releases:
-                page.append("release", {"of": paid.id, "digest": digest})
+                page.append("release", {"of": paid.id, "digest": digest, "figures": sorted(figures)})
 
     def fail(self, booking: Booking) -> None:
         """Note, before it is said, that the answer to a booking is that it failed; twice is once.
@@ -306,7 +419,7 @@ class Ledger:
             ids = enter_patients(page, known_as)
             cohort = page.add_cohort(ids[name] for name in evaluated)
             key = (run, model_sha256, cohort)
-            if key not in books.disclosures:
+            if key not in books.counted:
                 counted = books.disclosed()[members_of(books, cohort)]
                 if counted.max() >= limit:
                     raise LedgerError(
@@ -314,8 +427,52 @@ class Ledger:
                         f"{limit} evaluations that left, as many as the policy allows.",
                         reason="EVALUATIONS_EXHAUSTED",
                     )
-                page.append("disclosure", {"run": run, "model": model_sha256, "cohort": cohort})
-            return books.disclosures[key]
+                content: dict[str, Any] = {
+                    "what": EVALUATION,
+                    "run": run,
+                    "round": None,
+                    "model": model_sha256,
+                }
+                content |= {"cohort": cohort, "patients": len(evaluated), "figures": None, "digest": None}
+                page.append("disclosure", {**content, "mechanism": UNPROTECTED, "trust": None})
+            return books.counted[key]
+
+    def note(
+        self,
+        *,
+        what: str,
+        run: str,
+        model_sha256: str,
+        digest: str,
+        figures: Iterable[str],
+        patients: int,
+        round_index: int | None = None,
+    ) -> Disclosure:
+        """Note what leaves without any protection, before it leaves. No budget covers it, and none is asked.
+
+        The same bytes for the same question again are the same disclosure.
+
+        Args:
+            what: :data:`~histoflare.privacy.ledger.tokens.EVALUATION` or
+                :data:`~histoflare.privacy.ledger.tokens.UPDATE`.
+            run, model_sha256: What was evaluated, or what the update started from.
+            digest: SHA-256 (hex) of what leaves.
+            figures: Names of the figures that leave.
+            patients: Of how many patients.
+            round_index: Of an update; from 0.
+        """
+        check_text(run=run, what=what)
+        check_digest(model_sha256)
+        check_digest(digest)
+        key = (what, run, round_index, model_sha256, digest)
+        with self._sessions.writing(whole=False) as page:
+            if key not in page.books.noted:
+                content: dict[str, Any] = {"what": what, "run": run, "round": round_index}
+                content |= {"model": model_sha256, "cohort": None}
+                content |= {"patients": patients, "figures": sorted(figures)}
+                content |= {"digest": digest, "mechanism": UNPROTECTED, "trust": None}
+                page.append("disclosure", content)
+            return page.books.noted[key]
 
     def close(self, run: str) -> list[Reservation]:
         """Give back what a run reserved and did not book; return what was open.
@@ -344,6 +501,11 @@ class Ledger:
         with self._sessions.reading() as (books, _, _):
             return summarise(books, budget)
 
+    def disclosures(self) -> tuple[DisclosureSummary, ...]:
+        """Return what left without protection, by run and kind, in the order of their first entries."""
+        with self._sessions.reading() as (books, _, _):
+            return summarise_disclosures(books)
+
     def verify(self) -> Verification:
         """Read and verify everything; :class:`LedgerError` (LEDGER_DAMAGED) if anything is not as written."""
         with self._sessions.reading() as (books, entries, head):
@@ -361,7 +523,7 @@ class Ledger:
 
         An entry that added patients or a cohort has them too: ``patients`` is a list of [MAC, role],
         ``members`` the cohort's bit set, both in hexadecimal. With the key anyone can check the chain: the
-        ``body`` as :func:`~histoflare.privacy.ledger_chain.canonical` JSON is what was signed.
+        ``body`` as :func:`~histoflare.privacy.ledger.chain.canonical` JSON is what was signed.
         """
         with self._sessions.reading() as (books, entries, _):
             macs = iter(books.patients)

@@ -1,0 +1,30 @@
+"""A site's privacy ledger: what was spent on which patients, and what left without protection."""
+
+from __future__ import annotations
+
+from histoflare.privacy.ledger.books import STEWARD, WORKSTATION
+from histoflare.privacy.ledger.ledger import Identity, Ledger, Verification
+from histoflare.privacy.ledger.rules import ROLES
+from histoflare.privacy.ledger.tokens import (
+    EVALUATION,
+    UPDATE,
+    Booking,
+    Disclosure,
+    Release,
+    Reservation,
+)
+
+__all__ = [
+    "EVALUATION",
+    "ROLES",
+    "STEWARD",
+    "UPDATE",
+    "WORKSTATION",
+    "Booking",
+    "Disclosure",
+    "Identity",
+    "Ledger",
+    "Release",
+    "Reservation",
+    "Verification",
+]
