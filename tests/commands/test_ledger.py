@@ -159,6 +159,7 @@ def test_the_site_file_says_where_the_ledger_is_and_its_policy_may_lower_the_bud
     own.write_text(own.read_text() + "[scope.dp-patient]\nepsilon = 3.0\n")
     shown = json.loads(run("show", "--site", site, "--policy", POLICIES / "dp-patient.toml", "--json"))
     assert shown["budget_epsilon"] == 3.0
+    write_first_policy(tmp_path)
     shown = json.loads(run("show", "--site", site, "--policy", POLICIES / "open.toml", "--json"))
     assert set(shown) == {"ledger", "unprotected"}, "a policy without a budget: what left, and no ε"
     write_site_file(site, SiteConfiguration(tmp_path / "m.csv", tmp_path / "bags"))

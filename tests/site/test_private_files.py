@@ -12,7 +12,7 @@ import pytest
 from histoflare.privacy.plan import UpdateNoise
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.site.books import Books
-from histoflare.site.ledgers import audit_log_of
+from histoflare.site.ledgers import audit_log_of, on_workstation
 from histoflare.site.trainer import Trainer
 
 from ..flare.bags_on_disk import write_site
@@ -37,7 +37,7 @@ def readable_by_others(folder: Path) -> list[Path]:
 
 def test_after_a_run_nothing_of_a_site_can_be_read_by_others(tmp_path: Path, umask: None) -> None:
     """A protected round with a state that stays, an evaluation, ledger, key, releases, audit log, notes."""
-    site = write_site(tmp_path, "a", slides=20)
+    site = on_workstation("a", write_site(tmp_path, "a", slides=20))
     policy = replace(read_policy(POLICIES / "dp-update.toml"), minimum_patients=2)
     books = Books(site, policy, PLAN, rounds=1, weights=WEIGHTS, run="run-1", labels=list(TASK.labels))
     books.reserve()

@@ -21,6 +21,7 @@ from histoflare.rounds.state import State, digest, model_state
 from histoflare.site.books import Books
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_cohort
+from histoflare.site.ledgers import on_workstation
 from histoflare.site.records import RunRecords
 from histoflare.site.work import SiteWork
 from histoflare.slides.manifest import read_manifest, write_manifest
@@ -62,7 +63,9 @@ def test_figures_over_few_patients_of_a_class_stay(tmp_path: Path, few: int, sta
     ]
     write_manifest(where.manifest, rows)
     policy = replace(read_policy(POLICIES / "open.toml"), minimum_patients=2)
-    books = Books(where, policy, Open(), rounds=1, weights=0, run="run-1", labels=list(TASK.labels))
+    books = Books(
+        on_workstation("a", where), policy, Open(), rounds=1, weights=0, run="run-1", labels=list(TASK.labels)
+    )
     work = SiteWork(setup_of(where), say_nothing)
     answer = books.evaluate(first_state(), "test", "q", lambda: work.evaluate(first_state(), "test"))
     figures = {
