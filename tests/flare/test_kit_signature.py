@@ -179,7 +179,7 @@ def test_what_nobody_signed_is_refused(kit: Path, path: str) -> None:
 def test_the_site_s_own_files_are_its_own(kit: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (kit / "local" / "records" / "deep").mkdir(parents=True)
-    (kit / "local" / "records" / "deep" / "anything.py").write_text("x")
+    (kit / "local" / "records" / "deep" / "anything").write_text("x")
     (kit / "local" / "bags").symlink_to(tmp_path / "data")
     (kit / "local" / "records" / "link").symlink_to(tmp_path)
     for name in ("histoflare.toml", "histoflare.toml~", ".histoflare.toml.swp", "a.csv", ".~lock.a.csv#"):
@@ -196,7 +196,6 @@ PLACES = (
     "jobs/x",
     "local/bags",
     "local/records/deep",
-    "local/keys",
     JOB,
     f"{JOB}/app_clinic/config",
 )
