@@ -167,7 +167,7 @@ def of_patients(*patients: str) -> MemoryBags:
     """Return bags of 2, 3, ... patches whose slides belong to ``patients``."""
     names = [f"slide_{index}" for index in range(len(patients))]
     records = [
-        Record(name, patient, index % 2, "train")
+        Record(name, patient, index % 2, "train", patches=2 + index)
         for index, (name, patient) in enumerate(zip(names, patients, strict=True))
     ]
     generator = torch.Generator().manual_seed(0)

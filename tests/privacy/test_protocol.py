@@ -19,6 +19,7 @@ AGREED: dict[str, Any] = {
     "mpp": 0.5,
     "patch_px": 224,
     "encoder": "e:v1",
+    "max_patches": 256,
     "split": {"unit": "patient", "test_fraction": 0.2, "seed": 0},
     "stop": {"rounds": 30, "model": "last"},
 }

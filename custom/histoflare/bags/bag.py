@@ -186,7 +186,7 @@ def read_rows(path: Path, rows: Sequence[int]) -> tuple[BagHeader, npt.NDArray[n
         with path.open("rb", buffering=0) as raw:
             for row, target in zip(rows, found, strict=True):
                 raw.seek(start + 4 * f * row)
-                if raw.readinto(target.data) != 4 * f:  # type: ignore[attr-defined]
+                if raw.readinto(target.data) != 4 * f:
                     raise EOFError("it is cut off")
     except (*DAMAGE, IndexError, EOFError) as error:
         raise _damaged(path, error) from error

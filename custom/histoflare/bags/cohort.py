@@ -53,7 +53,7 @@ class FeatureCache:
     held_bytes: int = 0
 
     def read(self, record: BagRecord, rows: Sequence[int] | None = None) -> torch.Tensor:
-        """Return ``rows`` (None: all) of the record's bag, which must be the one the cohort was loaded with."""
+        """Return the record's bag, or ``rows`` of it; it must be the one the cohort was loaded with."""
         if record.path not in self.held and rows is not None and not self._has_room(record.size_bytes):
             header, found = read_rows(record.path, rows)
             _check_same(record, header)
@@ -130,7 +130,7 @@ class Cohort:
         return self.cache.read(record, rows)
 
     def read_ahead(self) -> None:
-        """Read every training bag once, whole: what is wrong with one is known, and what fits stays in memory.
+        """Read every training bag once, whole: what is wrong is known then, and what fits stays in memory.
 
         From then on, a step that takes some rows of a bag takes no longer because the bag is long.
 

@@ -90,7 +90,7 @@ class LongestRecord:
 
 @dataclass(frozen=True)
 class LongestBags:
-    """Made-up training data to measure time with: ``patients`` with ``slides`` bags each, all of them ``bag``."""
+    """Made-up training data to measure time with: each of ``patients`` has ``slides`` times ``bag``."""
 
     patients: int
     slides: int

@@ -47,6 +47,7 @@ class Job:
         rounds: Number of rounds; 1 for an evaluation. start_round: The first one to run.
         min_clients: How many sites must answer before a round may be closed.
         late_seconds: How long a late site is waited for once so many have answered.
+        answer_seconds: How long after its opening a site answers a task, done or not; None: at once.
         seed: The job's seed.
         best_metric: Metric of the sites' validation patients that says which model is kept as the best.
         run: Name of the run that it goes on after, or asks about; None for a new one.
@@ -65,6 +66,7 @@ class Job:
     start_round: int
     min_clients: int
     late_seconds: int
+    answer_seconds: int | None
     seed: int
     best_metric: str | None
     run: str | None
@@ -138,15 +140,18 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
     rounds = agreed["stop"]["rounds"] if job["kind"] == TRAINING else 1
     asked: PrivacyPlan = _make("privacy", job["privacy"], MECHANISMS) if "privacy" in job else Open()
     task = {name: agreed[name] for name in AGREED if name in agreed} | {"seed": job["seed"]}
+    made = _make("task", job["task"], TASKS, task)
+    asked.check_task(made)
     return Job(
         name=folder.name,
         folder=folder,
         rounds=rounds,
         start_round=job.get("start_round", 0),
         **{name: job[name] for name in ("kind", "purpose", "min_clients", "late_seconds", "seed")},
+        answer_seconds=job.get("answer_seconds"),
         best_metric=job.get("best_metric"),
         run=job.get("run"),
-        task=_make("task", job["task"], TASKS, task),
+        task=made,
         strategy=_make("strategy", job["strategy"], STRATEGIES),
         scope="",
         protocol=agreed,

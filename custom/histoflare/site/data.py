@@ -40,6 +40,8 @@ class SiteData(Protocol):
     def train(self) -> Sequence[SiteRecord]: ...
     @property
     def warnings(self) -> Sequence[str]: ...
+    def read_ahead(self) -> None:
+        """Read what a round would otherwise read, and fail over, in its own time."""
 
 
 class BagTask(Protocol):
