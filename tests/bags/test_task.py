@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -211,8 +212,9 @@ def test_what_is_drawn_of_a_long_bag_follows_the_seed_and_the_slide() -> None:
     one, again, other = (task.record_batch(data, records, seed) for seed in (1, 1, 2))
     assert one.features.shape == (2, 3, 2, 6) and one.mask.sum() == 10 and one.slides.sum() == 5
     assert torch.equal(one.features, again.features) and not torch.equal(one.features, other.features)
-    twins = MemoryBags(data.records, dict.fromkeys(data.bags, torch.arange(60.0).view(10, 6)))
-    drawn = task.record_batch(twins, records, 1)
+    same = [replace(record, patches=10) for record in data.records]
+    twins = MemoryBags(same, dict.fromkeys(data.bags, torch.arange(60.0).view(10, 6)))
+    drawn = task.record_batch(twins, task.records(twins, "patient", None), 1)
     assert len({tuple(bag.flatten().tolist()) for bag in drawn.features[drawn.slides]}) > 3  # each its own
     second = task.record_batch(data, records[1:], 1)
     assert torch.equal(second.features[0], one.features[1, :2])

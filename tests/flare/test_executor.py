@@ -42,6 +42,7 @@ class StandInTrainer:
     made: list[StandInTrainer]
     error: Exception | None = None
     metric_patients = 3
+    pid: int | None = None
 
     def __init__(self, setup: TrainerSetup, say: Any) -> None:
         self.setup = setup
@@ -57,7 +58,7 @@ class StandInTrainer:
         return TrainAnswer(dict(TENSORS), 6.0, values, patients=6, metric_patients=self.metric_patients)
 
     def prepare(self, *, stopped: Any) -> None:
-        self.prepared = True
+        self.pid = 1
 
     def evaluate(self, state: Any, split: str, *, stopped: Any) -> Any:
         self.asked.append((split, stopped()))

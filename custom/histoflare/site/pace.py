@@ -4,8 +4,8 @@ How long a step takes depends on which patients were drawn and on what they have
 it is (an update, the same one again, a refusal), until a public number of seconds after its opening.
 
 Where the work took longer, the answer waits for twice, four times, … as long, and from then on every answer
-of this kind in this run does. So a run tells of lateness a few times at most, once for each doubling, whatever
-public time its lead chose and however often it is resumed: the site's own file keeps the time.
+of this kind in this run does. So a run tells of lateness a few times at most, once for each doubling,
+whatever public time its lead chose and however often it is resumed: the site's own file keeps the time.
 """
 
 from __future__ import annotations
