@@ -25,7 +25,7 @@ AGREED: dict[str, Any] = {
 }
 
 
-@given(st.permutations([*FIELDS, "encoder"]))
+@given(st.permutations([*FIELDS, "encoder", "max_patches"]))
 def test_the_order_of_the_fields_does_not_matter(order: list[str]) -> None:
     assert digest({name: AGREED[name] for name in order}) == digest(AGREED)
 

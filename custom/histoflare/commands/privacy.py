@@ -177,6 +177,8 @@ def show_plan(
     from histoflare.privacy.policy import read_policy
     from histoflare.report.reasons import explain
     from histoflare.site.configuration import read_site_file
+    from histoflare.site.data import slides_of_a_patient
+    from histoflare.site.likely_time import likely_seconds
     from histoflare.site.preview import preview
 
     read, configuration = read_job(job), read_site_file(site)
@@ -186,6 +188,11 @@ def show_plan(
         out.print(
             f"An evaluation: no ε. The policy lets {limit} evaluations over a patient out.", highlight=False
         )
+        if rules.protection is not None and read.answer_seconds is None:
+            out.print(
+                "Refused (PRIVACY_INVALID): under this policy job.toml must say answer_seconds.", style="red"
+            )
+            raise typer.Exit(3)
         return
     read.plan.check_task(read.task)
     found = preview(configuration, rules, read.plan, read.rounds, list(read.task.labels), read.task.data)
@@ -194,6 +201,8 @@ def show_plan(
     tight = "pld" if spend.sample_rate < 1 else "gaussian"
     delta = found.budget.delta
     tightly = epsilon([spend], delta, tight)
+    most_slides = slides_of_a_patient(configuration, list(read.task.labels), read.task.data)
+    takes = likely_seconds(read.task, read.plan, max(1, found.patients), most_slides)
     if as_json:
         facts = {
             "job": read.name,
@@ -206,6 +215,8 @@ def show_plan(
             "job_alone": _json(found.alone),
             f"job_alone_by_{tight}": _json(tightly),
             "together": _json(found.after),
+            "answer_seconds": read.answer_seconds,
+            "likely_seconds": takes,
             "admitted": refusal is None,
             "reason": refusal and refusal.reason,
         }
@@ -223,6 +234,7 @@ def show_plan(
             "the one order that suits the budget, by which jobs are admitted; a lower budget has another."
         )
         out.print(about, highlight=False, markup=False)
+        out.print(_on_time(read.answer_seconds, takes), highlight=False)
         if rules.protection is not None and (configuration.epsilon or 0) > rules.protection.epsilon:
             out.print(f"{site} says a higher ε than the policy: the policy's counts.", highlight=False)
         if refusal is None:
@@ -252,6 +264,23 @@ def _refused_otherwise(job: Job, policy: Policy, site: Path) -> JobError | None:
     except JobError as error:
         return error
     return None
+
+
+def _on_time(public: int | None, takes: float | None) -> str:
+    """Say whether a round will be done by its public time. Other work at the site and the disk get half of it."""
+    if public is None:
+        return "No public time of answers."
+    if takes is None:
+        return f"Answers come {public} s after the opening. How long a round takes cannot be measured beforehand."
+    if 2 * takes <= public:
+        return (
+            f"Answers come {public} s after the opening; the longest likely round takes {takes:.1f} s here."
+        )
+    return (
+        f"[red]Answers come {public} s after the opening, and the longest likely round takes {takes:.1f} s "
+        f"here: ask the lead for answer_seconds of at least {math.ceil(2 * takes)}.[/red] Late answers come "
+        "after twice as long, and that they are late is not covered by ε."
+    )
 
 
 def _json(figure: float) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -170,6 +171,15 @@ def read_roles(configuration: SiteConfiguration, labels: list[str], data: str) -
         rows = assign_splits(read_manifest(manifest, labels=labels, check_files=False)).rows
     only = configuration.evaluation_only
     return {row.patient: "test" if only else str(row.split) for row in rows}
+
+
+def slides_of_a_patient(configuration: SiteConfiguration, labels: list[str], data: str) -> int:
+    """Return the largest number of slides that a patient has in a site's manifest; 1 of images. Errors as above."""
+    if data == IMAGES:
+        return 1
+    manifest, _ = bags_of(configuration)
+    rows = read_manifest(manifest, labels=labels, check_files=False).rows
+    return max(Counter(row.patient for row in rows).values(), default=1)
 
 
 def check_splits(configuration: SiteConfiguration) -> None:
