@@ -177,7 +177,7 @@ def read_rows(path: Path, rows: Sequence[int]) -> tuple[BagHeader, npt.NDArray[n
             header = _header(path, file)
             n, f = _shapes(path, file, header)
             stored = file["features"]
-            if not rows or min(rows) < 0 or max(rows) >= n:
+            if any(not 0 <= row < n for row in rows):
                 raise IndexError(f"it has {n} patches, and others were asked for")
             start = stored.id.get_offset()
             if start is None or stored.dtype != np.dtype("<f4"):  # not as write_bag stores it

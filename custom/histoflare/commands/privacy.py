@@ -267,19 +267,18 @@ def _refused_otherwise(job: Job, policy: Policy, site: Path) -> JobError | None:
 
 
 def _on_time(public: int | None, takes: float | None) -> str:
-    """Say whether a round will be done by its public time. Other work at the site and the disk get half of it."""
+    """Say whether a round will be done by its public time; the disk and other work get half of it."""
     if public is None:
         return "No public time of answers."
+    said = f"Answers come {public} s after the opening"
     if takes is None:
-        return f"Answers come {public} s after the opening. How long a round takes cannot be measured beforehand."
+        return f"{said}. How long a round takes cannot be measured beforehand."
     if 2 * takes <= public:
-        return (
-            f"Answers come {public} s after the opening; the longest likely round takes {takes:.1f} s here."
-        )
+        return f"{said}; the longest likely round takes {takes:.1f} s here."
     return (
-        f"[red]Answers come {public} s after the opening, and the longest likely round takes {takes:.1f} s "
-        f"here: ask the lead for answer_seconds of at least {math.ceil(2 * takes)}.[/red] Late answers come "
-        "after twice as long, and that they are late is not covered by ε."
+        f"[red]{said}, and the longest likely round takes {takes:.1f} s here: ask the lead for "
+        f"answer_seconds of at least {math.ceil(2 * takes)}.[/red] Late answers come after twice as long, and "
+        "that they are late is not covered by ε."
     )
 
 

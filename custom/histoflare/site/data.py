@@ -174,7 +174,7 @@ def read_roles(configuration: SiteConfiguration, labels: list[str], data: str) -
 
 
 def slides_of_a_patient(configuration: SiteConfiguration, labels: list[str], data: str) -> int:
-    """Return the largest number of slides that a patient has in a site's manifest; 1 of images. Errors as above."""
+    """Return the largest number of slides that a patient has at a site; 1 of images. Errors as above."""
     if data == IMAGES:
         return 1
     manifest, _ = bags_of(configuration)
