@@ -277,8 +277,8 @@ def _on_time(public: int | None, takes: float | None) -> str:
         return f"{said}; the longest likely round takes {takes:.1f} s here."
     return (
         f"[red]{said}, and the longest likely round takes {takes:.1f} s here: ask the lead for "
-        f"answer_seconds of at least {math.ceil(2 * takes)}.[/red] Late answers come after twice as long, and "
-        "that they are late is not covered by ε."
+        f"answer_seconds of at least {math.ceil(2 * takes)}.[/red] Late answers come after twice as long, "
+        "and that they are late is not covered by ε."
     )
 
 
