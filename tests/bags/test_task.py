@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -223,6 +224,22 @@ def test_what_is_drawn_of_a_long_bag_follows_the_seed_and_the_slide() -> None:
             assert int(one.labels[p, s]) == slide.label
             rows = {tuple(row.tolist()) for row in data.features(slide)}
             assert {tuple(row.tolist()) for row in one.features[p, s]} <= rows
+
+
+def test_of_a_long_bag_no_more_is_asked_for_than_the_job_says() -> None:
+    asked: list[int | None] = []
+
+    class Watched(MemoryBags):
+        def features(self, record: Record, rows: Sequence[int] | None = None, /) -> Tensor:
+            asked.append(None if rows is None else len(set(rows)))
+            return super().features(record, rows)
+
+    long = Record("slide", "p", 0, "train", patches=5000)
+    data = Watched([long], {"slide": torch.randn(5000, 6)})
+    task = small_task(max_patches=7)
+    task.record_batch(data, [(long,)], 0)
+    list(task.train_batches(data, 0))
+    assert asked == [7, 7]
 
 
 def test_collate_pads_to_the_longest() -> None:
