@@ -80,7 +80,7 @@ def test_under_a_ledger_a_damaged_bag_is_found_before_a_round(site: SiteConfigur
         file["features"][0, 0] += 1.0
     SiteWork(setup_of(site), say_nothing).prepare()
     with pytest.raises(HistoflareError) as caught:
-        SiteWork(replace(setup_of(site), roles=roles), say_nothing).prepare()
+        SiteWork(replace(setup_of(site), run="run-2", roles=roles), say_nothing).prepare()
     assert caught.value.reason == "BAG_DAMAGED"
 
 
