@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +16,7 @@ class Record:
     label: int
     split: str
     subgroups: dict[str, str] = field(default_factory=dict)
+    patches: int = 0
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,9 @@ class MemoryBags:
     def test(self) -> list[Record]:
         return [record for record in self.records if record.split == "test"]
 
-    def features(self, record: Record, /) -> Tensor:
-        return self.bags[record.slide_id]
+    def features(self, record: Record, rows: Sequence[int] | None = None, /) -> Tensor:
+        bag = self.bags[record.slide_id]
+        return bag if rows is None else bag[list(rows)]
 
 
 def memory_bags(seed: int, n: int = 24, features: int = 6) -> MemoryBags:
@@ -47,5 +50,5 @@ def memory_bags(seed: int, n: int = 24, features: int = 6) -> MemoryBags:
         bags[name] = bag
         group = {"sex": "F" if index % 3 else "M"} if index % 5 else {}
         split = "test" if index >= 2 * n // 3 else "train"
-        records.append(Record(name, f"patient_{index}", index % 2, split, group))
+        records.append(Record(name, f"patient_{index}", index % 2, split, group, size))
     return MemoryBags(records, bags)

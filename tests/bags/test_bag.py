@@ -20,6 +20,7 @@ from histoflare.bags.bag import (
     read_bag,
     read_header,
     read_header_and_count,
+    read_rows,
     write_bag,
 )
 from histoflare.errors import BagError
@@ -51,6 +52,32 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, featu
     np.testing.assert_array_equal(found.l0_coords, l0_coords)
     assert (found.header.encoder, found.header.mosaic) == (HEADER.encoder, HEADER.mosaic)
     assert read_header_and_count(path) == (found.header, n)
+
+
+@pytest.mark.parametrize("rows", [[], [0], [3, 1], [0, 1, 2, 3], [2, 2]])
+def test_some_rows_are_those_of_the_whole_bag(tmp_path: Path, rows: list[int]) -> None:
+    bag = make_bag(4)
+    write_bag(tmp_path / "a.h5", bag)
+    header, found = read_rows(tmp_path / "a.h5", rows)
+    assert header == read_header(tmp_path / "a.h5")
+    np.testing.assert_array_equal(found, bag.features[rows])
+
+
+@pytest.mark.parametrize("rows", [[4], [-1], [0, 100]])
+def test_rows_that_a_bag_has_not_are_an_error(tmp_path: Path, rows: list[int]) -> None:
+    write_bag(tmp_path / "a.h5", make_bag(4))
+    with pytest.raises(BagError) as caught:
+        read_rows(tmp_path / "a.h5", rows)
+    assert caught.value.reason == "BAG_DAMAGED"
+
+
+def test_rows_of_a_bag_stored_otherwise_are_found_too(tmp_path: Path) -> None:
+    bag = make_bag(6)
+    write_bag(tmp_path / "a.h5", bag)
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        del file["features"]
+        file.create_dataset("features", data=bag.features, chunks=(2, 3))
+    np.testing.assert_array_equal(read_rows(tmp_path / "a.h5", [5, 0])[1], bag.features[[5, 0]])
 
 
 def test_the_same_bag_gives_the_same_bytes_later() -> None:

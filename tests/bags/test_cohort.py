@@ -5,10 +5,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
+from histoflare.bags import cohort as cohort_module
 from histoflare.bags.bag import BAG_VERSION, Bag, BagHeader, write_bag
 from histoflare.bags.cohort import LISTED_PROBLEMS, load_cohort, pooled
 from histoflare.bags.folder import LEFT_OUT
@@ -205,6 +207,40 @@ def test_features_stay_in_memory_up_to_the_limit(
         again = [cohort.features(record) for record in cohort.records]
         assert sum(one is other for one, other in zip(first, again, strict=True)) == kept
         assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+
+
+def test_of_a_bag_without_room_in_memory_only_the_rows_asked_for_are_read(
+    manifest: Manifest, bags: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long a step takes must not follow from how long a bag is."""
+    cohort = load_cohort("site", manifest, bags, LABELS, "enc:1", cache_bytes=2 * 5 * 4 * 4)
+    whole = {record.path: cohort.features(record) for record in cohort.records}
+    cohort = load_cohort("site", manifest, bags, LABELS, "enc:1", cache_bytes=2 * 5 * 4 * 4)
+    cohort.read_ahead()
+    assert len(cohort.cache.held) == 2
+
+    def not_again(path: Path) -> None:
+        raise AssertionError(f"{path} was read whole")
+
+    monkeypatch.setattr(cohort_module, "read_bag", not_again)
+    for record in cohort.train:
+        assert record.patches == 5
+        assert torch.equal(cohort.features(record, [4, 1]), whole[record.path][[4, 1]])
+    changed = next(record for record in cohort.train if record.path not in cohort.cache.held)
+    changed.path.write_bytes(next(r.path for r in cohort.test).read_bytes())
+    with pytest.raises(BagError) as error:
+        cohort.features(changed, [0])
+    assert error.value.reason == "BAG_CHANGED"
+
+
+def test_reading_ahead_finds_a_damaged_bag(manifest: Manifest, bags: Path) -> None:
+    cohort = load_cohort("site", manifest, bags, LABELS, "enc:1", cache_bytes=0)
+    path = cohort.train[-1].path
+    with h5py.File(path, "r+") as file:
+        file["features"][0, 0] += 1.0
+    with pytest.raises(BagError) as error:
+        cohort.read_ahead()
+    assert error.value.reason == "BAG_DAMAGED"
 
 
 def test_a_bag_changed_under_way_is_an_error(manifest: Manifest, bags: Path) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -167,7 +169,7 @@ def of_patients(*patients: str) -> MemoryBags:
     """Return bags of 2, 3, ... patches whose slides belong to ``patients``."""
     names = [f"slide_{index}" for index in range(len(patients))]
     records = [
-        Record(name, patient, index % 2, "train")
+        Record(name, patient, index % 2, "train", patches=2 + index)
         for index, (name, patient) in enumerate(zip(names, patients, strict=True))
     ]
     generator = torch.Generator().manual_seed(0)
@@ -211,8 +213,9 @@ def test_what_is_drawn_of_a_long_bag_follows_the_seed_and_the_slide() -> None:
     one, again, other = (task.record_batch(data, records, seed) for seed in (1, 1, 2))
     assert one.features.shape == (2, 3, 2, 6) and one.mask.sum() == 10 and one.slides.sum() == 5
     assert torch.equal(one.features, again.features) and not torch.equal(one.features, other.features)
-    twins = MemoryBags(data.records, dict.fromkeys(data.bags, torch.arange(60.0).view(10, 6)))
-    drawn = task.record_batch(twins, records, 1)
+    same = [replace(record, patches=10) for record in data.records]
+    twins = MemoryBags(same, dict.fromkeys(data.bags, torch.arange(60.0).view(10, 6)))
+    drawn = task.record_batch(twins, task.records(twins, "patient", None), 1)
     assert len({tuple(bag.flatten().tolist()) for bag in drawn.features[drawn.slides]}) > 3  # each its own
     second = task.record_batch(data, records[1:], 1)
     assert torch.equal(second.features[0], one.features[1, :2])
@@ -221,6 +224,22 @@ def test_what_is_drawn_of_a_long_bag_follows_the_seed_and_the_slide() -> None:
             assert int(one.labels[p, s]) == slide.label
             rows = {tuple(row.tolist()) for row in data.features(slide)}
             assert {tuple(row.tolist()) for row in one.features[p, s]} <= rows
+
+
+def test_of_a_long_bag_no_more_is_asked_for_than_the_job_says() -> None:
+    asked: list[int | None] = []
+
+    class Watched(MemoryBags):
+        def features(self, record: Record, rows: Sequence[int] | None = None, /) -> Tensor:
+            asked.append(None if rows is None else len(set(rows)))
+            return super().features(record, rows)
+
+    long = Record("slide", "p", 0, "train", patches=5000)
+    data = Watched([long], {"slide": torch.randn(5000, 6)})
+    task = small_task(max_patches=7)
+    task.record_batch(data, [(long,)], 0)
+    list(task.train_batches(data, 0))
+    assert asked == [7, 7]
 
 
 def test_collate_pads_to_the_longest() -> None:

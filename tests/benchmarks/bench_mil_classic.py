@@ -13,6 +13,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,6 +51,7 @@ class Record:
     label: int
     split: str
     subgroups: dict[str, str]
+    patches: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,9 @@ class Fold:
     def test(self) -> list[Record]:
         return [record for record in self.records if record.split == "test"]
 
-    def features(self, record: Record, /) -> Tensor:
-        return self.bags[record.slide_id]
+    def features(self, record: Record, rows: Sequence[int] | None = None, /) -> Tensor:
+        bag = self.bags[record.slide_id]
+        return bag if rows is None else bag[list(rows)]
 
 
 def make_folds(path: Path, folds: int, seed: int) -> list[Fold]:

@@ -169,10 +169,29 @@ def test_a_site_without_a_ledger_knows_of_nothing_spent(repository: Path, site: 
 
 
 def test_an_evaluation_has_no_epsilon(repository: Path, site: Path, tmp_path: Path) -> None:
-    job = write_variant(repository / "jobs" / "mem_evaluate", tmp_path / "ask", {}, scope="dp-patient")
-    result = CliRunner().invoke(app, ["privacy", "plan", str(job), "--site", str(site)])
-    assert result.exit_code == 0
-    assert "10 evaluations" in result.stdout
+    for seconds, code in ((10, 0), (None, 3)):
+        job = write_variant(
+            repository / "jobs" / "mem_evaluate",
+            tmp_path / f"ask-{seconds}",
+            {"answer_seconds": seconds},
+            scope="dp-patient",
+        )
+        result = CliRunner().invoke(app, ["privacy", "plan", str(job), "--site", str(site)])
+        assert result.exit_code == code
+        assert "10 evaluations" in result.stdout
+        assert ("PRIVACY_INVALID" in result.stdout) == (code == 3)
+
+
+def test_it_measures_whether_a_round_will_be_done_by_its_public_time(
+    repository: Path, site: Path, tmp_path: Path
+) -> None:
+    slow = {"answer_seconds": 1, "privacy.steps": 2000}
+    for name, changes, fits in (("quick", {}, True), ("slow", slow, False)):
+        job = write_variant(repository / "jobs" / "mem_dpsgd", tmp_path / name, changes)
+        _, facts = plan(job, site)
+        assert (2 * facts["likely_seconds"] <= facts["answer_seconds"]) == fits
+        shown = CliRunner().invoke(app, ["privacy", "plan", str(job), "--site", str(site)]).stdout
+        assert ("ask the lead for answer_seconds" in " ".join(shown.split())) != fits
 
 
 def test_the_table_says_it_in_words(repository: Path, site: Path) -> None:

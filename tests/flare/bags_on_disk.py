@@ -22,10 +22,11 @@ def write_site(
     encoder: str = ENCODER,
     features: int = FEATURES,
     validation: bool = False,
+    longer: int = 1,
 ) -> SiteConfiguration:
     """Write a manifest and bags of 3 to 6 patches for ``slides`` slides, two in five for testing.
 
-    With ``validation``, one in five is for that.
+    With ``validation``, one in five is for that. Bags have ``longer`` times as many patches.
     """
     splits = ("train", "train", "validation" if validation else "train", "test", "test")
     rng = np.random.default_rng(sum(site.encode()))
@@ -41,7 +42,7 @@ def write_site(
     ]
     manifest = write_manifest(root / site / "manifest.csv", rows)
     for row in manifest.rows:
-        n = int(rng.integers(3, 7))
+        n = longer * int(rng.integers(3, 7))
         values = rng.normal(0.0, 1.0, (n, features)).astype(np.float32)
         values[:, :100] += 0.5 if row.label == "solid" else -0.5
         header = BagHeader(

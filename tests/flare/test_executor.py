@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants
 
 from histoflare.bags.task import MemTask
-from histoflare.errors import JobError
+from histoflare.errors import HistoflareError, JobError
 from histoflare.flare import executor as module
 from histoflare.flare import handshake
 from histoflare.flare.executor import SiteExecutor
@@ -31,7 +32,7 @@ from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE, SiteConfigu
 from histoflare.site.trainer import EvaluateAnswer, TrainAnswer, TrainerSetup
 from tests.privacy.ledgers import paths, site_lines
 
-from .stand_in import StandInEngine
+from .stand_in import StandInEngine, job_of_engine
 
 TASK = MemTask(["a", "b"], "encoder")
 TENSORS = {"w": np.array([0.5], dtype=np.float32)}
@@ -43,6 +44,7 @@ class StandInTrainer:
     made: list[StandInTrainer]
     error: Exception | None = None
     metric_patients = 3
+    pid: int | None = None
 
     def __init__(self, setup: TrainerSetup, say: Any) -> None:
         self.setup = setup
@@ -58,7 +60,7 @@ class StandInTrainer:
         return TrainAnswer(dict(TENSORS), 6.0, values, patients=6, metric_patients=self.metric_patients)
 
     def prepare(self, *, stopped: Any) -> None:
-        self.prepared = True
+        self.pid = 1
 
     def evaluate(self, state: Any, split: str, *, stopped: Any) -> Any:
         self.asked.append((split, stopped()))
@@ -80,11 +82,17 @@ class Site:
         self.executor = SiteExecutor()
         self.admitted = True
 
-    def ask(self, name: str = "train", index: int = 0) -> Shareable:
+    def ask(
+        self,
+        name: str = "train",
+        index: int = 0,
+        fl_ctx: FLContext | None = None,
+        signal: Signal | None = None,
+    ) -> Shareable:
         task = DXO(DataKind.WEIGHTS, data=dict(TENSORS)).to_shareable()
         task.set_header(AppConstants.CURRENT_ROUND, index)
         task.set_header(TOTAL_ROUNDS, 3)
-        return self.executor.execute(name, task, self.context(), Signal())
+        return self.executor.execute(name, task, fl_ctx or self.context(), signal or Signal())
 
     def context(self) -> FLContext:
         fl_ctx = self.engine.context("clinic-a")
@@ -120,6 +128,28 @@ def test_an_update_is_released_and_goes_with_its_weight(tmp_path: Path) -> None:
     (trainer,) = StandInTrainer.made
     assert trainer.asked == [(1, 3, [], False)]
     assert (trainer.setup.site, trainer.setup.seed, trainer.setup.run) == ("clinic-a", 5, "job")
+
+
+@pytest.mark.parametrize("reason", [None, "TRAINING_FAILED"])
+def test_an_update_and_a_failure_come_at_the_public_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str | None
+) -> None:
+    monkeypatch.setattr(module, "job_of", job_of_engine)
+    if reason:
+        StandInTrainer.error = HistoflareError("no memory", reason=reason)
+    site = Site(tmp_path)
+    site.engine.job.answer_seconds, site.engine.job.run = 1, None
+    for prepares in (1, 0):  # the first task also has the time in which the data are read
+        fl_ctx = site.context()
+        handshake.keep_task(Shareable(), fl_ctx)
+        started = time.monotonic()
+        reply = site.ask(fl_ctx=fl_ctx)
+        assert 1 + prepares <= time.monotonic() - started
+        assert reply.get_return_code() == (f"REFUSED_{reason}" if reason else ReturnCode.OK)
+    stopped = Signal()
+    stopped.trigger(True)
+    handshake.keep_task(Shareable(), fl_ctx := site.context())
+    assert site.ask(fl_ctx=fl_ctx, signal=stopped).get_return_code() == "REFUSED_STOPPED"
 
 
 def test_no_data_are_looked_at_before_a_budget_is_reserved(

@@ -325,6 +325,28 @@ class TestAdmissionUnderProtection:
         admitted = handshake.redeem(site.admit("train"))
         assert admitted is not None and admitted.books.budget.epsilon == 7.5
 
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"protocol.max_patches": None}, "PRIVACY_INVALID"),
+            ({"answer_seconds": None}, "JOB_INVALID"),
+            ({"answer_seconds": 0}, "JOB_INVALID"),
+        ],
+    )
+    def test_refuses_a_job_whose_time_would_tell(
+        self, tmp_path: Path, repository: Path, changes: dict[str, Any], reason: str
+    ) -> None:
+        assert handshake.refusal(self.site(tmp_path, repository, changes).admit("train")) == reason
+
+    @pytest.mark.parametrize(("seconds", "reason"), [(None, "PRIVACY_INVALID"), (5, "NOT_ADMITTED")])
+    def test_an_evaluation_says_when_it_is_answered(
+        self, tmp_path: Path, repository: Path, seconds: int | None, reason: str
+    ) -> None:
+        site = Site(tmp_path, repository, {"answer_seconds": seconds}, job="mem_evaluate", scope="dp-patient")
+        fl_ctx = site.admit("evaluate")
+        assert (handshake.redeem(fl_ctx) is None) == (seconds is None)
+        assert handshake.refusal(fl_ctx) == reason
+
     def test_something_else_in_the_place_of_the_plan_is_refused(
         self, tmp_path: Path, repository: Path
     ) -> None:

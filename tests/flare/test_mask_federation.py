@@ -34,6 +34,7 @@ NUCLEI: dict[str, Any] = {
     "task.background": "background",
     "task.local_steps": 1,
     "task.batch_size": 2,
+    "answer_seconds": 1,
 }
 SMALL = NUCLEI | {"task.width": 24, "task.window_px": 64, "task.stride_px": 64, "task.patch_px": 64}
 FULL = NUCLEI | {"rounds": 1, "task.window_px": 224, "task.stride_px": 224, "task.patch_px": 224}

@@ -35,7 +35,11 @@ pytestmark = [pytest.mark.flare, pytest.mark.slow]
 SITES = ("clinic-a", "clinic-b", "clinic-c")
 POOR = "clinic-b"
 """Its own policy says an ε that no job here fits."""
+LONG = "clinic-c"
+"""Its bags are ten times as long."""
 ROUNDS = 4
+SECONDS = 1
+"""Public time of an answer."""
 BUDGET = Budget(8.0, 1e-5)
 
 
@@ -45,9 +49,14 @@ class Running:
     def __init__(self, folder: Path, repository: Path) -> None:
         self.folder = folder
         self.jobs = repository / "jobs"
-        self.original = write_variant(self.jobs / "mem_dpsgd", folder / "job", {"rounds": ROUNDS})
+        self.original = write_variant(
+            self.jobs / "mem_dpsgd", folder / "job", {"rounds": ROUNDS, "answer_seconds": SECONDS}
+        )
         self.sites = {
-            site: on_workstation(site, write_site(folder / "sites", site, slides=30)) for site in SITES
+            site: on_workstation(
+                site, write_site(folder / "sites", site, slides=30, longer=10 if site == LONG else 1)
+            )
+            for site in SITES
         }
         policies = []
         for scope in ("dp-patient", "dp-update"):
@@ -63,7 +72,7 @@ class Running:
 
     def variant(self, job: str = "mem_dpsgd", scope: str | None = None, **changes: Any) -> Path:
         self._count += 1
-        changes = {"rounds": ROUNDS, **changes}
+        changes = {"rounds": ROUNDS, "answer_seconds": SECONDS, **changes}
         return write_variant(self.jobs / job, self.folder / f"job-{self._count}", changes, scope=scope)
 
     def run(self, job: Path) -> tuple[str, Any, Path]:
@@ -106,6 +115,10 @@ def test_a_site_without_the_budget_drops_out_before_its_first_step_and_the_other
     for row in result.rounds:
         assert row["taking_part"] == rich
         assert row["refused"] == {POOR: "BUDGET_EXHAUSTED"}
+    # Few or many drawn, short bags or long ones, trained or refused: no answer came before a public time.
+    for row in result.rounds:
+        for site in SITES:
+            assert row["seconds"][site]["training"] >= SECONDS, (row["round"], site)
     # What the gates say is what the plan costs.
     job = read_job(variant)
     for site in rich:

@@ -19,12 +19,13 @@ AGREED: dict[str, Any] = {
     "mpp": 0.5,
     "patch_px": 224,
     "encoder": "e:v1",
+    "max_patches": 256,
     "split": {"unit": "patient", "test_fraction": 0.2, "seed": 0},
     "stop": {"rounds": 30, "model": "last"},
 }
 
 
-@given(st.permutations([*FIELDS, "encoder"]))
+@given(st.permutations([*FIELDS, "encoder", "max_patches"]))
 def test_the_order_of_the_fields_does_not_matter(order: list[str]) -> None:
     assert digest({name: AGREED[name] for name in order}) == digest(AGREED)
 

@@ -336,7 +336,7 @@ def test_what_fails_whatever_the_record_still_fails() -> None:
 
 def test_a_patient_with_very_many_slides_is_one_record() -> None:
     generator = torch.Generator().manual_seed(0)
-    records = [Record(f"s{i}", "p0", i % 2, "train") for i in range(60)]
+    records = [Record(f"s{i}", "p0", i % 2, "train", patches=40) for i in range(60)]
     data = MemoryBags(records, {r.slide_id: torch.randn((40, 6), generator=generator) for r in records})
     plan = replace(EXACT, clip_norm=0.02, batch_size=1.0)
     task = mem_task(learning_rate=1.0)

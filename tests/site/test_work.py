@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -96,6 +97,19 @@ def test_a_round_gives_the_bytes_of_site_round(site: SiteConfiguration) -> None:
     assert same_bytes(answer.tensors, expected.update.tensors)
     assert (answer.weight, answer.patients, answer.metrics, answer.metric_patients) == (12.0, 12, {}, 0)
     assert any("round 3 of 5" in line for line in lines)
+
+
+def test_under_a_ledger_a_damaged_bag_is_found_before_a_round(site: SiteConfiguration) -> None:
+    """In a round it would fail, or be passed over, only if its patient was drawn."""
+    rows = read_manifest(site.manifest, check_files=False).rows
+    roles = {row.patient: str(row.split) for row in rows}
+    cohort = load_site_cohort("a", TASK, site)
+    with h5py.File(cohort.train[-1].path, "r+") as file:
+        file["features"][0, 0] += 1.0
+    SiteWork(setup_of(site), say_nothing).prepare()
+    with pytest.raises(HistoflareError) as caught:
+        SiteWork(replace(setup_of(site), run="run-2", roles=roles), say_nothing).prepare()
+    assert caught.value.reason == "BAG_DAMAGED"
 
 
 def test_patients_are_counted_once(site: SiteConfiguration) -> None:

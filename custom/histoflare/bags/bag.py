@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,33 @@ def read_bag(path: Path) -> Bag:
     if content_hash(features, l0_coords) != header.content_sha256:
         raise _damaged(path, "its content does not have the hash in its header")
     return Bag(header, features, l0_coords)
+
+
+def read_rows(path: Path, rows: Sequence[int]) -> tuple[BagHeader, npt.NDArray[np.float32]]:
+    """Read the features (len(rows), f) of some patches of the bag at ``path``, and nothing of the others.
+
+    How long it takes depends on how many ``rows`` there are, not on how long the bag is. They are not checked
+    against the bag's hash, which is over all of it. Raises as :func:`read_header`.
+    """
+    try:
+        with _open(path) as file:
+            header = _header(path, file)
+            n, f = _shapes(path, file, header)
+            stored = file["features"]
+            if any(not 0 <= row < n for row in rows):
+                raise IndexError(f"it has {n} patches, and others were asked for")
+            start = stored.id.get_offset()
+            if start is None or stored.dtype != np.dtype("<f4"):  # not as write_bag stores it
+                return header, np.asarray(stored[()][list(rows)], dtype=np.float32)
+        found = np.empty((len(rows), f), dtype="<f4")
+        with path.open("rb", buffering=0) as raw:
+            for row, target in zip(rows, found, strict=True):
+                raw.seek(start + 4 * f * row)
+                if raw.readinto(target.data) != 4 * f:
+                    raise EOFError("it is cut off")
+    except (*DAMAGE, IndexError, EOFError) as error:
+        raise _damaged(path, error) from error
+    return header, found.astype(np.float32, copy=False)
 
 
 def _open(path: Path) -> Any:

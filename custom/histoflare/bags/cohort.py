@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from histoflare.bags.bag import BagHeader, read_bag, read_header_and_count
+from histoflare.bags.bag import BagHeader, read_bag, read_header_and_count, read_rows
 from histoflare.bags.folder import bag_path, read_left_out
 from histoflare.errors import BagError
 from histoflare.slides.manifest import SUBGROUPS, Manifest, ManifestRow, assign_splits, role_warnings
@@ -25,7 +25,10 @@ LISTED_PROBLEMS = 20
 
 @dataclass(frozen=True)
 class BagRecord:
-    """One slide's bag. ``label`` indexes the cohort's labels, ``split`` is train, validation or test."""
+    """One slide's bag of ``patches``.
+
+    ``label`` indexes the cohort's labels, ``split`` is train, validation or test.
+    """
 
     slide_id: str
     patient: str
@@ -34,30 +37,50 @@ class BagRecord:
     path: Path
     subgroups: Mapping[str, str] = field(default_factory=dict)
     content_sha256: str = ""
+    patches: int = 0
+    size_bytes: int = 0
 
 
 @dataclass
 class FeatureCache:
-    """Features that were read, up to ``limit_bytes`` of them; what does not fit is read again each time."""
+    """Features that were read, up to ``limit_bytes`` of them; what does not fit is read again each time.
+
+    Of a bag for which there is no room, only the rows that are asked for are read.
+    """
 
     limit_bytes: int
     held: dict[Path, torch.Tensor] = field(default_factory=dict)
     held_bytes: int = 0
 
-    def read(self, record: BagRecord) -> torch.Tensor:
-        """Return the features of the record's bag, which must be the one the cohort was loaded with."""
+    def read(self, record: BagRecord, rows: Sequence[int] | None = None) -> torch.Tensor:
+        """Return the record's bag, or ``rows`` of it; it must be the one the cohort was loaded with."""
+        if record.path not in self.held and rows is not None and not self._has_room(record.size_bytes):
+            header, found = read_rows(record.path, rows)
+            _check_same(record, header)
+            return torch.from_numpy(found)  # (len(rows), f)
+        features = self._whole(record)
+        return features if rows is None else features[list(rows)]
+
+    def _whole(self, record: BagRecord) -> torch.Tensor:
         if record.path in self.held:
             return self.held[record.path]
         bag = read_bag(record.path)
-        if record.content_sha256 not in ("", bag.header.content_sha256):
-            raise BagError(
-                f"{record.path}: the bag was changed while it was in use; start again", reason="BAG_CHANGED"
-            )
+        _check_same(record, bag.header)
         features = torch.from_numpy(bag.features)  # (n, f)
-        if self.held_bytes + features.nbytes <= self.limit_bytes:
+        if self._has_room(features.nbytes):
             self.held[record.path] = features
             self.held_bytes += features.nbytes
         return features
+
+    def _has_room(self, size_bytes: int) -> bool:
+        return self.held_bytes + size_bytes <= self.limit_bytes
+
+
+def _check_same(record: BagRecord, header: BagHeader) -> None:
+    if record.content_sha256 not in ("", header.content_sha256):
+        raise BagError(
+            f"{record.path}: the bag was changed while it was in use; start again", reason="BAG_CHANGED"
+        )
 
 
 @dataclass(frozen=True)
@@ -98,13 +121,24 @@ class Cohort:
         """Return the records of ``split``."""
         return tuple(record for record in self.records if record.split == split)
 
-    def features(self, record: BagRecord) -> torch.Tensor:
-        """Return the features float32 (n, f) of the record's bag; do not write to them.
+    def features(self, record: BagRecord, rows: Sequence[int] | None = None) -> torch.Tensor:
+        """Return the features float32 (n, f) of the record's bag, or ``rows`` of them; do not write to them.
 
         Raises:
             BagError: The bag is gone, damaged or was changed since the cohort was loaded.
         """
-        return self.cache.read(record)
+        return self.cache.read(record, rows)
+
+    def read_ahead(self) -> None:
+        """Read every training bag once, whole: what is wrong is known then, and what fits stays in memory.
+
+        From then on, a step that takes some rows of a bag takes no longer because the bag is long.
+
+        Raises:
+            BagError: A bag is gone, damaged or was changed since the cohort was loaded.
+        """
+        for record in self.train:
+            self.features(record)
 
     def fingerprint(self) -> str:
         """Return a SHA-256 that changes when a bag, a label, a split or the grouping by patient does.
@@ -250,7 +284,17 @@ def _collect(
             continue
         subgroups = {name: value for name in SUBGROUPS if (value := getattr(row, name)) is not None}
         label, split = list(labels).index(row.label), str(row.split)
-        record = BagRecord(row_id, row.patient, label, split, path, subgroups, header.content_sha256)
+        record = BagRecord(
+            row_id,
+            row.patient,
+            label,
+            split,
+            path,
+            subgroups,
+            header.content_sha256,
+            patches,
+            4 * patches * header.features,
+        )
         found.append((record, header))
     _check_splits(counted, labels, findings)
     return found

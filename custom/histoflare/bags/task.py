@@ -7,8 +7,9 @@ it does not import it.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -53,6 +54,8 @@ class BagRecord(Protocol):
     def split(self) -> str: ...
     @property
     def subgroups(self) -> Mapping[str, str]: ...
+    @property
+    def patches(self) -> int: ...
 
 
 class Bags(Protocol):
@@ -62,7 +65,7 @@ class Bags(Protocol):
     def records(self) -> Sequence[Any]: ...
     @property
     def train(self) -> Sequence[Any]: ...
-    def features(self, record: Any, /) -> Tensor: ...
+    def features(self, record: Any, rows: Sequence[int] | None = None, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,42 @@ class BagBatch:
     features: Tensor
     mask: Tensor
     labels: Tensor
+
+
+@dataclass(frozen=True)
+class LongestRecord:
+    """A slide of :class:`LongestBags`."""
+
+    slide_id: str
+    patient: str
+    patches: int
+    label: int = 0
+    split: str = "train"
+    subgroups: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LongestBags:
+    """Made-up training data to measure time with: each of ``patients`` has ``slides`` times ``bag``."""
+
+    patients: int
+    slides: int
+    bag: Tensor
+
+    @property
+    def train(self) -> list[LongestRecord]:
+        """One record a slide."""
+        return [
+            LongestRecord(f"{patient}-{slide}", f"{patient}", len(self.bag))
+            for patient in range(self.patients)
+            for slide in range(self.slides)
+        ]
+
+    records = train
+
+    def features(self, record: LongestRecord, rows: Sequence[int] | None = None, /) -> Tensor:
+        """Return the features (n, f) of every one of them."""
+        return self.bag
 
 
 @dataclass(frozen=True)
@@ -89,8 +128,9 @@ class MemTask:
         optimizer: ``"adam"`` or ``"sgd"`` (no momentum); made anew each round.
         learning_rate, weight_decay: Of the optimizer; > 0, >= 0.
         batch_size: Bags per step. local_epochs: Passes over the training bags per round.
-        max_patches: In training a longer bag is a random subset of this size, drawn anew each epoch;
-            ``None`` takes all. Prediction always takes all.
+        max_patches: In training a longer bag is a random subset of this size, drawn anew each epoch (under
+            DP-SGD in each step), and nothing else of it is touched; ``None`` takes all. Prediction always
+            takes all.
         seed: Of the initial model.
 
     Raises:
@@ -175,7 +215,7 @@ class MemTask:
             order = torch.randperm(len(records), generator=generator).tolist()
             for start in range(0, len(order), self.batch_size):
                 chosen = [records[index] for index in order[start : start + self.batch_size]]
-                bags = [self._subset(self._features(data, record), generator) for record in chosen]
+                bags = [self._shown(data, record, generator) for record in chosen]
                 yield collate(bags, [record.label for record in chosen])
 
     def loss(self, model: nn.Module, batch: BagBatch) -> Tensor:
@@ -194,9 +234,8 @@ class MemTask:
         """Return ``records`` as one batch; a long bag's subset follows ``seed`` and its slide alone."""
         bags = [
             [
-                self._subset(
-                    self._features(data, slide),
-                    torch.Generator().manual_seed(derive_seed(seed, "patches", slide.slide_id)),
+                self._shown(
+                    data, slide, torch.Generator().manual_seed(derive_seed(seed, "patches", slide.slide_id))
                 )
                 for slide in record
             ]
@@ -249,19 +288,31 @@ class MemTask:
         row: NDArray[np.float64] = logits[0].double().softmax(dim=-1).numpy(force=True)
         return row
 
-    def _features(self, data: Bags, record: BagRecord) -> Tensor:
-        bag = data.features(record)
+    def longest(self, records: int, slides: int = 1) -> LongestBags | None:
+        """Return made-up training data whose every bag is as long as one can get; None without a limit.
+
+        Args:
+            records: How many patients. slides: How many each has.
+        """
+        if self.max_patches is None:
+            return None
+        return LongestBags(records, slides, torch.randn(self.max_patches, self.features))
+
+    def _shown(self, data: Bags, record: BagRecord, generator: torch.Generator) -> Tensor:
+        """Return what a step of training sees of a bag; the choice, too, takes no longer for a longer one."""
+        if self.max_patches is None or record.patches <= self.max_patches:
+            return self._features(data, record)
+        chance = random.Random(int(torch.randint(2**53, (), generator=generator)))
+        return self._features(data, record, sorted(chance.sample(range(record.patches), self.max_patches)))
+
+    def _features(self, data: Bags, record: BagRecord, rows: Sequence[int] | None = None) -> Tensor:
+        bag = data.features(record, rows)
         if bag.ndim != 2 or bag.shape[1] != self.features:
             raise BagError(
                 f"The bag of slide {record.slide_id} has shape {tuple(bag.shape)}, this job's task wants "
                 f"(patches, {self.features}): prepare the slides with the job's encoder ({self.encoder})."
             )
         return bag.to(torch.float32)
-
-    def _subset(self, bag: Tensor, generator: torch.Generator) -> Tensor:
-        if self.max_patches is None or len(bag) <= self.max_patches:
-            return bag
-        return bag[torch.randperm(len(bag), generator=generator)[: self.max_patches]]
 
 
 def collate(bags: Sequence[Tensor], labels: Sequence[int]) -> BagBatch:

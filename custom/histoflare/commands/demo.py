@@ -59,6 +59,7 @@ def demo(
     from histoflare.commands.experiment import PAGE_FILE, run_experiment, write_site_pages
     from histoflare.commands.runtimes import FEDERATION_FOLDER, Experiment
     from histoflare.commands.sites import find_sites
+    from histoflare.flare.job import read_job
     from histoflare.report.consortium import results_table
     from histoflare.site.configuration import SiteConfiguration
 
@@ -76,6 +77,8 @@ def demo(
         with clock.phase("prepare bags"):
             found = find_sites(slides)
             changes = {"rounds": rounds, "seed": seed, "task.patch_px": patch_px}
+            if read_job(job).answer_seconds is not None:
+                changes["answer_seconds"] = 1  # all sites are of one user, who may know how long they work
             chosen, network = _choose_job(
                 job, out_dir, found.sites, changes, (encoder, weights, weights_sha256)
             )

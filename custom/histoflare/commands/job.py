@@ -40,7 +40,16 @@ def show(
         "protocol": read.protocol,
         "task": read.task.to_json(),
     }
-    more = ("rounds", "start_round", "min_clients", "late_seconds", "seed", "best_metric", "run")
+    more = (
+        "rounds",
+        "start_round",
+        "min_clients",
+        "late_seconds",
+        "answer_seconds",
+        "seed",
+        "best_metric",
+        "run",
+    )
     facts |= {name: getattr(read, name) for name in more}
     if as_json:
         print_json(facts)

@@ -180,6 +180,8 @@ def show_plan(
     from histoflare.privacy.own_policy_file import read_site_policy
     from histoflare.rounds.strategy import count_sent_by_job
     from histoflare.site.configuration import read_site_file
+    from histoflare.site.data import slides_of_a_patient
+    from histoflare.site.likely_time import likely_seconds
     from histoflare.site.preview import preview
 
     read, configuration = read_job(job), read_site_file(site)
@@ -192,6 +194,10 @@ def show_plan(
         out.print(
             f"An evaluation: no ε. The policy lets {limit} evaluations over a patient out.", highlight=False
         )
+        if refusal is None and rules.protection is not None and read.answer_seconds is None:
+            refusal = JobError(
+                "Under this policy job.toml must say answer_seconds.", reason="PRIVACY_INVALID"
+            )
         _say_refusal(refusal)
         raise typer.Exit(0 if refusal is None else 3)
     read.plan.check_task(read.task)
@@ -204,6 +210,8 @@ def show_plan(
     tight = "pld" if spend.sample_rate < 1 else "gaussian"
     delta = found.budget.delta
     tightly = epsilon([spend], delta, tight)
+    most_slides = slides_of_a_patient(configuration, list(read.task.labels), read.task.data)
+    takes = likely_seconds(read.task, read.plan, max(1, found.patients), most_slides)
     if as_json:
         facts = {
             "job": read.name,
@@ -218,6 +226,8 @@ def show_plan(
             "together": _json(found.after),
             "weights": weights,
             "sampler_delta": found.sampler_delta,
+            "answer_seconds": read.answer_seconds,
+            "likely_seconds": takes,
             "admitted": refusal is None,
             "reason": refusal and refusal.reason,
         }
@@ -237,6 +247,7 @@ def show_plan(
             "another."
         )
         out.print(about, highlight=False, markup=False)
+        out.print(_on_time(read.answer_seconds, takes), highlight=False)
         if refusal is None:
             out.print(
                 "This site would admit the job (bags or images were not looked at, nor a kit elsewhere).",
@@ -277,6 +288,22 @@ def _refused_otherwise(job: Job, policy: Policy, local: Path, trains: bool) -> J
     except JobError as error:
         return error
     return None
+
+
+def _on_time(public: int | None, takes: float | None) -> str:
+    """Say whether a round will be done by its public time; the disk and other work get half of it."""
+    if public is None:
+        return "No public time of answers."
+    said = f"Answers come {public} s after the opening"
+    if takes is None:
+        return f"{said}. How long a round takes cannot be measured beforehand."
+    if 2 * takes <= public:
+        return f"{said}; the longest likely round takes {takes:.1f} s here."
+    return (
+        f"[red]{said}, and the longest likely round takes {takes:.1f} s here: ask the lead for "
+        f"answer_seconds of at least {math.ceil(2 * takes)}.[/red] Late answers come after twice as long, "
+        "and that they are late is not covered by ε."
+    )
 
 
 def _json(figure: float) -> float | None:

@@ -67,6 +67,12 @@ class Admission(Filter):
                 check_strategy(admitted.policy, admitted.books.plan, job.strategy)
                 admitted.books.plan.check_task(job.task)
                 admitted.books.reserve()  # the whole job, before its first gradient
+            elif admitted.policy.protection is not None and job.answer_seconds is None:
+                raise JobError(
+                    "An evaluation under this policy is answered at a public time: job.toml must say "
+                    "answer_seconds.",
+                    reason="PRIVACY_INVALID",
+                )
             handshake.admit(admitted, fl_ctx)
         except HistoflareError as error:
             self.logger.warning("this job is not admitted: %s", error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
@@ -19,12 +20,16 @@ from histoflare.flare import handshake
 from histoflare.flare.gate import refused
 from histoflare.flare.handshake import Admitted
 from histoflare.flare.headers import METRICS, TOTAL_ROUNDS, WEIGHT
-from histoflare.flare.job import Job
+from histoflare.flare.job import Job, job_of
 from histoflare.flare.job_schema import EVALUATE, TRAIN
 from histoflare.flare.tensors import as_arrays
 from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
 from histoflare.site.ledgers import note_refusal
+from histoflare.site.pace import EVALUATING, PREPARING, TRAINING, Pace
 from histoflare.site.trainer import EvaluateAnswer, TrainAnswer, Trainer, TrainerSetup
+
+PACE_FILE = "pace.json"
+"""In the site's notes of a run: its public times, where they are longer than the job's."""
 
 
 class SiteExecutor(Executor):
@@ -35,6 +40,8 @@ class SiteExecutor(Executor):
         self._trainer: Trainer | None = None
         self._roles: dict[str, str] | None = None
         self._evaluated = False
+        self._pace: Pace | None = None
+        self._doing = PREPARING
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """End the trainer with the job."""
@@ -44,9 +51,20 @@ class SiteExecutor(Executor):
     def execute(
         self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
     ) -> Shareable:
-        """Answer one FLARE task. Never raises: an exception would go round the gate, with its text."""
-        admitted = None
+        """Answer one FLARE task, at a public time where the job says one.
+
+        Never raises: an exception would go round the gate, with its text.
+        """
         try_malloc_trim()  # the tensors of the round before have left since; heaps of threads keep their room
+        self._open_pace(fl_ctx)
+        reply = self._answer(task_name, shareable, fl_ctx, abort_signal)
+        # What is released stays so: whoever asks again after an end in between gets the same bytes.
+        return reply if self._is_time(lambda: bool(abort_signal.triggered)) else refused("STOPPED")
+
+    def _answer(
+        self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal
+    ) -> Shareable:
+        admitted = None
         try:
             admitted = handshake.redeem(fl_ctx)
             if admitted is None:
@@ -96,7 +114,11 @@ class SiteExecutor(Executor):
 
         books.check_reserved()  # nothing is said of the data before
         trainer = self._start(configuration, fl_ctx, admitted)
+        cold = trainer.pid is None
         trainer.prepare(stopped=stopped)  # what is wrong with the data is said before a round is booked
+        if cold and not self._is_time(stopped):  # how long it took to read them is no part of a round's time
+            raise HistoflareError("The work was stopped.", reason="STOPPED")
+        self._doing = TRAINING
         answer = books.train(received, index, train).answer
         handshake.release(answer.tensors, answer.patients, books.plan)
         meta: dict[str, object] = {WEIGHT: float(answer.weight)}
@@ -111,6 +133,7 @@ class SiteExecutor(Executor):
     ) -> Shareable:
         if self._evaluated:
             raise JobError("This job has had its answer.", reason="EVALUATED_ALREADY")
+        self._doing = EVALUATING
         configuration = self._configuration(fl_ctx)
         # None of the patients of a site that never trains has been seen: all of them are asked.
         split = "all" if getattr(configuration, "evaluation_only", False) else "test"
@@ -125,6 +148,23 @@ class SiteExecutor(Executor):
         handshake.release(answer.metrics, answer.patients)
         reply: Shareable = DXO(DataKind.METRICS, data=answer.metrics).to_shareable()
         return reply
+
+    def _open_pace(self, fl_ctx: FLContext) -> None:
+        """Begin to count when the task came in at the door; admission takes its time too."""
+        self._doing = PREPARING
+        try:
+            job, task = job_of(fl_ctx), handshake.kept_task(fl_ctx)
+            if job.answer_seconds is None or task is None:
+                return
+            if self._pace is None:
+                notes = self._configuration(fl_ctx).records / (job.run or fl_ctx.get_job_id())
+                self._pace = Pace(job.answer_seconds, notes / PACE_FILE, self.logger.warning)
+            self._pace.open(task.arrived)
+        except HistoflareError as error:  # the job or the site's file cannot be used: nothing of its data is
+            self.logger.warning("no public time: %s", error)
+
+    def _is_time(self, stopped: Callable[[], bool]) -> bool:
+        return self._pace is None or self._pace.close(self._doing, stopped)
 
     def _configuration(self, fl_ctx: FLContext) -> SiteConfiguration:
         local = Path(fl_ctx.get_engine().get_workspace().get_site_config_dir())

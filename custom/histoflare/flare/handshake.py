@@ -9,8 +9,9 @@ server, or stripped by a filter of the job.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -65,10 +66,11 @@ class Admitted:
 
 @dataclass(frozen=True)
 class ReceivedTask:
-    """A task as it came: the message, and its cookies before anything else of this process saw them."""
+    """A task as it came: the message, its cookies before anything else of this process saw them, and when."""
 
     data: Shareable
     cookies: dict[str, Any]
+    arrived: float = field(default_factory=time.monotonic)
 
 
 def admit(admitted: Admitted, fl_ctx: FLContext) -> None:

@@ -47,6 +47,7 @@ class Job:
         rounds: Number of rounds; 1 for an evaluation. start_round: The first one to run.
         min_clients: How many sites must answer before a round may be closed.
         late_seconds: How long a late site is waited for once so many have answered.
+        answer_seconds: How long after its opening a site answers a task, done or not; None: at once.
         seed: The job's seed.
         best_metric: Metric of the sites' validation patients that says which model is kept as the best.
         run: Name of the run that it goes on after, or asks about; None for a new one.
@@ -66,6 +67,7 @@ class Job:
     start_round: int
     min_clients: int
     late_seconds: int
+    answer_seconds: int | None
     seed: int
     best_metric: str | None
     run: str | None
@@ -141,6 +143,7 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
     asked: PrivacyPlan = _make("privacy", job["privacy"], MECHANISMS) if "privacy" in job else Open()
     decided = {name: agreed[name] for name in AGREED if name in agreed} | {"seed": job["seed"]}
     task: Any = _make("task", job["task"], TASKS, decided)
+    asked.check_task(task)
     strategy: Any = _make("strategy", job["strategy"], STRATEGIES)
     # an open job is read without its network's libraries
     weights = 0 if isinstance(asked, Open) else count_sent_by_job(strategy, task)
@@ -150,6 +153,7 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
         rounds=rounds,
         start_round=job.get("start_round", 0),
         **{name: job[name] for name in ("kind", "purpose", "min_clients", "late_seconds", "seed")},
+        answer_seconds=job.get("answer_seconds"),
         best_metric=job.get("best_metric"),
         run=job.get("run"),
         task=task,

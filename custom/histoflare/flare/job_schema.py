@@ -22,15 +22,16 @@ TRAIN, EVALUATE = "train", "evaluate"
 """FLARE's tasks: what the sites are asked for in a job of either kind."""
 TASK_OF = {TRAINING: TRAIN, EVALUATION: EVALUATE}
 
-AGREED = ("labels", "encoder", "network", "mpp", "patch_px", "window_px")
+AGREED = ("labels", "encoder", "network", "mpp", "patch_px", "window_px", "max_patches")
 """Fields of a task that the protocol decides."""
 
 OPTIONAL = ("mpp", "patch_px")
-"""Fields of a protocol that may be left out: then any will do."""
+"""Fields of a protocol that may be left out: any will do then. So may ``max_patches``, for bags."""
 
 MOST_SITES = 10_000
 MOST_ROUNDS = 1_000_000
 LONGEST_WAIT_S = 30 * 86400
+LONGEST_ANSWER_S = 86400
 TABLES = {"task": "name", "strategy": "name", "privacy": "mechanism"}
 """Table of a job → which of its fields names the part."""
 
@@ -58,6 +59,8 @@ def check_tables(job: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[st
     agreed = complete(protocol)
     if not problems and job["kind"] == TRAINING and job.get("start_round", 0) >= agreed["stop"]["rounds"]:
         problems = [f"start_round: below the protocol's rounds, not {job['start_round']}"]
+    if not problems and "privacy" in job and "answer_seconds" not in job:
+        problems = ["answer_seconds: missing; a protected round is answered at a public time"]
     if problems:
         raise invalid(problems)
     return agreed
@@ -69,7 +72,8 @@ def complete(protocol: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         JobError: It is not a protocol (PROTOCOL_INVALID).
     """
-    whole = {**dict.fromkeys(OPTIONAL), **protocol}
+    optional = (*OPTIONAL, "max_patches") if "encoder" in protocol else OPTIONAL
+    whole = {**dict.fromkeys(optional), **protocol}
     canonical(whole)
     stop = whole["stop"]
     rounds = stop.get("rounds") if isinstance(stop, Mapping) else None
@@ -104,6 +108,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "purpose": (_is_word, "a short text"),
     "min_clients": _whole(1, MOST_SITES),
     "late_seconds": _whole(0, LONGEST_WAIT_S),
+    "answer_seconds": _whole(1, LONGEST_ANSWER_S),
     "seed": _whole(0, 2**53),
     "best_metric": (_is_word, "the name of a metric"),
     "run": (is_run_name, "the name of a run: 1 to 64 of A-Z, a-z, 0-9, '_', '.' and '-'"),

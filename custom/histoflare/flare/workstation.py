@@ -128,7 +128,7 @@ def write_evaluation(
         model: Its last global model; None leaves that to be given later.
         sites: Who is asked; None asks all.
     """
-    changes: dict[str, Any] = {"run": run, "seed": job.seed}
+    changes: dict[str, Any] = {"run": run, "seed": job.seed, "answer_seconds": job.answer_seconds}
     changes |= {f"task.{name}": value for name, value in job.task.to_json().items() if name != "seed"}
     changes |= {f"protocol.{name}": value for name, value in job.protocol.items()}
     return write_variant(

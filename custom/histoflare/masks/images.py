@@ -85,6 +85,9 @@ class ImageCohort:
             else held.mask
         )
 
+    def read_ahead(self) -> None:
+        """Do nothing: every file was read and checked when the cohort was loaded."""
+
     def fingerprint(self) -> str:
         """Return a SHA-256 that changes when a file, a split, a resolution or the grouping by patient does.
 

@@ -190,6 +190,14 @@ class _Noisy(PrivacyPlan):
         like = replace(self, noise_multiplier=1.0, target_epsilon=None).spend()
         return (weights + (MOST_RECORDS if like.sample_rate < 1 else 0)) * like.steps * rounds
 
+    def check_task(self, task: Any) -> None:
+        """Of data in bags, the largest that is trained on must be public: time tells of a longer one."""
+        if getattr(task, "max_patches", 0) is None:
+            raise JobError(
+                "A protected job says in protocol.toml how long a bag it trains on: max_patches.",
+                reason="PRIVACY_INVALID",
+            )
+
     def settled(self, rounds: int, weights: int) -> Self:
         """Return the plan with ``noise_multiplier`` in place of ``target_epsilon``."""
         if self.target_epsilon is None:
@@ -262,6 +270,7 @@ class DpSgd(_Noisy):
                 "by noise on the update (jobs/dhunet_feddp).",
                 reason="MODEL_NOT_PRIVATE",
             )
+        super().check_task(task)
 
     def check_strategy(self, strategy: Any) -> None:
         """Every step must start from what was released: nothing may stay at the site from round to round."""

@@ -19,9 +19,9 @@ from histoflare.storage import write_bytes
 FIELDS = ("metric", "labels", "mpp", "patch_px", "split", "stop")
 """What every protocol says, and"""
 
-LEARNERS = {"encoder": (), "network": ("window_px",)}
-"""one of these with what belongs to it: the encoder of the features that are classified, or the network that
-segments and the side of its windows."""
+LEARNERS = {"encoder": ("max_patches",), "network": ("window_px",)}
+"""one of these with what belongs to it: the encoder of the features that are classified and the largest bag
+that is trained on (None: any), or the network that segments and the side of its windows."""
 
 PROTOCOL_FILE = "protocol.json"
 """A site's agreed protocol, or a list of them, in the ``local`` folder of its startup kit."""

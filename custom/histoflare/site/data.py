@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -40,6 +41,8 @@ class SiteData(Protocol):
     def train(self) -> Sequence[SiteRecord]: ...
     @property
     def warnings(self) -> Sequence[str]: ...
+    def read_ahead(self) -> None:
+        """Read what a round would otherwise read, and fail over, in its own time."""
 
 
 class BagTask(Protocol):
@@ -169,6 +172,15 @@ def read_roles(configuration: SiteConfiguration, labels: list[str], data: str) -
         rows = assign_splits(read_manifest(manifest, labels=labels, check_files=False)).rows
     only = configuration.evaluation_only
     return {row.patient: "test" if only else str(row.split) for row in rows}
+
+
+def slides_of_a_patient(configuration: SiteConfiguration, labels: list[str], data: str) -> int:
+    """Return the largest number of slides that a patient has at a site; 1 of images. Errors as above."""
+    if data == IMAGES:
+        return 1
+    manifest, _ = bags_of(configuration)
+    rows = read_manifest(manifest, labels=labels, check_files=False).rows
+    return max(Counter(row.patient for row in rows).values(), default=1)
 
 
 def check_splits(configuration: SiteConfiguration) -> None:

@@ -44,6 +44,7 @@ class SiteWork:
         self._say = say
         self._records = RunRecords(setup.configuration.records, setup.run, setup.site)
         self._cohort: SiteData | None = None
+        self._read_ahead = False
         self._device = device_of(setup.task, setup.configuration)
 
     def prepare(self) -> None:
@@ -52,7 +53,11 @@ class SiteWork:
         Raises:
             HistoflareError: The site cannot take part; see the reason.
         """
-        self._claim(self._data())
+        cohort = self._data()
+        self._claim(cohort)
+        if self._setup.roles is not None and not self._read_ahead:
+            cohort.read_ahead()
+            self._read_ahead = True
 
     def train(
         self, arrays: Arrays, round_index: int, total_rounds: int, metrics: Sequence[str]
