@@ -285,8 +285,8 @@ class Faulty(MemoryBags):
         super().__init__(data.records, data.bags)
         self.patient, self.fault = patient, fault
 
-    def features(self, record: Any) -> Tensor:
-        bag = super().features(record)
+    def features(self, record: Any, rows: Any = None) -> Tensor:
+        bag = super().features(record, rows)
         return self.fault(bag) if record.patient == self.patient else bag
 
 
