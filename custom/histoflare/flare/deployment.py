@@ -36,8 +36,8 @@ def deploy(processor: RequestProcessor, request: Message, engine: Any) -> Messag
         folder = _run_folder(workspace, request)
         known = folder.exists()
         try:
-            check_meta(request.get_header(RequestHeader.JOB_META))
-            check_application(request.body)
+            check_meta(request.get_header(RequestHeader.JOB_META), folder.name)
+            check_application(request.body, request.get_header(RequestHeader.APP_NAME))
             reply: Message | None = processor.process(request, engine)
             if reply is None or reply.get_header(MsgHeader.RETURN_CODE, ReturnCode.OK) != ReturnCode.OK:
                 raise JobError(f"FLARE did not deploy it: {reply and reply.body}", reason="JOB_INVALID")
