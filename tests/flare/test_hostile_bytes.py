@@ -31,9 +31,8 @@ from histoflare.flare.application import (
 from histoflare.flare.deployment import deploy
 from histoflare.flare.job_files import CONFIG_FOLDER, check_files
 from histoflare.flare.job_schema import check_tables
-from histoflare.flare.server_storage import KitJobs
 
-from .hostile.archives import FOUR, Around, Pack, entry, hostile, honest, inert, late, other_versions
+from .hostile.archives import FOUR, Around, Pack, entry, honest, hostile, inert, other_versions
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "mem_fedavg"
 GOOD = honest(JOB / CONFIG_FOLDER)

@@ -31,6 +31,8 @@ class CheckedValidator(JobMetaValidator):
         try:
             check_submission(job_data)
         except JobError as error:
+            if isinstance(job_data, str):
+                Path(job_data).unlink(missing_ok=True)  # as it was uploaded
             return False, f"{error.reason}: {error}", {}
         valid: tuple[bool, str, dict[str, Any]] = super().validate(job_name, job_data)
         return valid
@@ -63,6 +65,10 @@ class KitJobs(SimpleJobDefManager):
         except JobError as error:
             raise JobError(f"{error.reason}: {error}", reason=error.reason) from None
         made: dict[str, Any] = super().create(meta, uploaded_content, fl_ctx)
+        if isinstance(uploaded_content, str):
+            Path(uploaded_content).unlink(
+                missing_ok=True
+            )  # FLARE leaves it in the machine's temporary folder
         return made
 
     def get_app(self, job: Job, app_name: str, fl_ctx: FLContext) -> bytes:

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nvflare.lighter.utils import load_private_key_file, sign_folders
+
 from histoflare.flare.job_files import CLIENT_FILE, CONFIGURATIONS, JOB_FILE, PROTOCOL_FILE, SERVER_FILE
 
 Entries = list[tuple[zipfile.ZipInfo, bytes]]
@@ -432,6 +434,33 @@ def falsely_signed(good: dict[str, bytes], around: Around) -> dict[str, bytes]:
             signed = {f"{place}.__nvfl_sig.json": said, f"{place}.__nvfl_submitter.crt": certificate}
             made[f"signed in {place!r}: {what}"] = Pack()({**good, **signed})
     return made
+
+
+def signed(archive: bytes, folder: Path, kit: Path) -> bytes:
+    """Return an application with the signatures of the lead in it; as it is if it cannot be unpacked.
+
+    Args:
+        folder: Empty, for the files. kit: The lead's.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+            if opened.comment or sum(info.file_size for info in opened.infolist()) > 1 << 20:
+                return archive
+            entries = [(info, opened.read(info)) for info in opened.infolist()]
+            opened.extractall(folder)
+        if len(entries) > 64 or len({info.filename for info, _ in entries}) < len(entries):
+            return archive
+        key = load_private_key_file(str(kit / "startup" / "client.key"))
+        sign_folders(str(folder), key, str(kit / "startup" / "client.crt"))
+    except Exception:  # zipfile raises whatever its parts do
+        return archive
+    names = {info.filename for info, _ in entries}
+    more = [
+        (entry(path.relative_to(folder).as_posix()), path.read_bytes())
+        for path in sorted(folder.rglob(".__nvfl_*"))
+        if path.relative_to(folder).as_posix() not in names
+    ]
+    return Pack()([*entries, *more])
 
 
 def other_versions(good: dict[str, bytes]) -> dict[str, bytes]:
