@@ -1,4 +1,4 @@
-"""What a site and a server make of the bytes of a job, in one process: the whole table, and mutations of a job.
+"""What a site and a server make of the bytes of a job, in one process: the whole table, and mutations.
 
 ``test_hostile_jobs`` sends the same table to real processes.
 """
@@ -294,7 +294,7 @@ def test_a_submission_with_more_beside_its_meta(name: str) -> None:
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """A good application with entries left out, doubled, renamed or changed, and bytes of the whole changed."""
+    """A good application with entries left out, doubled, renamed or changed, and bytes of all changed."""
     entries = [(entry(name), content) for name, content in GOOD.items()]
     for _ in range(draw(st.integers(0, 2))):
         at = draw(st.integers(0, len(entries) - 1))

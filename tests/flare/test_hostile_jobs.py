@@ -1,9 +1,9 @@
-"""Hostile jobs and a changed server in real processes: provisioned kits, TLS both ways, one federation for all.
+"""Hostile jobs and a changed server in real processes: provisioned kits, TLS both ways, one federation.
 
 The attacker holds the lead's kit (whatever bytes it submits) and the server (whatever messages it sends, see
 ``hostile/sitecustomize.py``). What happens here:
 
-- every archive of ``hostile/archives.py`` is deployed to both sites by a raw message, as a changed server does;
+- every archive of ``hostile/archives.py`` is deployed to both sites by a raw message;
 - every archive of the same table is submitted, in a job folder, over the lead's own connection;
 - a job that means nothing, one whose texts look like references, and one whose tasks the server replaced;
 - raw commands and raw messages to the sites' processes, those of a running job among them.
@@ -147,7 +147,7 @@ class Attack:
         return pickle.loads(answer.read_bytes())
 
     def deploy(self, archives: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        """Have the server deploy applications, each as a job of its own; return of each what the sites say."""
+        """Have the server deploy applications, each as a job; return of each what the sites say."""
         messages = []
         for archive in archives.values():
             job_id = str(uuid.uuid4())

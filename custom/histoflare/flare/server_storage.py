@@ -66,9 +66,7 @@ class KitJobs(SimpleJobDefManager):
             raise JobError(f"{error.reason}: {error}", reason=error.reason) from None
         made: dict[str, Any] = super().create(meta, uploaded_content, fl_ctx)
         if isinstance(uploaded_content, str):
-            Path(uploaded_content).unlink(
-                missing_ok=True
-            )  # FLARE leaves it in the machine's temporary folder
+            Path(uploaded_content).unlink(missing_ok=True)  # as it was uploaded
         return made
 
     def get_app(self, job: Job, app_name: str, fl_ctx: FLContext) -> bytes:
