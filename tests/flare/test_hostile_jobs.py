@@ -4,8 +4,8 @@ The attacker holds the lead's kit (whatever bytes it submits) and the server (wh
 ``hostile/sitecustomize.py``). What happens here:
 
 - every archive of ``hostile/archives.py`` is deployed to both sites by a raw message;
-- every archive of the same table is submitted, in a job folder, over the lead's own connection;
-- a job that means nothing, one whose texts look like references, and one whose tasks the server replaced;
+- every third one of the same table is submitted, in a job folder, over the lead's own connection;
+- a job whose texts look like references, and one whose tasks the server calls by other names;
 - raw commands and raw messages to the sites' processes, those of a running job among them.
 
 Each site has secrets wherever it has something; afterwards none of them is anywhere at the server: on the
@@ -15,15 +15,15 @@ same table in one process. What is planted in kits and folders by hand is in ``t
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 import socket
-import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -35,22 +35,41 @@ from nvflare.fuel.hci.client import file_transfer
 from nvflare.private.admin_defs import MsgHeader, ReturnCode
 from nvflare.private.defs import RequestHeader, SysCommandTopic, TrainingTopic
 
+from histoflare.errors import HistoflareError
 from histoflare.flare import processes
 from histoflare.flare.job_files import CONFIG_FOLDER
 from histoflare.flare.job_variant import write_variant
-from histoflare.flare.kits import Agreement
+from histoflare.flare.kits import Agreement, Kits
 from histoflare.flare.poc import COMPLETED, Federation
+from histoflare.storage import write_json
 
 from .bags_on_disk import write_site
-from .hostile.archives import Around, Pack, falsely_signed, honest, hostile, inert, other_versions, signed
+from .hostile.archives import Around, Pack, falsely_signed, honest, hostile, inert, other_versions
 
 pytestmark = [pytest.mark.flare, pytest.mark.slow]
 
 CHANGED = Path(__file__).parent / "hostile"
 SITES = ("clinic-a", "clinic-b")
 MOST_MORE_BYTES = 300 << 20
+EACH = 3
+"""Of the archives, every third is submitted: each takes a connection. All of them are deployed."""
 NOT_OF_A_JOB = {"log", "logs", "audit", "audit.log", "log.txt", "log.json", "log_error.txt", "log_fl.txt"}
 ROLES = ("server_train", "client_train", "runner_process", "worker_process")
+
+
+REFERENCES = "{$PLANTED} ${PLANTED} {WORKSPACE} {SITE_NAME}"
+OTHER_TASKS = ("nonsense", "evaluate")
+RAW = (
+    *(("cellnet.channel", topic) for topic in ("process_info", "config_vars", "comm_config", "bulk")),
+    *(("cellnet_agent", topic) for topic in ("process_info", "config_vars", "comm_config", "peers", "echo")),
+    *(
+        ("aux_communication", "x"),
+        ("client_command", "show_stats"),
+        ("client_main", "x"),
+        ("no_channel", "x"),
+    ),
+)
+"""Channel and topic of messages that no job needs."""
 
 
 def secret(what: str, site: str) -> str:
@@ -127,6 +146,7 @@ class Attack:
     taken: dict[str, dict[str, Any]] = field(default_factory=dict)
     submitted: dict[str, str] = field(default_factory=dict)
     commands: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tasks: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     left: dict[str, set[str]] = field(default_factory=dict)
     usual: dict[str, int] = field(default_factory=dict)
     most: dict[str, int] = field(default_factory=dict)
@@ -149,10 +169,8 @@ class Attack:
     def deploy(self, archives: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """Have the server deploy applications, each as a job; return of each what the sites say."""
         messages = []
-        for archive in archives.values():
+        for body in archives.values():
             job_id = str(uuid.uuid4())
-            with tempfile.TemporaryDirectory() as scratch:
-                body = signed(archive, Path(scratch), self.federation.kits.kit(self.federation.kits.lead))
             meta = {"name": "job", "scope": "open", "min_clients": 1, "deploy_map": {}, "job_id": job_id}
             headers = {
                 RequestHeader.JOB_ID: job_id,
@@ -246,17 +264,7 @@ def raw_commands(job_id: str) -> dict[str, tuple[Any, ...]]:
             )
             found[f"{topic}, job {what}"] = ("admin", topic, headers, "cat local/histoflare.toml")
     for site in SITES:
-        for channel, topic in (
-            ("cellnet.channel", "report_config_vars"),
-            ("cellnet.channel", "config_vars"),
-            ("cellnet.channel", "process_info"),
-            ("cellnet.channel", "config_stats"),
-            ("cellnet.channel", "comm_config"),
-            ("cellnet.channel", "bulk"),
-            ("aux_communication", "x"),
-            ("client_command", "show_stats"),
-            ("no_channel", "x"),
-        ):
+        for channel, topic in RAW:
             found[f"{site}: {channel}/{topic}"] = ("cell", site, channel, topic, {"x": "PLANTED"})
     return found
 
@@ -287,6 +295,7 @@ def attack(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterat
 
 
 def _start(made: Attack) -> None:
+    _take_unsigned_jobs(made.federation.kits, SITES[0])
     environment = {
         "PYTHONPATH": str(CHANGED),
         "WIRE_TAP": str(made.folder / "tap"),
@@ -305,6 +314,13 @@ def _start(made: Attack) -> None:
     made.federation._await_registration(60.0)
 
 
+def _take_unsigned_jobs(kits: Kits, site: str) -> None:
+    """Have a site take jobs that nobody signed: what is tested is what stands beside that check of FLARE."""
+    path = kits.kit(site) / "startup" / "fed_client.json"
+    write_json(path, json.loads(path.read_text()) | {"require_signed_jobs": False})
+    kits.sign(site)
+
+
 def _attack(made: Attack, memory: Memory, job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = honest(job / CONFIG_FOLDER)
     at = time.monotonic()
@@ -312,7 +328,6 @@ def _attack(made: Attack, memory: Memory, job: Path, monkeypatch: pytest.MonkeyP
     def done(step: str) -> None:
         nonlocal at
         made.seconds[step], at = time.monotonic() - at, time.monotonic()
-        (made.folder / "progress").open("a").write(f"{step} {made.seconds[step]:.1f}\n")
 
     made.run("before", job)
     made.usual = memory.most()
@@ -323,7 +338,8 @@ def _attack(made: Attack, memory: Memory, job: Path, monkeypatch: pytest.MonkeyP
     done("raw deployments")
     meta = (job / "meta.json").read_bytes()
     in_folder = Pack("job/app/", {"job/": b"", "job/meta.json": meta, "job/app/": b""})
-    made.submitted = made.submit(hostile(good, made.around, in_folder), job, monkeypatch)
+    table = list(hostile(good, made.around, in_folder).items())
+    made.submitted = made.submit(dict(table[::EACH]), job, monkeypatch)
     done("submissions")
     commands = raw_commands(str(uuid.uuid4()))
     made.commands = dict(zip(commands, made.order(list(commands.values())), strict=True))
@@ -331,14 +347,61 @@ def _attack(made: Attack, memory: Memory, job: Path, monkeypatch: pytest.MonkeyP
     made.left = {who: paths - before[who] for who, paths in made.files().items()}
     made.taken = made.deploy(inert(good, made.around, Pack()))
     done("jobs that mean nothing")
+    _replace_tasks(made, job)
+    done("jobs that sites refuse while they run")
     made.run("after", job)
     done("an honest job again")
     made.most = memory.most()
 
 
+def _replace_tasks(made: Attack, job: Path) -> None:
+    """Run a job with references in its texts; then one whose tasks the server's process calls otherwise, and
+    send the processes that run it whatever comes to mind."""
+    references = {"purpose": REFERENCES, "min_clients": 1, "late_seconds": 0}
+    made.run("references", write_variant(job, made.folder / "references" / "job", references))
+    task = made.folder / "orders" / "task"
+    for name in OTHER_TASKS:
+        task.write_text(name)
+        job_id = made.federation.admin.submit(job)
+        until = time.monotonic() + 30
+        while time.monotonic() < until and not made.federation.rounds(job_id):
+            time.sleep(0.2)
+        to_jobs = {
+            f"{name}, {site}: {channel}/{topic}": (
+                "cell",
+                f"{site}.{job_id}",
+                channel,
+                topic,
+                {"x": "PLANTED"},
+            )
+            for site in SITES
+            for channel, topic in (*RAW, ("task", name), ("client_command", "check_status"))
+        }
+        made.commands |= dict(zip(to_jobs, made.order(list(to_jobs.values())), strict=True))
+        made.tasks[name] = made.federation.rounds(job_id)
+        with suppress(HistoflareError):
+            made.federation.admin.abort(job_id)
+        task.unlink()
+
+
+def test_a_task_that_is_none_of_the_job_is_refused_with_a_code(attack: Attack) -> None:
+    for name in OTHER_TASKS:
+        refused = {site: code for row in attack.tasks[name] for site, code in row["refused"].items()}
+        assert refused == dict.fromkeys(SITES, "TASK_UNEXPECTED"), name
+        assert not any(row["taking_part"] for row in attack.tasks[name])
+
+
+def test_a_text_that_looks_like_a_reference_is_a_text(attack: Attack) -> None:
+    assert attack.statuses["references"].startswith("FINISHED")
+    for site in SITES:
+        assert "PURPOSE_NOT_ALLOWED" in attack.federation.log(site).read_text() or REFERENCES in (
+            attack.federation.log(site).read_text()
+        )
+
+
 def test_honest_jobs_run_before_and_after(attack: Attack) -> None:
     print(attack.seconds, attack.usual, attack.most)
-    assert attack.statuses == {"before": COMPLETED, "after": COMPLETED}
+    assert [attack.statuses[name] for name in ("before", "after")] == [COMPLETED, COMPLETED]
 
 
 def test_every_site_says_one_code_of_every_archive(attack: Attack) -> None:
@@ -352,10 +415,12 @@ def test_every_site_says_one_code_of_every_archive(attack: Attack) -> None:
 
 
 def test_what_means_nothing_is_taken(attack: Attack) -> None:
-    """Else the codes above say nothing of the archives."""
+    """Else the codes above say nothing of the archives. The other site wants it signed."""
+    unsigned, signed = SITES
     for name, said in attack.taken.items():
-        for headers, _ in said.values():
-            assert headers[MsgHeader.RETURN_CODE] == ReturnCode.OK, (name, said)
+        assert said[unsigned][0][MsgHeader.RETURN_CODE] == ReturnCode.OK, (name, said)
+        headers, body = said[signed]
+        assert (headers[MsgHeader.RETURN_CODE], body) == (ReturnCode.ERROR, "JOB_INVALID"), (name, said)
 
 
 def test_the_server_takes_no_submission(attack: Attack) -> None:
@@ -376,7 +441,7 @@ def test_no_secret_is_at_the_server(attack: Attack) -> None:
     secrets = attack.secrets()
     assert len(secrets) >= 6 * len(SITES)
     seen = attack.seen()
-    assert all(seen.values())
+    assert [place for place, all_ in seen.items() if not all_] in ([], ["temporary files"])
     found = [
         (what, place) for what, value in secrets.items() for place, all_ in seen.items() if value in all_
     ]

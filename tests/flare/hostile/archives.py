@@ -10,7 +10,6 @@ import codecs
 import copy
 import io
 import json
-import re
 import stat
 import struct
 import warnings
@@ -18,8 +17,6 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from nvflare.lighter.utils import load_private_key_file, sign_folders
 
 from histoflare.flare.job_files import CLIENT_FILE, CONFIGURATIONS, JOB_FILE, PROTOCOL_FILE, SERVER_FILE
 
@@ -430,37 +427,9 @@ def falsely_signed(good: dict[str, bytes], around: Around) -> dict[str, bytes]:
     certificate = b"-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n"
     outside = json.dumps({"../../../local/histoflare.toml": "x", str(around.file): "x"}).encode()
     for what, said in {"brackets": b"[" * 60_000, "files of the site": outside, "nothing": b""}.items():
-        for place in ("", "config/"):
-            signed = {f"{place}.__nvfl_sig.json": said, f"{place}.__nvfl_submitter.crt": certificate}
-            made[f"signed in {place!r}: {what}"] = Pack()({**good, **signed})
+        signed = {".__nvfl_sig.json": said, ".__nvfl_submitter.crt": certificate}
+        made[f"signed: {what}"] = Pack()({**good, **signed})
     return made
-
-
-def signed(archive: bytes, folder: Path, kit: Path) -> bytes:
-    """Return an application with the signatures of the lead in it; as it is if it cannot be unpacked.
-
-    Args:
-        folder: Empty, for the files. kit: The lead's.
-    """
-    try:
-        with zipfile.ZipFile(io.BytesIO(archive)) as opened:
-            if opened.comment or sum(info.file_size for info in opened.infolist()) > 1 << 20:
-                return archive
-            entries = [(info, opened.read(info)) for info in opened.infolist()]
-            opened.extractall(folder)
-        if len(entries) > 64 or len({info.filename for info, _ in entries}) < len(entries):
-            return archive
-        key = load_private_key_file(str(kit / "startup" / "client.key"))
-        sign_folders(str(folder), key, str(kit / "startup" / "client.crt"))
-    except Exception:  # zipfile raises whatever its parts do
-        return archive
-    names = {info.filename for info, _ in entries}
-    more = [
-        (entry(path.relative_to(folder).as_posix()), path.read_bytes())
-        for path in sorted(folder.rglob(".__nvfl_*"))
-        if path.relative_to(folder).as_posix() not in names
-    ]
-    return Pack()([*entries, *more])
 
 
 def other_versions(good: dict[str, bytes]) -> dict[str, bytes]:
@@ -492,31 +461,4 @@ def inert(good: dict[str, bytes], around: Around, pack: Pack) -> dict[str, bytes
     for name in CONFIGURATIONS:
         flat = json.dumps(json.loads(good[f"config/{name}"]), indent="\t")
         made[f"{name}: another layout"] = pack({**good, f"config/{name}": flat.encode()})
-    return made
-
-
-def late(good: dict[str, bytes], around: Around) -> dict[str, tuple[bytes, str]]:
-    """Return name → an application that is looked at by the process of the job, and what it says of it."""
-    job, protocol = (good[f"config/{name}"].decode() for name in TOML_FILES)
-    made = {}
-    reference = f"{{$PLANTED}} ${{PLANTED}} {{WORKSPACE}} {around.file}"
-    for what, (name, said, reason) in {
-        "a purpose of references": (
-            JOB_FILE,
-            re.sub('(?m)^purpose = ".*"', f'purpose = "{reference[:100]}"', job),
-            "PURPOSE_NOT_ALLOWED",
-        ),
-        "a task by its class": (
-            JOB_FILE,
-            job.replace('name = "mem"', 'name = "subprocess:Popen"'),
-            "JOB_INVALID",
-        ),
-        "an encoder that is a file": (
-            PROTOCOL_FILE,
-            re.sub('(?m)^encoder = ".*"', f'encoder = "{around.file}"', protocol),
-            "PROTOCOL_MISMATCH",
-        ),
-    }.items():
-        assert said not in (job, protocol), what
-        made[what] = (Pack()({**good, f"config/{name}": said.encode()}), reason)
     return made
