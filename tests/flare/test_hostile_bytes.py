@@ -70,13 +70,13 @@ def refused(check: Any, archive: Any, *more: Any) -> str:
 def bounded() -> Iterator[Callable[[], None]]:
     """Begin to measure, and return what holds all since it was called last to a bound on memory and time."""
     tracemalloc.start()
-    began = [time.process_time()]
+    began = [time.process_time(), tracemalloc.get_traced_memory()[0]]
 
     def hold() -> None:
         took, (now, peak) = time.process_time() - began[0], tracemalloc.get_traced_memory()
-        assert took < MOST_SECONDS and peak - now < MOST_BYTES
+        assert took < MOST_SECONDS and peak - began[1] < MOST_BYTES
         tracemalloc.reset_peak()
-        began[0] = time.process_time()
+        began[:] = time.process_time(), now
 
     yield hold
     tracemalloc.stop()

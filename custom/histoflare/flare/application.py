@@ -43,7 +43,6 @@ from histoflare.flare.job_schema import check_tables
 CODES = ("JOB_INVALID", "JOB_VERSION")
 """All that a site says of a job it refuses before the job runs."""
 
-MOST_ENTRIES = 64
 _FILES = (*CONFIGURATIONS, JOB_FILE, PROTOCOL_FILE)
 _SIGNATURES = (NVFLARE_SIG_FILE, NVFLARE_SUBMITTER_CRT_FILE)
 _CONFIG = CONFIG_FOLDER.name
@@ -243,8 +242,8 @@ def _open_archive(archive: str | bytes, allowed: Mapping[str, int]) -> dict[str,
             raise _invalid("the archive is too large")
         with _opened(archive) as opened:
             entries = opened.infolist()
-            if len(entries) > MOST_ENTRIES or opened.comment:
-                raise _invalid("the archive has too many entries, or a comment")
+            if opened.comment:
+                raise _invalid("the archive has a comment")
             for entry in entries:
                 _check_entry(entry, allowed)
             if len({entry.filename for entry in entries}) < len(entries):

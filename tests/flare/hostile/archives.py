@@ -244,10 +244,13 @@ def _values(good: dict[str, bytes], _: Around, pack: Pack) -> Iterator[tuple[str
             "an escape": 'a = "\\u001b[31m"',
             "a direction": 'a = "\\u202e"',
             "a key in quotes": '"../x" = 1',
+            "a key of very many dots": ".".join(["a"] * 30_000) + " = 1",
             "an unknown table": "[launcher]\ncommand = 'x'",
         }.items():
             yield f"{name}: {what}", pack({**good, place: line.encode() + b"\n" + good[place]})
             yield f"{name}: nothing but {what}", pack({**good, place: line.encode() + b"\n"})
+            if what not in ("a long text", "an unknown table", "a text over lines"):
+                yield f"{name}: {what} in a table", pack({**good, place: good[place] + line.encode() + b"\n"})
     job = good[f"config/{JOB_FILE}"].decode()
     for what, (old, new) in {
         "another format": ("format = 1\n", "format = true\n"),
