@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 import socket
 import threading
@@ -58,7 +59,8 @@ ROLES = ("server_train", "client_train", "runner_process", "worker_process")
 
 
 REFERENCES = "{$PLANTED} ${PLANTED} {WORKSPACE} {SITE_NAME}"
-OTHER_TASKS = ("nonsense", "evaluate")
+OTHER_TASKS = {"nonsense": "TASK_UNKNOWN", "evaluate": "REFUSED_TASK_UNEXPECTED"}
+"""Task that a training job has not → what a site answers; the first is FLARE's own word."""
 RAW = (
     *(("cellnet.channel", topic) for topic in ("process_info", "config_vars", "comm_config", "bulk")),
     *(("cellnet_agent", topic) for topic in ("process_info", "config_vars", "comm_config", "peers", "echo")),
@@ -146,7 +148,6 @@ class Attack:
     taken: dict[str, dict[str, Any]] = field(default_factory=dict)
     submitted: dict[str, str] = field(default_factory=dict)
     commands: dict[str, dict[str, Any]] = field(default_factory=dict)
-    tasks: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     left: dict[str, set[str]] = field(default_factory=dict)
     usual: dict[str, int] = field(default_factory=dict)
     most: dict[str, int] = field(default_factory=dict)
@@ -214,6 +215,14 @@ class Attack:
             found[participant] = {
                 str(path) for place in places for path in place.rglob("*") if path.name not in NOT_OF_A_JOB
             }
+        return found
+
+    def codes(self, task: str) -> dict[str, set[str]]:
+        """Return site → what it answered to tasks of a name, as the server's log has it."""
+        found: dict[str, set[str]] = {}
+        log = self.federation.log("server").read_text(errors="replace")
+        for site, code in re.findall(rf"peer=([\w-]+),.*peer_rc=(\w+), task_name={task},", log):
+            found.setdefault(site, set()).add(code)
         return found
 
     def secrets(self) -> dict[str, bytes]:
@@ -364,7 +373,7 @@ def _replace_tasks(made: Attack, job: Path) -> None:
         task.write_text(name)
         job_id = made.federation.admin.submit(job)
         until = time.monotonic() + 30
-        while time.monotonic() < until and not made.federation.rounds(job_id):
+        while time.monotonic() < until and set(made.codes(name)) < set(SITES):
             time.sleep(0.2)
         to_jobs = {
             f"{name}, {site}: {channel}/{topic}": (
@@ -378,25 +387,20 @@ def _replace_tasks(made: Attack, job: Path) -> None:
             for channel, topic in (*RAW, ("task", name), ("client_command", "check_status"))
         }
         made.commands |= dict(zip(to_jobs, made.order(list(to_jobs.values())), strict=True))
-        made.tasks[name] = made.federation.rounds(job_id)
         with suppress(HistoflareError):
             made.federation.admin.abort(job_id)
         task.unlink()
 
 
 def test_a_task_that_is_none_of_the_job_is_refused_with_a_code(attack: Attack) -> None:
-    for name in OTHER_TASKS:
-        refused = {site: code for row in attack.tasks[name] for site, code in row["refused"].items()}
-        assert refused == dict.fromkeys(SITES, "TASK_UNEXPECTED"), name
-        assert not any(row["taking_part"] for row in attack.tasks[name])
+    for name, code in OTHER_TASKS.items():
+        assert attack.codes(name) == {site: {code} for site in SITES}, name
 
 
 def test_a_text_that_looks_like_a_reference_is_a_text(attack: Attack) -> None:
     assert attack.statuses["references"].startswith("FINISHED")
     for site in SITES:
-        assert "PURPOSE_NOT_ALLOWED" in attack.federation.log(site).read_text() or REFERENCES in (
-            attack.federation.log(site).read_text()
-        )
+        assert REFERENCES in attack.federation.log(site).read_text(), "it says whose purpose it refused"
 
 
 def test_honest_jobs_run_before_and_after(attack: Attack) -> None:
