@@ -196,6 +196,11 @@ METAS: dict[str, Any] = {
             ("name", ""),
             ("name", "a b"),
             ("name", 5),
+            ("study", "x" * (2 << 20)),
+            ("study", b"x"),
+            ("approvals", [AROUND]),
+            ("schedule_history", [0] * (2 << 20)),
+            ("deploy_map", {str(n): [n] for n in range(1 << 20)}),
             ("job_id", "../../local"),
             ("job_id", str(uuid.UUID(int=14))),
             ("job_id", None),
@@ -277,7 +282,7 @@ SUBMITTED_METAS = {
 
 @pytest.mark.parametrize("meta", SUBMITTED_METAS)
 def test_a_submission_whose_meta_asks_for_something(meta: str) -> None:
-    said = json.dumps(SUBMITTED_METAS[meta], default=list).encode()
+    said = json.dumps(SUBMITTED_METAS[meta], default=repr).encode()
     pack = Pack("job/app/", {"job/": b"", "job/meta.json": said, "job/app/": b""})
     assert refused(check_submission, pack(GOOD)) == "JOB_INVALID"
 

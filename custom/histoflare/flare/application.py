@@ -59,6 +59,9 @@ META_KEYS = frozenset(
 )
 """What a job's meta may speak of: what FLARE notes of any job, and nothing that it does something on."""
 
+MOST_META = 1 << 20
+"""Characters and values in all of a meta."""
+
 _LEAD_KEYS = frozenset({"name", "min_clients", "scope", "resource_spec", "deploy_map"})
 _PRESET = re.compile(rf"{PRESETS_FOLDER}/[A-Za-z0-9_-]{{1,64}}\.toml")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -167,6 +170,8 @@ def check_meta(meta: object, job_id: str | None = None) -> None:
     unknown = [str(key)[:100] for key in meta if key not in META_KEYS]
     if unknown:
         raise _invalid(f"its meta says {', '.join(unknown)}, which no job of this project does")
+    if not _is_small(meta):
+        raise _invalid("its meta is large, or not of words and numbers")
     if meta.get("job_id") != job_id:
         raise _invalid("its meta is another job's")
     if meta.get("resource_spec"):
@@ -174,6 +179,23 @@ def check_meta(meta: object, job_id: str | None = None) -> None:
     for key in ("name", "scope"):
         if not (isinstance(meta.get(key), str) and _NAME.fullmatch(meta[key])):
             raise _invalid(f"{key}: 1 to 64 letters, digits, '_', '.' and '-', a letter or digit first")
+
+
+def _is_small(meta: object) -> bool:
+    """Return whether all of a meta is plain and small: FLARE writes it into the kit as it comes."""
+    size, left = 0, [meta]
+    while left and size <= MOST_META:
+        one = left.pop()
+        if isinstance(one, str):
+            size += len(one)
+        elif isinstance(one, Mapping):
+            left += [*one.keys(), *one.values()]
+        elif isinstance(one, list | tuple):
+            left += one
+        elif one is not None and type(one) not in (bool, int, float):
+            return False
+        size += 1
+    return not left and size <= MOST_META
 
 
 def code_of(error: BaseException) -> str:
