@@ -23,18 +23,20 @@ def write_site(
     features: int = FEATURES,
     validation: bool = False,
     longer: int = 1,
+    mark: str = "",
 ) -> SiteConfiguration:
     """Write a manifest and bags of 3 to 6 patches for ``slides`` slides, two in five for testing.
 
-    With ``validation``, one in five is for that. Bags have ``longer`` times as many patches.
+    With ``validation``, one in five is for that. Bags have ``longer`` times as many patches. ``mark`` stands
+    in the names of slides, bags and patients.
     """
     splits = ("train", "train", "validation" if validation else "train", "test", "test")
     rng = np.random.default_rng(sum(site.encode()))
     rows = [
         ManifestRow(
             line=index + 2,
-            slide=root / site / "slides" / f"s{index}.tif",
-            patient=f"p{index}",
+            slide=root / site / "slides" / f"{mark}s{index}.tif",
+            patient=f"{mark}p{index}",
             label=LABELS[index % 2],
             split=splits[index % 5],
         )

@@ -122,11 +122,9 @@ def test_a_run_stays_what_it_was(tmp_path: Path, records: RunRecords) -> None:
     [
         {"plan": {"mechanism": "dp-sgd"}},
         {"plan": None},
-        {"patients": ["p1"]},
-        {"patients": ["p1", "p2", "p3"]},
     ],
 )
-def test_under_a_privacy_plan_a_run_keeps_it_and_its_patients(
+def test_under_a_privacy_plan_a_run_keeps_it(
     records: RunRecords, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     """What it has kept may tell of each of them, without noise."""
@@ -139,6 +137,21 @@ def test_under_a_privacy_plan_a_run_keeps_it_and_its_patients(
         again.claim({"a": 1}, {"name": "s"}, **{**first, **change})
     assert caught.value.reason == "RECORDS_INVALID"
     assert "p1" not in (records.folder / "run.json").read_text()
+
+
+@pytest.mark.parametrize("patients", [["p1"], ["p1", "p2", "p3"]])
+def test_other_patients_start_anew_and_nobody_is_told(
+    records: RunRecords, tmp_path: Path, patients: list[str]
+) -> None:
+    """A refusal would tell that a patient came or went, to whoever submits a run of the same name again."""
+    plan = {"mechanism": "dp-sgd"}
+    records.claim({"a": 1}, {"name": "s"}, plan, ["p1", "p2"])
+    records.save_state(0, {"w": torch.ones(2)})
+    RunRecords(tmp_path, "run-1", "a").claim({"a": 1}, {"name": "s"}, plan, ["p2", "p1"])
+    assert records.load_state()
+    for _ in range(2):
+        RunRecords(tmp_path, "run-1", "a").claim({"a": 1}, {"name": "s"}, plan, patients)
+        assert records.load_state() == {}
 
 
 def test_an_evaluation_alone_claims_nothing(records: RunRecords) -> None:

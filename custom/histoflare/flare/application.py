@@ -16,7 +16,8 @@ import json
 import re
 import stat
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,6 @@ from histoflare.flare.job_schema import check_tables
 CODES = ("JOB_INVALID", "JOB_VERSION")
 """All that a site says of a job it refuses before the job runs."""
 
-MOST_ENTRIES = 64
 _FILES = (*CONFIGURATIONS, JOB_FILE, PROTOCOL_FILE)
 _SIGNATURES = (NVFLARE_SIG_FILE, NVFLARE_SUBMITTER_CRT_FILE)
 _CONFIG = CONFIG_FOLDER.name
@@ -59,20 +59,25 @@ META_KEYS = frozenset(
 )
 """What a job's meta may speak of: what FLARE notes of any job, and nothing that it does something on."""
 
+MOST_META = 1 << 20
+"""Characters and values in all of a meta."""
+
 _LEAD_KEYS = frozenset({"name", "min_clients", "scope", "resource_spec", "deploy_map"})
 _PRESET = re.compile(rf"{PRESETS_FOLDER}/[A-Za-z0-9_-]{{1,64}}\.toml")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
-def check_application(body: object) -> None:
+def check_application(body: object, app: object = _APP) -> None:
     """Look at an application as a server deploys it to a site.
 
     Args:
-        body: The bytes of its zip archive.
+        body: The bytes of its zip archive. app: What the server calls it; FLARE writes that into the kit.
 
     Raises:
         JobError: It is anything else than a job's application.
     """
+    if app != _APP:
+        raise _invalid(f"an application for a site is called {_APP}")
     if type(body) is not bytes:
         raise _invalid("the application is not an archive")
     files = _open_archive(body, _application_names(_CONFIG + "/"))
@@ -155,8 +160,11 @@ def check_server_application(body: bytes, app: str) -> None:
     _check_files({name: files[f"{_CONFIG}/{name}"] for name in _FILES if f"{_CONFIG}/{name}" in files})
 
 
-def check_meta(meta: object) -> None:
+def check_meta(meta: object, job_id: str | None = None) -> None:
     """Look at what FLARE knows of a job: known words only, and nothing that asks a site for something.
+
+    Args:
+        job_id: The job that it must be of; None: one that has no id yet.
 
     Raises:
         JobError: It says anything else.
@@ -166,12 +174,35 @@ def check_meta(meta: object) -> None:
     unknown = [str(key)[:100] for key in meta if key not in META_KEYS]
     if unknown:
         raise _invalid(f"its meta says {', '.join(unknown)}, which no job of this project does")
+    if not _is_small(meta):
+        raise _invalid("its meta is large, or not of words and numbers")
+    if meta.get("job_id") != job_id:
+        raise _invalid("its meta is another job's")
     if meta.get("resource_spec"):
         raise _invalid("resource_spec: a job asks for no resources of a site")
     for key in ("name", "scope"):
-        value = meta.get(key, "")
-        if not isinstance(value, str) or (value and not _NAME.fullmatch(value)):
+        value = meta.get(key)
+        if value is None or (key, value) == ("scope", ""):  # the default scope is meant
+            continue
+        if not isinstance(value, str) or not _NAME.fullmatch(value):
             raise _invalid(f"{key}: up to 64 letters, digits, '_', '.' and '-', a letter or digit first")
+
+
+def _is_small(meta: object) -> bool:
+    """Return whether all of a meta is plain and small: FLARE writes it into the kit as it comes."""
+    size, left = 0, [meta]
+    while left and size <= MOST_META:
+        one = left.pop()
+        if isinstance(one, str):
+            size += len(one)
+        elif isinstance(one, Mapping):
+            left += [*one.keys(), *one.values()]
+        elif isinstance(one, list | tuple):
+            left += one
+        elif one is not None and type(one) not in (bool, int, float):
+            return False
+        size += 1
+    return not left and size <= MOST_META
 
 
 def code_of(error: BaseException) -> str:
@@ -206,9 +237,11 @@ def _application_names(config: str) -> dict[str, int]:
 def _read_submission(archive: str | bytes) -> tuple[str, dict[str, bytes]]:
     """Return the name of a job folder in an archive, and its files, see :func:`_open_archive`."""
     try:
-        with zipfile.ZipFile(io.BytesIO(archive) if isinstance(archive, bytes) else archive) as opened:
+        with _opened(archive) as opened:
             names = opened.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+    except JobError:
+        raise
+    except Exception:  # as in _open_archive
         raise _invalid("the submission is not an archive") from None
     folders = {name.partition("/")[0] for name in names}
     folder = folders.pop() if len(folders) == 1 else ""
@@ -236,10 +269,10 @@ def _open_archive(archive: str | bytes, allowed: Mapping[str, int]) -> dict[str,
     try:
         if isinstance(archive, bytes) and len(archive) > 2 * sum(allowed.values()):
             raise _invalid("the archive is too large")
-        with zipfile.ZipFile(io.BytesIO(archive) if isinstance(archive, bytes) else archive) as opened:
+        with _opened(archive) as opened:
             entries = opened.infolist()
-            if len(entries) > MOST_ENTRIES or opened.comment:
-                raise _invalid("the archive has too many entries, or a comment")
+            if opened.comment:
+                raise _invalid("the archive has a comment")
             for entry in entries:
                 _check_entry(entry, allowed)
             if len({entry.filename for entry in entries}) < len(entries):
@@ -255,6 +288,17 @@ def _open_archive(archive: str | bytes, allowed: Mapping[str, int]) -> dict[str,
         raise
     except Exception:  # zipfile raises whatever its parts do
         raise _invalid("the archive is damaged") from None
+
+
+@contextmanager
+def _opened(archive: str | bytes) -> Iterator[zipfile.ZipFile]:
+    """Open an archive, unless its list of entries alone would take much memory."""
+    with io.BytesIO(archive) if isinstance(archive, bytes) else Path(archive).open("rb") as file:
+        end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+        if end is None or end[zipfile._ECD_SIZE] > MOST_BYTES:  # type: ignore[attr-defined]
+            raise _invalid("it is not an archive, or one with too many entries")
+        with zipfile.ZipFile(file) as opened:
+            yield opened
 
 
 def _check_entry(entry: zipfile.ZipInfo, allowed: Mapping[str, int]) -> None:

@@ -127,9 +127,9 @@ class CheckedProcessor(RequestProcessor):
         if req.topic not in (TrainingTopic.DEPLOY, TrainingTopic.START_JOB):
             return self._answer(req, app_ctx)
         try:
-            check_meta(req.get_header(RequestHeader.JOB_META))
+            check_meta(req.get_header(RequestHeader.JOB_META), job_id)
             if req.topic == TrainingTopic.DEPLOY:
-                check_application(req.body)
+                check_application(req.body, req.get_header(RequestHeader.APP_NAME))
         except Exception as error:
             _note(app_ctx, job_id, error)
             return _error(req.topic, code_of(error))

@@ -13,6 +13,8 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.job_def_manager import SimpleJobDefManager
 from nvflare.apis.job_def import Job
 from nvflare.app_common.storages.filesystem_storage import FilesystemStorage
+from nvflare.private.fed.server import job_cmds
+from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 
 from histoflare.errors import JobError
 from histoflare.flare.application import check_server_application, check_submission
@@ -21,14 +23,34 @@ JOBS_FOLDER = "jobs"
 SNAPSHOTS_FOLDER = "snapshots"
 
 
+class CheckedValidator(JobMetaValidator):
+    """FLARE's first look at a submission, after one at its bytes."""
+
+    def validate(self, job_name: str, job_data: str | bytes) -> tuple[bool, str, dict[str, Any]]:
+        """Return whether a submission can be a job, what is wrong with it, and its meta."""
+        try:
+            check_submission(job_data)
+        except JobError as error:
+            if isinstance(job_data, str):
+                Path(job_data).unlink(missing_ok=True)  # as it was uploaded
+            return False, f"{error.reason}: {error}", {}
+        valid: tuple[bool, str, dict[str, Any]] = super().validate(job_name, job_data)
+        return valid
+
+
 class KitJobs(SimpleJobDefManager):
     """FLARE's job manager, for jobs of this project: it looks at what is submitted and what is started.
+
+    FLARE parses parts of a submission before it asks its job manager, so that step is replaced, too.
 
     Its folder is below the server's kit; an absolute one is taken as it is.
     """
 
     def __init__(self, uri_root: str = JOBS_FOLDER, job_store_id: str = "job_store") -> None:
         super().__init__(str(Path.cwd() / uri_root), job_store_id)
+        if not issubclass(job_cmds.JobMetaValidator, JobMetaValidator):
+            raise SystemExit("The installed FLARE is not the one of constraints.txt: job_cmds is another.")
+        job_cmds.JobMetaValidator = CheckedValidator
 
     def create(
         self, meta: dict[str, Any], uploaded_content: str | bytes, fl_ctx: FLContext
@@ -43,6 +65,8 @@ class KitJobs(SimpleJobDefManager):
         except JobError as error:
             raise JobError(f"{error.reason}: {error}", reason=error.reason) from None
         made: dict[str, Any] = super().create(meta, uploaded_content, fl_ctx)
+        if isinstance(uploaded_content, str):
+            Path(uploaded_content).unlink(missing_ok=True)  # as it was uploaded
         return made
 
     def get_app(self, job: Job, app_name: str, fl_ctx: FLContext) -> bytes:

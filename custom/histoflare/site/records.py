@@ -76,7 +76,8 @@ class RunRecords:
         """Make this run the one of ``task`` and ``strategy``, or check that it is.
 
         What the strategy keeps at the site may tell of every patient it was trained on, without noise: under
-        a privacy plan a run stays with its plan and its training patients.
+        a privacy plan a run stays with its plan, and what it kept goes with its training patients. Other
+        patients are no reason to refuse: a refusal would tell that there are others.
 
         Args:
             task, strategy: Their settings, as JSON. Strategy None: a job that only evaluates.
@@ -100,15 +101,18 @@ class RunRecords:
             for notes in (made, wanted):
                 notes["strategy"] = notes["strategy"] and BEFORE | notes["strategy"]
             same = made["task"] == wanted["task"] and (
-                wanted["strategy"] is None
-                or all(made[name] == wanted[name] for name in ("strategy", "plan", "cohort"))
+                wanted["strategy"] is None or all(made[name] == wanted[name] for name in ("strategy", "plan"))
             )
+            if same and strategy is not None and made["cohort"] != cohort:
+                for index in self._rounds():
+                    self._state_path(index).unlink()
+                write_json(path, wanted)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _unusable(path, f"it is damaged ({error})") from error
         if not same:
             raise JobError(
-                f"{self.folder.name}: the run of this name was of another task, strategy or privacy plan, or "
-                "of other patients. A job that goes on after it must be the same job (histoflare resume).",
+                f"{self.folder.name}: the run of this name was of another task, strategy or privacy plan. "
+                "A job that goes on after it must be the same job (histoflare resume).",
                 reason="RECORDS_INVALID",
             )
 

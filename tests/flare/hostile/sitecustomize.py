@@ -1,0 +1,109 @@
+"""A server that was changed: it sends whatever its owner likes, and keeps all that it receives.
+
+``WIRE_TAP=folder``: each message that a process of the server receives is kept there. ``ORDERS=folder``: what
+``order-*.pickle`` there lists is sent, and the answers are written beside it.
+
+Python imports a module of this name at its start, if it is on the path.
+"""
+
+import os
+import pickle
+import sys
+import threading
+import time
+from pathlib import Path
+
+
+def _tap() -> None:
+    import nvflare.fuel.f3.cellnet.core_cell as core_cell
+
+    received = core_cell.CoreCell._process_received_msg
+    file = Path(os.environ["WIRE_TAP"]) / f"{os.getpid()}.bin"
+
+    def process(self, endpoint, connection, message):  # type: ignore[no-untyped-def]
+        payload = message.payload
+        if not isinstance(payload, (bytes, bytearray, memoryview)):
+            payload = repr(payload).encode()
+        with file.open("ab") as out:
+            out.write(repr(message.headers).encode() + b"\n" + bytes(payload) + b"\n")
+        return received(self, endpoint, connection, message)
+
+    core_cell.CoreCell._process_received_msg = process
+
+
+def _obey() -> None:
+    import nvflare.private.fed.server.admin as admin
+
+    built = admin.FedAdminServer.__init__
+
+    def init(self, *arguments, **named):  # type: ignore[no-untyped-def]
+        built(self, *arguments, **named)
+        threading.Thread(target=_follow_orders, args=(self,), daemon=True).start()
+
+    admin.FedAdminServer.__init__ = init
+
+
+def _follow_orders(server) -> None:  # type: ignore[no-untyped-def]
+    folder = Path(os.environ["ORDERS"])
+    while True:
+        for order in sorted(folder.glob("order-*.pickle")):
+            answers = [_send(server, each) for each in pickle.loads(order.read_bytes())]
+            order.unlink()
+            answer = order.with_name(order.name.replace("order", "answer"))
+            answer.with_suffix(".part").write_bytes(pickle.dumps(answers))
+            answer.with_suffix(".part").rename(answer)
+        time.sleep(0.05)
+
+
+def _send(server, each):  # type: ignore[no-untyped-def]
+    """Send one message to every site, or to one cell; return site → what it answered, as text."""
+    from nvflare.private.admin_defs import Message
+    from nvflare.private.defs import new_cell_message
+
+    kind, *what = each
+    try:
+        if kind == "admin":
+            topic, headers, body = what
+            requests = {}
+            for token in list(server.clients):
+                message = Message(topic, body)
+                for name, value in headers.items():
+                    message.set_header(name, value)
+                requests[token] = message
+            with server.sai.new_context() as fl_ctx:
+                replies = server.send_requests(requests, fl_ctx, timeout_secs=10.0)
+            return {
+                one.client_name: one.reply and (one.reply.headers, str(one.reply.body)) for one in replies
+            }
+        target, channel, topic, payload = what
+        cell = server.cell
+        reply = cell.core_cell.send_request(
+            channel, topic, target, new_cell_message({}, payload), timeout=2.0
+        )
+        return {target: (dict(reply.headers), repr(reply.payload))}
+    except Exception as error:
+        return {"the server's own": repr(error)}
+
+
+def _ask_something_else() -> None:
+    """Have the process of a job hand out another task than its workflow's, as ``TASK`` there says."""
+    import nvflare.private.fed.server.server_runner as server_runner
+
+    asked = server_runner.ServerRunner.process_task_request
+    file = Path(os.environ["ORDERS"]) / "task"
+
+    def process(self, client, fl_ctx):  # type: ignore[no-untyped-def]
+        name, task_id, data = asked(self, client, fl_ctx)
+        if data is not None and file.is_file():
+            name = file.read_text()
+        return name, task_id, data
+
+    server_runner.ServerRunner.process_task_request = process
+
+
+if any("nvflare.private.fed.app.server" in part for part in sys.orig_argv):
+    if os.environ.get("WIRE_TAP"):
+        _tap()
+    if os.environ.get("ORDERS"):
+        _obey()
+        _ask_something_else()
