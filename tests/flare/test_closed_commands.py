@@ -123,6 +123,7 @@ def ask(topic: str, answer: Any, workspace: Path, leaves: Path | None = None) ->
     request = Message(topic, zip_directory_to_bytes(str(JOBS / "mem_fedavg" / "app"), ""))
     request.set_header(RequestHeader.JOB_ID, JOB)
     request.set_header(RequestHeader.JOB_META, {"job_id": JOB})
+    request.set_header(RequestHeader.APP_NAME, "app")
     engine = SimpleNamespace(args=SimpleNamespace(workspace=str(workspace)), get_client_name=lambda: "clinic")
     return CheckedProcessor(Answering(topic, answer, leaves)).process(request, engine)
 

@@ -182,7 +182,7 @@ def check_meta(meta: object, job_id: str | None = None) -> None:
         raise _invalid("resource_spec: a job asks for no resources of a site")
     for key in ("name", "scope"):
         value = meta.get(key)
-        if value is None or (key, value) == ("scope", ""):  # the default scope is meant
+        if key not in meta or (key, value) == ("scope", ""):  # the default scope is meant
             continue
         if not isinstance(value, str) or not _NAME.fullmatch(value):
             raise _invalid(f"{key}: up to 64 letters, digits, '_', '.' and '-', a letter or digit first")
