@@ -101,8 +101,7 @@ class RunRecords:
             for notes in (made, wanted):
                 notes["strategy"] = notes["strategy"] and BEFORE | notes["strategy"]
             same = made["task"] == wanted["task"] and (
-                wanted["strategy"] is None
-                or all(made[name] == wanted[name] for name in ("strategy", "plan"))
+                wanted["strategy"] is None or all(made[name] == wanted[name] for name in ("strategy", "plan"))
             )
             if same and strategy is not None and made["cohort"] != cohort:
                 for index in self._rounds():
