@@ -78,7 +78,7 @@ def _send(server, each):  # type: ignore[no-untyped-def]
         target, channel, topic, payload = what
         cell = server.cell
         reply = cell.core_cell.send_request(
-            channel, topic, target, new_cell_message({}, payload), timeout=2.0
+            channel, topic, target, new_cell_message({}, payload), timeout=0.5
         )
         return {target: (dict(reply.headers), repr(reply.payload))}
     except Exception as error:
