@@ -456,7 +456,6 @@ def test_no_secret_is_at_the_server(attack: Attack) -> None:
     assert attack.found(secrets) == []
 
 
-@pytest.mark.xfail(strict=True, reason="FLARE answers train.delete_run with the folder's path")
 def test_nor_where_a_site_keeps_its_kit(attack: Attack) -> None:
     secrets = {what: value for what, value in attack.secrets().items() if what.endswith(PATH)}
     assert len(secrets) == len(SITES)
