@@ -19,7 +19,15 @@ from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.privacy.policy import POLICIES, Policy, read_policy
 from histoflare.site.books import Books
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.ledgers import audit_log_of, ledger_holds, note_refusal, on_workstation, open_ledger
+from histoflare.site.ledgers import (
+    LONGEST_DETAIL,
+    MOST_NOTED,
+    audit_log_of,
+    ledger_holds,
+    note_refusal,
+    on_workstation,
+    open_ledger,
+)
 from histoflare.site.messages import EvaluateAnswer, TrainAnswer, digest_of
 from tests.privacy.ledgers import SITE, steward_ledger
 
@@ -427,3 +435,14 @@ def test_another_ledger_than_the_sites_own_is_refused(tmp_path: Path, plan: Priv
     with pytest.raises(LedgerError) as caught:
         books(replace(tried_out, workstation=False), plan, rules).reserve()
     assert caught.value.reason == "LEDGER_FOREIGN"
+
+
+def test_a_reason_that_comes_again_and_again_does_not_fill_the_disk(tmp_path: Path) -> None:
+    at = site(tmp_path)
+    for _ in range(MOST_NOTED + 50):
+        note_refusal(at, "again and again", JobError("x" * 20_000, reason="NOT_ADMITTED"))
+    note_refusal(at, "again and again", JobError("another", reason="KIT_CHANGED"))
+    lines = list(audit_log_of(at).read())
+    assert [line["reason"] for line in lines] == ["NOT_ADMITTED"] * MOST_NOTED + ["KIT_CHANGED"]
+    assert [bool(line.get("further")) for line in lines].index(True) == MOST_NOTED - 1
+    assert max(len(line["detail"]) for line in lines) == LONGEST_DETAIL

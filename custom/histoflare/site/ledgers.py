@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -13,6 +14,10 @@ from histoflare.privacy.ledger import STEWARD, Ledger
 from histoflare.site.configuration import SiteConfiguration
 
 AUDIT_FILE = "audit.jsonl"
+
+MOST_NOTED = 100
+LONGEST_DETAIL = 10_000
+_noted: Counter[tuple[str, str]] = Counter()
 
 
 def open_ledger(configuration: SiteConfiguration) -> Ledger:
@@ -91,9 +96,20 @@ def audit_log_of(configuration: SiteConfiguration) -> AuditLog:
 
 
 def note_refusal(configuration: SiteConfiguration, run: str, error: HistoflareError) -> None:
-    """Write why nothing left into the site's audit log; a full disk is no reason to say more."""
+    """Write why nothing left into the site's audit log; a full disk is no reason to say more.
+
+    A server that asks for what is refused again and again may not fill the disk with it: of one reason in one run a
+    process writes :data:`MOST_NOTED` lines.
+    """
+    kind = (run, error.reason)
+    _noted[kind] += 1
+    if _noted[kind] > MOST_NOTED:
+        return
+    last = {"further": "not noted"} if _noted[kind] == MOST_NOTED else {}
     with suppress(LedgerError):
-        audit_log_of(configuration).write("refused", run=run, reason=error.reason, detail=str(error))
+        audit_log_of(configuration).write(
+            "refused", run=run, reason=error.reason, detail=str(error)[:LONGEST_DETAIL], **last
+        )
 
 
 def ledger_holds(configuration: SiteConfiguration, sha256: str) -> bool:
