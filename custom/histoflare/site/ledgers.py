@@ -98,8 +98,8 @@ def audit_log_of(configuration: SiteConfiguration) -> AuditLog:
 def note_refusal(configuration: SiteConfiguration, run: str, error: HistoflareError) -> None:
     """Write why nothing left into the site's audit log; a full disk is no reason to say more.
 
-    A server that asks for what is refused again and again may not fill the disk with it: of one reason in one run a
-    process writes :data:`MOST_NOTED` lines.
+    A server that asks for what is refused again and again may not fill the disk with it: of one reason in one
+    run a process writes :data:`MOST_NOTED` lines.
     """
     kind = (run, error.reason)
     _noted[kind] += 1
