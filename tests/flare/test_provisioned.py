@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,8 +33,8 @@ from histoflare.flare.kits import Kits, kit_environment
 from histoflare.flare.poc import COMPLETED, Federation
 from histoflare.flare.result import read_result
 from histoflare.privacy.policy import POLICIES
-from histoflare.site.configuration import SiteConfiguration, write_site_file
-from histoflare.site.ledgers import open_ledger
+from histoflare.site.configuration import SiteConfiguration, read_site_file, write_site_file
+from histoflare.site.ledgers import audit_log_of, open_ledger
 from histoflare.storage import write_json
 from tests.privacy.ledgers import steward_ledger
 
@@ -251,6 +252,23 @@ def test_a_site_whose_kit_was_changed_refuses_the_next_job(running: Provisioned)
     rows = running.rows(job_id)
     assert [row["taking_part"] for row in rows] == [["clinic-a"]] * 2
     assert [row["refused"] for row in rows] == [{"clinic-b": "KIT_CHANGED"}] * 2
+
+
+def test_a_site_that_names_no_ledger_takes_no_job_and_is_told_what_to_do(running: Provisioned) -> None:
+    job = write_variant(running.job, running.folder / "no-ledger", {"min_clients": 1, "late_seconds": 1})
+    file = running.kits.kit("clinic-b") / "local" / "histoflare.toml"
+    kept, where = file.read_text(), read_site_file(file, "clinic-b")
+    file.write_text(re.sub(r"^ledger.*\n", "", kept, flags=re.MULTILINE))
+    try:
+        job_id = running.federation.admin.submit(job)
+        assert running.federation.follow(job_id, timeout_s=120) == COMPLETED
+    finally:
+        file.write_text(kept)
+    rows = running.rows(job_id)
+    assert [row["taking_part"] for row in rows] == [["clinic-a"]] * 2
+    assert [row["refused"] for row in rows] == [{"clinic-b": "LEDGER_MISSING"}] * 2
+    (first, *_) = audit_log_of(replace(where, ledger=None, ledger_key=None)).read()
+    assert first["reason"] == "LEDGER_MISSING" and "ledger create" in first["detail"]
 
 
 def replace_resources(kit: Path) -> None:
