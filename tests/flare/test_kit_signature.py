@@ -322,6 +322,34 @@ class TestEarlierJobs:
             require_signed_kit(kit)
 
 
+def test_a_hard_link_counts_by_its_bytes(kit: Path, tmp_path: Path) -> None:
+    """Whoever has the other name of the file can change it, and that is seen at the next start or job."""
+    path, other = kit / "local" / "privacy.json", tmp_path / "elsewhere.json"
+    path.rename(other)
+    path.hardlink_to(other)
+    verify_kit(kit)
+    other.write_text(other.read_text() + " ")
+    assert "changed: local/privacy.json" in refusal(kit)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o777, 0o4755])
+def test_modes_are_the_site_s_own(kit: Path, mode: int) -> None:
+    """FLARE's scripts call every other file by an interpreter: no mode makes one of them run."""
+    for path in (kit / "local" / "privacy.json", kit / "startup" / "fed_client.json"):
+        path.chmod(mode)
+    verify_kit(kit)
+
+
+@pytest.mark.parametrize("folder", ["startup", "local"])
+def test_parts_of_two_kits_are_no_kit(kit: Path, tmp_path: Path, ours: Authority, folder: str) -> None:
+    other = ours.write_kit(tmp_path / "other")
+    (other / "local" / "privacy.json").write_text('{"scopes": []}')
+    sign_kit(other, ours.key)
+    shutil.rmtree(kit / folder)
+    shutil.copytree(other / folder, kit / folder)
+    assert "changed: local/privacy.json" in refusal(kit)
+
+
 def test_every_fault_is_listed(kit: Path) -> None:
     (kit / "local" / "policy_open.toml").write_text("")
     (kit / "local" / "privacy.json").unlink()
