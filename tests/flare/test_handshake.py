@@ -347,6 +347,15 @@ class TestAdmissionUnderProtection:
         assert (handshake.redeem(fl_ctx) is None) == (seconds is None)
         assert handshake.refusal(fl_ctx) == reason
 
+    def test_a_new_kit_finds_what_its_patients_have_spent(self, tmp_path: Path, repository: Path) -> None:
+        first = self.site(tmp_path / "first", repository)
+        assert handshake.redeem(first.admit("train")) is not None
+        for kit in ("second", "third"):
+            site = self.site(tmp_path / kit, repository, {"run": kit})
+            own = (first.kit / SITE_FILE).read_text()
+            (site.kit / SITE_FILE).write_text(own)  # as the steward carries it over
+            assert handshake.refusal(site.admit("train")) == "BUDGET_EXHAUSTED"
+
     def test_something_else_in_the_place_of_the_plan_is_refused(
         self, tmp_path: Path, repository: Path
     ) -> None:
