@@ -16,6 +16,7 @@ same table in one process. What is planted in kits and folders by hand is in ``t
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import shutil
@@ -50,6 +51,7 @@ from .hostile.archives import Around, Pack, falsely_signed, honest, hostile, ine
 pytestmark = [pytest.mark.flare, pytest.mark.slow]
 
 CHANGED = Path(__file__).parent / "hostile"
+TAP = Path(__file__).parent / "tap"
 SITES = ("clinic-a", "clinic-b")
 MOST_MORE_BYTES = 300 << 20
 PATH = "the kit's path"
@@ -235,8 +237,9 @@ class Attack:
             kit = self.federation.kits.kit(site)
             found[f"{site}: {PATH}"] = str(kit).encode()
             found[f"{site}: the kit's key"] = (kit / "startup" / "client.key").read_bytes().splitlines()[5]
-            for key in kit.rglob("ledger.key"):
-                found[f"{site}: the ledger's key"] = key.read_bytes().strip()
+            (key,) = self.folder.rglob(f"{secret('folder', site)}/**/ledger.key")
+            found[f"{site}: the ledger's key"] = key.read_bytes()
+            found[f"{site}: the ledger's head"] = key.with_name("ledger.key.head").read_bytes().split()[1]
         return found
 
     def found(self, secrets: dict[str, bytes]) -> list[tuple[str, str]]:
@@ -313,7 +316,7 @@ def attack(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterat
 def _start(made: Attack) -> None:
     _take_unsigned_jobs(made.federation.kits, SITES[0])
     environment = {
-        "PYTHONPATH": str(CHANGED),
+        "PYTHONPATH": os.pathsep.join(map(str, (CHANGED, TAP))),
         "WIRE_TAP": str(made.folder / "tap"),
         "ORDERS": str(made.folder / "orders"),
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from .leaks.leaky import WAYS, secret
 pytestmark = [pytest.mark.flare, pytest.mark.slow]
 
 LEAKS = Path(__file__).parent / "leaks"
+TAP = Path(__file__).parent / "tap"
 HONEST, GUARDED, OPEN = "clinic-a", "clinic-b", "clinic-c"
 ROUNDS = 5
 TO_FED_EVENT = "nvflare.app_common.widgets.convert_to_fed_event.ConvertToFedEvent"
@@ -92,7 +94,9 @@ def received(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iter
         write_json(federation.kits.kit(OPEN) / "local" / "resources.json.default", resources)
         for site in sites:
             federation.kits.sign(site)
-        federation.start(environment={"PYTHONPATH": str(LEAKS), "WIRE_TAP": str(tap), "ANY_JOB": "1"})
+        federation.start(
+            environment={"PYTHONPATH": f"{LEAKS}{os.pathsep}{TAP}", "WIRE_TAP": str(tap), "ANY_JOB": "1"}
+        )
         job_id = federation.admin.submit(job)
         status = federation.follow(job_id, timeout_s=240)
         result = federation.admin.download(job_id, folder / "download")

@@ -200,7 +200,6 @@ def show_plan(
             )
         _say_refusal(refusal)
         raise typer.Exit(0 if refusal is None else 3)
-    read.plan.check_task(read.task)
     weights = count_sent_by_job(read.strategy, read.task)
     found = preview(
         configuration, rules, read.plan, read.rounds, weights, list(read.task.labels), read.task.data

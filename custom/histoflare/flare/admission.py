@@ -65,7 +65,6 @@ class Admission(Filter):
                 )
             if task == TRAIN:
                 check_strategy(admitted.policy, admitted.books.plan, job.strategy)
-                admitted.books.plan.check_task(job.task)
                 admitted.books.reserve()  # the whole job, before its first gradient
             elif admitted.policy.protection is not None and job.answer_seconds is None:
                 raise JobError(

@@ -13,22 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-
-def _tap() -> None:
-    import nvflare.fuel.f3.cellnet.core_cell as core_cell
-
-    received = core_cell.CoreCell._process_received_msg
-    file = Path(os.environ["WIRE_TAP"]) / f"{os.getpid()}.bin"
-
-    def process(self, endpoint, connection, message):  # type: ignore[no-untyped-def]
-        payload = message.payload
-        if not isinstance(payload, (bytes, bytearray, memoryview)):
-            payload = repr(payload).encode()
-        with file.open("ab") as out:
-            out.write(repr(message.headers).encode() + b"\n" + bytes(payload) + b"\n")
-        return received(self, endpoint, connection, message)
-
-    core_cell.CoreCell._process_received_msg = process
+from wire_tap import tap
 
 
 def _obey() -> None:
@@ -101,9 +86,7 @@ def _ask_something_else() -> None:
     server_runner.ServerRunner.process_task_request = process
 
 
-if any("nvflare.private.fed.app.server" in part for part in sys.orig_argv):
-    if os.environ.get("WIRE_TAP"):
-        _tap()
-    if os.environ.get("ORDERS"):
-        _obey()
-        _ask_something_else()
+if os.environ.get("ORDERS") and any("nvflare.private.fed.app.server" in part for part in sys.orig_argv):
+    _obey()
+    _ask_something_else()
+tap()

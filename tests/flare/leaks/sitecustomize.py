@@ -1,30 +1,12 @@
-"""A tap for FLARE processes: with ``WIRE_TAP=folder`` each message a server receives is kept there.
-
-With ``ANY_JOB`` they take jobs that are none of this project.
+"""With ``ANY_JOB`` FLARE's processes take jobs that are none of this project; and a tap (``wire_tap``).
 
 Python imports a module of this name at its start, if it is on the path.
 """
 
 import os
 import sys
-from pathlib import Path
 
-
-def _tap() -> None:
-    import nvflare.fuel.f3.cellnet.core_cell as core_cell
-
-    received = core_cell.CoreCell._process_received_msg
-    file = Path(os.environ["WIRE_TAP"]) / f"{os.getpid()}.bin"
-
-    def process(self, endpoint, connection, message):  # type: ignore[no-untyped-def]
-        payload = message.payload
-        if not isinstance(payload, (bytes, bytearray, memoryview)):
-            payload = repr(payload).encode()
-        with file.open("ab") as out:
-            out.write(repr(message.headers).encode() + b"\n" + bytes(payload) + b"\n")
-        return received(self, endpoint, connection, message)
-
-    core_cell.CoreCell._process_received_msg = process
+from wire_tap import tap
 
 
 def _take_any_job() -> None:
@@ -45,5 +27,4 @@ def _take_any_job() -> None:
 
 if os.environ.get("ANY_JOB") and any("nvflare.private.fed.app" in part for part in sys.orig_argv):
     _take_any_job()
-if os.environ.get("WIRE_TAP") and any("nvflare.private.fed.app.server" in part for part in sys.orig_argv):
-    _tap()
+tap()
