@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histoflare.bags.bag import BAG_VERSION, Bag, BagHeader, read_bag, read_header_and_count
-from histoflare.bags.encoder import Encoder
 from histoflare.bags.folder import (
     PrepareReport,
     RowResult,
@@ -28,6 +27,7 @@ from histoflare.bags.folder import (
     strangers,
     writing_to,
 )
+from histoflare.bags.network_encoder import Encoder
 from histoflare.bags.patches import MosaicPatchDataset, iterate_batches
 from histoflare.errors import BagError, EncoderError, SlideError
 from histoflare.slides.files import SlideFingerprint, fingerprint, slide_files
@@ -213,7 +213,7 @@ def _make(run: Preparation, row: ManifestRow, plan: Planned) -> RowResult:
         mosaic=run.parameters.to_json(),
         encoder=run.encoder.id,
         features=run.encoder.features,
-        preprocessing=run.encoder.preprocessing and run.encoder.preprocessing.to_json(),
+        preprocessing=None if run.encoder.preprocessing is None else run.encoder.preprocessing.to_json(),
         given_mpp=plan.slide.mpp if plan.slide.info.mpp_source == "given" else None,
         patch_mpp=run.parameters.mpp,
         patch_px=run.parameters.patch_px,

@@ -171,6 +171,13 @@ class MemTask:
         """The model, as a site's policy lists it."""
         return MODEL_NAME
 
+    @property
+    def mosaic(self) -> dict[str, Any] | None:
+        """How slides are cut for the model, as far as the consortium agreed; None if it left that open."""
+        if self.mpp is None or self.patch_px is None:
+            return None
+        return {"mpp": self.mpp, "patch_px": self.patch_px}
+
     def to_json(self) -> dict[str, Any]:
         """Return the arguments that make this task again, as plain JSON."""
         return {**asdict(self), "labels": list(self.labels)}

@@ -14,7 +14,7 @@ from histoflare.commands.options import DEMO_JOB, EPSILONS_HELP, RUNTIME_HELP, R
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from histoflare.bags.encoder import Encoder
+    from histoflare.bags.network_encoder import Encoder
     from histoflare.flare.job import Job
     from histoflare.site.configuration import SiteConfiguration
     from histoflare.slides.mosaic import MosaicParameters

@@ -15,6 +15,7 @@ from histoflare.commands.runtimes import Experiment, Federated, federate
 from histoflare.commands.sites import EXTERNAL
 from histoflare.errors import HistoflareError
 from histoflare.flare.job import Job
+from histoflare.model_file import MODEL_FILE, save_model
 from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.privacy.protocol import digest as protocol_digest
 from histoflare.report.budgets import budget_entry
@@ -32,7 +33,6 @@ from histoflare.storage import write_json
 
 REPORT_FILE = "report.json"
 PAGE_FILE = "report.html"
-MODEL_FILE = "model.safetensors"
 
 EPSILONS = (1.0, 3.0, 8.0)
 """Budgets a job with a privacy plan is tried at besides its own, and beside no protection."""
@@ -105,7 +105,14 @@ def run_experiment(
         "seed": job.seed,
         "sites": sorted(report["sites"]),
     }
-    _save_model(out / MODEL_FILE, job, federated.state, cohorts, training)
+    save_model(
+        out / MODEL_FILE,
+        job.strategy.personalize(federated.state, {}),
+        job.task,
+        mosaic=None if job.task.data == "images" else _mosaic(cohorts),
+        protocol_sha256=protocol_digest(job.protocol),
+        training=training,
+    )
     write_json(out / REPORT_FILE, report, public=True)
     write_page(report, out / PAGE_FILE)
     return Outcome(report, {**cohorts, **outside}, federated)
@@ -232,21 +239,6 @@ def _other_plans(job: Job, epsilons: Sequence[float]) -> list[PrivacyPlan]:
         if plan != job.plan:
             plans.append(plan)
     return [*plans, Open()]
-
-
-def _save_model(
-    path: Path, job: Job, state: State, cohorts: Mapping[str, Any], training: Mapping[str, Any]
-) -> None:
-    """Write the model file of a run."""
-    whole = job.strategy.personalize(state, {})
-    if job.task.data == "images":
-        from histoflare.masks.model_file import save_mask_model
-
-        save_mask_model(path, whole, job.task, training=training)
-    else:
-        from histoflare.bags.model_file import save_model
-
-        save_model(path, whole, job.task, mosaic=_mosaic(cohorts), training=training)
 
 
 def _mosaic(cohorts: Mapping[str, Any]) -> dict[str, Any] | None:

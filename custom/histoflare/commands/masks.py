@@ -194,17 +194,25 @@ def pretrained(
     from histoflare.errors import JobError
     from histoflare.flare.job import read_job
     from histoflare.masks.checkpoints import load_pretrained
-    from histoflare.masks.model_file import save_mask_model
+    from histoflare.model_file import save_model
+    from histoflare.privacy.protocol import digest
 
     check_outputs([out], [path for path in (job, swin, convnext) if path is not None])
-    task = read_job(job).task
+    read = read_job(job)
+    task = read.task
     if swin is None and convnext is None:
         raise JobError("Give --swin, --convnext or both.")
     if task.data != "images":
         raise JobError(f"{job}: does not segment.")
     network = task.build_model()
     loaded = load_pretrained(network, swin=swin, convnext=convnext)
-    save_mask_model(out, network.state_dict(), task, training={"pretrained": "ImageNet"})
+    save_model(
+        out,
+        network.state_dict(),
+        task,
+        protocol_sha256=digest(read.protocol),
+        training={"pretrained": "ImageNet"},
+    )
     console.print(
         f"{out}: {loaded.swin} tensors of Swin-T, {loaded.convnext} of ConvNeXt-T",
         highlight=False,

@@ -20,6 +20,8 @@ class Runtime(StrEnum):
     INPROCESS = "inprocess"
 
 
+MODEL_HELP = "A model file, or the folder of a run or of a consortium's download with one."
+
 EPSILONS_HELP = (
     "Budgets (ε, separated by commas) at which a protected job is tried too, in this process, to show what "
     'protection costs; "" for none.'

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from histoflare.commands.console import console, make_table, out, print_json, progress
+from histoflare.commands.options import MODEL_HELP
 from histoflare.commands.outputs import check_outputs
 from histoflare.commands.slide import MPP_HELP
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from histoflare.masks.segmenter import SegmentedSlide
     from histoflare.masks.task import MaskTask
     from histoflare.slides.reader import Slide
-
-MODEL_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class TaskModel:
 
 def segment(
     slide: Annotated[Path, typer.Argument(help="Slide file, or the folder of a DICOM series.")],
-    model: Annotated[Path, typer.Option(help=f"A model file, or a run's folder with {MODEL_FILE}.")],
+    model: Annotated[Path, typer.Option(help=MODEL_HELP)],
     mask: Annotated[Path, typer.Option("--out", help="The mask: a pyramidal TIFF of class indices.")],
     geojson: Annotated[Path | None, typer.Option(help="Outlines of the classes for QuPath.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Picture of the slide and its classes (PNG).")] = None,
@@ -89,23 +88,25 @@ def segment(
 
     Example: histoflare segment a.svs --model demo-run --out a.mask.tiff --geojson a.geojson --overlay a.png
     """
-    from histoflare.bags.encoder import choose_device
-    from histoflare.masks.model_file import load_mask_model
-    from histoflare.masks.segmenter import segment_slide
+    from histoflare.model_file import read_model_header
     from histoflare.slides.files import fingerprint
     from histoflare.slides.reader import Slide
 
-    file = model / MODEL_FILE if model.is_dir() else model
-    check_outputs([mask, geojson, overlay], [slide, file])
-    loaded = load_mask_model(file)
-    if loaded.task.mpp is None:
+    header = read_model_header(model)
+    header.check_data("images")
+    check_outputs([mask, geojson, overlay], [slide, header.path])
+    if header.mpp is None:
         console.print(
             "note: the model does not say its resolution; the slide is taken as its finest level is",
             style="yellow",
             highlight=False,
         )
-    network = loaded.build_model().to(choose_device(device))
     with Slide(slide, mpp=mpp) as opened, progress() as bar:
+        # Loading PyTorch and the network takes seconds: what may be wrong with the slide comes before.
+        _check_slide(opened, header.mpp)
+        loaded = _load(header.path, device)
+        from histoflare.masks.segmenter import segment_slide
+
         windows = bar.add_task("windows", total=None)
 
         def write_extras(result: SegmentedSlide) -> None:
@@ -116,9 +117,9 @@ def segment(
 
         result = segment_slide(
             opened,
-            TaskModel(loaded.task, network),
+            loaded,
             mask,
-            model_id=fingerprint(file).sha256,
+            model_id=fingerprint(header.path).sha256,
             batch=batch,
             threads=threads,
             again=again,
@@ -126,6 +127,24 @@ def segment(
             also=[write_extras],
         )
     _show(result, [path for path in (mask, geojson, overlay) if path is not None], as_json=as_json)
+
+
+def _load(path: Path, device: str) -> TaskModel:
+    """Return the model in a file, on its device."""
+    from histoflare.bags.encoder import choose_device
+    from histoflare.masks.task import MaskTask
+    from histoflare.model_file import read_model_file
+
+    loaded = read_model_file(path, MaskTask)
+    return TaskModel(loaded.task, loaded.build_model().to(choose_device(device)))
+
+
+def _check_slide(slide: Slide, mpp: float | None) -> None:
+    """Raise :class:`SlideError` if the slide has no resolution, not that of the model, or no tissue."""
+    from histoflare.slides.tissue import COARSEST_MASK_MPP, MASK_PX_PER_PATCH, find_tissue
+
+    slide.l0_per_px(slide.mpp if mpp is None else mpp)
+    find_tissue(slide, um_patch=COARSEST_MASK_MPP * MASK_PX_PER_PATCH)
 
 
 def write_geojson(path: Path, slide: Slide, result: SegmentedSlide, background: str | None) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from histoflare.errors import BagError, HistoflareError, JobError, MaskError
+from histoflare.model_file import OF_STRATEGY
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan
 from histoflare.rounds.local import Correction, LocalResult, one_thread, train_locally
 from histoflare.rounds.state import (
@@ -43,7 +44,7 @@ STRATEGIES = {
     "cyclic": "histoflare.rounds.cyclic:CyclicWeightTransfer",
 }
 
-EXTRA = "strategy/"
+EXTRA = OF_STRATEGY
 """Prefix of the tensors that a strategy adds to the global state beside the model's (control variates)."""
 
 TRANSFERS = ("float32", "float16")

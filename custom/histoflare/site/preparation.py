@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from histoflare.bags.encoder import Encoder, load_encoder_of
+from histoflare.bags.encoder import load_encoder_of
 from histoflare.bags.folder import RowResult
+from histoflare.bags.network_encoder import Encoder
 from histoflare.bags.prepare import prepare
 from histoflare.bags.preprocessing import Preprocessing
 from histoflare.errors import EncoderError
