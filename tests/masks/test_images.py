@@ -184,6 +184,18 @@ def test_resolution_must_be_the_jobs(tmp_path: Path) -> None:
     assert "line 3 (i1.png): at 0.506 µm/px, the job's images are at 0.5" in refusal(path, mpp=0.5)
 
 
+def test_without_the_job_s_resolution_images_have_one_of_their_own(tmp_path: Path) -> None:
+    for index in range(2):
+        save(tmp_path / f"i{index}.png", rgb(8, 8, index))
+        save(tmp_path / f"m{index}.png", np.ones((8, 8), np.uint8))
+    path = tmp_path / "m.csv"
+    path.write_text("image,mask,patient,mpp\ni0.png,m0.png,p0,0.25\ni1.png,m1.png,p1,0.25\n")
+    assert any("mpp = 0.25" in warning for warning in load_image_cohort("site", path, LABELS).warnings)
+    assert not any("mpp" in warning for warning in load_image_cohort("site", path, LABELS, mpp=0.25).warnings)
+    path.write_text(path.read_text().replace("p1,0.25", "p1,0.5"))
+    assert "several resolutions (µm/px; site: 0.25, 0.5)" in refusal(path, mpp=None)
+
+
 def test_without_splits_patients_are_split(tmp_path: Path) -> None:
     cohort = load_image_cohort("site", write_cohort(tmp_path, count=5, split=False), LABELS)
     assert {record.patient: record.split for record in cohort.records} == {

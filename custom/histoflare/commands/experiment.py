@@ -27,7 +27,7 @@ from histoflare.rounds.comparison import Comparison, compare
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, digest, n_bytes
 from histoflare.rounds.strategy import count_sent_by_job
-from histoflare.site.data import SiteData, device_of, load_site_data, pool_site_data
+from histoflare.site.data import SiteData, check_resolutions, device_of, load_site_data, pool_site_data
 from histoflare.site.pictures import build_site_page
 from histoflare.storage import write_json
 
@@ -70,6 +70,7 @@ def run_experiment(
         HistoflareError: A site's data do not fit the job (every fault at once), or the job failed.
     """
     job = experiment.job
+    check_resolutions(job.task, experiment.sites)
     with clock.phase(f"load {job.task.data}"):
         cohorts = {site: load_site_data(site, job.task, at) for site, at in experiment.sites.items()}
         outside = {name: load_site_data(name, job.task, at) for name, at in experiment.external.items()}

@@ -20,14 +20,12 @@ from histoflare.errors import MaskError
 from histoflare.masks.image_files import class_counts, decode_mask, read_file
 from histoflare.masks.image_manifest import ImageRow, assign_image_splits, read_image_manifest
 from histoflare.masks.pixels import ImageRecord, PixelCache, ReadImage, read_record
+from histoflare.masks.resolution import agreed_mpp, is_same_mpp
 from histoflare.masks.windows import IGNORE, too_small
 
 __all__ = ["ImageCohort", "ImageRecord", "ReadImage", "load_image_cohort", "pooled_images"]
 
 CACHE_BYTES = 1 << 30
-SAME_MPP = 0.01
-"""Two resolutions this close (relative) are taken as equal."""
-
 LISTED_PROBLEMS = 20
 
 
@@ -126,8 +124,8 @@ def load_image_cohort(
         name: The site's name.
         manifest_path: The CSV of its images.
         labels: The job's class names, in its order.
-        mpp: Resolution the images must have (1 %); None takes any. An image that does not say its own is
-            taken with a warning.
+        mpp: Resolution the images must have (1 %); an image that does not say its own is taken with a
+            warning. None takes any, but one for all of them.
         window_px: Side that every image must have at least.
         cache_bytes: Pixels kept in memory.
         on_image: Told how many images are checked, and of how many.
@@ -156,6 +154,18 @@ def load_image_cohort(
                 seen[record.split] += counts
         on_image(done, len(manifest.rows))
     problems += _in_two_splits(records)
+    if mpp is None:
+        stated = [row.mpp for row in manifest.rows]
+        try:
+            agreed = agreed_mpp({name: stated})
+        except MaskError as error:
+            problems.append(str(error))
+        else:
+            if agreed is not None:
+                warnings.append(
+                    f"no resolution is asked for, and every image is at {agreed:g} µm/px: name it in the "
+                    f"job's protocol.toml (mpp = {agreed:g}), or its model will not know its scale"
+                )
     if problems:
         listed = "".join(f"\n  {problem}" for problem in problems[:LISTED_PROBLEMS])
         more = len(problems) - LISTED_PROBLEMS
@@ -242,7 +252,7 @@ def _mpp_problems(row: ImageRow, mpp: float | None, where: str, unsaid: list[str
     if row.mpp is None:
         unsaid.append(where)
         return []
-    if abs(row.mpp - mpp) > SAME_MPP * mpp:
+    if not is_same_mpp(row.mpp, mpp):
         return [f"{where}: at {row.mpp:g} µm/px, the job's images are at {mpp:g}: import it at that"]
     return []
 

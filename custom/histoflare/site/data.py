@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -118,6 +118,22 @@ def pool_site_data(task: Task, cohorts: Sequence[Any], name: str = "pooled") -> 
     from histoflare.bags.cohort import pooled
 
     return pooled(cohorts, name)
+
+
+def check_resolutions(task: Any, sites: Mapping[str, SiteConfiguration]) -> None:
+    """Refuse images of several resolutions, at one site or at several, where the task names none.
+
+    It reads what the manifests say, and opens no image.
+
+    Raises:
+        MaskError: They are not of one resolution (COHORT_INVALID).
+    """
+    if task.data != IMAGES or task.mpp is not None:
+        return
+    from histoflare.masks.resolution import agreed_mpp, read_stated_mpps
+
+    manifests = {site: where.images for site, where in sites.items() if where.images is not None}
+    agreed_mpp(read_stated_mpps(manifests))
 
 
 def device_of(task: Any, configuration: SiteConfiguration) -> str:
