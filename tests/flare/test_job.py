@@ -34,9 +34,23 @@ from histoflare.privacy.budget import Budget
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.privacy.protocol import digest
 from histoflare.rounds.strategy import STRATEGIES
+from histoflare.slides.splits import SplitRule
 
 JOBS = sorted((Path(__file__).resolve().parents[2] / "jobs").iterdir())
 FEDAVG = next(job for job in JOBS if job.name == "mem_fedavg")
+
+
+def test_folds_stand_in_place_of_the_share(tmp_path: Path) -> None:
+    job = try_variant(FEDAVG, parse_settings(["protocol.split.folds=5", "protocol.split.fold=2"]))
+    assert job.split == SplitRule(None, folds=5, fold=2)
+    both = ["protocol.split.test_fraction=0.3", "protocol.split.folds=5", "protocol.split.fold=2"]
+    assert try_variant(FEDAVG, parse_settings(both)).split == SplitRule(0.3, folds=5, fold=2)
+    changed = try_variant(FEDAVG, parse_settings(["protocol.split.test_fraction=0.3"]))
+    assert changed.split == SplitRule(0.3)
+    assert digest(changed.protocol) != digest(read_job(FEDAVG).protocol)
+    for setting in ("protocol.split.seed=1", "protocol.split.test_fraction=0.25", "protocol.split.folds=5"):
+        with pytest.raises(JobError, match="The protocol's split must have"):
+            try_variant(FEDAVG, parse_settings([setting]))
 
 
 def test_there_are_jobs() -> None:

@@ -96,7 +96,11 @@ def full_report(**changes: Any) -> dict[str, Any]:
         "privacy": "Updates leave as they are: no clipping, no noise, nothing booked, ε = ∞.",
         "seconds": {"make slides": 42.5, "prepare bags": 95.25, "federated rounds": 151.0},
         "model_sha256": "5f" * 32,
-        "protocol": {"metric": "balanced_accuracy", "split": {"unit": "patient"}, "sha256": "ab" * 32},
+        "protocol": {
+            "metric": "balanced_accuracy",
+            "split": {"unit": "patient", "test_fraction": 0.2, "seed": 0},
+            "sha256": "ab" * 32,
+        },
         "evaluated_at_sites": {
             "graz": {"auc": 0.871, "auc_low": 0.8, "auc_high": 0.93, "n_patients": 11, "n_slides": 21}
         },

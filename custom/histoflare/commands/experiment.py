@@ -71,8 +71,12 @@ def run_experiment(
     """
     job = experiment.job
     with clock.phase(f"load {job.task.data}"):
-        cohorts = {site: load_site_data(site, job.task, at) for site, at in experiment.sites.items()}
-        outside = {name: load_site_data(name, job.task, at) for name, at in experiment.external.items()}
+        cohorts = {
+            site: load_site_data(site, job.task, at, job.split) for site, at in experiment.sites.items()
+        }
+        outside = {
+            name: load_site_data(name, job.task, at, job.split) for name, at in experiment.external.items()
+        }
         external = pool_site_data(job.task, list(outside.values()), EXTERNAL) if outside else None
         for site, cohort in cohorts.items():
             for warning in cohort.warnings:
