@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from histoflare.commands.console import console, make_table, out, print_json, progress
+from histoflare.commands.options import PLANE_HELP, PlaneName
 from histoflare.commands.outputs import check_outputs
 from histoflare.commands.slide import MPP_HELP
 from histoflare.errors import JobError
@@ -37,6 +38,7 @@ def classify(
     overlay: Annotated[
         Path | None, typer.Option(help="Picture of the slide and what the model attends to (PNG).")
     ] = None,
+    plane: Annotated[PlaneName, typer.Option(help=PLANE_HELP)] = PlaneName.BOUNDS,
     mpp: Annotated[float | None, typer.Option(help=MPP_HELP)] = None,
     weights: Annotated[Path | None, typer.Option(help="Weight file of the model's encoder.")] = None,
     weights_sha256: Annotated[str | None, typer.Option(help="SHA-256 the weight file must have.")] = None,
@@ -92,7 +94,8 @@ def classify(
                 "colours_end_at": limit,
             }
             corners = [(patch.l0_x_px, patch.l0_y_px) for patch in mosaic.candidates]
-            _write(opened, np.array(corners, np.int64), mosaic.l0_patch_px, relative, limit, heatmap, overlay)
+            l0_coords = np.array(corners, np.int64)
+            _write(opened, l0_coords, mosaic.l0_patch_px, relative, limit, heatmap, overlay, plane)
     if as_json:
         print_json(answer)
         return
@@ -149,6 +152,7 @@ def _write(
     limit: float,
     heatmap: Path | None,
     overlay: Path | None,
+    plane: PlaneName,
 ) -> None:
     """Write the heat map and the picture that are wanted."""
     from tempfile import TemporaryDirectory
@@ -157,15 +161,15 @@ def _write(
     from histoflare.site.pictures import attention_levels
     from histoflare.slides.mask_overlay import add_attention_legend
     from histoflare.slides.overlay import draw_attention, read_picture
+    from histoflare.slides.planes import plane_of
     from histoflare.storage import atomic_path, make_folder
 
     levels = attention_levels(relative, limit)
     if heatmap is not None:
         make_folder(heatmap.parent)
         with TemporaryDirectory(dir=heatmap.parent, prefix=".heat.") as scratch:
-            write_heat(
-                heatmap, levels, l0_coords, l0_patch_px, slide.info.l0_size_px, slide.mpp, Path(scratch)
-            )
+            covered = plane_of(slide.info, plane.value)
+            write_heat(heatmap, levels, l0_coords, l0_patch_px, covered, slide.mpp, Path(scratch))
     if overlay is not None:
         base = read_picture(slide)
         picture = draw_attention(base, l0_coords, l0_patch_px, levels)

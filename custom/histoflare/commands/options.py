@@ -20,6 +20,18 @@ class Runtime(StrEnum):
     INPROCESS = "inprocess"
 
 
+class PlaneName(StrEnum):
+    """From which corner of a slide pixels are counted (``slides.planes``)."""
+
+    BOUNDS = "bounds"
+    LEVEL0 = "level0"
+
+
+PLANE_HELP = (
+    "Part of the slide to cover: bounds, the scanned area, as QuPath shows it; level0, the whole slide, as "
+    "OpenSlide, ASAP and HALO count. They differ on Mirax and Leica slides."
+)
+
 EPSILONS_HELP = (
     "Budgets (ε, separated by commas) at which a protected job is tried too, in this process, to show what "
     'protection costs; "" for none.'
