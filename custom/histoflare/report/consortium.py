@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from histoflare.report.bounds import models_of, name_model
+from histoflare.report.bounds import name_model
+from histoflare.report.charts import MODELS, UNPROTECTED
 from histoflare.report.figures import CLASSIFICATION, Kind, kind_of
 from histoflare.report.guarantee import build_guarantee
 from histoflare.report.guarantee_words import say_guarantee
@@ -223,8 +224,11 @@ def _named_sites(facts: RunFacts, comparison: Comparison, rows: Sequence[Mapping
 
 
 def results_table(report: Mapping[str, Any]) -> Table:
-    """Return the report's figures as a table: per cohort, the local, federated and pooled model."""
-    kind, models = kind_of(report), models_of(report)
+    """Return the report's figures as a table: per cohort, the local, federated and pooled model.
+
+    Below it stand the bounds without noise, beside a protected run.
+    """
+    kind, models = kind_of(report), MODELS
     table = Table(
         title=f"{report['job']}: {report['rounds']} rounds, {report['runtime']}, seed {report['seed']}"
     )
@@ -254,6 +258,9 @@ def results_table(report: Mapping[str, Any]) -> Table:
         void = guarantee["seeded_noise"]
         table.caption.append(f" {say_guarantee(guarantee)}", style="bold red" if void else "")
         table.caption.append(f" {guarantee['published_note']}" if guarantee["published_note"] else "")
+    if report.get("pooled_unprotected"):
+        free = (f"{name_model(report, each)} {_mean(own_models(report, each), kind)}" for each in UNPROTECTED)
+        table.caption.append(f" On all sites' patients, with the same clip and no noise: {'; '.join(free)}.")
     return table
 
 
@@ -275,8 +282,8 @@ def own_models(
 
 
 def _heading(report: Mapping[str, Any], model: str, kind: Kind) -> str:
-    """Return a column's heading, in short lines: 80 columns hold five models."""
-    name = name_model(report, model).replace(" (", "\n").replace(")", "").replace(", ", "\n")
+    """Return a column's heading, the model's ε in a line of its own."""
+    name = name_model(report, model).replace(" (", "\n").replace(")", "")
     return f"{name}\n{kind.pair_heading}"
 
 

@@ -110,7 +110,7 @@ def _result(report: Mapping[str, Any], local: Sequence[Mapping[str, Any]], metri
         others.append(f"a model trained on {place} {say_figure(pooled, metric)}")
     text += f"; there {' and '.join(others)}." if others else "."
     free = report.get("pooled_unprotected")
-    if _known(free, metric):
+    if free and _known(free, metric):
         text += f" Without noise the model trained on {place} reaches {say_figure(free, metric)}."
     external = report["external"]
     if external and _known(external, metric):

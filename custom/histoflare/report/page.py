@@ -205,14 +205,16 @@ def _interval_chart(report: Mapping[str, Any], metric: str) -> Markup:
 
 
 def _elsewhere(report: Mapping[str, Any]) -> list[Group]:
-    """Return each site's own model, on its own patients, on all sites' and on the external cohort."""
+    """Return each site's own models, on its own patients, on all sites' and on the external cohort."""
     groups = []
-    for name, everywhere in report["local_on_all_sites"].items():
-        own = report["sites"].get(name, {}).get("local")
-        rows = [Row("its own test patients", own), Row("all sites' test patients", everywhere)]
-        if f"local/{name}" in report["external_other_models"]:
-            rows.append(Row("external cohort", report["external_other_models"][f"local/{name}"]))
-        groups.append(Group(f"Model of {name} alone", "", rows))
+    for model in (each for each in models_of(report) if each.startswith("local")):
+        for name, everywhere in report[f"{model}_on_all_sites"].items():
+            own = report["sites"].get(name, {}).get(model)
+            rows = [Row("its own test patients", own), Row("all sites' test patients", everywhere)]
+            if f"{model}/{name}" in report["external_other_models"]:
+                rows.append(Row("external cohort", report["external_other_models"][f"{model}/{name}"]))
+            end = ", unprotected" if model != "local" else ""
+            groups.append(Group(f"Model of {name} alone{end}", "", rows))
     return groups
 
 

@@ -175,7 +175,8 @@ def train_alone(
 ) -> State:
     """Return the model that ``data`` alone give: a federation of one site, called ``name``."""
     alone = _alone(strategy)
-    state, kept = alone.begin(model_state(task.build_model())), {}
+    state = alone.begin(model_state(task.build_model()))
+    kept: State = {}
     for index, steps in enumerate(course.steps):
         if not steps:
             continue
