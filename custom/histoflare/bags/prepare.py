@@ -213,6 +213,7 @@ def _make(run: Preparation, row: ManifestRow, plan: Planned) -> RowResult:
         mosaic=run.parameters.to_json(),
         encoder=run.encoder.id,
         features=run.encoder.features,
+        preprocessing=run.encoder.preprocessing and run.encoder.preprocessing.to_json(),
         given_mpp=plan.slide.mpp if plan.slide.info.mpp_source == "given" else None,
         patch_mpp=run.parameters.mpp,
         patch_px=run.parameters.patch_px,

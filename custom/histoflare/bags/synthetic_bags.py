@@ -89,6 +89,7 @@ def _make_bag(target: Path, slide: PlannedSlide, encoder: Encoder, seed: int, fi
         mosaic=None,
         encoder=encoder.id,
         features=encoder.features,
+        preprocessing=encoder.preprocessing and encoder.preprocessing.to_json(),
         source=f"histoflare synthetic, {field.patches} patches, seed {seed}",
         patch_mpp=field.mpp,
         patch_px=field.patch_px,

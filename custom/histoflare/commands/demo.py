@@ -141,7 +141,7 @@ def _choose_job(
 
     Its labels are those of the manifests, where these are others.
     """
-    from histoflare.bags.encoder import load_encoder
+    from histoflare.bags.encoder import load_encoder, load_encoder_of
     from histoflare.commands.runtimes import EVALUATION_JOBS
     from histoflare.errors import JobError
     from histoflare.flare.job import read_job
@@ -151,7 +151,11 @@ def _choose_job(
 
     job = read_job(folder)
     spec, weights, sha256 = wanted_encoder
-    encoder = load_encoder(spec or job.task.encoder.rpartition(":")[0], weights, sha256)
+    probe_px = changes["task.patch_px"] or job.task.patch_px
+    if spec is None:
+        encoder = load_encoder_of(job.task.encoder, weights, sha256, probe_px=probe_px)
+    else:
+        encoder = load_encoder(spec, weights, sha256, probe_px=probe_px)
     found = sorted({label for path in manifests.values() for label in read_manifest(path).labels})
     if set(found) != set(job.task.labels):
         changes["task.labels"] = found

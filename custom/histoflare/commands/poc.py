@@ -121,7 +121,7 @@ def _configure(
 
 def _made_up(folder: Path, job_folder: Path) -> dict[str, SiteConfiguration]:
     """Return made-up sites with the bags that a job wants; those that are there are kept."""
-    from histoflare.bags.encoder import load_encoder
+    from histoflare.bags.encoder import load_encoder_of
     from histoflare.bags.synthetic_bags import FieldParameters, make_bags
     from histoflare.flare.job import read_job
     from histoflare.slides.synthetic import SyntheticCohort
@@ -131,7 +131,7 @@ def _made_up(folder: Path, job_folder: Path) -> dict[str, SiteConfiguration]:
         raise JobError(f"{job_folder}: trains on {task.data}; give your own with --sites.")
     cohort = SyntheticCohort(slides_per_hospital=MADE_UP_SLIDES)
     field = FieldParameters(MADE_UP_PATCHES, task.patch_px, task.mpp)
-    encoder = load_encoder(task.encoder.rpartition(":")[0])
+    encoder = load_encoder_of(task.encoder)
     with progress() as bars:
         bar = bars.add_task("made-up bags", total=None)
         make_bags(

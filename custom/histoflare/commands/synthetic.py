@@ -76,7 +76,7 @@ def bags(
     each, more = divmod(count, hospitals + external)
     cohort = SyntheticCohort(hospitals, external, each, each + more, seed=seed)
     field = FieldParameters(patches, patch_px, mpp)
-    network = load_encoder(encoder, weights, weights_sha256, device)
+    network = load_encoder(encoder, weights, weights_sha256, device, probe_px=patch_px)
     _show(_with_bar("bags", lambda tick: make_bags(out, network, cohort, field, tick)), as_json)
 
 
