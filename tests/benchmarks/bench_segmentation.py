@@ -42,7 +42,7 @@ from histoflare.masks.importers.nuclei import LABELS, import_nuclei
 from histoflare.masks.task import MaskTask
 from histoflare.privacy.accountant import epsilon
 from histoflare.privacy.plan import UpdateNoise
-from histoflare.rounds.bounds import train_local_only, train_pooled
+from histoflare.rounds.bounds import POOLED, plan_bounds, train_alone
 from histoflare.rounds.evaluation import evaluate
 from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import predict
@@ -134,10 +134,15 @@ def run(work: Work) -> tuple[Work, dict[str, Row]]:
     started = time.perf_counter()
     states: Mapping[str, State]
     if work.arm == "local":
-        states = train_local_only(task, sites, work.rounds, work.seed)
+        courses = plan_bounds(task, sites, FedAvg("uniform"), work.rounds, work.seed).local
+        states = {
+            site: train_alone(task, sites[site], course, FedAvg("uniform"), work.seed, name=site)
+            for site, course in courses.items()
+        }
     elif work.arm == "pooled":
-        longer = replace(task, local_steps=STEPS * len(sites))
-        states = {"pooled": train_pooled(longer, pooled_images(list(sites.values())), work.rounds, work.seed)}
+        course = plan_bounds(task, sites, FedAvg("uniform"), work.rounds, work.seed).pooled
+        data = pooled_images(list(sites.values()))
+        states = {POOLED: train_alone(task, data, course, FedAvg("uniform"), work.seed, name=POOLED)}
     elif work.arm == "untrained":
         states = {"untrained": model_state(task.build_model())}
     else:

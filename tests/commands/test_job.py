@@ -39,7 +39,7 @@ def test_a_variant_for_some_sites(tmp_path: Path, repository: Path) -> None:
         (["--sites", "../x,c"], "names of sites"),
         (["--sites", "a,a"], "each once"),
         (["--sites", "server,a"], "names of sites"),
-        (["--sites", "a"], "names 1, and the job needs 2"),
+        (["--sites", "a"], "names 1, and the job needs updates of 2"),
         (["--set", "purpose.x=1"], "no table"),
         (["--set", "protocol=5"], "protocol: not a variable"),
         (["--model", "nowhere.safetensors"], "no model file"),
@@ -99,8 +99,8 @@ class TestSubmit:
         monkeypatch.setattr(Admin, "status", status)
         monkeypatch.setattr(admin_module, "STATUS_SECONDS", 0.0)
         seen: list[str] = []
-        assert Admin("lead", tmp_path).wait("job", seen.append) == "FINISHED:COMPLETED"
+        assert Admin("lead", tmp_path).wait("job", 60.0, seen.append) == "FINISHED:COMPLETED"
         assert seen == ["SUBMITTED", "RUNNING", "FINISHED:COMPLETED"]
         monkeypatch.setattr(admin_module, "LOST_SECONDS", 0.0)
         with pytest.raises(HistoflareError, match="no answer"):
-            Admin("lead", tmp_path).wait("job")
+            Admin("lead", tmp_path).wait("job", 60.0)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from histoflare.commands import manifest, mosaic, slide
 from histoflare.errors import ManifestError, SlideError
 from histoflare.slides.mosaic import Mosaic
-from histoflare.slides.table import role_of
+from histoflare.slides.splits import SplitRule
 
 app = typer.Typer()
 app.add_typer(slide.app, name="slide")
@@ -106,7 +106,7 @@ def test_manifest_check_says_who_is_for_testing_without_a_split_column(tmp_path:
     names = [f"p{index}" for index in range(40)]
     path.write_text("slide,patient,label\n" + "".join(f"{n}.svs,{n},{'xy'[n < 'p2']}\n" for n in names))
     found = json.loads(run("manifest", "check", path, "--no-files", "--json"))
-    tested = sum(role_of(name, 0.2, 0) == "test" for name in names)
+    tested = sum(SplitRule().role_of(name) == "test" for name in names)
     assert found["splits"] == {"test": tested, "train": 40 - tested}
     assert (found["split_column"], found["warnings"]) == (False, [])
     path.write_text("slide,patient,label,split\na.svs,a,x,train\nb.svs,b,y,\n")

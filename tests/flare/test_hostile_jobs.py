@@ -376,7 +376,7 @@ def _attack(made: Attack, memory: Memory, job: Path, monkeypatch: pytest.MonkeyP
 def _replace_tasks(made: Attack, job: Path) -> None:
     """Run a job with references in its texts; then one whose tasks the server's process calls otherwise, and
     send the processes that run it whatever comes to mind."""
-    references = {"purpose": REFERENCES, "min_clients": 1, "late_seconds": 0}
+    references = {"purpose": REFERENCES, "least_sites": 1, "round_seconds": 60}
     made.run("references", write_variant(job, made.folder / "references" / "job", references))
     task = made.folder / "orders" / "task"
     for name in OTHER_TASKS:

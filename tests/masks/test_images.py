@@ -13,7 +13,7 @@ from histoflare.masks import image_files
 from histoflare.masks.image_files import decode_image, read_file
 from histoflare.masks.images import LISTED_PROBLEMS, load_image_cohort, pooled_images
 from histoflare.masks.windows import IGNORE
-from histoflare.slides.table import role_of
+from histoflare.slides.splits import SplitRule
 
 from .image_folders import rgb, save, save_palette, write_cohort
 
@@ -199,7 +199,7 @@ def test_without_the_job_s_resolution_images_have_one_of_their_own(tmp_path: Pat
 def test_without_splits_patients_are_split(tmp_path: Path) -> None:
     cohort = load_image_cohort("site", write_cohort(tmp_path, count=5, split=False), LABELS)
     assert {record.patient: record.split for record in cohort.records} == {
-        record.patient: role_of(record.patient, 0.2, 0) for record in cohort.records
+        record.patient: SplitRule().role_of(record.patient) for record in cohort.records
     }
     assert cohort.train and cohort.test
 

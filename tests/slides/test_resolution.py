@@ -62,7 +62,28 @@ def test_nothing_but_the_allowed_properties_is_kept() -> None:
     }
     info, problem = info_of(properties)
     assert secret not in str(info.to_json()) + problem
-    assert set(info.to_json()) == {"vendor", "l0_size_px", "mpp", "mpp_source", "objective_power", "levels"}
+    assert set(info.to_json()) == {
+        "vendor",
+        "l0_size_px",
+        "mpp",
+        "mpp_source",
+        "objective_power",
+        "levels",
+        "l0_bounds_px",
+    }
+
+
+def test_bounds_are_four_whole_numbers_or_none() -> None:
+    sides = {"x": "-3", "y": "40", "width": "500", "height": "300"}
+    assert info_of(bounds_properties(sides))[0].l0_bounds_px == (-3, 40, 500, 300)
+    for wrong in ({"x": "3.5"}, {"width": "0"}, {"y": ""}):
+        assert info_of(bounds_properties(sides | wrong))[0].l0_bounds_px is None
+    del sides["height"]
+    assert info_of(bounds_properties(sides))[0].l0_bounds_px is None
+
+
+def bounds_properties(sides: dict[str, str]) -> dict[str, str]:
+    return {f"openslide.bounds-{side}": value for side, value in sides.items()}
 
 
 @pytest.mark.parametrize(

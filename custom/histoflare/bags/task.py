@@ -214,6 +214,10 @@ class MemTask:
         """Return the number of training bags."""
         return len(data.train)
 
+    def n_steps(self, data: Bags) -> int:
+        """Return the number of optimizer steps of one round."""
+        return self.local_epochs * math.ceil(len(data.train) / self.batch_size)
+
     def train_batches(self, data: Bags, seed: int) -> Iterator[BagBatch]:
         """Yield one round's batches (``local_epochs`` shuffled passes); order and subsets follow ``seed``."""
         records = list(data.train)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from histoflare.commands.console import console, make_table, out, print_json, progress
-from histoflare.commands.options import MODEL_HELP
+from histoflare.commands.options import MODEL_HELP, PLANE_HELP, PlaneName
 from histoflare.commands.outputs import check_outputs
 from histoflare.commands.slide import MPP_HELP
 from histoflare.errors import JobError
@@ -39,6 +39,7 @@ def classify(
     overlay: Annotated[
         Path | None, typer.Option(help="Picture of the slide and what the model attends to (PNG).")
     ] = None,
+    plane: Annotated[PlaneName, typer.Option(help=PLANE_HELP)] = PlaneName.BOUNDS,
     mpp: Annotated[float | None, typer.Option(help=MPP_HELP)] = None,
     weights: Annotated[
         Path | None, typer.Option(help="Weight file of the model's encoder; the model says which one.")
@@ -78,7 +79,7 @@ def classify(
         # Loading PyTorch and the networks takes seconds: what may be wrong with the slide comes before.
         mosaic = build_mosaic(opened, MosaicParameters.from_json(header.mosaic), threads)
         used = (weights, weights_sha256, device)
-        answer = _ask(opened, mosaic, header.path, used, threads, heatmap, overlay)
+        answer = _ask(opened, mosaic, header.path, used, threads, heatmap, overlay, plane)
     shares, patches = answer["probabilities"], answer["patches"]
     for warning in answer["warnings"]:
         console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
@@ -103,6 +104,7 @@ def _ask(
     threads: int,
     heatmap: Path | None,
     overlay: Path | None,
+    plane: PlaneName,
 ) -> dict[str, Any]:
     """Return the model's answer as JSON-ready values, and write what shows where it looks.
 
@@ -141,7 +143,8 @@ def _ask(
             "colours_end_at": limit,
         }
         corners = [(patch.l0_x_px, patch.l0_y_px) for patch in mosaic.candidates]
-        _write(slide, np.array(corners, np.int64), mosaic.l0_patch_px, relative, limit, heatmap, overlay)
+        l0_coords = np.array(corners, np.int64)
+        _write(slide, l0_coords, mosaic.l0_patch_px, relative, limit, heatmap, overlay, plane)
     return answer
 
 
@@ -213,6 +216,7 @@ def _write(
     limit: float,
     heatmap: Path | None,
     overlay: Path | None,
+    plane: PlaneName,
 ) -> None:
     """Write the heat map and the picture that are wanted."""
     from tempfile import TemporaryDirectory
@@ -221,15 +225,15 @@ def _write(
     from histoflare.site.pictures import attention_levels
     from histoflare.slides.mask_overlay import add_attention_legend
     from histoflare.slides.overlay import draw_attention, read_picture
+    from histoflare.slides.planes import plane_of
     from histoflare.storage import atomic_path, make_folder
 
     levels = attention_levels(relative, limit)
     if heatmap is not None:
         make_folder(heatmap.parent)
         with TemporaryDirectory(dir=heatmap.parent, prefix=".heat.") as scratch:
-            write_heat(
-                heatmap, levels, l0_coords, l0_patch_px, slide.info.l0_size_px, slide.mpp, Path(scratch)
-            )
+            covered = plane_of(slide.info, plane.value)
+            write_heat(heatmap, levels, l0_coords, l0_patch_px, covered, slide.mpp, Path(scratch))
     if overlay is not None:
         base = read_picture(slide)
         picture = draw_attention(base, l0_coords, l0_patch_px, levels)

@@ -43,8 +43,8 @@ def show(
     more = (
         "rounds",
         "start_round",
-        "min_clients",
-        "late_seconds",
+        "least_sites",
+        "round_seconds",
         "answer_seconds",
         "seed",
         "best_metric",
@@ -65,7 +65,7 @@ def make(
     job: Annotated[Path, typer.Argument(help="The job folder to start from.")],
     target: Annotated[Path, typer.Option("--out", help="Folder for the new job; must not exist.")],
     setting: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a variable of the job, e.g. min_clients=3.")
+        list[str] | None, typer.Option("--set", help="Change a variable of the job, e.g. least_sites=3.")
     ] = None,
     preset: Annotated[
         str | None, typer.Option(help="Take the figures of a preset of the job (its folder presets/).")
@@ -102,10 +102,10 @@ def make(
     made = try_variant(job, changes)
     if model is not None:
         read_state(model, like=made.strategy.begin(model_state(made.task.build_model())))
-    if names is not None and len(names) < made.min_clients:
+    if names is not None and len(names) < made.least_sites:
         raise JobError(
-            f"--sites names {len(names)}, and the job needs {made.min_clients} to answer (--set "
-            "min_clients=…)."
+            f"--sites names {len(names)}, and the job needs updates of {made.least_sites} (--set "
+            "least_sites=…)."
         )
     write_variant(job, target, changes, sites=names, scope=scope, start_model=model)
     console.print(f"job: {target}", highlight=False, markup=False, soft_wrap=True)
@@ -128,7 +128,7 @@ def submit(
     from histoflare.flare.job import read_job
     from histoflare.flare.poc import COMPLETED
 
-    read_job(job)
+    read = read_job(job)
     admin = Admin(read_administrator(kit), kit)
     try:
         job_id = admin.submit(job)
@@ -136,7 +136,7 @@ def submit(
         if not wait:
             return
         with console.status("submitted") as shown:
-            status = admin.wait(job_id, shown.update)
+            status = admin.wait(job_id, read.longest_seconds, shown.update)
     finally:
         admin.disconnect()
     table = make_table("job", "name", "status")

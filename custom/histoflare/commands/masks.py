@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from histoflare.commands.options import PlaneName
+from histoflare.errors import JobError
+
 if TYPE_CHECKING:
     from histoflare.masks.images import ImageCohort
     from histoflare.masks.importers import ImportReport
@@ -105,18 +108,30 @@ def geojson(
     region_px: Annotated[int, typer.Option(help="Cut larger regions to this side.", min=2)] = 4096,
     smallest_px: Annotated[int, typer.Option(help="Let no side of a region be shorter.", min=1)] = 1000,
     margin_px: Annotated[int, typer.Option(help="Keep this much around annotations.", min=0)] = 0,
+    plane: Annotated[
+        PlaneName | None,
+        typer.Option(
+            help="Where the file counts pixels from: bounds, the scanned area, as QuPath does; level0, the "
+            "whole slide, as ASAP and HALO do. [default: as the file says, else bounds]",
+            show_default=False,
+        ),
+    ] = None,
     offset: Annotated[
-        tuple[float, float],
-        typer.Option(help="x and y to add, in level-0 pixels, where QuPath cropped the slide (Mirax)."),
-    ] = (0.0, 0.0),
+        tuple[float, float] | None,
+        typer.Option(help="Instead of --plane: x and y that make the file's coordinates level-0 pixels."),
+    ] = None,
     ignore_unknown: Annotated[
-        bool, typer.Option("--ignore-unknown", help="Leave out features of other classes or of none.")
+        bool,
+        typer.Option(
+            "--ignore-unknown", help="Count features of other classes or of none as not annotated (255)."
+        ),
     ] = False,
     as_json: AS_JSON = False,
 ) -> None:
     """Cut the annotated regions of a slide out as images and masks; more slides can follow into one folder.
 
-    Small features lie over large ones; what none covers is not annotated and not trained on.
+    Small features lie over large ones; what none covers is not annotated and not trained on, and so are
+    features of classes whose names end in * (QuPath's Ignore* and Region*). Lines and points are left out.
 
     Example: histoflare masks import geojson a.svs a.geojson --labels tumour,stroma --mpp 0.5 --patient p1
     --out regions
@@ -124,6 +139,8 @@ def geojson(
     from histoflare.masks.importers.geojson import import_annotations
     from histoflare.slides.reader import Slide
 
+    if plane is not None and offset is not None:
+        raise JobError("--offset takes the place of --plane: give one of them.")
     with Slide(slide, mpp=slide_mpp) as opened:
         report = _follow(
             "regions",
@@ -138,6 +155,7 @@ def geojson(
                 smallest_px=smallest_px,
                 margin_px=margin_px,
                 ignore_unknown=ignore_unknown,
+                plane=None if plane is None else plane.value,
                 l0_offset=offset,
                 on_image=on_image,
             ),
@@ -191,7 +209,6 @@ def pretrained(
     """
     from histoflare.commands.console import console
     from histoflare.commands.outputs import check_outputs
-    from histoflare.errors import JobError
     from histoflare.flare.job import read_job
     from histoflare.masks.checkpoints import load_pretrained
     from histoflare.model_file import save_model

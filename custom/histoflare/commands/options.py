@@ -20,6 +20,18 @@ class Runtime(StrEnum):
     INPROCESS = "inprocess"
 
 
+class PlaneName(StrEnum):
+    """From which corner of a slide pixels are counted (``slides.planes``)."""
+
+    BOUNDS = "bounds"
+    LEVEL0 = "level0"
+
+
+PLANE_HELP = (
+    "Part of the slide to cover: bounds, the scanned area, as QuPath shows it; level0, the whole slide, as "
+    "OpenSlide, ASAP and HALO count. They differ on Mirax and Leica slides."
+)
+
 MODEL_HELP = "A model file, or the folder of a run or of a consortium's download with one."
 
 EPSILONS_HELP = (

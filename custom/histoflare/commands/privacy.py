@@ -202,7 +202,14 @@ def show_plan(
         raise typer.Exit(0 if refusal is None else 3)
     weights = count_sent_by_job(read.strategy, read.task)
     found = preview(
-        configuration, rules, read.plan, read.rounds, weights, list(read.task.labels), read.task.data
+        configuration,
+        rules,
+        read.plan,
+        read.rounds,
+        weights,
+        list(read.task.labels),
+        read.task.data,
+        read.split,
     )
     refusal = refusal or found.refusal
     spend = read.plan.spend().times(read.rounds)

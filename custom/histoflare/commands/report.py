@@ -16,6 +16,7 @@ from histoflare.errors import JobError
 if TYPE_CHECKING:
     from histoflare.report.site_page import SitePage
     from histoflare.site.configuration import SiteConfiguration
+    from histoflare.slides.splits import SplitRule
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -116,7 +117,7 @@ def _build_of_slides(
     return build_site_page(
         name,
         configuration,
-        load_site_cohort(name, loaded.task, configuration),
+        load_site_cohort(name, loaded.task, configuration, _split_of(content)),
         loaded.task,
         loaded.build_model(),
         content,
@@ -142,7 +143,7 @@ def _build_of_images(
     from histoflare.site.image_pictures import build_image_site_page
 
     loaded = read_model_file(model, MaskTask)
-    cohort = load_site_data(name, loaded.task, configuration)
+    cohort = load_site_data(name, loaded.task, configuration, _split_of(content))
     assert isinstance(cohort, ImageCohort)
     network = loaded.build_model().to(device_of(loaded.task, configuration))
     with progress() as bars:
@@ -157,6 +158,14 @@ def _build_of_images(
             most_pictures=pictures,
             on_image=lambda done, total: bars.update(bar, completed=done, total=total),
         )
+
+
+def _split_of(content: dict[str, Any]) -> SplitRule:
+    """Return the run's rule for manifests without a split column."""
+    from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
+
+    said = (content.get("protocol") or {}).get("split")
+    return DEFAULT_SPLIT if said is None else SplitRule.of_protocol(said)
 
 
 def _sites_of(content: dict[str, Any]) -> set[str]:

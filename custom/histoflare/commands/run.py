@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from histoflare.site.configuration import SiteConfiguration
 
 SUMMARY_FILE = "summary.json"
-MODELS = ("local", "federated", "pooled")
 
 
 def run(
@@ -121,15 +120,22 @@ def summarise(reports: list[dict[str, Any]]) -> dict[str, Any]:
     test patients of all sites together; there, and on the external cohort, ``local`` is the mean over the
     sites' own models.
     """
+    from histoflare.report.bounds import models_of
+    from histoflare.report.consortium import own_models
     from histoflare.report.figures import kind_of
 
-    kind = kind_of(reports[0])
+    kind, models = kind_of(reports[0]), models_of(reports[0])
     cohorts: dict[str, list[dict[str, Any]]] = {
-        "each site": [_on_each_site(report) for report in reports],
-        "all sites": [_on_all_sites(report) for report in reports],
+        "each site": [
+            {model: [site[model] for site in report["sites"].values()] for model in models}
+            for report in reports
+        ],
+        "all sites": [{model: own_models(report, model) for model in models} for report in reports],
     }
     if all(report["external"] for report in reports):
-        cohorts["external"] = [_on_external(report) for report in reports]
+        cohorts["external"] = [
+            {model: own_models(report, model, external=True) for model in models} for report in reports
+        ]
     return {
         "seeds": [report["seed"] for report in reports],
         "rounds": reports[0]["rounds"],
@@ -138,26 +144,11 @@ def summarise(reports: list[dict[str, Any]]) -> dict[str, Any]:
         "cohorts": {
             cohort: {
                 model: {figure: _spread([row[model] for row in rows], figure) for figure in kind.names}
-                for model in MODELS
+                for model in models
             }
             for cohort, rows in cohorts.items()
         },
     }
-
-
-def _on_each_site(report: dict[str, Any]) -> dict[str, Any]:
-    return {model: [site[model] for site in report["sites"].values()] for model in MODELS}
-
-
-def _on_all_sites(report: dict[str, Any]) -> dict[str, Any]:
-    elsewhere = list(report["local_on_all_sites"].values())
-    return {"local": elsewhere, "federated": [report["federated"]], "pooled": [report["pooled"]]}
-
-
-def _on_external(report: dict[str, Any]) -> dict[str, Any]:
-    others = report["external_other_models"]
-    own = [figures for name, figures in others.items() if name.startswith("local/")]
-    return {"local": own, "federated": [report["external"]], "pooled": [others["pooled"]]}
 
 
 def _spread(rows: list[list[dict[str, Any]]], figure: str) -> dict[str, float | None]:
@@ -184,9 +175,11 @@ def show_summary(summary: dict[str, Any]) -> Table:
     for figure in shown:
         table.add_column(kind.names[figure], justify="right")
     table.caption = "local: the mean of the sites' own models"
+    if "pooled_unprotected" in next(iter(summary["cohorts"].values())):
+        table.caption += "; unprotected: the same steps and clip without noise (ε = ∞)"
     for cohort, models in summary["cohorts"].items():
         for model, figures in models.items():
-            table.add_row(cohort, model, *(_cell(figures[figure]) for figure in shown))
+            table.add_row(cohort, model.replace("_", ", "), *(_cell(figures[figure]) for figure in shown))
         table.add_section()
     return table
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from histoflare.commands.console import console, make_table, out, print_json, progress
-from histoflare.commands.options import MODEL_HELP
+from histoflare.commands.options import MODEL_HELP, PLANE_HELP, PlaneName
 from histoflare.commands.outputs import check_outputs
 from histoflare.commands.slide import MPP_HELP
 
@@ -73,6 +73,7 @@ def segment(
     geojson: Annotated[Path | None, typer.Option(help="Outlines of the classes for QuPath.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Picture of the slide and its classes (PNG).")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    plane: Annotated[PlaneName, typer.Option(help=PLANE_HELP)] = PlaneName.BOUNDS,
     mpp: Annotated[float | None, typer.Option(help=MPP_HELP)] = None,
     batch: Annotated[int, typer.Option(help="Windows given to the network at once.", min=1)] = 8,
     threads: Annotated[int, typer.Option(help="Threads that read windows.", min=1)] = 1,
@@ -81,8 +82,9 @@ def segment(
 ) -> None:
     """Give every pixel of a slide's tissue a class.
 
-    Overlapping windows are blended. The mask opens in OpenSlide and lies on the slide. Where there is no
-    tissue it has the model's background class, else 255. A command that was stopped goes on where it was.
+    Overlapping windows are blended. The mask opens in OpenSlide and QuPath; mask and outlines say in which
+    plane of the slide they lie. Where there is no tissue the mask has the model's background class, else 255.
+    A command that was stopped goes on where it was.
 
     A research model's answer is not a diagnosis.
 
@@ -111,7 +113,7 @@ def segment(
 
         def write_extras(result: SegmentedSlide) -> None:
             if geojson is not None:
-                write_geojson(geojson, opened, result, loaded.task.background)
+                write_geojson(geojson, result, loaded.task.background)
             if overlay is not None:
                 write_overlay(overlay, opened, result, loaded.task.background)
 
@@ -122,6 +124,7 @@ def segment(
             model_id=fingerprint(header.path).sha256,
             batch=batch,
             threads=threads,
+            plane=plane.value,
             again=again,
             on_progress=lambda done, total: bar.update(windows, completed=done, total=total),
             also=[write_extras],
@@ -147,7 +150,7 @@ def _check_slide(slide: Slide, mpp: float | None) -> None:
     find_tissue(slide, um_patch=COARSEST_MASK_MPP * MASK_PX_PER_PATCH)
 
 
-def write_geojson(path: Path, slide: Slide, result: SegmentedSlide, background: str | None) -> None:
+def write_geojson(path: Path, result: SegmentedSlide, background: str | None) -> None:
     """Write the outlines of the classes other than ``background``."""
     from histoflare.masks.outlines import write_outlines
     from histoflare.slides.mask_overlay import class_colours
@@ -160,7 +163,6 @@ def write_geojson(path: Path, slide: Slide, result: SegmentedSlide, background: 
             result.labels,
             class_colours(len(result.labels)),
             l0_per_px=result.l0_per_px,
-            l0_size_px=slide.info.l0_size_px,
             without=[] if background is None else [background],
         )
 
@@ -198,6 +200,7 @@ def _show(result: SegmentedSlide, files: Sequence[Path], *, as_json: bool) -> No
                 "files": [str(path) for path in files],
                 "size_px": list(result.size_px),
                 "mpp": result.mpp,
+                **result.plane.to_json(),
                 "outside": result.outside,
                 "windows": result.windows,
                 "windows_in_grid": result.grid_windows,
@@ -222,7 +225,8 @@ def _show(result: SegmentedSlide, files: Sequence[Path], *, as_json: bool) -> No
     earlier = f", {result.windows_before} of them before" if result.windows_before else ""
     console.print(
         f"{result.windows} of {result.grid_windows} windows hold tissue{earlier} · "
-        f"mask {width} x {height} px at {result.mpp:.4g} µm/px",
+        f"mask {width} x {height} px at {result.mpp:.4g} µm/px, plane {result.plane.name} "
+        f"(corner at {result.plane.l0_xy[0]}, {result.plane.l0_xy[1]} of level 0)",
         highlight=False,
         markup=False,
     )

@@ -47,6 +47,9 @@ def info(
     power = "unknown" if about.objective_power is None else f"{about.objective_power:g}x"
     out.print(f"format      {about.vendor or 'unknown'}", highlight=False)
     out.print(f"size        {about.l0_size_px[0]} x {about.l0_size_px[1]} px", highlight=False)
+    if about.l0_bounds_px is not None:
+        x, y, width, height = about.l0_bounds_px
+        out.print(f"bounds      {width} x {height} px at ({x}, {y}): what QuPath shows", highlight=False)
     out.print(f"resolution  {resolution}", highlight=False)
     out.print(f"objective   {power}", highlight=False)
     table = make_table("level", "size (px)", "downsample", "µm/px")

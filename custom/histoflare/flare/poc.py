@@ -26,7 +26,7 @@ from typing import Any
 
 from histoflare.errors import HistoflareError
 from histoflare.flare import processes
-from histoflare.flare.admin import LOST_SECONDS, STATUS_SECONDS, Admin
+from histoflare.flare.admin import LOST_SECONDS, STATUS_SECONDS, WEEK_SECONDS, Admin
 from histoflare.flare.kits import Agreement, Kits, kit_environment, make_kits, plan_project
 from histoflare.flare.result import read_rounds
 from histoflare.site.configuration import SiteConfiguration
@@ -38,7 +38,6 @@ COMPLETED = "FINISHED:COMPLETED"
 REGISTER_SECONDS = 120.0
 SHUT_DOWN_SECONDS = 10.0
 POLL_SECONDS = 0.3
-WEEK_SECONDS = 7 * 86400.0
 
 
 class Federation:

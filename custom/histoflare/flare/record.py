@@ -27,6 +27,7 @@ class RoundRecord:
         sent, answered: Site → when its task left, when its reply came.
         refused: Site → fixed reason code of what it answered instead of a result.
         taking_part: Whose updates were combined.
+        given_up: Why the run ended with this round; empty if it did not.
         stamps: Site → what its gate says of the update: ``scope``, ``mechanism``, ``spend`` (what one patient
             spent in this round), ``seeded_noise``.
         metrics: Site → metrics of the model it received, as far as its policy let them out.
@@ -42,6 +43,7 @@ class RoundRecord:
     answered: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     taking_part: list[str] = field(default_factory=list)
+    given_up: str = ""
     stamps: dict[str, dict[str, Any]] = field(default_factory=dict)
     metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)
     bytes_down: int = 0
@@ -54,7 +56,7 @@ class RoundRecord:
         awaited) and ``idle`` (the rest of the round: combining, writing, the way of the task). A site that
         was asked and gave no answer has none of the first two.
         """
-        return {
+        row = {
             "round": self.round_index,
             "sites": self.sites,
             "asked": self.asked,
@@ -68,6 +70,7 @@ class RoundRecord:
             "bytes_down": self.bytes_down,
             "unix_time": round(time.time(), 3),
         }
+        return row | ({"given_up": self.given_up} if self.given_up else {})
 
     def _seconds(self, site: str) -> dict[str, float]:
         now = time.monotonic()

@@ -67,7 +67,8 @@ def run_simulation(
         # The simulator gives every job the same id; the sites keep their notes by the run's name.
         run = f"simulation-{uuid.uuid4().hex}"
         folder = write_variant(job.folder, Path(scratch) / "job" / job.name, {"run": run})
-        code = _run_to_the_end(folder, workspace, configurations, sorted(sites), log_path, on_round)
+        until = time.monotonic() + job.longest_seconds
+        code = _run_to_the_end(folder, workspace, configurations, sorted(sites), log_path, until, on_round)
         result = _collect(workspace, code, job.rounds, log_path.read_text(errors="replace"))
     return FederationRun(result, None, load_site_states(sites, run))
 
@@ -90,8 +91,10 @@ def _run_to_the_end(
     configurations: Path,
     sites: list[str],
     log_path: Path,
+    until: float,
     on_round: Callable[[int], None] | None,
 ) -> int:
+    """Return the simulator's exit code; one that has not ended by ``until`` (monotonic) is ended."""
     command = [sys.executable, "-m", "nvflare.private.fed.app.simulator.simulator", str(job_folder.resolve())]
     command += ["-w", str(workspace), "-c", ",".join(sites), "-t", str(len(sites))]
     environment = {**os.environ, SITES_VARIABLE: str(configurations), "OMP_NUM_THREADS": "1"}
@@ -105,7 +108,7 @@ def _run_to_the_end(
             start_new_session=True,
         )
         try:
-            while process.poll() is None:
+            while process.poll() is None and time.monotonic() < until:
                 time.sleep(POLL_SECONDS)
                 if on_round is not None:
                     on_round(_finished_rounds(workspace))

@@ -11,7 +11,7 @@ from typing import Any
 
 from histoflare.errors import JobError
 from histoflare.flare import processes
-from histoflare.flare.job import Job
+from histoflare.flare.job import Job, read_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.kits import Agreement
 from histoflare.flare.poc import Federation
@@ -128,7 +128,8 @@ def write_evaluation(
         model: Its last global model; None leaves that to be given later.
         sites: Who is asked; None asks all.
     """
-    changes: dict[str, Any] = {"run": run, "seed": job.seed, "answer_seconds": job.answer_seconds}
+    same = ("seed", "round_seconds", "answer_seconds")
+    changes: dict[str, Any] = {name: getattr(job, name) for name in same} | {"run": run}
     changes |= {f"task.{name}": value for name, value in job.task.to_json().items() if name != "seed"}
     changes |= {f"protocol.{name}": value for name, value in job.protocol.items()}
     return write_variant(
@@ -148,13 +149,14 @@ def _run_job(
     Args:
         may_be_refused: Whether a job that sites refused is an answer too, and no error.
     """
+    longest_seconds = read_job(folder).longest_seconds
     job_id = federation.admin.submit(folder)
 
     def tell(rows: Sequence[Mapping[str, Any]]) -> None:
         if on_rounds is not None:
             on_rounds(count_finished(rows))
 
-    status = federation.follow(job_id, tell)
+    status = federation.follow(job_id, tell, longest_seconds)
     federation.admin.download(job_id, federation.workspace / RESULTS_FOLDER)
     result = read_result(_result_folder(federation, job_id))
     refused = may_be_refused and bool(result.refused)
@@ -171,6 +173,8 @@ def _result_folder(federation: Federation, job_id: str) -> Path:
 def _describe(federation: Federation, job_id: str, status: str, result: FederationResult, rounds: int) -> str:
     """Return what to tell of a job that did not finish."""
     text = f"The job stopped after {result.finished_rounds} of {rounds} rounds ({status})."
+    if result.rounds and (why := result.rounds[-1].get("given_up")):
+        text += f"\n  It was given up in round {result.rounds[-1]['round'] + 1}: {why}."
     for site, code in result.refused.items():
         text += f"\n  {site}: {code}: {explain(code)}"
     log = _result_folder(federation, job_id) / "log.txt"

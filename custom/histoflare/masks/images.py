@@ -22,6 +22,7 @@ from histoflare.masks.image_manifest import ImageRow, assign_image_splits, read_
 from histoflare.masks.pixels import ImageRecord, PixelCache, ReadImage, read_record
 from histoflare.masks.resolution import agreed_mpp, is_same_mpp
 from histoflare.masks.windows import IGNORE, too_small
+from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
 
 __all__ = ["ImageCohort", "ImageRecord", "ReadImage", "load_image_cohort", "pooled_images"]
 
@@ -112,6 +113,7 @@ def load_image_cohort(
     *,
     mpp: float | None = None,
     window_px: int = 1,
+    split: SplitRule = DEFAULT_SPLIT,
     cache_bytes: int = CACHE_BYTES,
     on_image: Callable[[int, int], None] = lambda done, total: None,
 ) -> ImageCohort:
@@ -127,6 +129,7 @@ def load_image_cohort(
         mpp: Resolution the images must have (1 %); an image that does not say its own is taken with a
             warning. None takes any, but one for all of them.
         window_px: Side that every image must have at least.
+        split: The job's rule, for a manifest without a split column.
         cache_bytes: Pixels kept in memory.
         on_image: Told how many images are checked, and of how many.
 
@@ -135,7 +138,7 @@ def load_image_cohort(
         MaskError: Something is wrong with its files (COHORT_INVALID); everything that is, is in its text.
     """
     # a file that is missing is listed here, with what else is wrong with the files
-    manifest = assign_image_splits(read_image_manifest(manifest_path, check_files=False))
+    manifest = assign_image_splits(read_image_manifest(manifest_path, check_files=False), split)
     problems: list[str] = []
     warnings: list[str] = []
     unsaid: list[str] = []

@@ -105,10 +105,13 @@ def _result(report: Mapping[str, Any], local: Sequence[Mapping[str, Any]], metri
     mean = mean_of(local, metric)
     if mean is not None:
         others.append(f"the sites' own models reach {mean:.3f} on average")
+    place = f"all their {kind_of(report).tested}s in one place"
     if _known(pooled, metric):
-        place = f"all their {kind_of(report).tested}s in one place"
         others.append(f"a model trained on {place} {say_figure(pooled, metric)}")
     text += f"; there {' and '.join(others)}." if others else "."
+    free = report.get("pooled_unprotected")
+    if free and _known(free, metric):
+        text += f" Without noise the model trained on {place} reaches {say_figure(free, metric)}."
     external = report["external"]
     if external and _known(external, metric):
         cohort = count(external["n_patients"], "patient")
@@ -168,6 +171,7 @@ def _limits(report: Mapping[str, Any], metric: str) -> list[str]:
     interval, chance = federated.get(f"{metric}_ci95"), chance_of(metric, report)
     if interval and chance is not None and interval[0] <= chance <= interval[1]:
         found.append(f"Guessing gives {chance:.2g}, which lies within the federated model's interval.")
+        found += _why_at_chance(report, metric, chance)
     if interval and federated["n_patients"] >= FEW_PATIENTS and pooled and pooled.get(f"{metric}_ci95"):
         other = pooled[f"{metric}_ci95"]
         place = f"all {kind_of(report).tested}s in one place"
@@ -181,6 +185,22 @@ def _limits(report: Mapping[str, Any], metric: str) -> list[str]:
     if untested:
         found.append(f"No test patients, so not in the figures: {', '.join(untested)}.")
     return found
+
+
+def _why_at_chance(report: Mapping[str, Any], metric: str, chance: float) -> list[str]:
+    """Return whether it is the noise that makes a protected model guess: not if it guesses without, too."""
+    free = report.get("pooled_unprotected")
+    interval = free.get(f"{metric}_ci95") if free else None
+    if not interval:
+        return []
+    place = f"The model trained on all {kind_of(report).tested}s in one place"
+    if interval[0] <= chance <= interval[1]:
+        return [
+            f"{place} is at chance without noise, too: the settings or the data are the reason, not privacy."
+        ]
+    if interval[0] > chance:
+        return [f"{place} is above chance without noise: there is something to learn."]
+    return []
 
 
 def _missing_sites(report: Mapping[str, Any]) -> list[str]:

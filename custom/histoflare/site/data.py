@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from histoflare.errors import JobError
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.slides.manifest import assign_splits, read_manifest
+from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
 
 if TYPE_CHECKING:
     from histoflare.bags.cohort import Cohort
@@ -67,17 +68,22 @@ class BagTask(Protocol):
         """Side of their patches in pixels; None takes any."""
 
 
-def load_site_data(site: str, task: Any, configuration: SiteConfiguration) -> SiteData:
+def load_site_data(
+    site: str, task: Any, configuration: SiteConfiguration, split: SplitRule = DEFAULT_SPLIT
+) -> SiteData:
     """Return a site's cohort as the task wants it, with the memory its configuration gives.
+
+    Args:
+        split: The job's rule, for a manifest without a split column.
 
     Raises:
         ManifestError: The manifest cannot be used.
         BagError, MaskError: Bags or images do not fit the manifest or the task (COHORT_INVALID).
         JobError: The site has no data of this kind (SITE_NOT_CONFIGURED).
     """
-    check_splits(configuration)
+    check_splits(configuration, split)
     if task.data != IMAGES:
-        return load_site_cohort(site, task, configuration)
+        return load_site_cohort(site, task, configuration, split)
     from histoflare.masks.images import load_image_cohort
 
     return load_image_cohort(
@@ -86,11 +92,14 @@ def load_site_data(site: str, task: Any, configuration: SiteConfiguration) -> Si
         task.labels,
         mpp=task.mpp,
         window_px=task.window_px,
+        split=split,
         cache_bytes=configuration.cache_mb << 20,
     )
 
 
-def load_site_cohort(site: str, task: BagTask, configuration: SiteConfiguration) -> Cohort:
+def load_site_cohort(
+    site: str, task: BagTask, configuration: SiteConfiguration, split: SplitRule = DEFAULT_SPLIT
+) -> Cohort:
     """Return a site's bags; errors as above."""
     from histoflare.bags.cohort import load_cohort
 
@@ -105,6 +114,7 @@ def load_site_cohort(site: str, task: BagTask, configuration: SiteConfiguration)
         mpp=task.mpp,
         patch_px=task.patch_px,
         features=task.features,
+        split=split,
         cache_bytes=configuration.cache_mb << 20,
     )
 
@@ -168,8 +178,10 @@ def prepare_site_data(
         prepare_site(site, task, configuration, say)
 
 
-def read_roles(configuration: SiteConfiguration, labels: list[str], data: str) -> dict[str, str]:
-    """Return patient → train, validation or test, as the site's manifest for this kind of data says.
+def read_roles(
+    configuration: SiteConfiguration, labels: list[str], data: str, split: SplitRule = DEFAULT_SPLIT
+) -> dict[str, str]:
+    """Return patient → train, validation or test, as the site's manifest says, or else the job's rule.
 
     At a site that only evaluates all patients are for testing.
 
@@ -177,15 +189,15 @@ def read_roles(configuration: SiteConfiguration, labels: list[str], data: str) -
         ManifestError: The manifest cannot be used.
         JobError: The site has no data of this kind (SITE_NOT_CONFIGURED).
     """
-    check_splits(configuration)
+    check_splits(configuration, split)
     rows: Sequence[Any]
     if data == IMAGES:
         from histoflare.masks.image_manifest import assign_image_splits, read_image_manifest
 
-        rows = assign_image_splits(read_image_manifest(_images(configuration), check_files=False)).rows
+        rows = assign_image_splits(read_image_manifest(_images(configuration), check_files=False), split).rows
     else:
         manifest, _ = bags_of(configuration)
-        rows = assign_splits(read_manifest(manifest, labels=labels, check_files=False)).rows
+        rows = assign_splits(read_manifest(manifest, labels=labels, check_files=False), split).rows
     only = configuration.evaluation_only
     return {row.patient: "test" if only else str(row.split) for row in rows}
 
@@ -199,7 +211,7 @@ def slides_of_a_patient(configuration: SiteConfiguration, labels: list[str], dat
     return max(Counter(row.patient for row in rows).values(), default=1)
 
 
-def check_splits(configuration: SiteConfiguration) -> None:
+def check_splits(configuration: SiteConfiguration, split: SplitRule = DEFAULT_SPLIT) -> None:
     """Refuse a site with bags and images whose two manifests do not say one role for each patient.
 
     Raises:
@@ -212,8 +224,8 @@ def check_splits(configuration: SiteConfiguration) -> None:
 
     roles: dict[str, str | None] = {}
     both: tuple[Any, ...] = (
-        assign_splits(read_manifest(configuration.manifest, check_files=False)),
-        assign_image_splits(read_image_manifest(configuration.images, check_files=False)),
+        assign_splits(read_manifest(configuration.manifest, check_files=False), split),
+        assign_image_splits(read_image_manifest(configuration.images, check_files=False), split),
     )
     for manifest in both:
         for row in manifest.rows:

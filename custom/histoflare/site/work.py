@@ -140,7 +140,7 @@ class SiteWork:
         if self._cohort is None:
             setup = self._setup
             prepare_site_data(setup.site, self._task, setup.configuration, self._say)
-            cohort = load_site_data(setup.site, self._task, setup.configuration)
+            cohort = load_site_data(setup.site, self._task, setup.configuration, setup.split)
             for warning in cohort.warnings:
                 self._say(f"{setup.site}: {warning}")
             _check_roles(cohort, setup.roles, setup.configuration.evaluation_only)

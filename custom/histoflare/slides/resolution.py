@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from histoflare.errors import SlideError
 
+BOUNDS_SIDES = ("x", "y", "width", "height")
+
 MppSource = Literal["given", "slide", "objective"]
 
 SMALLEST_MPP, LARGEST_MPP = 0.01, 1000.0
@@ -38,7 +40,11 @@ class LevelInfo:
 
 @dataclass(frozen=True)
 class SlideInfo:
-    """All that is ever taken from a slide's properties; nothing in it identifies a person."""
+    """All that is ever taken from a slide's properties; nothing in it identifies a person.
+
+    ``l0_bounds_px`` is (x, y, width, height) of the rectangle of level 0 that was scanned (OpenSlide's
+    bounds), None where the slide does not say it.
+    """
 
     vendor: str | None
     l0_size_px: tuple[int, int]
@@ -46,6 +52,7 @@ class SlideInfo:
     mpp_source: MppSource | None
     objective_power: float | None
     levels: tuple[LevelInfo, ...]
+    l0_bounds_px: tuple[int, int, int, int] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
@@ -75,7 +82,7 @@ def slide_info(
     """Return what may be known of a slide, and in words why its mpp is not known (if it is not).
 
     Args:
-        properties: OpenSlide's; only vendor, mpp-x, mpp-y and objective power are looked at.
+        properties: OpenSlide's; only vendor, mpp-x, mpp-y, objective power and bounds are looked at.
         level_sizes: (width, height) of every level, finest first.
         downsamples: Factor to level 0 of every level.
         given_mpp: Resolution of level 0 as the user states it; wins over the slide's own.
@@ -90,7 +97,9 @@ def slide_info(
         LevelInfo(size, float(factor), None if resolution.mpp is None else resolution.mpp * factor)
         for size, factor in zip(level_sizes, downsamples, strict=True)
     )
-    info = SlideInfo(vendor, level_sizes[0], resolution.mpp, resolution.source, power, levels)
+    info = SlideInfo(
+        vendor, level_sizes[0], resolution.mpp, resolution.source, power, levels, _bounds(properties)
+    )
     return info, resolution.problem
 
 
@@ -131,6 +140,15 @@ def _positive(properties: Mapping[str, str], name: str) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) and value > 0 else None
+
+
+def _bounds(properties: Mapping[str, str]) -> tuple[int, int, int, int] | None:
+    """Return OpenSlide's bounds (x, y, width, height); None, as in QuPath, unless all four are numbers."""
+    try:
+        x, y, width, height = (int(properties[f"openslide.bounds-{side}"]) for side in BOUNDS_SIDES)
+    except (KeyError, ValueError):
+        return None
+    return (x, y, width, height) if min(width, height) > 0 else None
 
 
 def _own_resolution(properties: Mapping[str, str], vendor: str | None, power: float | None) -> Resolution:
