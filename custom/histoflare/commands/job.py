@@ -88,16 +88,18 @@ def make(
     from histoflare.flare.job import read_job
     from histoflare.flare.job_variant import parse_settings, read_preset, try_variant, write_variant
     from histoflare.flare.persistor import read_state
-    from histoflare.model_file import find_model_file
+    from histoflare.model_file import read_model_header
     from histoflare.rounds.state import model_state
 
-    read_job(job)
+    started_from = read_job(job)
     chosen = read_preset(job, preset) if preset else None
     changes = (chosen.changes if chosen else {}) | parse_settings(setting or [])
     scope = scope or (chosen.scope if chosen else None)
     if model is not None:
-        model = find_model_file(model)
-        changes = model_task(model) | changes
+        header = read_model_header(model)
+        header.check_data(started_from.task.data)
+        model = header.path
+        changes = {f"task.{name}": value for name, value in header.task.items() if name != "seed"} | changes
     names = _site_names(sites) if sites else None
     made = try_variant(job, changes)
     if model is not None:
@@ -187,18 +189,6 @@ def _site_names(text: str) -> list[str]:
             "job is for all."
         )
     return names
-
-
-def model_task(model: Path) -> dict[str, Any]:
-    """Return the changes that give a job the task a model was trained for.
-
-    Raises:
-        JobError: The file is missing or does not say its task.
-    """
-    from histoflare.model_file import read_model_header
-
-    task = read_model_header(model).task
-    return {f"task.{name}": value for name, value in task.items() if name != "seed"}
 
 
 def _lines(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
