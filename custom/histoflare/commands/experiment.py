@@ -29,6 +29,7 @@ from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import digest, n_bytes
 from histoflare.rounds.strategy import count_sent_by_job
 from histoflare.site.data import SiteData, check_resolutions, device_of, load_site_data, pool_site_data
+from histoflare.site.overlap import check_apart
 from histoflare.site.pictures import build_site_page
 from histoflare.storage import write_json
 
@@ -68,11 +69,14 @@ def run_experiment(
             protection; empty: it is not.
 
     Raises:
-        HistoflareError: A site's data do not fit the job (every fault at once), or the job failed.
+        HistoflareError: A site's data do not fit the job (every fault at once), two sites share a patient or
+            a slide, or the job failed.
     """
     job = experiment.job
     check_resolutions(job.task, experiment.sites)
     with clock.phase(f"load {job.task.data}"):
+        everyone = {**experiment.sites, **experiment.external}
+        check_apart(everyone, list(job.task.labels), job.task.data)
         cohorts = {
             site: load_site_data(site, job.task, at, job.split) for site, at in experiment.sites.items()
         }

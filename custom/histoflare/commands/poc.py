@@ -103,8 +103,10 @@ def _configure(
     """Return the sites of a folder; an external cohort only evaluates."""
     from histoflare.commands.sites import configure_site, find_sites
     from histoflare.flare.job import read_job
+    from histoflare.site.overlap import check_apart
 
-    data = read_job(job).task.data
+    task = read_job(job).task
+    data = task.data
     found = find_sites(folder, data)
     chosen = {}
     for name, manifest in (found.sites | found.external).items():
@@ -116,6 +118,7 @@ def _configure(
                 "let the sites make them (--prepare)."
             )
         chosen[name] = site
+    check_apart(chosen, list(task.labels), data)
     return chosen
 
 

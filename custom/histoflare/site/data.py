@@ -88,7 +88,7 @@ def load_site_data(
 
     return load_image_cohort(
         site,
-        _images(configuration),
+        images_of(configuration),
         task.labels,
         mpp=task.mpp,
         window_px=task.window_px,
@@ -194,7 +194,9 @@ def read_roles(
     if data == IMAGES:
         from histoflare.masks.image_manifest import assign_image_splits, read_image_manifest
 
-        rows = assign_image_splits(read_image_manifest(_images(configuration), check_files=False), split).rows
+        rows = assign_image_splits(
+            read_image_manifest(images_of(configuration), check_files=False), split
+        ).rows
     else:
         manifest, _ = bags_of(configuration)
         rows = assign_splits(read_manifest(manifest, labels=labels, check_files=False), split).rows
@@ -244,7 +246,8 @@ def bags_of(configuration: SiteConfiguration) -> tuple[Path, Path]:
     return configuration.manifest, configuration.bags
 
 
-def _images(configuration: SiteConfiguration) -> Path:
+def images_of(configuration: SiteConfiguration) -> Path:
+    """Return a site's manifest of images; JobError (SITE_NOT_CONFIGURED) without."""
     if configuration.images is None:
         raise _missing("images")
     return configuration.images
