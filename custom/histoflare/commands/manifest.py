@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from histoflare.commands.partition import partition
+
 if TYPE_CHECKING:
     from histoflare.slides.manifest import ManifestRow
 
 app = typer.Typer(no_args_is_help=True)
+app.command()(partition)
 
 
 @app.callback()
