@@ -141,5 +141,8 @@ def test_manifest_tcga(tmp_path: Path) -> None:
     )
     report = json.loads(run(*arguments, "--json"))
     assert report["manifests"]["Indivumed"]["splits"] == {"test": 2, "train": 8}
+    assert report["table_2"]["Indivumed"]["diagnostic"] == {"LUAD": 5, "LUSC": 5}
+    shown = run(*arguments)
+    assert "94 + 117" in shown and "5 + 5" in shown and "884" not in shown and "1269" in shown
     shown = run("manifest", "check", tmp_path / "m" / "indivumed.csv")
     assert "LUAD 5, LUSC 5" in shown

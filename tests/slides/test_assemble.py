@@ -97,14 +97,24 @@ def test_no_tile_is_used_twice_and_sizes_are_kept(seed: int) -> None:
     assert all(len({s.site for s in planned if s.patient == patient}) == 1 for patient in per_patient)
 
 
+def patients_by_site(seed: int, **options: object) -> Counter[tuple[str, str]]:
+    planned = plan_assembly(tiles(150), AssemblyParameters(seed=seed, **options))  # type: ignore[arg-type]
+    patients = {(slide.site, slide.label, slide.patient) for slide in planned}
+    return Counter((site, label) for site, label, _ in patients)
+
+
 @pytest.mark.parametrize("seed", range(5))
-def test_every_site_can_train_and_test_on_every_label(seed: int) -> None:
-    planned = plan_assembly(tiles(150), AssemblyParameters(seed=seed))
-    pairs = {(s.site, s.label): set[str]() for s in planned}
-    for slide in planned:
-        pairs[slide.site, slide.label].add(slide.patient)
-    assert len(pairs) == 5 * 2
-    assert min(len(patients) for patients in pairs.values()) >= 2
+def test_iid_is_dealt_evenly(seed: int) -> None:
+    counts = patients_by_site(seed, iid=True)
+    for label in "AB":
+        of_label = [counts[f"hospital-{number}", label] for number in range(1, 5)]
+        assert min(of_label) >= 2 and max(of_label) - min(of_label) <= 1
+        assert counts["external", label] >= 2
+
+
+def test_a_site_that_drew_few_patients_is_not_filled_up() -> None:
+    drawn = [patients_by_site(seed)[f"hospital-{number}", "A"] for seed in range(5) for number in range(1, 5)]
+    assert min(drawn) < 2
 
 
 def label_spread(iid: bool) -> float:

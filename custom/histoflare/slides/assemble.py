@@ -24,12 +24,14 @@ from PIL import Image, UnidentifiedImageError
 from histoflare.errors import JobError, ManifestError, SlideError
 from histoflare.seeds import derive_seed
 from histoflare.slides.manifest import Manifest, ManifestRow, stratify_splits, write_manifest
+from histoflare.slides.partition import deal_evenly, draw_unevenly
 from histoflare.slides.pyramid import write_pyramid
 from histoflare.slides.resolution import is_mpp
 from histoflare.storage import write_json
 
 LUNG_LABELS = {"lung_aca": "LUAD", "lung_scc": "LUSC"}
 PATIENTS_PER_LABEL = 2  # at each site at least: one to train on and one to test
+EXTERNAL = "external"
 GLASS = 255
 
 T = TypeVar("T")
@@ -45,8 +47,8 @@ class AssemblyParameters:
         sites: Hospitals ``hospital-1`` and on.
         external_share: Share of each label's patients that the site ``external`` gets, all for testing;
             0 makes no such site.
-        iid: False gives every site another mix of labels: for each label every site draws a random value,
-            and the values divided by their sum are the sites' shares (Adnan 2022). True draws sites evenly.
+        iid: False draws sites from random shares of each label, True deals evenly by label
+            (:mod:`histoflare.slides.partition`, after Adnan 2022).
         test_fraction: Share of each site's patients that are for testing.
         mpp: Resolution written into the slides, in um/px.
         seed: Of every random choice.
@@ -145,23 +147,24 @@ def read_tiles(index_csv: Path, label_map: Mapping[str, str] = LUNG_LABELS) -> l
 def plan_assembly(tiles: Sequence[Tile], parameters: AssemblyParameters) -> list[AssembledSlide]:
     """Return which tiles go to which slide, patient and site.
 
-    A site that the draw leaves with fewer than two patients of a label is given some of the largest site's.
+    Under ``iid = False`` a site may get few patients of a label, or none: nothing is moved to fill it up.
 
     Raises:
-        JobError: There are not tiles enough for two patients of each label at each site.
+        JobError: There are not tiles enough for two patients of each label at each site, on average.
     """
-    planned: list[AssembledSlide] = []
+    patients_of: dict[str, list[list[list[Tile]]]] = {}
     for label in sorted({tile.label for tile in tiles}):
         rng = np.random.default_rng(derive_seed(parameters.seed, "assemble", label))
         slides = _split_up([tile for tile in tiles if tile.label == label], parameters.tiles_per_slide, rng)
-        patients = _split_up(slides, parameters.slides_per_patient, rng, keep_rest=True)
-        for number, (site, of_patient) in enumerate(
-            zip(_draw_sites(len(patients), label, parameters, rng), patients, strict=True), start=1
-        ):
-            patient = f"{label}-p{number:03d}"
-            for index, of_slide in enumerate(of_patient, start=1):
-                planned.append(AssembledSlide(f"{patient}-{index}", patient, site, label, tuple(of_slide)))
-    return sorted(planned, key=lambda slide: (slide.site == "external", slide.site, slide.slide_id))
+        patients_of[label] = _split_up(slides, parameters.slides_per_patient, rng, keep_rest=True)
+    sites = _sites_of({label: len(patients) for label, patients in patients_of.items()}, parameters)
+    planned = [
+        AssembledSlide(f"{patient}-{index}", patient, sites[patient], label, tuple(of_slide))
+        for label, patients in patients_of.items()
+        for patient, of_patient in zip(_names(label, len(patients)), patients, strict=True)
+        for index, of_slide in enumerate(of_patient, start=1)
+    ]
+    return sorted(planned, key=lambda slide: (slide.site == EXTERNAL, slide.site, slide.slide_id))
 
 
 def assemble(
@@ -200,7 +203,7 @@ def assemble(
     manifests = {}
     for site, of_site in rows.items():
         path = out_dir / site / "manifest.csv"
-        test_fraction = 1.0 if site == "external" else parameters.test_fraction
+        test_fraction = 1.0 if site == EXTERNAL else parameters.test_fraction
         manifests[site] = write_manifest(
             path, _with_splits(path, of_site, test_fraction, parameters.seed)
         ).path
@@ -253,23 +256,31 @@ def _split_up(
     return groups
 
 
-def _draw_sites(
-    patients: int, label: str, parameters: AssemblyParameters, rng: np.random.Generator
-) -> list[str]:
-    """Return a site for each patient."""
-    external = max(PATIENTS_PER_LABEL, round(parameters.external_share * patients))
-    external = external if parameters.external_share > 0 else 0
-    needed = PATIENTS_PER_LABEL * parameters.sites + external
-    if patients < needed:
-        raise JobError(
-            f"the tiles of label {label} make {patients} patients, but {parameters.sites} sites"
-            f"{' and an external one' if external else ''} need {needed}: use fewer sites or tiles per slide"
-        )
-    shares = np.ones(parameters.sites) if parameters.iid else rng.random(parameters.sites)
-    drawn = rng.choice(parameters.sites, size=patients - external, p=shares / shares.sum())
-    while (counts := np.bincount(drawn, minlength=parameters.sites)).min() < PATIENTS_PER_LABEL:
-        drawn[np.flatnonzero(drawn == counts.argmax())[-1]] = counts.argmin()
-    return ["external"] * external + [f"hospital-{index + 1}" for index in drawn]
+def _names(label: str, patients: int) -> list[str]:
+    return [f"{label}-p{number:03d}" for number in range(1, patients + 1)]
+
+
+def _sites_of(patients: Mapping[str, int], parameters: AssemblyParameters) -> dict[str, str]:
+    """Return patient → site, for so many patients of each label: the first are external, the others dealt."""
+    label_of: dict[str, str] = {}
+    outside: list[str] = []
+    for label, count in patients.items():
+        external = max(PATIENTS_PER_LABEL, round(parameters.external_share * count))
+        external = external if parameters.external_share > 0 else 0
+        needed = PATIENTS_PER_LABEL * parameters.sites + external
+        if count < needed:
+            raise JobError(
+                f"the tiles of label {label} make {count} patients, but {parameters.sites} sites"
+                f"{' and an external one' if external else ''} need {needed}: use fewer sites or tiles per "
+                "slide"
+            )
+        outside += _names(label, count)[:external]
+        label_of |= dict.fromkeys(_names(label, count)[external:], label)
+    deal = deal_evenly if parameters.iid else draw_unevenly
+    dealt = deal(label_of, parameters.sites, parameters.seed)
+    return dict.fromkeys(outside, EXTERNAL) | {
+        patient: f"hospital-{number + 1}" for patient, number in dealt.items()
+    }
 
 
 def _with_splits(

@@ -7,7 +7,7 @@ fault is named at once, with its line number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,11 @@ def label_of_patients(rows: Iterable[ManifestRow]) -> dict[str, str]:
 
 def role_warnings(rows: Iterable[ManifestRow], labels: Iterable[str]) -> list[str]:
     """Return, for the person at the site, of which of ``labels`` there is nobody to train or to test on."""
-    there = {(row.split, row.label) for row in rows}
+    return missing_roles({(row.split, row.label) for row in rows}, labels)
+
+
+def missing_roles(there: Collection[tuple[str | None, str]], labels: Iterable[str]) -> list[str]:
+    """Return the same for the pairs (split, class) that are ``there``."""
     roles = {split for split, _ in there}
     warnings = []
     if "train" not in roles:
