@@ -13,7 +13,15 @@ import pytest
 from PIL import Image
 
 from histoflare.errors import JobError, ManifestError, SlideError
-from histoflare.slides.assemble import AssemblyParameters, Tile, assemble, plan_assembly, read_tiles
+from histoflare.slides.assemble import (
+    AssembledSlide,
+    AssemblyParameters,
+    Tile,
+    assemble,
+    lay_tiles,
+    plan_assembly,
+    read_tiles,
+)
 from histoflare.slides.manifest import read_manifest
 
 TILE_PX = 48
@@ -170,6 +178,17 @@ def test_a_tile_that_is_no_picture_is_named(index: Path, tmp_path: Path) -> None
         path.write_bytes(b"no picture")
     with pytest.raises(SlideError, match="lung_scc"):
         assemble(index, tmp_path / "out", AssemblyParameters(sites=2))
+
+
+def test_tiles_are_laid_the_right_way_up(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 3  # turned by 180 degrees
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:4] = 200
+    Image.fromarray(pixels[::-1, ::-1].copy()).save(tmp_path / "t.png", exif=exif)
+    slide = AssembledSlide("s", "p", "site", "A", (Tile(tmp_path / "t.png", "t.png", "A"),))
+    laid = lay_tiles(slide, AssemblyParameters(tiles_per_slide=(1, 1)))
+    np.testing.assert_array_equal(laid, pixels)
 
 
 def test_the_lung_tiles_make_a_federation(test_data: Path, tmp_path: Path) -> None:

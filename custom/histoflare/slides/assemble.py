@@ -19,10 +19,10 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from histoflare.errors import JobError, ManifestError, SlideError
 from histoflare.seeds import derive_seed
+from histoflare.slides.image_file import UnreadableImageError, open_image, rgb_on_white
 from histoflare.slides.manifest import Manifest, ManifestRow, stratify_splits, write_manifest
 from histoflare.slides.pyramid import write_pyramid
 from histoflare.slides.resolution import is_mpp
@@ -231,9 +231,8 @@ def lay_tiles(slide: AssembledSlide, parameters: AssemblyParameters) -> NDArray[
 
 def _read_tile(tile: Tile) -> NDArray[np.uint8]:
     try:
-        with Image.open(tile.path) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
+        return rgb_on_white(open_image(tile.path.read_bytes()))
+    except (OSError, UnreadableImageError) as error:
         raise SlideError(
             f"{tile.path}: this tile cannot be read ({error}); take its row out of the index",
             reason="SLIDE_READ_FAILED",
