@@ -316,10 +316,10 @@ def test_a_bomb_is_refused_and_a_large_image_is_not(tmp_path: Path, monkeypatch:
 
 
 def test_real_images_are_a_cohort(test_data: Path, tmp_path: Path) -> None:
-    from histoflare.masks.importers.nuclei import LABELS, import_nuclei
+    from histoflare.masks.importers.binary import Source, import_binary
 
-    report = import_nuclei(test_data / "seg_tnbc", tmp_path)
-    cohort = load_image_cohort("tnbc", report.manifest.path, LABELS, window_px=256)
+    report = import_binary(Source(test_data / "seg_tnbc"), tmp_path, "nucleus")
+    cohort = load_image_cohort("tnbc", report.manifest.path, report.labels, window_px=256)
     assert len(cohort.records) == 50 and len({record.patient for record in cohort.records}) == 11
     assert {record.patient for record in cohort.train}.isdisjoint(record.patient for record in cohort.test)
     by_name = {record.image.stem: record for record in cohort.records}
