@@ -2,7 +2,8 @@
 
 A few tiles of one label are laid side by side and written as a pyramid that OpenSlide reads. What is made up:
 that these tiles belong together, the patients (one or two such slides each), the hospitals, and the
-resolution, if the tiles' own is not known. What is real: the pixels and the labels.
+resolution, if the tiles' own is not known. What is real: the pixels and the labels, and the patients if the
+index names them: then no slide has tiles of two, and each is at one site and in one split.
 
 Every tile is used once at most, and of tiles that name the same source only the first: copies of a tile on
 two sides of a split would test what was trained on.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import math
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,7 +43,8 @@ class AssemblyParameters:
 
     Attributes:
         tiles_per_slide: Fewest and most tiles of a slide.
-        slides_per_patient: Fewest and most slides of a made-up patient.
+        slides_per_patient: Fewest and most slides of a made-up patient; a patient that the index names has
+            as many as the tiles make.
         sites: Hospitals ``hospital-1`` and on.
         external_share: Share of each label's patients that the site ``external`` gets, all for testing;
             0 makes no such site.
@@ -76,16 +79,17 @@ class AssemblyParameters:
 
 @dataclass(frozen=True)
 class Tile:
-    """One labelled picture; ``name`` is its path as the index has it."""
+    """One labelled picture; ``name`` is its path as the index has it, ``patient`` None if that says none."""
 
     path: Path
     name: str
     label: str
+    patient: str | None = None
 
 
 @dataclass(frozen=True)
 class AssembledSlide:
-    """One slide to be: its made-up patient, its site, and the tiles in it."""
+    """One slide to be: its patient, its site, and the tiles in it."""
 
     slide_id: str
     patient: str
@@ -98,7 +102,8 @@ def read_tiles(index_csv: Path, label_map: Mapping[str, str] = LUNG_LABELS) -> l
     """Read the tiles of ``index_csv`` whose label is in ``label_map``, under their new labels.
 
     Args:
-        index_csv: Columns ``file`` (relative to the CSV) and ``label``; optionally ``source_tile``.
+        index_csv: Columns ``file`` (relative to the CSV) and ``label``; optionally ``source_tile`` and
+            ``patient``, which then every tile needs.
         label_map: The index's label to the slides' label; tiles of other labels are left out.
 
     Raises:
@@ -123,13 +128,18 @@ def read_tiles(index_csv: Path, label_map: Mapping[str, str] = LUNG_LABELS) -> l
         name, label, source = row["file"] or "", row["label"] or "", row.get("source_tile") or ""
         if label not in label_map:
             continue
+        patient = (
+            unicodedata.normalize("NFC", (row["patient"] or "").strip()) if "patient" in columns else None
+        )
         path = index_csv.parent / name
         if name in seen:
             problems.append(f"line {line}: tile {name} is there already")
         elif not name or not path.is_file():
             problems.append(f"line {line}: no such tile: {path}")
+        elif patient == "":
+            problems.append(f"line {line}: no patient")
         elif not source or source not in sources:
-            tiles.append(Tile(path, name, label_map[label]))
+            tiles.append(Tile(path, name, label_map[label], patient))
         seen.add(name)
         sources.add(source)
     if problems:
@@ -146,21 +156,29 @@ def plan_assembly(tiles: Sequence[Tile], parameters: AssemblyParameters) -> list
     """Return which tiles go to which slide, patient and site.
 
     A site that the draw leaves with fewer than two patients of a label is given some of the largest site's.
+    Where a patient has tiles of several labels, sites are drawn for all patients at once, whatever the label.
 
     Raises:
         JobError: There are not tiles enough for two patients of each label at each site.
     """
+    labels_of: dict[str | None, set[str]] = {}
+    for tile in tiles:
+        labels_of.setdefault(tile.patient, set()).add(tile.label)
+    mixed = any(len(labels) > 1 for patient, labels in labels_of.items() if patient is not None)
+    groups = ["patient"] if mixed else sorted({tile.label for tile in tiles})
     planned: list[AssembledSlide] = []
-    for label in sorted({tile.label for tile in tiles}):
-        rng = np.random.default_rng(derive_seed(parameters.seed, "assemble", label))
-        slides = _split_up([tile for tile in tiles if tile.label == label], parameters.tiles_per_slide, rng)
-        patients = _split_up(slides, parameters.slides_per_patient, rng, keep_rest=True)
-        for number, (site, of_patient) in enumerate(
-            zip(_draw_sites(len(patients), label, parameters, rng), patients, strict=True), start=1
-        ):
-            patient = f"{label}-p{number:03d}"
-            for index, of_slide in enumerate(of_patient, start=1):
-                planned.append(AssembledSlide(f"{patient}-{index}", patient, site, label, tuple(of_slide)))
+    for group in groups:
+        rng = np.random.default_rng(derive_seed(parameters.seed, "assemble", group))
+        patients = _patients([tile for tile in tiles if mixed or tile.label == group], parameters, rng)
+        sites = _draw_sites(len(patients), group, parameters, rng)
+        for number, (site, slides) in enumerate(zip(sites, patients, strict=True), start=1):
+            name = f"{group}-p{number:03d}"
+            planned += [
+                AssembledSlide(
+                    f"{name}-{index}", of_slide[0].patient or name, site, of_slide[0].label, tuple(of_slide)
+                )
+                for index, of_slide in enumerate(slides, start=1)
+            ]
     return sorted(planned, key=lambda slide: (slide.site == "external", slide.site, slide.slide_id))
 
 
@@ -237,6 +255,28 @@ def _read_tile(tile: Tile) -> NDArray[np.uint8]:
             f"{tile.path}: this tile cannot be read ({error}); take its row out of the index",
             reason="SLIDE_READ_FAILED",
         ) from error
+
+
+def _patients(
+    tiles: Sequence[Tile], parameters: AssemblyParameters, rng: np.random.Generator
+) -> list[list[list[Tile]]]:
+    """Return the tiles of each slide of each patient, in random order."""
+    if tiles[0].patient is None:
+        slides = _split_up(tiles, parameters.tiles_per_slide, rng)
+        return _split_up(slides, parameters.slides_per_patient, rng, keep_rest=True)
+    own: dict[str, dict[str, list[Tile]]] = {}
+    for tile in sorted(tiles, key=lambda tile: (str(tile.patient), tile.label)):
+        own.setdefault(str(tile.patient), {}).setdefault(tile.label, []).append(tile)
+    patients = [
+        # too few for a slide are one all the same: nobody's tiles are given to another, or lost
+        [
+            slide
+            for of_label in by_label.values()
+            for slide in _split_up(of_label, parameters.tiles_per_slide, rng) or [of_label]
+        ]
+        for by_label in own.values()
+    ]
+    return [patients[index] for index in rng.permutation(len(patients))]
 
 
 def _split_up(

@@ -164,7 +164,7 @@ def _pairs(images_folder: Path, masks_folder: Path) -> dict[str, tuple[Path, Pat
 def _read_mask(
     image: Path, mask: Path, layers: Sequence[str], seen: set[str]
 ) -> tuple[NDArray[np.uint8], float | None]:
-    """Return a mask's values uint8 (h, w) and the resolution it states; put its layers' names into ``seen``."""
+    """Return a mask's values uint8 (h, w) and the resolution it states; its layers go into ``seen``."""
     size_px = decode(read_file(image, "IMAGE"), image, "IMAGE").size
     if mask.suffix.lower() == ".xml":
         outlines = read_outlines(mask)
