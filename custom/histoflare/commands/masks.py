@@ -76,22 +76,77 @@ def wsss4luad(
     _show(_follow("images", work), as_json)
 
 
+FOLDER = Annotated[Path, typer.Argument(help="Holds images, masks and perhaps index.csv.")]
+IMAGES = Annotated[
+    str | None, typer.Option(help="Folder of the images in it; else images, or MoNuSeg's 'Tissue Images'.")
+]
+MASKS = Annotated[
+    str | None, typer.Option(help="Folder of their masks in it; else masks, or MoNuSeg's Annotations.")
+]
+LAYERS = Annotated[
+    list[str] | None,
+    typer.Option("--layer", help="Layer of an XML that holds the class (repeatable); others: not annotated."),
+]
+
+
 @import_app.command()
 def nuclei(
-    folder: Annotated[Path, typer.Argument(help="Holds images, masks and perhaps index.csv.")],
+    folder: FOLDER,
     out: OUT,
+    images: IMAGES = None,
+    masks: MASKS = None,
+    layer: LAYERS = None,
     mpp: MPP = None,
     as_json: AS_JSON = False,
 ) -> None:
-    """Take over images with binary or instance masks of nuclei: classes background and nucleus.
-
-    Images stay where they are. Patients are those of index.csv (columns name, patient) if it has them.
+    """Take over images with masks of nuclei: classes background and nucleus. As 'binary' with that label.
 
     Example: histoflare masks import nuclei tnbc --out tnbc-masks
     """
-    from histoflare.masks.importers.nuclei import import_nuclei
+    _import_binary(folder, images, masks, layer, out, "nucleus", "background", mpp, as_json)
 
-    _show(_follow("images", lambda on_image: import_nuclei(folder, out, mpp=mpp, on_image=on_image)), as_json)
+
+@import_app.command()
+def binary(
+    folder: FOLDER,
+    out: OUT,
+    label: Annotated[str, typer.Option(help="Name of the class: what is above 0 in a mask.")],
+    background: Annotated[str, typer.Option(help="Name of the class of the rest.")] = "background",
+    images: IMAGES = None,
+    masks: MASKS = None,
+    layer: LAYERS = None,
+    mpp: MPP = None,
+    as_json: AS_JSON = False,
+) -> None:
+    """Take over images with masks of one class: 0 and 255, a number an object, or XMLs of Aperio ImageScope.
+
+    Images stay where they are; a mask has the name of its image, perhaps with an ending such as _mask. An
+    index.csv (column name) may give patient, split, site, sex, age_band, scanner and mpp.
+
+    Example: histoflare masks import binary glands --label gland --images img --masks mask --out glands-masks
+    """
+    _import_binary(folder, images, masks, layer, out, label, background, mpp, as_json)
+
+
+def _import_binary(
+    folder: Path,
+    images: str | None,
+    masks: str | None,
+    layers: list[str] | None,
+    out: Path,
+    label: str,
+    background: str,
+    mpp: float | None,
+    as_json: bool,
+) -> None:
+    from histoflare.masks.importers.binary import Source, import_binary
+
+    source = Source(folder, images, masks, tuple(layers or ()))
+
+    def work(on_image: Callable[[int, int], None]) -> ImportReport:
+        return import_binary(source, out, label, background=background, mpp=mpp, on_image=on_image)
+
+    _show(_follow("images", work), as_json)
 
 
 @import_app.command()
@@ -112,7 +167,7 @@ def geojson(
         PlaneName | None,
         typer.Option(
             help="Where the file counts pixels from: bounds, the scanned area, as QuPath does; level0, the "
-            "whole slide, as ASAP and HALO do. [default: as the file says, else bounds]",
+            "whole slide, as ASAP and HALO do. If not said: as the file says, else bounds.",
             show_default=False,
         ),
     ] = None,
