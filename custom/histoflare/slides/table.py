@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, get_args
 from histoflare import storage
 from histoflare.errors import ManifestError
 from histoflare.seeds import derive_seed
-from histoflare.slides.resolution import is_mpp
+from histoflare.slides.resolution import given_mpp_fault
 
 Split = Literal["train", "validation", "test"]
 
@@ -100,8 +100,8 @@ def read_common_cells(line: int, cells: dict[str, str], problems: list[str]) -> 
             mpp = float(cells["mpp"])
         except ValueError:
             mpp = math.nan
-        if not is_mpp(mpp):
-            problems.append(f"line {line}: mpp '{cells['mpp']}' is not micrometres per pixel, such as 0.25")
+        if fault := given_mpp_fault(mpp):
+            problems.append(f"line {line}: mpp '{cells['mpp']}' {fault}")
             mpp = None
     # One person under two spellings of the same letters would be two patients.
     patient = unicodedata.normalize("NFC", cells["patient"])
