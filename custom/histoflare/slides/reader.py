@@ -26,7 +26,14 @@ from PIL import Image
 
 from histoflare.errors import SlideError
 from histoflare.slides.files import SlideFingerprint, fingerprint, opening_file, slide_files
-from histoflare.slides.resolution import LevelInfo, SlideInfo, choose_level, is_mpp, slide_info
+from histoflare.slides.resolution import (
+    LevelInfo,
+    SlideInfo,
+    choose_level,
+    given_mpp_fault,
+    is_mpp,
+    slide_info,
+)
 
 __all__ = ["LevelInfo", "Slide", "SlideFingerprint", "SlideInfo", "fingerprint", "is_mpp", "slide_files"]
 
@@ -47,6 +54,11 @@ class Slide:
         mpp: Resolution of level 0 in µm/px. Wins over what the slide says of itself, and that wins over its
             objective power (10 / power).
 
+    Attributes:
+        info: What may be known of the slide.
+        mpp_problem: In words, what is wrong with the slide's resolution; "" if nothing is. With ``mpp``, also
+            that the slide says something else.
+
     Raises:
         SlideError: No such file (``SLIDE_MISSING``), a format OpenSlide does not know
             (``SLIDE_UNSUPPORTED``), damaged (``SLIDE_OPEN_FAILED``), several series in one folder
@@ -55,18 +67,15 @@ class Slide:
 
     def __init__(self, path: Path, *, mpp: float | None = None) -> None:
         self.path = Path(path)
-        if mpp is not None and not is_mpp(mpp):
-            raise SlideError(
-                f"{self.path}: mpp must be micrometres per pixel, such as 0.25 or 0.5, and not {mpp}.",
-                reason="SLIDE_MPP_INVALID",
-            )
+        if mpp is not None and (fault := given_mpp_fault(mpp)):
+            raise SlideError(f"{self.path}: mpp {mpp:g} {fault}.", reason="SLIDE_MPP_INVALID")
         self._handle = _open(self.path)
         self._failure: Exception | None = None
         self._reads = 0
         self._changed = threading.Condition()
         self._plans: dict[float, tuple[int, float]] = {}
         try:
-            self.info, self._mpp_problem = slide_info(
+            self.info, self.mpp_problem = slide_info(
                 self._handle.properties, self._handle.level_dimensions, self._handle.level_downsamples, mpp
             )
         except openslide.OpenSlideError as error:
@@ -100,7 +109,7 @@ class Slide:
         """
         if self.info.mpp is None:
             raise SlideError(
-                f"{self.path}: {self._mpp_problem}. Give its resolution in micrometres per pixel: "
+                f"{self.path}: {self.mpp_problem}. Give its resolution in micrometres per pixel: "
                 "in the manifest's 'mpp' column, or with --mpp (0.25 for most 40x scans, 0.5 for 20x).",
                 reason="SLIDE_MPP_MISSING",
             )
