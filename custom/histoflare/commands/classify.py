@@ -40,7 +40,7 @@ def classify(
     mpp: Annotated[float | None, typer.Option(help=MPP_HELP)] = None,
     weights: Annotated[Path | None, typer.Option(help="Weight file of the model's encoder.")] = None,
     weights_sha256: Annotated[str | None, typer.Option(help="SHA-256 the weight file must have.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda, for the encoder.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int, typer.Option(help="Threads that read patches.", min=1)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -56,7 +56,7 @@ def classify(
     import numpy as np
     import torch
 
-    from histoflare.bags.encoder import load_encoder
+    from histoflare.bags.encoder import choose_device, load_encoder
     from histoflare.bags.model_file import load_model
     from histoflare.site.pictures import attention_limit
     from histoflare.slides.mosaic import MosaicParameters, build_mosaic
@@ -70,7 +70,7 @@ def classify(
     encoder = load_encoder(loaded.task.encoder.rpartition(":")[0], weights, weights_sha256, device)
     if encoder.id != loaded.task.encoder:
         raise JobError(f"The model wants features of {loaded.task.encoder}; the encoder is {encoder.id}.")
-    network = loaded.build_model()
+    network = loaded.build_model().to(choose_device(device))
     with Slide(slide, mpp=mpp) as opened:
         mosaic = build_mosaic(opened, MosaicParameters.from_json(loaded.mosaic), threads)
         features = torch.cat(list(_features(opened, mosaic, encoder, threads, "mosaic")))  # (n, f)

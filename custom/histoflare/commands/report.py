@@ -108,7 +108,7 @@ def _build_of_slides(
     threads: int,
 ) -> SitePage:
     from histoflare.bags.model_file import load_model
-    from histoflare.site.data import load_site_cohort
+    from histoflare.site.data import device_of, load_site_cohort
     from histoflare.site.pictures import build_site_page
 
     loaded = load_model(model)
@@ -117,7 +117,7 @@ def _build_of_slides(
         configuration,
         load_site_cohort(name, loaded.task, configuration),
         loaded.task,
-        loaded.build_model(),
+        loaded.build_model().to(device_of(configuration)),
         content,
         alias=alias,
         most_pictures=pictures,
@@ -142,7 +142,7 @@ def _build_of_images(
     loaded = load_mask_model(model)
     cohort = load_site_data(name, loaded.task, configuration)
     assert isinstance(cohort, ImageCohort)
-    network = loaded.build_model().to(device_of(loaded.task, configuration))
+    network = loaded.build_model().to(device_of(configuration))
     with progress() as bars:
         bar = bars.add_task("images", total=None)
         return build_image_site_page(

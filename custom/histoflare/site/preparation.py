@@ -78,7 +78,8 @@ class _TaskEncoder:
         spec = self.id.rpartition(":")[0]
         self._say(f"loading encoder {self.id}")
         weights, sha256 = self._configuration.encoder_weights, self._configuration.encoder_sha256
-        encoder = load_encoder(spec, weights, sha256, probe_px=self._probe_px)
+        device = self._configuration.device
+        encoder = load_encoder(spec, weights, sha256, device, probe_px=self._probe_px)
         if (encoder.id, encoder.features) != (self.id, self.features):
             raise EncoderError(
                 f"This site's encoder is {encoder.id} with {encoder.features} features, the job's is "
