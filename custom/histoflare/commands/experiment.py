@@ -146,7 +146,7 @@ def write_site_pages(
             model.load_state_dict(
                 job.strategy.personalize(federated.state, federated.site_states.get(site, {}))
             )
-            model.eval()
+            model.to(device_of(configuration)).eval()
             known: dict[str, Any] = {
                 "alias": federated.pseudonyms.get(site, ""),
                 "update_bytes": update_bytes,
@@ -155,7 +155,6 @@ def write_site_pages(
             if job.task.data == "images":
                 from histoflare.site.image_pictures import build_image_site_page
 
-                model.to(device_of(job.task, configuration))
                 page = build_image_site_page(site, data, job.task, model, report, **known)
             else:
                 page = build_site_page(site, configuration, data, job.task, model, report, **known)

@@ -55,6 +55,24 @@ def read_epsilons(text: str) -> tuple[float, ...]:
     return found
 
 
+DEVICE_HELP = (
+    "Where encoders and models run: auto (CUDA when there is one), cpu or cuda. Only the CPU gives the same "
+    "bytes again."
+)
+
+
+def read_device(text: str) -> str:
+    """Return the device that ``--device`` names.
+
+    Raises:
+        EncoderError, JobError: There is no such device here, or it cannot train.
+    """
+    from histoflare.bags.encoder import choose_device
+    from histoflare.site.data import check_device
+
+    return check_device(str(choose_device(text)))
+
+
 RUNTIME_HELP = (
     "poc: a server and one client process per site, as in production; simulator: FLARE's own; "
     "inprocess: without FLARE."

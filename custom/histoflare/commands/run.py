@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from histoflare.commands.console import console, out, print_json, progress
-from histoflare.commands.options import DEFAULT_JOB, EPSILONS_HELP, RUNTIME_HELP, Runtime, read_epsilons
+from histoflare.commands.options import (
+    DEFAULT_JOB,
+    DEVICE_HELP,
+    EPSILONS_HELP,
+    RUNTIME_HELP,
+    Runtime,
+    read_device,
+    read_epsilons,
+)
 from histoflare.errors import JobError
 
 if TYPE_CHECKING:
@@ -42,6 +50,7 @@ def run(
         list[str] | None, typer.Option("--set", help="Change a variable of the job, e.g. rounds=50.")
     ] = None,
     epsilons: Annotated[str, typer.Option(help=EPSILONS_HELP)] = "",
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Run a job on prepared bags or on images: federated, every site alone, all pooled; compare them.
@@ -69,7 +78,7 @@ def run(
         raise JobError("--set seed=…: seeds are given with --seeds.")
     try_variant(job, changes)
     reports = []
-    budgets = read_epsilons(epsilons)
+    budgets, where = read_epsilons(epsilons), read_device(device)
     with progress() as bars:
         for seed in _seeds(seeds):
             folder = out_dir / f"seed-{seed}"
@@ -79,9 +88,10 @@ def run(
             variant = write_variant(job, folder / "job" / job.name, changes | {"seed": seed}, scope=scope)
             experiment = Experiment(
                 job=read_job(variant),
-                sites=_configure(found.sites, data, bags, folder),
-                external=_configure(found.external, data, bags, folder, evaluation_only=True),
+                sites=_configure(found.sites, data, bags, folder, where),
+                external=_configure(found.external, data, bags, folder, where, evaluation_only=True),
                 runtime=runtime,
+                device=where,
             )
             reports.append(run_experiment(experiment, folder, bars, PhaseClock(), budgets).report)
     summary = summarise(reports)
@@ -94,7 +104,12 @@ def run(
 
 
 def _configure(
-    manifests: dict[str, Path], data: str, bags: Path | None, folder: Path, evaluation_only: bool = False
+    manifests: dict[str, Path],
+    data: str,
+    bags: Path | None,
+    folder: Path,
+    device: str,
+    evaluation_only: bool = False,
 ) -> dict[str, SiteConfiguration]:
     from histoflare.commands.sites import configure_site
 
@@ -105,6 +120,7 @@ def _configure(
             data,
             bags,
             records=(folder / "records" / name).resolve(),
+            device=device,
             evaluation_only=evaluation_only,
         )
         for name, path in manifests.items()
