@@ -41,7 +41,7 @@ TYPES: Mapping[str, frozenset[str] | None] = {
 MOST_VALUES = 100_000
 """In all lists and mappings of a message. (A model has some per tensor; a tensor is one value.)"""
 
-MOST_FRAME_BYTES = 64 << 20
+MOST_FRAME_BYTES = 32 << 20
 """Of what comes over the wire in one piece. (Larger messages come in pieces of a megabyte or two.)"""
 
 
@@ -75,11 +75,20 @@ class ClosedPacker(fobs.Packer):
             if not isinstance(name, str) or name not in TYPES or name not in fobs._decomposers:
                 raise ValueError("the message has an object in it that no message needs")
             known = TYPES[name]
-            if known is not None and not (
-                type(content) is dict and set(content) == {DATA_CONTENT} and set(content[DATA_CONTENT]) == known
-            ):
+            if known is not None and not _sets(content, known):
                 raise ValueError("the message sets what is no attribute of its object")
         return super().unpack(obj)
+
+
+def _sets(content: Any, attributes: frozenset[str]) -> bool:
+    """Return whether an object of a message has these attributes and nothing else."""
+    return (
+        type(content) is dict and set(content) == {DATA_CONTENT} and set(content[DATA_CONTENT]) == attributes
+    )
+
+
+def _refuse_extension(code: int, content: bytes) -> Any:
+    raise ValueError("the message has an extension in it")
 
 
 def close_messages() -> None:
@@ -109,6 +118,7 @@ def deserialize(data: bytes, manager: DatumManager) -> Any:
         strict_map_key=False,
         object_hook=packer.unpack,
         list_hook=packer.count,
+        ext_hook=_refuse_extension,
         max_array_len=MOST_VALUES,
         max_map_len=MOST_VALUES,
     )

@@ -140,7 +140,8 @@ def is_permitted(reply: Shareable) -> bool:
 
 def keep_task(task: Shareable, fl_ctx: FLContext) -> None:
     """Remember a task as it came; of its cookies, which go back to the server, the words and numbers."""
-    cookies = task.get_cookie_jar() or {}
+    jar = task.get_cookie_jar()
+    cookies = jar if isinstance(jar, dict) else {}
     plain = {name: value for name, value in cookies.items() if type(name) is str and type(value) in _PLAIN}
     _set(fl_ctx, _TASK, ReceivedTask(task, plain))
 
