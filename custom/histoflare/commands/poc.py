@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -182,6 +183,7 @@ def _facts(federation: Federation) -> dict[str, Any]:
         for name in (kits.server, *kits.sites)
     }
     programs = Path(sys.executable).parent
+    histoflare = f"{programs}/histoflare"
     kit = kits.kit(kits.lead)
     return {
         "workspace": str(federation.workspace),
@@ -191,8 +193,8 @@ def _facts(federation: Federation) -> dict[str, Any]:
         "participants": participants,
         "jobs": [{name: one[name] for name in ("job_id", "job_name", "status")} for one in jobs],
         "commands": {
-            "console": f"PATH={programs}:$PATH {kit}/startup/fl_admin.sh",
-            "submit a job": f"{programs}/histoflare job submit JOB --kit {kit}",
-            "stop": f"{programs}/histoflare poc stop --workspace {federation.workspace}",
+            "console": f"PATH={shlex.quote(str(programs))}:$PATH {shlex.quote(f'{kit}/startup/fl_admin.sh')}",
+            "submit a job": shlex.join([histoflare, "job", "submit", "JOB", "--kit", str(kit)]),
+            "stop": shlex.join([histoflare, "poc", "stop", "--workspace", str(federation.workspace)]),
         },
     }
