@@ -56,7 +56,7 @@ def test_labels_encoder_and_patches_are_those_of_most_bags(mem: Path, tmp_path: 
         "task.features": 64,
     }
     task = read_job(write_variant(mem, tmp_path / "job", choice.changes)).task
-    assert (task.labels, task.encoder, task.features) == (["LUAD", "LUSC"], "imported:uni", 64)
+    assert (task.labels, task.encoder, task.features) == (("LUAD", "LUSC"), "imported:uni", 64)
     assert "protocol.labels = LUAD, LUSC" in choice.say_fitted()
 
 
@@ -103,6 +103,6 @@ def test_images_that_agree_on_a_resolution(repository: Path, tmp_path: Path) -> 
 
 
 def test_one_label_everywhere_is_nothing_to_tell_apart(mem: Path) -> None:
-    with pytest.raises(JobError, match="takes two of them.*protocol.labels"):
+    with pytest.raises(JobError, match=r"takes two of them.*protocol\.labels"):
         choose_job(mem, found=FoundData(("LUAD",), SHIPPED))
     assert choose_job(mem, found=FoundData(("solid",), SHIPPED)).fitted == {}

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from histoflare.commands.options import Preset
+
 if TYPE_CHECKING:
     from histoflare.masks.images import ImageCohort
     from histoflare.masks.importers import ImportReport
@@ -181,6 +183,7 @@ def pretrained(
     out: Annotated[Path, typer.Option(help="The model file to make.")],
     swin: Annotated[Path | None, typer.Option(help="Swin-T weights of ImageNet (timm, authors, HF).")] = None,
     convnext: Annotated[Path | None, typer.Option(help="ConvNeXt-T weights of ImageNet, likewise.")] = None,
+    preset: Preset = None,
 ) -> None:
     """Put ImageNet weights into a job's network, for 'histoflare job make --model'.
 
@@ -192,12 +195,12 @@ def pretrained(
     from histoflare.commands.console import console
     from histoflare.commands.outputs import check_outputs
     from histoflare.errors import JobError
-    from histoflare.flare.job import read_job
+    from histoflare.flare.job_choice import choose_job
     from histoflare.masks.checkpoints import load_pretrained
     from histoflare.masks.model_file import save_mask_model
 
     check_outputs([out], [path for path in (job, swin, convnext) if path is not None])
-    task = read_job(job).task
+    task = choose_job(job, preset).job.task
     if swin is None and convnext is None:
         raise JobError("Give --swin, --convnext or both.")
     if task.data != "images":

@@ -43,6 +43,7 @@ def choose_job(
     settings: Sequence[str] = (),
     found: FoundData | None = None,
     changes: Mapping[str, Any] | None = None,
+    before: Mapping[str, Any] | None = None,
 ) -> Choice:
     """Choose a job; nothing is written.
 
@@ -53,6 +54,7 @@ def choose_job(
         found: The data that are there: labels, encoder, width, side and resolution of the patches are theirs
             unless a setting says otherwise.
         changes: Further changes, as ``write_variant`` takes them; None entries are left out.
+        before: Changes that come before preset and settings, such as the task of a model.
 
     Raises:
         JobError: The folder, the preset or a setting cannot be used, or the data have one label only.
@@ -61,7 +63,7 @@ def choose_job(
     chosen = read_preset(folder, preset) if preset else None
     said = _by_decision(parse_settings(settings))
     said |= _by_decision({name: value for name, value in (changes or {}).items() if value is not None})
-    of_preset = _by_decision(chosen.changes if chosen else {})
+    of_preset = _by_decision(before or {}) | _by_decision(chosen.changes if chosen else {})
     fitted: dict[str, Any] = {}
     if found is not None:
         job = try_variant(folder, of_preset | said)
