@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from histoflare.commands.options import PlaneName
+from histoflare.commands.options import PlaneName, Preset
 from histoflare.errors import JobError
 
 if TYPE_CHECKING:
@@ -254,6 +254,7 @@ def pretrained(
     out: Annotated[Path, typer.Option(help="The model file to make.")],
     swin: Annotated[Path | None, typer.Option(help="Swin-T weights of ImageNet (timm, authors, HF).")] = None,
     convnext: Annotated[Path | None, typer.Option(help="ConvNeXt-T weights of ImageNet, likewise.")] = None,
+    preset: Preset = None,
 ) -> None:
     """Put ImageNet weights into a job's network, for 'histoflare job make --model'.
 
@@ -264,13 +265,13 @@ def pretrained(
     """
     from histoflare.commands.console import console
     from histoflare.commands.outputs import check_outputs
-    from histoflare.flare.job import read_job
+    from histoflare.flare.job_choice import choose_job
     from histoflare.masks.checkpoints import load_pretrained
     from histoflare.model_file import save_model
     from histoflare.privacy.protocol import digest
 
     check_outputs([out], [path for path in (job, swin, convnext) if path is not None])
-    read = read_job(job)
+    read = choose_job(job, preset).job
     task = read.task
     if swin is None and convnext is None:
         raise JobError("Give --swin, --convnext or both.")

@@ -5,11 +5,20 @@ from __future__ import annotations
 import math
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from histoflare.errors import JobError
 
 DEFAULT_JOB = Path("jobs/mem_fedavg")
 DEMO_JOB = Path("jobs/mem_dpsgd")
+
+
+Preset = Annotated[
+    str | None,
+    typer.Option("--preset", help="Take the figures of a preset of the job (its folder presets/)."),
+]
 
 
 class Runtime(StrEnum):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from histoflare.commands.console import make_table, out, print_json
+from histoflare.commands.options import Preset
 from histoflare.commands.policy import show_policy
 from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.accountant import ACCOUNTANTS
@@ -177,6 +178,7 @@ def show_plan(
     policy: Annotated[
         Path | None, typer.Option(help="A signed policy; none: policy_<scope>.toml beside the site's file.")
     ] = None,
+    preset: Preset = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a job would cost this site's patients, and whether the site would admit it. Books nothing.
@@ -185,7 +187,7 @@ def show_plan(
 
     Example: histoflare privacy plan jobs/mem_dpsgd --site local/histoflare.toml
     """
-    from histoflare.flare.job import read_job
+    from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_schema import TRAINING
     from histoflare.flare.site_policy import policy_file
     from histoflare.privacy.accountant import epsilon
@@ -196,7 +198,7 @@ def show_plan(
     from histoflare.site.likely_time import likely_seconds
     from histoflare.site.preview import preview
 
-    read, configuration = read_job(job), read_site_file(site)
+    read, configuration = choose_job(job, preset).job, read_site_file(site)
     local = site.absolute().parent
     rules = read_site_policy(policy or local / policy_file(read.scope), local)
     trains = read.kind == TRAINING

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from histoflare.commands.console import console, out, print_json, progress
+from histoflare.commands.console import out, print_json, progress, say, say_fitted, say_refused
 from histoflare.commands.options import (
     DEFAULT_JOB,
     DEVICE_HELP,
     EPSILONS_HELP,
     RUNTIME_HELP,
+    Preset,
     Runtime,
     read_device,
     read_epsilons,
@@ -43,9 +44,7 @@ def run(
     job: Annotated[Path, typer.Option(help="The job folder.")] = DEFAULT_JOB,
     runtime: Annotated[Runtime, typer.Option(help=RUNTIME_HELP)] = Runtime.INPROCESS,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "1",
-    preset: Annotated[
-        str | None, typer.Option(help="Take the figures of a preset of the job (its folder presets/).")
-    ] = None,
+    preset: Preset = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Change a variable of the job, e.g. rounds=50.")
     ] = None,
@@ -55,6 +54,10 @@ def run(
 ) -> None:
     """Run a job on prepared bags or on images: federated, every site alone, all pooled; compare them.
 
+    Labels, encoder, width, side and resolution of the patches are those of the bags and manifests that are
+    there, unless --set says otherwise. A site whose data do not fit is left out with its reason; the exit
+    code is then 3.
+
     Example: histoflare run --sites my-sites --bags my-run/bags --out my-run/seeds --seeds 1,2,3
 
     Example: histoflare run --sites my-sites --bags my-run/bags --out run --set rounds=50
@@ -62,30 +65,33 @@ def run(
     Example: histoflare run --job jobs/dhunet_fedavg --sites my-images --out run --set rounds=20
     """
     from histoflare.commands.clock import PhaseClock
-    from histoflare.commands.experiment import run_experiment
+    from histoflare.commands.experiment import REPORT_FILE, run_experiment
     from histoflare.commands.runtimes import Experiment
     from histoflare.commands.sites import find_sites
     from histoflare.flare.job import read_job
-    from histoflare.flare.job_variant import parse_settings, read_preset, try_variant, write_variant
+    from histoflare.flare.job_choice import choose_job
+    from histoflare.flare.job_variant import parse_settings, write_variant
+    from histoflare.site.found_data import find_data
     from histoflare.storage import write_json
 
-    data = read_job(job).task.data  # what is wrong with the job must not be said of a copy
+    data = read_job(job).task.data
     found = find_sites(sites, data)
-    chosen = read_preset(job, preset) if preset else None
-    changes = (chosen.changes if chosen else {}) | parse_settings(setting or [])
-    scope = chosen.scope if chosen else None
-    if "seed" in changes:
+    if "seed" in parse_settings(setting or []):
         raise JobError("--set seed=…: seeds are given with --seeds.")
-    try_variant(job, changes)
-    reports = []
     budgets, where = read_epsilons(epsilons), read_device(device)
+    there = find_data(_configure(found.sites, data, bags, out_dir, where), data)
+    choice = choose_job(job, preset, setting or [], there)
+    say_fitted(choice)
+    reports = []
+    refused: dict[str, str] = {}
     with progress() as bars:
         for seed in _seeds(seeds):
             folder = out_dir / f"seed-{seed}"
             if job.resolve().is_relative_to((folder / "job").resolve()):
                 raise JobError(f"{job}: this command writes its jobs to {folder / 'job'}; copy yours first.")
             shutil.rmtree(folder / "job" / job.name, ignore_errors=True)
-            variant = write_variant(job, folder / "job" / job.name, changes | {"seed": seed}, scope=scope)
+            changes = choice.changes | {"seed": seed}
+            variant = write_variant(job, folder / "job" / job.name, changes, scope=choice.scope)
             experiment = Experiment(
                 job=read_job(variant),
                 sites=_configure(found.sites, data, bags, folder, where),
@@ -93,14 +99,19 @@ def run(
                 runtime=runtime,
                 device=where,
             )
-            reports.append(run_experiment(experiment, folder, bars, PhaseClock(), budgets).report)
+            outcome = run_experiment(experiment, folder, bars, PhaseClock(), budgets)
+            reports.append(outcome.report)
+            refused |= outcome.refused
     summary = summarise(reports)
     write_json(out_dir / SUMMARY_FILE, summary, public=True)
     if as_json:
         print_json(summary)
     else:
         out.print(show_summary(summary))
-        console.print(f"reports: {out_dir}/seed-*/report.json", highlight=False, markup=False, soft_wrap=True)
+        written = (out_dir / f"seed-{seed}" / REPORT_FILE for seed in summary["seeds"])
+        say(f"reports: {', '.join(map(str, written))}")
+    say_refused(refused)
+    raise typer.Exit(3 if refused else 0)
 
 
 def _configure(

@@ -89,5 +89,12 @@ def load_site_states(sites: Mapping[str, SiteConfiguration], run: str) -> dict[s
     return {site: RunRecords(where.records, run, site).load_state() for site, where in sites.items()}
 
 
+def read_mean_loss(sites: Mapping[str, SiteConfiguration], run: str) -> float | None:
+    """Return the mean of the training losses that sites of one machine noted last; None before the first."""
+    noted = [RunRecords(where.records, run, site).read_loss() for site, where in sites.items()]
+    known = [loss for loss in noted if loss is not None]
+    return sum(known) / len(known) if known else None
+
+
 def _read(path: Path) -> Any:
     return json.loads(path.read_text()) if path.is_file() else None

@@ -128,6 +128,22 @@ REASONS_IN_WORDS = {
 """One sentence for every code of :data:`histoflare.errors.REASONS`."""
 
 
+ADVICE = {
+    "COHORT_INVALID": "What does not fit stands in the site's own log. If it is encoder, patch size or "
+    "labels, submit a job that fits: on one workstation 'histoflare poc start --sites …' makes it and shows "
+    "its command.",
+    "PROTOCOL_MISMATCH": "Submit a job with the protocol that the sites agreed to ('histoflare job show "
+    "JOB' prints its hash, 'histoflare poc status' the command of the job that fits), or put this one into "
+    "every kit.",
+}
+"""What a lead can do about a refusal, where there is something."""
+
+
+def advise(code: str) -> str:
+    """Return what a lead can do about a refusal with ``code``; empty if that is up to the site alone."""
+    return ADVICE.get(code, "")
+
+
 def explain(code: str) -> str:
     """Return what ``code`` means in plain words; for an unknown one, where to ask."""
     return REASONS_IN_WORDS.get(code, "A code this report does not know; ask the site.")

@@ -39,20 +39,20 @@ class _Entry:
         return f"{self.site} ({self.where})"
 
 
-def check_apart(sites: Mapping[str, SiteConfiguration], labels: list[str], data: str) -> None:
+def check_apart(sites: Mapping[str, SiteConfiguration], data: str) -> None:
     """Refuse sites, external cohorts among them, that share a patient or a slide.
 
     A patient is told by the name in the manifests. A slide is told by its path, by the hash that its bag
     carries, and, where files of two sites have the same size, by the hash of their bytes.
 
     Args:
-        labels: The job's class names. data: The kind of data, as ``Task.data``.
+        data: The kind of data, as ``Task.data``.
 
     Raises:
         ManifestError: A manifest cannot be used.
         JobError: A patient or a slide is at two sites (COHORT_INVALID), or a site has no data of this kind.
     """
-    entries = [entry for site, of_site in sites.items() for entry in _entries(site, of_site, labels, data)]
+    entries = [entry for site, of_site in sites.items() for entry in _entries(site, of_site, data)]
     problems = [
         f"patient {name}: {_say(found)}" for name, found in _shared(entries, lambda e: normalised(e.patient))
     ]
@@ -87,7 +87,7 @@ def _content(entry: _Entry) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _entries(site: str, configuration: SiteConfiguration, labels: list[str], data: str) -> Iterator[_Entry]:
+def _entries(site: str, configuration: SiteConfiguration, data: str) -> Iterator[_Entry]:
     if data == IMAGES:
         from histoflare.masks.image_manifest import read_image_manifest
 
@@ -99,7 +99,7 @@ def _entries(site: str, configuration: SiteConfiguration, labels: list[str], dat
     from histoflare.bags.folder import bag_path
 
     path, bags = bags_of(configuration)
-    manifest = read_manifest(path, labels=labels, check_files=False)
+    manifest = read_manifest(path, check_files=False)
     for slide in manifest.rows:
         try:
             header = read_header(bag_path(bags, manifest.row_id(slide)))

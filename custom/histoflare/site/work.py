@@ -99,7 +99,7 @@ class SiteWork:
         for failure in outcome.training.failures:
             self._say(f"{setup.site}: round {round_index + 1}: counted as nothing: {failure}")
         loss = outcome.training.mean_loss
-        self._note(round_index, {"loss": loss, **figures})
+        self._note(round_index, loss, figures)
         self._say(
             f"{setup.site}: round {round_index + 1} of {total_rounds}: loss {loss:.4f}, "
             f"{outcome.training.n_steps} steps, {time.monotonic() - started:.1f} s"
@@ -184,9 +184,10 @@ class SiteWork:
         behind = min(metrics[figure].patients for figure in asked.values())
         return {name: found[figure] for name, figure in asked.items()}, behind
 
-    def _note(self, round_index: int, values: Mapping[str, float | None]) -> None:
+    def _note(self, round_index: int, loss: float, figures: Mapping[str, float | None]) -> None:
         try:
-            self._records.add_scalars(round_index, values)
+            self._records.add_scalars(round_index, {"loss": loss, **figures})
+            self._records.note_loss(round_index, loss)
         except Exception as error:  # a figure less at the site must not cost the federation a round
             self._say(f"{self._setup.site}: TensorBoard could not be written: {error}")
 
