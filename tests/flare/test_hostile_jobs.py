@@ -92,6 +92,9 @@ RAW = (
 
 
 JOB = str(uuid.UUID(int=7))
+IN_TASKS = ("a file", "a planted decomposer of FLARE's list", "a workspace")
+"""What the first tasks of a job have in their cookies, which go back with the answer."""
+
 MORE_FILES = (" more", "link")
 """What is in the names of archives that bring more than a job has."""
 
@@ -523,7 +526,8 @@ def _build_on_earlier_jobs(made: Attack, good: dict[str, bytes]) -> None:
         more = hostile(good, made.around, Pack())
         few = {name: archive for name, archive in more.items() if any(part in name for part in MORE_FILES)}
         made.built_on |= {f"{name}, {job_id}": said for name, said in made.deploy(few, job_id).items()}
-    made.left = {who: made.left[who] | (paths - before[who]) for who, paths in made.files().items()}
+    now = made.files()
+    made.left |= {site: made.left[site] | (now[site] - before[site]) for site in SITES}
 
 
 def _restart(made: Attack, memory: Memory) -> None:
@@ -540,7 +544,7 @@ def _restart(made: Attack, memory: Memory) -> None:
         old = kit / str(uuid.UUID(int=9)) / f"app_{site}"
         plant(old / "config", made.marks, "evil.py", "custom/own.py")
         (old / "config" / "link").symlink_to(made.notes(site))
-    shutil.copyfile(kits.kit(a) / "local" / "histoflare.toml", made.earlier / "local" / "histoflare.toml")
+    shutil.copytree(kits.kit(a) / "local" / "records", made.earlier / "local" / "records", dirs_exist_ok=True)
     kits.kit(a).rename(made.folder / "issued again")
     made.earlier.rename(kits.kit(a))
     made.start(a)
@@ -568,10 +572,13 @@ def _replace_tasks(made: Attack, job: Path) -> None:
     references = {"purpose": REFERENCES, "min_clients": 1, "late_seconds": 0}
     made.run("references", write_variant(job, made.folder / "references" / "job", references))
     task = made.folder / "orders" / "task"
+    each = objects(made.notes(SITES[0]), made.federation.kits.kit(SITES[0]))
+    in_tasks = [each[name] for name in IN_TASKS]
+    (made.folder / "orders" / "in-task.pickle").write_bytes(pickle.dumps(in_tasks))
     for name in OTHER_TASKS:
         task.write_text(name)
         job_id = made.federation.admin.submit(job)
-        until = time.monotonic() + 30
+        until = time.monotonic() + 45
         while time.monotonic() < until and not made.codes(name):
             time.sleep(0.2)
         if name == "evaluate":  # after the other one the server gives the job up
