@@ -4,7 +4,7 @@ The attacker holds the lead's kit (whatever bytes it submits) and the server (wh
 ``hostile/sitecustomize.py``). What happens here:
 
 - every archive of ``hostile/archives.py`` is deployed to both sites by a raw message;
-- every eighth one of the same table is submitted, in a job folder, over the lead's own connection;
+- every tenth one of the same table is submitted, in a job folder, over the lead's own connection;
 - a job whose texts look like references, and one whose tasks the server calls by other names;
 - raw commands and raw messages to the sites' processes, those of a running job among them;
 - objects that FLARE's serializer would make something of (``hostile/objects.py``), in messages of all kinds
@@ -69,8 +69,8 @@ TAP = Path(__file__).parent / "tap"
 SITES = ("clinic-a", "clinic-b")
 MOST_MORE_BYTES = 300 << 20
 PATH = "the kit's path"
-EACH = 8
-"""Of the archives, every eighth is submitted: each takes a connection. All of them are deployed."""
+EACH = 10
+"""Of the archives, every tenth is submitted: each takes a connection. All of them are deployed."""
 NOT_OF_A_JOB = {"log", "logs", "audit", "audit.log", "log.txt", "log.json", "log_error.txt", "log_fl.txt"}
 ROLES = ("server_train", "client_train", "runner_process", "worker_process")
 
@@ -92,7 +92,10 @@ RAW = (
 
 
 JOB = str(uuid.UUID(int=7))
-IN_TASKS = ("a file", "a planted decomposer of FLARE's list", "a workspace")
+IN_TASKS = (
+    *("a planted class", "a planted enumeration", "a planted decomposer of FLARE's list", "a program"),
+    *("a file", "a workspace", "any attributes", "a message's class", "many values"),
+)
 """What the first tasks of a job have in their cookies, which go back with the answer."""
 
 MORE_FILES = (" more", "link")
@@ -140,8 +143,13 @@ class Memory:
         self._thread.start()
 
     def _watch(self) -> None:
+        found: list[psutil.Process] = []
+        looks = 0
         while not self._ended.wait(0.2):
-            for process in processes.find(self._federation):
+            if looks % 5 == 0:  # to look through all processes of the machine takes a while
+                found = processes.find(self._federation)
+            looks += 1
+            for process in found:
                 try:
                     command, size = " ".join(process.cmdline()), process.memory_info().rss
                 except psutil.Error:
@@ -626,6 +634,13 @@ def test_a_task_that_is_none_of_the_job_is_refused_with_a_code(attack: Attack) -
     for name, code in OTHER_TASKS.items():
         assert attack.codes(name), name
         assert all(codes == {code} for codes in attack.codes(name).values()), (name, attack.codes(name))
+
+
+def test_a_task_with_an_object_is_asked_for_again(attack: Attack) -> None:
+    """And not one byte of it is used: the one after all of them is answered."""
+    for site in SITES:
+        assert attack.federation.log(site).read_text().count("Failed to get_task") >= len(IN_TASKS)
+        assert site in attack.codes("nonsense")
 
 
 def test_a_text_that_looks_like_a_reference_is_a_text(attack: Attack) -> None:
