@@ -21,11 +21,13 @@ from nvflare.fuel.utils.fobs import fobs as inside
 from nvflare.fuel.utils.fobs import lobs
 from nvflare.private.admin_defs import Message
 
-from histoflare.flare import handshake
+from histoflare.flare import closed_messages, handshake
 from histoflare.flare.closed_messages import MOST_VALUES, close_messages
 
 from .hostile.objects import MAIN, PLANTED, file_of, objects, raw_messages, section, thing
 
+OBJECTS = objects(Path("/x"), Path("/y"))
+RAW = raw_messages(Path("/x"))
 READABLE = ("depth",)
 """What means nothing and is bounded may be read."""
 
@@ -57,19 +59,19 @@ def read(content: Any) -> Any:
     return fobs.loads(section(MAIN, msgpack.packb(content)))
 
 
-@pytest.mark.parametrize("name", [name for name in objects(Path("/x"), Path("/y")) if name not in READABLE])
+@pytest.mark.parametrize("name", [name for name in OBJECTS if name not in READABLE])
 @pytest.mark.parametrize("nested", [False, True])
-def test_an_object_that_no_message_needs_is_not_made(name: str, nested: bool, tmp_path: Path) -> None:
-    each = objects(tmp_path / "file", tmp_path)[name]
+def test_an_object_that_no_message_needs_is_not_made(name: str, nested: bool) -> None:
+    each = OBJECTS[name]
     content = thing("nvflare.apis.shareable.Shareable", {"__headers__": {"x": [each]}}) if nested else each
     with pytest.raises((ValueError, RuntimeError)):
         read(content)
 
 
-@pytest.mark.parametrize("name", sorted(set(raw_messages(Path("/x"))) - {"too large"}))
+@pytest.mark.parametrize("name", sorted(set(RAW) - {"too large"}))
 def test_nor_are_bytes_that_nobody_writes(name: str) -> None:
     with pytest.raises((ValueError, RuntimeError, AttributeError, OverflowError)):
-        fobs.loads(raw_messages(Path("/x"))[name])
+        fobs.loads(RAW[name])
 
 
 def test_what_a_job_needs_arrives_as_it_was() -> None:
@@ -106,7 +108,7 @@ class TestCookies:
     ) -> None:
         """Else what follows shows nothing."""
         (tmp_path / "file").write_text("SECRET")
-        monkeypatch.undo()
+        monkeypatch.setattr(lobs, "deserialize", closed_messages._deserialize)
         reply = Shareable()
         reply.set_cookie_jar({"x": read(file_of(tmp_path / "file"))})
         assert b"SECRET" in fobs.dumps(reply)

@@ -4,7 +4,7 @@ The attacker holds the lead's kit (whatever bytes it submits) and the server (wh
 ``hostile/sitecustomize.py``). What happens here:
 
 - every archive of ``hostile/archives.py`` is deployed to both sites by a raw message;
-- every eighth one of the same table is submitted, in a job folder, over the lead's own connection;
+- every tenth one of the same table is submitted, in a job folder, over the lead's own connection;
 - a job whose texts look like references, and one whose tasks the server calls by other names;
 - raw commands and raw messages to the sites' processes, those of a running job among them;
 - objects that FLARE's serializer would make something of (``hostile/objects.py``), in messages of all kinds
@@ -69,8 +69,8 @@ TAP = Path(__file__).parent / "tap"
 SITES = ("clinic-a", "clinic-b")
 MOST_MORE_BYTES = 300 << 20
 PATH = "the kit's path"
-EACH = 8
-"""Of the archives, every eighth is submitted: each takes a connection. All of them are deployed."""
+EACH = 10
+"""Of the archives, every tenth is submitted: each takes a connection. All of them are deployed."""
 NOT_OF_A_JOB = {"log", "logs", "audit", "audit.log", "log.txt", "log.json", "log_error.txt", "log_fl.txt"}
 ROLES = ("server_train", "client_train", "runner_process", "worker_process")
 
@@ -92,6 +92,12 @@ RAW = (
 
 
 JOB = str(uuid.UUID(int=7))
+IN_TASKS = (
+    *("a planted class", "a planted enumeration", "a planted decomposer of FLARE's list", "a program"),
+    *("a file", "a workspace", "any attributes", "a message's class", "many values"),
+)
+"""What the first tasks of a job have in their cookies, which go back with the answer."""
+
 MORE_FILES = (" more", "link")
 """What is in the names of archives that bring more than a job has."""
 
@@ -137,8 +143,13 @@ class Memory:
         self._thread.start()
 
     def _watch(self) -> None:
+        found: list[psutil.Process] = []
+        looks = 0
         while not self._ended.wait(0.2):
-            for process in processes.find(self._federation):
+            if looks % 5 == 0:  # to look through all processes of the machine takes a while
+                found = processes.find(self._federation)
+            looks += 1
+            for process in found:
                 try:
                     command, size = " ".join(process.cmdline()), process.memory_info().rss
                 except psutil.Error:
@@ -523,7 +534,8 @@ def _build_on_earlier_jobs(made: Attack, good: dict[str, bytes]) -> None:
         more = hostile(good, made.around, Pack())
         few = {name: archive for name, archive in more.items() if any(part in name for part in MORE_FILES)}
         made.built_on |= {f"{name}, {job_id}": said for name, said in made.deploy(few, job_id).items()}
-    made.left = {who: made.left[who] | (paths - before[who]) for who, paths in made.files().items()}
+    now = made.files()
+    made.left |= {site: made.left[site] | (now[site] - before[site]) for site in SITES}
 
 
 def _restart(made: Attack, memory: Memory) -> None:
@@ -540,7 +552,7 @@ def _restart(made: Attack, memory: Memory) -> None:
         old = kit / str(uuid.UUID(int=9)) / f"app_{site}"
         plant(old / "config", made.marks, "evil.py", "custom/own.py")
         (old / "config" / "link").symlink_to(made.notes(site))
-    shutil.copyfile(kits.kit(a) / "local" / "histoflare.toml", made.earlier / "local" / "histoflare.toml")
+    shutil.copytree(kits.kit(a) / "local" / "records", made.earlier / "local" / "records", dirs_exist_ok=True)
     kits.kit(a).rename(made.folder / "issued again")
     made.earlier.rename(kits.kit(a))
     made.start(a)
@@ -568,10 +580,13 @@ def _replace_tasks(made: Attack, job: Path) -> None:
     references = {"purpose": REFERENCES, "least_sites": 1, "round_seconds": 60}
     made.run("references", write_variant(job, made.folder / "references" / "job", references))
     task = made.folder / "orders" / "task"
+    each = objects(made.notes(SITES[0]), made.federation.kits.kit(SITES[0]))
+    in_tasks = [each[name] for name in IN_TASKS]
+    (made.folder / "orders" / "in-task.pickle").write_bytes(pickle.dumps(in_tasks))
     for name in OTHER_TASKS:
         task.write_text(name)
         job_id = made.federation.admin.submit(job)
-        until = time.monotonic() + 30
+        until = time.monotonic() + 45
         while time.monotonic() < until and not made.codes(name):
             time.sleep(0.2)
         if name == "evaluate":  # after the other one the server gives the job up
@@ -619,6 +634,13 @@ def test_a_task_that_is_none_of_the_job_is_refused_with_a_code(attack: Attack) -
     for name, code in OTHER_TASKS.items():
         assert attack.codes(name), name
         assert all(codes == {code} for codes in attack.codes(name).values()), (name, attack.codes(name))
+
+
+def test_a_task_with_an_object_is_asked_for_again(attack: Attack) -> None:
+    """And not one byte of it is used: the one after all of them is answered."""
+    for site in SITES:
+        assert attack.federation.log(site).read_text().count("Failed to get_task") >= len(IN_TASKS)
+        assert site in attack.codes("nonsense")
 
 
 def test_a_text_that_looks_like_a_reference_is_a_text(attack: Attack) -> None:

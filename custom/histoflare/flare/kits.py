@@ -272,25 +272,21 @@ def _run_flare(workspace: Path, place: Path) -> None:
 
 def _temporary_folder(workspace: Path) -> str | None:
     """Make a folder for the kits if the workspace's path has a blank; None: they can be in there."""
-    if _breaks_command_lines(sys.executable):
+    if processes.breaks_command_lines(sys.executable):
         raise HistoflareError(
             f"{sys.executable}: FLARE cannot start jobs with a Python whose path has a blank or a quote in "
             "it; move the environment.",
             reason="FEDERATION_FAILED",
         )
-    if not _breaks_command_lines(str(workspace)):
+    if not processes.breaks_command_lines(str(workspace)):
         return None
     folder = tempfile.mkdtemp(prefix=TEMPORARY_PREFIX)
-    if _breaks_command_lines(folder):
+    if processes.breaks_command_lines(folder):
         raise HistoflareError(
             f"{workspace}: FLARE cannot work in a folder whose path has a blank or a quote in it.",
             reason="FEDERATION_FAILED",
         )
     return folder
-
-
-def _breaks_command_lines(path: str) -> bool:
-    return any(letter.isspace() or letter in "'\"\\#" for letter in path)
 
 
 def kit_environment() -> dict[str, str]:

@@ -46,8 +46,8 @@ def _follow_orders(server) -> None:  # type: ignore[no-untyped-def]
 def _send(server, each, timeout=10.0):  # type: ignore[no-untyped-def]
     """Send one message to every site, or to one cell, or several at once; return site → what it answered."""
     if each[0] == "burst":
-        with ThreadPoolExecutor(8) as pool:
-            return list(pool.map(lambda one: _send(server, one, 3.0), each[1]))
+        with ThreadPoolExecutor(48) as pool:
+            return list(pool.map(lambda one: _send(server, one, 2.0), each[1]))
     from nvflare.private.admin_defs import Message
     from nvflare.private.defs import new_cell_message
 
