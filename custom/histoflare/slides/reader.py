@@ -25,6 +25,7 @@ from PIL import Image
 
 from histoflare.errors import SlideError
 from histoflare.slides.files import SlideFingerprint, fingerprint, opening_file, slide_files
+from histoflare.slides.formats import describe_refused, describe_unknown, ome_fault
 from histoflare.slides.pixels import extend_edges, resample, scanned_pixels
 from histoflare.slides.resolution import (
     LevelInfo,
@@ -317,18 +318,19 @@ def _whole_step(longest_px: int, lv_per_px: float) -> int:
 def _open(path: Path) -> openslide.OpenSlide:
     file = opening_file(path)
     try:
-        return openslide.OpenSlide(file)
+        handle = openslide.OpenSlide(file)
     except openslide.OpenSlideUnsupportedFormatError as error:
-        raise SlideError(
-            f"{path}: not a slide format OpenSlide knows, or the file is damaged. Whole-slide formats such "
-            "as svs, ndpi, mrxs, scn, bif, tiled tiff and DICOM are read.",
-            reason="SLIDE_UNSUPPORTED",
-        ) from error
+        raise SlideError(f"{path}: {describe_unknown(file)}.", reason="SLIDE_UNSUPPORTED") from error
     except (openslide.OpenSlideError, OSError) as error:
+        message = describe_refused(str(error))
+        raise SlideError(f"{path}: {message}.", reason="SLIDE_OPEN_FAILED") from error
+    fault = ome_fault(handle.properties.get("openslide.comment", ""), handle.dimensions)
+    if fault:
+        handle.close()
         raise SlideError(
-            f"{path}: the slide cannot be opened ({error}). Copy it again from its source, or leave it out.",
-            reason="SLIDE_OPEN_FAILED",
-        ) from error
+            f"{path}: {fault}. Export the one that is meant as a TIFF of its own.", reason="SLIDE_UNSUPPORTED"
+        )
+    return handle
 
 
 def _read_failed(path: Path, error: Exception) -> SlideError:
