@@ -28,9 +28,10 @@ from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.rounds.bounds import Bounds, plan_bounds, train_bounds, without_noise
 from histoflare.rounds.comparison import compare
 from histoflare.rounds.fedavg import FedAvg
-from histoflare.rounds.local import predict
+from histoflare.rounds.local import predict, reproducible
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import digest
+from histoflare.site import trainer
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_data
 from histoflare.site.likely_time import likely_seconds
@@ -127,6 +128,21 @@ def test_the_seed_reaches_the_device(stub: Any) -> None:
     sites = {"a": memory_bags(0)}
     run_in_process(MEM_TASK, sites, FedAvg(), 1, 0, device=STUB)
     assert len(stub.seeds) == 1
+
+
+def test_only_the_cpu_is_held_to_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert trainer._environment("cpu")["OMP_NUM_THREADS"] == "1"
+    assert "OMP_NUM_THREADS" not in trainer._environment("cuda:1")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with reproducible(0, "cpu"):
+            assert torch.get_num_threads() == 1
+        with reproducible(0, STUB):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.mechanism)

@@ -6,10 +6,12 @@ which is not the same as showing that there is none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from histoflare.report.bounds import say_epsilon_of
 from histoflare.report.figures import NAMES, kind_of
 from histoflare.report.guarantee_words import say_guarantee
 from histoflare.report.participation import SiteRounds, finished_rounds, site_rounds
@@ -104,10 +106,12 @@ def _result(report: Mapping[str, Any], local: Sequence[Mapping[str, Any]], metri
     others = []
     mean = mean_of(local, metric)
     if mean is not None:
-        others.append(f"the sites' own models reach {mean:.3f} on average")
+        others.append(f"the sites' own models{say_epsilon_of(report, 'local')} reach {mean:.3f} on average")
     place = f"all their {kind_of(report).tested}s in one place"
     if _known(pooled, metric):
-        others.append(f"a model trained on {place} {say_figure(pooled, metric)}")
+        others.append(
+            f"a model trained on {place}{say_epsilon_of(report, 'pooled')} {say_figure(pooled, metric)}"
+        )
     text += f"; there {' and '.join(others)}." if others else "."
     free = report.get("pooled_unprotected")
     if free and _known(free, metric):
@@ -189,18 +193,23 @@ def _limits(report: Mapping[str, Any], metric: str) -> list[str]:
 
 def _why_at_chance(report: Mapping[str, Any], metric: str, chance: float) -> list[str]:
     """Return whether it is the noise that makes a protected model guess: not if it guesses without, too."""
-    free = report.get("pooled_unprotected")
-    interval = free.get(f"{metric}_ci95") if free else None
-    if not interval:
-        return []
-    place = f"The model trained on all {kind_of(report).tested}s in one place"
-    if interval[0] <= chance <= interval[1]:
-        return [
-            f"{place} is at chance without noise, too: the settings or the data are the reason, not privacy."
-        ]
-    if interval[0] > chance:
-        return [f"{place} is above chance without noise: there is something to learn."]
-    return []
+    same = [
+        each for each in report["accuracy_against_epsilon"] if each["epsilon"] is None and not each["is_own"]
+    ]
+    place = f"the model trained on all {kind_of(report).tested}s in one place"
+    models = [("the federated model", each) for each in same]
+    models += [(place, each) for each in (report.get("pooled_unprotected"),) if each]
+    found = []
+    for name, figures in models:
+        low, high = figures.get(f"{metric}_ci95") or (math.nan, math.nan)
+        if low <= chance <= high:
+            found.append(
+                f"Without noise {name} is at chance, too: the settings or the data are the reason, not "
+                "privacy."
+            )
+        elif low > chance:
+            found.append(f"Without noise {name} is above chance: there is something to learn.")
+    return found
 
 
 def _missing_sites(report: Mapping[str, Any]) -> list[str]:
