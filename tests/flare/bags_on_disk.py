@@ -63,11 +63,11 @@ def write_site(
     return SiteConfiguration(root / site / "manifest.csv", root / site / "bags")
 
 
-def relabel(site: SiteConfiguration, *labels: str) -> SiteConfiguration:
-    """Give the slides of a site other labels, in turn."""
+def relabel(site: SiteConfiguration, *labels: str, column: str = "label") -> SiteConfiguration:
+    """Give the slides of a site other labels (or values of another column), in turn."""
     assert site.manifest is not None
     header, *rows = site.manifest.read_text().splitlines()
-    place = header.split(",").index("label")
+    place = header.split(",").index(column)
     cells = [row.split(",") for row in rows]
     for index, row in enumerate(cells):
         row[place] = labels[index % len(labels)]
