@@ -14,7 +14,7 @@ from histoflare.flare.job_choice import choose_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.found_data import FoundData, Patches, find_data
-from tests.flare.bags_on_disk import write_site
+from tests.flare.bags_on_disk import relabel, write_site
 
 SHIPPED = Patches("densenet121-random:v1", 1024, 224, 0.5)
 
@@ -22,18 +22,6 @@ SHIPPED = Patches("densenet121-random:v1", 1024, 224, 0.5)
 @pytest.fixture
 def mem(repository: Path) -> Path:
     return repository / "jobs" / "mem_fedavg"
-
-
-def relabel(site: SiteConfiguration, *labels: str) -> SiteConfiguration:
-    """Give the slides of a site other labels, in turn."""
-    assert site.manifest is not None
-    header, *rows = site.manifest.read_text().splitlines()
-    place = header.split(",").index("label")
-    cells = [row.split(",") for row in rows]
-    for index, row in enumerate(cells):
-        row[place] = labels[index % len(labels)]
-    site.manifest.write_text("\n".join([header, *map(",".join, cells)]) + "\n")
-    return site
 
 
 def test_what_fits_stays_as_it_is(mem: Path, tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def demo(
     """
     from histoflare.commands.clock import PhaseClock
     from histoflare.commands.console import print_json
+    from histoflare.commands.earlier_run import claim_output
     from histoflare.commands.experiment import PAGE_FILE, run_experiment, write_site_pages
     from histoflare.commands.runtimes import FEDERATION_FOLDER, Experiment
     from histoflare.commands.sites import find_sites
@@ -87,6 +88,7 @@ def demo(
                 _make_slides(slides, hospitals, slides_per_hospital, bars)
         with clock.phase("prepare bags"):
             found = find_sites(slides)
+            claim_output(out_dir, {"sites": found.to_json()})
             changes = {"rounds": rounds, "seed": seed, "task.patch_px": patch_px}
             if choose_job(job, preset).job.answer_seconds is not None:
                 changes["answer_seconds"] = 1  # all sites are of one user, who may know how long they work

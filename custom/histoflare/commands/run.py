@@ -65,11 +65,12 @@ def run(
     Example: histoflare run --job jobs/dhunet_fedavg --sites my-images --out run --set rounds=20
     """
     from histoflare.commands.clock import PhaseClock
+    from histoflare.commands.earlier_run import claim_output
     from histoflare.commands.experiment import REPORT_FILE, run_experiment
     from histoflare.commands.runtimes import Experiment
     from histoflare.commands.sites import find_sites
     from histoflare.flare.job import read_job
-    from histoflare.flare.job_choice import choose_job
+    from histoflare.flare.job_choice import choose_job, facts_of
     from histoflare.flare.job_variant import parse_settings, write_variant
     from histoflare.site.found_data import find_data
     from histoflare.storage import write_json
@@ -82,10 +83,12 @@ def run(
     there = find_data(_configure(found.sites, data, bags, out_dir, where), data)
     choice = choose_job(job, preset, setting or [], there)
     say_fitted(choice)
+    numbers = _seeds(seeds)
+    claim_output(out_dir, {"sites": found.to_json(), "job": facts_of(choice.job)})
     reports = []
     refused: dict[str, str] = {}
     with progress() as bars:
-        for seed in _seeds(seeds):
+        for seed in numbers:
             folder = out_dir / f"seed-{seed}"
             if job.resolve().is_relative_to((folder / "job").resolve()):
                 raise JobError(f"{job}: this command writes its jobs to {folder / 'job'}; copy yours first.")
@@ -141,17 +144,18 @@ def _configure(
 def summarise(reports: list[dict[str, Any]]) -> dict[str, Any]:
     """Return mean and standard deviation over the seeds' reports, per cohort, model and figure.
 
-    ``data`` is the kind of task, as in the reports.
+    ``data`` is the kind of task, as in the reports. ``missing`` says which figures do not exist, and why.
 
     ``each site``: the mean over the sites, each model on that site's test patients. ``all sites``: on the
     test patients of all sites together; there, and on the external cohort, ``local`` is the mean over the
     sites' own models.
     """
     from histoflare.report.bounds import models_of
-    from histoflare.report.consortium import own_models
+    from histoflare.report.consortium import own_models, say_missing
     from histoflare.report.figures import kind_of
 
     kind, models = kind_of(reports[0]), models_of(reports[0])
+    missing = {sentence: None for report in reports for sentence in say_missing(report)}
     cohorts: dict[str, list[dict[str, Any]]] = {
         "each site": [
             {model: [site[model] for site in report["sites"].values()] for model in models}
@@ -168,6 +172,7 @@ def summarise(reports: list[dict[str, Any]]) -> dict[str, Any]:
         "rounds": reports[0]["rounds"],
         "job": reports[0]["job"],
         "data": kind.data,
+        "missing": list(missing),
         "cohorts": {
             cohort: {
                 model: {figure: _spread([row[model] for row in rows], figure) for figure in kind.names}
@@ -189,6 +194,7 @@ def _spread(rows: list[list[dict[str, Any]]], figure: str) -> dict[str, float | 
 
 def show_summary(summary: dict[str, Any]) -> Table:
     """Return the summary as a table."""
+    from rich.markup import escape
     from rich.table import Table
 
     from histoflare.report.figures import kind_of
@@ -201,9 +207,10 @@ def show_summary(summary: dict[str, Any]) -> Table:
     table.add_column("model")
     for figure in shown:
         table.add_column(kind.names[figure], justify="right")
-    table.caption = "local: the mean of the sites' own models"
+    captions = ["local: the mean of the sites' own models"]
     if "pooled_unprotected" in next(iter(summary["cohorts"].values())):
-        table.caption += "; unprotected: the same steps and clip without noise (ε = ∞)"
+        captions.append("unprotected: the same steps and clip without noise (ε = ∞)")
+    table.caption = "\n".join([*captions, *map(escape, summary["missing"])])
     for cohort, models in summary["cohorts"].items():
         for model, figures in models.items():
             table.add_row(cohort, model.replace("_", ", "), *(_cell(figures[figure]) for figure in shown))

@@ -23,6 +23,10 @@ class SiteFolder:
     sites: dict[str, Path]
     external: dict[str, Path]
 
+    def to_json(self) -> dict[str, str]:
+        """Return site → the full path of its manifest."""
+        return {name: str(path.resolve()) for name, path in {**self.sites, **self.external}.items()}
+
 
 def find_sites(folder: Path, data: str = "bags") -> SiteFolder:
     """Return the manifests in ``folder``: ``<site>/manifest.csv`` or ``<site>.csv``.

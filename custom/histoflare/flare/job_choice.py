@@ -104,6 +104,14 @@ def fit(job: Job, found: FoundData) -> dict[str, Any]:
     return {name: value for name, value in changes.items() if value != _now(job, name)}
 
 
+def facts_of(job: Job) -> dict[str, Any]:
+    """Return what makes two jobs the same but for their seed, as plain JSON."""
+    task = {name: value for name, value in job.task.to_json().items() if name != "seed"}
+    strategy = {"name": job.strategy.name, **vars(job.strategy)}
+    facts = {"name": job.name, "protocol": job.protocol, "task": task, "privacy": job.asked.to_json()}
+    return facts | {"strategy": strategy}
+
+
 def _now(job: Job, name: str) -> Any:
     value = getattr(job.task, name.rpartition(".")[2])
     return list(value) if isinstance(value, tuple) else value

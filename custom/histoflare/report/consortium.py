@@ -253,6 +253,7 @@ def results_table(report: Mapping[str, Any]) -> Table:
         f"the sites' models, each tested on all sites' or the external patients. {_rounds(report)} "
         f"{report['privacy']}"
     )
+    table.caption.append("".join(f" {sentence}" for sentence in say_missing(report)))
     guarantee = report["guarantee"]
     if guarantee["mechanism"] != "open":  # whose own sentence says it all
         void = guarantee["seeded_noise"]
@@ -285,6 +286,24 @@ def _heading(report: Mapping[str, Any], model: str, kind: Kind) -> str:
     """Return a column's heading, the model's ε in a line of its own."""
     name = name_model(report, model).replace(" (", "\n").replace(")", "")
     return f"{name}\n{kind.pair_heading}"
+
+
+def say_missing(report: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each figure that does not exist for some test patients: whose, and why."""
+    kind = kind_of(report)
+    cohorts = {name: site["federated"] for name, site in report["sites"].items()}
+    cohorts |= {"all sites": report["federated"]}
+    cohorts |= {"external": report["external"]} if report["external"] else {}
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, figures in cohorts.items():
+        if figures is None:
+            found.setdefault(("figures", "there are no test patients"), []).append(name)
+            continue
+        for figure in kind.names:
+            if figures[figure] is None:
+                reason = str(figures.get(f"{figure}_reason"))
+                found.setdefault((kind.names[figure], reason), []).append(name)
+    return [f"No {what} for {', '.join(names)}: {why}." for (what, why), names in found.items()]
 
 
 def _rounds(report: Mapping[str, Any]) -> str:

@@ -80,6 +80,7 @@ REASONS_IN_WORDS = {
     "NOT_FINITE": "The update held numbers that are not finite: training had diverged.",
     "NOT_RELEASED": "The update did not carry the site's release stamp, so it was not used.",
     "POLICY_INVALID": "A policy file of the site is missing or wrong; without its policies nothing leaves.",
+    "OUTPUT_TAKEN": "The output folder held what another run had left.",
     "PORT_TAKEN": "A network port was taken by another program.",
     "PRIVACY_INVALID": "The job's privacy settings cannot be used.",
     "PRIVACY_MISMATCH": "The job does not protect its updates in the way that the site's policy asks for.",
