@@ -1,9 +1,8 @@
-"""A patient or a slide at two sites of one machine is an error, whatever the patient or the file is called."""
+"""A patient or a slide at two sites of one machine is an error, whatever the file is called."""
 
 from __future__ import annotations
 
 import csv
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -100,7 +99,7 @@ def same_path(bags: Sites) -> None:
     """A link of one site to the other's slide, which is on a disk that is away."""
     slides = [bags[site].manifest.parent / "slides" / "s0.tif" for site in ("a", "b")]
     slides[1].parent.mkdir()
-    os.symlink(slides[0], slides[1])
+    slides[1].symlink_to(slides[0])
 
 
 @pytest.mark.parametrize("make", [same_bag, same_hash, same_file, same_path])

@@ -59,6 +59,7 @@ def run(
     from histoflare.commands.sites import find_sites
     from histoflare.flare.job import read_job
     from histoflare.flare.job_variant import parse_settings, read_preset, try_variant, write_variant
+    from histoflare.report.headline import closing_words
     from histoflare.storage import write_json
 
     data = read_job(job).task.data  # what is wrong with the job must not be said of a copy
@@ -91,6 +92,8 @@ def run(
         print_json(summary)
     else:
         out.print(show_summary(summary))
+        if words := closing_words(reports):
+            out.print(words, highlight=False, markup=False)
         console.print(f"reports: {out_dir}/seed-*/report.json", highlight=False, markup=False, soft_wrap=True)
 
 

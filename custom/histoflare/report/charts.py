@@ -19,7 +19,7 @@ MODELS = ("local", "federated", "pooled")
 STATUSES = {
     "took": "took part",
     "refused": "refused",
-    "silent": "no answer",
+    "silent": "late or gone",
     "unused": "answered, not used",
     "unasked": "not asked",
 }
