@@ -17,16 +17,19 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from histoflare.bags.cohort import load_cohort
+from histoflare.bags.task import MemTask
 from histoflare.errors import HistoflareError
 from histoflare.flare import processes
 from histoflare.flare.job import read_job
 from histoflare.flare.job_files import CONFIG_FOLDER
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.kits import Agreement
-from histoflare.flare.persistor import BEST_MODEL_FILE, GLOBAL_MODEL_FILE, read_facts
+from histoflare.flare.persistor import BEST_MODEL_FILE
 from histoflare.flare.poc import COMPLETED, Federation
 from histoflare.flare.result import read_result
 from histoflare.flare.resume import read_run, write_resumed
+from histoflare.model_file import GLOBAL_MODEL_FILE, read_model_file, read_model_header
+from histoflare.privacy.protocol import digest as protocol_digest
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, digest
 from histoflare.site.configuration import SiteConfiguration
@@ -149,12 +152,17 @@ def test_staggered_sites_end_with_the_weights_of_the_in_process_runner(running: 
     orders = {tuple(sorted(SITES, key=lambda site: row["seconds"][site]["training"])) for row in rows}
     assert len(orders) >= 3, "they did not arrive in site order only"
     assert digest(load_file(folder / GLOBAL_MODEL_FILE)) == digest(running.in_process(job))
+    model = read_model_file(folder, MemTask)  # as classify opens it
+    assert (model.task, model.header.run, model.header.round) == (read_job(job).task, job_id, ROUNDS - 1)
+    assert model.header.protocol_sha256 == protocol_digest(read_job(job).protocol)
+    assert model.header.mosaic == {"mpp": model.task.mpp, "patch_px": model.task.patch_px}
     assert read_result(folder).pseudonyms == {"clinic-b": "river"}
     # The policies let the metric out: the best model is kept beside the last, and TensorBoard shows it.
     means = [statistics.fmean(site[METRIC] for site in row["metrics"].values()) for row in rows]
-    best = read_facts(folder / BEST_MODEL_FILE)
-    assert (best["metric"], best["value"]) == (METRIC, pytest.approx(max(means)))
-    assert best["round"] == means.index(max(means)) - 1, "of the model with which that round began"
+    best = read_model_header(folder / BEST_MODEL_FILE)
+    told = (best.training["metric"], best.training["value"])
+    assert told == (METRIC, pytest.approx(max(means)))
+    assert best.round == means.index(max(means)) - 1, "of the model with which that round began"
     at_server = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert {f"{METRIC}/{site}" for site in SITES} <= set(at_server.Tags()["scalars"])
     where = running.sites["clinic-a"].records / job_id / "tensorboard"

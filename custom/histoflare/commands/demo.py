@@ -9,12 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from histoflare.commands.console import console, out, progress
-from histoflare.commands.options import DEMO_JOB, EPSILONS_HELP, RUNTIME_HELP, Runtime, read_epsilons
+from histoflare.commands.options import (
+    DEMO_JOB,
+    DEVICE_HELP,
+    EPSILONS_HELP,
+    RUNTIME_HELP,
+    Runtime,
+    read_device,
+    read_epsilons,
+)
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from histoflare.bags.encoder import Encoder
+    from histoflare.bags.network_encoder import Encoder
     from histoflare.flare.job import Job
     from histoflare.site.configuration import SiteConfiguration
     from histoflare.slides.mosaic import MosaicParameters
@@ -40,6 +48,7 @@ def demo(
     weights_sha256: Annotated[str | None, typer.Option(help="SHA-256 the weight file must have.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read slides.")] = None,
     epsilons: Annotated[str, typer.Option(help=EPSILONS_HELP)] = "1,3,8",
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Federate four made-up hospitals and an external one, from slides on disk to a report.
@@ -67,7 +76,7 @@ def demo(
         from histoflare.flare.poc import refuse_running
 
         refuse_running(out_dir / FEDERATION_FOLDER)
-    budgets = read_epsilons(epsilons)
+    budgets, where = read_epsilons(epsilons), read_device(device)
     clock = PhaseClock()
     with progress() as bars:
         if slides is None:
@@ -80,13 +89,14 @@ def demo(
             if read_job(job).answer_seconds is not None:
                 changes["answer_seconds"] = 1  # all sites are of one user, who may know how long they work
             chosen, network = _choose_job(
-                job, out_dir, found.sites, changes, (encoder, weights, weights_sha256)
+                job, out_dir, found.sites, changes, (encoder, weights, weights_sha256, where)
             )
             sites = {
                 name: SiteConfiguration(
                     manifest=path.resolve(),
                     bags=(out_dir / "bags" / name).resolve(),
                     records=(out_dir / "records" / name).resolve(),
+                    device=where,
                     evaluation_only=name in found.external,
                 )
                 for name, path in (found.sites | found.external).items()
@@ -99,6 +109,7 @@ def demo(
             sites={name: sites[name] for name in found.sites},
             external={name: sites[name] for name in found.external},
             runtime=runtime,
+            device=where,
         )
         outcome = run_experiment(experiment, out_dir, bars, clock, budgets)
         pages = write_site_pages(experiment, outcome, out_dir, bars, clock)
@@ -135,13 +146,13 @@ def _choose_job(
     out_dir: Path,
     manifests: dict[str, Path],
     changes: dict[str, Any],
-    wanted_encoder: tuple[str | None, Path | None, str | None],
+    wanted_encoder: tuple[str | None, Path | None, str | None, str],
 ) -> tuple[Job, Encoder]:
     """Return the job with the changes asked for, and its encoder; with it goes the job that evaluates.
 
     Its labels are those of the manifests, where these are others.
     """
-    from histoflare.bags.encoder import load_encoder
+    from histoflare.bags.encoder import load_encoder, load_encoder_of
     from histoflare.commands.runtimes import EVALUATION_JOBS
     from histoflare.errors import JobError
     from histoflare.flare.job import read_job
@@ -150,8 +161,12 @@ def _choose_job(
     from histoflare.slides.manifest import read_manifest
 
     job = read_job(folder)
-    spec, weights, sha256 = wanted_encoder
-    encoder = load_encoder(spec or job.task.encoder.rpartition(":")[0], weights, sha256)
+    spec, weights, sha256, device = wanted_encoder
+    probe_px = changes["task.patch_px"] or job.task.patch_px
+    if spec is None:
+        encoder = load_encoder_of(job.task.encoder, weights, sha256, device, probe_px)
+    else:
+        encoder = load_encoder(spec, weights, sha256, device, probe_px)
     found = sorted({label for path in manifests.values() for label in read_manifest(path).labels})
     if set(found) != set(job.task.labels):
         changes["task.labels"] = found

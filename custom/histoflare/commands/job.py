@@ -72,7 +72,9 @@ def make(
     ] = None,
     scope: Annotated[str | None, typer.Option(help="Ask for another privacy scope.")] = None,
     sites: Annotated[str, typer.Option(help="Sites to deploy it to, separated by commas; none: all.")] = "",
-    model: Annotated[Path | None, typer.Option(help="Model the job starts from or asks about.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Model the job starts from or asks about; a run's folder will do.")
+    ] = None,
 ) -> None:
     """Make a variant of a job: other figures, some of the sites, a model to start from.
 
@@ -86,6 +88,7 @@ def make(
     from histoflare.flare.job import read_job
     from histoflare.flare.job_variant import parse_settings, read_preset, try_variant, write_variant
     from histoflare.flare.persistor import read_state
+    from histoflare.model_file import find_model_file
     from histoflare.rounds.state import model_state
 
     read_job(job)
@@ -93,11 +96,12 @@ def make(
     changes = (chosen.changes if chosen else {}) | parse_settings(setting or [])
     scope = scope or (chosen.scope if chosen else None)
     if model is not None:
+        model = find_model_file(model)
         changes = model_task(model) | changes
     names = _site_names(sites) if sites else None
     made = try_variant(job, changes)
-    if model is not None and (found := _global_model(model)):
-        read_state(found, like=made.strategy.begin(model_state(made.task.build_model())))
+    if model is not None:
+        read_state(model, like=made.strategy.begin(model_state(made.task.build_model())))
     if names is not None and len(names) < made.least_sites:
         raise JobError(
             f"--sites names {len(names)}, and the job needs updates of {made.least_sites} (--set "
@@ -185,26 +189,15 @@ def _site_names(text: str) -> list[str]:
     return names
 
 
-def _global_model(path: Path) -> Path | None:
-    """Return ``path`` if it is a federation's global model, not a model file."""
-    from histoflare.flare.persistor import read_facts
-
-    try:
-        read_facts(path)
-    except JobError:
-        return None
-    return path
-
-
 def model_task(model: Path) -> dict[str, Any]:
     """Return the changes that give a job the task a model was trained for.
 
     Raises:
         JobError: The file is missing or does not say its task.
     """
-    from histoflare.model_file import read_task
+    from histoflare.model_file import read_model_header
 
-    task = read_task(model)
+    task = read_model_header(model).task
     return {f"task.{name}": value for name, value in task.items() if name != "seed"}
 
 

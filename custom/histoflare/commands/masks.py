@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from histoflare.commands.options import PlaneName
+from histoflare.errors import JobError
+
 if TYPE_CHECKING:
     from histoflare.masks.images import ImageCohort
     from histoflare.masks.importers import ImportReport
@@ -73,22 +76,77 @@ def wsss4luad(
     _show(_follow("images", work), as_json)
 
 
+FOLDER = Annotated[Path, typer.Argument(help="Holds images, masks and perhaps index.csv.")]
+IMAGES = Annotated[
+    str | None, typer.Option(help="Folder of the images in it; else images, or MoNuSeg's 'Tissue Images'.")
+]
+MASKS = Annotated[
+    str | None, typer.Option(help="Folder of their masks in it; else masks, or MoNuSeg's Annotations.")
+]
+LAYERS = Annotated[
+    list[str] | None,
+    typer.Option("--layer", help="Layer of an XML that holds the class (repeatable); others: not annotated."),
+]
+
+
 @import_app.command()
 def nuclei(
-    folder: Annotated[Path, typer.Argument(help="Holds images, masks and perhaps index.csv.")],
+    folder: FOLDER,
     out: OUT,
+    images: IMAGES = None,
+    masks: MASKS = None,
+    layer: LAYERS = None,
     mpp: MPP = None,
     as_json: AS_JSON = False,
 ) -> None:
-    """Take over images with binary or instance masks of nuclei: classes background and nucleus.
-
-    Images stay where they are. Patients are those of index.csv (columns name, patient) if it has them.
+    """Take over images with masks of nuclei: classes background and nucleus. As 'binary' with that label.
 
     Example: histoflare masks import nuclei tnbc --out tnbc-masks
     """
-    from histoflare.masks.importers.nuclei import import_nuclei
+    _import_binary(folder, images, masks, layer, out, "nucleus", "background", mpp, as_json)
 
-    _show(_follow("images", lambda on_image: import_nuclei(folder, out, mpp=mpp, on_image=on_image)), as_json)
+
+@import_app.command()
+def binary(
+    folder: FOLDER,
+    out: OUT,
+    label: Annotated[str, typer.Option(help="Name of the class: what is above 0 in a mask.")],
+    background: Annotated[str, typer.Option(help="Name of the class of the rest.")] = "background",
+    images: IMAGES = None,
+    masks: MASKS = None,
+    layer: LAYERS = None,
+    mpp: MPP = None,
+    as_json: AS_JSON = False,
+) -> None:
+    """Take over images with masks of one class: 0 and 255, a number an object, or XMLs of Aperio ImageScope.
+
+    Images stay where they are; a mask has the name of its image, perhaps with an ending such as _mask. An
+    index.csv (column name) may give patient, split, site, sex, age_band, scanner and mpp.
+
+    Example: histoflare masks import binary glands --label gland --images img --masks mask --out glands-masks
+    """
+    _import_binary(folder, images, masks, layer, out, label, background, mpp, as_json)
+
+
+def _import_binary(
+    folder: Path,
+    images: str | None,
+    masks: str | None,
+    layers: list[str] | None,
+    out: Path,
+    label: str,
+    background: str,
+    mpp: float | None,
+    as_json: bool,
+) -> None:
+    from histoflare.masks.importers.binary import Source, import_binary
+
+    source = Source(folder, images, masks, tuple(layers or ()))
+
+    def work(on_image: Callable[[int, int], None]) -> ImportReport:
+        return import_binary(source, out, label, background=background, mpp=mpp, on_image=on_image)
+
+    _show(_follow("images", work), as_json)
 
 
 @import_app.command()
@@ -105,18 +163,30 @@ def geojson(
     region_px: Annotated[int, typer.Option(help="Cut larger regions to this side.", min=2)] = 4096,
     smallest_px: Annotated[int, typer.Option(help="Let no side of a region be shorter.", min=1)] = 1000,
     margin_px: Annotated[int, typer.Option(help="Keep this much around annotations.", min=0)] = 0,
+    plane: Annotated[
+        PlaneName | None,
+        typer.Option(
+            help="Where the file counts pixels from: bounds, the scanned area, as QuPath does; level0, the "
+            "whole slide, as ASAP and HALO do. If not said: as the file says, else bounds.",
+            show_default=False,
+        ),
+    ] = None,
     offset: Annotated[
-        tuple[float, float],
-        typer.Option(help="x and y to add, in level-0 pixels, where QuPath cropped the slide (Mirax)."),
-    ] = (0.0, 0.0),
+        tuple[float, float] | None,
+        typer.Option(help="Instead of --plane: x and y that make the file's coordinates level-0 pixels."),
+    ] = None,
     ignore_unknown: Annotated[
-        bool, typer.Option("--ignore-unknown", help="Leave out features of other classes or of none.")
+        bool,
+        typer.Option(
+            "--ignore-unknown", help="Count features of other classes or of none as not annotated (255)."
+        ),
     ] = False,
     as_json: AS_JSON = False,
 ) -> None:
     """Cut the annotated regions of a slide out as images and masks; more slides can follow into one folder.
 
-    Small features lie over large ones; what none covers is not annotated and not trained on.
+    Small features lie over large ones; what none covers is not annotated and not trained on, and so are
+    features of classes whose names end in * (QuPath's Ignore* and Region*). Lines and points are left out.
 
     Example: histoflare masks import geojson a.svs a.geojson --labels tumour,stroma --mpp 0.5 --patient p1
     --out regions
@@ -124,6 +194,8 @@ def geojson(
     from histoflare.masks.importers.geojson import import_annotations
     from histoflare.slides.reader import Slide
 
+    if plane is not None and offset is not None:
+        raise JobError("--offset takes the place of --plane: give one of them.")
     with Slide(slide, mpp=slide_mpp) as opened:
         report = _follow(
             "regions",
@@ -138,6 +210,7 @@ def geojson(
                 smallest_px=smallest_px,
                 margin_px=margin_px,
                 ignore_unknown=ignore_unknown,
+                plane=None if plane is None else plane.value,
                 l0_offset=offset,
                 on_image=on_image,
             ),
@@ -191,20 +264,27 @@ def pretrained(
     """
     from histoflare.commands.console import console
     from histoflare.commands.outputs import check_outputs
-    from histoflare.errors import JobError
     from histoflare.flare.job import read_job
     from histoflare.masks.checkpoints import load_pretrained
-    from histoflare.masks.model_file import save_mask_model
+    from histoflare.model_file import save_model
+    from histoflare.privacy.protocol import digest
 
     check_outputs([out], [path for path in (job, swin, convnext) if path is not None])
-    task = read_job(job).task
+    read = read_job(job)
+    task = read.task
     if swin is None and convnext is None:
         raise JobError("Give --swin, --convnext or both.")
     if task.data != "images":
         raise JobError(f"{job}: does not segment.")
     network = task.build_model()
     loaded = load_pretrained(network, swin=swin, convnext=convnext)
-    save_mask_model(out, network.state_dict(), task, training={"pretrained": "ImageNet"})
+    save_model(
+        out,
+        network.state_dict(),
+        task,
+        protocol_sha256=digest(read.protocol),
+        training={"pretrained": "ImageNet"},
+    )
     console.print(
         f"{out}: {loaded.swin} tensors of Swin-T, {loaded.convnext} of ConvNeXt-T",
         highlight=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -124,7 +125,7 @@ def _configure(
 
 def _made_up(folder: Path, job_folder: Path) -> dict[str, SiteConfiguration]:
     """Return made-up sites with the bags that a job wants; those that are there are kept."""
-    from histoflare.bags.encoder import load_encoder
+    from histoflare.bags.encoder import load_encoder_of
     from histoflare.bags.synthetic_bags import FieldParameters, make_bags
     from histoflare.flare.job import read_job
     from histoflare.slides.synthetic import SyntheticCohort
@@ -134,7 +135,7 @@ def _made_up(folder: Path, job_folder: Path) -> dict[str, SiteConfiguration]:
         raise JobError(f"{job_folder}: trains on {task.data}; give your own with --sites.")
     cohort = SyntheticCohort(slides_per_hospital=MADE_UP_SLIDES)
     field = FieldParameters(MADE_UP_PATCHES, task.patch_px, task.mpp)
-    encoder = load_encoder(task.encoder.rpartition(":")[0])
+    encoder = load_encoder_of(task.encoder)
     with progress() as bars:
         bar = bars.add_task("made-up bags", total=None)
         make_bags(
@@ -182,6 +183,7 @@ def _facts(federation: Federation) -> dict[str, Any]:
         for name in (kits.server, *kits.sites)
     }
     programs = Path(sys.executable).parent
+    histoflare = f"{programs}/histoflare"
     kit = kits.kit(kits.lead)
     return {
         "workspace": str(federation.workspace),
@@ -191,8 +193,8 @@ def _facts(federation: Federation) -> dict[str, Any]:
         "participants": participants,
         "jobs": [{name: one[name] for name in ("job_id", "job_name", "status")} for one in jobs],
         "commands": {
-            "console": f"PATH={programs}:$PATH {kit}/startup/fl_admin.sh",
-            "submit a job": f"{programs}/histoflare job submit JOB --kit {kit}",
-            "stop": f"{programs}/histoflare poc stop --workspace {federation.workspace}",
+            "console": f"PATH={shlex.quote(str(programs))}:$PATH {shlex.quote(f'{kit}/startup/fl_admin.sh')}",
+            "submit a job": shlex.join([histoflare, "job", "submit", "JOB", "--kit", str(kit)]),
+            "stop": shlex.join([histoflare, "poc", "stop", "--workspace", str(federation.workspace)]),
         },
     }

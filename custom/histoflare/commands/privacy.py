@@ -192,7 +192,7 @@ def show_plan(
     from histoflare.privacy.own_policy_file import read_site_policy
     from histoflare.rounds.strategy import count_sent_by_job
     from histoflare.site.configuration import read_site_file
-    from histoflare.site.data import slides_of_a_patient
+    from histoflare.site.data import device_of, slides_of_a_patient
     from histoflare.site.likely_time import likely_seconds
     from histoflare.site.preview import preview
 
@@ -214,7 +214,14 @@ def show_plan(
         raise typer.Exit(0 if refusal is None else 3)
     weights = count_sent_by_job(read.strategy, read.task)
     found = preview(
-        configuration, rules, read.plan, read.rounds, weights, list(read.task.labels), read.task.data
+        configuration,
+        rules,
+        read.plan,
+        read.rounds,
+        weights,
+        list(read.task.labels),
+        read.task.data,
+        read.split,
     )
     refusal = refusal or found.refusal
     spend = read.plan.spend().times(read.rounds)
@@ -222,7 +229,8 @@ def show_plan(
     delta = found.budget.delta
     tightly = epsilon([spend], delta, tight)
     most_slides = slides_of_a_patient(configuration, list(read.task.labels), read.task.data)
-    takes = likely_seconds(read.task, read.plan, max(1, found.patients), most_slides)
+    device = device_of(configuration)
+    takes = likely_seconds(read.task, read.plan, max(1, found.patients), most_slides, device)
     if as_json:
         facts = {
             "job": read.name,

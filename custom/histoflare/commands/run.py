@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from histoflare.commands.console import console, out, print_json, progress
-from histoflare.commands.options import DEFAULT_JOB, EPSILONS_HELP, RUNTIME_HELP, Runtime, read_epsilons
+from histoflare.commands.options import (
+    DEFAULT_JOB,
+    DEVICE_HELP,
+    EPSILONS_HELP,
+    RUNTIME_HELP,
+    Runtime,
+    read_device,
+    read_epsilons,
+)
 from histoflare.errors import JobError
 
 if TYPE_CHECKING:
@@ -19,7 +27,6 @@ if TYPE_CHECKING:
     from histoflare.site.configuration import SiteConfiguration
 
 SUMMARY_FILE = "summary.json"
-MODELS = ("local", "federated", "pooled")
 
 
 def run(
@@ -43,6 +50,7 @@ def run(
         list[str] | None, typer.Option("--set", help="Change a variable of the job, e.g. rounds=50.")
     ] = None,
     epsilons: Annotated[str, typer.Option(help=EPSILONS_HELP)] = "",
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Run a job on prepared bags or on images: federated, every site alone, all pooled; compare them.
@@ -71,7 +79,7 @@ def run(
         raise JobError("--set seed=…: seeds are given with --seeds.")
     try_variant(job, changes)
     reports = []
-    budgets = read_epsilons(epsilons)
+    budgets, where = read_epsilons(epsilons), read_device(device)
     with progress() as bars:
         for seed in _seeds(seeds):
             folder = out_dir / f"seed-{seed}"
@@ -81,9 +89,10 @@ def run(
             variant = write_variant(job, folder / "job" / job.name, changes | {"seed": seed}, scope=scope)
             experiment = Experiment(
                 job=read_job(variant),
-                sites=_configure(found.sites, data, bags, folder),
-                external=_configure(found.external, data, bags, folder, evaluation_only=True),
+                sites=_configure(found.sites, data, bags, folder, where),
+                external=_configure(found.external, data, bags, folder, where, evaluation_only=True),
                 runtime=runtime,
+                device=where,
             )
             reports.append(run_experiment(experiment, folder, bars, PhaseClock(), budgets).report)
     summary = summarise(reports)
@@ -98,7 +107,12 @@ def run(
 
 
 def _configure(
-    manifests: dict[str, Path], data: str, bags: Path | None, folder: Path, evaluation_only: bool = False
+    manifests: dict[str, Path],
+    data: str,
+    bags: Path | None,
+    folder: Path,
+    device: str,
+    evaluation_only: bool = False,
 ) -> dict[str, SiteConfiguration]:
     from histoflare.commands.sites import configure_site
 
@@ -109,6 +123,7 @@ def _configure(
             data,
             bags,
             records=(folder / "records" / name).resolve(),
+            device=device,
             evaluation_only=evaluation_only,
         )
         for name, path in manifests.items()
@@ -124,15 +139,22 @@ def summarise(reports: list[dict[str, Any]]) -> dict[str, Any]:
     test patients of all sites together; there, and on the external cohort, ``local`` is the mean over the
     sites' own models.
     """
+    from histoflare.report.bounds import models_of
+    from histoflare.report.consortium import own_models
     from histoflare.report.figures import kind_of
 
-    kind = kind_of(reports[0])
+    kind, models = kind_of(reports[0]), models_of(reports[0])
     cohorts: dict[str, list[dict[str, Any]]] = {
-        "each site": [_on_each_site(report) for report in reports],
-        "all sites": [_on_all_sites(report) for report in reports],
+        "each site": [
+            {model: [site[model] for site in report["sites"].values()] for model in models}
+            for report in reports
+        ],
+        "all sites": [{model: own_models(report, model) for model in models} for report in reports],
     }
     if all(report["external"] for report in reports):
-        cohorts["external"] = [_on_external(report) for report in reports]
+        cohorts["external"] = [
+            {model: own_models(report, model, external=True) for model in models} for report in reports
+        ]
     return {
         "seeds": [report["seed"] for report in reports],
         "rounds": reports[0]["rounds"],
@@ -141,26 +163,11 @@ def summarise(reports: list[dict[str, Any]]) -> dict[str, Any]:
         "cohorts": {
             cohort: {
                 model: {figure: _spread([row[model] for row in rows], figure) for figure in kind.names}
-                for model in MODELS
+                for model in models
             }
             for cohort, rows in cohorts.items()
         },
     }
-
-
-def _on_each_site(report: dict[str, Any]) -> dict[str, Any]:
-    return {model: [site[model] for site in report["sites"].values()] for model in MODELS}
-
-
-def _on_all_sites(report: dict[str, Any]) -> dict[str, Any]:
-    elsewhere = list(report["local_on_all_sites"].values())
-    return {"local": elsewhere, "federated": [report["federated"]], "pooled": [report["pooled"]]}
-
-
-def _on_external(report: dict[str, Any]) -> dict[str, Any]:
-    others = report["external_other_models"]
-    own = [figures for name, figures in others.items() if name.startswith("local/")]
-    return {"local": own, "federated": [report["external"]], "pooled": [others["pooled"]]}
 
 
 def _spread(rows: list[list[dict[str, Any]]], figure: str) -> dict[str, float | None]:
@@ -187,9 +194,11 @@ def show_summary(summary: dict[str, Any]) -> Table:
     for figure in shown:
         table.add_column(kind.names[figure], justify="right")
     table.caption = "local: the mean of the sites' own models"
+    if "pooled_unprotected" in next(iter(summary["cohorts"].values())):
+        table.caption += "; unprotected: the same steps and clip without noise (ε = ∞)"
     for cohort, models in summary["cohorts"].items():
         for model, figures in models.items():
-            table.add_row(cohort, model, *(_cell(figures[figure]) for figure in shown))
+            table.add_row(cohort, model.replace("_", ", "), *(_cell(figures[figure]) for figure in shown))
         table.add_section()
     return table
 

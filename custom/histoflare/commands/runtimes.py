@@ -39,12 +39,15 @@ class Experiment:
         sites: Training sites and where each keeps its manifest and bags.
         external: External cohorts; they are asked as one.
         runtime: Where.
+        device: Where models run in this process: the bounds, the comparison, the sites' training in process.
+            A site in a process of its own has the device of its own configuration.
     """
 
     job: Job
     sites: Mapping[str, SiteConfiguration]
     external: Mapping[str, SiteConfiguration]
     runtime: Runtime
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,7 @@ def _in_process(
             job.seed,
             job.plan,
             on_round=rounds.advance,
+            device=experiment.device,
         )
     return Federated(
         state=run.state,

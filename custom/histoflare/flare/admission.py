@@ -31,7 +31,6 @@ from histoflare.privacy.protocol import PROTOCOL_FILE, digest, read_protocols
 from histoflare.site.books import Books
 from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
 from histoflare.site.ledgers import note_refusal
-from histoflare.slides.manifest import SPLIT_RULE
 
 
 class Admission(Filter):
@@ -116,6 +115,7 @@ class Admission(Filter):
             run=job.run or fl_ctx.get_job_id(),
             labels=list(agreed["labels"]),
             data=job.task.data,
+            split=job.split,
         )
         return Admitted(job, policy, rounds, books)
 
@@ -159,10 +159,7 @@ def _site_file(fl_ctx: FLContext) -> SiteConfiguration:
 def _check_rules(protocol: Mapping[str, Any]) -> None:
     """Refuse a protocol that promises what this version does not do."""
     stop = protocol["stop"]
-    problems = []
-    if protocol["split"] != SPLIT_RULE:
-        problems.append(f"split must be {SPLIT_RULE}")
     if not isinstance(stop, Mapping) or stop.get("model") not in ("last", "best"):
-        problems.append("stop.model must be last or best")
-    if problems:
-        raise JobError(f"The protocol is not kept: {'; '.join(problems)}.", reason="PROTOCOL_MISMATCH")
+        raise JobError(
+            "The protocol is not kept: stop.model must be last or best.", reason="PROTOCOL_MISMATCH"
+        )

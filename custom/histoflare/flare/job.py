@@ -25,6 +25,7 @@ from histoflare.flare.job_files import CONFIG_FOLDER, META_FILE, read_tables
 from histoflare.flare.job_schema import AGREED, TABLES, TRAINING, check_tables, invalid
 from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.rounds.strategy import STRATEGIES, count_sent_by_job
+from histoflare.slides.splits import SplitRule
 
 TASKS = {"mem": "histoflare.bags.task:MemTask", "segmentation": "histoflare.masks.task:MaskTask"}
 """What is learned: a name in ``[task]`` → its class."""
@@ -56,6 +57,7 @@ class Job:
         weights: How many numbers a site sends in a round; 0 where nothing protects them.
         scope: The privacy scope it asks for; empty where FLARE alone knows (at a site).
         protocol: What the consortium agreed on.
+        split: Its rule for manifests without a split column.
         plan: What protects the updates, settled for the job's rounds. asked: The same as the job states it.
     """
 
@@ -76,6 +78,7 @@ class Job:
     weights: int
     scope: str
     protocol: dict[str, Any]
+    split: SplitRule
     plan: PrivacyPlan
     asked: PrivacyPlan
 
@@ -171,6 +174,7 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
         weights=weights,
         scope="",
         protocol=agreed,
+        split=SplitRule.of_protocol(agreed["split"]),
         plan=asked.settled(rounds, weights),
         asked=asked,
     )

@@ -189,6 +189,8 @@ def read_preset(folder: Path, name: str) -> Preset:
 EITHER = (
     ("privacy.noise_multiplier", "privacy.target_epsilon"),
     ("task.local_epochs", "task.local_steps"),
+    ("protocol.split.test_fraction", "protocol.split.folds"),
+    ("protocol.split.test_fraction", "protocol.split.fold"),
 )
 """Pairs of variables of which a job says one."""
 

@@ -10,7 +10,9 @@ from nvflare.apis.fl_constant import WorkspaceConstants
 
 from histoflare.errors import HistoflareError
 from histoflare.flare.job_folders import remove_applications
-from histoflare.flare.kit_signature import CLIENT_FILE, verify_kit
+from histoflare.flare.kit_signature import CLIENT_FILE, participant_of, verify_kit
+from histoflare.site.configuration import find_site_file, read_site_file
+from histoflare.site.ledgers import open_ledger
 
 CHECK_FILE = "kit_check__p_resources.json"
 """In ``startup``: FLARE reads it whatever the site has in ``local``, in the process that starts the jobs, and
@@ -21,7 +23,7 @@ _START_SCRIPT_RUNS = "daemon_pid.fl"
 
 
 class KitCheck(FLComponent):
-    """Ends the process that builds it, with exit code 1, unless the kit is as it was signed.
+    """Ends the process that builds it, with exit code 1, unless the kit is as it was signed, and this site's.
 
     FLARE builds it before it connects to anybody, in the kit's folder. Whoever removes :data:`CHECK_FILE`
     starts a client without this check; Admission makes the same comparison, and refuses each job.
@@ -30,6 +32,22 @@ class KitCheck(FLComponent):
     def __init__(self) -> None:
         super().__init__()
         require_signed_kit(Path.cwd())
+        require_own_kit(Path.cwd())
+
+
+def require_own_kit(kit: Path) -> None:
+    """End this process with what is wrong if the kit is another site's than the ledger that its file names.
+
+    Whatever else is wrong with the file or the ledger is said of each job.
+    """
+    if not (kit / CLIENT_FILE).exists():
+        return
+    site = participant_of(kit)
+    try:
+        open_ledger(read_site_file(find_site_file(site, kit / "local"), site)).check_usable()
+    except HistoflareError as error:
+        if error.reason == "LEDGER_FOREIGN":
+            refuse_start(kit, error)
 
 
 def require_signed_kit(kit: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from histoflare.flare.persistor import GLOBAL_MODEL_FILE
 from histoflare.flare.record import EVALUATION_FILE, ROUNDS_FILE, SITES_FILE
+from histoflare.model_file import GLOBAL_MODEL_FILE
 from histoflare.rounds.state import State
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.records import RunRecords

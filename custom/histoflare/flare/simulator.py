@@ -95,7 +95,13 @@ def _run_to_the_end(
     on_round: Callable[[int], None] | None,
 ) -> int:
     """Return the simulator's exit code; one that has not ended by ``until`` (monotonic) is ended."""
-    command = [sys.executable, "-m", "nvflare.private.fed.app.simulator.simulator", str(job_folder.resolve())]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "nvflare.private.fed.app.simulator.simulator",
+        str(job_folder.resolve()),
+    ]
     command += ["-w", str(workspace), "-c", ",".join(sites), "-t", str(len(sites))]
     environment = {**os.environ, SITES_VARIABLE: str(configurations), "OMP_NUM_THREADS": "1"}
     with log_path.open("wb") as log:

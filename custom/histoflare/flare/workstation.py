@@ -14,7 +14,6 @@ from histoflare.flare import processes
 from histoflare.flare.job import Job, read_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.kits import Agreement
-from histoflare.flare.persistor import GLOBAL_MODEL_FILE
 from histoflare.flare.poc import Federation
 from histoflare.flare.result import (
     FederationResult,
@@ -24,6 +23,7 @@ from histoflare.flare.result import (
     read_result,
 )
 from histoflare.flare.site_policy import policy_file
+from histoflare.model_file import GLOBAL_MODEL_FILE
 from histoflare.privacy.policy import POLICIES
 from histoflare.report.reasons import explain
 from histoflare.site.configuration import SiteConfiguration

@@ -65,6 +65,14 @@ class PrivacyPlan(ABC):
     def spend(self) -> Spend:
         """Return what one round of a settled plan does with each patient."""
 
+    @abstractmethod
+    def without_noise(self, seed: int) -> Self:
+        """Return the same with noise 0, to train what stands beside a protected model; ε = ∞.
+
+        Args:
+            seed: Of samples, which have nothing to hide then.
+        """
+
     def release(self, tensors: Mapping[str, Tensor], noise: NoiseSource) -> dict[str, Tensor]:
         """Return what leaves in place of ``tensors``: the same names, shapes and dtypes."""
         return dict(tensors)
@@ -125,6 +133,10 @@ class Open(PrivacyPlan):
     def spend(self) -> Spend:
         """Return an event without noise: ε = ∞."""
         return Spend(noise_multiplier=0.0)
+
+    def without_noise(self, seed: int) -> Self:
+        """Return the plan itself."""
+        return self
 
     def describe(self) -> str:
         """Return one sentence for logs and reports."""
@@ -210,6 +222,12 @@ class _Noisy(PrivacyPlan):
         least = budget.calibrate(like.sample_rate, like.steps * rounds)
         # A spend's noise is in units of the sensitivity; the plan's in units of clip_norm.
         return replace(self, noise_multiplier=least / like.noise_multiplier, target_epsilon=None)
+
+    def without_noise(self, seed: int) -> Self:
+        """Return the plan with its clip and its steps, and with noise 0."""
+        return replace(
+            self, noise_multiplier=0.0, target_epsilon=None, published_epsilon=None, noise_seed=seed
+        )
 
     def _settled_noise(self) -> float:
         if self.noise_multiplier is None:

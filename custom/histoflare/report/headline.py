@@ -69,7 +69,8 @@ def closing_words(reports: Sequence[Mapping[str, Any]]) -> str:
         said = [headline.privacy] if report["guarantee"]["mechanism"] != "open" else []
         said += _late_sites(report)
         if _known(report["federated"], headline.metric):
-            said += [f"At chance: {caution}" for caution in _at_chance(report, headline.metric)]
+            at_chance = _at_chance(report, headline.metric)
+            said += [f"At chance: {' '.join(at_chance)}"] if at_chance else []
         for sentence in said:
             found.setdefault(sentence, []).append(report["seed"])
     return " ".join(
@@ -143,10 +144,13 @@ def _result(report: Mapping[str, Any], local: Sequence[Mapping[str, Any]], metri
     mean = mean_of(local, metric)
     if mean is not None:
         others.append(f"the sites' own models reach {mean:.3f} on average")
+    place = f"all their {kind_of(report).tested}s in one place"
     if _known(pooled, metric):
-        place = f"all their {kind_of(report).tested}s in one place"
         others.append(f"a model trained on {place} {say_figure(pooled, metric)}")
     text += f"; there {' and '.join(others)}." if others else "."
+    free = report.get("pooled_unprotected")
+    if free and _known(free, metric):
+        text += f" Without noise the model trained on {place} reaches {say_figure(free, metric)}."
     external = report["external"]
     if external and _known(external, metric):
         cohort = count(external["n_patients"], "patient")
@@ -230,7 +234,8 @@ def _at_chance(report: Mapping[str, Any], metric: str) -> list[str]:
     interval, chance = report["federated"].get(f"{metric}_ci95"), chance_of(metric, report)
     if not interval or chance is None or not interval[0] <= chance <= interval[1]:
         return []
-    return [f"Guessing gives {chance:.2g}, which lies within the federated model's interval."]
+    said = f"Guessing gives {chance:.2g}, which lies within the federated model's interval."
+    return [said, *_why_at_chance(report, metric, chance)]
 
 
 def _late_sites(report: Mapping[str, Any]) -> list[str]:
@@ -238,6 +243,22 @@ def _late_sites(report: Mapping[str, Any]) -> list[str]:
     if len(found) > MOST_NAMES:
         return [f"{len(found)} sites were late in some rounds; what that cost them is spent all the same."]
     return found
+
+
+def _why_at_chance(report: Mapping[str, Any], metric: str, chance: float) -> list[str]:
+    """Return whether it is the noise that makes a protected model guess: not if it guesses without, too."""
+    free = report.get("pooled_unprotected")
+    interval = free.get(f"{metric}_ci95") if free else None
+    if not interval:
+        return []
+    place = f"The model trained on all {kind_of(report).tested}s in one place"
+    if interval[0] <= chance <= interval[1]:
+        return [
+            f"{place} is at chance without noise, too: the settings or the data are the reason, not privacy."
+        ]
+    if interval[0] > chance:
+        return [f"{place} is above chance without noise: there is something to learn."]
+    return []
 
 
 def _missing_sites(report: Mapping[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from histoflare.report.charts import MODELS
+from histoflare.report.bounds import models_of, name_model
 from histoflare.report.figures import kind_of
 from histoflare.report.guarantee_words import say_site
 from histoflare.report.headline import say_late
@@ -205,7 +205,9 @@ def write_site_page(page: SitePage, path: Path) -> None:
     if figures:
         missing = [] if figures["n_test"] else [UNTESTED]
         note = kind.say_sizes(figures["n_train"], figures["n_test"])
-        rows = [Row(model, figures[model], model, *missing) for model in MODELS]
+        rows = [
+            Row(name_model(report, model), figures[model], model, *missing) for model in models_of(report)
+        ]
         groups.append(Group("This site's test patients", note, rows))
     mine = [each for each in site_rounds(report) if each.site == name]
     test_rows = [row for row in page.slides if row.split == "test"]

@@ -49,6 +49,7 @@ def run_in_process(
     plan: PrivacyPlan | None = None,
     on_round: OnRound | None = None,
     *,
+    device: str = "cpu",
     start_round: int = 0,
     initial_state: State | None = None,
     site_states: Mapping[str, State] | None = None,
@@ -61,6 +62,7 @@ def run_in_process(
     Args:
         sites: Site → its data; their order is the federation's site order.
         plan: What protects the updates, settled; None is :class:`histoflare.privacy.plan.Open`: nothing.
+        device: Where the sites train; only on the CPU do the same bytes come out.
 
     Raises:
         JobError: The sites, the rounds or an update cannot be used.
@@ -90,6 +92,7 @@ def run_in_process(
                 total_rounds=rounds,
                 seed=seed,
                 plan=plan,
+                device=device,
             )
             for site in chosen
         }

@@ -14,6 +14,7 @@ import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,7 +26,14 @@ from PIL import Image
 
 from histoflare.errors import SlideError
 from histoflare.slides.files import SlideFingerprint, fingerprint, opening_file, slide_files
-from histoflare.slides.resolution import LevelInfo, SlideInfo, choose_level, is_mpp, slide_info
+from histoflare.slides.resolution import (
+    LevelInfo,
+    SlideInfo,
+    choose_level,
+    given_mpp_fault,
+    is_mpp,
+    slide_info,
+)
 
 __all__ = ["LevelInfo", "Slide", "SlideFingerprint", "SlideInfo", "fingerprint", "is_mpp", "slide_files"]
 
@@ -46,6 +54,11 @@ class Slide:
         mpp: Resolution of level 0 in µm/px. Wins over what the slide says of itself, and that wins over its
             objective power (10 / power).
 
+    Attributes:
+        info: What may be known of the slide.
+        mpp_problem: In words, what is wrong with the slide's resolution; "" if nothing is. With ``mpp``, also
+            that the slide says something else.
+
     Raises:
         SlideError: No such file (``SLIDE_MISSING``), a format OpenSlide does not know
             (``SLIDE_UNSUPPORTED``), damaged (``SLIDE_OPEN_FAILED``), several series in one folder
@@ -54,18 +67,15 @@ class Slide:
 
     def __init__(self, path: Path, *, mpp: float | None = None) -> None:
         self.path = Path(path)
-        if mpp is not None and not is_mpp(mpp):
-            raise SlideError(
-                f"{self.path}: mpp must be micrometres per pixel, such as 0.25 or 0.5, and not {mpp}.",
-                reason="SLIDE_MPP_INVALID",
-            )
+        if mpp is not None and (fault := given_mpp_fault(mpp)):
+            raise SlideError(f"{self.path}: mpp {mpp:g} {fault}.", reason="SLIDE_MPP_INVALID")
         self._handle = _open(self.path)
         self._failure: Exception | None = None
         self._reads = 0
         self._changed = threading.Condition()
         self._plans: dict[float, tuple[int, float]] = {}
         try:
-            self.info, self._mpp_problem = slide_info(
+            self.info, self.mpp_problem = slide_info(
                 self._handle.properties, self._handle.level_dimensions, self._handle.level_downsamples, mpp
             )
         except openslide.OpenSlideError as error:
@@ -99,7 +109,7 @@ class Slide:
         """
         if self.info.mpp is None:
             raise SlideError(
-                f"{self.path}: {self._mpp_problem}. Give its resolution in micrometres per pixel: "
+                f"{self.path}: {self.mpp_problem}. Give its resolution in micrometres per pixel: "
                 "in the manifest's 'mpp' column, or with --mpp (0.25 for most 40x scans, 0.5 for 20x).",
                 reason="SLIDE_MPP_MISSING",
             )
@@ -127,23 +137,14 @@ class Slide:
 
         Returns:
             uint8 (height, width, 3), not to be written to (copy it first). Transparent parts and parts
-            outside the slide are white.
+            outside the slide are white; a pixel that lies partly outside shows the part of it inside.
 
         Raises:
             SlideError: The slide is too coarse for ``mpp`` (``SLIDE_TOO_COARSE``), has no mpp
                 (``SLIDE_MPP_MISSING``), or fails to read (``SLIDE_READ_FAILED``; every later read then
                 fails too).
         """
-        level, lv_per_px = self._plan(mpp)
-        width_px, height_px = size_px
-        if lv_per_px == 1.0:
-            return _rgb_array(self._read_level(l0_xy, level, size_px))
-        lv_width, lv_height = width_px * lv_per_px, height_px * lv_per_px
-        image = _rgb_image(self._read_level(l0_xy, level, (math.ceil(lv_width), math.ceil(lv_height))))
-        if lv_per_px.is_integer():
-            return np.asarray(image.reduce(int(lv_per_px)))
-        box = (0.0, 0.0, lv_width, lv_height)
-        return np.asarray(image.resize(size_px, Image.Resampling.BILINEAR, box=box))
+        return _resample(self._read_pixels(l0_xy, size_px, mpp), size_px, self._plan(mpp)[1])
 
     def thumbnail(self, mpp: float) -> NDArray[np.uint8]:
         """Return the whole slide at ``mpp`` (at its own resolution if that is coarser): uint8 (h, w, 3).
@@ -156,7 +157,7 @@ class Slide:
         width_px, height_px = self.thumbnail_size_px(mpp)
         thumbnail = np.empty((height_px, width_px, 3), np.uint8)
         top = 0
-        for rows in self.thumbnail_rows(mpp):
+        for rows, _ in self.thumbnail_rows(mpp):
             thumbnail[top : top + len(rows)] = rows
             top += len(rows)
         return thumbnail
@@ -167,14 +168,20 @@ class Slide:
         Raises:
             SlideError: As :meth:`read` for an ``mpp`` that cannot be had.
         """
-        l0_per_px = self.l0_per_px(max(mpp, self.mpp))
-        width_px, height_px = (max(1, math.ceil(side / l0_per_px - 1e-6)) for side in self.info.l0_size_px)
+        level, lv_per_px = self._plan(max(mpp, self.mpp))
+        # half a pixel of the level at least: corners are rounded to whole level-0 pixels
+        sides = self.info.levels[level].lv_size_px
+        width_px, height_px = (max(1, math.ceil((side - 0.5) / lv_per_px)) for side in sides)
         return width_px, height_px
 
-    def thumbnail_rows(self, mpp: float) -> Iterator[NDArray[np.uint8]]:
+    def thumbnail_rows(self, mpp: float) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
         """Yield what :meth:`thumbnail` returns from top to bottom, some whole rows at a time.
 
         Read in blocks, so memory stays bounded on a slide without a pyramid.
+
+        Yields:
+            The pixels, uint8 (h, w, 3), and which of them were scanned, bool (h, w): the others are
+            transparent in the slide, and white here.
 
         Raises:
             SlideError: As :meth:`read`.
@@ -184,14 +191,18 @@ class Slide:
         width_px, height_px = self.thumbnail_size_px(mpp)
         # where blocks begin at whole pixels of level 0 they can be small without a change of the result
         side_px = SMALL_BLOCK_PX if l0_per_px.is_integer() else BLOCK_PX
-        step_px = max(1, int(side_px / self._plan(mpp)[1]))
+        lv_per_px = self._plan(mpp)[1]
+        step_px = max(1, int(side_px / lv_per_px))
         for y in range(0, height_px, step_px):
             rows = np.empty((min(step_px, height_px - y), width_px, 3), np.uint8)
+            scanned = np.empty(rows.shape[:2], np.bool_)
             for x in range(0, width_px, step_px):
                 size_px = (min(step_px, width_px - x), len(rows))
                 corner = round(x * l0_per_px), round(y * l0_per_px)
-                rows[:, x : x + size_px[0]] = self.read(corner, size_px, mpp)
-            yield rows
+                image = self._read_pixels(corner, size_px, mpp)
+                rows[:, x : x + size_px[0]] = _resample(image, size_px, lv_per_px)
+                scanned[:, x : x + size_px[0]] = _scanned(image, size_px)
+            yield rows, scanned
 
     def drop_cache(self) -> None:
         """Let go of the tiles that OpenSlide keeps of what was read; for a change from one level to another.
@@ -227,6 +238,19 @@ class Slide:
             self._plans[mpp] = plan
         return plan
 
+    def _read_pixels(self, l0_xy: tuple[int, int], size_px: tuple[int, int], mpp: float) -> Image.Image:
+        """Return the RGBA pixels of the level that :meth:`read` makes its result of."""
+        level, lv_per_px = self._plan(mpp)
+        width, height = (math.ceil(side * lv_per_px) for side in size_px)
+        image = self._read_level(l0_xy, level, (width, height))
+        columns, rows = (
+            _Edges.of(corner / self.info.levels[level].downsample, count, end, lv_per_px)
+            for corner, count, end in zip(
+                l0_xy, (width, height), self.info.levels[level].lv_size_px, strict=True
+            )
+        )
+        return image if columns.inside and rows.inside else _extend(image, columns, rows)
+
     def _read_level(self, l0_xy: tuple[int, int], level: int, lv_size_px: tuple[int, int]) -> Image.Image:
         """Return a region of ``level`` as an RGBA image."""
         with self._reading():
@@ -248,6 +272,70 @@ class Slide:
             with self._changed:
                 self._reads -= 1
                 self._changed.notify_all()
+
+
+@dataclass(frozen=True)
+class _Edges:
+    """Where along a side a region of a level crosses the slide's edge, in pixels of the region.
+
+    ``low`` to ``high`` lie in the slide; the pixels of the result that are made of any of these take up
+    ``first`` to ``last``. ``low`` = ``high`` where nothing lies in the slide.
+    """
+
+    low: int
+    high: int
+    first: int
+    last: int
+    inside: bool
+
+    @classmethod
+    def of(cls, lv_start: float, count: int, lv_end: int, lv_per_px: float) -> Self:
+        """Return the edges of ``count`` pixels from ``lv_start`` on, on a level of ``lv_end`` pixels."""
+        if lv_start >= -1e-6 and lv_start + count <= lv_end + 1e-6:
+            return cls(0, count, 0, count, True)
+
+        def within(place: float) -> int:
+            return min(max(math.floor(place), 0), count)
+
+        # a pixel that the edge cuts is taken as it is only if there is no whole one
+        low, high = within(1 - 1e-6 - lv_start), within(lv_end - lv_start + 1e-6)
+        if low >= high:
+            low, high = within(-lv_start), within(lv_end - lv_start + 1 - 1e-6)
+        first = within(math.floor(low / lv_per_px + 1e-6) * lv_per_px)
+        last = within(math.ceil(high / lv_per_px - 1e-6) * lv_per_px + 1 - 1e-6)
+        return cls(low, high, first, last, False)
+
+
+def _extend(image: Image.Image, columns: _Edges, rows: _Edges) -> Image.Image:
+    """Return an RGBA image with the slide's edge repeated into the pixels that lie partly outside."""
+    if columns.low >= columns.high or rows.low >= rows.high:
+        return image
+    pixels = np.asarray(image).copy()  # (h, w, 4)
+    for start, stop, edge in (
+        (columns.first, columns.low, columns.low),
+        (columns.high, columns.last, columns.high - 1),
+    ):
+        pixels[:, start:stop] = pixels[:, edge : edge + 1]
+    for start, stop, edge in ((rows.first, rows.low, rows.low), (rows.high, rows.last, rows.high - 1)):
+        pixels[start:stop] = pixels[edge : edge + 1]
+    return Image.fromarray(pixels)
+
+
+def _resample(image: Image.Image, size_px: tuple[int, int], lv_per_px: float) -> NDArray[np.uint8]:
+    """Return an RGBA image of a level on white, at ``size_px`` (width, height): uint8 (h, w, 3)."""
+    if lv_per_px == 1.0:
+        return _rgb_array(image)
+    if lv_per_px.is_integer():
+        return np.asarray(_rgb_image(image).reduce(int(lv_per_px)))
+    box = (0.0, 0.0, size_px[0] * lv_per_px, size_px[1] * lv_per_px)
+    return np.asarray(_rgb_image(image).resize(size_px, Image.Resampling.BILINEAR, box=box))
+
+
+def _scanned(image: Image.Image, size_px: tuple[int, int]) -> NDArray[np.bool_] | bool:
+    """Return which pixels (h, w) of the result are not wholly transparent in an RGBA image of a level."""
+    if _is_opaque(image):
+        return True
+    return np.asarray(image.getchannel("A").resize(size_px, Image.Resampling.BOX)) > 0
 
 
 def _is_opaque(image: Image.Image) -> bool:

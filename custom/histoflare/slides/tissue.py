@@ -84,8 +84,8 @@ def find_tissue(slide: Slide, um_patch: float) -> Tissue:
     kept: list[NDArray[np.uint8]] = []
     width_px, height_px = slide.thumbnail_size_px(mpp)
     small = width_px * height_px * 3 <= KEPT_BYTES
-    for rows in slide.thumbnail_rows(mpp):
-        light.add(rows)
+    for rows, scanned in slide.thumbnail_rows(mpp):
+        light.add(rows, scanned)
         if small:
             kept.append(rows)
     if light.is_dark():
@@ -94,7 +94,7 @@ def find_tissue(slide: Slide, um_patch: float) -> Tissue:
             "stained with haematoxylin and eosin, can be used.",
             reason="SLIDE_DARK_BACKGROUND",
         )
-    picture = kept if small else slide.thumbnail_rows(mpp)
+    picture = kept if small else (rows for rows, _ in slide.thumbnail_rows(mpp))
     mask = _mask(picture, (height_px, width_px), light.white_point())
     slide.drop_cache()  # what is read next is finer
     _drop_specks(mask, um2_smallest / (l0_per_px * slide.mpp) ** 2)
@@ -169,10 +169,12 @@ class Light:
         self._pixels = self._dark = self._bright = 0
         self._glass = np.zeros((3, 256), np.int64)  # how often each value of glass occurs, by colour
 
-    def add(self, rgb: NDArray[np.uint8]) -> None:
-        """Look at a part (h, w, 3) of the image."""
-        for _, band in _bands(rgb):
+    def add(self, rgb: NDArray[np.uint8], scanned: NDArray[np.bool_] | None = None) -> None:
+        """Look at a part (h, w, 3) of the image; only where it was ``scanned`` (h, w), if that is given."""
+        for top, band in _bands(rgb):
             pixels = band.reshape(-1, 3)
+            if scanned is not None and not scanned[top : top + len(band)].all():
+                pixels = band[scanned[top : top + len(band)]]
             darkest, brightest = pixels.min(axis=1), pixels.max(axis=1)
             self._pixels += len(pixels)
             self._dark += int(np.count_nonzero(brightest < DARK_LEVEL))
@@ -186,7 +188,7 @@ class Light:
         Where an image has hardly any (a piece cut from within the tissue), pure white. Green is never below
         the other two: a pinkish white is pale tissue rather than glass.
         """
-        if self._glass[0].sum() < 0.02 * self._pixels:
+        if not self._glass[0].any() or self._glass[0].sum() < 0.02 * self._pixels:
             return np.full(3, 255.0)
         white = np.array([_percentile(each, 75) for each in self._glass])
         white[1] = white.max()

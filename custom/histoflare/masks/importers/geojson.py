@@ -1,16 +1,18 @@
 """Annotations drawn on a slide in QuPath become images and masks at the resolution that a job wants.
 
-QuPath writes GeoJSON with level-0 pixels. A feature's class is ``properties.classification.name``; what has a
-class whose name ends in ``*`` (QuPath's own ``Ignore*``) counts as not annotated. Features are drawn from the
-largest to the smallest, so that one inside another shows: a box of class ``background`` around drawn tumours
-says that the rest of the box is background. What no feature covers is not annotated.
+QuPath writes GeoJSON with level-0 pixels, counted from the slide's bounds where it has some
+(``slides.planes``). A feature's class is ``properties.classification.name``. A class whose name ends in ``*``
+(QuPath's own ``Ignore*`` and ``Region*``), or one that is left out, counts as not annotated: whoever drew it
+said that it is not what lies around it. Features are drawn from the largest to the smallest, so that one
+inside another shows: a box of class ``background`` around drawn tumours says that the rest of the box is
+background. What no feature covers is not annotated. Features without area (lines, points) are left out.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +27,22 @@ from histoflare.masks.importers import (
     ImportReport,
     OnImage,
     nothing,
+    refuse,
     write_mask,
     write_png,
 )
-from histoflare.masks.importers.polygons import Annotation, class_name, fill, read_annotation, read_features
+from histoflare.masks.importers.polygons import (
+    Annotation,
+    class_name,
+    describe,
+    fill,
+    read_annotation,
+    read_features,
+)
 from histoflare.masks.importers.regions import Box, plan_regions
 from histoflare.masks.windows import IGNORE
-from histoflare.slides.reader import Slide
+from histoflare.slides.planes import PLANE_NAMES, Plane, PlaneName, plane_of
+from histoflare.slides.reader import Slide, SlideInfo
 
 REGION_PX = 4096
 SMALLEST_PX = 1000
@@ -52,7 +63,8 @@ def import_annotations(
     smallest_px: int = SMALLEST_PX,
     margin_px: int = 0,
     ignore_unknown: bool = False,
-    l0_offset: tuple[float, float] = (0.0, 0.0),
+    plane: PlaneName | None = None,
+    l0_offset: tuple[float, float] | None = None,
     on_image: OnImage = nothing,
 ) -> ImportReport:
     """Write the annotated regions of a slide to ``out`` and add them to the manifest there.
@@ -69,14 +81,14 @@ def import_annotations(
         region_px: Larger regions are cut into parts of at most this side.
         smallest_px: Least side of a region, if the slide has room: the windows of training must fit in.
         margin_px: Kept around annotations.
-        ignore_unknown: Leave out features of other classes or of none, instead of refusing them.
-        l0_offset: (x, y) added to coordinates. QuPath counts from the scanned area's corner on slides that
-            have one (OpenSlide's ``bounds-x`` and ``bounds-y``, Mirax above all).
+        ignore_unknown: Count features of other classes or of none as not annotated, instead of refusing them.
+        plane: Where coordinates are counted from; None is what the file says, or else QuPath's: ``bounds``.
+        l0_offset: (x, y) added to coordinates to make them pixels of level 0; instead of ``plane``.
         on_image: Told how many regions are done.
 
     Raises:
         MaskError: A feature is malformed, of an unknown class or outside the slide (``ANNOTATION_INVALID``);
-            every such feature is listed by its place in the file, from 0.
+            every such feature is listed by its place in the file, from 0, and what QuPath shows of it.
         SlideError: The slide cannot be read at ``mpp``.
         ManifestError: The manifest in ``out`` cannot be read, or has this slide under another patient.
         JobError: The sizes do not fit each other, or there are more labels than a mask can tell apart.
@@ -88,19 +100,25 @@ def import_annotations(
         )
     if len(labels) > IGNORE or len(set(labels)) != len(labels):
         raise JobError(f"labels: at most {IGNORE}, each once")
-    annotations, left_out = read_annotations(
-        geojson, labels, slide.info.l0_size_px, ignore_unknown=ignore_unknown, l0_offset=l0_offset
+    found = read_annotations(
+        geojson, labels, slide.info, ignore_unknown=ignore_unknown, plane=plane, l0_offset=l0_offset
     )
     others = _rows_of_others(out / MANIFEST, slide.path.stem, patient)
     l0_per_px = slide.l0_per_px(mpp)
-    width_px, height_px = (max(1, int(side / l0_per_px + 1e-6)) for side in slide.info.l0_size_px)
-    boxes = [tuple(np.array(each.l0_box) / l0_per_px) for each, _ in annotations]
+    scanned = plane_of(slide.info, "bounds")
+    width_px, height_px = (max(1, int(side / l0_per_px + 1e-6)) for side in scanned.l0_size_px)
+    corner = np.array([*scanned.l0_xy, *scanned.l0_xy])
+    boxes = [
+        tuple((np.array(each.l0_box) - corner) / l0_per_px)
+        for each, value in found.annotations
+        if value != IGNORE
+    ]
     regions = plan_regions(
         boxes, (width_px, height_px), margin_px=margin_px, smallest_px=smallest_px, region_px=region_px
     )
     rows = []
     for done, region in enumerate(regions, start=1):
-        row = _write_region(slide, annotations, region, l0_per_px, mpp, out)
+        row = _write_region(slide, found.annotations, region, scanned.l0_xy, l0_per_px, mpp, out)
         if row is not None:
             rows.append(replace(row, patient=patient))
         on_image(done, len(regions))
@@ -111,49 +129,76 @@ def import_annotations(
     content = sorted([*others, *rows], key=lambda row: row.image.name)
     manifest = write_image_manifest(out / MANIFEST, content)
     _remove_others(out, slide.path.stem, {row.image.name for row in rows})
-    notes = (f"{left_out} features of other classes or of none were left out",) if left_out else ()
-    return ImportReport(manifest, tuple(labels), notes)
+    return ImportReport(manifest, tuple(labels), found.notes)
+
+
+@dataclass(frozen=True)
+class FoundAnnotations:
+    """Annotations in pixels of level 0, from the largest to the smallest, and what to know of the file."""
+
+    annotations: tuple[Valued, ...]
+    notes: tuple[str, ...]
 
 
 def read_annotations(
     geojson: Path,
     labels: Sequence[str],
-    l0_size_px: tuple[int, int],
+    info: SlideInfo,
     *,
     ignore_unknown: bool = False,
-    l0_offset: tuple[float, float] = (0.0, 0.0),
-) -> tuple[list[Valued], int]:
-    """Return the annotations of a file from the largest to the smallest, and how many were left out.
+    plane: PlaneName | None = None,
+    l0_offset: tuple[float, float] | None = None,
+) -> FoundAnnotations:
+    """Return the annotations of a file.
 
     Raises:
-        MaskError: As :func:`import_annotations`.
+        MaskError, JobError: As :func:`import_annotations`.
     """
+    features, said = read_features(geojson)
+    counted = _plane(geojson, info, plane, said)
+    l0_xy = l0_offset if l0_offset is not None else counted.l0_xy
     found: list[Valued] = []
-    problems = []
+    problems, without_area = [], []
     left_out = 0
-    for index, feature in enumerate(read_features(geojson)):
+    for index, feature in enumerate(features):
         name = class_name(feature)
         known = name is not None and (name in labels or name.endswith("*"))
-        if not known and ignore_unknown:
-            left_out += 1
-            continue
         try:
-            annotation = _shift(read_annotation(index, feature), l0_offset)
-            _check(annotation, known, labels, l0_size_px)
+            annotation = read_annotation(index, feature)
+            if annotation is None:
+                without_area.append(describe(index, feature))
+                continue
+            if not known and not ignore_unknown:
+                raise MaskError(
+                    ("has no class" if name is None else f"is of the unknown class '{name}'")
+                    + f"; known are {', '.join(labels)} (--ignore-unknown counts it as not annotated)"
+                )
+            annotation = _shift(annotation, l0_xy)
+            value = labels.index(name) if name in labels else IGNORE
+            if value != IGNORE:
+                _check(annotation, info, counted, l0_offset)
         except HistoflareError as error:
-            problems.append(f"feature {index} {error}")
+            problems.append(f"{describe(index, feature)} {error}")
             continue
-        found.append((annotation, labels.index(name) if name in labels else IGNORE))
-    if not found and not problems:
-        problems.append("there is no annotation in it")
-    if problems:
-        listed = "".join(f"\n  {problem}" for problem in problems[:LISTED_PROBLEMS])
-        more = len(problems) - LISTED_PROBLEMS
-        raise MaskError(
-            f"{geojson}: cannot be imported:{listed}" + (f"\n  … and {more} more" if more > 0 else ""),
-            reason="ANNOTATION_INVALID",
+        left_out += not known
+        found.append((annotation, value))
+    if not problems and all(value == IGNORE for _, value in found):
+        problems.append("there is no annotation of one of the classes in it: " + ", ".join(labels))
+    refuse(geojson, problems, "ANNOTATION_INVALID")
+    notes = []
+    if l0_offset is None and counted.l0_xy != (0, 0):
+        notes.append(
+            f"coordinates were counted from the corner of the slide's bounds, ({counted.l0_xy[0]}, "
+            f"{counted.l0_xy[1]}) on level 0, as QuPath does (--plane bounds)"
         )
-    return sorted(found, key=lambda each: (-each[0].l0_area, each[0].index)), left_out
+    if left_out:
+        notes.append(f"features of other classes or of none, which count as not annotated: {left_out}")
+    if without_area:
+        listed = ", ".join(without_area[:LISTED_PROBLEMS])
+        more = len(without_area) - LISTED_PROBLEMS
+        notes.append(f"left out, without area: {listed}" + (f" and {more} more" if more > 0 else ""))
+    ordered = sorted(found, key=lambda each: (-each[0].l0_area, each[0].index))
+    return FoundAnnotations(tuple(ordered), tuple(notes))
 
 
 def draw(
@@ -172,15 +217,40 @@ def draw(
     return mask
 
 
-def _check(annotation: Annotation, known: bool, labels: Sequence[str], l0_size_px: tuple[int, int]) -> None:
-    if not known:
-        what = "has no class" if annotation.name is None else f"is of the unknown class '{annotation.name}'"
-        raise MaskError(f"{what}; known are {', '.join(labels)} (--ignore-unknown leaves it out)")
-    left, top, right, bottom = annotation.l0_box
-    if right <= 0 or bottom <= 0 or left >= l0_size_px[0] or top >= l0_size_px[1]:
-        raise MaskError(
-            f"lies outside the slide of {l0_size_px[0]} x {l0_size_px[1]} px: was it drawn on another?"
-        )
+def _plane(geojson: Path, info: SlideInfo, asked: PlaneName | None, said: object) -> Plane:
+    """Return the plane that is asked for, or said in the file; QuPath's if neither is."""
+    stated = next((name for name in PLANE_NAMES if name == said), None)
+    if asked is not None and stated is not None and asked != stated:
+        raise JobError(f"{geojson}: says that it counts from the plane {stated}; leave --plane {asked} out.")
+    return plane_of(info, asked or stated or "bounds")
+
+
+def _check(
+    annotation: Annotation, info: SlideInfo, counted: Plane, l0_offset: tuple[float, float] | None
+) -> None:
+    """Refuse an annotation (in pixels of level 0) where nothing was scanned."""
+    scanned = plane_of(info, "bounds")
+    if _touches(annotation, scanned):
+        return
+    width, height = scanned.l0_size_px
+    if info.l0_bounds_px is None:
+        raise MaskError(f"lies outside the slide of {width} x {height} px: was it drawn on another?")
+    advice = "was it drawn on another slide?"
+    other: PlaneName = "level0" if counted.name == "bounds" else "bounds"
+    moved = np.array(plane_of(info, other).l0_xy) - np.array(counted.l0_xy)
+    if l0_offset is None and _touches(_shift(annotation, (float(moved[0]), float(moved[1]))), scanned):
+        advice = f"it does not if counted from {other}: give --plane {other}"
+    raise MaskError(
+        f"lies outside the slide's bounds of {width} x {height} px at {scanned.l0_xy} (counted from "
+        f"{'--offset' if l0_offset is not None else counted.name}); {advice}"
+    )
+
+
+def _touches(annotation: Annotation, plane: Plane) -> bool:
+    box, corner = annotation.l0_box, plane.l0_xy
+    return all(
+        box[axis + 2] > corner[axis] and box[axis] < corner[axis] + plane.l0_size_px[axis] for axis in (0, 1)
+    )
 
 
 def _shift(annotation: Annotation, l0_offset: tuple[float, float]) -> Annotation:
@@ -190,12 +260,18 @@ def _shift(annotation: Annotation, l0_offset: tuple[float, float]) -> Annotation
 
 
 def _write_region(
-    slide: Slide, annotations: Sequence[Valued], region: Box, l0_per_px: float, mpp: float, out: Path
+    slide: Slide,
+    annotations: Sequence[Valued],
+    region: Box,
+    l0_corner: tuple[int, int],
+    l0_per_px: float,
+    mpp: float,
+    out: Path,
 ) -> ImageRow | None:
-    """Write a region's mask and image; None if nothing of it is annotated."""
+    """Write mask and image of a region, counted from ``l0_corner``; None if nothing of it is annotated."""
     left, top, right, bottom = region
     size_px = (right - left, bottom - top)
-    l0_xy = (round(left * l0_per_px), round(top * l0_per_px))
+    l0_xy = (l0_corner[0] + round(left * l0_per_px), l0_corner[1] + round(top * l0_per_px))
     mask = draw(annotations, l0_xy, size_px, l0_per_px)
     if (mask == IGNORE).all():
         return None
@@ -229,4 +305,4 @@ def _remove_others(out: Path, slide_name: str, kept: set[str]) -> None:
 
 
 def _is_of(image_name: str, slide_name: str) -> bool:
-    return re.fullmatch(rf"{re.escape(slide_name)}_x\d+_y\d+\.png", image_name) is not None
+    return re.fullmatch(rf"{re.escape(slide_name)}_x-?\d+_y-?\d+\.png", image_name) is not None
