@@ -210,6 +210,24 @@ def test_a_job_that_flare_ends_for_want_of_sites_says_so(tmp_path: Path) -> None
     assert (row["given_up"], row["finished"]) == ("1 of at least 2 sites are left", False)
 
 
+def test_a_job_that_flare_ends_for_its_refusals_says_so(tmp_path: Path) -> None:
+    replies = {"a": update()} | {site: make_reply("REFUSED_BUDGET_EXHAUSTED") for site in ("b", "c")}
+    server = Server(tmp_path, replies, strategy="fedavg")
+    server.workflow.aggregator.taking_part = ["a"]
+    aborted = Signal()
+    aborted.trigger("panic")
+    row = server.run(list(SITES), aborted)
+    assert row["given_up"] == "2 of 3 sites refused, and at least 2 updates are needed"
+
+
+def test_a_job_that_somebody_aborts_was_not_given_up(tmp_path: Path) -> None:
+    server = Server(tmp_path, {"a": update()}, strategy="fedavg")
+    aborted = Signal()
+    aborted.trigger("the lead")
+    row = server.run(list(SITES), aborted)
+    assert "given_up" not in row and row["finished"] is False
+
+
 def test_a_job_that_goes_on_keeps_the_earlier_rounds(tmp_path: Path) -> None:
     (tmp_path / EARLIER_ROUNDS_FILE).write_text('[{"round": 0}, {"round": 1}, {"round": 2}]')
     Server(tmp_path, {"a": update()}).run(["a"])

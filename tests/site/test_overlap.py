@@ -1,4 +1,4 @@
-"""A patient or slide at two sites of one machine is an error, whatever the patient or the file is called."""
+"""A patient or a slide at two sites of one machine is an error, whatever the file is called."""
 
 from __future__ import annotations
 

@@ -72,6 +72,7 @@ def run(
     from histoflare.flare.job import read_job
     from histoflare.flare.job_choice import choose_job, facts_of
     from histoflare.flare.job_variant import parse_settings, write_variant
+    from histoflare.report.headline import closing_words
     from histoflare.site.found_data import find_data
     from histoflare.storage import write_json
 
@@ -111,6 +112,8 @@ def run(
         print_json(summary)
     else:
         out.print(show_summary(summary))
+        if words := closing_words(reports):
+            out.print(words, highlight=False, markup=False)
         written = (out_dir / f"seed-{seed}" / REPORT_FILE for seed in summary["seeds"])
         say(f"reports: {', '.join(map(str, written))}")
     say_refused(refused)

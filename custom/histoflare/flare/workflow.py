@@ -161,8 +161,14 @@ class AskingScatterAndGather(ScatterAndGather):
         ended = abort_signal is not None and abort_signal.triggered
         if not ended:
             self._current.given_up = f"{came} of at least {self._min_clients} updates came"
-        elif left < self._min_clients:  # FLARE ends such a job by itself, and does not say why
+        # FLARE ends a job by itself where too few sites are left, or too many refuse; the record says why.
+        elif left < self._min_clients:
             self._current.given_up = f"{left} of at least {self._min_clients} sites are left"
+        elif (refused := len(self._current.refused)) > self._current_num_targets - self._min_clients:
+            self._current.given_up = (
+                f"{refused} of {self._current_num_targets} sites refused, and at least {self._min_clients} "
+                "updates are needed"
+            )
         self._record.write(self._current, fl_ctx, finished=False)
         if not ended:
             self.system_panic(f"round {self._current_round + 1}: {self._current.given_up}", fl_ctx)
