@@ -17,6 +17,7 @@ from histoflare.flare.job import Job
 from histoflare.flare.result import FederationResult
 from histoflare.flare.simulator import run_simulation
 from histoflare.flare.workstation import run_on_workstation
+from histoflare.rounds.patience import Patience
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State
 from histoflare.site.configuration import SiteConfiguration
@@ -172,11 +173,18 @@ def _in_process(
             job.seed,
             job.plan,
             on_round=rounds.advance,
+            patience=Patience(job.best_metric, job.patience) if job.best_metric and job.patience else None,
         )
+    rows: list[Any] = [list(sites) for sites in run.participation]
+    if run.patience is not None:
+        means = zip(rows, run.patience.means, strict=True)
+        rows = [{"asked": took, "taking_part": took, "validation": mean} for took, mean in means]
+        if len(rows) < job.rounds:
+            rows[-1]["stopped"] = run.patience.to_json()
     return Federated(
         state=run.state,
         site_states=run.site_states,
-        participation=[list(sites) for sites in run.participation],
+        participation=rows,
         bytes_up=run.bytes_up,
         bytes_down=run.bytes_down,
     )

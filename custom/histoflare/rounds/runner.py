@@ -9,6 +9,7 @@ from typing import Any
 
 from histoflare.errors import JobError
 from histoflare.privacy.plan import Open, PrivacyPlan
+from histoflare.rounds.patience import Patience, validate
 from histoflare.rounds.state import State, model_state, n_bytes
 from histoflare.rounds.strategy import Strategy, server_round, site_round
 from histoflare.rounds.task import Task
@@ -27,6 +28,7 @@ class RunResult:
         participation: For each round run, who trained.
         losses: For each round run, site → mean training loss.
         seconds: Of each round run.
+        patience: As it was given, with what it heard.
         bytes_up, bytes_down: Of the updates sent by the sites and of the states sent to them, tensors only.
     """
 
@@ -38,6 +40,7 @@ class RunResult:
     seconds: tuple[float, ...]
     bytes_up: int
     bytes_down: int
+    patience: Patience | None = None
 
 
 def run_in_process(
@@ -52,6 +55,7 @@ def run_in_process(
     start_round: int = 0,
     initial_state: State | None = None,
     site_states: Mapping[str, State] | None = None,
+    patience: Patience | None = None,
 ) -> RunResult:
     """Run rounds ``start_round`` … ``rounds`` - 1 of a federation.
 
@@ -61,6 +65,7 @@ def run_in_process(
     Args:
         sites: Site → its data; their order is the federation's site order.
         plan: What protects the updates, settled; None is :class:`histoflare.privacy.plan.Open`: nothing.
+        patience: Ends the run before its last round; it counts from this call on.
 
     Raises:
         JobError: The sites, the rounds or an update cannot be used.
@@ -78,6 +83,12 @@ def run_in_process(
     for index in range(start_round, rounds):
         started = time.perf_counter()
         chosen = strategy.participants(index, list(sites), seed)
+        figures: dict[str, float | None] = {}
+        if patience is not None:
+            figures = {
+                site: validate(task, strategy, state, kept[site], sites[site], patience.metric)
+                for site in chosen
+            }
         outcomes = {
             site: site_round(
                 task,
@@ -104,6 +115,18 @@ def run_in_process(
         seconds.append(time.perf_counter() - started)
         if on_round is not None:
             on_round(index, rounds, seconds[-1], losses[-1])
+        if patience is not None:
+            patience.hear(index, [figures[site] for site in outcomes])
+            if patience.is_over:
+                break
     return RunResult(
-        initial, state, kept, tuple(participation), tuple(losses), tuple(seconds), bytes_up, bytes_down
+        initial,
+        state,
+        kept,
+        tuple(participation),
+        tuple(losses),
+        tuple(seconds),
+        bytes_up,
+        bytes_down,
+        patience,
     )
