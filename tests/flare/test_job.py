@@ -7,6 +7,7 @@ import inspect
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from histoflare.errors import JobError
+from histoflare.flare.admission import check_patience
 from histoflare.flare.allowed import ALLOWED_CLASSES
 from histoflare.flare.job import MECHANISMS, TASKS, read_application, read_job
 from histoflare.flare.job_files import (
@@ -38,6 +40,30 @@ from histoflare.slides.splits import SplitRule
 
 JOBS = sorted((Path(__file__).resolve().parents[2] / "jobs").iterdir())
 FEDAVG = next(job for job in JOBS if job.name == "mem_fedavg")
+
+
+def test_a_job_can_end_by_patience() -> None:
+    job = try_variant(FEDAVG, parse_settings(["protocol.stop.patience=5"]))
+    assert (job.patience, job.best_metric) == (5, job.protocol["metric"])
+    named = try_variant(FEDAVG, parse_settings(["protocol.stop.patience=5", "best_metric=auc"]))
+    assert (named.patience, named.best_metric) == (5, "auc")
+    assert read_job(FEDAVG).patience is read_job(FEDAVG).best_metric is None
+    for setting in ("patience=0", "patience=true", "patience=2.5", 'patience="5"', "patients=5"):
+        with pytest.raises(JobError, match="stop: rounds, model and patience"):
+            try_variant(FEDAVG, parse_settings([f"protocol.stop.{setting}"]))
+    private = next(job for job in JOBS if job.name == "mem_dpsgd")
+    with pytest.raises(JobError, match="a release that nobody books"):
+        try_variant(private, parse_settings(["protocol.stop.patience=5"]))
+
+
+def test_a_policy_that_keeps_the_figure_admits_no_patience() -> None:
+    job = try_variant(FEDAVG, parse_settings(["protocol.stop.patience=5", "best_metric=auc"]))
+    policy = read_policy(POLICIES / "open.toml")
+    check_patience(policy, job)
+    check_patience(replace(policy, metrics=()), read_job(FEDAVG))
+    with pytest.raises(JobError) as caught:
+        check_patience(replace(policy, metrics=("auc",)), job)
+    assert caught.value.reason == "METRIC_NOT_ALLOWED"
 
 
 def test_the_presets_are_the_papers_experiments() -> None:

@@ -22,6 +22,7 @@ from histoflare.errors import JobError
 from histoflare.flare.headers import ASKED, PSEUDONYM
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.record import EARLIER_ROUNDS_FILE, ROUNDS_FILE, SITES_FILE
+from histoflare.flare.result import read_result
 from histoflare.flare.workflow import AskingScatterAndGather
 
 from .stand_in import StandInEngine
@@ -252,6 +253,21 @@ def test_the_best_model_is_the_one_that_all_who_took_part_found_best(tmp_path: P
         server.workflow.aggregator.metrics = metrics
         server.run(["a", "b"])
     assert kept == [(0.6, "validation/auc"), (0.75, "validation/auc")]
+
+
+def test_a_run_ends_when_its_patience_is_over(tmp_path: Path) -> None:
+    replies = {site: update() for site in ("a", "b")}
+    server = Server(tmp_path, replies, rounds=9, **{"protocol.stop.patience": 2, "protocol.metric": "auc"})
+    rows = []
+    for index, value in enumerate((0.6, 0.6, None, 0.5)):
+        server.workflow._current_round = index
+        server.workflow.aggregator.metrics = {s: {"validation/auc": value} for s in replies}
+        rows.append(server.run(["a", "b"]))
+    assert [row.get("validation") for row in rows] == [0.6, 0.6, None, 0.5]
+    said = {"metric": "validation/auc", "patience": 2, "best": 0.6, "best_round": 0}
+    assert [row.get("stopped") for row in rows] == [None, None, None, said]
+    assert server.workflow._num_rounds == 4, "FLARE's loop ends after the round with the index 3"
+    assert read_result(tmp_path).stopped
 
 
 @pytest.mark.parametrize("start", [-1, 5, 6])

@@ -122,6 +122,19 @@ def test_a_site_that_only_refused_is_not_forgotten() -> None:
     assert "Not in the figures: bonn." in cautions
 
 
+def test_a_run_that_its_patience_ended_says_so() -> None:
+    said = {"metric": "validation/auc", "patience": 3, "best": 0.7312, "best_round": 0}
+    rows = [row(0, SITES, validation=0.7312), row(1, SITES, validation=0.7, stopped=said)]
+    cautions = " ".join(write_headline(complete(participation=rows, rounds=5)).cautions)
+    assert "Stopped after 2 of 5 rounds" in cautions and "above 0.731 for 3 rounds" in cautions
+    assert "Only 2 of 5" not in cautions
+    report = complete()
+    report["protocol"]["stop"] = {"rounds": 2, "model": "last", "patience": 3}
+    assert "patience never counted" in " ".join(write_headline(report).cautions)
+    report["participation"][0]["validation"] = 0.5
+    assert "patience never counted" not in " ".join(write_headline(report).cautions)
+
+
 def test_a_run_that_was_broken_off_says_so() -> None:
     rows = [row(0, SITES), row(1, SITES, taking_part=[], finished=False)]
     cautions = " ".join(write_headline(complete(participation=rows, rounds=5)).cautions)

@@ -39,6 +39,11 @@ class FederationResult:
         return count_finished(self.rounds)
 
     @property
+    def stopped(self) -> bool:
+        """Whether the run ended before its last round because its patience was over."""
+        return bool(self.rounds) and bool(self.rounds[-1].get("stopped"))
+
+    @property
     def refused(self) -> dict[str, str]:
         """Site → fixed reason code of its last refusal."""
         return {site: code for row in self.rounds for site, code in row["refused"].items()}

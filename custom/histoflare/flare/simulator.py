@@ -165,7 +165,7 @@ def _collect(workspace: Path, code: int, rounds: int, log: str) -> FederationRes
     folder = _run_folder(workspace)
     result = None if folder is None else read_result(folder)
     done = 0 if result is None else result.finished_rounds
-    if code != 0 or result is None or result.state is None or done < rounds:
+    if code != 0 or result is None or result.state is None or (done < rounds and not result.stopped):
         tail = "\n".join(log.splitlines()[-LOG_TAIL_LINES:])
         raise JobError(
             f"The federation stopped after {done} of {rounds} rounds (exit code {code}). "

@@ -172,7 +172,7 @@ def _run_job(
     federation.admin.download(job_id, federation.workspace / RESULTS_FOLDER)
     result = read_result(_result_folder(federation, job_id))
     refused = may_be_refused and bool(result.refused)
-    if not refused and (result.finished_rounds < rounds or result.state is None):
+    if not refused and ((result.finished_rounds < rounds and not result.stopped) or result.state is None):
         raise JobError(_describe(federation, job_id, status, result, rounds), reason="JOB_FAILED")
     return job_id, result
 

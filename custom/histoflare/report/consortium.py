@@ -182,7 +182,18 @@ def _row(index: int, row: Sequence[str] | Mapping[str, Any], runtime: str) -> di
     if not isinstance(row, Mapping):
         asked = list(row) if runtime == "inprocess" else None
         return {"round": index, "asked": asked, "taking_part": list(row), "refused": {}, "no_answer": []}
-    optional = ("sites", "seconds", "bytes_up", "bytes_down", "metrics", "stamps", "unix_time", "given_up")
+    optional = (
+        "sites",
+        "seconds",
+        "bytes_up",
+        "bytes_down",
+        "metrics",
+        "stamps",
+        "unix_time",
+        "given_up",
+        "validation",
+        "stopped",
+    )
     known = {name: row[name] for name in optional if name in row}
     return {
         "round": row.get("round", index),

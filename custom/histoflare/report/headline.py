@@ -302,7 +302,20 @@ def _share(each: SiteRounds) -> str:
 
 def _unfinished(report: Mapping[str, Any]) -> list[str]:
     done = finished_rounds(report)
+    stopped = report["participation"][-1].get("stopped") if report["participation"] else None
+    if stopped:
+        return [
+            f"Stopped after {done} of {count(report['rounds'], 'round')}, as the protocol has it: the sites' "
+            f"mean {stopped['metric']} had not risen above {stopped['best']:.3f} for "
+            f"{count(stopped['patience'], 'round')}."
+        ]
     if done >= report["rounds"]:
+        asked = ((report.get("protocol") or {}).get("stop") or {}).get("patience")
+        if asked and all(row.get("validation") is None for row in report["participation"]):
+            return [
+                "The protocol's patience never counted: in no round did every site have a figure of "
+                "validation patients that it may let out."
+            ]
         return []
     why = next((row["given_up"] for row in report["participation"] if row.get("given_up")), "")
     return [
