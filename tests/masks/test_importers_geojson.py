@@ -290,6 +290,19 @@ def test_unknown_classes_can_be_left_out(slide_path: Path, tmp_path: Path) -> No
         run(slide_path, tmp_path, features[1:], ignore_unknown=True)
 
 
+def test_detections_without_a_class_say_nothing(slide_path: Path, tmp_path: Path) -> None:
+    """QuPath finds cells all over an annotation; one of a class left out is something else all the same."""
+    cells = [feature([box(4, 4, 9, 9)], None), feature([box(14, 14, 19, 19)], "immune cell")]
+    for cell in cells:
+        cell["properties"]["objectType"] = "cell"
+    report = run(slide_path, tmp_path, [feature([box(0, 0, 50, 50)]), *cells], ignore_unknown=True)
+    assert report.notes[1] == "left out, detections without a class: 1"
+    expected = np.full((480, 640), IGNORE, np.uint8)
+    expected[:50, :50] = 1
+    expected[14:19, 14:19] = IGNORE
+    np.testing.assert_array_equal(whole(report, (640, 480)), expected)
+
+
 def test_what_has_no_area_is_left_out_and_named(slide_path: Path, tmp_path: Path) -> None:
     line = feature([[1, 1], [30, 30]], kind="LineString") | {"id": "7f-2"}
     line["properties"] = {**line["properties"], "name": "1.2 mm"}
