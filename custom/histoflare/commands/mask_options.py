@@ -16,6 +16,7 @@ AS_JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def split_labels(labels: str) -> list[str]:
+    """Return the class names that ``--labels`` lists."""
     return [label.strip() for label in labels.split(",") if label.strip()]
 
 
