@@ -161,8 +161,8 @@ def geojson(
     offset: Annotated[
         tuple[float, float] | None,
         typer.Option(
-            help="Instead of --plane: x and y to add, which make the file's coordinates level-0 pixels, where "
-            "QuPath opened one of several scanned areas by itself, say."
+            help="Instead of --plane: x and y that make the file's coordinates level-0 pixels, where QuPath "
+            "opened one of several scanned areas by itself, say."
         ),
     ] = None,
     ignore_unknown: Annotated[
