@@ -246,7 +246,7 @@ def test_malformed_features_are_listed_by_their_place(slide_path: Path, tmp_path
         "is a Circle, which is no geometry": feature([1, 2], kind="Circle"),
         "coordinates that are no list": feature(None),
         "has a corner that is not two numbers": feature([[[0, 0], [1], [2, 2]]]),
-        "(name left lobe, class tumour, id 4b1c-9) has a corner that is not two numbers": named,
+        "(Polygon, name left lobe, class tumour, id 4b1c-9) has a corner that is not two numbers": named,
         "finite numbers of a slide's size": feature([[[0, 0], [1, float("nan")], [2, 2]]]),
         "finite numbers": feature([[[0, 0], [-math.inf, 1], [2, 2]]]),
         "numbers of a slide's size": feature([[[0, 0], [10**400, 1], [2, 2]]]),
@@ -280,7 +280,7 @@ def test_unknown_classes_can_be_left_out(slide_path: Path, tmp_path: Path) -> No
     report = run(slide_path, tmp_path, features, ignore_unknown=True)
     assert report.notes == (
         "features of other classes or of none, which count as not annotated: 1",
-        "left out, without area: feature 2",
+        "left out, without area: feature 2 (Point)",
     )
     expected = np.full((480, 640), IGNORE, np.uint8)
     expected[:50, :50] = 1
@@ -322,9 +322,9 @@ def test_what_has_no_area_is_left_out_and_named(slide_path: Path, tmp_path: Path
     report = run(slide_path, tmp_path, [*empty, good])
     (note,) = report.notes
     assert note.startswith(
-        "left out, without area: feature 0 (name 1.2 mm, class tumour, id 7f-2), feature 1"
+        "left out, without area: feature 0 (LineString, name 1.2 mm, class tumour, id 7f-2), feature 1"
     )
-    assert note.endswith("feature 9")
+    assert note.endswith("feature 8, feature 9 (GeometryCollection)")
     assert (whole(report, (640, 480)) == 1).sum() == 2500
 
 
