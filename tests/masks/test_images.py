@@ -13,6 +13,7 @@ from histoflare.masks import image_files
 from histoflare.masks.image_files import decode_image, read_file
 from histoflare.masks.images import LISTED_PROBLEMS, load_image_cohort, pooled_images
 from histoflare.masks.importers import write_mask
+from histoflare.masks.pixels import read_record
 from histoflare.masks.windows import IGNORE
 from histoflare.slides.splits import SplitRule
 
@@ -78,8 +79,6 @@ def test_every_fault_is_said_at_once(tmp_path: Path) -> None:
 
 
 def reason_of(image: Path, mask: Path, tissue: Path | None = None) -> str:
-    from histoflare.masks.pixels import read_record
-
     with pytest.raises(MaskError) as caught:
         read_record(image, mask, tissue, LABELS)
     return caught.value.reason
@@ -102,6 +101,14 @@ def test_each_fault_has_its_reason(tmp_path: Path) -> None:
     assert reason_of(image, mask, other) == "MASK_SIZE"
     assert reason_of(image, save(tmp_path / "c.png", np.full((9, 9), 254, np.uint8))) == "MASK_CLASS"
     assert reason_of(image, save(tmp_path / "e.png", np.full((9, 9), IGNORE, np.uint8))) == "MASK_EMPTY"
+
+
+def test_a_mask_that_lies_across_its_image_is_named_as_such(tmp_path: Path) -> None:
+    image, mask = save(tmp_path / "i.png", rgb(9, 6)), save(tmp_path / "m.png", np.zeros((6, 9), np.uint8))
+    with pytest.raises(
+        MaskError, match="9 x 6 px and its image 6 x 9 px: is one of them turned, or has an EXIF"
+    ):
+        read_record(image, mask, None, LABELS)
 
 
 def test_a_png_cut_anywhere_is_one_clear_error(tmp_path: Path) -> None:
