@@ -91,14 +91,20 @@ def make(
 
     Example: histoflare job make jobs/mem_evaluate --model demo-run/model.safetensors --sites a,b --out ask
     """
+    from histoflare.flare.job import read_job
     from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_variant import write_variant
     from histoflare.flare.persistor import read_state
-    from histoflare.model_file import find_model_file
+    from histoflare.model_file import read_model_header
     from histoflare.rounds.state import model_state
 
-    model = find_model_file(model) if model is not None else None
-    choice = choose_job(job, preset, setting or [], before=model_task(model) if model is not None else None)
+    before = None
+    if model is not None:
+        header = read_model_header(model)
+        header.check_data(read_job(job).task.data)
+        model = header.path
+        before = {f"task.{name}": value for name, value in header.task.items() if name != "seed"}
+    choice = choose_job(job, preset, setting or [], before=before)
     made = choice.job
     names = _site_names(sites) if sites else None
     if model is not None:
@@ -213,18 +219,6 @@ def _site_names(text: str) -> list[str]:
             "job is for all."
         )
     return names
-
-
-def model_task(model: Path) -> dict[str, Any]:
-    """Return the changes that give a job the task a model was trained for.
-
-    Raises:
-        JobError: The file is missing or does not say its task.
-    """
-    from histoflare.model_file import read_model_header
-
-    task = read_model_header(model).task
-    return {f"task.{name}": value for name, value in task.items() if name != "seed"}
 
 
 def _lines(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
