@@ -38,7 +38,7 @@ import torch
 
 from histoflare.masks.images import ImageCohort, load_image_cohort, pooled_images
 from histoflare.masks.importers import MANIFEST
-from histoflare.masks.importers.nuclei import LABELS, import_nuclei
+from histoflare.masks.importers.binary import Source, import_binary
 from histoflare.masks.task import MaskTask
 from histoflare.privacy.accountant import epsilon
 from histoflare.privacy.plan import UpdateNoise
@@ -50,6 +50,7 @@ from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, model_state
 from histoflare.rounds.strategy import count_sent_by_job
 
+LABELS = ("background", "nucleus")
 REPOSITORY = Path(__file__).resolve().parents[2]
 SPLITS = {"test": ((1, 4), (5, 8), (9, 11)), "settings": ((4, 7), (8, 11), (1, 3))}
 """Split → TNBC patients (first, last) of two sites and of the test."""
@@ -236,8 +237,8 @@ def main() -> None:
     seeds = [int(seed) for seed in chosen.seeds.split(",")]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        import_nuclei(data / "seg_tnbc", folder / "tnbc")
-        import_nuclei(data / "seg_dsb2018_he", folder / "dsb")
+        import_binary(Source(data / "seg_tnbc"), folder / "tnbc", "nucleus")
+        import_binary(Source(data / "seg_dsb2018_he"), folder / "dsb", "nucleus")
         works = [
             Work(folder, chosen.split, network, arm, seed, chosen.rounds or ROUNDS[network])
             for network in chosen.networks.split(",")

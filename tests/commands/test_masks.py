@@ -69,6 +69,15 @@ def test_nuclei_are_imported_and_checked(tmp_path: Path) -> None:
     assert again.exit_code == 0, again.output
 
 
+def test_binary_masks_are_imported_under_a_name_of_ones_own(tmp_path: Path) -> None:
+    save(tmp_path / "set" / "img" / "a.png", rgb(16, 16))
+    save(tmp_path / "set" / "gt" / "a_mask.png", np.eye(16, dtype=np.uint8) * np.uint8(255))
+    command = ["masks", "import", "binary", str(tmp_path / "set"), "--out", str(tmp_path / "out")]
+    result = runner.invoke(app, [*command, "--label", "gland", "--images", "img", "--masks", "gt"])
+    assert result.exit_code == 0, result.output
+    assert "1 images of 1 patients; labels background,gland" in result.stdout
+
+
 def test_wsss4luad_is_imported(tmp_path: Path) -> None:
     part = tmp_path / "set" / "3.testing"
     save(part / "img" / "00.png", rgb(20, 20))

@@ -87,8 +87,9 @@ def test_flare_ends_with_the_weights_of_the_in_process_runner(
 ) -> None:
     """Same job, same data, same global weights, to the last bit; also when only one site is asked."""
     job = variant(repository, tmp_path, name, rounds=3, **changes)
-    seen: list[int] = []
-    run, other = run_simulation(job, sites, on_round=seen.append), in_process(job, sites)
+    seen: list[tuple[int, float | None]] = []
+    run = run_simulation(job, sites, on_round=lambda *state: seen.append(state))
+    other = in_process(job, sites)
     result = run.training
     assert digest(result.state) == digest(other.state)
     assert {site: digest(state) for site, state in run.site_states.items()} == {
@@ -96,7 +97,10 @@ def test_flare_ends_with_the_weights_of_the_in_process_runner(
     }, "what each site keeps for itself"
     expected = [list(job.strategy.participants(index, sorted(SITES), job.seed)) for index in range(3)]
     assert [row["taking_part"] for row in result.rounds] == expected
-    assert max(seen) == 3
+    rounds, loss = seen[-1]
+    assert rounds == 3 and loss is not None and 0 < loss < 10, (
+        "the losses that the sites noted for who watches"
+    )
     assert not started(), "nothing is left running"
 
 
@@ -132,7 +136,7 @@ from histoflare.flare.job import read_job
 from histoflare.flare.simulator import run_simulation
 from histoflare.site.configuration import SiteConfiguration
 sites = {{name: SiteConfiguration(Path(m), Path(b)) for name, m, b in {listed!r}}}
-def on_round(done):
+def on_round(done, loss):
     if done >= 1:
         children = psutil.Process().children(recursive=True)
         print(sum(child.environ().get({MARK!r}) == {str(tmp_path)!r} for child in children), flush=True)

@@ -22,6 +22,7 @@ from histoflare.errors import JobError
 from histoflare.flare.headers import ASKED, PSEUDONYM
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.record import EARLIER_ROUNDS_FILE, ROUNDS_FILE, SITES_FILE
+from histoflare.flare.result import read_result
 from histoflare.flare.workflow import AskingScatterAndGather
 
 from .stand_in import StandInEngine
@@ -210,6 +211,24 @@ def test_a_job_that_flare_ends_for_want_of_sites_says_so(tmp_path: Path) -> None
     assert (row["given_up"], row["finished"]) == ("1 of at least 2 sites are left", False)
 
 
+def test_a_job_that_flare_ends_for_its_refusals_says_so(tmp_path: Path) -> None:
+    replies = {"a": update()} | {site: make_reply("REFUSED_BUDGET_EXHAUSTED") for site in ("b", "c")}
+    server = Server(tmp_path, replies, strategy="fedavg")
+    server.workflow.aggregator.taking_part = ["a"]
+    aborted = Signal()
+    aborted.trigger("panic")
+    row = server.run(list(SITES), aborted)
+    assert row["given_up"] == "2 of 3 sites refused, and at least 2 updates are needed"
+
+
+def test_a_job_that_somebody_aborts_was_not_given_up(tmp_path: Path) -> None:
+    server = Server(tmp_path, {"a": update()}, strategy="fedavg")
+    aborted = Signal()
+    aborted.trigger("the lead")
+    row = server.run(list(SITES), aborted)
+    assert "given_up" not in row and row["finished"] is False
+
+
 def test_a_job_that_goes_on_keeps_the_earlier_rounds(tmp_path: Path) -> None:
     (tmp_path / EARLIER_ROUNDS_FILE).write_text('[{"round": 0}, {"round": 1}, {"round": 2}]')
     Server(tmp_path, {"a": update()}).run(["a"])
@@ -234,6 +253,21 @@ def test_the_best_model_is_the_one_that_all_who_took_part_found_best(tmp_path: P
         server.workflow.aggregator.metrics = metrics
         server.run(["a", "b"])
     assert kept == [(0.6, "validation/auc"), (0.75, "validation/auc")]
+
+
+def test_a_run_ends_when_its_patience_is_over(tmp_path: Path) -> None:
+    replies = {site: update() for site in ("a", "b")}
+    server = Server(tmp_path, replies, rounds=9, **{"protocol.stop.patience": 2, "protocol.metric": "auc"})
+    rows = []
+    for index, value in enumerate((0.6, 0.6, None, 0.5)):
+        server.workflow._current_round = index
+        server.workflow.aggregator.metrics = {s: {"validation/auc": value} for s in replies}
+        rows.append(server.run(["a", "b"]))
+    assert [row.get("validation") for row in rows] == [0.6, 0.6, None, 0.5]
+    said = {"metric": "validation/auc", "patience": 2, "best": 0.6, "best_round": 0}
+    assert [row.get("stopped") for row in rows] == [None, None, None, said]
+    assert server.workflow._num_rounds == 4, "FLARE's loop ends after the round with the index 3"
+    assert read_result(tmp_path).stopped
 
 
 @pytest.mark.parametrize("start", [-1, 5, 6])

@@ -246,7 +246,7 @@ def test_malformed_features_are_listed_by_their_place(slide_path: Path, tmp_path
         "is a Circle, which is no geometry": feature([1, 2], kind="Circle"),
         "coordinates that are no list": feature(None),
         "has a corner that is not two numbers": feature([[[0, 0], [1], [2, 2]]]),
-        "(name left lobe, class tumour, id 4b1c-9) has a corner that is not two numbers": named,
+        "(Polygon, name left lobe, class tumour, id 4b1c-9) has a corner that is not two numbers": named,
         "finite numbers of a slide's size": feature([[[0, 0], [1, float("nan")], [2, 2]]]),
         "finite numbers": feature([[[0, 0], [-math.inf, 1], [2, 2]]]),
         "numbers of a slide's size": feature([[[0, 0], [10**400, 1], [2, 2]]]),
@@ -280,7 +280,7 @@ def test_unknown_classes_can_be_left_out(slide_path: Path, tmp_path: Path) -> No
     report = run(slide_path, tmp_path, features, ignore_unknown=True)
     assert report.notes == (
         "features of other classes or of none, which count as not annotated: 1",
-        "left out, without area: feature 2",
+        "left out, without area: feature 2 (Point)",
     )
     expected = np.full((480, 640), IGNORE, np.uint8)
     expected[:50, :50] = 1
@@ -288,6 +288,19 @@ def test_unknown_classes_can_be_left_out(slide_path: Path, tmp_path: Path) -> No
     np.testing.assert_array_equal(whole(report, (640, 480)), expected)
     with pytest.raises(MaskError, match="no annotation of one of the classes"):
         run(slide_path, tmp_path, features[1:], ignore_unknown=True)
+
+
+def test_detections_without_a_class_say_nothing(slide_path: Path, tmp_path: Path) -> None:
+    """QuPath finds cells all over an annotation; one of a class left out is something else all the same."""
+    cells = [feature([box(4, 4, 9, 9)], None), feature([box(14, 14, 19, 19)], "immune cell")]
+    for cell in cells:
+        cell["properties"]["objectType"] = "cell"
+    report = run(slide_path, tmp_path, [feature([box(0, 0, 50, 50)]), *cells], ignore_unknown=True)
+    assert report.notes[1] == "left out, detections without a class: 1"
+    expected = np.full((480, 640), IGNORE, np.uint8)
+    expected[:50, :50] = 1
+    expected[14:19, 14:19] = IGNORE
+    np.testing.assert_array_equal(whole(report, (640, 480)), expected)
 
 
 def test_what_has_no_area_is_left_out_and_named(slide_path: Path, tmp_path: Path) -> None:
@@ -309,9 +322,9 @@ def test_what_has_no_area_is_left_out_and_named(slide_path: Path, tmp_path: Path
     report = run(slide_path, tmp_path, [*empty, good])
     (note,) = report.notes
     assert note.startswith(
-        "left out, without area: feature 0 (name 1.2 mm, class tumour, id 7f-2), feature 1"
+        "left out, without area: feature 0 (LineString, name 1.2 mm, class tumour, id 7f-2), feature 1"
     )
-    assert note.endswith("feature 9")
+    assert note.endswith("feature 8, feature 9 (GeometryCollection)")
     assert (whole(report, (640, 480)) == 1).sum() == 2500
 
 
@@ -330,17 +343,20 @@ def test_parts_that_have_an_area_are_read(slide_path: Path, tmp_path: Path) -> N
     np.testing.assert_array_equal(whole(report, (640, 480)), expected)
 
 
+@pytest.mark.parametrize("lower", [80, 84])
 def test_outlines_that_cross_themselves_are_as_large_as_what_they_enclose(
-    slide_path: Path, tmp_path: Path
+    slide_path: Path, tmp_path: Path, lower: int
 ) -> None:
-    """The halves of an eight are wound against each other: their signed areas cancel to nothing."""
-    eight = feature([[[20, 20], [120, 80], [120, 20], [20, 80], [20, 20]]])
+    """The halves of an eight are wound against each other: their signed areas cancel, all or nearly."""
+    eight = feature([[[20, 20], [120, 80], [120, 20], [20, lower], [20, 20]]])
     inside = feature([box(24, 42, 40, 58)], "background")
     for number, order in enumerate(([eight, inside], [inside, eight])):
         (tmp_path / str(number)).mkdir()
         made = whole(run(slide_path, tmp_path / str(number), order), (640, 480))
         assert (made[42:58, 24:40] == 0).all()
-        assert abs(int((made == 1).sum()) - (100 * 60 / 2 - 16 * 16)) < 60
+        crossing = 100 * (lower - 20) / (lower + 40)  # from the left
+        area = (lower - 20) * crossing / 2 + 60 * (100 - crossing) / 2
+        assert abs(int((made == 1).sum()) - (area - 16 * 16)) < 60
 
 
 @given(st.integers(3, 40), st.floats(0.2, 5000), st.integers(0, 99))

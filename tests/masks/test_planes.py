@@ -154,6 +154,9 @@ def test_the_wrong_plane_is_seen_where_nothing_was_scanned(slide_path: Path, tmp
             imported(slide_path, path, tmp_path / "out", **options)
         assert "outside the slide's bounds of 333 x 270 px at (701, 502)" in str(caught.value)
         assert advice in str(caught.value)
+    said = write(tmp_path / "wrong.geojson", box(731, 522, 791, 622), plane="bounds")
+    with pytest.raises(MaskError, match="was it drawn on another slide"):
+        imported(slide_path, said, tmp_path / "out")
     said = write(tmp_path / "said.geojson", box(731, 522, 791, 622), plane="level0")
     with pytest.raises(JobError, match="counts from the plane level0"):
         imported(slide_path, said, tmp_path / "out", plane="bounds")

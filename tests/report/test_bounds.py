@@ -13,11 +13,12 @@ from rich.console import Console
 from histoflare.privacy.accountant import epsilon
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.report.bounds import models_of, name_model, state_bounds
+from histoflare.report.budgets import budget_entry
 from histoflare.report.consortium import results_table
 from histoflare.report.guarantee_words import say_epsilon
 from histoflare.report.headline import write_headline
 from histoflare.rounds.bounds import Course, Courses, without_noise
-from histoflare.rounds.comparison import SiteComparison
+from histoflare.rounds.comparison import Comparison, SiteComparison
 from tests.report.made import HOSTILE, full_report, metrics, protected_report
 from tests.report.parsed import assert_loads_nothing
 from tests.report.test_page import figures_in, written
@@ -101,13 +102,40 @@ def test_the_terminal_names_every_bound() -> None:
 
 def test_a_reader_learns_whether_noise_is_the_reason() -> None:
     guessing = {"federated": metrics(0.52, 46)}
-    said = " ".join(write_headline(bounded(0.51, **guessing)).cautions)
-    assert "at chance without noise, too: the settings or the data are the reason, not privacy." in said
+    reason = "is at chance, too: the settings or the data are the reason, not privacy."
+    place = "the model trained on all slides in one place"
+    assert f"Without noise {place} {reason}" in write_headline(bounded(0.51, **guessing)).cautions
     headline = write_headline(bounded(0.93, **guessing))
-    assert "is above chance without noise: there is something to learn." in " ".join(headline.cautions)
+    assert f"Without noise {place} is above chance: there is something to learn." in headline.cautions
     assert "Without noise the model trained on all their slides in one place reaches 0.930" in headline.result
-    assert "without noise" not in " ".join(write_headline(bounded(0.93, federated=metrics(0.8, 46))).cautions)
-    assert "without noise" not in " ".join(write_headline(full_report(**guessing)).cautions)
+    better = write_headline(bounded(0.93, federated=metrics(0.8, 46)))
+    assert "Without noise" not in " ".join(better.cautions)
+    assert "Without noise" not in " ".join(write_headline(full_report(**guessing)).cautions)
+
+
+def test_the_same_job_without_noise_tells_most() -> None:
+    """A federation that guesses without noise, too, was not trained long or fast enough."""
+    found = Comparison({}, metrics(0.52, 46), None, {}, {})
+    entries = [
+        budget_entry(QUIET, 30, found, found, is_own=True),
+        budget_entry(QUIET.without_noise(1), 30, found, found),
+    ]
+    report = bounded(0.93, federated=metrics(0.52, 46), accuracy_against_epsilon=entries)
+    said = write_headline(report).cautions
+    assert (
+        "Without noise the federated model is at chance, too: the settings or the data are the reason, not "
+        "privacy." in said
+    )
+    assert any("in one place is above chance" in each for each in said)
+    assert entries[1]["seeded_noise"] is False
+
+
+def test_the_sentence_says_the_epsilon_of_the_bounds() -> None:
+    report = bounded(0.9)
+    local, pooled = (say_epsilon(report["bounds"][model]) for model in ("local", "pooled"))
+    said = write_headline(report).result
+    assert f"the sites' own models (ε = {local}) reach" in said
+    assert f"in one place (ε = {pooled}) 0.840" in said
 
 
 def test_the_page_warns_that_pooled_need_not_be_above(tmp_path: Path) -> None:

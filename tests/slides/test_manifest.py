@@ -140,10 +140,13 @@ def test_unreadable(tmp_path: Path) -> None:
         assert caught.value.reason == "MANIFEST_UNREADABLE"
 
 
-def test_one_class_needs_the_labels_said(tmp_path: Path) -> None:
+def test_a_cohort_of_one_class_is_read_and_said(tmp_path: Path) -> None:
     path = write(tmp_path, "slide,patient,label\na.svs,1,x\nb.svs,2,x\n")
-    assert faults(path) == ("every row has the label 'x'; two are needed",)
-    assert read_manifest(path, ("x", "y")).labels == ("x",)
+    for labels in (None, ("x", "y")):
+        manifest = read_manifest(path, labels)
+        assert manifest.labels == ("x",)
+    warnings = role_warnings(assign_splits(manifest).rows, manifest.labels)
+    assert "every row has the label 'x'" in warnings
 
 
 def test_row_id(tmp_path: Path) -> None:

@@ -167,6 +167,21 @@ def test_a_pixel_partly_outside_shows_what_lies_inside(tmp_path: Path, mpp: floa
         assert (outside == 255).all()
 
 
+@pytest.mark.parametrize("mpp", [0.25, 0.5, 0.65, 1.0, 1.5, 2.0])
+@pytest.mark.parametrize("size_px", [(384, 256), (387, 259)])
+@pytest.mark.parametrize("step_px", [32, 35])
+def test_each_of_many_is_what_it_is_alone(
+    tmp_path: Path, noise: NDArray[np.uint8], size_px: tuple[int, int], mpp: float, step_px: int
+) -> None:
+    """Levels that fit (factor 4) and do not (4.02), corners on and between their pixels, and the edges."""
+    picture = np.pad(noise, ((0, size_px[1] - 256), (0, size_px[0] - 384), (0, 0)), mode="reflect")
+    with Slide(write_tiff(tmp_path / "many.tif", [picture, picture[3::4, 3::4]], 0.25)) as slide:
+        corners = [(x, y) for y in range(0, size_px[1], step_px) for x in range(0, size_px[0], step_px)]
+        together = list(slide.read_each(corners[2:], (9, 8), mpp))
+        for corner, pixels in zip(corners[2:], together, strict=True):
+            np.testing.assert_array_equal(pixels, slide.read(corner, (9, 8), mpp))
+
+
 def test_threads_read_the_same(cmu: Path) -> None:
     corners = [(x, y) for x in range(0, 2200, 150) for y in range(0, 2900, 300)]
     with Slide(cmu) as slide, ThreadPoolExecutor(4) as pool:

@@ -73,6 +73,7 @@ class BagAttention:
     def _remember(self, features: Tensor) -> Tensor:
         """Return the memory vectors (m, n, d), float64, of patches (n, f) in the first block."""
         block = cast(MemoryBlock, self._model.blocks[0])
+        features = features.to(block.memory.weight.device)
         if self._model.input_norm == "rms":
             features = features * torch.rsqrt(features.square().mean(dim=-1, keepdim=True) + 1e-12)
         units = torch.tanh(block.memory(features))  # (n, m·d)

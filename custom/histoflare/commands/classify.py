@@ -48,7 +48,7 @@ def classify(
         str | None,
         typer.Option(help="SHA-256 of the weight file, if 12 digits will not do."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda, for the encoder.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int, typer.Option(help="Threads that read patches.", min=1)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -114,14 +114,14 @@ def _ask(
     import numpy as np
     import torch
 
-    from histoflare.bags.encoder import load_encoder_of
+    from histoflare.bags.encoder import choose_device, load_encoder_of
     from histoflare.bags.task import MemTask
     from histoflare.model_file import read_model_file
     from histoflare.site.pictures import attention_limit
 
     loaded = read_model_file(model, MemTask)
     encoder = load_encoder_of(loaded.task.encoder, *encoder_file, mosaic.parameters.patch_px)
-    network = loaded.build_model()
+    network = loaded.build_model().to(choose_device(encoder_file[2]))
     features = torch.cat(list(_features(slide, mosaic, encoder, threads, "mosaic")))  # (n, f)
     with torch.inference_mode():
         found = loaded.task.probabilities(network, features)

@@ -5,11 +5,20 @@ from __future__ import annotations
 import math
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from histoflare.errors import JobError
 
 DEFAULT_JOB = Path("jobs/mem_fedavg")
 DEMO_JOB = Path("jobs/mem_dpsgd")
+
+
+Preset = Annotated[
+    str | None,
+    typer.Option("--preset", help="Take the figures of a preset of the job (its folder presets/)."),
+]
 
 
 class Runtime(StrEnum):
@@ -53,6 +62,24 @@ def read_epsilons(text: str) -> tuple[float, ...]:
     if not all(0 < epsilon < math.inf for epsilon in found):
         raise JobError(f"--epsilons takes numbers above 0, separated by commas, not '{text}'.")
     return found
+
+
+DEVICE_HELP = (
+    "Where encoders and models run: auto (CUDA when there is one), cpu or cuda. Only the CPU gives the same "
+    "bytes again."
+)
+
+
+def read_device(text: str) -> str:
+    """Return the device that ``--device`` names.
+
+    Raises:
+        EncoderError, JobError: There is no such device here, or it cannot train.
+    """
+    from histoflare.bags.encoder import choose_device
+    from histoflare.site.data import check_device
+
+    return check_device(str(choose_device(text)))
 
 
 RUNTIME_HELP = (

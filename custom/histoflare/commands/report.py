@@ -110,7 +110,7 @@ def _build_of_slides(
 ) -> SitePage:
     from histoflare.bags.task import MemTask
     from histoflare.model_file import read_model_file
-    from histoflare.site.data import load_site_cohort
+    from histoflare.site.data import device_of, load_site_cohort
     from histoflare.site.pictures import build_site_page
 
     loaded = read_model_file(model, MemTask)
@@ -119,7 +119,7 @@ def _build_of_slides(
         configuration,
         load_site_cohort(name, loaded.task, configuration, _split_of(content)),
         loaded.task,
-        loaded.build_model(),
+        loaded.build_model().to(device_of(configuration)),
         content,
         alias=alias,
         most_pictures=pictures,
@@ -145,7 +145,7 @@ def _build_of_images(
     loaded = read_model_file(model, MaskTask)
     cohort = load_site_data(name, loaded.task, configuration, _split_of(content))
     assert isinstance(cohort, ImageCohort)
-    network = loaded.build_model().to(device_of(loaded.task, configuration))
+    network = loaded.build_model().to(device_of(configuration))
     with progress() as bars:
         bar = bars.add_task("images", total=None)
         return build_image_site_page(

@@ -23,6 +23,10 @@ class SiteFolder:
     sites: dict[str, Path]
     external: dict[str, Path]
 
+    def to_json(self) -> dict[str, str]:
+        """Return site → the full path of its manifest."""
+        return {name: str(path.resolve()) for name, path in {**self.sites, **self.external}.items()}
+
 
 def find_sites(folder: Path, data: str = "bags") -> SiteFolder:
     """Return the manifests in ``folder``: ``<site>/manifest.csv`` or ``<site>.csv``.
@@ -49,7 +53,7 @@ def find_sites(folder: Path, data: str = "bags") -> SiteFolder:
     }
     found.pop(EXTERNAL, None)
     problems += [
-        f"{name}: a site's name may have letters, digits, '-' and '_' only, and is not '{SERVER}'"
+        f"{name}: a site's name may have up to 64 letters, digits, '-' and '_' only, and is not '{SERVER}'"
         for name in (*found, *external)
         if not SITE_NAME.fullmatch(name) or name == SERVER
     ]

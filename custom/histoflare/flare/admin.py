@@ -16,6 +16,7 @@ from nvflare.fuel.flare_api.api_spec import TargetType
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from histoflare.errors import HistoflareError
+from histoflare.flare.closed_messages import close_messages
 from histoflare.flare.loaders import close_loaders
 
 CONNECT_SECONDS = 5.0
@@ -135,6 +136,7 @@ class Admin:
 
     def _ask(self, question: Callable[[Session], Any], reason: str = "FEDERATION_FAILED") -> Any:
         close_loaders()
+        close_messages()
         with redirect_stdout(StringIO()):  # FLARE says there that it connects
             try:
                 if self._session is None:

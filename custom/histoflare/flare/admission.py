@@ -63,6 +63,7 @@ class Admission(Filter):
                     f"A job of the kind {job.kind} has no task {task!r}.", reason="TASK_UNEXPECTED"
                 )
             if task == TRAIN:
+                check_patience(admitted.policy, job)
                 check_strategy(admitted.policy, admitted.books.plan, job.strategy)
                 admitted.books.reserve()  # the whole job, before its first gradient
             elif admitted.policy.protection is not None and job.answer_seconds is None:
@@ -138,6 +139,16 @@ def check_agreement(job: Job, local: Path) -> dict[str, Any]:
             reason="PROTOCOL_MISMATCH",
         )
     return agreed[digest(protocol)]
+
+
+def check_patience(policy: Policy, job: Job) -> None:
+    """Refuse a job that ends by a figure which the policy keeps: it would never end so."""
+    if job.patience is not None and not policy.allowed_metrics({f"validation/{job.best_metric}": None}):
+        raise JobError(
+            f"The job ends when validation/{job.best_metric} does not rise any more, and this policy does "
+            "not let that figure out.",
+            reason="METRIC_NOT_ALLOWED",
+        )
 
 
 def check_strategy(policy: Policy, plan: PrivacyPlan, strategy: Any) -> None:

@@ -51,6 +51,7 @@ class Job:
         answer_seconds: How long after its opening a site answers a task, done or not; None: at once.
         seed: The job's seed.
         best_metric: Metric of the sites' validation patients that says which model is kept as the best.
+        patience: Rounds without a new best after which the run ends; None: it runs all rounds.
         run: Name of the run that it goes on after, or asks about; None for a new one.
         task: What is learned (has the methods of ``rounds.task.Task``).
         strategy: How the sites work together (``rounds.strategy.Strategy``).
@@ -72,6 +73,7 @@ class Job:
     answer_seconds: int | None
     seed: int
     best_metric: str | None
+    patience: int | None
     run: str | None
     task: Any
     strategy: Any
@@ -152,6 +154,7 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
     """
     agreed = check_tables(job, protocol)
     rounds = agreed["stop"]["rounds"] if job["kind"] == TRAINING else 1
+    patience = agreed["stop"].get("patience") if job["kind"] == TRAINING else None
     asked: PrivacyPlan = _make("privacy", job["privacy"], MECHANISMS) if "privacy" in job else Open()
     decided = {name: agreed[name] for name in AGREED if name in agreed} | {"seed": job["seed"]}
     task: Any = _make("task", job["task"], TASKS, decided)
@@ -167,7 +170,9 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
         start_round=job.get("start_round", 0),
         **{name: job[name] for name in ("kind", "purpose", "least_sites", "round_seconds", "seed")},
         answer_seconds=job.get("answer_seconds"),
-        best_metric=job.get("best_metric"),
+        # what ends a run is agreed on: the protocol's own metric, unless the job says which
+        best_metric=job.get("best_metric", agreed["metric"] if patience else None),
+        patience=patience,
         run=job.get("run"),
         task=task,
         strategy=strategy,

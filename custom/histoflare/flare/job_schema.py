@@ -61,6 +61,11 @@ def check_tables(job: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[st
         problems = [f"start_round: below the protocol's rounds, not {job['start_round']}"]
     if not problems and "privacy" in job and "answer_seconds" not in job:
         problems = ["answer_seconds: missing; a protected round is answered at a public time"]
+    if not problems and "privacy" in job and "patience" in agreed["stop"]:
+        problems = [
+            "privacy: not with stop.patience in protocol.toml; a figure of every round is a release that "
+            "nobody books"
+        ]
     if not problems and job["round_seconds"] <= 2 * job.get("answer_seconds", 0):
         # In its first round a site reads its data for one such time, and trains for the next.
         problems = [
@@ -86,6 +91,15 @@ def complete(protocol: Mapping[str, Any]) -> dict[str, Any]:
     if type(rounds) is not int or not 1 <= rounds <= MOST_ROUNDS:
         raise JobError(
             f"{PROTOCOL_FILE}: stop.rounds: a whole number from 1 to {MOST_ROUNDS}, not {rounds!r}.",
+            reason="PROTOCOL_INVALID",
+        )
+    unknown = sorted(set(stop) - {"rounds", "model", "patience"})
+    patience = stop.get("patience", 1)
+    if unknown or type(patience) is not int or not 1 <= patience <= MOST_ROUNDS:
+        what = f"no {', '.join(map(str, unknown))}" if unknown else f"not {patience!r}"
+        raise JobError(
+            f"{PROTOCOL_FILE}: stop: rounds, model and patience, a whole number from 1 to {MOST_ROUNDS}; "
+            f"{what}.",
             reason="PROTOCOL_INVALID",
         )
     return whole

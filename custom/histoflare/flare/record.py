@@ -31,6 +31,8 @@ class RoundRecord:
         stamps: Site → what its gate says of the update: ``scope``, ``mechanism``, ``spend`` (what one patient
             spent in this round), ``seeded_noise``.
         metrics: Site → metrics of the model it received, as far as its policy let them out.
+        validation: Mean over the sites of the figure that says which model is best; None if not all said it.
+        stopped: Why the run ends with this round, before its last (``rounds.patience.Patience.to_json``).
         bytes_down, bytes_up: Of tensors.
     """
 
@@ -46,6 +48,8 @@ class RoundRecord:
     given_up: str = ""
     stamps: dict[str, dict[str, Any]] = field(default_factory=dict)
     metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    validation: float | None = None
+    stopped: dict[str, Any] | None = None
     bytes_down: int = 0
     bytes_up: int = 0
 
@@ -70,7 +74,12 @@ class RoundRecord:
             "bytes_down": self.bytes_down,
             "unix_time": round(time.time(), 3),
         }
-        return row | ({"given_up": self.given_up} if self.given_up else {})
+        ending = {
+            "given_up": self.given_up or None,
+            "validation": self.validation,
+            "stopped": self.stopped,
+        }
+        return row | {name: value for name, value in ending.items() if value is not None}
 
     def _seconds(self, site: str) -> dict[str, float]:
         now = time.monotonic()

@@ -39,6 +39,11 @@ class FederationResult:
         return count_finished(self.rounds)
 
     @property
+    def stopped(self) -> bool:
+        """Whether the run ended before its last round because its patience was over."""
+        return bool(self.rounds) and bool(self.rounds[-1].get("stopped"))
+
+    @property
     def refused(self) -> dict[str, str]:
         """Site → fixed reason code of its last refusal."""
         return {site: code for row in self.rounds for site, code in row["refused"].items()}
@@ -87,6 +92,13 @@ def load_site_states(sites: Mapping[str, SiteConfiguration], run: str) -> dict[s
         JobError: A site's notes are damaged (RECORDS_INVALID).
     """
     return {site: RunRecords(where.records, run, site).load_state() for site, where in sites.items()}
+
+
+def read_mean_loss(sites: Mapping[str, SiteConfiguration], run: str) -> float | None:
+    """Return the mean of the training losses that sites of one machine noted last; None before the first."""
+    noted = [RunRecords(where.records, run, site).read_loss() for site, where in sites.items()]
+    known = [loss for loss in noted if loss is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _read(path: Path) -> Any:

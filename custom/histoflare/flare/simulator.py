@@ -27,11 +27,12 @@ from histoflare.flare.result import (
     FederationRun,
     count_finished,
     load_site_states,
+    read_mean_loss,
     read_result,
     read_rounds,
 )
 from histoflare.flare.site_policy import PRIVACY_FILE, policy_file, privacy_configuration, write_first_policy
-from histoflare.flare.workstation import write_policy
+from histoflare.flare.workstation import OnRounds, for_fewer_sites, write_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
 from histoflare.site.configuration import SITES_VARIABLE, SiteConfiguration, write_site_file
 from histoflare.site.ledgers import on_workstation
@@ -45,14 +46,14 @@ SIMULATED_SCOPE = "histoflare.flare.simulated_scope.SimulatedScope"
 def run_simulation(
     job: Job,
     sites: Mapping[str, SiteConfiguration],
-    on_round: Callable[[int], None] | None = None,
+    on_round: OnRounds | None = None,
 ) -> FederationRun:
     """Run a job over ``sites`` to its end, each under this package's policy for the job's scope.
 
     Args:
         job: The job; fewer rounds in the result than it says is an error.
         sites: Site names and where each keeps its manifest and bags. Each gets a ledger if it has none.
-        on_round: Called with the number of finished rounds whenever it grows.
+        on_round: Called while it runs, see :data:`OnRounds`.
 
     Raises:
         JobError: The job did not finish; the message ends with the last lines of its log.
@@ -66,9 +67,15 @@ def run_simulation(
         log_path = Path(scratch) / "log.txt"
         # The simulator gives every job the same id; the sites keep their notes by the run's name.
         run = f"simulation-{uuid.uuid4().hex}"
-        folder = write_variant(job.folder, Path(scratch) / "job" / job.name, {"run": run})
+        changes = {"run": run, **for_fewer_sites(job, len(sites))}
+        folder = write_variant(job.folder, Path(scratch) / "job" / job.name, changes)
         until = time.monotonic() + job.longest_seconds
-        code = _run_to_the_end(folder, workspace, configurations, sorted(sites), log_path, until, on_round)
+
+        def tell() -> None:
+            if on_round is not None:
+                on_round(_finished_rounds(workspace), read_mean_loss(sites, run))
+
+        code = _run_to_the_end(folder, workspace, configurations, sorted(sites), log_path, until, tell)
         result = _collect(workspace, code, job.rounds, log_path.read_text(errors="replace"))
     return FederationRun(result, None, load_site_states(sites, run))
 
@@ -92,10 +99,16 @@ def _run_to_the_end(
     sites: list[str],
     log_path: Path,
     until: float,
-    on_round: Callable[[int], None] | None,
+    tell: Callable[[], None],
 ) -> int:
     """Return the simulator's exit code; one that has not ended by ``until`` (monotonic) is ended."""
-    command = [sys.executable, "-m", "nvflare.private.fed.app.simulator.simulator", str(job_folder.resolve())]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "nvflare.private.fed.app.simulator.simulator",
+        str(job_folder.resolve()),
+    ]
     command += ["-w", str(workspace), "-c", ",".join(sites), "-t", str(len(sites))]
     environment = {**os.environ, SITES_VARIABLE: str(configurations), "OMP_NUM_THREADS": "1"}
     with log_path.open("wb") as log:
@@ -110,8 +123,7 @@ def _run_to_the_end(
         try:
             while process.poll() is None and time.monotonic() < until:
                 time.sleep(POLL_SECONDS)
-                if on_round is not None:
-                    on_round(_finished_rounds(workspace))
+                tell()
         finally:
             _stop(process)
     return process.returncode
@@ -153,7 +165,7 @@ def _collect(workspace: Path, code: int, rounds: int, log: str) -> FederationRes
     folder = _run_folder(workspace)
     result = None if folder is None else read_result(folder)
     done = 0 if result is None else result.finished_rounds
-    if code != 0 or result is None or result.state is None or done < rounds:
+    if code != 0 or result is None or result.state is None or (done < rounds and not result.stopped):
         tail = "\n".join(log.splitlines()[-LOG_TAIL_LINES:])
         raise JobError(
             f"The federation stopped after {done} of {rounds} rounds (exit code {code}). "

@@ -22,6 +22,7 @@ from histoflare.flare.job_files import CONFIG_FOLDER
 from histoflare.flare.job_schema import TASK_OF, TRAINING
 from histoflare.flare.record import RoundRecord, RunRecord
 from histoflare.flare.tensors import tensor_bytes
+from histoflare.rounds.patience import Patience
 from histoflare.site.configuration import is_pseudonym
 
 TASK_CHECK_SECONDS = 0.05
@@ -63,8 +64,8 @@ class AskingScatterAndGather(ScatterAndGather):
             aggregator_id="aggregator" if job.kind == TRAINING else "collector",
             shareable_generator_id="shareable_generator",
         )
-        self._best_metric = job.best_metric
-        self._best: float | None = None
+        self._patience = None if job.best_metric is None else Patience(job.best_metric, job.patience)
+        self._last_round = job.rounds - 1
         self._record = RunRecord()
         self._board = Board()
         self._current: RoundRecord | None = None
@@ -161,22 +162,32 @@ class AskingScatterAndGather(ScatterAndGather):
         ended = abort_signal is not None and abort_signal.triggered
         if not ended:
             self._current.given_up = f"{came} of at least {self._min_clients} updates came"
-        elif left < self._min_clients:  # FLARE ends such a job by itself, and does not say why
+        # FLARE ends a job by itself where too few sites are left, or too many refuse; the record says why.
+        elif left < self._min_clients:
             self._current.given_up = f"{left} of at least {self._min_clients} sites are left"
+        elif (refused := len(self._current.refused)) > self._current_num_targets - self._min_clients:
+            self._current.given_up = (
+                f"{refused} of {self._current_num_targets} sites refused, and at least {self._min_clients} "
+                "updates are needed"
+            )
         self._record.write(self._current, fl_ctx, finished=False)
         if not ended:
             self.system_panic(f"round {self._current_round + 1}: {self._current.given_up}", fl_ctx)
 
     def _keep_best(self, fl_ctx: FLContext) -> None:
-        """Keep the model the sites were sent, if it is the best by what all who took part said of it."""
-        if self._best_metric is None or self._current is None or self.persistor is None:
+        """Keep the model the sites were sent, if it is the best by what all who took part said of it.
+
+        The round in which the protocol's patience is over is made the last.
+        """
+        heard, current = self._patience, self._current
+        if heard is None or current is None:
             return
-        name = f"validation/{self._best_metric}"
-        values = [metrics.get(name) for metrics in self._current.metrics.values()]
-        known = [value for value in values if value is not None]
-        if not known or len(known) < len(self.aggregator.taking_part):
-            return
-        mean = sum(known) / len(known)
-        if self._best is None or mean > self._best:
-            self._best = mean
-            self.persistor.save_best(self._global_weights, mean, name, fl_ctx)
+        name = f"validation/{heard.metric}"
+        said = [current.metrics.get(site, {}).get(name) for site in self.aggregator.taking_part]
+        is_best = heard.hear(self._current_round, said)
+        current.validation = heard.means[-1]
+        if is_best and self.persistor is not None:
+            self.persistor.save_best(self._global_weights, heard.best, name, fl_ctx)
+        if heard.is_over and self._current_round < self._last_round:
+            current.stopped = heard.to_json()
+            self._num_rounds: int = self._current_round - self._start_round + 1

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histoflare.errors import MaskError
-from histoflare.masks.image_files import class_counts, decode_mask, read_file
+from histoflare.masks.image_files import class_counts, decode_mask, is_binary, read_file
 from histoflare.masks.image_manifest import ImageRow, assign_image_splits, read_image_manifest
 from histoflare.masks.pixels import ImageRecord, PixelCache, ReadImage, read_record
 from histoflare.masks.resolution import agreed_mpp, is_same_mpp
@@ -142,6 +142,7 @@ def load_image_cohort(
     problems: list[str] = []
     warnings: list[str] = []
     unsaid: list[str] = []
+    binary: list[str] = []
     records = []
     seen = {"train": np.zeros(256, np.int64), "test": np.zeros(256, np.int64)}
     for done, row in enumerate(manifest.rows, start=1):
@@ -153,6 +154,8 @@ def load_image_cohort(
             problems.append(f"{where}: {error}")
         else:
             records.append(record)
+            if is_binary(row.mask, counts):
+                binary.append(f"line {row.line} ({row.mask.name})")
             if record.split in seen:
                 seen[record.split] += counts
         on_image(done, len(manifest.rows))
@@ -181,6 +184,14 @@ def load_image_cohort(
         warnings.append(
             f"{len(unsaid)} images do not say their resolution, from {unsaid[0]} on; they are taken for the "
             f"job's {mpp:g} µm/px"
+        )
+    if binary:
+        more = len(binary) - LISTED_PROBLEMS
+        warnings.append(
+            f"only 0 and 255 are in the mask of {', '.join(binary[:LISTED_PROBLEMS])}"
+            + (f" and of {more} more" if more > 0 else "")
+            + ": a binary mask? 255 means not annotated here; 'histoflare masks import binary' makes classes "
+            "of it"
         )
     warnings += _split_warnings(records, labels, seen)
     ordered = tuple(sorted(records, key=lambda record: record.slide_id))

@@ -76,11 +76,15 @@ def name_model(report: Mapping[str, Any], model: str) -> str:
     kind, _, unprotected = model.partition("_")
     if unprotected:
         return f"{kind}, {unprotected}"
+    return f"{model}{say_epsilon_of(report, model)}"
+
+
+def say_epsilon_of(report: Mapping[str, Any], model: str) -> str:
+    """Return the ε at which a bound was trained, `` (ε = 7.9)``; nothing where it is not protected."""
     stated = report.get("bounds", {}).get(model)
-    if stated is None or stated["mechanism"] == "open":
-        return model
-    void = ", void" if stated["seeded_noise"] else ""
-    return f"{model} (ε = {say_epsilon(stated)}{void})"
+    if stated is None or stated["epsilon"] is None:
+        return ""
+    return f" (ε = {say_epsilon(stated)}{', void' if stated['seeded_noise'] else ''})"
 
 
 def say_steps(stated: Mapping[str, Any]) -> str:

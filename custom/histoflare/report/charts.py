@@ -22,7 +22,7 @@ UNPROTECTED = ("local_unprotected", "pooled_unprotected")
 STATUSES = {
     "took": "took part",
     "refused": "refused",
-    "silent": "no answer",
+    "silent": "late or gone",
     "unused": "answered, not used",
     "unasked": "not asked",
 }

@@ -14,7 +14,7 @@ from histoflare.report.bounds import name_model
 from histoflare.report.charts import MODELS, UNPROTECTED
 from histoflare.report.figures import CLASSIFICATION, Kind, kind_of
 from histoflare.report.guarantee import build_guarantee
-from histoflare.report.guarantee_words import say_guarantee
+from histoflare.report.headline import closing_words
 from histoflare.report.participation import site_rounds
 from histoflare.report.site_names import SiteNames
 from histoflare.rounds.comparison import Comparison
@@ -182,7 +182,18 @@ def _row(index: int, row: Sequence[str] | Mapping[str, Any], runtime: str) -> di
     if not isinstance(row, Mapping):
         asked = list(row) if runtime == "inprocess" else None
         return {"round": index, "asked": asked, "taking_part": list(row), "refused": {}, "no_answer": []}
-    optional = ("sites", "seconds", "bytes_up", "bytes_down", "metrics", "stamps", "unix_time")
+    optional = (
+        "sites",
+        "seconds",
+        "bytes_up",
+        "bytes_down",
+        "metrics",
+        "stamps",
+        "unix_time",
+        "given_up",
+        "validation",
+        "stopped",
+    )
     known = {name: row[name] for name in optional if name in row}
     return {
         "round": row.get("round", index),
@@ -253,11 +264,12 @@ def results_table(report: Mapping[str, Any]) -> Table:
         f"the sites' models, each tested on all sites' or the external patients. {_rounds(report)} "
         f"{report['privacy']}"
     )
-    guarantee = report["guarantee"]
-    if guarantee["mechanism"] != "open":  # whose own sentence says it all
-        void = guarantee["seeded_noise"]
-        table.caption.append(f" {say_guarantee(guarantee)}", style="bold red" if void else "")
-        table.caption.append(f" {guarantee['published_note']}" if guarantee["published_note"] else "")
+    table.caption.append("".join(f" {sentence}" for sentence in say_missing(report)))
+    void = report["guarantee"].get("seeded_noise", False)
+    if words := closing_words([report]):
+        table.caption.append(f" {words}", style="bold red" if void else "")
+    if note := report["guarantee"].get("published_note"):
+        table.caption.append(f" {note}")
     if report.get("pooled_unprotected"):
         free = (f"{name_model(report, each)} {_mean(own_models(report, each), kind)}" for each in UNPROTECTED)
         table.caption.append(f" On all sites' patients, with the same clip and no noise: {'; '.join(free)}.")
@@ -285,6 +297,24 @@ def _heading(report: Mapping[str, Any], model: str, kind: Kind) -> str:
     """Return a column's heading, the model's ε in a line of its own."""
     name = name_model(report, model).replace(" (", "\n").replace(")", "")
     return f"{name}\n{kind.pair_heading}"
+
+
+def say_missing(report: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each figure that does not exist for some test patients: whose, and why."""
+    kind = kind_of(report)
+    cohorts = {name: site["federated"] for name, site in report["sites"].items()}
+    cohorts |= {"all sites": report["federated"]}
+    cohorts |= {"external": report["external"]} if report["external"] else {}
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, figures in cohorts.items():
+        if figures is None:
+            found.setdefault(("figures", "there are no test patients"), []).append(name)
+            continue
+        for figure in kind.names:
+            if figures[figure] is None:
+                reason = str(figures.get(f"{figure}_reason"))
+                found.setdefault((kind.names[figure], reason), []).append(name)
+    return [f"No {what} for {', '.join(names)}: {why}." for (what, why), names in found.items()]
 
 
 def _rounds(report: Mapping[str, Any]) -> str:

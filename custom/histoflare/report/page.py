@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from histoflare.report.bounds import models_of, name_model, say_steps
+from histoflare.report.bounds import models_of, name_model, say_epsilon_of, say_steps
 from histoflare.report.charts import (
     PHASES,
     STATUSES,
@@ -113,8 +113,8 @@ def _tiles(report: Mapping[str, Any], metric: str) -> list[Row]:
     place = f"All {kind_of(report).tested}s in one place"
     rows = [
         Row("Federated", report["federated"], "federated"),
-        Row("Each site alone, on average", local, "local"),
-        Row(place, report["pooled"], "pooled"),
+        Row(f"Each site alone, on average{say_epsilon_of(report, 'local')}", local, "local"),
+        Row(f"{place}{say_epsilon_of(report, 'pooled')}", report["pooled"], "pooled"),
         Row(f"{place}, unprotected", report.get("pooled_unprotected"), "pooled_unprotected"),
     ]
     if report["external"]:

@@ -23,8 +23,9 @@ another, as it is in Adnan et al. 2022 (Sci Rep 12:1953): their combined model (
 a hospital has 32/165, the steps of all hospitals together, noise 4.0, and so ε = 2.90. A job that states
 ``target_epsilon`` has the noise in the pool that costs the same ε there.
 
-Noise on updates. A federation of n sites averages n noised updates, the pool has one: with the same ε for a
-patient its noise is √n times as large. So under this mechanism pooled need not be above federated.
+Pooled need not be above federated under noise. A federation averages the noise of its sites, and the pool
+takes all steps one after the other, at the same learning rate. With noise on updates a federation averages n
+of them where the pool has one: at the same ε for a patient its noise is √n times as large.
 
 *Unprotected* bounds beside a protected run are the same with noise 0: same steps, samples, clip and learning
 rate (``PrivacyPlan.without_noise``). The learning rate of such a job was chosen for clipped gradients, and

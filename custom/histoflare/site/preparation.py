@@ -84,8 +84,9 @@ class _TaskEncoder:
     def _load(self) -> Encoder:
         self._say(f"loading encoder {self.id}")
         weights, sha256 = self._configuration.encoder_weights, self._configuration.encoder_sha256
+        device = self._configuration.device
         try:
-            encoder = load_encoder_of(self.id, weights, sha256, probe_px=self._probe_px)
+            encoder = load_encoder_of(self.id, weights, sha256, device, self._probe_px)
         except EncoderError as error:
             if error.reason != "ENCODER_MISMATCH":
                 raise

@@ -7,7 +7,7 @@ fault is named at once, with its line number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def read_manifest(path: Path, labels: Sequence[str] | None = None, check_files: 
 
     Args:
         path: The CSV; UTF-8 (a byte order mark is fine), separated by commas or semicolons.
-        labels: The labels that may occur. Without them any may, but there must be two at least.
+        labels: The labels that may occur. Without them any may.
         check_files: Whether the slides must exist.
 
     Raises:
@@ -170,9 +170,14 @@ def label_of_patients(rows: Iterable[ManifestRow]) -> dict[str, str]:
 
 def role_warnings(rows: Iterable[ManifestRow], labels: Iterable[str]) -> list[str]:
     """Return, for the person at the site, of which of ``labels`` there is nobody to train or to test on."""
-    there = {(row.split, row.label) for row in rows}
+    return missing_roles({(row.split, row.label) for row in rows}, labels)
+
+
+def missing_roles(there: Collection[tuple[str | None, str]], labels: Iterable[str]) -> list[str]:
+    """Return the same for the pairs (split, class) that are ``there``."""
+    labels = tuple(labels)
     roles = {split for split, _ in there}
-    warnings = []
+    warnings = [f"every row has the label '{labels[0]}'"] if len(labels) == 1 else []
     if "train" not in roles:
         warnings.append("no training slides: this cohort can only be tested on")
     if "test" not in roles:
@@ -197,9 +202,8 @@ def _read_row(path: Path, line: int, cells: dict[str, str], problems: list[str])
 
 
 def _label_problems(rows: Sequence[ManifestRow], labels: Sequence[str] | None) -> list[str]:
-    found = sorted({row.label for row in rows if row.label})
     if labels is None:
-        return [f"every row has the label '{found[0]}'; two are needed"] if len(found) == 1 else []
+        return []
     allowed = ", ".join(labels)
     return [
         f"line {row.line}: unknown label '{row.label}'; allowed are {allowed}"

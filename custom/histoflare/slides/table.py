@@ -15,7 +15,7 @@ from typing import Any, Protocol, get_args
 
 from histoflare import storage
 from histoflare.errors import ManifestError
-from histoflare.slides.resolution import is_mpp
+from histoflare.slides.resolution import given_mpp_fault
 from histoflare.slides.splits import Split, SplitRule
 
 SUBGROUPS = ("site", "sex", "age_band", "scanner")
@@ -98,8 +98,8 @@ def read_common_cells(line: int, cells: dict[str, str], problems: list[str]) -> 
             mpp = float(cells["mpp"])
         except ValueError:
             mpp = math.nan
-        if not is_mpp(mpp):
-            problems.append(f"line {line}: mpp '{cells['mpp']}' is not micrometres per pixel, such as 0.25")
+        if fault := given_mpp_fault(mpp):
+            problems.append(f"line {line}: mpp '{cells['mpp']}' {fault}")
             mpp = None
     # One person under two spellings of the same letters would be two patients.
     patient = unicodedata.normalize("NFC", cells["patient"])

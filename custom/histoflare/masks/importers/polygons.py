@@ -94,11 +94,17 @@ def describe(index: int, feature: Any) -> str:
     """Return how a message names a feature: its place in the file, and what QuPath shows of it."""
     if not isinstance(feature, dict):
         return f"feature {index}"
-    properties = feature.get("properties")
-    label = properties.get("name") if isinstance(properties, dict) else None
+    geometry, properties = (
+        each if isinstance(each := feature.get(key), dict) else {} for key in ("geometry", "properties")
+    )
     said = [
-        f"{what} {value}"
-        for what, value in (("name", label), ("class", class_name(feature)), ("id", feature.get("id")))
+        f"{what}{value}"
+        for what, value in (
+            ("", geometry.get("type")),
+            ("name ", properties.get("name")),
+            ("class ", class_name(feature)),
+            ("id ", feature.get("id")),
+        )
         if isinstance(value, str) and value
     ]
     return f"feature {index}" + (f" ({', '.join(said)})" if said else "")
