@@ -25,7 +25,7 @@ def wrong_slide(folder: Path, fault: str) -> tuple[Path, str]:
         write_pyramid(path, paint_slide(1, (300, 250), tissue=False), 0.5)
     words = {
         "missing": "no such slide",
-        "no slide": "not a slide format",
+        "no slide": "not a slide",
         "no mpp": "does not say its resolution",
     }
     return path, words.get(fault, "no tissue found")
