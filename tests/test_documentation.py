@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import typer
+from histoflare.bags.model_file import save_model
 from typer.testing import CliRunner
 
-from histoflare.bags.model_file import save_model
 from histoflare.cli import app
 from histoflare.flare.job import read_job
 from histoflare.flare.job_choice import choose_job

@@ -15,7 +15,7 @@ from histoflare.bags.cohort import LISTED_PROBLEMS, load_cohort, pooled
 from histoflare.bags.folder import LEFT_OUT
 from histoflare.errors import BagError
 from histoflare.slides.manifest import Manifest
-from histoflare.slides.table import role_of
+from histoflare.slides.splits import SplitRule
 
 from .conftest import write_rows
 
@@ -183,7 +183,7 @@ def test_without_splits_patients_are_split(manifest: Manifest, bags: Path) -> No
     bare = replace(manifest, rows=tuple(replace(row, split=None) for row in manifest.rows))
     cohort = load_cohort("site", bare, bags, LABELS, "enc:1")
     assert {record.patient: record.split for record in cohort.records} == {
-        f"p{index}": role_of(f"p{index}", 0.2, 0) for index in range(6)
+        f"p{index}": SplitRule().role_of(f"p{index}") for index in range(6)
     }
     assert {record.label for record in cohort.test} == {0}
     (warning,) = cohort.warnings

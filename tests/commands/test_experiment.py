@@ -20,6 +20,7 @@ from histoflare.errors import HistoflareError
 from histoflare.flare.job import Job, read_job
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.report.consortium import say_missing
+from histoflare.report.guarantee_words import say_epsilon
 from histoflare.rounds.comparison import compare
 from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import predict
@@ -93,18 +94,30 @@ def test_accuracy_against_epsilon(plan: UpdateNoise | DpSgd, tmp_path: Path, rep
     cohorts = {site: load_site_cohort(site, job.task, made) for site, made in sites_of(tmp_path).items()}
     for entry, tried in (
         (smaller, replace(plan, target_epsilon=1.0).settled(2, 1000)),
-        (unprotected, Open()),
+        (unprotected, plan.settled(2, 1000).without_noise(job.seed)),
     ):
         run = run_in_process(job.task, cohorts, job.strategy, 2, job.seed, tried)
         found = compare(job.task, job.strategy, run.state, cohorts, seed=job.seed).federated
         assert found is not None
         assert entry["balanced_accuracy"] == found["balanced_accuracy"].value
         assert entry["auc"] == found["auc"].value
-    local = [site["local"]["balanced_accuracy"] for site in report["sites"].values()]
+    local = [site["local_unprotected"]["balanced_accuracy"] for site in report["sites"].values()]
     assert own["local_mean"] == unprotected["local_mean"] == pytest.approx(sum(local) / 2)
     (bar,) = [task for task in bars.tasks if task.description == "other budgets"]
     assert (bar.completed, bar.total) == (4, 4)
-    assert "Balanced accuracy against ε" in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Balanced accuracy against ε" in page
+    for model in ("local", "pooled"):
+        stated = report["bounds"][model]
+        assert stated["mechanism"] == plan.mechanism and stated["seeded_noise"] is True
+        assert stated["epsilon"] == pytest.approx(3.0, rel=0.1)
+        assert f"{model} (ε = {say_epsilon(stated)}, void)" in page
+        assert f"{model}, unprotected" in page
+        free = report["bounds"][f"{model}_unprotected"]
+        assert free["epsilon_is_infinite"] is True and free["noise_multiplier"] == 0.0
+        assert (free["steps"], free["clip_norm"]) == (stated["steps"], stated["clip_norm"])
+    (bar,) = [task for task in bars.tasks if task.description.startswith("bounds")]
+    assert (bar.completed, bar.total) == (6, 6)
 
 
 def sites_of(folder: Path) -> dict[str, SiteConfiguration]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 from PIL import Image
@@ -13,7 +14,8 @@ from typer.testing import CliRunner
 from histoflare.commands import manifest, mosaic, slide
 from histoflare.errors import ManifestError, SlideError
 from histoflare.slides.mosaic import Mosaic
-from histoflare.slides.table import role_of
+from histoflare.slides.pyramid import write_pyramid
+from histoflare.slides.splits import SplitRule
 
 app = typer.Typer()
 app.add_typer(slide.app, name="slide")
@@ -106,7 +108,7 @@ def test_manifest_check_says_who_is_for_testing_without_a_split_column(tmp_path:
     names = [f"p{index}" for index in range(40)]
     path.write_text("slide,patient,label\n" + "".join(f"{n}.svs,{n},{'xy'[n < 'p2']}\n" for n in names))
     found = json.loads(run("manifest", "check", path, "--no-files", "--json"))
-    tested = sum(role_of(name, 0.2, 0) == "test" for name in names)
+    tested = sum(SplitRule().role_of(name) == "test" for name in names)
     assert found["splits"] == {"test": tested, "train": 40 - tested}
     assert (found["split_column"], found["warnings"]) == (False, [])
     path.write_text("slide,patient,label,split\na.svs,a,x,train\nb.svs,b,y,\n")
@@ -121,6 +123,36 @@ def test_a_name_too_long_to_be_one_is_a_fault_of_its_line(tmp_path: Path) -> Non
     with pytest.raises(ManifestError) as caught:
         run("manifest", "check", path)
     assert [problem.split(":")[0] for problem in caught.value.problems] == ["line 2", "line 3"]
+
+
+def write_slide(path: Path, mpp: float) -> None:
+    write_pyramid(path, np.full((300, 300, 3), 240, np.uint8), mpp)
+
+
+def test_a_resolution_that_cannot_be_is_named_before_anything_is_made(tmp_path: Path) -> None:
+    """Line 2 is sound; 3 says 0.025; 4 too, but the manifest corrects it."""
+    for name, mpp in (("a", 0.25), ("b", 0.025), ("c", 0.025)):
+        write_slide(tmp_path / f"{name}.tif", mpp)
+    (tmp_path / "d.tif").write_bytes(b"")
+    path = tmp_path / "north.csv"
+    path.write_text("slide,patient,label,mpp\na.tif,1,x,\nb.tif,2,y,\nc.tif,3,y,0.25\nd.tif,4,x,\n")
+    result = CliRunner().invoke(app, ["manifest", "check", str(path), "--json"])
+    assert result.exit_code == 3
+    findings = json.loads(result.stdout)["slides_to_look_at"]
+    assert [(each["line"], each["usable"]) for each in findings] == [(3, False), (4, True), (5, False)]
+    assert "0.025 µm/px, finer" in findings[0]["message"]
+    result = CliRunner().invoke(app, ["manifest", "check", str(path)])
+    assert result.exit_code == 3 and "line 3: " in result.stderr and "warning: line 4: " in result.stderr
+    assert "0.025 µm/px, finer" in run("slide", "info", tmp_path / "b.tif")
+    assert json.loads(run("slide", "info", tmp_path / "b.tif", "--json"))["mpp"] is None
+    with pytest.raises(SlideError, match=r"0\.025 µm/px, finer"):
+        run("mosaic", tmp_path / "b.tif", "--out", tmp_path / "out", "--patch-px", "32")
+    for command in (("slide", "info"), ("mosaic", "--out", tmp_path / "out")):
+        with pytest.raises(SlideError, match="magnification"):
+            run(*command, tmp_path / "a.tif", "--mpp", "40")
+    path.write_text("slide,patient,label,mpp\na.tif,1,x,40\nb.tif,2,y,\n")
+    with pytest.raises(ManifestError, match=r"line 2: mpp '40' .* magnification"):
+        run("manifest", "check", path)
 
 
 def test_manifest_tcga(tmp_path: Path) -> None:
@@ -141,5 +173,8 @@ def test_manifest_tcga(tmp_path: Path) -> None:
     )
     report = json.loads(run(*arguments, "--json"))
     assert report["manifests"]["Indivumed"]["splits"] == {"test": 2, "train": 8}
-    shown = run("manifest", "check", tmp_path / "m" / "indivumed.csv")
+    assert report["table_2"]["Indivumed"]["diagnostic"] == {"LUAD": 5, "LUSC": 5}
+    shown = run(*arguments)
+    assert "94 + 117" in shown and "5 + 5" in shown and "884" not in shown and "1269" in shown
+    shown = run("manifest", "check", tmp_path / "m" / "indivumed.csv", "--no-files")
     assert "LUAD 5, LUSC 5" in shown

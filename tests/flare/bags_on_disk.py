@@ -36,7 +36,7 @@ def write_site(
         ManifestRow(
             line=index + 2,
             slide=root / site / "slides" / f"{mark}s{index}.tif",
-            patient=f"{mark}p{index}",
+            patient=f"{site}-{mark}p{index}",
             label=LABELS[index % 2],
             split=splits[index % 5],
         )

@@ -30,6 +30,7 @@ from histoflare.rounds.fedavg import FedAvg
 from histoflare.site.books import Books
 from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE, SiteConfiguration, read_site_file
 from histoflare.site.trainer import EvaluateAnswer, TrainAnswer, TrainerSetup
+from histoflare.slides.splits import DEFAULT_SPLIT
 from tests.privacy.ledgers import paths, site_lines
 
 from .stand_in import StandInEngine, job_of_engine
@@ -78,7 +79,9 @@ class Site:
         self.run = run
         lines = site_lines(root / "site", "clinic-a")
         (root / SITE_FILE).write_text(f'manifest = "m.csv"\nbags = "bags"\n{lines}{text}')
-        self.engine = StandInEngine(root, task=TASK, strategy=FedAvg(), seed=5, best_metric=best)
+        self.engine = StandInEngine(
+            root, task=TASK, strategy=FedAvg(), seed=5, split=DEFAULT_SPLIT, best_metric=best
+        )
         self.executor = SiteExecutor()
         self.admitted = True
 

@@ -7,6 +7,7 @@ import inspect
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from histoflare.errors import JobError
+from histoflare.flare.admission import check_patience
 from histoflare.flare.allowed import ALLOWED_CLASSES
 from histoflare.flare.job import MECHANISMS, TASKS, read_application, read_job
 from histoflare.flare.job_files import (
@@ -34,9 +36,74 @@ from histoflare.privacy.budget import Budget
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.privacy.protocol import digest
 from histoflare.rounds.strategy import STRATEGIES
+from histoflare.slides.splits import SplitRule
 
 JOBS = sorted((Path(__file__).resolve().parents[2] / "jobs").iterdir())
 FEDAVG = next(job for job in JOBS if job.name == "mem_fedavg")
+
+
+def test_a_job_can_end_by_patience() -> None:
+    job = try_variant(FEDAVG, parse_settings(["protocol.stop.patience=5"]))
+    assert (job.patience, job.best_metric) == (5, job.protocol["metric"])
+    named = try_variant(FEDAVG, parse_settings(["protocol.stop.patience=5", "best_metric=auc"]))
+    assert (named.patience, named.best_metric) == (5, "auc")
+    assert read_job(FEDAVG).patience is read_job(FEDAVG).best_metric is None
+    for setting in ("patience=0", "patience=true", "patience=2.5", 'patience="5"', "patients=5"):
+        with pytest.raises(JobError, match="stop: rounds, model and patience"):
+            try_variant(FEDAVG, parse_settings([f"protocol.stop.{setting}"]))
+    private = next(job for job in JOBS if job.name == "mem_dpsgd")
+    with pytest.raises(JobError, match="a release that nobody books"):
+        try_variant(private, parse_settings(["protocol.stop.patience=5"]))
+
+
+def test_a_policy_that_keeps_the_figure_admits_no_patience() -> None:
+    job = try_variant(FEDAVG, parse_settings(["protocol.stop.patience=5", "best_metric=auc"]))
+    policy = read_policy(POLICIES / "open.toml")
+    check_patience(policy, job)
+    check_patience(replace(policy, metrics=()), read_job(FEDAVG))
+    with pytest.raises(JobError) as caught:
+        check_patience(replace(policy, metrics=("auc",)), job)
+    assert caught.value.reason == "METRIC_NOT_ALLOWED"
+
+
+def test_the_presets_are_the_papers_experiments() -> None:
+    """Adnan et al. 2022, series 1 and 2 (Table 3, first row); Pan et al. 2024, III.A and eq. 15."""
+
+    def job_of(name: str, preset: str) -> Any:
+        folder = next(job for job in JOBS if job.name == name)
+        return try_variant(folder, read_preset(folder, preset).changes)
+
+    series2, per_site = job_of("mem_dpsgd", "adnan"), job_of("mem_dpsgd", "per-site")
+    series1, feddp = job_of("mem_fedavg", "adnan-series1"), job_of("dhunet_fedavg", "feddp")
+    for job in (series2, per_site, series1):
+        task = job.task
+        assert (task.patch_px, task.mpp, task.features, task.input_norm) == (1000, 0.5, 1024, "none")
+        assert tuple(task.labels) == ("LUAD", "LUSC") and job.protocol["metric"] == "accuracy"
+        assert task.encoder.startswith("densenet121:") and task.max_patches >= 512
+    assert (series2.task.optimizer, series2.task.learning_rate) == ("adam", 2e-5)
+    plan = series2.plan
+    assert (plan.clip_norm, plan.noise_multiplier, plan.delta, plan.batch_size) == (1.0, 4.0, 1e-4, 32)
+    assert plan.published_epsilon == 2.90 and plan.sample_rate == pytest.approx(32 / 165, abs=1e-5)
+    assert plan.steps * series2.rounds == round(180 * 165 / 32)
+    assert series2.split == SplitRule(0.2) and series2.protocol == per_site.protocol
+    assert (series1.task.optimizer, series1.task.learning_rate, series1.task.local_epochs) == ("sgd", 0.01, 1)
+    assert (series1.rounds, series1.split, series1.strategy.weighting) == (250, SplitRule(0.3), "samples")
+    assert (feddp.rounds, feddp.split, feddp.strategy.weighting) == (150, SplitRule(0.3), "uniform")
+    assert (feddp.task.local_steps, feddp.task.batch_size) == (5, 24)
+    assert (feddp.task.window_px, feddp.task.stride_px, feddp.task.patch_px) == (1000, 500, 224)
+
+
+def test_folds_stand_in_place_of_the_share(tmp_path: Path) -> None:
+    job = try_variant(FEDAVG, parse_settings(["protocol.split.folds=5", "protocol.split.fold=2"]))
+    assert job.split == SplitRule(None, folds=5, fold=2)
+    both = ["protocol.split.test_fraction=0.3", "protocol.split.folds=5", "protocol.split.fold=2"]
+    assert try_variant(FEDAVG, parse_settings(both)).split == SplitRule(0.3, folds=5, fold=2)
+    changed = try_variant(FEDAVG, parse_settings(["protocol.split.test_fraction=0.3"]))
+    assert changed.split == SplitRule(0.3)
+    assert digest(changed.protocol) != digest(read_job(FEDAVG).protocol)
+    for setting in ("protocol.split.seed=1", "protocol.split.test_fraction=0.25", "protocol.split.folds=5"):
+        with pytest.raises(JobError, match="The protocol's split must have"):
+            try_variant(FEDAVG, parse_settings([setting]))
 
 
 def test_there_are_jobs() -> None:
@@ -251,8 +318,8 @@ BROKEN: dict[str, tuple[str, str, str]] = {
     "no seed": (JOB_FILE, "seed = 1\n", ""),
     "half a seed": (JOB_FILE, "seed = 1\n", "seed = 1.5\n"),
     "a negative seed": (JOB_FILE, "seed = 1\n", "seed = -1\n"),
-    "no clients": (JOB_FILE, "min_clients = 2", "min_clients = 0"),
-    "true clients": (JOB_FILE, "min_clients = 2", "min_clients = true"),
+    "no clients": (JOB_FILE, "least_sites = 2", "least_sites = 0"),
+    "true clients": (JOB_FILE, "least_sites = 2", "least_sites = true"),
     "unknown variable": (JOB_FILE, "seed = 1\n", "seed = 1\nsead = 1\n"),
     "unknown table": (JOB_FILE, "[strategy]", "[startegy]\n[strategy]"),
     "unknown field": (JOB_FILE, "memories = 10", "memorys = 10"),
@@ -305,6 +372,33 @@ def test_flare_and_the_job_agree_how_many_must_answer(tmp_path: Path, number: di
     (job / "meta.json").write_text(json.dumps(meta | number))
     with pytest.raises(JobError, match="min_clients"):
         read_job(job)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"round_seconds": 0}, "round_seconds: a whole number from 1"),
+        ({"round_seconds": None}, "round_seconds: missing"),
+        ({"answer_seconds": 60, "round_seconds": 120}, r"more than twice answer_seconds \(60\)"),
+        ({"strategy.clients_per_round": 1}, "least_sites: at most 1"),
+        ({"strategy": {"name": "cyclic"}}, "least_sites: at most 1"),
+    ],
+)
+def test_a_round_ends_and_can_end_well(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(JobError, match=problem) as caught:
+        try_variant(FEDAVG, changes)
+    assert caught.value.reason == "JOB_INVALID"
+
+
+def test_what_just_fits_into_a_round_is_taken() -> None:
+    job = try_variant(FEDAVG, {"answer_seconds": 60, "round_seconds": 121, "strategy.clients_per_round": 2})
+    assert (job.round_seconds, job.least_sites) == (121, 2)
+    assert job.longest_seconds == job.rounds * 181 + 1800
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
+def test_every_job_waits_for_its_sites_an_hour_or_more_and_not_for_ever(job: Path) -> None:
+    assert 3600 <= read_job(job).round_seconds <= 86400
 
 
 def test_an_evaluation_has_nothing_of_a_training(tmp_path: Path) -> None:

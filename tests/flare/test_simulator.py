@@ -108,7 +108,7 @@ def test_a_site_that_cannot_take_part_sends_a_code_and_the_others_go_on(
     repository: Path, tmp_path: Path, sites: dict[str, SiteConfiguration]
 ) -> None:
     sites["clinic-b"] = write_site(tmp_path / "other encoder", "clinic-b", encoder="imported:other")
-    job = variant(repository, tmp_path, rounds=2, min_clients=2)
+    job = variant(repository, tmp_path, rounds=2, least_sites=2)
     result = run_simulation(job, sites).training
     assert [row["taking_part"] for row in result.rounds] == [["clinic-a", "clinic-c"]] * 2
     assert [row["refused"] for row in result.rounds] == [{"clinic-b": "COHORT_INVALID"}] * 2
@@ -117,7 +117,7 @@ def test_a_site_that_cannot_take_part_sends_a_code_and_the_others_go_on(
 def test_a_job_that_stops_is_an_error_with_its_log(
     repository: Path, tmp_path: Path, sites: dict[str, SiteConfiguration]
 ) -> None:
-    job = variant(repository, tmp_path, rounds=2, min_clients=3)
+    job = variant(repository, tmp_path, rounds=2, least_sites=3)
     sites["clinic-b"] = SiteConfiguration(tmp_path / "nowhere.csv", tmp_path / "nowhere")
     with pytest.raises(JobError, match="stopped after 0 of 2 rounds"):
         run_simulation(job, sites)

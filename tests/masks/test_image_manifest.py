@@ -17,6 +17,7 @@ from histoflare.masks.image_manifest import (
     write_image_manifest,
 )
 from histoflare.slides.manifest import Manifest, ManifestRow, assign_splits
+from histoflare.slides.splits import SplitRule
 
 
 def write(folder: Path, text: str) -> Path:
@@ -153,10 +154,10 @@ def manifest_of(patients: list[str], split: str | None = None) -> ImageManifest:
 def test_splits_follow_the_rule_of_slides() -> None:
     patients = [f"p{index}" for index in range(20) for _ in range(3)]
     rows = tuple(ManifestRow(line, Path("s"), patient, "x") for line, patient in enumerate(patients))
-    slides = assign_splits(Manifest(Path("m.csv"), rows), 0.3, seed=5)
+    slides = assign_splits(Manifest(Path("m.csv"), rows), SplitRule(0.3, seed=5))
     expected = {row.patient: row.split for row in slides.rows}
     random.Random(0).shuffle(patients)
-    split = assign_image_splits(manifest_of(patients), 0.3, seed=5)
+    split = assign_image_splits(manifest_of(patients), SplitRule(0.3, seed=5))
     assert {row.patient: row.split for row in split.rows} == expected
     assert set(expected.values()) == {"train", "test"}
 

@@ -96,7 +96,11 @@ def full_report(**changes: Any) -> dict[str, Any]:
         "privacy": "Updates leave as they are: no clipping, no noise, nothing booked, ε = ∞.",
         "seconds": {"make slides": 42.5, "prepare bags": 95.25, "federated rounds": 151.0},
         "model_sha256": "5f" * 32,
-        "protocol": {"metric": "balanced_accuracy", "split": {"unit": "patient"}, "sha256": "ab" * 32},
+        "protocol": {
+            "metric": "balanced_accuracy",
+            "split": {"unit": "patient", "test_fraction": 0.2, "seed": 0},
+            "sha256": "ab" * 32,
+        },
         "evaluated_at_sites": {
             "graz": {"auc": 0.871, "auc_low": 0.8, "auc_high": 0.93, "n_patients": 11, "n_slides": 21}
         },
@@ -108,6 +112,8 @@ def full_report(**changes: Any) -> dict[str, Any]:
         changes.pop("pooled", metrics(0.84, 46)),
         changes.pop("local", local),
         changes.pop("external", external),
+        changes.pop("pooled_unprotected", None),
+        changes.pop("local_unprotected", {}),
     )
     return build_report(RunFacts(**facts | changes), comparison)
 

@@ -69,7 +69,11 @@ def segmentation_facts() -> dict[str, Any]:
         "task": TASK,
         "seconds": {"load images": 42.5, "federated rounds": 151.0},
         "participation": rows,
-        "protocol": {"metric": "dice", "split": {"unit": "patient"}, "sha256": "ab" * 32},
+        "protocol": {
+            "metric": "dice",
+            "split": {"unit": "patient", "test_fraction": 0.2, "seed": 0},
+            "sha256": "ab" * 32,
+        },
         "evaluated_at_sites": {
             "dsb-2": {"dice": 0.871, "dice_low": 0.8, "dice_high": 0.93, "n_patients": 11, "n_slides": 21}
         },

@@ -97,6 +97,17 @@ def test_weightings() -> None:
             np.testing.assert_array_equal(combined[name].numpy(), expected)
 
 
+def test_uniform_is_the_plain_mean_of_the_sites_models_of_feddp() -> None:
+    """Pan et al. 2024, eq. 15: theta = 1/C sum theta_c, whatever the sites' sizes."""
+    start = random_state(0)
+    updates = updates_of({"north": 900.0, "south": 1.0, "west": 30.0})
+    models = [{name: start[name] + update.tensors[name] for name in start} for update in updates]
+    combined = server_round(FedAvg(weighting="uniform"), start, updates, ["north", "south", "west"])
+    for name, tensor in combined.items():
+        expected = sum(model[name].double() for model in models) / 3
+        torch.testing.assert_close(tensor.double(), expected, atol=1e-6, rtol=0)
+
+
 def test_only_sample_weighting_tells_a_sites_size() -> None:
     assert FedAvg().weight("a", 17) == 17.0
     assert FedAvg("uniform").weight("a", 17) == 1.0

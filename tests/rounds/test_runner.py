@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from histoflare.errors import JobError
-from histoflare.rounds.bounds import train_local_only, train_pooled
+from histoflare.rounds.bounds import plan_bounds, train_bounds
 from histoflare.rounds.cyclic import CyclicWeightTransfer
 from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import predict
@@ -111,8 +111,11 @@ def test_federated_beats_the_mean_of_local_on_real_tiles(test_data: Path) -> Non
             return float((table.probabilities.argmax(axis=1) == table.labels).mean())
 
         federated.append(accuracy(run_in_process(task, sites, FedAvg(), 15, seed).state))
-        local.append(np.mean([accuracy(s) for s in train_local_only(task, sites, 15, seed).values()]))
-        pooled_accuracies.append(accuracy(train_pooled(task, pooled, 15, seed)))
+        courses = plan_bounds(task, sites, FedAvg(), 15, seed)
+        bounds = train_bounds(task, sites, pooled, courses, FedAvg(), seed)
+        assert bounds.pooled is not None
+        local.append(np.mean([accuracy(state) for state in bounds.local.values()]))
+        pooled_accuracies.append(accuracy(bounds.pooled))
     assert min(np.array(federated) - np.array(local)) > 0.1
     assert np.mean(pooled_accuracies) > np.mean(federated) > 0.5  # chance is 0.125
 

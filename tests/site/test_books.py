@@ -29,6 +29,7 @@ from histoflare.site.ledgers import (
     open_ledger,
 )
 from histoflare.site.messages import EvaluateAnswer, TrainAnswer, digest_of
+from histoflare.slides.splits import SplitRule
 from tests.privacy.ledgers import SITE, steward_ledger
 
 LABELS = ["glandular", "solid"]
@@ -304,6 +305,28 @@ def test_a_patient_keeps_the_role_of_the_first_job(tmp_path: Path) -> None:
     moved = site(tmp_path, train=7, test=1)
     with pytest.raises(LedgerError) as caught:
         books(moved, run="later").reserve()
+    assert caught.value.reason == "ROLE_CHANGED"
+
+
+def test_a_patient_of_the_ledger_is_in_one_fold_only(tmp_path: Path) -> None:
+    """A budget pays for training and not for figures: nobody is trained on here and tested there."""
+    at = site(tmp_path, train=20, test=0)
+    assert at.manifest is not None
+    rows = [line.rpartition(",")[0] for line in at.manifest.read_text().splitlines()]
+    at.manifest.write_text("\n".join(rows) + "\n")
+
+    def of_fold(fold: int) -> Books:
+        rule = SplitRule(None, folds=5, fold=fold)
+        named = {"rounds": ROUNDS, "weights": WEIGHTS, "run": f"fold-{fold}", "labels": LABELS, "split": rule}
+        return Books(at, policy(), PLAN, **named)
+
+    first = of_fold(2)
+    first.reserve()
+    rule = SplitRule(None, folds=5, fold=2)
+    assert first.roles == {f"p{number}": rule.role_of(f"p{number}") for number in range(20)}
+    assert set(first.roles.values()) == {"train", "test"}
+    with pytest.raises(LedgerError) as caught:
+        of_fold(3).reserve()
     assert caught.value.reason == "ROLE_CHANGED"
 
 

@@ -10,6 +10,7 @@ import torch
 
 from histoflare.bags.task import MemTask
 from histoflare.errors import JobError, ManifestError
+from histoflare.masks.image_manifest import read_image_manifest, write_image_manifest
 from histoflare.rounds.evaluation import evaluate
 from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import predict
@@ -21,6 +22,7 @@ from histoflare.site.data import device_of, load_site_data, pool_site_data, read
 from histoflare.site.ledgers import on_workstation
 from histoflare.site.messages import TrainerSetup
 from histoflare.site.work import SiteWork
+from histoflare.slides.splits import SplitRule
 
 from ..masks.made import LABELS, TASK, make_site
 
@@ -64,6 +66,19 @@ def test_roles_are_the_manifest_s(site: SiteConfiguration) -> None:
     only = replace(site, evaluation_only=True)
     assert set(read_roles(only, list(LABELS), "images").values()) == {"test"}
     assert {record.patient: record.split for record in load_site_data("a", TASK, site).records} == expected
+
+
+def test_without_a_split_column_roles_follow_the_job_s_rule(site: SiteConfiguration) -> None:
+    assert site.images is not None
+    manifest = read_image_manifest(site.images)
+    write_image_manifest(site.images, [replace(row, split=None) for row in manifest.rows])
+    for rule in (SplitRule(0.3), SplitRule(None, 2, 0), SplitRule(0.2, 2, 1)):
+        expected = {row.patient: rule.role_of(row.patient) for row in manifest.rows}
+        assert read_roles(site, list(LABELS), "images", rule) == expected
+        cohort = load_site_data("a", TASK, site, rule)
+        assert {record.patient: record.split for record in cohort.records} == expected
+        trainer = SiteWork(TrainerSetup("a", site, TASK, FedAvg(), SEED, "run", split=rule), lambda _: None)
+        assert {record.patient: record.split for record in trainer._data().records} == expected
 
 
 def test_a_patient_in_two_splits_is_an_error(site: SiteConfiguration) -> None:
@@ -112,6 +127,11 @@ def test_pooled_data_keep_sites_apart(tmp_path: Path) -> None:
 def test_a_gpu_that_is_not_there_is_one_clear_error(site: SiteConfiguration) -> None:
     missing = replace(site, device=f"cuda:{torch.cuda.device_count()}")
     with pytest.raises(JobError, match="torch sees") as refused:
-        device_of(TASK, missing)
+        device_of(missing)
     assert refused.value.reason == "SITE_NOT_CONFIGURED"
-    assert device_of(MemTask(["a", "b"], "e:v1"), missing) == "cpu"
+    assert device_of(site) == "cpu"
+
+
+def test_a_device_without_float64_cannot_train(site: SiteConfiguration) -> None:
+    with pytest.raises(JobError, match="float64"):
+        device_of(replace(site, device="mps"))

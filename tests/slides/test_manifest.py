@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-import json
 import math
 import random
-import unicodedata
-from collections.abc import Callable
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +22,7 @@ from histoflare.slides.manifest import (
     stratify_splits,
     write_manifest,
 )
-from histoflare.slides.table import role_of
+from histoflare.slides.splits import SplitRule
 
 
 def write(folder: Path, text: str, slides: tuple[str, ...] = ("a.svs", "b.svs", "c.svs")) -> Path:
@@ -146,10 +140,13 @@ def test_unreadable(tmp_path: Path) -> None:
         assert caught.value.reason == "MANIFEST_UNREADABLE"
 
 
-def test_one_class_needs_the_labels_said(tmp_path: Path) -> None:
+def test_a_cohort_of_one_class_is_read_and_said(tmp_path: Path) -> None:
     path = write(tmp_path, "slide,patient,label\na.svs,1,x\nb.svs,2,x\n")
-    assert faults(path) == ("every row has the label 'x'; two are needed",)
-    assert read_manifest(path, ("x", "y")).labels == ("x",)
+    for labels in (None, ("x", "y")):
+        manifest = read_manifest(path, labels)
+        assert manifest.labels == ("x",)
+    warnings = role_warnings(assign_splits(manifest).rows, manifest.labels)
+    assert "every row has the label 'x'" in warnings
 
 
 def test_row_id(tmp_path: Path) -> None:
@@ -200,47 +197,13 @@ PATIENTS = st.dictionaries(st.text(max_size=8), st.sampled_from("xyz"), min_size
 def test_a_patient_more_moves_nobody(
     patients: dict[str, str], more: dict[str, str], seed: int, share: float, order: random.Random
 ) -> None:
-    before = roles_of(assign_splits(cohort(patients), share, seed))
+    before = roles_of(assign_splits(cohort(patients), SplitRule(share, seed=seed)))
     manifest = cohort({**patients, **more})
     shuffled = list(manifest.rows)
     order.shuffle(shuffled)
-    after = roles_of(assign_splits(replace(manifest, rows=tuple(shuffled)), share, seed))
+    after = roles_of(assign_splits(replace(manifest, rows=tuple(shuffled)), SplitRule(share, seed=seed)))
     assert before.items() <= after.items()
     assert set(after) == set(patients) | set(more)
-
-
-@given(st.text(max_size=12), st.integers(), st.floats(0, 0.999))
-def test_the_role_is_a_hash_of_seed_and_patient_below_the_share(
-    patient: str, seed: int, share: float
-) -> None:
-    identifier = unicodedata.normalize("NFC", patient.strip())
-    digest = hashlib.sha256(json.dumps([seed, "split", identifier]).encode()).digest()
-    below = Fraction(int.from_bytes(digest[:8], "big") // 2, 2**63) < Fraction(share)
-    assert role_of(patient, share, seed) == ("test" if below else "train")
-    decomposed = unicodedata.normalize("NFD", patient)
-    assert role_of(f" {decomposed}\t", share, seed) == role_of(patient, share, seed)
-
-
-NAMES = [f"patient-{index}" for index in range(20_000)]
-
-
-@pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.9])
-def test_shares_hold_on_average_and_patients_are_independent(share: float) -> None:
-    """Counts are binomial and correlations normal: 5 standard deviations are one in two million."""
-    tested = {
-        seed: np.array([role_of(name, share, seed) == "test" for name in NAMES]) for seed in (0, 1, 12345)
-    }
-    for of_seed in tested.values():
-        assert abs(of_seed.mean() - share) < 5 * math.sqrt(share * (1 - share) / len(NAMES))
-        for lag in (1, 2, 10, 100):  # neighbours in the list say nothing of each other
-            assert abs(np.corrcoef(of_seed[lag:], of_seed[:-lag])[0, 1]) < 5 / math.sqrt(len(NAMES) - lag)
-    for one, other in itertools.combinations(tested.values(), 2):
-        assert abs(np.corrcoef(one, other)[0, 1]) < 5 / math.sqrt(len(NAMES))
-
-
-def test_with_a_larger_share_more_are_for_testing_and_none_fewer() -> None:
-    sets = [{name for name in NAMES[:500] if role_of(name, share, 3) == "test"} for share in (0.1, 0.2, 0.6)]
-    assert sets[0] < sets[1] < sets[2]
 
 
 def test_a_class_without_somebody_to_train_or_test_on_is_told() -> None:
@@ -273,17 +236,26 @@ def test_a_written_split_is_stratified(n_x: int, n_y: int, seed: int) -> None:
 
 def test_given_splits_stay_and_mixed_ones_are_refused() -> None:
     given_split = assign_splits(cohort({"a": "x", "b": "y"}))
-    assert assign_splits(given_split, seed=7) is given_split
+    assert assign_splits(given_split, SplitRule(seed=7)) is given_split
     mixed = Manifest(given_split.path, (*given_split.rows, ManifestRow(9, Path("c.svs"), "c", "x")))
     with pytest.raises(ManifestError) as caught:
         assign_splits(mixed)
     assert caught.value.problems == ("line 9: no split",)
 
 
-@pytest.mark.parametrize("split", [assign_splits, stratify_splits])
-def test_shares_are_from_zero_to_below_one(split: Callable[..., Manifest]) -> None:
+def test_shares_are_from_zero_to_below_one() -> None:
     manifest = cohort({f"p{i}": "xy"[i % 2] for i in range(10)})
-    assert set(roles_of(split(manifest, test_fraction=0.0)).values()) == {"train"}
+    assert set(roles_of(stratify_splits(manifest, 0.0)).values()) == {"train"}
     for share in (-0.1, 1.0, math.nan):
         with pytest.raises(ManifestError):
-            split(manifest, test_fraction=share)
+            stratify_splits(manifest, share)
+
+
+def test_folds_and_a_split_column_do_not_go_together() -> None:
+    """Every fold would train on the same patients, and nobody would know."""
+    rule = SplitRule(None, folds=5, fold=1)
+    given_split = assign_splits(cohort({"a": "x", "b": "y", "c": "x"}), SplitRule(0.0))
+    with pytest.raises(ManifestError, match="take its split column out"):
+        assign_splits(given_split, rule)
+    outside = replace(given_split, rows=tuple(replace(row, split="test") for row in given_split.rows))
+    assert assign_splits(outside, rule) is outside, "an external cohort is tested on in every fold"

@@ -164,3 +164,22 @@ def test_no_slide_of_a_known_hospital(tmp_path: Path) -> None:
     path, slides = gdc(tmp_path, [name("99", 1)])
     with pytest.raises(ManifestError, match="1 of another tissue source site"):
         write_tcga_manifests(path, slides, tmp_path / "out")
+
+
+def test_counts_stand_beside_the_papers(tmp_path: Path) -> None:
+    """Adnan et al. 2022, Table 2: 884 images for training and testing, 385 external."""
+    names = [name("55", 1), name("55", 2), name("55", 3, "01A", "TS1"), name("56", 4, "01A", "BS1")]
+    names += [name("18", 5), name("55", 6, "11A", "TS1"), name("ZZ", 7)]
+    path, slides = gdc(tmp_path, names)
+    (slides / "id1" / names[1]).unlink()
+    for frozen in (False, True):
+        made = write_tcga_manifests(path, slides, tmp_path / "out", frozen=frozen, allow_missing=True).counts
+        first, last = made["International Genomics Consortium"], made["Princess Margaret"]
+        assert (first.published, first.diagnostic, first.frozen) == (
+            {"LUAD": 189, "LUSC": 78},
+            {"LUAD": 2, "LUSC": 0},
+            {"LUAD": 1, "LUSC": 1},
+        )
+        assert (last.published["LUAD"], last.diagnostic) == (0, {"LUAD": 0, "LUSC": 1})
+    totals = {each.name: sum(each.published.values()) for each in HOSPITALS}
+    assert list(totals.values()) == [267, 211, 207, 199, 223, 110, 52]

@@ -15,6 +15,7 @@ from histoflare.bags.bag import BagHeader, read_bag, read_header_and_count, read
 from histoflare.bags.folder import bag_path, read_left_out
 from histoflare.errors import BagError
 from histoflare.slides.manifest import SUBGROUPS, Manifest, ManifestRow, assign_splits, role_warnings
+from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
 
 CACHE_BYTES = 1 << 30
 SAME_MPP = 0.01
@@ -170,6 +171,7 @@ def load_cohort(
     patch_px: int | None = None,
     *,
     features: int | None = None,
+    split: SplitRule = DEFAULT_SPLIT,
     cache_bytes: int = CACHE_BYTES,
 ) -> Cohort:
     """Return the cohort of ``manifest``, every bag's header checked; features are read when asked for.
@@ -188,12 +190,13 @@ def load_cohort(
         mpp, patch_px: Resolution and side the patches must have; None takes any. Imported features that do
             not say theirs are taken with a warning.
         features: Numbers a patch that the bags must have; None takes any.
+        split: The job's rule, for a manifest without a split column.
         cache_bytes: Features kept in memory.
 
     Raises:
         BagError: Something is wrong (COHORT_INVALID); everything that is, is in its text.
     """
-    manifest = assign_splits(manifest)
+    manifest = assign_splits(manifest, split)
     findings = _Findings([], [])
     found = _collect(manifest, bags_dir, labels, findings)
     common = encoder or (found[0][1].encoder if found else "")

@@ -11,17 +11,19 @@ import typer
 from histoflare.commands.console import console, out, progress, say, say_fitted, say_refused
 from histoflare.commands.options import (
     DEMO_JOB,
+    DEVICE_HELP,
     EPSILONS_HELP,
     RUNTIME_HELP,
     Preset,
     Runtime,
+    read_device,
     read_epsilons,
 )
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from histoflare.bags.encoder import Encoder
+    from histoflare.bags.network_encoder import Encoder
     from histoflare.flare.job import Job
     from histoflare.site.configuration import SiteConfiguration
     from histoflare.slides.mosaic import MosaicParameters
@@ -48,6 +50,7 @@ def demo(
     weights_sha256: Annotated[str | None, typer.Option(help="SHA-256 the weight file must have.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read slides.")] = None,
     epsilons: Annotated[str, typer.Option(help=EPSILONS_HELP)] = "1,3,8",
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Federate four made-up hospitals and an external one, from slides on disk to a report.
@@ -76,7 +79,7 @@ def demo(
         from histoflare.flare.poc import refuse_running
 
         refuse_running(out_dir / FEDERATION_FOLDER)
-    budgets = read_epsilons(epsilons)
+    budgets, where = read_epsilons(epsilons), read_device(device)
     clock = PhaseClock()
     with progress() as bars:
         if slides is None:
@@ -90,13 +93,14 @@ def demo(
             if choose_job(job, preset).job.answer_seconds is not None:
                 changes["answer_seconds"] = 1  # all sites are of one user, who may know how long they work
             chosen, network = _choose_job(
-                job, preset, out_dir, found.sites, changes, (encoder, weights, weights_sha256)
+                job, preset, out_dir, found.sites, changes, (encoder, weights, weights_sha256, where)
             )
             sites = {
                 name: SiteConfiguration(
                     manifest=path.resolve(),
                     bags=(out_dir / "bags" / name).resolve(),
                     records=(out_dir / "records" / name).resolve(),
+                    device=where,
                     evaluation_only=name in found.external,
                 )
                 for name, path in (found.sites | found.external).items()
@@ -109,6 +113,7 @@ def demo(
             sites={name: sites[name] for name in found.sites},
             external={name: sites[name] for name in found.external},
             runtime=runtime,
+            device=where,
         )
         outcome = run_experiment(experiment, out_dir, bars, clock, budgets)
         pages = write_site_pages(experiment, outcome, out_dir, bars, clock)
@@ -143,13 +148,13 @@ def _choose_job(
     out_dir: Path,
     manifests: dict[str, Path],
     changes: dict[str, Any],
-    wanted_encoder: tuple[str | None, Path | None, str | None],
+    wanted_encoder: tuple[str | None, Path | None, str | None, str],
 ) -> tuple[Job, Encoder]:
     """Return the job with the changes asked for, and its encoder; with it goes the job that evaluates.
 
     Its labels are those of the manifests, where these are others.
     """
-    from histoflare.bags.encoder import load_encoder
+    from histoflare.bags.encoder import load_encoder, load_encoder_of
     from histoflare.commands.runtimes import EVALUATION_JOBS
     from histoflare.errors import JobError
     from histoflare.flare.job import read_job
@@ -159,8 +164,11 @@ def _choose_job(
     from histoflare.site.found_data import FoundData, Patches, find_labels
 
     job = choose_job(folder, preset, changes=changes).job
-    spec, weights, sha256 = wanted_encoder
-    encoder = load_encoder(spec or job.task.encoder.rpartition(":")[0], weights, sha256)
+    spec, weights, sha256, device = wanted_encoder
+    if spec is None:
+        encoder = load_encoder_of(job.task.encoder, weights, sha256, device, job.task.patch_px)
+    else:
+        encoder = load_encoder(spec, weights, sha256, device, job.task.patch_px)
     patches = Patches(encoder.id, encoder.features, job.task.patch_px, job.task.mpp)  # as they will be made
     choice = choose_job(
         folder, preset, found=FoundData(find_labels(manifests.values()), patches), changes=changes

@@ -51,8 +51,8 @@ def show(
     more = (
         "rounds",
         "start_round",
-        "min_clients",
-        "late_seconds",
+        "least_sites",
+        "round_seconds",
         "answer_seconds",
         "seed",
         "best_metric",
@@ -73,12 +73,14 @@ def make(
     job: Annotated[Path, typer.Argument(help="The job folder to start from.")],
     target: Annotated[Path, typer.Option("--out", help="Folder for the new job; must not exist.")],
     setting: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a variable of the job, e.g. min_clients=3.")
+        list[str] | None, typer.Option("--set", help="Change a variable of the job, e.g. least_sites=3.")
     ] = None,
     preset: Preset = None,
     scope: Annotated[str | None, typer.Option(help="Ask for another privacy scope.")] = None,
     sites: Annotated[str, typer.Option(help="Sites to deploy it to, separated by commas; none: all.")] = "",
-    model: Annotated[Path | None, typer.Option(help="Model the job starts from or asks about.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Model the job starts from or asks about; a run's folder will do.")
+    ] = None,
 ) -> None:
     """Make a variant of a job: other figures, some of the sites, a model to start from.
 
@@ -89,20 +91,28 @@ def make(
 
     Example: histoflare job make jobs/mem_evaluate --model demo-run/model.safetensors --sites a,b --out ask
     """
+    from histoflare.flare.job import read_job
     from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_variant import write_variant
     from histoflare.flare.persistor import read_state
+    from histoflare.model_file import read_model_header
     from histoflare.rounds.state import model_state
 
-    choice = choose_job(job, preset, setting or [], before=model_task(model) if model is not None else None)
+    before = None
+    if model is not None:
+        header = read_model_header(model)
+        header.check_data(read_job(job).task.data)
+        model = header.path
+        before = {f"task.{name}": value for name, value in header.task.items() if name != "seed"}
+    choice = choose_job(job, preset, setting or [], before=before)
     made = choice.job
     names = _site_names(sites) if sites else None
-    if model is not None and (found := _global_model(model)):
-        read_state(found, like=made.strategy.begin(model_state(made.task.build_model())))
-    if names is not None and len(names) < made.min_clients:
+    if model is not None:
+        read_state(model, like=made.strategy.begin(model_state(made.task.build_model())))
+    if names is not None and len(names) < made.least_sites:
         raise JobError(
-            f"--sites names {len(names)}, and the job needs {made.min_clients} to answer (--set "
-            "min_clients=…)."
+            f"--sites names {len(names)}, and the job needs updates of {made.least_sites} (--set "
+            "least_sites=…)."
         )
     write_variant(job, target, choice.changes, sites=names, scope=scope or choice.scope, start_model=model)
     console.print(f"job: {target}", highlight=False, markup=False, soft_wrap=True)
@@ -141,7 +151,7 @@ def submit(
         if not wait:
             return
         with console.status("submitted") as shown:
-            status = admin.wait(job_id, shown.update)
+            status = admin.wait(job_id, choice.job.longest_seconds, shown.update)
         if status != COMPLETED:
             refusals = _say_refusals(admin, job_id)
     finally:
@@ -209,29 +219,6 @@ def _site_names(text: str) -> list[str]:
             "job is for all."
         )
     return names
-
-
-def _global_model(path: Path) -> Path | None:
-    """Return ``path`` if it is a federation's global model, not a model file."""
-    from histoflare.flare.persistor import read_facts
-
-    try:
-        read_facts(path)
-    except JobError:
-        return None
-    return path
-
-
-def model_task(model: Path) -> dict[str, Any]:
-    """Return the changes that give a job the task a model was trained for.
-
-    Raises:
-        JobError: The file is missing or does not say its task.
-    """
-    from histoflare.model_file import read_task
-
-    task = read_task(model)
-    return {f"task.{name}": value for name, value in task.items() if name != "seed"}
 
 
 def _lines(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

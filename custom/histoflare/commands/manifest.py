@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from histoflare.commands.partition import partition
+
 if TYPE_CHECKING:
-    from histoflare.slides.manifest import ManifestRow
+    from histoflare.slides.manifest import Manifest, ManifestRow
+    from histoflare.slides.survey import Finding
+    from histoflare.slides.tcga import SlideCounts
 
 app = typer.Typer(no_args_is_help=True)
+app.command()(partition)
 
 
 @app.callback()
@@ -31,7 +37,8 @@ def check(
 ) -> None:
     """Check a manifest as a whole; every fault is listed with its line number.
 
-    It also says who is for training and for testing, and of which label there is nobody.
+    It also says who is for training and for testing, and of which label there is nobody. The slides are
+    opened: one that cannot be used, or whose resolution is not known, is listed, and the exit code is then 3.
 
     Example: histoflare manifest check hospital.csv --label LUAD --label LUSC
     """
@@ -42,13 +49,20 @@ def check(
     given = checked.rows[0].split is not None
     checked = assign_splits(checked)
     warnings = role_warnings(checked.rows, labels or checked.labels)
+    findings = _survey(checked) if files else []
     if as_json:
-        print_json({**_counts(checked.rows), "split_column": given, "warnings": warnings})
-        return
-    _print_table([(manifest.name, checked.rows)])
-    if not given:
-        say("no split column: each patient is for training or testing by a hash of the patient")
-    say_warnings(warnings)
+        slides = {"slides_to_look_at": [asdict(each) for each in findings]} if files else {}
+        print_json({**_counts(checked.rows), "split_column": given, "warnings": warnings, **slides})
+    else:
+        _print_table([(manifest.name, checked.rows)])
+        if not given:
+            say("no split column: each patient is for training or testing by a hash of the patient")
+        say_warnings(warnings)
+        for finding in findings:
+            kind = "warning: " if finding.usable else ""
+            say(f"{kind}line {finding.line}: {finding.message}")
+    if not all(finding.usable for finding in findings):
+        raise typer.Exit(3)
 
 
 @app.command()
@@ -72,6 +86,8 @@ def tcga(
 
     Example: histoflare manifest tcga gdc_manifest.txt --slides slides --out manifests
     """
+    from dataclasses import asdict
+
     from histoflare.commands.console import console, print_json
     from histoflare.slides.tcga import write_tcga_manifests
 
@@ -95,12 +111,24 @@ def tcga(
                 },
                 "left_out": result.left_out,
                 "missing": len(result.missing),
+                "table_2": {name: asdict(counts) for name, counts in result.counts.items()},
             }
         )
         return
     _print_table([(str(each.path), each.rows) for each in result.manifests.values()])
     for reason, count in sorted(result.left_out.items()):
         console.print(f"left out: {count} {reason}", markup=False, highlight=False)
+    _print_table_2(result.counts, frozen)
+
+
+def _survey(manifest: Manifest) -> list[Finding]:
+    """Open every slide, under a progress bar (stderr)."""
+    from histoflare.commands.console import progress
+    from histoflare.slides.survey import survey_slides
+
+    with progress() as bar:
+        task = bar.add_task("slides", total=len(manifest.rows))
+        return survey_slides(manifest, lambda: bar.advance(task))
 
 
 def _counts(rows: tuple[ManifestRow, ...]) -> dict[str, Any]:
@@ -140,3 +168,31 @@ def _print_table(manifests: list[tuple[str, tuple[ManifestRow, ...]]]) -> None:
             ", ".join(f"{split} {count}" for split, count in counts["splits"].items()),
         )
     out.print(table, markup=False)
+
+
+def _print_table_2(counts: Mapping[str, SlideCounts], frozen: bool) -> None:
+    """Print the paper's numbers of slides beside those of the GDC manifest, by section."""
+    from histoflare.commands.console import make_table, out
+
+    def cell(of: Mapping[str, int]) -> str:
+        return " + ".join(str(count) for count in of.values())
+
+    table = make_table("LUAD + LUSC", "Adnan 2022, Table 2", "diagnostic (DX)", "frozen")
+    for hospital, of in counts.items():
+        table.add_row(hospital, cell(of.published), cell(of.diagnostic), cell(of.frozen))
+    totals = [
+        sum(sum(getattr(of, section).values()) for of in counts.values())
+        for section in ("published", "diagnostic", "frozen")
+    ]
+    table.add_section()
+    table.add_row("all", *map(str, totals))
+    out.print(table, markup=False)
+    taken = (
+        "are taken too"
+        if frozen
+        else f"are left out: {totals[1]} of {totals[1] + totals[2]} tumour slides stay"
+    )
+    say(
+        f"The paper counts {totals[0]} slides and does not say of which sections. Of these hospitals the GDC "
+        f"manifest lists {totals[1]} diagnostic and {totals[2]} frozen ones; frozen sections {taken}."
+    )

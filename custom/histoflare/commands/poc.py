@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping
@@ -135,6 +136,7 @@ def _configure(
 ) -> dict[str, SiteConfiguration]:
     """Return the sites of a folder; an external cohort only evaluates."""
     from histoflare.commands.sites import configure_site, find_sites
+    from histoflare.site.overlap import check_apart
 
     found = find_sites(folder, data)
     chosen = {}
@@ -147,12 +149,13 @@ def _configure(
                 "let the sites make them (--prepare)."
             )
         chosen[name] = site
+    check_apart(chosen, data)
     return chosen
 
 
 def _made_up(folder: Path, job: Path, task: Any) -> dict[str, SiteConfiguration]:
     """Return made-up sites with the bags that a job's task wants; those that are there are kept."""
-    from histoflare.bags.encoder import load_encoder
+    from histoflare.bags.encoder import load_encoder_of
     from histoflare.bags.synthetic_bags import FieldParameters, make_bags
     from histoflare.slides.synthetic import SyntheticCohort
 
@@ -160,7 +163,7 @@ def _made_up(folder: Path, job: Path, task: Any) -> dict[str, SiteConfiguration]
         raise JobError(f"{job}: trains on {task.data}; give your own with --sites.")
     cohort = SyntheticCohort(slides_per_hospital=MADE_UP_SLIDES)
     field = FieldParameters(MADE_UP_PATCHES, task.patch_px, task.mpp)
-    encoder = load_encoder(task.encoder.rpartition(":")[0])
+    encoder = load_encoder_of(task.encoder)
     with progress() as bars:
         bar = bars.add_task("made-up bags", total=None)
         make_bags(
@@ -208,6 +211,7 @@ def _facts(federation: Federation) -> dict[str, Any]:
         for name in (kits.server, *kits.sites)
     }
     programs = Path(sys.executable).parent
+    histoflare = f"{programs}/histoflare"
     kit = kits.kit(kits.lead)
     fitted = next(iter(sorted((federation.workspace / JOB_FOLDER).glob("*"))), "JOB")
     return {
@@ -218,8 +222,8 @@ def _facts(federation: Federation) -> dict[str, Any]:
         "participants": participants,
         "jobs": [{name: one[name] for name in ("job_id", "job_name", "status")} for one in jobs],
         "commands": {
-            "console": f"PATH={programs}:$PATH {kit}/startup/fl_admin.sh",
-            "submit a job": f"{programs}/histoflare job submit {fitted} --kit {kit}",
-            "stop": f"{programs}/histoflare poc stop --workspace {federation.workspace}",
+            "console": f"PATH={shlex.quote(str(programs))}:$PATH {shlex.quote(f'{kit}/startup/fl_admin.sh')}",
+            "submit a job": shlex.join([histoflare, "job", "submit", str(fitted), "--kit", str(kit)]),
+            "stop": shlex.join([histoflare, "poc", "stop", "--workspace", str(federation.workspace)]),
         },
     }

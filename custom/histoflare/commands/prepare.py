@@ -37,7 +37,7 @@ def prepare(
         typer.Option(help="Finest level's µm/px, for slides that state none and have none in the manifest."),
     ] = None,
     labels: Annotated[
-        str | None, typer.Option(help="Labels that may occur, with commas; without it any two or more.")
+        str | None, typer.Option(help="Labels that may occur, with commas; without it any.")
     ] = None,
     patch_mpp: Annotated[float, typer.Option(help="Resolution of the patches in µm/px.")] = 0.5,
     patch_px: Annotated[int, typer.Option(help="Side of a patch in pixels.")] = 1000,

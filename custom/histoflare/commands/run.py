@@ -12,10 +12,12 @@ import typer
 from histoflare.commands.console import out, print_json, progress, say, say_fitted, say_refused
 from histoflare.commands.options import (
     DEFAULT_JOB,
+    DEVICE_HELP,
     EPSILONS_HELP,
     RUNTIME_HELP,
     Preset,
     Runtime,
+    read_device,
     read_epsilons,
 )
 from histoflare.errors import JobError
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from histoflare.site.configuration import SiteConfiguration
 
 SUMMARY_FILE = "summary.json"
-MODELS = ("local", "federated", "pooled")
 
 
 def run(
@@ -48,6 +49,7 @@ def run(
         list[str] | None, typer.Option("--set", help="Change a variable of the job, e.g. rounds=50.")
     ] = None,
     epsilons: Annotated[str, typer.Option(help=EPSILONS_HELP)] = "",
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Run a job on prepared bags or on images: federated, every site alone, all pooled; compare them.
@@ -70,6 +72,7 @@ def run(
     from histoflare.flare.job import read_job
     from histoflare.flare.job_choice import choose_job, facts_of
     from histoflare.flare.job_variant import parse_settings, write_variant
+    from histoflare.report.headline import closing_words
     from histoflare.site.found_data import find_data
     from histoflare.storage import write_json
 
@@ -77,10 +80,11 @@ def run(
     found = find_sites(sites, data)
     if "seed" in parse_settings(setting or []):
         raise JobError("--set seed=…: seeds are given with --seeds.")
-    there = find_data(_configure(found.sites, data, bags, out_dir), data)
+    budgets, where = read_epsilons(epsilons), read_device(device)
+    there = find_data(_configure(found.sites, data, bags, out_dir, where), data)
     choice = choose_job(job, preset, setting or [], there)
     say_fitted(choice)
-    numbers, budgets = _seeds(seeds), read_epsilons(epsilons)
+    numbers = _seeds(seeds)
     claim_output(out_dir, {"sites": found.to_json(), "job": facts_of(choice.job)})
     reports = []
     refused: dict[str, str] = {}
@@ -94,9 +98,10 @@ def run(
             variant = write_variant(job, folder / "job" / job.name, changes, scope=choice.scope)
             experiment = Experiment(
                 job=read_job(variant),
-                sites=_configure(found.sites, data, bags, folder),
-                external=_configure(found.external, data, bags, folder, evaluation_only=True),
+                sites=_configure(found.sites, data, bags, folder, where),
+                external=_configure(found.external, data, bags, folder, where, evaluation_only=True),
                 runtime=runtime,
+                device=where,
             )
             outcome = run_experiment(experiment, folder, bars, PhaseClock(), budgets)
             reports.append(outcome.report)
@@ -107,6 +112,8 @@ def run(
         print_json(summary)
     else:
         out.print(show_summary(summary))
+        if words := closing_words(reports):
+            out.print(words, highlight=False, markup=False)
         written = (out_dir / f"seed-{seed}" / REPORT_FILE for seed in summary["seeds"])
         say(f"reports: {', '.join(map(str, written))}")
     say_refused(refused)
@@ -114,7 +121,12 @@ def run(
 
 
 def _configure(
-    manifests: dict[str, Path], data: str, bags: Path | None, folder: Path, evaluation_only: bool = False
+    manifests: dict[str, Path],
+    data: str,
+    bags: Path | None,
+    folder: Path,
+    device: str,
+    evaluation_only: bool = False,
 ) -> dict[str, SiteConfiguration]:
     from histoflare.commands.sites import configure_site
 
@@ -125,6 +137,7 @@ def _configure(
             data,
             bags,
             records=(folder / "records" / name).resolve(),
+            device=device,
             evaluation_only=evaluation_only,
         )
         for name, path in manifests.items()
@@ -140,17 +153,23 @@ def summarise(reports: list[dict[str, Any]]) -> dict[str, Any]:
     test patients of all sites together; there, and on the external cohort, ``local`` is the mean over the
     sites' own models.
     """
-    from histoflare.report.consortium import say_missing
+    from histoflare.report.bounds import models_of
+    from histoflare.report.consortium import own_models, say_missing
     from histoflare.report.figures import kind_of
 
-    kind = kind_of(reports[0])
+    kind, models = kind_of(reports[0]), models_of(reports[0])
     missing = {sentence: None for report in reports for sentence in say_missing(report)}
     cohorts: dict[str, list[dict[str, Any]]] = {
-        "each site": [_on_each_site(report) for report in reports],
-        "all sites": [_on_all_sites(report) for report in reports],
+        "each site": [
+            {model: [site[model] for site in report["sites"].values()] for model in models}
+            for report in reports
+        ],
+        "all sites": [{model: own_models(report, model) for model in models} for report in reports],
     }
     if all(report["external"] for report in reports):
-        cohorts["external"] = [_on_external(report) for report in reports]
+        cohorts["external"] = [
+            {model: own_models(report, model, external=True) for model in models} for report in reports
+        ]
     return {
         "seeds": [report["seed"] for report in reports],
         "rounds": reports[0]["rounds"],
@@ -160,26 +179,11 @@ def summarise(reports: list[dict[str, Any]]) -> dict[str, Any]:
         "cohorts": {
             cohort: {
                 model: {figure: _spread([row[model] for row in rows], figure) for figure in kind.names}
-                for model in MODELS
+                for model in models
             }
             for cohort, rows in cohorts.items()
         },
     }
-
-
-def _on_each_site(report: dict[str, Any]) -> dict[str, Any]:
-    return {model: [site[model] for site in report["sites"].values()] for model in MODELS}
-
-
-def _on_all_sites(report: dict[str, Any]) -> dict[str, Any]:
-    elsewhere = list(report["local_on_all_sites"].values())
-    return {"local": elsewhere, "federated": [report["federated"]], "pooled": [report["pooled"]]}
-
-
-def _on_external(report: dict[str, Any]) -> dict[str, Any]:
-    others = report["external_other_models"]
-    own = [figures for name, figures in others.items() if name.startswith("local/")]
-    return {"local": own, "federated": [report["external"]], "pooled": [others["pooled"]]}
 
 
 def _spread(rows: list[list[dict[str, Any]]], figure: str) -> dict[str, float | None]:
@@ -206,10 +210,13 @@ def show_summary(summary: dict[str, Any]) -> Table:
     table.add_column("model")
     for figure in shown:
         table.add_column(kind.names[figure], justify="right")
-    table.caption = "\n".join(["local: the mean of the sites' own models", *map(escape, summary["missing"])])
+    captions = ["local: the mean of the sites' own models"]
+    if "pooled_unprotected" in next(iter(summary["cohorts"].values())):
+        captions.append("unprotected: the same steps and clip without noise (ε = ∞)")
+    table.caption = "\n".join([*captions, *map(escape, summary["missing"])])
     for cohort, models in summary["cohorts"].items():
         for model, figures in models.items():
-            table.add_row(cohort, model, *(_cell(figures[figure]) for figure in shown))
+            table.add_row(cohort, model.replace("_", ", "), *(_cell(figures[figure]) for figure in shown))
         table.add_section()
     return table
 

@@ -18,6 +18,7 @@ from histoflare.flare.job import Job
 from histoflare.flare.result import FederationResult
 from histoflare.flare.simulator import run_simulation
 from histoflare.flare.workstation import run_on_workstation
+from histoflare.rounds.patience import Patience
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State
 from histoflare.site.configuration import SiteConfiguration
@@ -40,12 +41,15 @@ class Experiment:
         sites: Training sites and where each keeps its manifest and bags.
         external: External cohorts; they are asked as one.
         runtime: Where.
+        device: Where models run in this process: the bounds, the comparison, the sites' training in process.
+            A site in a process of its own has the device of its own configuration.
     """
 
     job: Job
     sites: Mapping[str, SiteConfiguration]
     external: Mapping[str, SiteConfiguration]
     runtime: Runtime
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -195,19 +199,27 @@ def _in_process(
             job.seed,
             job.plan,
             on_round=rounds.advance,
+            device=experiment.device,
+            patience=Patience(job.best_metric, job.patience) if job.best_metric and job.patience else None,
         )
+    rows: list[dict[str, Any]] = [
+        {
+            "round": index,
+            "asked": [*took, *failed],
+            "taking_part": list(took),
+            "refused": {site: error.reason for site, error in failed.items()},
+        }
+        for index, (took, failed) in enumerate(zip(run.participation, run.refused, strict=True))
+    ]
+    if run.patience is not None:
+        for row, mean in zip(rows, run.patience.means, strict=True):
+            row["validation"] = mean
+        if len(rows) < job.rounds:
+            rows[-1]["stopped"] = run.patience.to_json()
     return Federated(
         state=run.state,
         site_states=run.site_states,
-        participation=[
-            {
-                "round": index,
-                "asked": [*took, *failed],
-                "taking_part": list(took),
-                "refused": {site: error.reason for site, error in failed.items()},
-            }
-            for index, (took, failed) in enumerate(zip(run.participation, run.refused, strict=True))
-        ],
+        participation=rows,
         failures={site: str(error) for failed in run.refused for site, error in failed.items()},
         bytes_up=run.bytes_up,
         bytes_down=run.bytes_down,

@@ -53,7 +53,7 @@ def find_sites(folder: Path, data: str = "bags") -> SiteFolder:
     }
     found.pop(EXTERNAL, None)
     problems += [
-        f"{name}: a site's name may have letters, digits, '-' and '_' only, and is not '{SERVER}'"
+        f"{name}: a site's name may have up to 64 letters, digits, '-' and '_' only, and is not '{SERVER}'"
         for name in (*found, *external)
         if not SITE_NAME.fullmatch(name) or name == SERVER
     ]

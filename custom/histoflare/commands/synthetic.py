@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,7 +76,7 @@ def bags(
     each, more = divmod(count, hospitals + external)
     cohort = SyntheticCohort(hospitals, external, each, each + more, seed=seed)
     field = FieldParameters(patches, patch_px, mpp)
-    network = load_encoder(encoder, weights, weights_sha256, device)
+    network = load_encoder(encoder, weights, weights_sha256, device, probe_px=patch_px)
     _show(_with_bar("bags", lambda tick: make_bags(out, network, cohort, field, tick)), as_json)
 
 
@@ -111,7 +111,7 @@ def images(
 @app.command()
 def assemble(
     index: Annotated[
-        Path, typer.Argument(help="CSV with the columns file, label and, if known, source_tile.")
+        Path, typer.Argument(help="CSV with the columns file, label and, if known, patient and source_tile.")
     ],
     out: Out,
     labels: Annotated[
@@ -129,7 +129,10 @@ def assemble(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Lay labelled tiles side by side as slides of made-up patients at made-up hospitals.
+    """Lay labelled tiles side by side as slides at made-up hospitals.
+
+    With a column patient, no slide has tiles of two patients, and a patient is at one hospital and in one
+    split; without it patients are made up.
 
     Without --label: lung_aca=LUAD and lung_scc=LUSC. Which tile went where is written to assembly.json.
 
@@ -142,7 +145,8 @@ def assemble(
         tiles_per_slide, slides_per_patient, sites, external_share, iid, mpp=mpp, seed=seed
     )
     label_map = _read_label_map(labels) if labels else LUNG
-    _show(_with_bar("slides", lambda tick: assemble(index, out, parameters, label_map, tick)), as_json)
+    made = _with_bar("slides", lambda tick: assemble(index, out, parameters, label_map, tick))
+    _show(made, as_json, labels=sorted({*label_map.values()}))
 
 
 def _read_label_map(pairs: list[str]) -> dict[str, str]:
@@ -169,16 +173,22 @@ def _with_bar(
         return make(tick)
 
 
-def _show(manifests: Mapping[str, Path], as_json: bool) -> None:
-    """Print per site the manifest and how many slides, patients and, by label, slides it has."""
+def _show(manifests: Mapping[str, Path], as_json: bool, labels: Sequence[str] | None = None) -> None:
+    """Print per site the manifest and how many slides, patients and, by label, slides it has.
+
+    With ``labels`` it is also said of which of them a site has nobody to train or to test on.
+    """
     from collections import Counter
 
     from histoflare.commands.console import make_table, out, print_json
-    from histoflare.slides.manifest import read_manifest
+    from histoflare.commands.manifest import say_warnings
+    from histoflare.slides.manifest import read_manifest, role_warnings
 
     found: dict[str, dict[str, Any]] = {}
     for site, path in manifests.items():
-        rows = read_manifest(path, check_files=False).rows
+        rows = read_manifest(path, labels, check_files=False).rows
+        warnings = role_warnings(rows, labels) if labels is not None and site != "external" else []
+        say_warnings([f"{site}: {warning}" for warning in warnings])
         found[site] = {
             "manifest": str(path),
             "slides": len(rows),

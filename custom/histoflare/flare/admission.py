@@ -31,7 +31,6 @@ from histoflare.privacy.protocol import PROTOCOL_FILE, digest, read_protocols
 from histoflare.site.books import Books
 from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
 from histoflare.site.ledgers import note_refusal
-from histoflare.slides.manifest import SPLIT_RULE
 
 
 class Admission(Filter):
@@ -64,6 +63,7 @@ class Admission(Filter):
                     f"A job of the kind {job.kind} has no task {task!r}.", reason="TASK_UNEXPECTED"
                 )
             if task == TRAIN:
+                check_patience(admitted.policy, job)
                 check_strategy(admitted.policy, admitted.books.plan, job.strategy)
                 admitted.books.reserve()  # the whole job, before its first gradient
             elif admitted.policy.protection is not None and job.answer_seconds is None:
@@ -116,6 +116,7 @@ class Admission(Filter):
             run=job.run or fl_ctx.get_job_id(),
             labels=list(agreed["labels"]),
             data=job.task.data,
+            split=job.split,
         )
         return Admitted(job, policy, rounds, books)
 
@@ -140,6 +141,16 @@ def check_agreement(job: Job, local: Path) -> dict[str, Any]:
     return agreed[digest(protocol)]
 
 
+def check_patience(policy: Policy, job: Job) -> None:
+    """Refuse a job that ends by a figure which the policy keeps: it would never end so."""
+    if job.patience is not None and not policy.allowed_metrics({f"validation/{job.best_metric}": None}):
+        raise JobError(
+            f"The job ends when validation/{job.best_metric} does not rise any more, and this policy does "
+            "not let that figure out.",
+            reason="METRIC_NOT_ALLOWED",
+        )
+
+
 def check_strategy(policy: Policy, plan: PrivacyPlan, strategy: Any) -> None:
     """Refuse a strategy under which the guarantee does not hold, or that sends what the policy keeps."""
     plan.check_strategy(strategy)
@@ -159,10 +170,7 @@ def _site_file(fl_ctx: FLContext) -> SiteConfiguration:
 def _check_rules(protocol: Mapping[str, Any]) -> None:
     """Refuse a protocol that promises what this version does not do."""
     stop = protocol["stop"]
-    problems = []
-    if protocol["split"] != SPLIT_RULE:
-        problems.append(f"split must be {SPLIT_RULE}")
     if not isinstance(stop, Mapping) or stop.get("model") not in ("last", "best"):
-        problems.append("stop.model must be last or best")
-    if problems:
-        raise JobError(f"The protocol is not kept: {'; '.join(problems)}.", reason="PROTOCOL_MISMATCH")
+        raise JobError(
+            "The protocol is not kept: stop.model must be last or best.", reason="PROTOCOL_MISMATCH"
+        )

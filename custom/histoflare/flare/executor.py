@@ -187,6 +187,7 @@ class SiteExecutor(Executor):
                 run=books.run,
                 plan=books.plan,
                 roles=books.roles,
+                split=job.split,
             )
             self._trainer = Trainer(setup, say=self.logger.info)
         return self._trainer
@@ -195,4 +196,5 @@ class SiteExecutor(Executor):
 def _question(job: Job) -> str:
     """Return all that an evaluation depends on beside the model and this site."""
     about = {"task": job.task.to_json(), "strategy": vars(job.strategy), "seed": job.seed}
+    about["split"] = vars(job.split)
     return json.dumps(about, sort_keys=True, default=str)

@@ -30,7 +30,7 @@ OPTIONAL = ("mpp", "patch_px")
 
 MOST_SITES = 10_000
 MOST_ROUNDS = 1_000_000
-LONGEST_WAIT_S = 30 * 86400
+LONGEST_ROUND_S = 30 * 86400
 LONGEST_ANSWER_S = 86400
 TABLES = {"task": "name", "strategy": "name", "privacy": "mechanism"}
 """Table of a job → which of its fields names the part."""
@@ -61,6 +61,17 @@ def check_tables(job: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[st
         problems = [f"start_round: below the protocol's rounds, not {job['start_round']}"]
     if not problems and "privacy" in job and "answer_seconds" not in job:
         problems = ["answer_seconds: missing; a protected round is answered at a public time"]
+    if not problems and "privacy" in job and "patience" in agreed["stop"]:
+        problems = [
+            "privacy: not with stop.patience in protocol.toml; a figure of every round is a release that "
+            "nobody books"
+        ]
+    if not problems and job["round_seconds"] <= 2 * job.get("answer_seconds", 0):
+        # In its first round a site reads its data for one such time, and trains for the next.
+        problems = [
+            f"round_seconds: more than twice answer_seconds ({job['answer_seconds']}), "
+            f"not {job['round_seconds']}; no update would come in time"
+        ]
     if problems:
         raise invalid(problems)
     return agreed
@@ -80,6 +91,15 @@ def complete(protocol: Mapping[str, Any]) -> dict[str, Any]:
     if type(rounds) is not int or not 1 <= rounds <= MOST_ROUNDS:
         raise JobError(
             f"{PROTOCOL_FILE}: stop.rounds: a whole number from 1 to {MOST_ROUNDS}, not {rounds!r}.",
+            reason="PROTOCOL_INVALID",
+        )
+    unknown = sorted(set(stop) - {"rounds", "model", "patience"})
+    patience = stop.get("patience", 1)
+    if unknown or type(patience) is not int or not 1 <= patience <= MOST_ROUNDS:
+        what = f"no {', '.join(map(str, unknown))}" if unknown else f"not {patience!r}"
+        raise JobError(
+            f"{PROTOCOL_FILE}: stop: rounds, model and patience, a whole number from 1 to {MOST_ROUNDS}; "
+            f"{what}.",
             reason="PROTOCOL_INVALID",
         )
     return whole
@@ -106,8 +126,8 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "format": _whole(FORMAT, FORMAT),
     "kind": (lambda value: value in (TRAINING, EVALUATION), f"{TRAINING} or {EVALUATION}"),
     "purpose": (_is_word, "a short text"),
-    "min_clients": _whole(1, MOST_SITES),
-    "late_seconds": _whole(0, LONGEST_WAIT_S),
+    "least_sites": _whole(1, MOST_SITES),
+    "round_seconds": _whole(1, LONGEST_ROUND_S),
     "answer_seconds": _whole(1, LONGEST_ANSWER_S),
     "seed": _whole(0, 2**53),
     "best_metric": (_is_word, "the name of a metric"),
@@ -116,7 +136,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 """Variable outside the tables → whether a value will do, and what will do in words."""
 
-_NEEDED = ("format", "kind", "purpose", "min_clients", "late_seconds", "seed", "task", "strategy")
+_NEEDED = ("format", "kind", "purpose", "least_sites", "round_seconds", "seed", "task", "strategy")
 _OF_TRAINING = ("best_metric", "start_round", "privacy")
 
 VARIABLES = (*_FIELDS, *TABLES, "rounds", "protocol")

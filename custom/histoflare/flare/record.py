@@ -27,9 +27,12 @@ class RoundRecord:
         sent, answered: Site → when its task left, when its reply came.
         refused: Site → fixed reason code of what it answered instead of a result.
         taking_part: Whose updates were combined.
+        given_up: Why the run ended with this round; empty if it did not.
         stamps: Site → what its gate says of the update: ``scope``, ``mechanism``, ``spend`` (what one patient
             spent in this round), ``seeded_noise``.
         metrics: Site → metrics of the model it received, as far as its policy let them out.
+        validation: Mean over the sites of the figure that says which model is best; None if not all said it.
+        stopped: Why the run ends with this round, before its last (``rounds.patience.Patience.to_json``).
         bytes_down, bytes_up: Of tensors.
     """
 
@@ -42,8 +45,11 @@ class RoundRecord:
     answered: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     taking_part: list[str] = field(default_factory=list)
+    given_up: str = ""
     stamps: dict[str, dict[str, Any]] = field(default_factory=dict)
     metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    validation: float | None = None
+    stopped: dict[str, Any] | None = None
     bytes_down: int = 0
     bytes_up: int = 0
 
@@ -54,7 +60,7 @@ class RoundRecord:
         awaited) and ``idle`` (the rest of the round: combining, writing, the way of the task). A site that
         was asked and gave no answer has none of the first two.
         """
-        return {
+        row = {
             "round": self.round_index,
             "sites": self.sites,
             "asked": self.asked,
@@ -68,6 +74,12 @@ class RoundRecord:
             "bytes_down": self.bytes_down,
             "unix_time": round(time.time(), 3),
         }
+        ending = {
+            "given_up": self.given_up or None,
+            "validation": self.validation,
+            "stopped": self.stopped,
+        }
+        return row | {name: value for name, value in ending.items() if value is not None}
 
     def _seconds(self, site: str) -> dict[str, float]:
         now = time.monotonic()

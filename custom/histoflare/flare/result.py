@@ -10,8 +10,8 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from histoflare.flare.persistor import GLOBAL_MODEL_FILE
 from histoflare.flare.record import EVALUATION_FILE, ROUNDS_FILE, SITES_FILE
+from histoflare.model_file import GLOBAL_MODEL_FILE
 from histoflare.rounds.state import State
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.records import RunRecords
@@ -37,6 +37,11 @@ class FederationResult:
     def finished_rounds(self) -> int:
         """Rounds that were brought to their end."""
         return count_finished(self.rounds)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run ended before its last round because its patience was over."""
+        return bool(self.rounds) and bool(self.rounds[-1].get("stopped"))
 
     @property
     def refused(self) -> dict[str, str]:

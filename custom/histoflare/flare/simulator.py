@@ -69,12 +69,13 @@ def run_simulation(
         run = f"simulation-{uuid.uuid4().hex}"
         changes = {"run": run, **for_fewer_sites(job, len(sites))}
         folder = write_variant(job.folder, Path(scratch) / "job" / job.name, changes)
+        until = time.monotonic() + job.longest_seconds
 
         def tell() -> None:
             if on_round is not None:
                 on_round(_finished_rounds(workspace), read_mean_loss(sites, run))
 
-        code = _run_to_the_end(folder, workspace, configurations, sorted(sites), log_path, tell)
+        code = _run_to_the_end(folder, workspace, configurations, sorted(sites), log_path, until, tell)
         result = _collect(workspace, code, job.rounds, log_path.read_text(errors="replace"))
     return FederationRun(result, None, load_site_states(sites, run))
 
@@ -97,9 +98,17 @@ def _run_to_the_end(
     configurations: Path,
     sites: list[str],
     log_path: Path,
+    until: float,
     tell: Callable[[], None],
 ) -> int:
-    command = [sys.executable, "-m", "nvflare.private.fed.app.simulator.simulator", str(job_folder.resolve())]
+    """Return the simulator's exit code; one that has not ended by ``until`` (monotonic) is ended."""
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "nvflare.private.fed.app.simulator.simulator",
+        str(job_folder.resolve()),
+    ]
     command += ["-w", str(workspace), "-c", ",".join(sites), "-t", str(len(sites))]
     environment = {**os.environ, SITES_VARIABLE: str(configurations), "OMP_NUM_THREADS": "1"}
     with log_path.open("wb") as log:
@@ -112,7 +121,7 @@ def _run_to_the_end(
             start_new_session=True,
         )
         try:
-            while process.poll() is None:
+            while process.poll() is None and time.monotonic() < until:
                 time.sleep(POLL_SECONDS)
                 tell()
         finally:
@@ -156,7 +165,7 @@ def _collect(workspace: Path, code: int, rounds: int, log: str) -> FederationRes
     folder = _run_folder(workspace)
     result = None if folder is None else read_result(folder)
     done = 0 if result is None else result.finished_rounds
-    if code != 0 or result is None or result.state is None or done < rounds:
+    if code != 0 or result is None or result.state is None or (done < rounds and not result.stopped):
         tail = "\n".join(log.splitlines()[-LOG_TAIL_LINES:])
         raise JobError(
             f"The federation stopped after {done} of {rounds} rounds (exit code {code}). "

@@ -13,18 +13,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from histoflare.slides.splits import DEFAULT_SPLIT, Split, SplitRule
 from histoflare.slides.table import (
     SUBGROUPS,
-    Split,
     duplicate_problems,
     file_exists,
     file_id,
-    has_splits,
+    keeps_splits,
     read_common_cells,
     read_table,
     refuse_faults,
     relative_path,
-    role_of,
     split_problems,
     write_table,
 )
@@ -112,18 +111,18 @@ def write_image_manifest(path: Path, rows: Sequence[ImageRow]) -> ImageManifest:
     return ImageManifest(path, tuple(written_rows))
 
 
-def assign_image_splits(manifest: ImageManifest, test_fraction: float = 0.2, seed: int = 0) -> ImageManifest:
-    """Return the manifest with every patient in ``train`` or ``test``; unchanged if it has splits already.
+def assign_image_splits(manifest: ImageManifest, rule: SplitRule = DEFAULT_SPLIT) -> ImageManifest:
+    """Return the manifest with every patient's role by ``rule``; unchanged if it has splits already.
 
-    Each patient's role follows from the patient alone, by the rule of slides (``slides.table.role_of``).
+    Each patient's role follows from the patient alone, by the same rule as of slides.
 
     Raises:
-        ManifestError: Some rows have a split and others not (``MANIFEST_INVALID``), or ``test_fraction`` is
-            not between 0 and 1.
+        ManifestError: Some rows have a split and others not (``MANIFEST_INVALID``), or there are splits and
+            the rule has folds.
     """
-    if has_splits(manifest.path, manifest.rows):
+    if keeps_splits(manifest.path, manifest.rows, rule):
         return manifest
-    rows = tuple(replace(row, split=role_of(row.patient, test_fraction, seed)) for row in manifest.rows)
+    rows = tuple(replace(row, split=rule.role_of(row.patient)) for row in manifest.rows)
     return replace(manifest, rows=rows)
 
 

@@ -21,9 +21,9 @@ class FedAvg(Strategy):
 
     Attributes:
         weighting: N_k is the site's number of training samples (``"samples"``; the paper's text says local
-            iterations, McMahan samples), 1 (``"uniform"``), or taken from ``weights`` (``"fixed"``). With
-            the last two nothing about a site's size is sent, and the server uses its own weights whatever
-            a site sends.
+            iterations, McMahan samples), 1 (``"uniform"``: the plain mean of the sites' models, as in Pan et
+            al. 2024, eq. 15), or taken from ``weights`` (``"fixed"``). With the last two nothing about a
+            site's size is sent, and the server uses its own weights whatever a site sends.
         weights: Site → weight, for ``"fixed"``: finite, >= 0, at least one above 0.
         clients_per_round: A seeded subset of so many sites trains in each round; None = all.
         share, batch_norm, transfer: See :class:`Strategy`.

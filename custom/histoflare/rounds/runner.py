@@ -9,6 +9,7 @@ from typing import Any
 
 from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.plan import Open, PrivacyPlan
+from histoflare.rounds.patience import Patience, validate
 from histoflare.rounds.state import State, model_state, n_bytes
 from histoflare.rounds.strategy import SiteOutcome, Strategy, server_round, site_round
 from histoflare.rounds.task import Task
@@ -28,6 +29,7 @@ class RunResult:
         refused: For each round run, site → why it sent no update.
         losses: For each round run, site → mean training loss.
         seconds: Of each round run.
+        patience: As it was given, with what it heard.
         bytes_up, bytes_down: Of the updates sent by the sites and of the states sent to them, tensors only.
     """
 
@@ -40,6 +42,7 @@ class RunResult:
     seconds: tuple[float, ...]
     bytes_up: int
     bytes_down: int
+    patience: Patience | None = None
 
 
 def run_in_process(
@@ -51,9 +54,11 @@ def run_in_process(
     plan: PrivacyPlan | None = None,
     on_round: OnRound | None = None,
     *,
+    device: str = "cpu",
     start_round: int = 0,
     initial_state: State | None = None,
     site_states: Mapping[str, State] | None = None,
+    patience: Patience | None = None,
 ) -> RunResult:
     """Run rounds ``start_round`` … ``rounds`` - 1 of a federation.
 
@@ -64,6 +69,8 @@ def run_in_process(
     Args:
         sites: Site → its data; their order is the federation's site order.
         plan: What protects the updates, settled; None is :class:`histoflare.privacy.plan.Open`: nothing.
+        device: Where the sites train; only on the CPU do the same bytes come out.
+        patience: Ends the run before its last round; it counts from this call on.
 
     Raises:
         JobError: The sites, the rounds or an update cannot be used.
@@ -84,8 +91,13 @@ def run_in_process(
         chosen = strategy.participants(index, list(sites), seed)
         outcomes: dict[str, SiteOutcome] = {}
         failed: dict[str, HistoflareError] = {}
+        figures: dict[str, float | None] = {}
         for site in chosen:
             try:
+                if patience is not None:
+                    figures[site] = validate(
+                        task, strategy, state, kept[site], sites[site], patience.metric, device
+                    )
                 outcomes[site] = site_round(
                     task,
                     strategy,
@@ -97,6 +109,7 @@ def run_in_process(
                     total_rounds=rounds,
                     seed=seed,
                     plan=plan,
+                    device=device,
                 )
             except HistoflareError as error:
                 failed[site] = error
@@ -114,6 +127,10 @@ def run_in_process(
         seconds.append(time.perf_counter() - started)
         if on_round is not None:
             on_round(index, rounds, seconds[-1], losses[-1])
+        if patience is not None:
+            patience.hear(index, [figures[site] for site in outcomes])
+            if patience.is_over:
+                break
     return RunResult(
         initial,
         state,
@@ -124,4 +141,5 @@ def run_in_process(
         tuple(seconds),
         bytes_up,
         bytes_down,
+        patience,
     )

@@ -28,6 +28,7 @@ from histoflare.site.data import read_roles
 from histoflare.site.ledgers import audit_log_of, note_refusal, open_ledger
 from histoflare.site.messages import Arrays, EvaluateAnswer, TrainAnswer, digest_of
 from histoflare.site.run_name import is_run_name
+from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Books:
         rounds: Of the job. run: Its run; the same for a job that goes on after another.
         weights: How many numbers leave in a round (``rounds.strategy.count_sent_by_job``).
         labels: Of the task. data: The kind of data it is trained on, ``"bags"`` or ``"images"``.
+        split: The protocol's rule, for a manifest without a split column.
 
     Raises:
         JobError: ``run`` cannot be the name of a folder (RUN_INVALID).
@@ -63,6 +65,7 @@ class Books:
         run: str,
         labels: list[str],
         data: str = "bags",
+        split: SplitRule = DEFAULT_SPLIT,
     ) -> None:
         if not is_run_name(run):
             raise JobError(f"{run!r} cannot be the name of a run.", reason="RUN_INVALID")
@@ -75,6 +78,7 @@ class Books:
         self._numbers = plan.numbers(rounds, weights)
         self._labels = labels
         self._data = data
+        self._split = split
         self._reservation: Reservation | None = None
         self._broken = False
         self._audit = audit_log_of(configuration)
@@ -104,7 +108,7 @@ class Books:
         if self._reservation is not None:
             return
         self.budget.without_sampler(self._numbers)
-        roles = read_roles(self.configuration, self._labels, self._data)
+        roles = read_roles(self.configuration, self._labels, self._data, self._split)
         check_size(self._policy, sum(role == "train" for role in roles.values()))
         self._reservation = open_ledger(self.configuration).reserve(
             run=self.run,
@@ -228,7 +232,7 @@ class Books:
         if protection is None:
             ledger.check_usable()
         else:
-            roles = read_roles(self.configuration, self._labels, self._data)
+            roles = read_roles(self.configuration, self._labels, self._data, self._split)
             patients = [patient for patient, role in roles.items() if split in ("all", role)]
             check_size(self._policy, len(patients))  # before it is counted
             disclosure = ledger.disclose(

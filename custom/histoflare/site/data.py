@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from histoflare.errors import JobError
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.slides.manifest import assign_splits, read_manifest
+from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
 
 if TYPE_CHECKING:
     from histoflare.bags.cohort import Cohort
@@ -67,30 +68,38 @@ class BagTask(Protocol):
         """Side of their patches in pixels; None takes any."""
 
 
-def load_site_data(site: str, task: Any, configuration: SiteConfiguration) -> SiteData:
+def load_site_data(
+    site: str, task: Any, configuration: SiteConfiguration, split: SplitRule = DEFAULT_SPLIT
+) -> SiteData:
     """Return a site's cohort as the task wants it, with the memory its configuration gives.
+
+    Args:
+        split: The job's rule, for a manifest without a split column.
 
     Raises:
         ManifestError: The manifest cannot be used.
         BagError, MaskError: Bags or images do not fit the manifest or the task (COHORT_INVALID).
         JobError: The site has no data of this kind (SITE_NOT_CONFIGURED).
     """
-    check_splits(configuration)
+    check_splits(configuration, split)
     if task.data != IMAGES:
-        return load_site_cohort(site, task, configuration)
+        return load_site_cohort(site, task, configuration, split)
     from histoflare.masks.images import load_image_cohort
 
     return load_image_cohort(
         site,
-        _images(configuration),
+        images_of(configuration),
         task.labels,
         mpp=task.mpp,
         window_px=task.window_px,
+        split=split,
         cache_bytes=configuration.cache_mb << 20,
     )
 
 
-def load_site_cohort(site: str, task: BagTask, configuration: SiteConfiguration) -> Cohort:
+def load_site_cohort(
+    site: str, task: BagTask, configuration: SiteConfiguration, split: SplitRule = DEFAULT_SPLIT
+) -> Cohort:
     """Return a site's bags; errors as above."""
     from histoflare.bags.cohort import load_cohort
 
@@ -105,6 +114,7 @@ def load_site_cohort(site: str, task: BagTask, configuration: SiteConfiguration)
         mpp=task.mpp,
         patch_px=task.patch_px,
         features=task.features,
+        split=split,
         cache_bytes=configuration.cache_mb << 20,
     )
 
@@ -120,25 +130,52 @@ def pool_site_data(task: Task, cohorts: Sequence[Any], name: str = "pooled") -> 
     return pooled(cohorts, name)
 
 
-def device_of(task: Any, configuration: SiteConfiguration) -> str:
-    """Return where a task's model runs at a site. MEM on bags is quick on any CPU, and stays there.
+def check_resolutions(task: Any, sites: Mapping[str, SiteConfiguration]) -> None:
+    """Refuse images of several resolutions, at one site or at several, where the task names none.
+
+    It reads what the manifests say, and opens no image.
 
     Raises:
-        JobError: The site's file names a GPU, and there is none (SITE_NOT_CONFIGURED).
+        MaskError: They are not of one resolution (COHORT_INVALID).
     """
-    if task.data != IMAGES or configuration.device == "cpu":
-        return "cpu"
+    if task.data != IMAGES or task.mpp is not None:
+        return
+    from histoflare.masks.resolution import agreed_mpp, read_stated_mpps
+
+    manifests = {site: where.images for site, where in sites.items() if where.images is not None}
+    agreed_mpp(read_stated_mpps(manifests))
+
+
+def device_of(configuration: SiteConfiguration) -> str:
+    """Return where models run at a site, whatever they are trained on; errors as below."""
+    return check_device(configuration.device)
+
+
+def check_device(device: str) -> str:
+    """Return ``device`` (``cpu``, ``cuda``, ``cuda:1`` …).
+
+    Raises:
+        JobError: There is no such device here, or it cannot train (SITE_NOT_CONFIGURED).
+    """
+    if device == "cpu":
+        return device
     import torch
 
-    index = int(configuration.device.partition(":")[2] or 0)
-    there = torch.cuda.device_count()
-    if index >= there:
+    kind, _, index = device.partition(":")
+    if kind == "mps":
         raise JobError(
-            f'The site\'s file says device = "{configuration.device}", and torch sees {there} GPUs: '
-            'say "cpu", or install a torch that sees it.',
+            'device "mps" has no float64, in which gradients are summed under a privacy plan: use "cpu".',
             reason="SITE_NOT_CONFIGURED",
         )
-    return configuration.device
+    module: Any = torch.get_device_module(kind)
+    there = module.device_count()
+    if int(index or 0) >= there:
+        raise JobError(
+            f'device "{device}": torch sees {there} devices of this kind here. Use "cpu", or install a torch '
+            "that sees it.",
+            reason="SITE_NOT_CONFIGURED",
+        )
+    return device
 
 
 def prepare_site_data(
@@ -152,8 +189,10 @@ def prepare_site_data(
         prepare_site(site, task, configuration, say)
 
 
-def read_roles(configuration: SiteConfiguration, labels: list[str], data: str) -> dict[str, str]:
-    """Return patient → train, validation or test, as the site's manifest for this kind of data says.
+def read_roles(
+    configuration: SiteConfiguration, labels: list[str], data: str, split: SplitRule = DEFAULT_SPLIT
+) -> dict[str, str]:
+    """Return patient → train, validation or test, as the site's manifest says, or else the job's rule.
 
     At a site that only evaluates all patients are for testing.
 
@@ -161,15 +200,17 @@ def read_roles(configuration: SiteConfiguration, labels: list[str], data: str) -
         ManifestError: The manifest cannot be used.
         JobError: The site has no data of this kind (SITE_NOT_CONFIGURED).
     """
-    check_splits(configuration)
+    check_splits(configuration, split)
     rows: Sequence[Any]
     if data == IMAGES:
         from histoflare.masks.image_manifest import assign_image_splits, read_image_manifest
 
-        rows = assign_image_splits(read_image_manifest(_images(configuration), check_files=False)).rows
+        rows = assign_image_splits(
+            read_image_manifest(images_of(configuration), check_files=False), split
+        ).rows
     else:
         manifest, _ = bags_of(configuration)
-        rows = assign_splits(read_manifest(manifest, labels=labels, check_files=False)).rows
+        rows = assign_splits(read_manifest(manifest, labels=labels, check_files=False), split).rows
     only = configuration.evaluation_only
     return {row.patient: "test" if only else str(row.split) for row in rows}
 
@@ -183,7 +224,7 @@ def slides_of_a_patient(configuration: SiteConfiguration, labels: list[str], dat
     return max(Counter(row.patient for row in rows).values(), default=1)
 
 
-def check_splits(configuration: SiteConfiguration) -> None:
+def check_splits(configuration: SiteConfiguration, split: SplitRule = DEFAULT_SPLIT) -> None:
     """Refuse a site with bags and images whose two manifests do not say one role for each patient.
 
     Raises:
@@ -196,8 +237,8 @@ def check_splits(configuration: SiteConfiguration) -> None:
 
     roles: dict[str, str | None] = {}
     both: tuple[Any, ...] = (
-        assign_splits(read_manifest(configuration.manifest, check_files=False)),
-        assign_image_splits(read_image_manifest(configuration.images, check_files=False)),
+        assign_splits(read_manifest(configuration.manifest, check_files=False), split),
+        assign_image_splits(read_image_manifest(configuration.images, check_files=False), split),
     )
     for manifest in both:
         for row in manifest.rows:
@@ -216,7 +257,8 @@ def bags_of(configuration: SiteConfiguration) -> tuple[Path, Path]:
     return configuration.manifest, configuration.bags
 
 
-def _images(configuration: SiteConfiguration) -> Path:
+def images_of(configuration: SiteConfiguration) -> Path:
+    """Return a site's manifest of images; JobError (SITE_NOT_CONFIGURED) without."""
     if configuration.images is None:
         raise _missing("images")
     return configuration.images

@@ -20,6 +20,7 @@ from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.rounds.state import digest
 from histoflare.rounds.strategy import Strategy
 from histoflare.site.configuration import SiteConfiguration
+from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -37,6 +38,7 @@ class TrainerSetup:
         run: Name of the run, for the site's own notes; the same for a job that continues another.
         plan: What protects the updates, settled for the job's rounds.
         roles: Patient → train, validation or test, as the ledger has them; None where no ledger is kept.
+        split: The protocol's rule, for a manifest without a split column.
     """
 
     site: str
@@ -47,6 +49,7 @@ class TrainerSetup:
     run: str
     plan: PrivacyPlan = field(default_factory=Open)
     roles: Mapping[str, str] | None = None
+    split: SplitRule = DEFAULT_SPLIT
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from histoflare.site.books import check_plan, check_size
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import read_roles
 from histoflare.site.ledgers import open_ledger
+from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def preview(
     weights: int,
     labels: list[str],
     data: str = "bags",
+    split: SplitRule = DEFAULT_SPLIT,
 ) -> Preview:
     """Return what ``site.books.Books.reserve`` would do. Nothing is written, and no ledger is made.
 
@@ -55,7 +57,7 @@ def preview(
             f"The scope {policy.name} has no budget: nothing is booked under it, and nothing is protected.",
             reason="POLICY_INVALID",
         )
-    roles = read_roles(configuration, labels, data)
+    roles = read_roles(configuration, labels, data, split)
     budget = policy.protection.budget()
     patients = sum(role == "train" for role in roles.values())
     spent, refusal = math.nan, None

@@ -45,7 +45,7 @@ class SiteWork:
         self._records = RunRecords(setup.configuration.records, setup.run, setup.site)
         self._cohort: SiteData | None = None
         self._read_ahead = False
-        self._device = device_of(setup.task, setup.configuration)
+        self._device = device_of(setup.configuration)
 
     def prepare(self) -> None:
         """Load the site's data and look at its notes: what is wrong is known before a round is booked.
@@ -140,9 +140,10 @@ class SiteWork:
         if self._cohort is None:
             setup = self._setup
             prepare_site_data(setup.site, self._task, setup.configuration, self._say)
-            cohort = load_site_data(setup.site, self._task, setup.configuration)
+            cohort = load_site_data(setup.site, self._task, setup.configuration, setup.split)
             for warning in cohort.warnings:
                 self._say(f"{setup.site}: {warning}")
+            self._say(f"{setup.site}: {_say_device(self._device)}")
             _check_roles(cohort, setup.roles, setup.configuration.evaluation_only)
             self._cohort = cohort
         return self._cohort
@@ -189,6 +190,14 @@ class SiteWork:
             self._records.note_loss(round_index, loss)
         except Exception as error:  # a figure less at the site must not cost the federation a round
             self._say(f"{self._setup.site}: TensorBoard could not be written: {error}")
+
+
+def _say_device(device: str) -> str:
+    """Return where models run, and that there is a GPU if they do not run on it."""
+    unused = device == "cpu" and torch.cuda.is_available()
+    return f"models run on {device}" + (
+        '; there is a GPU, which device = "cuda" in the site\'s file would use' if unused else ""
+    )
 
 
 def _check_roles(cohort: SiteData, roles: Mapping[str, str] | None, evaluation_only: bool) -> None:

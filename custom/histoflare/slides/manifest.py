@@ -7,27 +7,23 @@ fault is named at once, with its line number.
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from histoflare.seeds import derive_seed
+from histoflare.slides.splits import DEFAULT_SPLIT, Split, SplitRule, stratified_test_patients
 from histoflare.slides.table import (
     SUBGROUPS,
-    Split,
-    check_test_fraction,
     duplicate_problems,
     file_exists,
     file_id,
     has_splits,
+    keeps_splits,
     read_common_cells,
     read_table,
     refuse_faults,
     relative_path,
-    role_of,
     split_problems,
     write_table,
 )
@@ -35,7 +31,6 @@ from histoflare.slides.table import (
 __all__ = [
     "COLUMNS",
     "NEEDED",
-    "SPLIT_RULE",
     "SUBGROUPS",
     "Manifest",
     "ManifestRow",
@@ -94,7 +89,7 @@ def read_manifest(path: Path, labels: Sequence[str] | None = None, check_files: 
 
     Args:
         path: The CSV; UTF-8 (a byte order mark is fine), separated by commas or semicolons.
-        labels: The labels that may occur. Without them any may, but there must be two at least.
+        labels: The labels that may occur. Without them any may.
         check_files: Whether the slides must exist.
 
     Raises:
@@ -130,16 +125,29 @@ def write_manifest(path: Path, rows: Sequence[ManifestRow]) -> Manifest:
     return Manifest(path, tuple(written_rows))
 
 
-SPLIT_RULE = {"unit": "patient", "test_fraction": 0.2, "seed": 0}
-"""How :func:`assign_splits` divides a manifest that has no splits, as a protocol writes it."""
+def assign_splits(manifest: Manifest, rule: SplitRule = DEFAULT_SPLIT) -> Manifest:
+    """Return the manifest with every patient's role by ``rule``; unchanged if it has splits already.
+
+    Each patient's role follows from the patient alone: who else is in the manifest, in which order and with
+    which labels, does not matter. So a class may be without a patient for testing or training, which
+    :func:`role_warnings` says.
+
+    Raises:
+        ManifestError: Some rows have a split and others not (``MANIFEST_INVALID``), or there are splits and
+            the rule has folds.
+    """
+    if keeps_splits(manifest.path, manifest.rows, rule):
+        return manifest
+    rows = tuple(replace(row, split=rule.role_of(row.patient)) for row in manifest.rows)
+    return replace(manifest, rows=rows)
 
 
-def assign_splits(manifest: Manifest, test_fraction: float = 0.2, seed: int = 0) -> Manifest:
-    """Return the manifest with every patient in ``train`` or ``test``; unchanged if it has splits already.
+def stratify_splits(manifest: Manifest, test_fraction: float = 0.2, seed: int = 0) -> Manifest:
+    """Return the manifest with every patient in ``train`` or ``test``, the same share of each label.
 
-    Each patient's role follows from the patient alone (:func:`histoflare.slides.table.role_of`): who else is
-    in the manifest, in which order and with which labels, does not matter. So a class may be without a
-    patient for testing or training, which :func:`role_warnings` says.
+    For whoever makes a cohort and writes its splits down, once: with other patients, others are for testing
+    (:func:`histoflare.slides.splits.stratified_test_patients`). A patient with slides of several labels
+    counts under the first of them in alphabetical order. A manifest that has splits already stays as it is.
 
     Raises:
         ManifestError: Some rows have a split and others not (``MANIFEST_INVALID``), or ``test_fraction`` is
@@ -147,47 +155,29 @@ def assign_splits(manifest: Manifest, test_fraction: float = 0.2, seed: int = 0)
     """
     if has_splits(manifest.path, manifest.rows):
         return manifest
-    rows = tuple(replace(row, split=role_of(row.patient, test_fraction, seed)) for row in manifest.rows)
-    return replace(manifest, rows=rows)
-
-
-def stratify_splits(manifest: Manifest, test_fraction: float = 0.2, seed: int = 0) -> Manifest:
-    """Return the manifest with every patient in ``train`` or ``test``, the same share of each label.
-
-    For whoever makes a cohort and writes its splits down, once: with other patients, others are for testing.
-    Within each label, patients are ranked by a hash of (seed, patient) and the first ``test_fraction`` of
-    them are for testing. Of a label with two or more patients at least one is for testing and one for
-    training. A patient with slides of several labels counts under the first of them in alphabetical order.
-    A manifest that has splits already stays as it is.
-
-    Raises:
-        ManifestError: As :func:`assign_splits` does.
-    """
-    if has_splits(manifest.path, manifest.rows):
-        return manifest
-    check_test_fraction(test_fraction)
-    label_of: dict[str, str] = {}
-    for row in manifest.rows:
-        label_of[row.patient] = min(row.label, label_of.get(row.patient, row.label))
-    patients_of: dict[str, list[str]] = defaultdict(list)
-    for patient, label in label_of.items():
-        patients_of[label].append(patient)
-    tested: set[str] = set()
-    for patients in patients_of.values():
-        patients.sort(key=lambda patient: (derive_seed(seed, "split", patient), patient))
-        count = math.floor(len(patients) * test_fraction + 0.5)
-        if test_fraction > 0 and len(patients) > 1:
-            count = min(max(count, 1), len(patients) - 1)
-        tested.update(patients[:count])
+    tested = stratified_test_patients(label_of_patients(manifest.rows), test_fraction, seed)
     rows = tuple(replace(row, split="test" if row.patient in tested else "train") for row in manifest.rows)
     return replace(manifest, rows=rows)
 
 
+def label_of_patients(rows: Iterable[ManifestRow]) -> dict[str, str]:
+    """Return patient → label, the first in alphabetical order of a patient with slides of several."""
+    label_of: dict[str, str] = {}
+    for row in rows:
+        label_of[row.patient] = min(row.label, label_of.get(row.patient, row.label))
+    return label_of
+
+
 def role_warnings(rows: Iterable[ManifestRow], labels: Iterable[str]) -> list[str]:
     """Return, for the person at the site, of which of ``labels`` there is nobody to train or to test on."""
-    there = {(row.split, row.label) for row in rows}
+    return missing_roles({(row.split, row.label) for row in rows}, labels)
+
+
+def missing_roles(there: Collection[tuple[str | None, str]], labels: Iterable[str]) -> list[str]:
+    """Return the same for the pairs (split, class) that are ``there``."""
+    labels = tuple(labels)
     roles = {split for split, _ in there}
-    warnings = []
+    warnings = [f"every row has the label '{labels[0]}'"] if len(labels) == 1 else []
     if "train" not in roles:
         warnings.append("no training slides: this cohort can only be tested on")
     if "test" not in roles:
@@ -212,9 +202,8 @@ def _read_row(path: Path, line: int, cells: dict[str, str], problems: list[str])
 
 
 def _label_problems(rows: Sequence[ManifestRow], labels: Sequence[str] | None) -> list[str]:
-    found = sorted({row.label for row in rows if row.label})
     if labels is None:
-        return [f"every row has the label '{found[0]}'; two are needed"] if len(found) == 1 else []
+        return []
     allowed = ", ".join(labels)
     return [
         f"line {row.line}: unknown label '{row.label}'; allowed are {allowed}"

@@ -14,7 +14,8 @@ import numpy as np
 
 from histoflare.errors import JobError
 from histoflare.seeds import derive_seed
-from histoflare.slides.manifest import ManifestRow, Split, write_manifest
+from histoflare.slides.manifest import ManifestRow, write_manifest
+from histoflare.slides.splits import Split
 from histoflare.slides.tissue_texture import Stain
 
 LABELS = ("glandular", "solid")

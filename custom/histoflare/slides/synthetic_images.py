@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from histoflare.errors import JobError
 from histoflare.seeds import derive_seed
+from histoflare.slides.splits import Split
 from histoflare.slides.synthetic import DRAWN_MPP, _slide_traits
 from histoflare.slides.synthetic_cohort import (
     AGE_BANDS,
@@ -22,7 +23,6 @@ from histoflare.slides.synthetic_cohort import (
     PlannedSlide,
     hospital_style,
 )
-from histoflare.slides.table import Split
 from histoflare.slides.tissue_layout import lay_out
 from histoflare.slides.tissue_texture import render_densities, stain_rgb
 

@@ -11,14 +11,12 @@ import os
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol, get_args
 
 from histoflare import storage
 from histoflare.errors import ManifestError
-from histoflare.seeds import derive_seed
-from histoflare.slides.resolution import is_mpp
-
-Split = Literal["train", "validation", "test"]
+from histoflare.slides.resolution import given_mpp_fault
+from histoflare.slides.splits import Split, SplitRule
 
 SUBGROUPS = ("site", "sex", "age_band", "scanner")
 LONGEST_STEM = 160
@@ -100,8 +98,8 @@ def read_common_cells(line: int, cells: dict[str, str], problems: list[str]) -> 
             mpp = float(cells["mpp"])
         except ValueError:
             mpp = math.nan
-        if not is_mpp(mpp):
-            problems.append(f"line {line}: mpp '{cells['mpp']}' is not micrometres per pixel, such as 0.25")
+        if fault := given_mpp_fault(mpp):
+            problems.append(f"line {line}: mpp '{cells['mpp']}' {fault}")
             mpp = None
     # One person under two spellings of the same letters would be two patients.
     patient = unicodedata.normalize("NFC", cells["patient"])
@@ -166,32 +164,21 @@ def has_splits(path: Path, rows: Sequence[Row]) -> bool:
     return not problems
 
 
-def role_of(patient: str, test_fraction: float, seed: int) -> Split:
-    """Return whether a patient without a split is for ``train`` or ``test``.
-
-    A hash (SHA-256) of ``seed`` and the patient's identifier lies below the share ``test_fraction`` of its
-    range, or not. Nobody else matters: with one patient more or less, all others stay what they are. The
-    share holds on average, and of a few patients none may be for testing.
-
-    Args:
-        patient: Spaces around it and the spelling of letters (Unicode's NFC) do not matter.
-        test_fraction: At least 0, less than 1.
-        seed: Public; a whole number.
+def keeps_splits(path: Path, rows: Sequence[Row], rule: SplitRule) -> bool:
+    """Tell whether a manifest has splits of its own, which stay, or is to be split by ``rule``.
 
     Raises:
-        ManifestError: ``test_fraction`` is not between 0 and 1.
+        ManifestError: As :func:`has_splits`; or ``rule`` has folds, which splits that stay would not follow:
+            every fold would be the same.
     """
-    check_test_fraction(test_fraction)
-    identifier = unicodedata.normalize("NFC", patient.strip())
-    return "test" if derive_seed(seed, "split", identifier) < test_fraction * 2**63 else "train"
-
-
-def check_test_fraction(test_fraction: float) -> None:
-    """Raise :class:`ManifestError` unless it is at least 0 and less than 1."""
-    if not 0 <= test_fraction < 1:
+    if not has_splits(path, rows):
+        return False
+    if rule.folds is not None and any(row.split == "train" for row in rows):
         raise ManifestError(
-            f"The share of test patients must be at least 0 and less than 1: {test_fraction}."
+            f"{path}: the protocol asks for {rule.folds} folds, and this manifest says itself who is for "
+            "training: take its split column out, or take a protocol without folds."
         )
+    return True
 
 
 def file_id(file: Path, written: str = "") -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,10 +32,14 @@ NAME = re.compile(
 
 @dataclass(frozen=True)
 class Hospital:
-    """A tissue source: its codes by label; ``external`` ones take no part in training."""
+    """A tissue source: its codes by label; ``external`` ones take no part in training.
+
+    ``published`` is how many images of each label Adnan et al. 2022 had of it (Table 2).
+    """
 
     name: str
     codes: dict[str, str]
+    published: dict[str, int]
     external: bool = False
 
     @property
@@ -46,13 +50,13 @@ class Hospital:
 
 
 HOSPITALS = (
-    Hospital("International Genomics Consortium", {"55": "LUAD", "56": "LUSC"}),
-    Hospital("Indivumed", {"05": "LUAD", "66": "LUSC"}),
-    Hospital("Asterand", {"86": "LUAD", "85": "LUSC"}),
-    Hospital("Johns Hopkins", {"49": "LUAD", "33": "LUSC"}),
-    Hospital("Christiana Healthcare", {"44": "LUAD", "43": "LUSC"}, external=True),
-    Hospital("Roswell Park", {"73": "LUAD", "60": "LUSC"}, external=True),
-    Hospital("Princess Margaret", {"18": "LUSC"}, external=True),
+    Hospital("International Genomics Consortium", {"55": "LUAD", "56": "LUSC"}, {"LUAD": 189, "LUSC": 78}),
+    Hospital("Indivumed", {"05": "LUAD", "66": "LUSC"}, {"LUAD": 94, "LUSC": 117}),
+    Hospital("Asterand", {"86": "LUAD", "85": "LUSC"}, {"LUAD": 90, "LUSC": 117}),
+    Hospital("Johns Hopkins", {"49": "LUAD", "33": "LUSC"}, {"LUAD": 121, "LUSC": 78}),
+    Hospital("Christiana Healthcare", {"44": "LUAD", "43": "LUSC"}, {"LUAD": 169, "LUSC": 54}, external=True),
+    Hospital("Roswell Park", {"73": "LUAD", "60": "LUSC"}, {"LUAD": 35, "LUSC": 75}, external=True),
+    Hospital("Princess Margaret", {"18": "LUSC"}, {"LUAD": 0, "LUSC": 52}, external=True),
 )
 
 HOSPITAL_OF_CODE = {code: hospital for hospital in HOSPITALS for code in hospital.codes}
@@ -75,11 +79,33 @@ class Barcode:
 
 @dataclass(frozen=True)
 class TcgaResult:
-    """The manifests written, by hospital; what was left out, by reason; slides that are not there."""
+    """What was written and what was not.
+
+    Attributes:
+        manifests: Those written, by hospital.
+        left_out: Reason → how many slides.
+        missing: Slides that are not there.
+        counts: What the GDC manifest has of each hospital, and Table 2 of the paper (:class:`SlideCounts`).
+    """
 
     manifests: dict[str, Manifest]
     left_out: dict[str, int]
     missing: tuple[str, ...]
+    counts: dict[str, SlideCounts]
+
+
+@dataclass(frozen=True)
+class SlideCounts:
+    """Label → number of tumour slides of a hospital, downloaded or not.
+
+    Attributes:
+        published: In Adnan et al. 2022, Table 2, which does not say what sections they are.
+        diagnostic: Here, in paraffin (DX). frozen: Here, frozen (TS, BS, MS).
+    """
+
+    published: dict[str, int]
+    diagnostic: dict[str, int]
+    frozen: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -127,8 +153,11 @@ def write_tcga_manifests(
     rows: dict[str, list[ManifestRow]] = defaultdict(list)
     left_out: Counter[str] = Counter()
     missing: list[str] = []
+    seen: Counter[tuple[str, bool]] = Counter()
     for entry in _read_gdc(gdc_manifest):
         barcode = parse_barcode(entry.filename)
+        if barcode is not None and not _why_left_out(barcode, frozen=True):
+            seen[barcode.site, barcode.frozen] += 1
         reason = _why_left_out(barcode, frozen)
         if barcode is None or reason:
             left_out[reason] += 1
@@ -160,7 +189,17 @@ def write_tcga_manifests(
             manifests[hospital.name] = write_manifest(
                 path, stratify_splits(unsplit, test_fraction, seed).rows
             )
-    return TcgaResult(manifests, dict(left_out), tuple(missing))
+    return TcgaResult(manifests, dict(left_out), tuple(missing), _count(seen))
+
+
+def _count(seen: Mapping[tuple[str, bool], int]) -> dict[str, SlideCounts]:
+    """Return the counts of each hospital from those of (site code, whether frozen)."""
+
+    def of(hospital: Hospital, frozen: bool) -> dict[str, int]:
+        code_of = {label: code for code, label in hospital.codes.items()}
+        return {label: seen.get((code_of.get(label, ""), frozen), 0) for label in LABELS}
+
+    return {each.name: SlideCounts(each.published, of(each, False), of(each, True)) for each in HOSPITALS}
 
 
 def _why_left_out(barcode: Barcode | None, frozen: bool) -> str:
