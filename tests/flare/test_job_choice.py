@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from histoflare.errors import JobError
+from histoflare.errors import JobError, MaskError
 from histoflare.flare.job import read_job
 from histoflare.flare.job_choice import choose_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.data import check_resolutions
 from histoflare.site.found_data import FoundData, Patches, find_data
 from tests.flare.bags_on_disk import relabel, write_site
 
@@ -88,6 +89,11 @@ def test_images_that_agree_on_a_resolution(repository: Path, tmp_path: Path) -> 
     for other in (site("c", 0.5), site("d", "")):
         mixed = find_data({"a": site("a", 0.25), "other": other}, "images")
         assert choose_job(folder, found=mixed).fitted == {}
+    apart = {"a": site("a", 0.25), "c": site("c", 0.5)}
+    with pytest.raises(MaskError, match=r"a: 0\.25; c: 0\.5"):
+        check_resolutions(read_job(folder).task, apart)
+    named = choose_job(folder, None, ["protocol.mpp=0.5"], find_data(apart, "images"))
+    check_resolutions(named.job.task, apart)  # each site is then held to it
 
 
 def test_one_label_everywhere_is_nothing_to_tell_apart(mem: Path) -> None:

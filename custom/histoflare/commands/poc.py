@@ -117,11 +117,13 @@ def _write_job(
     """Write the job that fits the sites into the workspace, if it is not ``job``; return its folder."""
     from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_variant import write_variant
+    from histoflare.site.data import check_resolutions
     from histoflare.site.found_data import find_data
 
     training = {name: site for name, site in sites.items() if not site.evaluation_only}
     choice = choose_job(job, preset, found=find_data(training, data))
     say_fitted(choice)
+    check_resolutions(choice.job.task, training)
     folder = workspace / JOB_FOLDER
     if job.resolve().is_relative_to(folder.resolve()):
         raise JobError(f"{job}: this command writes its job to {folder}; copy yours to another folder first.")

@@ -42,8 +42,8 @@ def agreed_mpp(stated: Mapping[str, Iterable[float | None]]) -> float | None:
         said = "; ".join(f"{site}: {mpps}" for site, mpps in listed.items() if mpps)
         raise MaskError(
             f"the images are of several resolutions (µm/px; {said}), and the job names none: a network would "
-            "take them for one scale. Name one in protocol.toml (mpp = …), and import the other images at "
-            "that, or leave them out.",
+            "take them for one scale. Name one (mpp = … in protocol.toml, or --set protocol.mpp=…), and "
+            "import the other images at that, or leave them out.",
             reason="COHORT_INVALID",
         )
     return None if None in counts else most

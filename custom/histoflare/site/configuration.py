@@ -59,7 +59,8 @@ ledger_key = {ledger_key}
 # were imported, or made with other mosaic parameters than the defaults, are then made again.
 prepare = {prepare}
 
-# For prepare: the encoder's weight file and the SHA-256 the sites agreed on; "" for an encoder without one.
+# For prepare: the encoder's weight file and the SHA-256 the sites agreed on; "" for an encoder without one. A
+# TorchScript file has another beside it, FILE.toml, which says its mean, std and input size.
 encoder_weights = {encoder_weights}
 encoder_sha256 = {encoder_sha256}
 

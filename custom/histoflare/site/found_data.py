@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from histoflare.errors import HistoflareError
+from histoflare.errors import HistoflareError, MaskError
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import IMAGES, bags_of
 from histoflare.slides.manifest import COLUMNS, NEEDED, read_manifest
@@ -56,7 +56,7 @@ def find_data(sites: Mapping[str, SiteConfiguration], data: str) -> FoundData:
         sites: The training sites. data: ``Task.data`` of the job.
     """
     if data == IMAGES:
-        return FoundData(patches=_of_images(sites.values()))
+        return FoundData(patches=_of_images(sites))
     labels = find_labels(bags_of(site)[0] for site in sites.values())
     found = [patches for site in sites.values() for patches in _of_bags(site, labels)]
     kinds = Counter(replace(patches, mpp=None) for patches in found)
@@ -96,18 +96,13 @@ def _of_bags(site: SiteConfiguration, labels: tuple[str, ...]) -> Iterator[Patch
         yield Patches(header.encoder, header.features, header.patch_px, header.patch_mpp)
 
 
-def _of_images(sites: Iterable[SiteConfiguration]) -> Patches | None:
+def _of_images(sites: Mapping[str, SiteConfiguration]) -> Patches | None:
     """Return the resolution of the images, if each states one and they agree."""
-    from histoflare.masks.image_manifest import read_image_manifest
+    from histoflare.masks.resolution import agreed_mpp, read_stated_mpps
 
-    found: set[float | None] = set()
-    for site in sites:
-        try:
-            assert site.images is not None
-            found |= {row.mpp for row in read_image_manifest(site.images, check_files=False).rows}
-        except HistoflareError:
-            continue
-    known = sorted(mpp for mpp in found if mpp is not None)
-    if None in found or not known or known[-1] > known[0] * (1 + SAME_MPP):
+    manifests = {name: site.images for name, site in sites.items() if site.images is not None}
+    try:
+        mpp = agreed_mpp(read_stated_mpps(manifests))
+    except MaskError:  # a setting may name one; without, ``check_resolutions`` refuses them
         return None
-    return Patches(mpp=known[0])
+    return None if mpp is None else Patches(mpp=mpp)
