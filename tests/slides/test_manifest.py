@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
