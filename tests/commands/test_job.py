@@ -144,3 +144,40 @@ class TestSubmit:
         monkeypatch.setattr(admin_module, "LOST_SECONDS", 0.0)
         with pytest.raises(HistoflareError, match="no answer"):
             Admin("lead", tmp_path).wait("job", 60.0)
+
+    def test_a_preset_is_submitted_and_a_failure_says_who_refused_and_what_to_do(
+        self, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen = []
+
+        def download(self: Admin, job_id: str, target: Path) -> Path:
+            (target / job_id / "workspace").mkdir(parents=True)
+            row = {
+                "round": 0,
+                "refused": {"b": "PROTOCOL_MISMATCH", "a": "COHORT_INVALID"},
+                "finished": False,
+            }
+            (target / job_id / "workspace" / "rounds.json").write_text(json.dumps([row]))
+            return target / job_id
+
+        monkeypatch.setattr(admin_module, "read_administrator", lambda kit: "lead")
+        monkeypatch.setattr(Admin, "submit", lambda self, folder: seen.append(read_job(folder)) or "1")
+        monkeypatch.setattr(Admin, "wait", lambda *_: "FINISHED:EXECUTION_EXCEPTION")
+        monkeypatch.setattr(Admin, "download", download)
+        folder = repository / "jobs" / "mem_dpsgd"
+        with pytest.raises(JobError, match="ended with FINISHED:EXECUTION_EXCEPTION") as caught:
+            run("job", "submit", folder, "--kit", tmp_path, "--preset", "adnan", "--wait")
+        assert [job.rounds for job in seen] == [116]
+        lines = str(caught.value).splitlines()
+        assert [line.split(":")[:2] for line in lines[1:3]] == [
+            ["  a", " COHORT_INVALID"],
+            ["  b", " PROTOCOL_MISMATCH"],
+        ]
+        assert "histoflare poc start --sites" in str(caught.value) and "every kit" in str(caught.value)
+
+
+def test_show_takes_a_preset(repository: Path) -> None:
+    shown = json.loads(run("job", "show", repository / "jobs" / "mem_dpsgd", "--preset", "adnan", "--json"))
+    assert shown["rounds"] == 116 and shown["privacy"]["noise_multiplier"] == 4.0
+    with pytest.raises(JobError, match="it has: adnan, per-site"):
+        run("job", "show", repository / "jobs" / "mem_dpsgd", "--preset", "none")

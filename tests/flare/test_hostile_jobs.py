@@ -587,7 +587,7 @@ def _replace_tasks(made: Attack, job: Path) -> None:
         task.write_text(name)
         job_id = made.federation.admin.submit(job)
         until = time.monotonic() + 45
-        while time.monotonic() < until and not made.codes(name):
+        while time.monotonic() < until and set(made.codes(name)) < set(SITES):
             time.sleep(0.2)
         if name == "evaluate":  # after the other one the server gives the job up
             to_jobs = {

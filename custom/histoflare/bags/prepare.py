@@ -34,7 +34,7 @@ from histoflare.slides.files import SlideFingerprint, fingerprint, slide_files
 from histoflare.slides.manifest import Manifest, ManifestRow
 from histoflare.slides.mosaic import Mosaic, MosaicParameters, build_mosaic
 from histoflare.slides.reader import Slide
-from histoflare.slides.resolution import given_mpp_fault
+from histoflare.slides.resolution import check_given_mpp
 
 # These say that there is nothing on a sound slide to make a bag of; everything else is a failure.
 NOTHING_THERE = {
@@ -106,11 +106,7 @@ def prepare(
         BagError: Another process writes there (BAGS_BUSY), or the disk is full (BAG_NOT_WRITTEN).
         EncoderError: The encoder does not take these patches.
     """
-    if default_mpp is not None and (fault := given_mpp_fault(default_mpp)):
-        raise SlideError(
-            f"--mpp must be micrometres per pixel, such as 0.25 or 0.5: {default_mpp:g} {fault}.",
-            reason="SLIDE_MPP_INVALID",
-        )
+    check_given_mpp(default_mpp, "--mpp")
     started = time.monotonic()
     run = Preparation(
         manifest,

@@ -41,6 +41,8 @@ def find_sites(folder: Path, data: str = "bags") -> SiteFolder:
     problems = []
     usual = USUAL_NAMES[data]
     for path in sorted([*folder.glob(f"*/{usual}"), *folder.glob("*.csv")]):
+        if path.name.startswith((".", "~$")):  # companions of macOS, locks of spreadsheets
+            continue
         name = path.parent.name if path.name == usual and path.parent != folder else path.stem
         if name in found:
             problems.append(f"{name}: has two manifests, {found[name]} and {path}")
@@ -49,7 +51,7 @@ def find_sites(folder: Path, data: str = "bags") -> SiteFolder:
     external |= {
         f"{EXTERNAL}-{path.stem}": path
         for path in sorted((folder / EXTERNAL).glob("*.csv"))
-        if path.name not in USUAL_NAMES.values()
+        if path.name not in USUAL_NAMES.values() and not path.name.startswith((".", "~$"))
     }
     found.pop(EXTERNAL, None)
     problems += [

@@ -65,7 +65,8 @@ def train_privately(
         correction: A term added to each gradient after clip and noise; it must not depend on this site's
             records but through what was released.
         device: Where the gradients of the records are made, clipped and summed. Samples and noise come from
-            the CPU, where the cryptographic source is.
+            the CPU, where the cryptographic source is. The guarantee takes for granted that a record's
+            gradient does not depend on which others were drawn, roundings and all; that was tried on CPUs.
 
     Raises:
         JobError: No training data, a task that is no ``PerRecord`` or a model that will not do

@@ -30,8 +30,8 @@ from histoflare.slides.pixels import extend_edges, resample, scanned_pixels
 from histoflare.slides.resolution import (
     LevelInfo,
     SlideInfo,
+    check_given_mpp,
     choose_level,
-    given_mpp_fault,
     is_mpp,
     slide_info,
 )
@@ -68,8 +68,7 @@ class Slide:
 
     def __init__(self, path: Path, *, mpp: float | None = None) -> None:
         self.path = Path(path)
-        if mpp is not None and (fault := given_mpp_fault(mpp)):
-            raise SlideError(f"{self.path}: mpp {mpp:g} {fault}.", reason="SLIDE_MPP_INVALID")
+        check_given_mpp(mpp, f"{self.path}: mpp")
         self._handle = _open(self.path)
         self._failure: Exception | None = None
         self._reads = 0

@@ -108,6 +108,20 @@ def given_mpp_fault(value: float) -> str:
     return ""
 
 
+def check_given_mpp(value: float | None, what: str) -> None:
+    """Raise :class:`SlideError` (``SLIDE_MPP_INVALID``) if a slide cannot have the resolution given.
+
+    Args:
+        value: In µm/px; None where none is given.
+        what: How the message names it.
+    """
+    if value is not None and (fault := given_mpp_fault(value)):
+        raise SlideError(
+            f"{what} must be micrometres per pixel, such as 0.25 or 0.5: {value:g} {fault}.",
+            reason="SLIDE_MPP_INVALID",
+        )
+
+
 def slide_info(
     properties: Mapping[str, str],
     level_sizes: Sequence[tuple[int, int]],

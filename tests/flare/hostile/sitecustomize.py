@@ -96,7 +96,7 @@ def _ask_something_else() -> None:
             next_one = given.setdefault(client.name, 0)
             given[client.name] += 1
             if next_one < len(left):
-                data.set_cookie("planted", left[next_one])
+                data.set_cookie_jar({**(data.get_cookie_jar() or {}), "planted": left[next_one]})
         return name, task_id, data
 
     server_runner.ServerRunner.process_task_request = process
