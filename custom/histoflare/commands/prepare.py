@@ -29,8 +29,8 @@ def prepare(
     encoder: Annotated[
         str,
         typer.Option(
-            help="densenet121 or torchscript:<name> (with --weights; FILE.toml beside a TorchScript file says its "
-            "mean, std and input_px), or densenet121-random for trying out."
+            help="densenet121 or torchscript:<name> (with --weights; FILE.toml beside TorchScript says "
+            "its mean, std and input_px), or densenet121-random for trying out."
         ),
     ] = "densenet121-random",
     weights: Annotated[Path | None, typer.Option(help="The encoder's weight file.")] = None,
