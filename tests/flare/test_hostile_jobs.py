@@ -548,10 +548,10 @@ def _restart(made: Attack, memory: Memory) -> None:
     large = {f"too large, {site}": ("cell", site, "admin", "x", too_large(), encoded) for site in SITES}
     made.burst(large)  # now: the connection that it comes on is closed
     for site in SITES:
-        process = psutil.Process(made.federation.pid(site))
-        assert process.is_running(), "it goes on"
+        process = made.federation._started[site]
+        assert process.poll() is None, "it goes on"
         process.terminate()
-        made.federation._started[site].wait(20)
+        process.wait(20)
     for site, kit in ((a, made.earlier), (b, kits.kit(b))):
         old = kit / str(uuid.UUID(int=9)) / f"app_{site}"
         plant(old / "config", made.marks, "evil.py", "custom/own.py")
