@@ -59,7 +59,7 @@ from histoflare.storage import write_json
 
 from .bags_on_disk import write_site
 from .hostile.archives import Around, Pack, falsely_signed, honest, hostile, inert, other_versions
-from .hostile.objects import MAIN, PLANTED, objects, raw_messages, section
+from .hostile.objects import MAIN, PLANTED, objects, raw_messages, section, too_large
 from .test_strays import MODULES, plant
 
 pytestmark = [pytest.mark.flare, pytest.mark.slow]
@@ -544,10 +544,14 @@ def _restart(made: Attack, memory: Memory) -> None:
     In each kit is what an older version would have left of a job (``test_kit_signature`` has more of it).
     """
     kits, (a, b) = made.federation.kits, SITES
+    encoded = {MessageHeaderKey.PAYLOAD_ENCODING: Encoding.FOBS}
+    large = {f"too large, {site}": ("cell", site, "admin", "x", too_large(), encoded) for site in SITES}
+    made.burst(large)  # now: the connection that it comes on is closed
     for site in SITES:
-        process = psutil.Process(made.federation.pid(site))
+        process = made.federation._started[site]
+        assert process.poll() is None, "it goes on"
         process.terminate()
-        made.federation._started[site].wait(20)
+        process.wait(20)
     for site, kit in ((a, made.earlier), (b, kits.kit(b))):
         old = kit / str(uuid.UUID(int=9)) / f"app_{site}"
         plant(old / "config", made.marks, "evil.py", "custom/own.py")

@@ -124,5 +124,9 @@ def raw_messages(folder: Path) -> dict[str, bytes]:
         "lists in lists": section(MAIN, b"\x91" * 100_000 + b"\xc0"),
         "millions of values": section(MAIN, b"\xdd" + struct.pack(">I", 3_000_000) + b"\x90" * 3_000_000),
         "millions of words": section(MAIN, b"\xdd" + struct.pack(">I", 3_000_000) + b"\xa1x" * 3_000_000),
-        "too large": section(MAIN, b"\xc6" + struct.pack(">I", 40 << 20) + bytes(40 << 20)),
     }
+
+
+def too_large() -> bytes:
+    """Return a message that is larger than any that comes in one piece."""
+    return section(MAIN, b"\xc6" + struct.pack(">I", 40 << 20) + bytes(40 << 20))
