@@ -154,6 +154,12 @@ def say(text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def _listed(counts: dict[str, int]) -> str:
+    """Return the counts in a line, or one a line where they are many: a table has 80 columns."""
+    parts = [f"{name} {count}" for name, count in counts.items()]
+    return ", ".join(parts) if len(parts) < 3 else "\n".join(parts)
+
+
 def _print_table(manifests: list[tuple[str, tuple[ManifestRow, ...]]]) -> None:
     from histoflare.commands.console import make_table, out
 
@@ -164,8 +170,8 @@ def _print_table(manifests: list[tuple[str, tuple[ManifestRow, ...]]]) -> None:
             name,
             str(counts["slides"]),
             str(counts["patients"]),
-            ", ".join(f"{label} {count}" for label, count in counts["labels"].items()),
-            ", ".join(f"{split} {count}" for split, count in counts["splits"].items()),
+            _listed(counts["labels"]),
+            _listed(counts["splits"]),
         )
     out.print(table, markup=False)
 

@@ -174,10 +174,17 @@ class Slide:
         lv_width, lv_height = (lv_xy.max(axis=0) - lv_low + lv_size).astype(int).tolist()
         l0_x, l0_y = np.array(l0_corners).min(axis=0).tolist()
         piece = self._read_level((l0_x, l0_y), level, (lv_width, lv_height))
-        for corner, (left, top) in zip(l0_corners, lv_xy - lv_low, strict=True):
+        level_info, places = self.info.levels[level], lv_xy - lv_low
+        if lv_per_px.is_integer() and not (places % lv_per_px).any():  # averages of the same pixels
+            piece = extend_edges(piece, (l0_x, l0_y), level_info, lv_per_px)
+            whole_px = (lv_width // int(lv_per_px), lv_height // int(lv_per_px))
+            pixels = resample(piece, whole_px, lv_per_px)
+            for x, y in (places / lv_per_px).astype(int):
+                yield pixels[y : y + size_px[1], x : x + size_px[0]]
+            return
+        for corner, (left, top) in zip(l0_corners, places, strict=True):
             image = piece.crop((int(left), int(top), int(left + lv_size[0]), int(top + lv_size[1])))
-            image = extend_edges(image, corner, self.info.levels[level], lv_per_px)
-            yield resample(image, size_px, lv_per_px)
+            yield resample(extend_edges(image, corner, level_info, lv_per_px), size_px, lv_per_px)
 
     def thumbnail(self, mpp: float) -> NDArray[np.uint8]:
         """Return the whole slide at ``mpp`` (at its own resolution if that is coarser): uint8 (h, w, 3).
