@@ -308,7 +308,7 @@ def _collect(
 
 
 def _is_of_another_file(slide: Path, header: BagHeader) -> bool:
-    """Return whether a bag cannot be of the slide; one that is not there, or is several files, says nothing."""
+    """Return whether a bag cannot be of the slide; one that is gone, or is several files, says nothing."""
     if not header.slide_size_bytes or slide.suffix.lower() not in ONE_FILE:
         return False
     try:
