@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import typer
-from histoflare.bags.model_file import save_model
 from typer.testing import CliRunner
 
 from histoflare.cli import app
 from histoflare.flare.job import read_job
 from histoflare.flare.job_choice import choose_job
+from histoflare.model_file import save_model
 from tests.flare.bags_on_disk import relabel, write_site
 from tests.masks.made import make_site as make_image_site
 
@@ -43,7 +43,9 @@ PLACEHOLDERS = {
     "H5DIR": "a-folder",
     "NAME": "uni2",
     "MANIFEST": "manifest.csv",
+    "MANIFEST…": "manifest.csv",
     "M": "0.5",
+    "N": "4",
     "GDC_MANIFEST": "gdc.txt",
     "FOLDER": "a-folder",
     "QUPATH.geojson": "a.geojson",

@@ -303,3 +303,14 @@ def test_unlike_cohorts_are_not_pooled(manifest: Manifest, bags: Path) -> None:
     for others in ([], [cohort, cohort], [cohort, replace(cohort, name="two", encoder="enc:2")]):
         with pytest.raises(BagError):
             pooled(others)
+
+
+def test_a_bag_of_another_run_s_slide_is_noticed(manifest: Manifest, bags: Path) -> None:
+    """Two runs may have slides of one name; a bag knows the size of the file it was made of."""
+    row = manifest.rows[0]
+    put_bag(manifest, bags, 0, slide_size_bytes=10)
+    load_cohort("site", manifest, bags, LABELS, "enc:1")  # the slide is not there: training needs none
+    row.slide.write_bytes(bytes(10))
+    load_cohort("site", manifest, bags, LABELS, "enc:1")
+    row.slide.write_bytes(bytes(11))
+    assert "f.svs): its bag was made of a file of another size" in refusal(manifest, bags)

@@ -73,7 +73,7 @@ def test_a_setting_comes_before_the_data_and_the_data_before_a_preset(repository
         ["y", "x"],
     )
     assert choice.job.rounds == 116 and choice.job.folder == folder
-    assert choice.fitted == {"protocol.mpp": 1.0}
+    assert choice.fitted == {"protocol.mpp": 1.0, "protocol.encoder": SHIPPED.encoder}
 
 
 def test_images_that_agree_on_a_resolution(repository: Path, tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ SAME_MPP = 0.01
 """Two resolutions this close (relative) are taken as equal: 256 µm / 224 px is written as 1.14 or 1.1429."""
 
 LISTED_PROBLEMS = 20
+ONE_FILE = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif")
+"""Suffixes of slides that are one file, whose size is known at no cost."""
 
 
 @dataclass(frozen=True)
@@ -282,6 +284,11 @@ def _collect(
         if patches == 0:
             findings.problems.append(f"{where}: its bag has no patches; take the row out of the manifest")
             continue
+        if _is_of_another_file(row.slide, header):
+            findings.problems.append(
+                f"{where}: its bag was made of a file of another size (bags of another run?): prepare again"
+            )
+            continue
         subgroups = {name: value for name in SUBGROUPS if (value := getattr(row, name)) is not None}
         label, split = list(labels).index(row.label), str(row.split)
         record = BagRecord(
@@ -298,6 +305,16 @@ def _collect(
         found.append((record, header))
     _check_splits(counted, labels, findings)
     return found
+
+
+def _is_of_another_file(slide: Path, header: BagHeader) -> bool:
+    """Return whether a bag cannot be of the slide; one that is gone, or is several files, says nothing."""
+    if not header.slide_size_bytes or slide.suffix.lower() not in ONE_FILE:
+        return False
+    try:
+        return slide.stat().st_size != header.slide_size_bytes
+    except OSError:
+        return False
 
 
 def _by_bag(
