@@ -37,7 +37,7 @@ def bags(tmp_path: Path) -> Sites:
 @pytest.fixture
 def images(tmp_path: Path) -> Sites:
     return {
-        site: SiteConfiguration(images=make_site(tmp_path / site, seed))
+        site: SiteConfiguration(images=make_site(tmp_path / site, seed, mark=f"{site}-"))
         for seed, site in enumerate(("a", "b", "external"))
     }
 
