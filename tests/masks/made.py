@@ -38,8 +38,11 @@ def make_image(seed: int, side_px: int = 96, discs: int = 6) -> tuple[np.ndarray
     return image, mask.astype(np.uint8)
 
 
-def make_site(folder: Path, seed: int = 0, patients: int = 6, side_px: int = 96) -> Path:
-    """Write a site's images, one a patient, of all three splits; return their CSV."""
+def make_site(folder: Path, seed: int = 0, patients: int = 6, side_px: int = 96, mark: str = "") -> Path:
+    """Write a site's images, one a patient, of all three splits; return their CSV.
+
+    ``mark`` stands in the patients' names: those of two sites are told apart by it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for index in range(patients):
@@ -47,9 +50,7 @@ def make_site(folder: Path, seed: int = 0, patients: int = 6, side_px: int = 96)
         Image.fromarray(image).save(folder / f"image{index}.png")
         Image.fromarray(mask).save(folder / f"mask{index}.png")
         split = ("train", "train", "test", "train", "validation", "test")[index % 6]
-        rows.append(
-            [f"image{index}.png", f"mask{index}.png", f"{folder.name}-p{index}", split, "FM"[index % 2]]
-        )
+        rows.append([f"image{index}.png", f"mask{index}.png", f"{mark}p{index}", split, "FM"[index % 2]])
     path = folder / "images.csv"
     with path.open("w", newline="") as file:
         table = csv.writer(file)

@@ -37,7 +37,7 @@ def bags(tmp_path: Path) -> Sites:
 @pytest.fixture
 def images(tmp_path: Path) -> Sites:
     return {
-        site: SiteConfiguration(images=make_site(tmp_path / site, seed))
+        site: SiteConfiguration(images=make_site(tmp_path / site, seed, mark=f"{site}-"))
         for seed, site in enumerate(("a", "b", "external"))
     }
 
@@ -121,12 +121,10 @@ def test_of_many_the_first_are_listed(bags: Sites, tmp_path: Path) -> None:
     assert said.count("\n  patient ") == LISTED and "… and 10 more" in said
 
 
-def test_a_federation_for_the_console_is_not_prepared(
-    tmp_path: Path, repository: Path, bags: Sites, images: Sites
-) -> None:
+def test_a_federation_for_the_console_is_not_prepared(tmp_path: Path, bags: Sites, images: Sites) -> None:
     change_cell(bags["b"].manifest, 4, "patient", "a-p3")
     with pytest.raises(JobError, match="patient a-p3"):
-        _configure(tmp_path, None, repository / "jobs" / "mem_fedavg")
+        _configure(tmp_path, None, "bags")
     change_cell(images["external"].images, 2, "patient", "b-p1")
     with pytest.raises(JobError, match="patient b-p1"):
-        _configure(tmp_path, None, repository / "jobs" / "dhunet_fedavg")
+        _configure(tmp_path, None, "images")

@@ -146,7 +146,7 @@ def test_a_round_that_is_run_again_gives_the_same_bytes(site: SiteConfiguration,
 
 
 def test_metrics_are_of_the_model_as_it_came_and_of_validation_patients(site: SiteConfiguration) -> None:
-    move_to_validation(site, {"p0", "p1", "p2", "p5"})
+    move_to_validation(site, {"a-p0", "a-p1", "a-p2", "a-p5"})
     asked = ["validation/balanced_accuracy", "validation/auc"]
     answer = SiteWork(setup_of(site), say_nothing).train(first_state(), 0, 1, asked)
     cohort = load_site_cohort("a", TASK, site)
@@ -162,7 +162,7 @@ def test_a_figure_that_does_not_exist_is_none(site: SiteConfiguration) -> None:
     asked = ["validation/auc", "validation/accuracy"]
     answer = SiteWork(setup_of(site), say_nothing).train(first_state(), 0, 1, asked)
     assert (answer.metrics, answer.metric_patients) == (dict.fromkeys(asked), 0)
-    move_to_validation(site, {"p0", "p2"})  # both of one class
+    move_to_validation(site, {"a-p0", "a-p2"})  # both of one class
     answer = SiteWork(setup_of(site), say_nothing).train(first_state(), 0, 1, asked)
     assert answer.metrics["validation/auc"] is None and answer.metrics["validation/accuracy"] is not None
     assert answer.metric_patients == 2
