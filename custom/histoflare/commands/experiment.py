@@ -83,6 +83,9 @@ def run_experiment(
                 text = f"{site}: {warning}"
                 console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
     federated = federate(experiment, cohorts, out, bars, clock)
+    if any(isinstance(row, Mapping) and row.get("stopped") for row in federated.participation[-1:]):
+        # its patience was over: a bound takes the steps of what it bounds
+        job = replace(job, rounds=len(federated.participation))
     with clock.phase("local and pooled bounds"):
         local, pooled = _train_bounds(job, cohorts, bars)
     with clock.phase("evaluation"):
