@@ -1,7 +1,7 @@
 """The console script ``histoflare``: gathers the commands; turns errors into one message and an exit code.
 
-Exit codes: 0 success; 1 an error that the message explains; 2 wrong usage; 3 done, but some slides were left
-out (each is listed); 130 stopped by Ctrl-C. ``histoflare --debug …`` shows the traceback.
+Exit codes: 0 success; 1 an error that the message explains; 2 wrong usage; 3 done, but some slides or
+sites were left out (each is listed); 130 stopped by Ctrl-C. ``histoflare --debug …`` shows the traceback.
 """
 
 from __future__ import annotations

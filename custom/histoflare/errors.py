@@ -158,6 +158,7 @@ REASONS = frozenset(
         "NOT_FINITE",
         "NOT_RELEASED",
         "POLICY_INVALID",
+        "OUTPUT_TAKEN",
         "PORT_TAKEN",
         "PRIVACY_INVALID",
         "PRIVACY_MISMATCH",

@@ -1,95 +1,319 @@
-"""A trained model in one file: safetensors with a JSON header that says what it is and how to use it."""
+"""A trained model in one file: safetensors with a JSON header that says what it is and how to use it.
+
+The same kind of file whoever writes it: a federation's server (``global_model.safetensors``, every round), a
+run on one workstation (``model.safetensors``) and ``masks pretrained``. Its one metadata entry,
+:data:`ENTRY`, is JSON with these fields:
+
+``version``
+    Of the header, :data:`VERSION`.
+``data``, ``model``, ``labels``, ``encoder``
+    What it works on (``bags`` or ``images``), which model it is, what it tells apart, and whose features it
+    wants (null of images).
+``task``
+    The arguments that make the task again, and with it the model.
+``mosaic``
+    How its slides were cut (``mpp``, ``patch_px`` and, where it is known, the rest); null of images and of
+    imported features.
+``protocol_sha256``
+    Of the protocol that the sites agreed on; null if there was none.
+``run``, ``round``
+    Of a federation's model: the run's name and the round, counted from 0; else null.
+``training``
+    Strategy, rounds, seed and the like.
+
+It holds no paths, and no names or counts of slides or patients.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor
 
-from histoflare import storage
 from histoflare.errors import JobError
+from histoflare.storage import atomic_path
 
-VERSION = 1
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-OTHER_KINDS = {
-    "histoflare-mem": "it classifies slides (histoflare classify)",
-    "histoflare-masks": "it segments slides (histoflare segment)",
-}
-"""What to say of a model of another kind."""
+VERSION = 2
+ENTRY = "histoflare.model"
+"""The metadata entry; safetensors writes several in no fixed order, so there is one."""
 
-GLOBAL_MODEL = "histoflare.global_model"
-"""The metadata entry of the models that a federation's server writes; it names their task too."""
+EARLIER_ENTRIES = ("histoflare.global_model", "histoflare-mem", "histoflare-masks")
+"""What earlier versions wrote: less, under three names, and the task as it is now."""
+
+MODEL_FILE = "model.safetensors"
+GLOBAL_MODEL_FILE = "global_model.safetensors"
+PLACES = (MODEL_FILE, GLOBAL_MODEL_FILE, f"workspace/{GLOBAL_MODEL_FILE}")
+"""Where a model lies in the folder of a run, in a server's, and in what a job's download brings."""
+
+OF_STRATEGY = "strategy/"
+"""Tensors that a strategy keeps in a global model, beside the model's own."""
+
+LARGEST_SAFETENSORS_HEADER_BYTES = 1 << 24
+LARGEST_HEADER_BYTES = 1 << 20
+_LENGTH_BYTES = 8
 
 
-def write_model_file(path: Path, kind: str, state: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write tensors and their header, whole or not at all; the same arguments give the same bytes.
+class ModelTask(Protocol):
+    """A task as far as its model's file is concerned."""
+
+    data: ClassVar[str]
+
+    @property
+    def labels(self) -> Any: ...
+    @property
+    def model_name(self) -> str: ...
+    def to_json(self) -> dict[str, Any]: ...
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Any: ...
+    def build_model(self) -> nn.Module: ...
+
+
+Task = TypeVar("Task", bound=ModelTask)
+
+
+@dataclass(frozen=True)
+class ModelHeader:
+    """What a model file says of itself; see the module.
+
+    Attributes:
+        path: The file itself, where a folder was given.
+    """
+
+    path: Path
+    data: str
+    task: dict[str, Any]
+    mosaic: dict[str, Any] | None
+    protocol_sha256: str | None
+    run: str | None
+    round: int | None
+    training: dict[str, Any]
+
+    @property
+    def labels(self) -> list[str]:
+        """What the model tells apart."""
+        return list(self.task["labels"])
+
+    @property
+    def mpp(self) -> float | None:
+        """Resolution at which the model looks, in µm/px; None if it does not say."""
+        mpp = self.task.get("mpp")
+        return float(mpp) if isinstance(mpp, (int, float)) else None
+
+    def check_data(self, data: str) -> None:
+        """Raise :class:`JobError` unless the model works on ``data``."""
+        if self.data != data:
+            other = "it segments slides (histoflare segment)"
+            if self.data == "bags":
+                other = "it classifies slides (histoflare classify)"
+            raise invalid(self.path, other)
+
+
+@dataclass(frozen=True)
+class LoadedModel(Generic[Task]):
+    """A model file, read: its header, its task, and the model's tensors in the model's own order."""
+
+    header: ModelHeader
+    task: Task
+    state: dict[str, Tensor]
+
+    def build_model(self) -> Any:
+        """Return the task's model with these tensors, in evaluation mode."""
+        model = self.task.build_model()
+        model.load_state_dict(self.state)
+        return model.eval()
+
+
+def save_model(
+    path: Path,
+    state: Mapping[str, Tensor],
+    task: ModelTask,
+    *,
+    mosaic: Mapping[str, Any] | None = None,
+    protocol_sha256: str | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a trained model, whole or not at all; the same arguments give the same bytes.
 
     Args:
-        kind: What the file is; the name of its one metadata entry.
-        header: Plain JSON.
-    """
-    # One metadata entry: safetensors writes several in no fixed order.
-    content = {"format": kind, "version": VERSION, **header}
-    metadata = {kind: json.dumps(content, sort_keys=True, allow_nan=False)}
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    storage.write_bytes(path, safetensors.torch.save(tensors, metadata=metadata), public=True)
-
-
-def read_model_file(path: Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the header of a file of one of these kinds; the header has a ``task``.
+        state: The model's tensors. task: Makes the model.
+        mosaic, protocol_sha256, training: Of the header, see the module; plain JSON.
 
     Raises:
-        JobError: No such file, or not a model file of this kind and version.
+        JobError: The state is not one of the task's model, or not finite.
     """
+    _order(state, task, f"The model for {path.name}")
+    header = describe_model(task, mosaic=mosaic, protocol_sha256=protocol_sha256, training=training)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    write_model_file(path, tensors, header, public=True)
+
+
+def describe_model(
+    task: ModelTask,
+    *,
+    mosaic: Mapping[str, Any] | None = None,
+    protocol_sha256: str | None = None,
+    run: str | None = None,
+    round_index: int | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the header of a model of ``task``."""
+    arguments = task.to_json()
+    return {
+        "version": VERSION,
+        "data": task.data,
+        "model": task.model_name,
+        "labels": list(task.labels),
+        "encoder": arguments.get("encoder"),
+        "task": arguments,
+        "mosaic": None if mosaic is None else dict(mosaic),
+        "protocol_sha256": protocol_sha256,
+        "run": run,
+        "round": round_index,
+        "training": dict(training or {}),
+    }
+
+
+def write_model_file(
+    path: Path, state: Mapping[str, Tensor], header: Mapping[str, Any], *, public: bool = False
+) -> None:
+    """Write tensors under a header of :func:`describe_model`.
+
+    Args:
+        state: Contiguous tensors on the CPU, no two of which share memory.
+        public: Others may read the file.
+
+    Raises:
+        JobError: The header is larger than a reader takes.
+    """
+    from safetensors.torch import save_file
+
+    text = json.dumps(header, sort_keys=True, allow_nan=False)
+    if len(text.encode()) > LARGEST_HEADER_BYTES:
+        raise JobError(f"{path}: the model's header would be larger than {LARGEST_HEADER_BYTES} bytes.")
+    with atomic_path(path, public=public) as partial:
+        save_file(dict(state), partial, metadata={ENTRY: text})
+
+
+def read_model_header(path: Path) -> ModelHeader:
+    """Return what a model file says of itself; no tensor is read, and no PyTorch loaded.
+
+    Args:
+        path: The file, or a folder with one of :data:`PLACES`.
+
+    Raises:
+        JobError: There is none (MODEL_FILE_MISSING), or it is damaged, has no header, or one of another
+            version (MODEL_FILE_INVALID).
+    """
+    file = find_model_file(path)
+    metadata = _read_metadata(file)
+    entry = next((name for name in (ENTRY, *EARLIER_ENTRIES) if name in metadata), None)
+    if entry is None:
+        raise invalid(
+            file, "it has no header of histoflare, so that nobody knows its task; give a file that it wrote"
+        )
+    try:
+        said = json.loads(metadata[entry]) if len(metadata[entry]) <= LARGEST_HEADER_BYTES else None
+    except (ValueError, RecursionError):
+        said = None
+    if not isinstance(said, dict):
+        raise invalid(file, "its header is not JSON, or too large")
+    if entry == ENTRY and said.get("version") != VERSION:
+        raise invalid(file, f"it has version {said.get('version')}, this histoflare reads {VERSION}")
+    task = said.get("task")
+    if not isinstance(task, dict) or not isinstance(task.get("labels"), list):
+        raise invalid(file, "its header names no task")
+    header = ModelHeader(
+        path=file,
+        data="images" if "network" in task else "bags",
+        task=task,
+        mosaic=said.get("mosaic"),
+        protocol_sha256=said.get("protocol_sha256"),
+        run=said.get("run"),
+        round=said.get("round"),
+        training=said.get("training") or {},
+    )
+    wanted = {
+        "mosaic": isinstance(header.mosaic, dict | None),
+        "protocol_sha256": isinstance(header.protocol_sha256, str | None),
+        "run": isinstance(header.run, str | None),
+        "round": header.round is None or (type(header.round) is int and header.round >= 0),
+        "training": isinstance(header.training, dict),
+    }
+    if wrong := [name for name, fits in wanted.items() if not fits]:
+        raise invalid(file, f"its header has no readable {', '.join(wrong)}")
+    return header
+
+
+def read_model_file(path: Path, kind: type[Task]) -> LoadedModel[Task]:
+    """Read a model file.
+
+    Args:
+        path: As for :func:`read_model_header`.
+        kind: The class of its task, such as ``bags.task.MemTask``.
+
+    Raises:
+        JobError: As :func:`read_model_header`, or the model is of another kind, or its tensors are not those
+            of its task's model.
+    """
+    import safetensors.torch
+
+    header = read_model_header(path)
+    header.check_data(kind.data)
+    task: Task = kind.from_json(header.task)
+    try:
+        found = safetensors.torch.load_file(header.path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise invalid(header.path, f"it is damaged ({error})") from error
+    state = {name: tensor for name, tensor in found.items() if not name.startswith(OF_STRATEGY)}
+    order = _order(state, task, f"The model file {header.path}")
+    return LoadedModel(header, task, {name: state[name] for name in order})
+
+
+def find_model_file(path: Path) -> Path:
+    """Return ``path`` if it is a file, or the model in the folder ``path``; JobError (MODEL_FILE_MISSING)."""
+    if path.is_dir():
+        found = next((path / place for place in PLACES if (path / place).is_file()), None)
+        if found is None:
+            raise JobError(
+                f"There is no model in the folder {path}: none of {', '.join(PLACES)}.",
+                reason="MODEL_FILE_MISSING",
+            )
+        return found
     if not path.is_file():
         raise JobError(f"There is no model file {path}.", reason="MODEL_FILE_MISSING")
+    return path
+
+
+def invalid(path: Path, what: str) -> JobError:
+    """Return the error of a file that is no model."""
+    return JobError(f"{path} cannot be used as a model: {what}.", reason="MODEL_FILE_INVALID")
+
+
+def _read_metadata(path: Path) -> dict[str, str]:
+    """Return a safetensors file's metadata; what is too large is refused before it is parsed."""
     try:
-        with safetensors.safe_open(path, framework="pt", device="cpu") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+        with path.open("rb") as opened:
+            length = int.from_bytes(opened.read(_LENGTH_BYTES), "little")
+        if length > LARGEST_SAFETENSORS_HEADER_BYTES:
+            raise invalid(path, "it is damaged or not a safetensors file")
+        with safetensors.safe_open(path, framework="np") as file:
+            return file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise invalid(path, f"it is damaged or not a safetensors file ({error})") from error
-    kind = next((kind for kind in kinds if kind in metadata), kinds[0])
-    try:
-        header = json.loads(metadata.get(kind, "null"))
-    except json.JSONDecodeError as error:
-        raise invalid(path, f"its header is not JSON ({error})") from error
-    if not isinstance(header, dict) or header.get("format", kind) != kind:
-        if any(name in OTHER_KINDS for name in metadata):
-            raise invalid(path, OTHER_KINDS[next(name for name in metadata if name in OTHER_KINDS)])
-        raise invalid(path, f"it was not written by histoflare for this use (no {kind} header)")
-    if kind != GLOBAL_MODEL and header.get("version") != VERSION:
-        raise invalid(path, f"it has version {header.get('version')}, this histoflare reads {VERSION}")
-    if not isinstance(header.get("task"), dict):
-        raise invalid(path, "its header names no task")
-    return tensors, header
 
 
-def read_task(path: Path) -> dict[str, Any]:
-    """Return the task of a model file of any kind, as JSON; errors as :func:`read_model_file`."""
-    if not path.is_file():
-        raise JobError(f"There is no model file {path}.", reason="MODEL_FILE_MISSING")
-    try:
-        with safetensors.safe_open(path, framework="pt") as opened:
-            headers = [json.loads(text) for text in (opened.metadata() or {}).values()]
-        task = headers[0]["task"]
-    except (safetensors.SafetensorError, OSError) as error:
-        raise invalid(path, f"it is damaged or not a safetensors file ({error})") from error
-    except (ValueError, LookupError, TypeError):
-        raise invalid(path, "its header names no task") from None
-    if not isinstance(task, dict):
-        raise invalid(path, "its header names no task")
-    return task
-
-
-def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], whose: str) -> list[str]:
+def _order(state: Mapping[str, Tensor], task: ModelTask, whose: str) -> list[str]:
     """Return the names in the model's order; raises :class:`JobError` unless ``state`` is a state of it."""
+    import torch
+
+    expected = task.build_model().state_dict()
     wrong = sorted(set(state) ^ set(expected))
     wrong += [name for name in expected if name in state and state[name].shape != expected[name].shape]
     wrong += [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
@@ -100,8 +324,3 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], who
             reason="MODEL_FILE_INVALID",
         )
     return list(expected)
-
-
-def invalid(path: Path, what: str) -> JobError:
-    """Return the error of a file that is no model."""
-    return JobError(f"{path} cannot be used as a model: {what}.", reason="MODEL_FILE_INVALID")

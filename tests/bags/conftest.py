@@ -20,6 +20,7 @@ class MeanColour:
 
     id = "mean-colour"
     features = 3
+    preprocessing = None
 
     def __init__(self) -> None:
         self.encoded = 0

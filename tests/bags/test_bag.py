@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from histoflare.bags.bag import (
     read_rows,
     write_bag,
 )
+from histoflare.bags.preprocessing import IMAGENET
 from histoflare.errors import BagError
 
 HEADER = BagHeader(BAG_VERSION, "ab" * 32, 12, 34, {"mpp": 0.5, "patch_px": 64}, "mean-colour", 3)
@@ -182,3 +184,15 @@ def test_another_version_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(BagError, match=r"version 99.*prepare") as error:
         read_header(tmp_path / "a.h5")
     assert error.value.reason == "BAG_VERSION"
+
+
+def test_the_header_says_the_preprocessing_and_an_earlier_bag_that_it_does_not(tmp_path: Path) -> None:
+    bag = make_bag()
+    said = IMAGENET.to_json()
+    write_bag(tmp_path / "a.h5", replace(bag, header=replace(bag.header, preprocessing=said)))
+    assert read_header(tmp_path / "a.h5").preprocessing == said
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        stored = json.loads(file.attrs[bag_module.HEADER_ATTRIBUTE])
+        del stored["preprocessing"]
+        file.attrs[bag_module.HEADER_ATTRIBUTE] = json.dumps(stored)
+    assert read_bag(tmp_path / "a.h5").header.preprocessing is None

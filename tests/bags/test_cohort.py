@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,18 +102,29 @@ def test_everything_wrong_is_said_at_once(manifest: Manifest, bags: Path) -> Non
     assert str(bags) in text and "site" in text
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda row: replace(row, label="c"), "unknown label 'c'"),
-        (lambda row: replace(row, label="a"), "every training slide has the label 'a'"),
-    ],
-)
-def test_labels_that_cannot_be_learned(
-    manifest: Manifest, bags: Path, change: Callable[..., object], words: str
+def test_labels_that_the_job_does_not_know(manifest: Manifest, bags: Path) -> None:
+    changed = replace(manifest, rows=tuple(replace(row, label="c") for row in manifest.rows))
+    assert "unknown label 'c'; the job's labels (protocol.labels) are a, b" in refusal(changed, bags)
+
+
+def test_a_site_of_one_class_takes_part(manifest: Manifest, bags: Path) -> None:
+    """Label skew: cross-entropy needs no second class at a site."""
+    changed = replace(manifest, rows=tuple(replace(row, label="a") for row in manifest.rows))
+    cohort = load_cohort("site", changed, bags, LABELS, "enc:1")
+    assert {record.label for record in cohort.train} == {0}
+    assert "no training patient of class 'b'" in cohort.warnings
+
+
+def test_one_fault_of_many_bags_is_said_once_with_the_setting_that_cures_it(
+    manifest: Manifest, bags: Path
 ) -> None:
-    changed = replace(manifest, rows=tuple(map(change, manifest.rows)))
-    assert words in refusal(changed, bags)
+    text = refusal(manifest, bags, patch_px=224)
+    assert (
+        text.count("\n  ") == 1
+        and " and 5 more: patches of 64 px, the job's have 224 (protocol.patch_px)" in text
+    )
+    width = refusal(manifest, bags, features=7)
+    assert width.count("\n  ") == 1 and "--set task.features=" in width and "encoder" not in width
 
 
 def test_a_long_list_is_cut(tmp_path: Path) -> None:
@@ -191,7 +201,8 @@ def test_one_sided_cohorts_are_warned_of(manifest: Manifest, bags: Path, split: 
 def test_imported_features_of_unknown_resolution_are_warned_of(manifest: Manifest, bags: Path) -> None:
     for index in range(6):
         put_bag(manifest, bags, index, mosaic=None, patch_mpp=None, patch_px=None)
-    assert len(load_cohort("site", manifest, bags, LABELS, "enc:1", 0.5, 64).warnings) == 6
+    (warning,) = load_cohort("site", manifest, bags, LABELS, "enc:1", 0.5, 64).warnings
+    assert " and 5 more: imported features that do not say" in warning
     for index in range(6):
         put_bag(manifest, bags, index, mosaic=None, patch_mpp=256 / 224, patch_px=224)
     assert load_cohort("site", manifest, bags, LABELS, "enc:1", 1.14, 224).warnings == ()

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from monai.networks.nets import DenseNet121
+from PIL import Image
 from torch import nn
 
 from histoflare.bags import densenet as densenet_module
 from histoflare.bags import encoder as encoder_module
-from histoflare.bags.encoder import load_encoder, normalise
+from histoflare.bags.encoder import load_encoder, load_encoder_of
+from histoflare.bags.preprocessing import IMAGENET, SUFFIX, Preprocessing
 from histoflare.errors import EncoderError
 from histoflare.slides.synthetic import reference_patches
 
@@ -158,7 +160,7 @@ def test_random_encoder_is_named_so_and_built_once(random_encoder: encoder_modul
 def test_random_encoder_has_unit_statistics_on_its_reference_patches() -> None:
     """With statistics of the batch itself, what enters each norm's scale has mean 0 and variance 1."""
     network = densenet_module.densenet121()
-    images = normalise(random_patches(8))
+    images = IMAGENET.apply(random_patches(8))
     densenet_module.set_statistics(network, images)
     seen: list[torch.Tensor] = []
     norm = network.layers.denseblock2.denselayer3.layers.norm1
@@ -262,24 +264,151 @@ class Only224(nn.Module):
         return images.view(images.shape[0], 3 * 224 * 224)[:, :5]
 
 
-def script(path: Path, network: nn.Module) -> str:
+class Tokens(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean(dim=2).transpose(1, 2)
+
+
+class HalfInside(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layer(images.mean(dim=(2, 3)).half())
+
+
+HALVES = "mean = [0.5, 0.5, 0.5]\nstd = [0.5, 0.5, 0.5]\ninput_px = 32\n"
+
+
+def script(path: Path, network: nn.Module, preprocessing: str = HALVES) -> str:
+    """Write the network, and beside it what it was trained with; return the SHA-256 of its file."""
     torch.jit.script(network).save(str(path))
+    if preprocessing:
+        path.with_name(path.name + SUFFIX).write_text(preprocessing)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_torchscript_gets_imagenet_images(tmp_path: Path) -> None:
-    digest = script(tmp_path / "m.pt", Pooled())
-    encoder = load_encoder("torchscript:uni2", tmp_path / "m.pt", digest, "cpu", probe_px=32)
-    assert (encoder.id, encoder.features) == (f"torchscript:uni2:{digest[:12]}", 3)
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ((0, 0, 0), (1, 1, 1)),
+    ],
+)
+def test_torchscript_gets_the_mean_and_std_that_are_given_with_it(
+    tmp_path: Path, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    text = f"mean = {list(mean)}\nstd = {list(std)}\ninput_px = 32"
+    digest = script(tmp_path / "m.pt", Pooled(), text)
+    encoder = load_encoder("torchscript:uni2", tmp_path / "m.pt", digest, "cpu")
     grey = torch.full((1, 3, 32, 32), 51, dtype=torch.uint8)  # 51 / 255 = 0.2
-    expected = [(0.2 - mean) / std for mean, std in ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))]
+    expected = [(0.2 - centre) / deviation for centre, deviation in zip(mean, std, strict=True)]
     torch.testing.assert_close(encoder.encode(grey), torch.tensor([expected]), rtol=1e-4, atol=1e-4)
+    assert encoder.preprocessing is not None
+    assert encoder.preprocessing.to_json() == {
+        "mean": list(mean),
+        "std": list(std),
+        "input_px": 32,
+        "interpolation": None,
+    }
+
+
+def test_an_encoder_s_id_tells_weights_and_preprocessing(tmp_path: Path) -> None:
+    ids = set()
+    for text in (HALVES, HALVES.replace("32", "64"), HALVES.replace("0.5]", "0.4]")):
+        for interpolation in ("", 'interpolation = "bicubic"', 'interpolation = "bilinear"'):
+            digest = script(tmp_path / "m.pt", Pooled(), text + interpolation)
+            encoder = load_encoder("torchscript:x", tmp_path / "m.pt", digest, "cpu")
+            assert encoder.id.startswith(f"torchscript:x:{digest[:12]}-")
+            assert load_encoder_of(encoder.id, tmp_path / "m.pt", device="cpu").id == encoder.id
+            ids.add(encoder.id)
+    assert len(ids) == 9
+    (tmp_path / "m.pt.toml").write_text(f"# whole numbers, another order\n{HALVES}".replace("0.5]", "0.50]"))
+    again = load_encoder("torchscript:x", tmp_path / "m.pt", digest, "cpu")
+    assert again.id in ids
+
+
+def test_an_encoder_by_its_id_is_that_encoder_or_none(tmp_path: Path) -> None:
+    digest = script(tmp_path / "m.pt", Pooled())
+    weights = tmp_path / "m.pt"
+    wanted = load_encoder("torchscript:x", weights, digest, "cpu").id
+    faults = {
+        f"torchscript:x:{'0' * 12}-{wanted[-8:]}": "ENCODER_HASH",
+        f"torchscript:x:{digest[:12]}-00000000": "ENCODER_MISMATCH",
+        f"torchscript:x:{digest[:12]}": "ENCODER_MISMATCH",  # as ids were before they told the normalisation
+        "torchscript:x:-00000000": "ENCODER_HASH",
+        "imported:uni2": "ENCODER_UNKNOWN",
+    }
+    for encoder_id, reason in faults.items():
+        with pytest.raises(EncoderError) as error:
+            load_encoder_of(encoder_id, weights, device="cpu")
+        assert error.value.reason == reason, encoder_id
+    with pytest.raises(EncoderError, match="ImageNet's mean and std"):
+        load_encoder_of(f"torchscript:x:{digest[:12]}", weights, device="cpu")
+    with pytest.raises(EncoderError) as error:
+        load_encoder_of(wanted)
+    assert error.value.reason == "ENCODER_WEIGHTS_MISSING"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "does not say which mean, std and input size"),
+        ("mean = [0.5, 0.5, 0.5]", "missing: std, input_px"),
+        (f"{HALVES}crop = 1", "unknown: crop"),
+        (HALVES.replace("0.5]", "123.7]"), "divide them by 255"),
+        (HALVES.replace("std = [0.5, ", "std = [0, "), "std: three numbers above 0"),
+        (HALVES.replace("0.5, 0.5, 0.5", "0.5, 0.5"), "mean: three numbers"),
+        (HALVES.replace("32", "0"), "input_px: a whole number"),
+        (f"{HALVES}interpolation = 'nearest'", "interpolation"),
+        ("mean = [", "cannot be read"),
+    ],
+)
+def test_what_is_not_given_or_cannot_be_is_one_clear_error(tmp_path: Path, text: str, words: str) -> None:
+    digest = script(tmp_path / "m.pt", Pooled(), text)
+    with pytest.raises(EncoderError, match=words) as error:
+        load_encoder("torchscript:x", tmp_path / "m.pt", digest, "cpu")
+    assert error.value.reason == "ENCODER_PREPROCESSING"
+    assert "m.pt.toml" in str(error.value)
+
+
+def test_patches_of_another_side_are_resized_as_said_or_refused(tmp_path: Path) -> None:
+    digest = script(tmp_path / "m.pt", Pooled())
+    with pytest.raises(EncoderError, match="--patch-px 32") as error:
+        load_encoder("torchscript:x", tmp_path / "m.pt", digest, "cpu", probe_px=64)
+    assert error.value.reason == "ENCODER_INPUT"
+    patches = random_patches(2, 64)
+    for interpolation, resample in (
+        ("bicubic", Image.Resampling.BICUBIC),
+        ("bilinear", Image.Resampling.BILINEAR),
+    ):
+        resized = Preprocessing((0, 0, 0), (1, 1, 1), 32, interpolation).apply(patches) * 255
+        for patch, mine in zip(patches, resized, strict=True):
+            picture = Image.fromarray(patch.permute(1, 2, 0).numpy()).resize((32, 32), resample)
+            theirs = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()
+            assert (theirs - mine).abs().max() <= 1.01  # what torchvision's transforms of a PIL image give
+    whole = Preprocessing((0, 0, 0), (1, 1, 1), 64, "bicubic").apply(patches) * 255
+    assert torch.equal(whole.round(), patches.float())
+
+
+def test_a_network_in_half_precision_runs_in_float32_or_says_so(tmp_path: Path) -> None:
+    network = nn.Sequential(Pooled(), nn.Linear(3, 2))
+    digest = script(tmp_path / "m.pt", network.half())
+    features = load_encoder("torchscript:x", tmp_path / "m.pt", digest, "cpu").encode(random_patches(2, 32))
+    assert features.dtype == torch.float32 and features.shape == (2, 2)
+    digest = script(tmp_path / "m.pt", HalfInside())
+    with pytest.raises(EncoderError, match="float32") as error:
+        load_encoder("torchscript:x", tmp_path / "m.pt", digest, "cpu")
+    assert error.value.reason == "ENCODER_WEIGHTS"
 
 
 @pytest.mark.parametrize(
     ("network", "reason"),
     [
         (Maps(), "ENCODER_OUTPUT"),
+        (Tokens(), "ENCODER_OUTPUT"),
         (Centred(), "ENCODER_BATCH"),
         (Logarithm(), "ENCODER_NOT_FINITE"),
         (Only224(), "ENCODER_INPUT"),
@@ -304,6 +433,7 @@ def test_torchscript_in_training_mode_is_put_into_evaluation(tmp_path: Path) -> 
 
 def test_a_file_that_is_no_torchscript_is_refused(tmp_path: Path) -> None:
     digest = save(tmp_path / "m.pt", {"a": torch.zeros(1)})
+    (tmp_path / "m.pt.toml").write_text(HALVES)
     with pytest.raises(EncoderError) as error:
         load_encoder("torchscript:x", tmp_path / "m.pt", digest, "cpu")
     assert error.value.reason == "ENCODER_WEIGHTS"

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from histoflare.bags.heatmap import NO_PATCH, BagAttention, write_heat
 from histoflare.bags.mem import MEM, InputNorm
+from histoflare.slides.mask_pyramid import MaskPyramid
 from histoflare.slides.overlay import attention_colours
+from histoflare.slides.planes import Plane
 from histoflare.slides.reader import Slide
 
 
@@ -59,9 +61,8 @@ def test_the_heat_map_lies_on_the_slide(tmp_path: Path, l0_patch_px: int, repeat
     levels = np.array([0.0, 0.5, 1.0])
     l0_size_px = (int(4.4 * l0_patch_px), int(2.5 * l0_patch_px))
     (tmp_path / "scratch").mkdir()
-    mpp = write_heat(
-        tmp_path / "h.tiff", levels, l0_coords, l0_patch_px, l0_size_px, 0.5, tmp_path / "scratch"
-    )
+    plane = Plane("bounds", (0, 0), l0_size_px)
+    mpp = write_heat(tmp_path / "h.tiff", levels, l0_coords, l0_patch_px, plane, 0.5, tmp_path / "scratch")
     assert mpp == pytest.approx(l0_patch_px * 0.5 / repeat)
     expected = np.full((3, 5), NO_PATCH, np.uint8)
     expected[0, 0], expected[1, 2], expected[0, 3] = 0, 127, 254
@@ -77,5 +78,29 @@ def test_the_heat_map_lies_on_the_slide(tmp_path: Path, l0_patch_px: int, repeat
 
 
 def test_patches_off_the_grid_are_refused(tmp_path: Path) -> None:
+    plane = Plane("level0", (0, 0), (640, 640))
     with pytest.raises(ValueError, match="grid"):
-        write_heat(tmp_path / "h.tiff", np.ones(1), np.array([[3, 0]]), 64, (640, 640), 0.5, tmp_path)
+        write_heat(tmp_path / "h.tiff", np.ones(1), np.array([[3, 0]]), 64, plane, 0.5, tmp_path)
+
+
+@pytest.mark.parametrize("l0_xy", [(256, 128), (300, 190), (-20, 7)])
+def test_a_heat_map_begins_where_its_plane_does(tmp_path: Path, l0_xy: tuple[int, int]) -> None:
+    """Each pixel's middle lies in the patch whose value it has, wherever the plane's corner cuts the grid."""
+    side = 64
+    l0_coords = side * np.array([[4, 2], [5, 2], [7, 4]])
+    plane = Plane("bounds", l0_xy, (400, 300))
+    mpp = write_heat(tmp_path / "h.tiff", np.array([0.0, 0.5, 1.0]), l0_coords, side, plane, 0.5, tmp_path)
+    l0_per_px = mpp / 0.5
+    assert l0_per_px == (64 if l0_xy == (256, 128) else 4)
+    values = tifffile.imread(tmp_path / "h.tiff")
+    assert values.shape[1] * l0_per_px >= 400 and values.shape[0] * l0_per_px >= 300
+    y, x = (
+        (np.arange(n) + 0.5) * l0_per_px + corner for n, corner in zip(values.shape, l0_xy[::-1], strict=True)
+    )
+    expected = np.full(values.shape, NO_PATCH)
+    for (left, top), value in zip(l0_coords, (0, 127, 254), strict=True):
+        rows, columns = (y >= top) & (y < top + side), (x >= left) & (x < left + side)
+        expected[np.ix_(rows, columns)] = value
+    assert np.array_equal(values, expected)
+    with MaskPyramid(tmp_path / "h.tiff") as opened:
+        assert opened.plane == plane

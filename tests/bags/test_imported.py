@@ -37,10 +37,12 @@ def write_clam(path: Path, features: np.ndarray = FEATURES, coords: np.ndarray =
     write_h5(path, {"features": features, "coords": coords}, {})
 
 
-def write_trident(path: Path, features: np.ndarray = FEATURES, encoder: str = "uni_v2") -> None:
+def write_trident(
+    path: Path, features: np.ndarray = FEATURES, encoder: str = "uni_v2", l0_side_px: int = 512
+) -> None:
     coords = {
         "patch_size": 256,
-        "patch_size_level0": 512,
+        "patch_size_level0": l0_side_px,
         "target_magnification": 20,
         "savetodir": "/home/someone/study",
         "name": "Patient-Known",
@@ -227,3 +229,28 @@ def test_an_empty_folder_is_one_error(tmp_path: Path, manifest: Manifest) -> Non
     with pytest.raises(BagError) as error:
         bring_in(tmp_path, manifest)
     assert error.value.reason == "FEATURES_MISSING"
+
+
+@pytest.mark.parametrize(("l0_mpp", "l0_side_px"), [("0.265", 512), ("0.25", 512), ("0.1766", 768)])
+def test_the_resolution_of_tridents_patches_is_that_of_the_slides_pixels(
+    tmp_path: Path, l0_mpp: str, l0_side_px: int
+) -> None:
+    """Its target magnification is nominal: a slide of 0.265 µm/px read at half of it has 0.53, not 0.5."""
+    row = {"slide": "s.svs", "patient": "p", "label": "a", "mpp": l0_mpp}
+    manifest = write_rows(tmp_path / "m.csv", [row])
+    write_trident(tmp_path / "h5" / "s.h5", l0_side_px=l0_side_px)
+    bring_in(tmp_path, manifest)
+    expected = float(l0_mpp) * l0_side_px / 256
+    assert bag_of(tmp_path, manifest, 0).header.patch_mpp == pytest.approx(expected)
+
+
+def test_the_resolution_of_tridents_patches_without_one_in_the_manifest(tmp_path: Path) -> None:
+    """The slide's own, if it is there; else what TRIDENT aimed at."""
+    write_pyramid(tmp_path / "there.tif", paint_slide(1), 0.265)
+    rows = [{"slide": f"{name}.tif", "patient": name, "label": "a"} for name in ("there", "gone")]
+    manifest = write_rows(tmp_path / "m.csv", rows)
+    for name in ("there", "gone"):
+        write_trident(tmp_path / "h5" / f"{name}.h5")
+    bring_in(tmp_path, manifest)
+    found = [bag_of(tmp_path, manifest, index).header.patch_mpp for index in range(2)]
+    assert found == [pytest.approx(0.53), 0.5]

@@ -32,6 +32,7 @@ class MeanColour:
     def __init__(self) -> None:
         self.id = "mean-colour"
         self.features = 3
+        self.preprocessing = None
         self.calls = 0
 
     def encode(self, patches: torch.Tensor) -> torch.Tensor:

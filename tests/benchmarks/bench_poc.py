@@ -145,7 +145,7 @@ def measure(
     from tests.flare.bags_on_disk import write_site
 
     width = SIZES[size]
-    changes = {"rounds": rounds, "min_clients": len(SITES)} | {f"task.{n}": v for n, v in width.items()}
+    changes = {"rounds": rounds, "least_sites": len(SITES)} | {f"task.{n}": v for n, v in width.items()}
     job = write_variant(REPOSITORY / "jobs" / "mem_fedavg", folder / "job", changes)
     sites = {site: write_site(folder / "sites", site, features=width["features"]) for site in SITES}
     return run_idle(job, sites, rounds, folder, stock)

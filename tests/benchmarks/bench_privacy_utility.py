@@ -23,7 +23,7 @@ from bench_mil_classic import Fold, Record
 from histoflare.bags.task import MemTask
 from histoflare.privacy.accountant import epsilon
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
-from histoflare.rounds.bounds import train_local_only
+from histoflare.rounds.bounds import plan_bounds, train_alone
 from histoflare.rounds.evaluation import evaluate, merge_predictions
 from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import predict
@@ -113,8 +113,13 @@ def run(seed: int, patients: int, rounds: int) -> dict[str, tuple[float, float, 
         rows[name] = (*score(task, dict.fromkeys(sites, state), sites), seconds)
         if isinstance(plan, Open):
             started = time.perf_counter()
-            alone = train_local_only(task, sites, rounds, seed)
-            means = [score(task, dict.fromkeys(sites, state), sites) for state in alone.values()]
+            strategy = FedAvg("uniform")
+            courses = plan_bounds(task, sites, strategy, rounds, seed).local
+            alone = [
+                train_alone(task, sites[site], course, strategy, seed, name=site)
+                for site, course in courses.items()
+            ]
+            means = [score(task, dict.fromkeys(sites, state), sites) for state in alone]
             seconds = time.perf_counter() - started
             rows["local only (mean of the sites' models)"] = (
                 statistics.fmean(mean[0] for mean in means),

@@ -38,11 +38,11 @@ import torch
 
 from histoflare.masks.images import ImageCohort, load_image_cohort, pooled_images
 from histoflare.masks.importers import MANIFEST
-from histoflare.masks.importers.nuclei import LABELS, import_nuclei
+from histoflare.masks.importers.binary import Source, import_binary
 from histoflare.masks.task import MaskTask
 from histoflare.privacy.accountant import epsilon
 from histoflare.privacy.plan import UpdateNoise
-from histoflare.rounds.bounds import train_local_only, train_pooled
+from histoflare.rounds.bounds import POOLED, plan_bounds, train_alone
 from histoflare.rounds.evaluation import evaluate
 from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import predict
@@ -50,6 +50,7 @@ from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, model_state
 from histoflare.rounds.strategy import count_sent_by_job
 
+LABELS = ("background", "nucleus")
 REPOSITORY = Path(__file__).resolve().parents[2]
 SPLITS = {"test": ((1, 4), (5, 8), (9, 11)), "settings": ((4, 7), (8, 11), (1, 3))}
 """Split → TNBC patients (first, last) of two sites and of the test."""
@@ -134,10 +135,15 @@ def run(work: Work) -> tuple[Work, dict[str, Row]]:
     started = time.perf_counter()
     states: Mapping[str, State]
     if work.arm == "local":
-        states = train_local_only(task, sites, work.rounds, work.seed)
+        courses = plan_bounds(task, sites, FedAvg("uniform"), work.rounds, work.seed).local
+        states = {
+            site: train_alone(task, sites[site], course, FedAvg("uniform"), work.seed, name=site)
+            for site, course in courses.items()
+        }
     elif work.arm == "pooled":
-        longer = replace(task, local_steps=STEPS * len(sites))
-        states = {"pooled": train_pooled(longer, pooled_images(list(sites.values())), work.rounds, work.seed)}
+        course = plan_bounds(task, sites, FedAvg("uniform"), work.rounds, work.seed).pooled
+        data = pooled_images(list(sites.values()))
+        states = {POOLED: train_alone(task, data, course, FedAvg("uniform"), work.seed, name=POOLED)}
     elif work.arm == "untrained":
         states = {"untrained": model_state(task.build_model())}
     else:
@@ -231,8 +237,8 @@ def main() -> None:
     seeds = [int(seed) for seed in chosen.seeds.split(",")]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        import_nuclei(data / "seg_tnbc", folder / "tnbc")
-        import_nuclei(data / "seg_dsb2018_he", folder / "dsb")
+        import_binary(Source(data / "seg_tnbc"), folder / "tnbc", "nucleus")
+        import_binary(Source(data / "seg_dsb2018_he"), folder / "dsb", "nucleus")
         works = [
             Work(folder, chosen.split, network, arm, seed, chosen.rounds or ROUNDS[network])
             for network in chosen.networks.split(",")

@@ -37,7 +37,9 @@ def test_prepare_lists_what_it_left_out(manifest: Path, tmp_path: Path) -> None:
     result = runner.invoke(app, ["prepare", str(manifest), "--out", str(tmp_path / "bags"), *FEW])
     assert result.exit_code == 3, result.output
     assert "2 made" in result.output and "1 failed" in result.output
-    assert "gone.tif" in result.output and "densenet121-random" in result.output
+    assert "densenet121-random" in result.output
+    assert "  line 4: gone.tif, failed (SLIDE_MISSING)" in result.stdout
+    assert max(map(len, result.stdout.partition("left out:")[2].splitlines())) <= 80
     again = runner.invoke(app, ["prepare", str(manifest), "--out", str(tmp_path / "bags"), *FEW, "--json"])
     report = json.loads(again.stdout)
     assert (report["made"], report["kept"], report["failed"]) == (0, 2, 1)
@@ -95,3 +97,41 @@ def test_prepare_refuses_what_cannot_be_meant(
     result = runner.invoke(app, ["prepare", str(manifest), "--out", str(tmp_path / "bags"), *FEW, *options])
     assert isinstance(result.exception, HistoflareError) and says in str(result.exception)
     assert not (tmp_path / "bags").exists()
+
+
+def test_prepare_takes_a_folder_of_sites(manifest: Path, tmp_path: Path) -> None:
+    """Bags lie as 'run --sites DIR --bags DIR' reads them; a site of one class is a site."""
+    sites = tmp_path / "sites"
+    (sites / "clinic-a").mkdir(parents=True)
+    for name, slide in (
+        ("clinic-a/manifest", "../../s0.tif"),
+        ("clinic-b", "../s1.tif"),
+        ("external", "../s0.tif"),
+    ):
+        (sites / f"{name}.csv").write_text(f"slide,patient,label\n{slide},p,a\n")
+    out = tmp_path / "bags"
+    result = runner.invoke(app, ["prepare", "--sites", str(sites), "--out", str(out), *FEW])
+    assert result.exit_code == 0, result.output
+    assert "every row has the label 'a'" in result.stderr
+    for site in ("clinic-a", "clinic-b", "external"):
+        assert len(list((out / site).glob("*.h5"))) == 1
+    again = runner.invoke(app, ["prepare", "--sites", str(sites), "--out", str(out), *FEW, "--json"])
+    assert {name: each["kept"] for name, each in json.loads(again.stdout)["sites"].items()} == {
+        "clinic-a": 1, "clinic-b": 1, "external": 1,
+    }  # fmt: skip
+
+
+def test_prepare_finds_cheap_faults_before_it_loads_the_encoder(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("histoflare.bags.encoder.load_encoder", lambda *_, **__: pytest.fail("loaded"))
+    out = ["--out", str(tmp_path / "bags")]
+    for arguments, says in (
+        ([str(manifest), *out, "--mpp", "40"], "magnification"),
+        ([str(tmp_path / "none.csv"), *out], "cannot be read"),
+        (out, "one manifest"),
+        ([str(manifest), *out, "--sites", str(tmp_path)], "one manifest"),
+        ([*out, "--sites", str(tmp_path / "none")], "no <site>"),
+    ):
+        result = runner.invoke(app, ["prepare", *arguments])
+        assert isinstance(result.exception, HistoflareError) and says in str(result.exception)

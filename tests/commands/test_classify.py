@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +15,17 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from histoflare.bags.model_file import load_model, save_model
+from histoflare.bags.encoder import load_encoder
 from histoflare.bags.patches import MosaicPatchDataset
 from histoflare.bags.task import MemTask
 from histoflare.commands import classify
-from histoflare.errors import JobError
+from histoflare.errors import EncoderError, JobError
+from histoflare.model_file import describe_model, read_model_file, save_model, write_model_file
 from histoflare.slides.mosaic import MosaicParameters, build_mosaic
 from histoflare.slides.pyramid import write_pyramid
 from histoflare.slides.reader import Slide
 from tests.bags.conftest import MeanColour, paint_slide
+from tests.commands.quick import loaded_by, wrong_slide
 
 PARAMETERS = MosaicParameters(patch_px=64, fraction=0.3, clusters=3)
 
@@ -66,7 +70,7 @@ def test_it_says_what_the_model_says_of_the_mosaic(slide_path: Path, model: Path
     with Slide(slide_path) as slide:
         mosaic = build_mosaic(slide, PARAMETERS)
         patches = torch.stack([torch.as_tensor(each["image"]) for each in MosaicPatchDataset(slide, mosaic)])
-    loaded = load_model(model)
+    loaded = read_model_file(model, MemTask)
     with torch.inference_mode():
         found = loaded.task.probabilities(loaded.build_model(), encoder.encode(patches))
     for named in (model, model.parent):
@@ -100,6 +104,73 @@ def test_heat_map_and_picture(slide_path: Path, model: Path, encoder: Pinned, tm
     assert np.array_equal(values != 255, there)
     with Image.open(picture) as image:
         assert image.size[0] == 1400
+
+
+def test_the_model_that_a_consortium_downloads(
+    slide_path: Path, model: Path, encoder: Pinned, tmp_path: Path
+) -> None:
+    """What a server writes says of the mosaic what the protocol says; the rest is as 'prepare' does it."""
+    loaded = read_model_file(model, MemTask)
+    workspace = tmp_path / "result" / "workspace"
+    facts = describe_model(loaded.task, mosaic=loaded.task.mosaic, run="run-1", round_index=29)
+    write_model_file(workspace / "global_model.safetensors", loaded.state, facts)
+    answer = json.loads(run("classify", slide_path, "--model", workspace.parent, "--json"))
+    with Slide(slide_path) as slide:
+        assert answer["patches"] == len(build_mosaic(slide, MosaicParameters(patch_px=64)).chosen)
+    assert list(answer["probabilities"]) == ["a", "b"]
+
+
+def test_it_warns_of_an_answer_from_one_or_two_patches(
+    slide_path: Path, model: Path, encoder: Pinned, tmp_path: Path
+) -> None:
+    assert json.loads(run("classify", slide_path, "--model", model, "--json"))["warnings"] == []
+    loaded = read_model_file(model, MemTask)
+    few = tmp_path / "few.safetensors"
+    mosaic = MosaicParameters(patch_px=64, max_patches=2).to_json()
+    save_model(few, loaded.state, loaded.task, mosaic=mosaic)
+    result = CliRunner().invoke(app, ["classify", str(slide_path), "--model", str(few)])
+    assert "rests on 2 patches" in result.stderr and "rests on" not in result.stdout
+    (warning,) = json.loads(run("classify", slide_path, "--model", few, "--json"))["warnings"]
+    assert "2 patches" in warning
+
+
+@pytest.mark.parametrize("fault", ["missing", "no slide", "no mpp", "no tissue"])
+def test_what_is_wrong_with_the_slide_is_found_before_anything_slow_is_loaded(
+    model: Path, tmp_path: Path, fault: str
+) -> None:
+    path, words = wrong_slide(tmp_path, fault)
+    said, slow = loaded_by("classify", path, "--model", model)
+    assert words in said and slow == []
+
+
+def test_a_missing_weight_file_is_found_before_the_slide_is_cut(
+    slide_path: Path, model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(JobError, match="no such weight file"):
+        run("classify", slide_path, "--model", model, "--weights", tmp_path / "gone.pt")
+    loaded = read_model_file(model, MemTask)
+    task = replace(loaded.task, encoder="torchscript:uni:0123456789ab-01234567")
+    path = tmp_path / "uni.safetensors"
+    save_model(path, loaded.state, task, mosaic=PARAMETERS.to_json())
+    with pytest.raises(JobError, match="--weights FILE"):
+        run("classify", slide_path, "--model", path)
+
+
+def test_the_model_knows_its_encoder_s_weights(slide_path: Path, tmp_path: Path) -> None:
+    """A TorchScript file with its mean and std beside it, and no hash on the command line."""
+    weights = tmp_path / "mean.pt"
+    torch.jit.script(torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())).save(weights)
+    beside = tmp_path / "mean.pt.toml"
+    beside.write_text("mean = [0, 0, 0]\nstd = [1, 1, 1]\ninput_px = 64\n")
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    encoder_id = load_encoder("torchscript:mean", weights, digest, "cpu").id
+    task = MemTask(labels=("a", "b"), encoder=encoder_id, features=3, patch_px=64)
+    save_model(tmp_path / "m", task.build_model().state_dict(), task, mosaic=PARAMETERS.to_json())
+    arguments = ("classify", slide_path, "--model", tmp_path / "m", "--weights", weights, "--json")
+    assert json.loads(run(*arguments))["encoder"] == encoder_id
+    beside.write_text("mean = [0, 0, 0]\nstd = [0.5, 0.5, 0.5]\ninput_px = 64\n")
+    with pytest.raises(EncoderError, match="the file beside them"):
+        run(*arguments)
 
 
 def test_a_model_of_imported_features_cannot_cut_a_slide(

@@ -9,14 +9,18 @@ from typing import Any
 import pytest
 from rich.progress import Progress
 
+from histoflare.bags.bag import read_bag
 from histoflare.bags.cohort import load_cohort
 from histoflare.commands.clock import PhaseClock
 from histoflare.commands.console import progress
 from histoflare.commands.experiment import Outcome, run_experiment, write_site_pages
 from histoflare.commands.options import Runtime
 from histoflare.commands.runtimes import Experiment, Federated
+from histoflare.errors import HistoflareError
 from histoflare.flare.job import Job, read_job
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
+from histoflare.report.consortium import say_missing
+from histoflare.report.guarantee_words import say_epsilon
 from histoflare.rounds.comparison import compare
 from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import predict
@@ -24,7 +28,7 @@ from histoflare.rounds.runner import run_in_process
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_cohort, load_site_data
 from histoflare.slides.manifest import read_manifest
-from tests.flare.bags_on_disk import write_site
+from tests.flare.bags_on_disk import relabel, write_site
 from tests.masks.made import TASK as MASK_TASK
 from tests.masks.made import make_site
 from tests.report.made import full_report
@@ -90,18 +94,30 @@ def test_accuracy_against_epsilon(plan: UpdateNoise | DpSgd, tmp_path: Path, rep
     cohorts = {site: load_site_cohort(site, job.task, made) for site, made in sites_of(tmp_path).items()}
     for entry, tried in (
         (smaller, replace(plan, target_epsilon=1.0).settled(2, 1000)),
-        (unprotected, Open()),
+        (unprotected, plan.settled(2, 1000).without_noise(job.seed)),
     ):
         run = run_in_process(job.task, cohorts, job.strategy, 2, job.seed, tried)
         found = compare(job.task, job.strategy, run.state, cohorts, seed=job.seed).federated
         assert found is not None
         assert entry["balanced_accuracy"] == found["balanced_accuracy"].value
         assert entry["auc"] == found["auc"].value
-    local = [site["local"]["balanced_accuracy"] for site in report["sites"].values()]
+    local = [site["local_unprotected"]["balanced_accuracy"] for site in report["sites"].values()]
     assert own["local_mean"] == unprotected["local_mean"] == pytest.approx(sum(local) / 2)
     (bar,) = [task for task in bars.tasks if task.description == "other budgets"]
     assert (bar.completed, bar.total) == (4, 4)
-    assert "Balanced accuracy against ε" in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Balanced accuracy against ε" in page
+    for model in ("local", "pooled"):
+        stated = report["bounds"][model]
+        assert stated["mechanism"] == plan.mechanism and stated["seeded_noise"] is True
+        assert stated["epsilon"] == pytest.approx(3.0, rel=0.1)
+        assert f"{model} (ε = {say_epsilon(stated)}, void)" in page
+        assert f"{model}, unprotected" in page
+        free = report["bounds"][f"{model}_unprotected"]
+        assert free["epsilon_is_infinite"] is True and free["noise_multiplier"] == 0.0
+        assert (free["steps"], free["clip_norm"]) == (stated["steps"], stated["clip_norm"])
+    (bar,) = [task for task in bars.tasks if task.description.startswith("bounds")]
+    assert (bar.completed, bar.total) == (6, 6)
 
 
 def sites_of(folder: Path) -> dict[str, SiteConfiguration]:
@@ -146,3 +162,71 @@ def test_sites_with_images_get_their_own_pages(tmp_path: Path, repository: Path)
         assert len(parsed.named("img")) == 2 * 3
         _, rows = predict(job.task, federated.state, cohorts[site], "test").listed()
         assert all(f"Dice {float(dice):.3f}" in parsed.text for _, _, dice in rows)
+
+
+def test_a_site_that_does_not_fit_ends_nobody_elses_run(tmp_path: Path, repository: Path) -> None:
+    job = small_job(repository, Open())
+    sites = {site: write_site(tmp_path, site, slides=20) for site in ("a", "b")}
+    sites["broken"] = write_site(tmp_path, "broken", encoder="other:v1")
+    sites["untrained"] = relabel(write_site(tmp_path, "untrained"), "test", column="split")
+    outside = {
+        "external": relabel(write_site(tmp_path, "external"), "solid"),
+        "external-c": SiteConfiguration(tmp_path / "nowhere.csv", tmp_path / "nowhere"),
+    }
+    with progress() as bars:
+        experiment = Experiment(job, sites, outside, Runtime.INPROCESS)
+        outcome = run_experiment(experiment, tmp_path / "out", bars, PhaseClock())
+        pages = write_site_pages(experiment, outcome, tmp_path / "out", bars, PhaseClock())
+    codes = {"broken": "COHORT_INVALID", "untrained": "SITE_HAS_NO_TRAINING_DATA"}
+    report = outcome.report
+    assert list(report["sites"]) == ["a", "b"]
+    assert [row["refused"] for row in report["participation"]] == [codes] * 2
+    assert [row["taking_part"] for row in report["participation"]] == [["a", "b"]] * 2
+    assert report["evaluation_refused"] == {"external-c": "MANIFEST_UNREADABLE"}
+    assert sorted(outcome.refused) == ["broken", "external-c", "untrained"]
+    assert [page.name for page in pages] == ["site-a.html", "site-b.html", "site-external.html"]
+    # the external cohort is of one class
+    assert report["external"]["auc"] is None and report["external"]["accuracy"] is not None
+    assert say_missing(report) == ["No AUC for external: all slides are of one class."]
+    without = run_experiment(
+        Experiment(job, {site: sites[site] for site in ("a", "b")}, {}, Runtime.INPROCESS),
+        tmp_path / "without",
+        bars,
+        PhaseClock(),
+    )
+    assert report["model_sha256"] == without.report["model_sha256"]
+
+
+def test_a_run_that_no_site_fits_says_every_fault(tmp_path: Path, repository: Path) -> None:
+    sites = {site: write_site(tmp_path, site, encoder="other:v1") for site in ("a", "b")}
+    experiment = Experiment(small_job(repository, Open()), sites, {}, Runtime.INPROCESS)
+    with progress() as bars, pytest.raises(HistoflareError, match=r"a: the bags(?s:.*)b: the bags"):
+        run_experiment(experiment, tmp_path / "out", bars, PhaseClock())
+
+
+def test_a_site_whose_training_fails_is_left_out_of_the_figures(tmp_path: Path, repository: Path) -> None:
+    sites = {site: write_site(tmp_path, site, slides=20) for site in ("a", "b", "gone")}
+    experiment = Experiment(small_job(repository, Open()), sites, {}, Runtime.INPROCESS)
+    bag = next(iter(sorted((tmp_path / "gone" / "bags").glob("*.h5"))))
+    found = read_bag(bag)
+    content = bytearray(bag.read_bytes())
+    at = content.find(found.features.astype("<f4").tobytes())
+    content[at] ^= 1  # its header is as it was, and its content is not
+    bag.write_bytes(content)
+    with progress() as bars:
+        outcome = run_experiment(experiment, tmp_path / "out", bars, PhaseClock())
+    assert list(outcome.report["sites"]) == ["a", "b"]
+    assert [row["refused"] for row in outcome.report["participation"]] == [{"gone": "BAG_DAMAGED"}] * 2
+    assert outcome.refused["gone"].startswith("BAG_DAMAGED: ")
+
+
+def test_the_loss_of_each_round_is_shown(tmp_path: Path, repository: Path) -> None:
+    sites = {site: write_site(tmp_path, site, slides=20) for site in ("a", "b")}
+    job = small_job(repository, Open())
+    with progress() as bars:
+        run_experiment(Experiment(job, sites, {}, Runtime.INPROCESS), tmp_path / "out", bars, PhaseClock())
+    cohorts = {site: load_site_cohort(site, job.task, made) for site, made in sites.items()}
+    (*_, last) = run_in_process(job.task, cohorts, job.strategy, job.rounds, job.seed).losses
+    (bar,) = [task for task in bars.tasks if task.description.startswith("federated rounds")]
+    assert bar.description == f"federated rounds, loss {sum(last.values()) / 2:.3g}"
+    assert (bar.completed, bar.total) == (2, 2)

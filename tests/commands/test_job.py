@@ -6,13 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from histoflare.bags.task import MemTask
 from histoflare.cli import app
 from histoflare.errors import HistoflareError, JobError
 from histoflare.flare import admin as admin_module
 from histoflare.flare.admin import Admin
 from histoflare.flare.job import read_job
+from histoflare.flare.job_variant import try_variant
+from histoflare.model_file import describe_model, read_model_file, save_model, write_model_file
+from histoflare.rounds.state import digest, model_state
 
 
 def run(*arguments: object) -> str:
@@ -39,7 +44,7 @@ def test_a_variant_for_some_sites(tmp_path: Path, repository: Path) -> None:
         (["--sites", "../x,c"], "names of sites"),
         (["--sites", "a,a"], "each once"),
         (["--sites", "server,a"], "names of sites"),
-        (["--sites", "a"], "names 1, and the job needs 2"),
+        (["--sites", "a"], "names 1, and the job needs updates of 2"),
         (["--set", "purpose.x=1"], "no table"),
         (["--set", "protocol=5"], "protocol: not a variable"),
         (["--model", "nowhere.safetensors"], "no model file"),
@@ -65,6 +70,41 @@ def test_an_existing_folder_is_kept(tmp_path: Path, repository: Path) -> None:
     (tmp_path / "mine").mkdir()
     with pytest.raises(JobError, match="exists already"):
         run("job", "make", repository / "jobs" / "mem_fedavg", "--out", tmp_path / "mine")
+
+
+TINY = {"task.memories": 2, "task.dim": 8, "task.hidden": 8, "seed": 3}
+
+
+def test_a_job_starts_from_a_model_file_or_a_run_s_folder(tmp_path: Path, repository: Path) -> None:
+    """The model of a run, or the one that a consortium's server wrote; its task comes with it."""
+    task = try_variant(repository / "jobs" / "mem_fedavg", TINY).task
+    state = model_state(task.build_model())
+    save_model(tmp_path / "run" / "model.safetensors", state, task, mosaic=task.mosaic)
+    facts = describe_model(task, mosaic=task.mosaic, run="run-1", round_index=2)
+    write_model_file(tmp_path / "result" / "workspace" / "global_model.safetensors", state, facts)
+    for place in ("run", "run/model.safetensors", "result", "result/workspace"):
+        out = tmp_path / "jobs" / place.replace("/", "-")
+        options = ("--model", tmp_path / place, "--sites", "a,b", "--out", out)
+        run("job", "make", repository / "jobs" / "mem_evaluate", *options)
+        made = read_job(out)
+        assert (made.task.memories, made.task.hidden) == (2, 8)
+        start = read_model_file(out / "app_server" / "config" / "start_model.safetensors", MemTask)
+        assert digest(start.state) == digest(state)
+
+
+def test_a_model_of_another_kind_or_of_nobody_s_is_refused(tmp_path: Path, repository: Path) -> None:
+    task = try_variant(repository / "jobs" / "mem_fedavg", TINY).task
+    state = model_state(task.build_model())
+    save_model(tmp_path / "model.safetensors", state, task)
+    save_file(state, tmp_path / "bare.safetensors")
+    for job, model, says in (
+        ("dhunet_evaluate", "model.safetensors", "it classifies slides"),
+        ("mem_evaluate", "bare.safetensors", "no header of histoflare"),
+    ):
+        options = ("--model", tmp_path / model, "--sites", "a,b", "--out", tmp_path / "job")
+        with pytest.raises(JobError, match=says):
+            run("job", "make", repository / "jobs" / job, *options)
+    assert not (tmp_path / "job").exists()
 
 
 class TestSubmit:
@@ -99,8 +139,45 @@ class TestSubmit:
         monkeypatch.setattr(Admin, "status", status)
         monkeypatch.setattr(admin_module, "STATUS_SECONDS", 0.0)
         seen: list[str] = []
-        assert Admin("lead", tmp_path).wait("job", seen.append) == "FINISHED:COMPLETED"
+        assert Admin("lead", tmp_path).wait("job", 60.0, seen.append) == "FINISHED:COMPLETED"
         assert seen == ["SUBMITTED", "RUNNING", "FINISHED:COMPLETED"]
         monkeypatch.setattr(admin_module, "LOST_SECONDS", 0.0)
         with pytest.raises(HistoflareError, match="no answer"):
-            Admin("lead", tmp_path).wait("job")
+            Admin("lead", tmp_path).wait("job", 60.0)
+
+    def test_a_preset_is_submitted_and_a_failure_says_who_refused_and_what_to_do(
+        self, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen = []
+
+        def download(self: Admin, job_id: str, target: Path) -> Path:
+            (target / job_id / "workspace").mkdir(parents=True)
+            row = {
+                "round": 0,
+                "refused": {"b": "PROTOCOL_MISMATCH", "a": "COHORT_INVALID"},
+                "finished": False,
+            }
+            (target / job_id / "workspace" / "rounds.json").write_text(json.dumps([row]))
+            return target / job_id
+
+        monkeypatch.setattr(admin_module, "read_administrator", lambda kit: "lead")
+        monkeypatch.setattr(Admin, "submit", lambda self, folder: seen.append(read_job(folder)) or "1")
+        monkeypatch.setattr(Admin, "wait", lambda *_: "FINISHED:EXECUTION_EXCEPTION")
+        monkeypatch.setattr(Admin, "download", download)
+        folder = repository / "jobs" / "mem_dpsgd"
+        with pytest.raises(JobError, match="ended with FINISHED:EXECUTION_EXCEPTION") as caught:
+            run("job", "submit", folder, "--kit", tmp_path, "--preset", "adnan", "--wait")
+        assert [job.rounds for job in seen] == [116]
+        lines = str(caught.value).splitlines()
+        assert [line.split(":")[:2] for line in lines[1:3]] == [
+            ["  a", " COHORT_INVALID"],
+            ["  b", " PROTOCOL_MISMATCH"],
+        ]
+        assert "histoflare poc start --sites" in str(caught.value) and "every kit" in str(caught.value)
+
+
+def test_show_takes_a_preset(repository: Path) -> None:
+    shown = json.loads(run("job", "show", repository / "jobs" / "mem_dpsgd", "--preset", "adnan", "--json"))
+    assert shown["rounds"] == 116 and shown["privacy"]["noise_multiplier"] == 4.0
+    with pytest.raises(JobError, match="it has: adnan, per-site"):
+        run("job", "show", repository / "jobs" / "mem_dpsgd", "--preset", "none")

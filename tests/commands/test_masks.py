@@ -11,7 +11,14 @@ import typer
 from typer.testing import CliRunner
 
 from histoflare.commands import masks
+from histoflare.commands.job import app as job_app
 from histoflare.errors import MaskError
+from histoflare.flare.job import read_job
+from histoflare.flare.job_variant import write_variant
+from histoflare.masks.checkpoints import LoadedWeights
+from histoflare.masks.task import MaskTask
+from histoflare.model_file import read_model_file, read_model_header
+from histoflare.privacy.protocol import digest
 from histoflare.slides.pyramid import write_pyramid
 from tests.masks.image_folders import rgb, save, write_cohort
 
@@ -62,6 +69,15 @@ def test_nuclei_are_imported_and_checked(tmp_path: Path) -> None:
     assert again.exit_code == 0, again.output
 
 
+def test_binary_masks_are_imported_under_a_name_of_ones_own(tmp_path: Path) -> None:
+    save(tmp_path / "set" / "img" / "a.png", rgb(16, 16))
+    save(tmp_path / "set" / "gt" / "a_mask.png", np.eye(16, dtype=np.uint8) * np.uint8(255))
+    command = ["masks", "import", "binary", str(tmp_path / "set"), "--out", str(tmp_path / "out")]
+    result = runner.invoke(app, [*command, "--label", "gland", "--images", "img", "--masks", "gt"])
+    assert result.exit_code == 0, result.output
+    assert "1 images of 1 patients; labels background,gland" in result.stdout
+
+
 def test_wsss4luad_is_imported(tmp_path: Path) -> None:
     part = tmp_path / "set" / "3.testing"
     save(part / "img" / "00.png", rgb(20, 20))
@@ -94,3 +110,25 @@ def test_geojson_is_imported(tmp_path: Path) -> None:
     result = runner.invoke(app, [*command, "--smallest-px", "8", "--offset", "8", "0"])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "out" / "images" / "s_x24_y16.png").is_file()
+
+
+def test_pretrained_weights_are_a_model_file_that_a_job_starts_from(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = write_variant(repository / "jobs" / "dhunet_fedavg", tmp_path / "job", {"task.width": 24})
+    monkeypatch.setattr(
+        "histoflare.masks.checkpoints.load_pretrained", lambda *_, **files: LoadedWeights(173, 0)
+    )
+    (tmp_path / "swin.pth").write_bytes(b"read by the stand-in")
+    out = tmp_path / "first.safetensors"
+    command = ["masks", "pretrained", str(job), "--swin", str(tmp_path / "swin.pth"), "--out", str(out)]
+    result = runner.invoke(app, command, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    read = read_job(job)
+    loaded = read_model_file(out, MaskTask)
+    assert loaded.task == read.task and loaded.header.training == {"pretrained": "ImageNet"}
+    assert loaded.header.protocol_sha256 == digest(read.protocol)
+    made = ["make", str(job), "--model", str(out), "--sites", "a,b", "--out", str(tmp_path / "made")]
+    assert runner.invoke(job_app, made, catch_exceptions=False).exit_code == 0
+    start = tmp_path / "made" / "app_server" / "config" / "start_model.safetensors"
+    assert read_model_header(start).task == loaded.header.task

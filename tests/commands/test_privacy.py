@@ -16,6 +16,7 @@ from histoflare.privacy.spend import Spend
 
 EVENT = ["--sample-rate", 0.2, "--steps", 945, "--delta", 1e-4]
 WHOLE = ["--sample-rate", 1, "--steps", 150, "--delta", 1e-5]
+FEW = ["--sample-rate", 0.01, "--delta", 0.05]
 
 
 def run(*arguments: object) -> str:
@@ -40,7 +41,11 @@ def test_every_accountant_can_be_asked_for() -> None:
 def test_epsilon_by_every_accountant_that_applies() -> None:
     found = answers("epsilon", "--noise-multiplier", 4, *EVENT)
     assert found == {
-        name: {"epsilon": epsilon([Spend(4.0, 0.2, 945)], 1e-4, name), "epsilon_is_infinite": False}
+        name: {
+            "epsilon": epsilon([Spend(4.0, 0.2, 945)], 1e-4, name),
+            "epsilon_is_infinite": False,
+            "bound_of": name,
+        }
         for name in ("rdp", "pld")
     }
     assert list(answers("epsilon", "--noise-multiplier", 4, *WHOLE)) == list(ACCOUNTANTS)
@@ -49,7 +54,9 @@ def test_epsilon_by_every_accountant_that_applies() -> None:
 
 def test_no_noise_is_infinite_and_still_json() -> None:
     found = answers("epsilon", "--noise-multiplier", 0, *WHOLE)
-    assert found == {name: {"epsilon": None, "epsilon_is_infinite": True} for name in ACCOUNTANTS}
+    assert found == {
+        name: {"epsilon": None, "epsilon_is_infinite": True, "bound_of": name} for name in ACCOUNTANTS
+    }
     said = run("epsilon", "--noise-multiplier", 0, *WHOLE)
     assert "∞" in said and "protects nobody" in said
 
@@ -61,10 +68,24 @@ def test_the_table_says_what_it_promises() -> None:
     assert "gaussian" not in run("epsilon", "--noise-multiplier", 4, *EVENT)
 
 
+def test_a_plainer_bound_is_said_to_be_one() -> None:
+    def said(*arguments: object) -> str:
+        return " ".join(run("epsilon", *arguments, "--accountant", "pld").replace("│", " ").split())
+
+    many = ("--sample-rate", 0.01, "--steps", 10**6, "--delta", 1e-5)
+    assert "RDP's plainer bound" in said("--noise-multiplier", 4, *many)
+    assert "without sampling" in said("--noise-multiplier", 4, *WHOLE)
+    assert "privacy loss distribution; tight" in said("--noise-multiplier", 4, *EVENT)
+    assert "RDP's plainer bound" in run("calibrate", "--target-epsilon", 8, *many, "--accountant", "pld")
+
+
 def test_noise_for_an_epsilon() -> None:
     found = answers("calibrate", "--target-epsilon", 8, *WHOLE)
     assert found == {
-        name: {"noise_multiplier": calibrate(8, 1e-5, sample_rate=1, steps=150, accountant=name)}
+        name: {
+            "noise_multiplier": calibrate(8, 1e-5, sample_rate=1, steps=150, accountant=name),
+            "bound_of": "rdp" if name == "rdp" else "gaussian",
+        }
         for name in ACCOUNTANTS
     }
     assert "7.351" in run("calibrate", "--target-epsilon", 8, *WHOLE, "--accountant", "gaussian")
@@ -76,6 +97,16 @@ def test_noise_for_an_epsilon() -> None:
         (["epsilon", "--noise-multiplier", -1, *WHOLE], "noise_multiplier: a number of at least 0"),
         (["epsilon", "--noise-multiplier", "nan", *WHOLE], "noise_multiplier: a number of at least 0"),
         (["epsilon", "--noise-multiplier", 1, *WHOLE, "--delta", 0], "delta: a number above 0"),
+        (["epsilon", "--noise-multiplier", 1, *WHOLE, "--delta", 1], "delta: a number above 0"),
+        (["epsilon", "--noise-multiplier", 1, *WHOLE, "--delta", 0.5], r"at most 0\.1, not 0\.5"),
+        (
+            ["epsilon", "--noise-multiplier", 1, *WHOLE, "--delta", 0.05, "--sample-rate", 0.01],
+            "at least 100",
+        ),
+        (
+            ["calibrate", "--target-epsilon", 1, *WHOLE, "--delta", 0.05, "--sample-rate", 0.01],
+            "at least 100",
+        ),
         (["epsilon", "--noise-multiplier", 1, *EVENT, "--accountant", "gaussian"], "without sampling"),
         (["calibrate", "--target-epsilon", 0, *WHOLE], "target_epsilon: a number above 0"),
         (["calibrate", "--target-epsilon", 1e-3, *WHOLE, "--steps", 10**12], "a noise multiplier above"),

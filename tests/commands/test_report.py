@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from histoflare.bags.model_file import save_model
 from histoflare.cli import app
 from histoflare.errors import JobError
-from histoflare.masks.model_file import save_mask_model
+from histoflare.model_file import save_model
 from histoflare.site.configuration import SiteConfiguration, write_site_file
 from tests.flare.bags_on_disk import write_site
 from tests.masks.made import TASK as MASK_TASK
@@ -80,7 +79,7 @@ def images_site(tmp_path: Path) -> list[str]:
     configuration = SiteConfiguration(images=make_site(tmp_path / "images", patients=3, side_px=64))
     write_site_file(tmp_path / "histoflare.toml", configuration)
     model = tmp_path / "model.safetensors"
-    save_mask_model(model, MASK_TASK.build_model().state_dict(), MASK_TASK)
+    save_model(model, MASK_TASK.build_model().state_dict(), MASK_TASK)
     return [str(tmp_path / "histoflare.toml"), "--name", "tnbc-1", "--model", str(model)]
 
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from histoflare.commands import run
 from histoflare.errors import JobError
+from tests.flare.bags_on_disk import write_site
 
 app = typer.Typer()
 app.command()(run.run)
@@ -41,3 +42,27 @@ def test_options_that_cannot_be_meant(
     result = CliRunner().invoke(app, [*map(str, arguments), *options])
     assert isinstance(result.exception, JobError) and says in str(result.exception)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_private_run_closes_with_its_epsilon_and_with_chance(tmp_path: Path, repository: Path) -> None:
+    """Two rounds under DP-SGD leave the model where it began."""
+    for site in ("a", "b"):
+        write_site(tmp_path / "sites", site, slides=20)
+    arguments = ["--sites", tmp_path / "sites", "--out", tmp_path / "out", "--set", "rounds=2"]
+    options = ["--job", repository / "jobs" / "mem_dpsgd", "--runtime", "inprocess", "--epsilons", ""]
+    result = CliRunner().invoke(app, [str(argument) for argument in (*arguments, *options)])
+    said = " ".join(result.stdout.split())
+    assert "For each patient ε = 6." in said and "It holds if no patient is at two sites." in said
+    assert "At chance: Guessing gives 0.5, which lies within the federated model's interval." in said
+
+
+def test_a_patient_at_two_sites_ends_the_run_before_it_begins(tmp_path: Path, repository: Path) -> None:
+    for site in ("a", "b", "external"):
+        write_site(tmp_path / "sites", site)
+    manifest = tmp_path / "sites" / "external" / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace("external-p3", "b-p3"))
+    arguments = ["--sites", tmp_path / "sites", "--out", tmp_path / "out", "--runtime", "inprocess"]
+    job = ["--job", repository / "jobs" / "mem_fedavg"]
+    result = CliRunner().invoke(app, [str(argument) for argument in (*arguments, *job)])
+    assert isinstance(result.exception, JobError) and result.exception.reason == "COHORT_INVALID"
+    assert "patient b-p3: b (" in str(result.exception)

@@ -18,12 +18,13 @@ from typer.testing import CliRunner
 
 from histoflare.commands import segment
 from histoflare.errors import JobError
-from histoflare.masks.model_file import save_mask_model
 from histoflare.masks.task import MaskTask
+from histoflare.model_file import ModelHeader, save_model
 from histoflare.slides.mask_overlay import class_colours
 from histoflare.slides.pyramid import write_pyramid
 from histoflare.slides.reader import Slide
 from tests.bags.conftest import paint_slide
+from tests.commands.quick import loaded_by, wrong_slide
 from tests.masks.window_models import ByDarkness
 
 app = typer.Typer()
@@ -62,8 +63,11 @@ def slide_path(tmp_path: Path) -> Path:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, stand_in: StandIn, folder: Path) -> Path:
-    monkeypatch.setattr("histoflare.masks.model_file.load_mask_model", lambda path: stand_in)
-    (folder / "model.safetensors").write_bytes(b"a model")
+    path = folder / "model.safetensors"
+    path.write_bytes(b"a model")
+    header = ModelHeader(path, "images", {"mpp": stand_in.mpp}, None, None, None, None, {})
+    monkeypatch.setattr("histoflare.model_file.read_model_header", lambda path: header)
+    monkeypatch.setattr("histoflare.model_file.read_model_file", lambda *_: stand_in)
     return folder
 
 
@@ -107,7 +111,7 @@ def test_the_picture_has_the_classes_where_the_slide_has_them(
 
 def test_a_real_network_on_a_slide_given_its_resolution(slide_path: Path, tmp_path: Path) -> None:
     task = MaskTask(labels=("a", "b"), width=24, mpp=1.0, window_px=64, stride_px=64, patch_px=32)
-    save_mask_model(tmp_path / "run" / "model.safetensors", task.build_model().state_dict(), task)
+    save_model(tmp_path / "run" / "model.safetensors", task.build_model().state_dict(), task)
     arguments = ("--model", tmp_path / "run", "--out", tmp_path / "m.tiff", "--device", "cpu", "--json")
     about = json.loads(run(slide_path, *arguments, "--mpp", "0.25"))
     assert about["mpp"] == pytest.approx(2.0)
@@ -123,6 +127,18 @@ def test_a_real_network_on_a_slide_given_its_resolution(slide_path: Path, tmp_pa
     told = (values != 255) & (np.abs(found[0] - found[1]) > 1e-4)
     assert told.any()
     assert np.array_equal(values[told], found.argmax(axis=0)[told])
+
+
+@pytest.mark.parametrize("fault", ["missing", "no slide", "no mpp", "no tissue"])
+def test_what_is_wrong_with_the_slide_is_found_before_anything_slow_is_loaded(
+    tmp_path: Path, fault: str
+) -> None:
+    task = MaskTask(labels=("a", "b"), width=24, mpp=1.0, window_px=64, stride_px=64, patch_px=32)
+    save_model(tmp_path / "model.safetensors", task.build_model().state_dict(), task)
+    path, words = wrong_slide(tmp_path, fault)
+    said, slow = loaded_by("segment", path, "--model", tmp_path, "--out", tmp_path / "m.tiff")
+    assert words in said and slow == []
+    assert not list(tmp_path.glob("m.tiff*"))
 
 
 def test_no_model(slide_path: Path, tmp_path: Path) -> None:

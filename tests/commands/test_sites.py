@@ -21,6 +21,8 @@ def test_both_layouts_are_found_and_the_external_cohort_is_apart(tmp_path: Path)
     two = touch(tmp_path / "clinic-b.csv")
     external = touch(tmp_path / "external" / "manifest.csv")
     further = touch(tmp_path / "external" / "clinic-c.csv")
+    for companion in ("._clinic-b.csv", "~$clinic-b.csv", "external/._clinic-c.csv"):
+        touch(tmp_path / companion)
     found = find_sites(tmp_path)
     assert found.sites == {"clinic-a": one, "clinic-b": two}
     assert found.external == {"external": external, "external-clinic-c": further}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 from PIL import Image
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from histoflare.commands import manifest, mosaic, slide
 from histoflare.errors import ManifestError, SlideError
 from histoflare.slides.mosaic import Mosaic
+from histoflare.slides.pyramid import write_pyramid
 from histoflare.slides.splits import SplitRule
 
 app = typer.Typer()
@@ -123,6 +125,36 @@ def test_a_name_too_long_to_be_one_is_a_fault_of_its_line(tmp_path: Path) -> Non
     assert [problem.split(":")[0] for problem in caught.value.problems] == ["line 2", "line 3"]
 
 
+def write_slide(path: Path, mpp: float) -> None:
+    write_pyramid(path, np.full((300, 300, 3), 240, np.uint8), mpp)
+
+
+def test_a_resolution_that_cannot_be_is_named_before_anything_is_made(tmp_path: Path) -> None:
+    """Line 2 is sound; 3 says 0.025; 4 too, but the manifest corrects it."""
+    for name, mpp in (("a", 0.25), ("b", 0.025), ("c", 0.025)):
+        write_slide(tmp_path / f"{name}.tif", mpp)
+    (tmp_path / "d.tif").write_bytes(b"")
+    path = tmp_path / "north.csv"
+    path.write_text("slide,patient,label,mpp\na.tif,1,x,\nb.tif,2,y,\nc.tif,3,y,0.25\nd.tif,4,x,\n")
+    result = CliRunner().invoke(app, ["manifest", "check", str(path), "--json"])
+    assert result.exit_code == 3
+    findings = json.loads(result.stdout)["slides_to_look_at"]
+    assert [(each["line"], each["usable"]) for each in findings] == [(3, False), (4, True), (5, False)]
+    assert "0.025 µm/px, finer" in findings[0]["message"]
+    result = CliRunner().invoke(app, ["manifest", "check", str(path)])
+    assert result.exit_code == 3 and "line 3: " in result.stderr and "warning: line 4: " in result.stderr
+    assert "0.025 µm/px, finer" in run("slide", "info", tmp_path / "b.tif")
+    assert json.loads(run("slide", "info", tmp_path / "b.tif", "--json"))["mpp"] is None
+    with pytest.raises(SlideError, match=r"0\.025 µm/px, finer"):
+        run("mosaic", tmp_path / "b.tif", "--out", tmp_path / "out", "--patch-px", "32")
+    for command in (("slide", "info"), ("mosaic", "--out", tmp_path / "out")):
+        with pytest.raises(SlideError, match="magnification"):
+            run(*command, tmp_path / "a.tif", "--mpp", "40")
+    path.write_text("slide,patient,label,mpp\na.tif,1,x,40\nb.tif,2,y,\n")
+    with pytest.raises(ManifestError, match=r"line 2: mpp '40' .* magnification"):
+        run("manifest", "check", path)
+
+
 def test_manifest_tcga(tmp_path: Path) -> None:
     names = [f"TCGA-{site}-{patient:04d}-01Z-00-DX1.AB.svs" for site in ("05", "66") for patient in range(5)]
     (tmp_path / "slides").mkdir()
@@ -144,5 +176,5 @@ def test_manifest_tcga(tmp_path: Path) -> None:
     assert report["table_2"]["Indivumed"]["diagnostic"] == {"LUAD": 5, "LUSC": 5}
     shown = run(*arguments)
     assert "94 + 117" in shown and "5 + 5" in shown and "884" not in shown and "1269" in shown
-    shown = run("manifest", "check", tmp_path / "m" / "indivumed.csv")
+    shown = run("manifest", "check", tmp_path / "m" / "indivumed.csv", "--no-files")
     assert "LUAD 5, LUSC 5" in shown

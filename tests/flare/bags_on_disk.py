@@ -36,7 +36,7 @@ def write_site(
         ManifestRow(
             line=index + 2,
             slide=root / site / "slides" / f"{mark}s{index}.tif",
-            patient=f"{mark}p{index}",
+            patient=f"{site}-{mark}p{index}",
             label=LABELS[index % 2],
             split=splits[index % 5],
         )
@@ -61,3 +61,15 @@ def write_site(
         coords = np.zeros((n, 2), dtype=np.int64)
         write_bag(root / site / "bags" / f"{manifest.row_id(row)}.h5", Bag(header, values, coords))
     return SiteConfiguration(root / site / "manifest.csv", root / site / "bags")
+
+
+def relabel(site: SiteConfiguration, *labels: str, column: str = "label") -> SiteConfiguration:
+    """Give the slides of a site other labels (or values of another column), in turn."""
+    assert site.manifest is not None
+    header, *rows = site.manifest.read_text().splitlines()
+    place = header.split(",").index(column)
+    cells = [row.split(",") for row in rows]
+    for index, row in enumerate(cells):
+        row[place] = labels[index % len(labels)]
+    site.manifest.write_text("\n".join([header, *map(",".join, cells)]) + "\n")
+    return site

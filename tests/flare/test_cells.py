@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from nvflare.apis.fl_constant import ReservedTopic
-from nvflare.fuel.f3.cellnet import net_agent
+from nvflare.fuel.f3.cellnet import core_cell, net_agent
 from nvflare.fuel.f3.cellnet.cell import Cell
 from nvflare.fuel.f3.cellnet.defs import CellChannel, MessageHeaderKey, ReturnCode
 from nvflare.fuel.f3.cellnet.net_agent import NetAgent
@@ -188,3 +188,52 @@ def test_nothing_leaves_in_bulk() -> None:
 @pytest.mark.parametrize("table", [PARENT_TAKES, JOB_TAKES, KEPT_OPEN])
 def test_no_table_is_open_for_all_channels(table: Any) -> None:
     assert "*" not in table and not is_listed(table, "_net_manager", "config_vars")
+
+
+@pytest.mark.parametrize(("channel", "is_read"), [("any", False), ("cellnet.channel", True)])
+def test_what_is_not_needed_is_not_even_read(
+    server: Cell, site: Cell, monkeypatch: pytest.MonkeyPatch, channel: str, is_read: bool
+) -> None:
+    """FLARE decodes a message before it asks whether it may come."""
+    ClosedAgent(site)
+    seen: list[Any] = []
+    monkeypatch.setattr(core_cell, "decode_payload", lambda message: seen.append(message.payload))
+    message = Message(
+        {
+            MessageHeaderKey.MSG_TYPE: "req",
+            MessageHeaderKey.ORIGIN: "server",
+            MessageHeaderKey.FROM_CELL: "server",
+            MessageHeaderKey.DESTINATION: site.core_cell.get_fqcn(),
+            MessageHeaderKey.CHANNEL: channel,
+            MessageHeaderKey.TOPIC: "bye",
+            MessageHeaderKey.PAYLOAD_ENCODING: "fobs",
+        },
+        b"bytes",
+    )
+    site.core_cell.process_message(Endpoint("server"), None, 1, message)
+    assert seen == [b"bytes" if is_read else None]
+
+
+@pytest.mark.parametrize(
+    ("channel", "topic", "passes"),
+    [
+        ("task", "heart_beat", True),
+        ("client_command", "abort", True),
+        ("sm__STREAM", "sm__ERROR", False),
+        ("aux_communication", "fed.event", False),
+        ("any", "thing", False),
+    ],
+)
+def test_the_process_that_starts_jobs_says_what_it_must(
+    server: Cell, channel: str, topic: str, passes: bool
+) -> None:
+    """An error of a stream would have an exception's text in it."""
+    cell = make_cell("clinic")
+    try:
+        ClosedAgent(cell)
+        came: list[str] = []
+        server.core_cell.register_request_cb(channel, "*", lambda message: came.append(topic) or Message())
+        cell.core_cell.send_request(channel, topic, "server", Message(payload=SECRET), timeout=5.0)
+        assert came == [topic] * passes
+    finally:
+        cell.core_cell.ALL_CELLS.pop("clinic", None)

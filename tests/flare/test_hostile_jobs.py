@@ -4,9 +4,13 @@ The attacker holds the lead's kit (whatever bytes it submits) and the server (wh
 ``hostile/sitecustomize.py``). What happens here:
 
 - every archive of ``hostile/archives.py`` is deployed to both sites by a raw message;
-- every third one of the same table is submitted, in a job folder, over the lead's own connection;
+- every tenth one of the same table is submitted, in a job folder, over the lead's own connection;
 - a job whose texts look like references, and one whose tasks the server calls by other names;
-- raw commands and raw messages to the sites' processes, those of a running job among them.
+- raw commands and raw messages to the sites' processes, those of a running job among them;
+- objects that FLARE's serializer would make something of (``hostile/objects.py``), in messages of all kinds
+  and in tasks.
+
+Server and clients are started in a folder in which modules and configurations lie (``test_strays``).
 
 Each site has secrets wherever it has something; afterwards none of them is anywhere at the server: on the
 wire, in its kit with all jobs, logs and results, in its temporary files. ``test_hostile_bytes`` looks at the
@@ -21,6 +25,8 @@ import pickle
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -31,8 +37,12 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import psutil
 import pytest
+from nvflare.apis.fl_constant import ReservedTopic
+from nvflare.fuel.f3.cellnet.defs import Encoding, MessageHeaderKey
+from nvflare.fuel.f3.streaming.stream_const import StreamHeaderKey
 from nvflare.fuel.hci.client import file_transfer
 from nvflare.private.admin_defs import MsgHeader, ReturnCode
 from nvflare.private.defs import RequestHeader, SysCommandTopic, TrainingTopic
@@ -41,12 +51,16 @@ from histoflare.errors import HistoflareError
 from histoflare.flare import processes
 from histoflare.flare.job_files import CONFIG_FOLDER
 from histoflare.flare.job_variant import write_variant
-from histoflare.flare.kits import Agreement, Kits
+from histoflare.flare.kits import Agreement, Kits, kit_environment
 from histoflare.flare.poc import COMPLETED, Federation
+from histoflare.site.configuration import read_site_file
+from histoflare.site.ledgers import open_ledger
 from histoflare.storage import write_json
 
 from .bags_on_disk import write_site
 from .hostile.archives import Around, Pack, falsely_signed, honest, hostile, inert, other_versions
+from .hostile.objects import MAIN, PLANTED, objects, raw_messages, section
+from .test_strays import MODULES, plant
 
 pytestmark = [pytest.mark.flare, pytest.mark.slow]
 
@@ -55,8 +69,8 @@ TAP = Path(__file__).parent / "tap"
 SITES = ("clinic-a", "clinic-b")
 MOST_MORE_BYTES = 300 << 20
 PATH = "the kit's path"
-EACH = 3
-"""Of the archives, every third is submitted: each takes a connection. All of them are deployed."""
+EACH = 10
+"""Of the archives, every tenth is submitted: each takes a connection. All of them are deployed."""
 NOT_OF_A_JOB = {"log", "logs", "audit", "audit.log", "log.txt", "log.json", "log_error.txt", "log_fl.txt"}
 ROLES = ("server_train", "client_train", "runner_process", "worker_process")
 
@@ -75,6 +89,17 @@ RAW = (
     ),
 )
 """Channel and topic of messages that no job needs."""
+
+
+JOB = str(uuid.UUID(int=7))
+IN_TASKS = (
+    *("a planted class", "a planted enumeration", "a planted decomposer of FLARE's list", "a program"),
+    *("a file", "a workspace", "any attributes", "a message's class", "many values"),
+)
+"""What the first tasks of a job have in their cookies, which go back with the answer."""
+
+MORE_FILES = (" more", "link")
+"""What is in the names of archives that bring more than a job has."""
 
 
 def secret(what: str, site: str) -> str:
@@ -118,8 +143,13 @@ class Memory:
         self._thread.start()
 
     def _watch(self) -> None:
+        found: list[psutil.Process] = []
+        looks = 0
         while not self._ended.wait(0.2):
-            for process in processes.find(self._federation):
+            if looks % 5 == 0:  # to look through all processes of the machine takes a while
+                found = processes.find(self._federation)
+            looks += 1
+            for process in found:
                 try:
                     command, size = " ".join(process.cmdline()), process.memory_info().rss
                 except psutil.Error:
@@ -151,10 +181,44 @@ class Attack:
     taken: dict[str, dict[str, Any]] = field(default_factory=dict)
     submitted: dict[str, str] = field(default_factory=dict)
     commands: dict[str, dict[str, Any]] = field(default_factory=dict)
+    objects: dict[str, dict[str, Any]] = field(default_factory=dict)
+    built_on: dict[str, dict[str, Any]] = field(default_factory=dict)
+    refused: dict[str, tuple[int, str]] = field(default_factory=dict)
+    job_ids: dict[str, str] = field(default_factory=dict)
+    pids: list[dict[str, int]] = field(default_factory=list)
     left: dict[str, set[str]] = field(default_factory=dict)
     usual: dict[str, int] = field(default_factory=dict)
     most: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def marks(self) -> Path:
+        """Folder in which code that ran leaves a mark."""
+        return self.folder / "marks"
+
+    @property
+    def datums(self) -> Path:
+        """Folder for what FLARE takes for files of messages."""
+        return self.folder / "datums"
+
+    @property
+    def earlier(self) -> Path:
+        """A kit of the first site as it was before kits were issued again."""
+        return self.folder / "earlier"
+
+    def start(self, participant: str) -> None:
+        """Start a process of the federation in a folder of the attacker's."""
+        start_in(self.federation, participant, self.folder / "around", environment_of(self, participant))
+
+    def start_refused(self, site: str) -> tuple[int, str]:
+        """Start a client, and return its exit code and what it said."""
+        before = self.federation.log(site).stat().st_size
+        self.start(site)
+        code = self.federation._started[site].wait(60)
+        return code, self.federation.log(site).read_text()[before:]
+
+    def note_pids(self) -> None:
+        self.pids.append({who: self.federation.pid(who) for who in self.federation.up()})
 
     def order(self, messages: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
         """Have the server send messages; return of each who answered what."""
@@ -170,11 +234,11 @@ class Attack:
             time.sleep(0.05)
         return pickle.loads(answer.read_bytes())
 
-    def deploy(self, archives: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        """Have the server deploy applications, each as a job; return of each what the sites say."""
+    def deploy(self, archives: dict[str, Any], as_job: str | None = None) -> dict[str, dict[str, Any]]:
+        """Have the server deploy applications, each as a job of its own or as one; return what sites say."""
         messages = []
         for body in archives.values():
-            job_id = str(uuid.uuid4())
+            job_id = as_job or str(uuid.uuid4())
             meta = {"name": "job", "scope": "open", "min_clients": 1, "deploy_map": {}, "job_id": job_id}
             headers = {
                 RequestHeader.JOB_ID: job_id,
@@ -183,6 +247,24 @@ class Attack:
             }
             messages.append(("admin", TrainingTopic.DEPLOY, headers, body))
         return dict(zip(archives, self.order(messages), strict=True))
+
+    def burst(self, messages: dict[str, tuple[Any, ...]]) -> None:
+        """Have the server send messages at once; keep of each what was answered, if anything was."""
+        (answers,) = self.order([("burst", list(messages.values()))])
+        self.objects |= dict(zip(messages, answers, strict=True))
+
+    def await_answers(self) -> None:
+        """Wait until every site answers a command again."""
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            (said,) = self.order([("burst", [("admin", TrainingTopic.CHECK_STATUS, {}, "")])])
+            if all(said[0].get(site) for site in SITES):
+                return
+        raise AssertionError("a site does not answer any more")
+
+    def notes(self, site: str) -> Path:
+        """Return a file in a site's kit with a secret in it."""
+        return self.federation.kits.kit(site) / "local" / "records" / "notes.txt"
 
     def submit(
         self, archives: dict[str, bytes], job: Path, monkeypatch: pytest.MonkeyPatch
@@ -206,7 +288,7 @@ class Attack:
         return answers
 
     def run(self, name: str, job: Path) -> None:
-        job_id = self.federation.admin.submit(job)
+        job_id = self.job_ids[name] = self.federation.admin.submit(job)
         self.statuses[name] = self.federation.follow(job_id, timeout_s=90)
         self.federation.admin.download(job_id, self.folder / "results")
 
@@ -261,7 +343,7 @@ class Attack:
             name: b"".join(path.read_bytes() for path in sorted(place.rglob("*")) if path.is_file())
             for name, place in places.items()
         }
-        said = repr((self.deployed, self.versions, self.taken, self.submitted, self.commands))
+        said = repr((self.deployed, self.versions, self.taken, self.submitted, self.commands, self.objects))
         return found | {"its log": self.federation.log("server").read_bytes(), "answers": said.encode()}
 
 
@@ -288,10 +370,35 @@ def raw_commands(job_id: str) -> dict[str, tuple[Any, ...]]:
     return found
 
 
+def with_objects(made: Attack) -> dict[str, tuple[Any, ...]]:
+    """Return name → a message with an object in it that no message needs: in every part of a command."""
+    found: dict[str, tuple[Any, ...]] = {}
+    job_id = str(uuid.uuid4())
+    for what, each in objects(made.notes(SITES[0]), made.federation.kits.kit(SITES[0])).items():
+        names = {RequestHeader.JOB_ID: job_id, RequestHeader.APP_NAME: "app"}
+        meta = {RequestHeader.JOB_META: {"job_id": job_id, "name": each}}
+        found[f"{what}, deployed"] = ("admin", TrainingTopic.DEPLOY, {**names, **meta}, each)
+        found[f"{what}, started"] = ("admin", TrainingTopic.START_JOB, {**names, **meta}, "")
+        found[f"{what}, in a header"] = ("admin", TrainingTopic.CHECK_STATUS, {"x": each}, "")
+        for site in SITES:
+            found[f"{what}, to {site}"] = ("cell", site, "admin", "x", each)
+            found[f"{what}, to {site} elsewhere"] = ("cell", site, "aux_communication", "x", each)
+    return found
+
+
+def raw(target: str, channel: str) -> dict[str, tuple[Any, ...]]:
+    """Return name → bytes for a process of a site, as they are."""
+    encoded = {MessageHeaderKey.PAYLOAD_ENCODING: Encoding.FOBS}
+    return {
+        f"{what}, {target}": ("cell", target, channel, "x", content, encoded)
+        for what, content in raw_messages(Path("/")).items()
+    }
+
+
 @pytest.fixture(scope="module")
 def attack(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[Attack]:
     folder = tmp_path_factory.mktemp("hostile")
-    for name in ("tap", "orders", "results", *(f"tmp-{who}" for who in ("server", *SITES))):
+    for name in ("tap", "orders", "results", "marks", *(f"tmp-{who}" for who in ("server", *SITES))):
         (folder / name).mkdir()
     job = write_variant(repository / "jobs" / "mem_fedavg", folder / "job", {"rounds": 1})
     sites = {
@@ -314,23 +421,58 @@ def attack(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterat
 
 
 def _start(made: Attack) -> None:
-    _take_unsigned_jobs(made.federation.kits, SITES[0])
-    environment = {
-        "PYTHONPATH": os.pathsep.join(map(str, (CHANGED, TAP))),
-        "WIRE_TAP": str(made.folder / "tap"),
-        "ORDERS": str(made.folder / "orders"),
-    }
+    around, modules = made.folder / "around", made.folder / "modules"
+    plant(around, made.marks, *MODULES)
+    for name in PLANTED:
+        (modules / name).parent.mkdir(parents=True, exist_ok=True)
+        (modules / name).write_bytes(made.around.code())
+    _issue_again(made)
     for participant in ("server", *SITES):
-        own = {"TMPDIR": str(made.folder / f"tmp-{participant}")}
         if participant in SITES:
-            own |= {"PLANTED": secret("environment", participant)}
-            records = made.federation.kits.kit(participant) / "local" / "records"
-            records.mkdir(exist_ok=True)
-            (records / "notes.txt").write_text(secret("records", participant))
-        else:
-            own |= environment
-        made.federation.start_one(participant, environment=own)
+            made.notes(participant).parent.mkdir(exist_ok=True)
+            made.notes(participant).write_text(secret("records", participant))
+        made.start(participant)
     made.federation._await_registration(60.0)
+
+
+def environment_of(made: Attack, participant: str) -> dict[str, str]:
+    own = {"TMPDIR": str(made.folder / f"tmp-{participant}"), "NVFLARE_DATUM_DIR": str(made.datums)}
+    if participant in SITES:
+        modules = os.pathsep.join(("", "around", str(made.folder / "modules"), ".", ""))
+        return own | {"PLANTED": secret("environment", participant), "PYTHONPATH": modules}
+    changed = {"PYTHONPATH": os.pathsep.join(map(str, (CHANGED, TAP))), "WIRE_TAP": str(made.folder / "tap")}
+    return own | changed | {"ORDERS": str(made.folder / "orders")}
+
+
+def _issue_again(made: Attack) -> None:
+    """Have the consortium issue its kits once more; the first site takes the new one and keeps the other."""
+    run, kit = made.federation.workspace, made.federation.kits.kit(SITES[0])
+    flare = [sys.executable, "-P", "-m", "nvflare.cli", "provision"]
+    done = subprocess.run(
+        [*flare, "-p", str(run / "project.yml"), "-w", str(run / "kits"), "--force"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=kit_environment() | {"HOME": str(run / "home")},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    kit.rename(made.earlier)
+    shutil.move(kit.parent.with_name("prod_01") / kit.name, kit)
+    for name in ("local/histoflare.toml", "startup/fed_client.json"):  # the server is on this machine
+        shutil.copyfile(made.earlier / name, kit / name)
+    _take_unsigned_jobs(made.federation.kits, SITES[0])
+
+
+def start_in(federation: Federation, participant: str, folder: Path, environment: dict[str, str]) -> None:
+    """Start a process of a federation as ``Federation.start_one`` does, in another folder."""
+    federation._started[participant] = processes.start(
+        ["bash", str(federation.kits.kit(participant) / "startup" / "sub_start.sh"), "--once"],
+        federation.log(participant),
+        kit_environment() | environment,
+        folder,
+        federation=federation.kits.name,
+        detached=True,  # by the kit's script alone
+    )
 
 
 def _take_unsigned_jobs(kits: Kits, site: str) -> None:
@@ -363,27 +505,89 @@ def _attack(made: Attack, memory: Memory, job: Path, monkeypatch: pytest.MonkeyP
     commands = raw_commands(str(uuid.uuid4()))
     made.commands = dict(zip(commands, made.order(list(commands.values())), strict=True))
     done("raw commands")
+    made.note_pids()
+    made.burst(with_objects(made))
+    for site in SITES:
+        made.burst(raw(site, "admin"))
+    made.await_answers()
+    made.note_pids()
+    done("objects")
     made.left = {who: paths - before[who] for who, paths in made.files().items()}
     made.taken = made.deploy(inert(good, made.around, Pack()))
     done("jobs that mean nothing")
     _replace_tasks(made, job)
     done("jobs that sites refuse while they run")
+    _build_on_earlier_jobs(made, good)
+    _restart(made, memory)
+    done("clients that are started again")
     made.run("after", job)
     done("an honest job again")
     made.most = memory.most()
 
 
+def _build_on_earlier_jobs(made: Attack, good: dict[str, bytes]) -> None:
+    """Deploy archives as jobs that were here before: one that ran, one that was taken and never started."""
+    (taken,) = made.deploy({"first": Pack()(good)}, JOB).values()
+    assert taken[SITES[0]][0][MsgHeader.RETURN_CODE] == ReturnCode.OK
+    before = made.files()
+    for job_id in (JOB, made.job_ids["before"]):
+        more = hostile(good, made.around, Pack())
+        few = {name: archive for name, archive in more.items() if any(part in name for part in MORE_FILES)}
+        made.built_on |= {f"{name}, {job_id}": said for name, said in made.deploy(few, job_id).items()}
+    now = made.files()
+    made.left |= {site: made.left[site] | (now[site] - before[site]) for site in SITES}
+
+
+def _restart(made: Attack, memory: Memory) -> None:
+    """Start the clients again: with an earlier kit, with another site's ledger, with files of two names.
+
+    In each kit is what an older version would have left of a job (``test_kit_signature`` has more of it).
+    """
+    kits, (a, b) = made.federation.kits, SITES
+    for site in SITES:
+        process = psutil.Process(made.federation.pid(site))
+        process.terminate()
+        made.federation._started[site].wait(20)
+    for site, kit in ((a, made.earlier), (b, kits.kit(b))):
+        old = kit / str(uuid.UUID(int=9)) / f"app_{site}"
+        plant(old / "config", made.marks, "evil.py", "custom/own.py")
+        (old / "config" / "link").symlink_to(made.notes(site))
+    shutil.copytree(kits.kit(a) / "local" / "records", made.earlier / "local" / "records", dirs_exist_ok=True)
+    kits.kit(a).rename(made.folder / "issued again")
+    made.earlier.rename(kits.kit(a))
+    made.start(a)
+    own = kits.kit(b) / "local" / "histoflare.toml"
+    kept = own.read_bytes()
+    shutil.copyfile(kits.kit(a) / "local" / "histoflare.toml", own)
+    made.refused["another site's ledger"] = made.start_refused(b)
+    own.write_bytes(kept)
+    policy, other = kits.kit(b) / "local" / "policy_open.toml", made.folder / "policy of two names"
+    text = policy.read_bytes()
+    other.hardlink_to(policy)
+    other.write_bytes(text.replace(b"minimum_patients = 2", b"minimum_patients = 1"))
+    made.refused["a file that has changed under its other name"] = made.start_refused(b)
+    other.write_bytes(text)
+    for path in [path for folder in ("startup", "local") for path in (kits.kit(b) / folder).iterdir()]:
+        if path.is_file():
+            path.chmod(0o777)
+    made.start(b)
+    made.await_answers()
+
+
 def _replace_tasks(made: Attack, job: Path) -> None:
     """Run a job with references in its texts; then one whose tasks the server's process calls otherwise, and
     send the processes that run it whatever comes to mind."""
-    references = {"purpose": REFERENCES, "min_clients": 1, "late_seconds": 0}
+    references = {"purpose": REFERENCES, "least_sites": 1, "round_seconds": 60}
     made.run("references", write_variant(job, made.folder / "references" / "job", references))
     task = made.folder / "orders" / "task"
+    each = objects(made.notes(SITES[0]), made.federation.kits.kit(SITES[0]))
+    in_tasks = [each[name] for name in IN_TASKS]
+    (made.folder / "orders" / "in-task.pickle").write_bytes(pickle.dumps(in_tasks))
     for name in OTHER_TASKS:
         task.write_text(name)
         job_id = made.federation.admin.submit(job)
-        until = time.monotonic() + 30
-        while time.monotonic() < until and not made.codes(name):
+        until = time.monotonic() + 45
+        while time.monotonic() < until and set(made.codes(name)) < set(SITES):
             time.sleep(0.2)
         if name == "evaluate":  # after the other one the server gives the job up
             to_jobs = {
@@ -398,15 +602,45 @@ def _replace_tasks(made: Attack, job: Path) -> None:
                 for channel, topic in (*RAW, ("task", name), ("client_command", "check_status"))
             }
             made.commands |= dict(zip(to_jobs, made.order(list(to_jobs.values())), strict=True))
+            made.burst(to_a_job(made, job_id))
         with suppress(HistoflareError):
             made.federation.admin.abort(job_id)
         task.unlink()
+
+
+def to_a_job(made: Attack, job_id: str) -> dict[str, tuple[Any, ...]]:
+    """Return name → a message for a job's processes with an object in it that no message needs."""
+    found: dict[str, tuple[Any, ...]] = {}
+    channel, topic = "aux_communication", ReservedTopic.END_RUN
+    for site in SITES:
+        target = f"{site}.{job_id}"
+        found |= raw(target, channel)
+        for what, each in objects(made.notes(site), made.federation.kits.kit(site)).items():
+            found[f"{what}, to a job of {site}"] = ("cell", target, channel, "x", each)
+            encoded = {StreamHeaderKey.PAYLOAD_ENCODING: Encoding.FOBS}
+            content = section(MAIN, msgpack.packb(each))
+            found[f"{what}, streamed to a job of {site}"] = (
+                "stream",
+                target,
+                channel,
+                topic,
+                content,
+                encoded,
+            )
+    return found
 
 
 def test_a_task_that_is_none_of_the_job_is_refused_with_a_code(attack: Attack) -> None:
     for name, code in OTHER_TASKS.items():
         assert attack.codes(name), name
         assert all(codes == {code} for codes in attack.codes(name).values()), (name, attack.codes(name))
+
+
+def test_a_task_with_an_object_is_asked_for_again(attack: Attack) -> None:
+    """And not one byte of it is used: the one after all of them is answered."""
+    for site in SITES:
+        assert attack.federation.log(site).read_text().count("Failed to get_task") >= len(IN_TASKS)
+        assert site in attack.codes("nonsense")
 
 
 def test_a_text_that_looks_like_a_reference_is_a_text(attack: Attack) -> None:
@@ -430,6 +664,56 @@ def test_every_site_says_one_code_of_every_archive(attack: Attack) -> None:
                 assert body.removeprefix("NVFLARE_ERROR: ") == codes, name
 
 
+def test_no_job_builds_on_another(attack: Attack) -> None:
+    assert len(attack.built_on) > 20
+    for name, said in attack.built_on.items():
+        assert {body.removeprefix("NVFLARE_ERROR: ") for _, body in said.values()} == {"JOB_INVALID"}, name
+
+
+def test_a_kit_that_is_not_the_site_s_own_is_not_started(attack: Attack) -> None:
+    """It ends before it calls the server."""
+    reasons = {"another site's ledger": "LEDGER_FOREIGN"}
+    reasons["a file that has changed under its other name"] = "KIT_CHANGED"
+    assert {name: code for name, (code, _) in attack.refused.items()} == dict.fromkeys(reasons, 1)
+    for name, reason in reasons.items():
+        assert f"{reason}: " in attack.refused[name][1] and "Traceback" not in attack.refused[name][1], name
+
+
+def test_an_earlier_kit_goes_on_with_the_same_ledger(attack: Attack) -> None:
+    for site in SITES:
+        file = attack.federation.kits.kit(site) / "local" / "histoflare.toml"
+        disclosures = open_ledger(read_site_file(file, site)).disclosures()
+        runs = [(each.run, each.times) for each in disclosures if each.run in attack.job_ids.values()]
+        assert runs == [(attack.job_ids[name], 1) for name in ("before", "after")]
+
+
+def test_what_earlier_jobs_left_is_gone(attack: Attack) -> None:
+    for site in SITES:
+        left = attack.federation.kits.kit(site) / str(uuid.UUID(int=9))
+        assert list(left.iterdir()) == []
+        assert attack.notes(site).exists()
+
+
+FIXED = ("JOB_INVALID", "NVFLARE_ERROR: JOB_INVALID", "ERROR", "OK", "None")
+
+
+def test_of_an_object_nobody_says_anything(attack: Attack) -> None:
+    """A message that is not understood has no answer; of what can be read, the fixed ones."""
+    assert len(attack.objects) > 300
+    for name, said in attack.objects.items():
+        for who, answer in said.items():
+            if answer is None or who == "the server's own":
+                continue
+            headers, body = answer
+            assert body in FIXED or json.loads(body)["running_jobs"] is not None, (name, said)
+            assert not headers.get(MessageHeaderKey.ERROR), (name, said)
+
+
+def test_nor_is_any_made_or_kept(attack: Attack) -> None:
+    assert not attack.datums.exists()
+    assert attack.pids[0] == attack.pids[1] and set(attack.pids[0]) == {"server", *SITES}
+
+
 def test_what_means_nothing_is_taken(attack: Attack) -> None:
     """Else the codes above say nothing of the archives. The other site wants it signed."""
     unsigned, signed = SITES
@@ -450,6 +734,7 @@ def test_nothing_of_a_refused_job_is_left(attack: Attack) -> None:
 
 def test_nothing_ran_and_nobody_was_called(attack: Attack) -> None:
     assert not attack.around.marker.exists()
+    assert [path.read_text() for path in attack.marks.iterdir()] == []
     assert attack.listener.calls == 0
 
 

@@ -327,8 +327,8 @@ BROKEN: dict[str, tuple[str, str, str]] = {
     "no seed": (JOB_FILE, "seed = 1\n", ""),
     "half a seed": (JOB_FILE, "seed = 1\n", "seed = 1.5\n"),
     "a negative seed": (JOB_FILE, "seed = 1\n", "seed = -1\n"),
-    "no clients": (JOB_FILE, "min_clients = 2", "min_clients = 0"),
-    "true clients": (JOB_FILE, "min_clients = 2", "min_clients = true"),
+    "no clients": (JOB_FILE, "least_sites = 2", "least_sites = 0"),
+    "true clients": (JOB_FILE, "least_sites = 2", "least_sites = true"),
     "unknown variable": (JOB_FILE, "seed = 1\n", "seed = 1\nsead = 1\n"),
     "unknown table": (JOB_FILE, "[strategy]", "[startegy]\n[strategy]"),
     "unknown field": (JOB_FILE, "memories = 10", "memorys = 10"),
@@ -381,6 +381,33 @@ def test_flare_and_the_job_agree_how_many_must_answer(tmp_path: Path, number: di
     (job / "meta.json").write_text(json.dumps(meta | number))
     with pytest.raises(JobError, match="min_clients"):
         read_job(job)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"round_seconds": 0}, "round_seconds: a whole number from 1"),
+        ({"round_seconds": None}, "round_seconds: missing"),
+        ({"answer_seconds": 60, "round_seconds": 120}, r"more than twice answer_seconds \(60\)"),
+        ({"strategy.clients_per_round": 1}, "least_sites: at most 1"),
+        ({"strategy": {"name": "cyclic"}}, "least_sites: at most 1"),
+    ],
+)
+def test_a_round_ends_and_can_end_well(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(JobError, match=problem) as caught:
+        try_variant(FEDAVG, changes)
+    assert caught.value.reason == "JOB_INVALID"
+
+
+def test_what_just_fits_into_a_round_is_taken() -> None:
+    job = try_variant(FEDAVG, {"answer_seconds": 60, "round_seconds": 121, "strategy.clients_per_round": 2})
+    assert (job.round_seconds, job.least_sites) == (121, 2)
+    assert job.longest_seconds == job.rounds * 181 + 1800
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
+def test_every_job_waits_for_its_sites_an_hour_or_more_and_not_for_ever(job: Path) -> None:
+    assert 3600 <= read_job(job).round_seconds <= 86400
 
 
 def test_an_evaluation_has_nothing_of_a_training(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def write_leaky_job(repository: Path, target: Path) -> Path:
     job = write_variant(
         repository / "jobs" / "mem_fedavg",
         target,
-        {"rounds": ROUNDS, "min_clients": 1, "task.memories": 2, "task.dim": 4, "task.hidden": 8},
+        {"rounds": ROUNDS, "least_sites": 1, "task.memories": 2, "task.dim": 4, "task.hidden": 8},
     )
     executors = {"guarded": "leaky.LeakyExecutor", "open": "leaky.OpenExecutor"}
     for mark, executor in executors.items():

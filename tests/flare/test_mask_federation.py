@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 from histoflare.flare.job import read_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.kits import Agreement
-from histoflare.flare.persistor import GLOBAL_MODEL_FILE
 from histoflare.flare.poc import COMPLETED, Federation
 from histoflare.flare.result import FederationResult, load_site_states, read_result
 from histoflare.flare.site_policy import policy_file
 from histoflare.flare.workstation import write_evaluation, write_policy
+from histoflare.masks.task import MaskTask
+from histoflare.model_file import GLOBAL_MODEL_FILE, read_model_file
 from histoflare.privacy.budget import Budget
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import digest, is_finite, n_bytes
@@ -90,6 +91,7 @@ def test_a_small_network_ends_with_the_weights_of_the_in_process_runner(running:
     expected = run_in_process(job.task, cohorts, job.strategy, job.rounds, job.seed)
     state = load_file(folder / GLOBAL_MODEL_FILE)
     assert digest(state) == digest(expected.state)
+    assert digest(read_model_file(folder, MaskTask).state) == digest(expected.state), "as segment opens it"
     kept = load_site_states(running.sites, run)
     assert {site: digest(each) for site, each in kept.items()} == {
         site: digest(each) for site, each in expected.site_states.items()

@@ -95,6 +95,8 @@ def test_a_job_from_its_submission_to_its_result(
     assert content_of(job) == files, "FLARE signs jobs by writing into their folder"
     assert gone(name)
     assert not Path(federation.kits.folder).exists(), "keys are not left in the temporary folder"
+    (made,) = (tmp_path / "my run" / "kits").glob("*/prod_00/server/jobs")
+    assert [path.name for path in made.iterdir()] == [job_id], "the jobs' results stay"
 
 
 def listening(federation: Federation) -> set[str]:

@@ -14,11 +14,11 @@ from histoflare.bags.cohort import load_cohort
 from histoflare.flare.job import read_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.kits import Agreement
-from histoflare.flare.persistor import GLOBAL_MODEL_FILE
 from histoflare.flare.poc import COMPLETED, Federation
 from histoflare.flare.result import read_result
 from histoflare.flare.resume import read_run, write_resumed
 from histoflare.flare.workstation import write_evaluation
+from histoflare.model_file import GLOBAL_MODEL_FILE
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.ledger import Ledger
 from histoflare.privacy.own_policy import OWN_POLICY_FILE

@@ -23,7 +23,7 @@ from histoflare.flare.allowed import ALLOWED_CLASSES, SITE_CLASSES
 from histoflare.flare.job import read_job
 from histoflare.flare.kit_signature import SIGNATURE_FILE, read_authority, sign_list, verify_kit
 from histoflare.flare.kits import Agreement, _project, plan_project
-from histoflare.flare.provision import SitePolicyBuilder, project_folder, site_configuration
+from histoflare.flare.provision import SitePolicyBuilder, check_names, project_folder, site_configuration
 from histoflare.flare.site_policy import known_models, policy_file
 from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.own_policy_file import read_site_policy
@@ -503,3 +503,25 @@ def test_on_one_workstation_the_server_listens_on_loopback_whosever_project_it_i
             part["args"] for part in content["builders"] if part["path"].endswith("PolicyBuilder")
         ]
         assert arguments["loopback"] is True
+
+
+class TestNames:
+    """What a certificate can hold, and what a folder can be called."""
+
+    def test_up_to_64_letters(self) -> None:
+        check_names([("a" * 64, "b" * 64), ("lead@x.example", "c")])
+
+    @pytest.mark.parametrize(
+        "participants",
+        [
+            [("a" * 65, "b")],
+            [("a", "b" * 65)],
+            [("a" * 50 + "@consortium.example", "b")],
+            [("clinic", "b"), ("Clinic", "b")],
+        ],
+    )
+    def test_others_are_refused_with_one_line(self, participants: list[tuple[str, str]]) -> None:
+        with pytest.raises(JobError) as caught:
+            check_names(participants)
+        assert participants[0][0] in str(caught.value) or participants[0][1] in str(caught.value)
+        assert "\n" not in str(caught.value)

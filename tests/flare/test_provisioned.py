@@ -240,7 +240,7 @@ def test_a_kit_that_is_changed_while_its_client_runs(
 
 
 def test_a_site_whose_kit_was_changed_refuses_the_next_job(running: Provisioned) -> None:
-    job = write_variant(running.job, running.folder / "one-is-enough", {"min_clients": 1, "late_seconds": 1})
+    job = write_variant(running.job, running.folder / "one-is-enough", {"least_sites": 1})
     policy = running.kits.kit("clinic-b") / "local" / "policy_open.toml"
     kept = policy.read_bytes()
     weaken(running.kits.kit("clinic-b"))
@@ -255,7 +255,7 @@ def test_a_site_whose_kit_was_changed_refuses_the_next_job(running: Provisioned)
 
 
 def test_a_site_that_names_no_ledger_takes_no_job_and_is_told_what_to_do(running: Provisioned) -> None:
-    job = write_variant(running.job, running.folder / "no-ledger", {"min_clients": 1, "late_seconds": 1})
+    job = write_variant(running.job, running.folder / "no-ledger", {"least_sites": 1})
     file = running.kits.kit("clinic-b") / "local" / "histoflare.toml"
     kept, where = file.read_text(), read_site_file(file, "clinic-b")
     file.write_text(re.sub(r"^ledger.*\n", "", kept, flags=re.MULTILINE))

@@ -16,8 +16,8 @@ from histoflare.errors import JobError
 from histoflare.flare.job import read_job
 from histoflare.flare.job_files import CONFIG_FOLDER
 from histoflare.flare.job_variant import write_variant
-from histoflare.flare.persistor import GLOBAL_MODEL
 from histoflare.flare.resume import job_name, read_run, write_resumed
+from histoflare.model_file import ENTRY, describe_model
 from histoflare.rounds.state import State, model_state
 from histoflare.storage import write_json
 
@@ -25,7 +25,7 @@ NOT_A_NUMBER = torch.tensor([0.0, float("nan")])
 
 
 def write_model(path: Path, state: State, facts: Any) -> None:
-    path.write_bytes(save(state, metadata={GLOBAL_MODEL: json.dumps(facts)}))
+    path.write_bytes(save(state, metadata={ENTRY: json.dumps(facts)}))
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def stopped(tmp_path: Path, repository: Path) -> Path:
     workspace = folder / "workspace"
     workspace.mkdir()
     job = read_job(folder / "job")
-    facts = {"round": 2, "run": "run-1", "task": job.task.to_json()}
+    facts = describe_model(job.task, run="run-1", round_index=2)
     write_model(workspace / "global_model.safetensors", model_state(job.task.build_model()), facts)
     rows = [{"round": index, "sites": ["a", "b"], "taking_part": ["a", "b"]} for index in range(4)]
     write_json(workspace / "rounds.json", rows)
@@ -84,7 +84,7 @@ def change_model(change: Callable[[State, dict[str, Any]], Any]) -> Callable[[Pa
     def apply(folder: Path) -> None:
         job = read_job(folder / "job")
         state = model_state(job.task.build_model())
-        facts: Any = {"round": 2, "run": "run-1", "task": job.task.to_json()}
+        facts: Any = describe_model(job.task, run="run-1", round_index=2)
         replaced = change(state, facts)
         write_model(
             folder / "workspace" / "global_model.safetensors", state, facts if replaced is None else replaced
@@ -101,12 +101,13 @@ def spoil(name: str, text: str) -> Callable[[Path], None]:
     ("damage", "says"),
     [
         (lambda folder: (folder / "workspace" / "global_model.safetensors").unlink(), "no global_model"),
-        (spoil("workspace/global_model.safetensors", "short"), "damaged or cut short"),
-        (change_model(lambda state, facts: [1]), "not a global model"),
-        (change_model(lambda state, facts: facts.update(round=-7)), "not a global model"),
-        (change_model(lambda state, facts: facts.update(round="abc")), "not a global model"),
-        (change_model(lambda state, facts: facts.update(run="../../x")), "not a global model"),
-        (change_model(lambda state, facts: facts.pop("task") and None), "not a global model"),
+        (spoil("workspace/global_model.safetensors", "short"), "damaged or not"),
+        (change_model(lambda state, facts: [1]), "not JSON"),
+        (change_model(lambda state, facts: facts.update(round=-7)), "no readable round"),
+        (change_model(lambda state, facts: facts.update(round="abc")), "no readable round"),
+        (change_model(lambda state, facts: facts.update(run="../../x")), "which round of which run"),
+        (change_model(lambda state, facts: facts.pop("task") and None), "names no task"),
+        (change_model(lambda state, facts: facts.update(round=None)), "which round of which run"),
         (change_model(lambda state, facts: state.update({"head.bias": NOT_A_NUMBER})), "head.bias"),
         (change_model(lambda state, facts: state.update(a=torch.zeros(3))), "a"),
         (change_model(lambda state, facts: facts.update(round=29)), "nothing to go on with"),

@@ -87,8 +87,9 @@ def test_flare_ends_with_the_weights_of_the_in_process_runner(
 ) -> None:
     """Same job, same data, same global weights, to the last bit; also when only one site is asked."""
     job = variant(repository, tmp_path, name, rounds=3, **changes)
-    seen: list[int] = []
-    run, other = run_simulation(job, sites, on_round=seen.append), in_process(job, sites)
+    seen: list[tuple[int, float | None]] = []
+    run = run_simulation(job, sites, on_round=lambda *state: seen.append(state))
+    other = in_process(job, sites)
     result = run.training
     assert digest(result.state) == digest(other.state)
     assert {site: digest(state) for site, state in run.site_states.items()} == {
@@ -96,7 +97,10 @@ def test_flare_ends_with_the_weights_of_the_in_process_runner(
     }, "what each site keeps for itself"
     expected = [list(job.strategy.participants(index, sorted(SITES), job.seed)) for index in range(3)]
     assert [row["taking_part"] for row in result.rounds] == expected
-    assert max(seen) == 3
+    rounds, loss = seen[-1]
+    assert rounds == 3 and loss is not None and 0 < loss < 10, (
+        "the losses that the sites noted for who watches"
+    )
     assert not started(), "nothing is left running"
 
 
@@ -104,7 +108,7 @@ def test_a_site_that_cannot_take_part_sends_a_code_and_the_others_go_on(
     repository: Path, tmp_path: Path, sites: dict[str, SiteConfiguration]
 ) -> None:
     sites["clinic-b"] = write_site(tmp_path / "other encoder", "clinic-b", encoder="imported:other")
-    job = variant(repository, tmp_path, rounds=2, min_clients=2)
+    job = variant(repository, tmp_path, rounds=2, least_sites=2)
     result = run_simulation(job, sites).training
     assert [row["taking_part"] for row in result.rounds] == [["clinic-a", "clinic-c"]] * 2
     assert [row["refused"] for row in result.rounds] == [{"clinic-b": "COHORT_INVALID"}] * 2
@@ -113,7 +117,7 @@ def test_a_site_that_cannot_take_part_sends_a_code_and_the_others_go_on(
 def test_a_job_that_stops_is_an_error_with_its_log(
     repository: Path, tmp_path: Path, sites: dict[str, SiteConfiguration]
 ) -> None:
-    job = variant(repository, tmp_path, rounds=2, min_clients=3)
+    job = variant(repository, tmp_path, rounds=2, least_sites=3)
     sites["clinic-b"] = SiteConfiguration(tmp_path / "nowhere.csv", tmp_path / "nowhere")
     with pytest.raises(JobError, match="stopped after 0 of 2 rounds"):
         run_simulation(job, sites)
@@ -132,7 +136,7 @@ from histoflare.flare.job import read_job
 from histoflare.flare.simulator import run_simulation
 from histoflare.site.configuration import SiteConfiguration
 sites = {{name: SiteConfiguration(Path(m), Path(b)) for name, m, b in {listed!r}}}
-def on_round(done):
+def on_round(done, loss):
     if done >= 1:
         children = psutil.Process().children(recursive=True)
         print(sum(child.environ().get({MARK!r}) == {str(tmp_path)!r} for child in children), flush=True)

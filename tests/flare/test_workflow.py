@@ -1,4 +1,4 @@
-"""A round waits for the sites it asked, counts no refusal as an answer, and writes down what happened."""
+"""A round waits for all sites that it asked and that are there, for a time, and writes down what happened."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.bcast_manager import BcastTaskManager
 from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.signal import Signal
 from nvflare.app_common.app_event_type import AppEventType
 
 from histoflare.errors import JobError
@@ -35,11 +36,17 @@ class Communicator:
     def __init__(self, workflow: AskingScatterAndGather, replies: dict[str, Shareable]) -> None:
         self.workflow = workflow
         self.replies = replies
+        self.gone: set[str] = set()
+        self.task: Task | None = None
         self.arguments: tuple[Any, ...] = ()
+
+    def get_client_disconnect_time(self, site: str) -> float | None:
+        return 1.0 if site in self.gone else None
 
     def broadcast_and_wait(self, task: Task, fl_ctx: FLContext, targets: list[str], *arguments: Any) -> None:
         self.arguments = (targets, *arguments)
         assert task.data.get_header(ASKED) is None, "no site is told who the others are"
+        self.task = task
         task.targets = targets
         self.manager = BcastTaskManager(task, arguments[0], arguments[1])
         for site in targets:
@@ -70,7 +77,7 @@ class Server:
         strategy: str = "cyclic",
         **options: Any,
     ) -> None:
-        self.workflow = workflow(folder, strategy, {"rounds": 5, "min_clients": 2, **options})
+        self.workflow = workflow(folder, strategy, {"rounds": 5, **options})
         self.engine = StandInEngine(folder, SITES)
         self.workflow._engine = self.engine
         self.workflow._current_round = 3
@@ -80,14 +87,19 @@ class Server:
         )
         self.folder = folder
 
-    def run(self, asked: list[str]) -> dict[str, Any]:
+    def run(self, asked: list[str], abort_signal: Signal | None = None) -> dict[str, Any]:
         data = DXO(DataKind.WEIGHTS, data={"w": np.zeros(10, np.float32)}).to_shareable()
         data.set_header(ASKED, asked)
         fl_ctx = self.engine.context("server")
         self.workflow.broadcast_and_wait(
-            Task("train", data), fl_ctx, min_responses=2, wait_time_after_min_received=60
+            Task("train", data, timeout=self.workflow._train_timeout),
+            fl_ctx,
+            min_responses=self.workflow._min_clients,
+            wait_time_after_min_received=self.workflow._wait_time_after_min_received,
+            abort_signal=abort_signal,
         )
-        self.workflow.handle_event(AppEventType.ROUND_DONE, fl_ctx)
+        if abort_signal is None:
+            self.workflow.handle_event(AppEventType.ROUND_DONE, fl_ctx)
         self.workflow.stop_controller(fl_ctx)
         return json.loads((self.folder / ROUNDS_FILE).read_text())[-1]
 
@@ -96,13 +108,13 @@ def update() -> Shareable:
     return DXO(DataKind.WEIGHT_DIFF, data={"w": np.zeros(10, np.float32)}).to_shareable()
 
 
-@pytest.mark.parametrize(("asked", "waits_for"), [(["b"], 1), (["a", "c"], 2), (["a", "b", "c"], 2)])
-def test_only_the_sites_asked_get_the_task_and_are_waited_for(
-    tmp_path: Path, asked: list[str], waits_for: int
+@pytest.mark.parametrize("asked", [["b"], ["a", "c"], ["a", "b", "c"]])
+def test_only_the_sites_asked_get_the_task_and_all_of_them_are_waited_for(
+    tmp_path: Path, asked: list[str]
 ) -> None:
     server = Server(tmp_path, {site: update() for site in asked})
     row = server.run(asked)
-    assert server.workflow.communicator.arguments == (asked, waits_for, 60, None)
+    assert server.workflow.communicator.arguments == (asked, len(asked), 0, None)
     assert (row["asked"], row["taking_part"], row["sites"]) == (asked, asked, list(SITES))
 
 
@@ -123,30 +135,98 @@ def test_text_that_is_no_reason_code_is_not_written_down(tmp_path: Path) -> None
     assert row["refused"] == {"b": "REPLY_NOT_ALLOWED"}
 
 
-@pytest.mark.parametrize("accepts", [True, False])
-def test_a_refusal_does_not_count_as_an_answer(tmp_path: Path, accepts: bool) -> None:
-    """With two of three to wait for, two quick refusals must not close the round on the one that trains."""
-    replies = {site: update() if not accepts else make_reply("REFUSED_JOB_INVALID") for site in ("a", "b")}
-    server = Server(tmp_path, replies, accepts)
+@pytest.mark.parametrize(("answered", "closes"), [(1, False), (2, False), (3, True)])
+def test_fast_sites_do_not_close_a_round_without_the_slow_one(
+    tmp_path: Path, answered: int, closes: bool
+) -> None:
+    """Two updates suffice in the end; while there is time all three are waited for."""
+    server = Server(tmp_path, {"a": update(), "b": make_reply("REFUSED_JOB_INVALID")}, strategy="fedavg")
+    server.workflow.aggregator.taking_part = ["a", "c"]
     server.run(list(SITES))
-    task = server.workflow._task
-    now = 1.0
-    task.client_tasks = [SimpleNamespace(result_received_time=time) for time in (now, now, None)]
+    task = server.workflow.communicator.task
+    times = [1.0] * answered + [None] * (3 - answered)
+    task.client_tasks = [SimpleNamespace(result_received_time=time) for time in times]
     done, _ = server.workflow.communicator.manager.check_task_exit(task)
-    assert not done
-    assert task.props["__min_responses"] == 3
+    assert done == closes
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "cyclic", "evaluate"])
+def test_no_round_waits_without_limit(tmp_path: Path, strategy: str) -> None:
+    assert workflow(tmp_path, strategy, {})._train_timeout == 3600
+    server = Server(tmp_path, {site: update() for site in SITES}, strategy=strategy, round_seconds=7)
+    server.run(list(SITES))
+    assert server.workflow.communicator.task.timeout == 7
+
+
+def test_a_site_that_flare_deems_gone_is_not_waited_for_until_it_is_back(tmp_path: Path) -> None:
+    server = Server(tmp_path, {site: update() for site in ("a", "b")}, strategy="fedavg")
+    server.workflow.communicator.gone = {"c"}
+    row = server.run(list(SITES))
+    assert server.workflow.communicator.arguments[:2] == (["a", "b"], 2)
+    assert (row["asked"], row["no_answer"], row["taking_part"]) == (list(SITES), ["c"], ["a", "b"])
+    server.workflow.communicator.gone = set()
+    server.run(list(SITES))
+    assert server.workflow.communicator.arguments[:2] == (list(SITES), 3)
+
+
+def test_a_site_that_is_gone_loses_its_turn_at_once(tmp_path: Path) -> None:
+    server = Server(tmp_path, {}, strategy="cyclic")
+    server.workflow.communicator.gone = {"b"}
+    row = server.run(["b"])
+    assert server.workflow.communicator.task is None, "nobody is there to be waited for"
+    assert (row["asked"], row["no_answer"], row["taking_part"]) == (["b"], ["b"], [])
 
 
 @pytest.mark.parametrize(("strategy", "ends"), [("fedavg", True), ("cyclic", False)])
-def test_a_round_given_up_with_too_few_updates_ends_the_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str, ends: bool
+@pytest.mark.parametrize(
+    ("gone", "why"),
+    [(set(), "1 of at least 2 updates came"), ({"b", "c"}, "1 of at least 2 updates came")],
+    ids=["late", "gone"],
+)
+def test_a_round_with_too_few_updates_ends_the_job_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str, ends: bool, gone: set[str], why: str
 ) -> None:
-    """Two are needed, one came, and the wait is over (the others are gone)."""
+    """Two are needed, one came, and the time is over or the others are gone."""
     server = Server(tmp_path, {"a": update()}, strategy=strategy)
+    server.workflow.communicator.gone = gone
     said: list[str] = []
-    monkeypatch.setattr(server.workflow, "system_panic", lambda reason, fl_ctx: said.append(reason))
-    server.run(list(SITES))
-    assert said == (["round 3: 1 of at least 2 updates came"] if ends else [])
+
+    def panic(reason: str, fl_ctx: FLContext) -> None:
+        said.append(reason)
+        server.workflow._current = None  # FLARE ends the job; no round is done
+
+    monkeypatch.setattr(server.workflow, "system_panic", panic)
+    row = server.run(list(SITES))
+    assert said == ([f"round 4: {why}"] if ends else [])
+    assert row.get("given_up") == (why if ends else None)
+    assert row.get("finished", True) != ends
+
+
+def test_a_job_that_flare_ends_for_want_of_sites_says_so(tmp_path: Path) -> None:
+    server = Server(tmp_path, {"a": update()}, strategy="fedavg")
+    server.workflow.communicator.gone = {"b", "c"}
+    aborted = Signal()
+    aborted.trigger("policy")
+    row = server.run(list(SITES), aborted)
+    assert (row["given_up"], row["finished"]) == ("1 of at least 2 sites are left", False)
+
+
+def test_a_job_that_flare_ends_for_its_refusals_says_so(tmp_path: Path) -> None:
+    replies = {"a": update()} | {site: make_reply("REFUSED_BUDGET_EXHAUSTED") for site in ("b", "c")}
+    server = Server(tmp_path, replies, strategy="fedavg")
+    server.workflow.aggregator.taking_part = ["a"]
+    aborted = Signal()
+    aborted.trigger("panic")
+    row = server.run(list(SITES), aborted)
+    assert row["given_up"] == "2 of 3 sites refused, and at least 2 updates are needed"
+
+
+def test_a_job_that_somebody_aborts_was_not_given_up(tmp_path: Path) -> None:
+    server = Server(tmp_path, {"a": update()}, strategy="fedavg")
+    aborted = Signal()
+    aborted.trigger("the lead")
+    row = server.run(list(SITES), aborted)
+    assert "given_up" not in row and row["finished"] is False
 
 
 def test_a_job_that_goes_on_keeps_the_earlier_rounds(tmp_path: Path) -> None:

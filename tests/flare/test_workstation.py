@@ -44,7 +44,8 @@ def test_a_job_that_the_sites_refuse(
         run_on_workstation(job, sites, {}, tmp_path / "run", repository / "jobs" / "mem_evaluate", phase)
     assert caught.value.reason == "JOB_FAILED"
     assert "stopped after 0 of 2 rounds" in str(caught.value)
-    # FLARE ends the job as soon as one refusal makes min_clients unreachable.
+    # FLARE ends the job as soon as one refusal makes least_sites unreachable.
+    assert "sites refused, and at least 2 updates are needed" in str(caught.value)
     assert "clinic-" in str(caught.value)
     assert ": COHORT_INVALID: The site's data do not fit" in str(caught.value)
     assert phases == ["provision", "start", "federated rounds"]

@@ -47,7 +47,9 @@ def make_site(folder: Path, seed: int = 0, patients: int = 6, side_px: int = 96)
         Image.fromarray(image).save(folder / f"image{index}.png")
         Image.fromarray(mask).save(folder / f"mask{index}.png")
         split = ("train", "train", "test", "train", "validation", "test")[index % 6]
-        rows.append([f"image{index}.png", f"mask{index}.png", f"p{index}", split, "FM"[index % 2]])
+        rows.append(
+            [f"image{index}.png", f"mask{index}.png", f"{folder.name}-p{index}", split, "FM"[index % 2]]
+        )
     path = folder / "images.csv"
     with path.open("w", newline="") as file:
         table = csv.writer(file)

@@ -12,6 +12,8 @@ from histoflare.errors import MaskError
 from histoflare.masks import image_files
 from histoflare.masks.image_files import decode_image, read_file
 from histoflare.masks.images import LISTED_PROBLEMS, load_image_cohort, pooled_images
+from histoflare.masks.importers import write_mask
+from histoflare.masks.pixels import read_record
 from histoflare.masks.windows import IGNORE
 from histoflare.slides.splits import SplitRule
 
@@ -77,8 +79,6 @@ def test_every_fault_is_said_at_once(tmp_path: Path) -> None:
 
 
 def reason_of(image: Path, mask: Path, tissue: Path | None = None) -> str:
-    from histoflare.masks.pixels import read_record
-
     with pytest.raises(MaskError) as caught:
         read_record(image, mask, tissue, LABELS)
     return caught.value.reason
@@ -101,6 +101,14 @@ def test_each_fault_has_its_reason(tmp_path: Path) -> None:
     assert reason_of(image, mask, other) == "MASK_SIZE"
     assert reason_of(image, save(tmp_path / "c.png", np.full((9, 9), 254, np.uint8))) == "MASK_CLASS"
     assert reason_of(image, save(tmp_path / "e.png", np.full((9, 9), IGNORE, np.uint8))) == "MASK_EMPTY"
+
+
+def test_a_mask_that_lies_across_its_image_is_named_as_such(tmp_path: Path) -> None:
+    image, mask = save(tmp_path / "i.png", rgb(9, 6)), save(tmp_path / "m.png", np.zeros((6, 9), np.uint8))
+    with pytest.raises(
+        MaskError, match="9 x 6 px and its image 6 x 9 px: is one of them turned, or has an EXIF"
+    ):
+        read_record(image, mask, None, LABELS)
 
 
 def test_a_png_cut_anywhere_is_one_clear_error(tmp_path: Path) -> None:
@@ -139,6 +147,63 @@ def test_background_only_is_fine_and_palettes_hold_indices(tmp_path: Path) -> No
     by_patient = {record.patient: record for record in cohort.records}
     np.testing.assert_array_equal(cohort.read(by_patient["p1"]).mask, indices)
     assert not cohort.read(by_patient["p0"]).mask.any()
+
+
+def test_masks_of_many_kinds_hold_the_same_indices(tmp_path: Path) -> None:
+    indices = np.array([[0, 1, 255], [1, 1, 0]], np.uint8)
+    opaque = np.full_like(indices, 255)
+    kinds = {
+        "gray.png": indices,
+        "wide.png": indices.astype(np.uint16),
+        "big-endian.tif": indices.astype(">u2"),
+        "number.tif": indices.astype(np.int32),
+        "rgb.png": np.dstack([indices] * 3),
+        "rgba.png": np.dstack([*[indices] * 3, opaque]),
+        "alpha.png": np.dstack([indices, opaque]),
+    }
+    for name, pixels in kinds.items():
+        path = save(tmp_path / name, pixels)
+        np.testing.assert_array_equal(image_files.decode_mask(path.read_bytes(), path, LABELS), indices, name)
+
+
+def test_masks_that_hold_no_indices_say_what_they_are(tmp_path: Path) -> None:
+    indices = np.array([[0, 1, 255], [1, 1, 0]], np.uint8)
+    kinds = {
+        "mode RGB, in colours": np.dstack([indices, indices, indices * 0]),
+        "partly transparent": np.dstack([indices, indices]),
+        "numbers up to 300": np.array([[0, 1, 300], [1, 1, 0]], np.uint16),
+        "mode F.": indices.astype(np.float32),
+    }
+    for number, (part, pixels) in enumerate(kinds.items()):
+        path = save(tmp_path / f"{number}{'.tif' if pixels.dtype == np.float32 else '.png'}", pixels)
+        with pytest.raises(MaskError) as caught:
+            image_files.decode_mask(path.read_bytes(), path, LABELS)
+        assert part in str(caught.value) and caught.value.reason == "MASK_UNREADABLE"
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_binary_masks_are_named_in_every_case(tmp_path: Path, right: int) -> None:
+    """Whether no mask of the site or one is right."""
+    path = write_cohort(tmp_path)
+    binary = np.zeros((48, 48), np.uint8)
+    binary[8:20, 8:20] = IGNORE
+    for index in range(right, 4):
+        save(tmp_path / f"m{index}.png", binary)
+    warnings = load_image_cohort("site", path, LABELS).warnings
+    (found,) = [warning for warning in warnings if "only 0 and 255" in warning]
+    assert ("line 2 (m0.png)" in found) == (right == 0) and "line 5 (m3.png)" in found
+    assert "masks import binary" in found
+
+
+def test_masks_without_the_other_classes_are_not_called_binary(tmp_path: Path) -> None:
+    """An importer's mask in which only the first class was drawn has 0 and 255 too, and its own palette."""
+    path = write_cohort(tmp_path)
+    drawn = np.zeros((48, 48), np.uint8)
+    drawn[8:20] = IGNORE
+    write_mask(tmp_path / "m0.png", drawn)
+    save(tmp_path / "m1.png", np.zeros((48, 48), np.uint8))
+    Image.fromarray(drawn > 0).save(tmp_path / "m2.png")  # one bit a pixel: 0 and 1
+    assert load_image_cohort("site", path, LABELS).warnings == ()
 
 
 def test_images_of_many_kinds_are_rgb(tmp_path: Path) -> None:
@@ -182,6 +247,18 @@ def test_resolution_must_be_the_jobs(tmp_path: Path) -> None:
     assert load_image_cohort("site", path, LABELS, mpp=None).warnings == cohort.warnings[1:]
     path.write_text(path.read_text().replace("0.504", "0.506"))
     assert "line 3 (i1.png): at 0.506 µm/px, the job's images are at 0.5" in refusal(path, mpp=0.5)
+
+
+def test_without_the_job_s_resolution_images_have_one_of_their_own(tmp_path: Path) -> None:
+    for index in range(2):
+        save(tmp_path / f"i{index}.png", rgb(8, 8, index))
+        save(tmp_path / f"m{index}.png", np.ones((8, 8), np.uint8))
+    path = tmp_path / "m.csv"
+    path.write_text("image,mask,patient,mpp\ni0.png,m0.png,p0,0.25\ni1.png,m1.png,p1,0.25\n")
+    assert any("mpp = 0.25" in warning for warning in load_image_cohort("site", path, LABELS).warnings)
+    assert not any("mpp" in warning for warning in load_image_cohort("site", path, LABELS, mpp=0.25).warnings)
+    path.write_text(path.read_text().replace("p1,0.25", "p1,0.5"))
+    assert "several resolutions (µm/px; site: 0.25, 0.5)" in refusal(path, mpp=None)
 
 
 def test_without_splits_patients_are_split(tmp_path: Path) -> None:
@@ -258,10 +335,10 @@ def test_a_bomb_is_refused_and_a_large_image_is_not(tmp_path: Path, monkeypatch:
 
 
 def test_real_images_are_a_cohort(test_data: Path, tmp_path: Path) -> None:
-    from histoflare.masks.importers.nuclei import LABELS, import_nuclei
+    from histoflare.masks.importers.binary import Source, import_binary
 
-    report = import_nuclei(test_data / "seg_tnbc", tmp_path)
-    cohort = load_image_cohort("tnbc", report.manifest.path, LABELS, window_px=256)
+    report = import_binary(Source(test_data / "seg_tnbc"), tmp_path, "nucleus")
+    cohort = load_image_cohort("tnbc", report.manifest.path, report.labels, window_px=256)
     assert len(cohort.records) == 50 and len({record.patient for record in cohort.records}) == 11
     assert {record.patient for record in cohort.train}.isdisjoint(record.patient for record in cohort.test)
     by_name = {record.image.stem: record for record in cohort.records}

@@ -17,7 +17,7 @@ from PIL import Image
 from histoflare.errors import JobError, ManifestError, MaskError
 from histoflare.masks.importers import ImportReport
 from histoflare.masks.importers.geojson import import_annotations
-from histoflare.masks.importers.polygons import class_name, fill
+from histoflare.masks.importers.polygons import Annotation, class_name, fill
 from histoflare.masks.importers.regions import plan_regions
 from histoflare.masks.windows import IGNORE
 from histoflare.slides.pyramid import write_pyramid
@@ -239,14 +239,18 @@ def test_several_slides_and_a_second_import(slide_path: Path, tmp_path: Path) ->
 
 def test_malformed_features_are_listed_by_their_place(slide_path: Path, tmp_path: Path) -> None:
     good = feature([box(0, 0, 9, 9)])
+    named = feature([[[0, 0], [1, "1"], [2, 2]]]) | {"id": "4b1c-9"}
+    named["properties"] = {**named["properties"], "name": "left lobe"}
     bad = {
-        "has no geometry": {"type": "Feature", "properties": good["properties"]},
-        "is a Point": feature([1, 2], kind="Point"),
-        "has no coordinates": feature([], kind="MultiPolygon"),
-        "without an outline": feature([]),
-        "not two numbers": feature([[[0, 0], [1], [2, 2]]]),
-        "finite": feature([[[0, 0], [1, float("nan")], [2, 2]]]),
-        "fewer than three": feature([[[0, 0], [5, 5], [0, 0]]]),
+        "has no geometry": 7,
+        "is a Circle, which is no geometry": feature([1, 2], kind="Circle"),
+        "coordinates that are no list": feature(None),
+        "has a corner that is not two numbers": feature([[[0, 0], [1], [2, 2]]]),
+        "(Polygon, name left lobe, class tumour, id 4b1c-9) has a corner that is not two numbers": named,
+        "finite numbers of a slide's size": feature([[[0, 0], [1, float("nan")], [2, 2]]]),
+        "finite numbers": feature([[[0, 0], [-math.inf, 1], [2, 2]]]),
+        "numbers of a slide's size": feature([[[0, 0], [10**400, 1], [2, 2]]]),
+        "is not two numbers": feature([[[box(0, 0, 9, 9)]]]),  # a level of brackets too many
         "has no class": feature([box(0, 0, 9, 9)], None),
         "unknown class 'stroma'": feature([box(0, 0, 9, 9)], "stroma"),
         "outside the slide of 640 x 480": feature([box(700, 0, 800, 9)]),
@@ -274,8 +278,104 @@ def test_unknown_classes_can_be_left_out(slide_path: Path, tmp_path: Path) -> No
         feature([1, 2], None, "Point"),
     ]
     report = run(slide_path, tmp_path, features, ignore_unknown=True)
-    assert report.notes == ("2 features of other classes or of none were left out",)
+    assert report.notes == (
+        "features of other classes or of none, which count as not annotated: 1",
+        "left out, without area: feature 2 (Point)",
+    )
+    expected = np.full((480, 640), IGNORE, np.uint8)
+    expected[:50, :50] = 1
+    expected[:9, :9] = IGNORE  # said to be something else
+    np.testing.assert_array_equal(whole(report, (640, 480)), expected)
+    with pytest.raises(MaskError, match="no annotation of one of the classes"):
+        run(slide_path, tmp_path, features[1:], ignore_unknown=True)
+
+
+def test_detections_without_a_class_say_nothing(slide_path: Path, tmp_path: Path) -> None:
+    """QuPath finds cells all over an annotation; one of a class left out is something else all the same."""
+    cells = [feature([box(4, 4, 9, 9)], None), feature([box(14, 14, 19, 19)], "immune cell")]
+    for cell in cells:
+        cell["properties"]["objectType"] = "cell"
+    report = run(slide_path, tmp_path, [feature([box(0, 0, 50, 50)]), *cells], ignore_unknown=True)
+    assert report.notes[1] == "left out, detections without a class: 1"
+    expected = np.full((480, 640), IGNORE, np.uint8)
+    expected[:50, :50] = 1
+    expected[14:19, 14:19] = IGNORE
+    np.testing.assert_array_equal(whole(report, (640, 480)), expected)
+
+
+def test_what_has_no_area_is_left_out_and_named(slide_path: Path, tmp_path: Path) -> None:
+    line = feature([[1, 1], [30, 30]], kind="LineString") | {"id": "7f-2"}
+    line["properties"] = {**line["properties"], "name": "1.2 mm"}
+    empty = [
+        line,
+        feature([9, 9], kind="Point"),
+        feature([[1, 2], [3, 4]], kind="MultiPoint"),
+        feature([]),
+        feature([[]]),
+        feature([], kind="MultiPolygon"),
+        feature([[[5, 5], [20, 20], [5, 5]]]),
+        feature([[[5, 5], [20, 20], [9, 9], [5, 5]]]),  # there and back on one line
+        {"type": "Feature", "geometry": None, "properties": {}},
+        {"type": "Feature", "geometry": {"type": "GeometryCollection", "geometries": []}},
+    ]
+    good = feature([box(0, 0, 50, 50)])
+    report = run(slide_path, tmp_path, [*empty, good])
+    (note,) = report.notes
+    assert note.startswith(
+        "left out, without area: feature 0 (LineString, name 1.2 mm, class tumour, id 7f-2), feature 1"
+    )
+    assert note.endswith("feature 8, feature 9 (GeometryCollection)")
     assert (whole(report, (640, 480)) == 1).sum() == 2500
+
+
+def test_parts_that_have_an_area_are_read(slide_path: Path, tmp_path: Path) -> None:
+    point = {"type": "Point", "coordinates": [1, 1]}
+    polygons = [
+        {"type": "Polygon", "coordinates": [box(10, 10, 30, 30), [[12, 12], [13, 13], [12, 12]]]},
+        {"type": "MultiPolygon", "coordinates": [[box(40, 10, 50, 20)], [], [[]]]},
+    ]
+    nested = {"type": "GeometryCollection", "geometries": [point, polygons[1]]}
+    collection = {"type": "GeometryCollection", "geometries": [polygons[0], nested]}
+    solid = feature([[[*corner, 0.0] for corner in box(60, 10, 70, 20)]])  # (x, y, z), as some tools write
+    report = run(slide_path, tmp_path, [{**feature([]), "geometry": collection}, solid])
+    expected = np.full((480, 640), IGNORE, np.uint8)
+    expected[10:30, 10:30] = expected[10:20, 40:50] = expected[10:20, 60:70] = 1
+    np.testing.assert_array_equal(whole(report, (640, 480)), expected)
+
+
+@pytest.mark.parametrize("lower", [80, 84])
+def test_outlines_that_cross_themselves_are_as_large_as_what_they_enclose(
+    slide_path: Path, tmp_path: Path, lower: int
+) -> None:
+    """The halves of an eight are wound against each other: their signed areas cancel, all or nearly."""
+    eight = feature([[[20, 20], [120, 80], [120, 20], [20, lower], [20, 20]]])
+    inside = feature([box(24, 42, 40, 58)], "background")
+    for number, order in enumerate(([eight, inside], [inside, eight])):
+        (tmp_path / str(number)).mkdir()
+        made = whole(run(slide_path, tmp_path / str(number), order), (640, 480))
+        assert (made[42:58, 24:40] == 0).all()
+        crossing = 100 * (lower - 20) / (lower + 40)  # from the left
+        area = (lower - 20) * crossing / 2 + 60 * (100 - crossing) / 2
+        assert abs(int((made == 1).sum()) - (area - 16 * 16)) < 60
+
+
+@given(st.integers(3, 40), st.floats(0.2, 5000), st.integers(0, 99))
+def test_areas_of_simple_outlines_are_exact(corners: int, radius: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    angles = np.sort(rng.uniform(0, 2 * math.pi, corners))
+    distances = radius * rng.uniform(0.5, 1.0, corners)
+    ring = np.column_stack([distances * np.cos(angles), distances * np.sin(angles)]) + 77.0
+    nearest = np.abs(np.diff(angles, append=angles[0] + 2 * math.pi)).max()
+    if nearest < math.pi:  # star-shaped around (77, 77): a fan of triangles
+        following = np.roll(angles, -1) - angles
+        fan = sum(distances * np.roll(distances, -1) * np.sin(following)) / 2
+        assert Annotation(0, None, ((ring,),)).l0_area == pytest.approx(fan, rel=1e-6)
+
+
+def test_regions_of_ignored_classes_make_no_images(slide_path: Path, tmp_path: Path) -> None:
+    features = [feature([box(0, 0, 640, 480)], "Region*"), feature([box(100, 100, 150, 150)])]
+    report = run(slide_path, tmp_path, features)
+    assert [row.image.name for row in report.manifest.rows] == ["s_x100_y100.png"]
 
 
 def test_coordinates_can_be_moved(slide_path: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from histoflare.masks.outlines import Ring, trace_polygons, write_outlines
 from histoflare.slides.mask_pyramid import MaskPyramid, write_mask_pyramid
+from histoflare.slides.planes import Plane
 
 MASKS = npst.arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9)))
 COLOURS = ((0, 90, 181), (220, 50, 32), (0, 135, 90))
@@ -78,19 +79,23 @@ def test_pixels_that_touch_at_a_corner_are_two() -> None:
     assert len(list(trace_polygons(np.eye(2, dtype=bool)[::-1]))) == 2
 
 
-def write_mask(path: Path, values: NDArray[np.uint8]) -> None:
+def write_mask(path: Path, values: NDArray[np.uint8], l0_size_px: tuple[int, int]) -> None:
     write_mask_pyramid(
         path,
         lambda x, y, w, h: values[y : y + h, x : x + w],
         (values.shape[1], values.shape[0]),
         2.0,
+        plane=Plane("level0", (0, 0), l0_size_px),
         scratch=path.parent,
     )
 
 
-def outlines_of(tmp_path: Path, values: NDArray[np.uint8], **options: Any) -> dict[str, Any]:
-    write_mask(tmp_path / "m.tiff", values)
-    options = {"l0_per_px": 1.0, "l0_size_px": values.shape[::-1], **options}
+def outlines_of(
+    tmp_path: Path, values: NDArray[np.uint8], l0_size_px: tuple[int, int] | None = None, **options: Any
+) -> dict[str, Any]:
+    height, width = values.shape
+    write_mask(tmp_path / "m.tiff", values, l0_size_px or (width, height))
+    options = {"l0_per_px": 1.0, **options}
     with MaskPyramid(tmp_path / "m.tiff") as mask:
         count = write_outlines(
             tmp_path / "m.geojson", mask, ("glass", "tumour", "stroma"), COLOURS, **options

@@ -13,9 +13,9 @@ import torch
 
 from histoflare.errors import JobError
 from histoflare.masks.images import ImageCohort, load_image_cohort
-from histoflare.masks.model_file import load_mask_model, save_mask_model
 from histoflare.masks.predict import predict_image
 from histoflare.masks.task import MaskTask
+from histoflare.model_file import read_model_file, save_model
 from histoflare.privacy.plan import DpSgd, Open, UpdateNoise
 from histoflare.rounds.evaluation import evaluate, merge_predictions
 from histoflare.rounds.fedavg import FedAvg
@@ -233,12 +233,12 @@ def test_an_image_gets_one_class_a_pixel(side_px: int, window_px: int, stride_px
 def test_a_model_file_brings_the_same_network_back(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     state = model_state(TASK.build_model())
-    save_mask_model(path, state, TASK, training={"rounds": 1})
-    loaded = load_mask_model(path)
-    assert loaded.task == TASK and loaded.training == {"rounds": 1}
+    save_model(path, state, TASK, training={"rounds": 1})
+    loaded = read_model_file(path, MaskTask)
+    assert loaded.task == TASK and loaded.header.training == {"rounds": 1}
     assert digest(model_state(loaded.build_model())) == digest(state)
     with pytest.raises(JobError, match="does not fit its task"):
-        save_mask_model(path, state, replace(TASK, norm="group"))
+        save_model(path, state, replace(TASK, norm="group"))
 
 
 def test_an_open_round_is_the_same_bytes_again(sites: dict[str, ImageCohort]) -> None:

@@ -221,6 +221,7 @@ def test_noise_is_secret_unless_a_seed_is_given() -> None:
         ({"noise_multiplier": 1.0, "clip_norm": math.inf}, "clip_norm"),
         ({"noise_multiplier": 1.0, "delta": 0.0}, "delta"),
         ({"noise_multiplier": 1.0, "delta": 0.5}, "delta"),
+        ({"noise_multiplier": 1.0, "delta": 0.02}, r"delta: at most 1 ÷ the agreed cohort size \(.* = 80\)"),
         ({"noise_multiplier": 1.0, "sample_rate": 0.0}, "sample_rate"),
         ({"noise_multiplier": 1.0, "sample_rate": 1.01}, "sample_rate"),
         ({"noise_multiplier": 1.0, "batch_size": 0}, "batch_size"),

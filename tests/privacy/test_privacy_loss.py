@@ -12,7 +12,7 @@ import pytest
 from scipy import integrate
 from scipy.special import log_ndtr, ndtr
 
-from histoflare.privacy.accountant import epsilon, rdp
+from histoflare.privacy.accountant import epsilon
 from histoflare.privacy.privacy_loss import (
     PLD_MOST_EVENTS,
     PLD_MOST_STEPS,
@@ -21,11 +21,9 @@ from histoflare.privacy.privacy_loss import (
 )
 from histoflare.privacy.spend import Spend
 
-ORDERS = [1 + tenths / 10 for tenths in range(1, 100)] + list(range(11, 64)) + [128, 256, 512, 1024]
-
 
 def grid_epsilon(spend: Spend, delta: float = 1e-5) -> float:
-    return pld_epsilon({spend: [(order, rdp(spend, order)) for order in ORDERS]}, delta)
+    return pld_epsilon([spend], delta)
 
 
 def hockey_stick(mu: float, epsilon: float) -> float:
@@ -103,7 +101,7 @@ def test_many_steps_on_the_grid_are_the_exact_gaussian(noise: float, steps: int,
 
 def test_what_is_not_worth_a_grid_falls_back_to_a_plainer_bound() -> None:
     hopeless = {
-        "too wide": [Spend(0.05, 0.5, 150)],
+        "too wide": [Spend(0.0005, 0.5, 150)],
         "too much noise": [Spend(1e6, 0.5)],
         "too many steps": [Spend(4.0, 0.01, PLD_MOST_STEPS + 1)],
         "too many events": [Spend(4.0 + n, 0.01) for n in range(PLD_MOST_EVENTS + 1)],
@@ -111,7 +109,7 @@ def test_what_is_not_worth_a_grid_falls_back_to_a_plainer_bound() -> None:
     for why, events in hopeless.items():
         plainer = min(epsilon(events, 1e-5, "rdp"), gaussian_epsilon(events, 1e-5))
         assert epsilon(events, 1e-5, "pld") == plainer, why
-        assert pld_epsilon({event: [] for event in events}, 1e-5) == math.inf, why
+        assert pld_epsilon(events, 1e-5) == math.inf, why
     assert epsilon([Spend(4.0, 0.01)], 1e-11, "pld") == epsilon([Spend(4.0, 0.01)], 1e-11, "rdp")
     assert epsilon([Spend(4.0, 0.01)], 1e-9, "pld") < epsilon([Spend(4.0, 0.01)], 1e-9, "rdp")
 

@@ -112,6 +112,8 @@ def full_report(**changes: Any) -> dict[str, Any]:
         changes.pop("pooled", metrics(0.84, 46)),
         changes.pop("local", local),
         changes.pop("external", external),
+        changes.pop("pooled_unprotected", None),
+        changes.pop("local_unprotected", {}),
     )
     return build_report(RunFacts(**facts | changes), comparison)
 

@@ -110,7 +110,7 @@ def test_what_is_not_covered() -> None:
     assert "metrics that sites sent in the rounds, 120 in all" in say_not_covered(found)
     bare = protected_report(QUIET, evaluated_at_sites=None)["guarantee"]
     assert "evaluation" not in say_not_covered(bare)
-    assert "trained without protection" in say_not_covered(bare)
+    assert "the bounds (local, pooled) and at other budgets" in say_not_covered(bare)
 
 
 @pytest.mark.parametrize(

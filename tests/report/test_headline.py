@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from histoflare.report.headline import write_headline
+from histoflare.privacy.plan import UpdateNoise
+from histoflare.report.headline import closing_words, write_headline
 from histoflare.rounds.comparison import SiteComparison
 from histoflare.rounds.evaluation import Figure
-from tests.report.made import full_report, metrics, row
+from tests.report.made import full_report, metrics, protected_report, row
 
+QUIET = UpdateNoise(noise_multiplier=60.0)
 SITES = ["amsterdam", "graz", "nijmegen"]
 
 
@@ -139,6 +142,65 @@ def test_a_run_that_was_broken_off_says_so() -> None:
     nobody = [row(0, SITES, taking_part=[], no_answer=SITES)]
     cautions = " ".join(write_headline(complete(participation=nobody, rounds=1)).cautions)
     assert "In 1 round nobody took part" in cautions
+
+
+def test_a_run_that_was_given_up_says_why() -> None:
+    last = row(1, SITES, taking_part=[], finished=False, given_up="1 of at least 2 updates came")
+    cautions = " ".join(write_headline(complete(participation=[row(0, SITES), last], rounds=5)).cautions)
+    assert "Only 1 of 5 rounds were finished (1 of at least 2 updates came)" in cautions
+
+
+def late(*rounds: int, sites: Sequence[str] = SITES) -> list[dict[str, Any]]:
+    """Five rounds; the last site is late in some of them, counted from 1."""
+    there = list(sites[:-1])
+    rows = [row(index, list(sites)) for index in range(5)]
+    for number in rounds:
+        rows[number - 1] |= {"taking_part": there, "no_answer": [sites[-1]]}
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("rounds", "said"), [((3,), "round 3"), ((3, 4), "rounds 3–4"), ((1, 3, 4), "rounds 1, 3–4")]
+)
+def test_a_late_sites_rounds_are_said_and_that_they_are_spent(rounds: tuple[int, ...], said: str) -> None:
+    name = "nijmegen"
+    open_run = write_headline(complete(participation=late(*rounds), rounds=5))
+    assert f"{name} was late in {said}: no update came in time." in open_run.cautions
+    private = write_headline(protected_report(QUIET, participation=late(*rounds)))
+    assert (
+        f"{name} was late in {said}: no update came in time; its ε of {said} is spent all the same, and not "
+        "in the figures here." in private.cautions
+    )
+    assert not [caution for caution in write_headline(complete()).cautions if "late" in caution]
+
+
+def test_what_the_guarantee_rests_on_is_said() -> None:
+    assert write_headline(protected_report(QUIET)).privacy.endswith("It holds if no patient is at two sites.")
+    assert "two sites" not in write_headline(complete()).privacy
+
+
+def test_the_console_closes_with_the_pages_sentences() -> None:
+    by_chance = {"federated": metrics(0.5, 46), "participation": late(3)}
+    private = protected_report(QUIET, **by_chance)
+    said = closing_words([private])
+    headline = write_headline(private)
+    assert headline.privacy in said and "ε = " in headline.privacy
+    assert "At chance: Guessing gives 0.5" in said
+    for part in ("Guessing gives", "was late in round 3"):
+        (caution,) = [caution for caution in headline.cautions if part in caution]
+        assert caution in said
+    assert closing_words([complete(federated=metrics(0.8, 46))]) == "", "nothing protects it, it is better"
+    assert "At chance" in closing_words([complete(federated=metrics(0.5, 46))])
+
+
+def test_what_some_seeds_say_is_said_of_these() -> None:
+    reports = [
+        protected_report(QUIET, seed=seed, federated=metrics(centre, 46))
+        for seed, centre in ((1, 0.5), (2, 0.9), (3, 0.5))
+    ]
+    said = closing_words(reports)
+    assert "Seed 1, 3: At chance: Guessing gives 0.5" in said
+    assert said.count("For each patient ε = ") == 1 and not said.startswith("Seed")
 
 
 def test_the_agreed_metric_is_spoken_of_or_its_absence() -> None:

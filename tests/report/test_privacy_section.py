@@ -126,7 +126,7 @@ def test_accuracy_against_epsilon(own: float, said: str, tmp_path: Path) -> None
     mine = say_epsilon(report["accuracy_against_epsilon"][0])
     assert f"{mine} this job 60 {own:.3f} {own - 0.09:.2f}–{own + 0.09:.2f}" in page.text
     assert "∞ no noise 0.900" in page.text
-    assert "plain local training" in page.text
+    assert "the same job runs with its clip and without noise" in page.text
     assert [line for line in page.named("line") if line["class"] == "level m-local"]
 
 

@@ -128,6 +128,12 @@ def test_rows_of_what_left() -> None:
     assert sent_rows(report, "a stranger") == []
 
 
+@pytest.mark.parametrize(("site", "is_late"), [("graz", True), ("amsterdam", False)])
+def test_the_rounds_that_a_site_was_late_in_are_in_its_head(tmp_path: Path, site: str, is_late: bool) -> None:
+    parsed = written(page(site=site, report=full_report()), tmp_path)
+    assert ("This site was late in rounds 13–14: no update came in time." in parsed.text) == is_late
+
+
 def test_a_site_with_nothing_to_show(tmp_path: Path) -> None:
     empty = page(slides=[], left_out=[], sent=[], scale=None, warnings=[], site="bonn")
     parsed = written(empty, tmp_path)

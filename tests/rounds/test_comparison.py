@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from histoflare.rounds.bounds import train_local_only, train_pooled
+from histoflare.rounds.bounds import Bounds, plan_bounds, train_bounds
 from histoflare.rounds.comparison import compare
 from histoflare.rounds.evaluation import evaluate
 from histoflare.rounds.fedavg import FedAvg
@@ -23,9 +23,22 @@ EXTERNAL = toy_table(3)
 
 def test_every_model_is_asked_about_the_same_patients() -> None:
     federated = run_in_process(TASK, SITES, FedAvg(), 4, seed=0).state
-    local = train_local_only(TASK, SITES, 4, seed=0)
-    pooled = train_pooled(TASK, SITES["one"], 4, seed=0)
-    found = compare(TASK, FedAvg(), federated, SITES, local=local, pooled=pooled, external=EXTERNAL, seed=5)
+    courses = plan_bounds(TASK, SITES, FedAvg(), 4, seed=0)
+    bounds = train_bounds(TASK, SITES, SITES["one"], courses, FedAvg(), 0)
+    local, pooled = bounds.local, bounds.pooled
+    assert pooled is not None
+    free = Bounds({"one": local["two"]}, federated)
+    found = compare(
+        TASK,
+        FedAvg(),
+        federated,
+        SITES,
+        local=local,
+        pooled=pooled,
+        unprotected=free,
+        external=EXTERNAL,
+        seed=5,
+    )
 
     def score(state, data):
         return evaluate(predict(TASK, state, data, "test"), seed=derive_seed(5, "evaluate"))
@@ -36,7 +49,13 @@ def test_every_model_is_asked_about_the_same_patients() -> None:
         assert row.local == score(local[site], data)
         assert row.pooled == score(pooled, data)
         assert (row.n_train, row.n_test) == (len(data.y), len(data.y_test))
-    assert set(found.external) == {"federated", "pooled", "local/one", "local/two"}
+        assert row.pooled_unprotected == row.federated
+    assert found.sites["one"].local_unprotected == score(local["two"], SITES["one"])
+    assert found.sites["two"].local_unprotected is None
+    assert found.pooled_unprotected == found.federated
+    assert found.local_unprotected == {"one": found.local["two"]}
+    three = {"federated", "pooled", "local/one", "local/two"}
+    assert set(found.external) == {*three, "pooled_unprotected", "local_unprotected/one"}
     assert found.external["local/two"] == score(local["two"], EXTERNAL)
     right = sum(score(local["two"], data)["accuracy"].value * len(data.y_test) for data in SITES.values())
     assert found.local["two"]["accuracy"].value == pytest.approx(right / found.federated.n_slides)

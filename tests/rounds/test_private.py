@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from histoflare.bags.task import MemTask
@@ -23,7 +22,7 @@ from histoflare.rounds.state import digest, load_state, model_state
 from histoflare.rounds.task import PerRecord
 
 from ..bags.stand_in import MemoryBags, Record, memory_bags
-from .toy import Table, ToyTask, toy_table
+from .toy import RowTask, ToyTask, toy_table
 
 
 @dataclass(frozen=True)
@@ -38,20 +37,6 @@ class Plan:
 
 
 EXACT = Plan(clip_norm=1e30, noise_multiplier=0.0, sample_rate=1.0, batch_size=10.0, steps=1)
-
-
-@dataclass(frozen=True)
-class RowTask(ToyTask):
-    """The toy task, each row a record."""
-
-    def records(self, data: Table, record: str, slides_per_patient: int | None) -> list[int]:
-        return list(range(len(data.y)))
-
-    def record_batch(self, data: Table, records: Sequence[int], seed: int) -> Any:
-        return data.x[list(records)], data.y[list(records)], torch.Generator().manual_seed(seed)
-
-    def record_losses(self, model: nn.Module, batch: Any) -> Tensor:
-        return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
 
 
 def train(task: Any = None, data: Any = None, plan: Plan = Plan(), **changes: Any) -> Any:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from histoflare.errors import JobError
-from histoflare.rounds.bounds import train_local_only, train_pooled
+from histoflare.rounds.bounds import plan_bounds, train_bounds
+from histoflare.rounds.cyclic import CyclicWeightTransfer
 from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import predict
 from histoflare.rounds.runner import run_in_process
@@ -109,7 +111,34 @@ def test_federated_beats_the_mean_of_local_on_real_tiles(test_data: Path) -> Non
             return float((table.probabilities.argmax(axis=1) == table.labels).mean())
 
         federated.append(accuracy(run_in_process(task, sites, FedAvg(), 15, seed).state))
-        local.append(np.mean([accuracy(s) for s in train_local_only(task, sites, 15, seed).values()]))
-        pooled_accuracies.append(accuracy(train_pooled(task, pooled, 15, seed)))
+        courses = plan_bounds(task, sites, FedAvg(), 15, seed)
+        bounds = train_bounds(task, sites, pooled, courses, FedAvg(), seed)
+        assert bounds.pooled is not None
+        local.append(np.mean([accuracy(state) for state in bounds.local.values()]))
+        pooled_accuracies.append(accuracy(bounds.pooled))
     assert min(np.array(federated) - np.array(local)) > 0.1
     assert np.mean(pooled_accuracies) > np.mean(federated) > 0.5  # chance is 0.125
+
+
+def test_a_site_that_fails_costs_its_own_updates_only() -> None:
+    sites = toy_sites(2)
+    full = next(iter(sites.values()))
+    empty = {"empty": replace(full, x=full.x[:0], y=full.y[:0])}
+    with_it = run_in_process(ToyTask(), {**sites, **empty}, FedAvg(), 2, 1)
+    without = run_in_process(ToyTask(), sites, FedAvg(), 2, 1)
+    assert digest(with_it.state) == digest(without.state)
+    assert with_it.participation == (tuple(sites),) * 2
+    codes = [{site: error.reason for site, error in row.items()} for row in with_it.refused]
+    assert codes == [{"empty": "SITE_HAS_NO_TRAINING_DATA"}] * 2
+    with pytest.raises(JobError) as caught:
+        run_in_process(ToyTask(), empty, FedAvg(), 2, 1)
+    assert caught.value.reason == "SITE_HAS_NO_TRAINING_DATA"
+
+
+def test_in_a_cycle_a_site_that_fails_loses_its_turn() -> None:
+    sites = toy_sites(2)
+    full = next(iter(sites.values()))
+    sites["z"] = replace(full, x=full.x[:0], y=full.y[:0])
+    run = run_in_process(ToyTask(), sites, CyclicWeightTransfer(), 3, 1)
+    assert [len(row) for row in run.participation] == [1, 1, 0]
+    assert digest(run.state) == digest(run_in_process(ToyTask(), sites, CyclicWeightTransfer(), 2, 1).state)

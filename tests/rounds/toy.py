@@ -66,6 +66,9 @@ class ToyTask:
     def n_train(self, data: Table) -> int:
         return len(data.y)
 
+    def n_steps(self, data: Table) -> int:
+        return self.local_epochs * -(-len(data.y) // self.batch_size)
+
     def train_batches(self, data: Table, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         for epoch in range(self.local_epochs):
             generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
@@ -79,6 +82,20 @@ class ToyTask:
         x, y = (data.x, data.y) if split == "train" else (data.x_test, data.y_test)
         probabilities = model(x).double().softmax(dim=1).numpy()
         return Predictions(probabilities, y.numpy().astype(np.int64), [f"p{i}" for i in range(len(y))], {})
+
+
+@dataclass(frozen=True)
+class RowTask(ToyTask):
+    """The toy task, each row a record."""
+
+    def records(self, data: Table, record: str, slides_per_patient: int | None) -> list[int]:
+        return list(range(len(data.y)))
+
+    def record_batch(self, data: Table, records: Sequence[int], seed: int) -> Any:
+        return data.x[list(records)], data.y[list(records)], torch.Generator().manual_seed(seed)
+
+    def record_losses(self, model: nn.Module, batch: Any) -> Tensor:
+        return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
 
 
 def toy_table(seed: int, n: int = 40, features: int = 5, shift: float = 0.0) -> Table:

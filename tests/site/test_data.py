@@ -127,6 +127,11 @@ def test_pooled_data_keep_sites_apart(tmp_path: Path) -> None:
 def test_a_gpu_that_is_not_there_is_one_clear_error(site: SiteConfiguration) -> None:
     missing = replace(site, device=f"cuda:{torch.cuda.device_count()}")
     with pytest.raises(JobError, match="torch sees") as refused:
-        device_of(TASK, missing)
+        device_of(missing)
     assert refused.value.reason == "SITE_NOT_CONFIGURED"
-    assert device_of(MemTask(["a", "b"], "e:v1"), missing) == "cpu"
+    assert device_of(site) == "cpu"
+
+
+def test_a_device_without_float64_cannot_train(site: SiteConfiguration) -> None:
+    with pytest.raises(JobError, match="float64"):
+        device_of(replace(site, device="mps"))

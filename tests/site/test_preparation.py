@@ -44,7 +44,7 @@ class Loading:
         self.encoder = MeanColour()
         self.encoder.id = "mean-colour:v1"
 
-    def __call__(self, spec: str, weights: Any, sha256: Any, *, probe_px: int) -> MeanColour:
+    def __call__(self, spec: str, weights: Any, sha256: Any, device: str, probe_px: int) -> MeanColour:
         self.asked.append((spec, weights, sha256, probe_px))
         return self.encoder
 
@@ -52,7 +52,7 @@ class Loading:
 @pytest.fixture
 def loading(monkeypatch: pytest.MonkeyPatch) -> Loading:
     stand_in = Loading()
-    monkeypatch.setattr(preparation, "load_encoder", stand_in)
+    monkeypatch.setattr("histoflare.bags.encoder.load_encoder", stand_in)
     return stand_in
 
 
@@ -111,7 +111,7 @@ def test_only_stale_bags_are_made_again_and_once(site: SiteConfiguration, loadin
 
 def test_another_encoder_is_refused_and_makes_no_bag(site: SiteConfiguration, loading: Loading) -> None:
     loading.encoder.id = "mean-colour:v2"
-    with pytest.raises(EncoderError, match=r"is mean-colour:v2 .* job's is mean-colour:v1") as caught:
+    with pytest.raises(EncoderError, match=r"wanted is .*:v1, the one here is .*:v2") as caught:
         SiteWork(setup_of(site, TASK), lambda _: None).train(first_state(TASK), 0, 1, [])
     assert caught.value.reason == "ENCODER_MISMATCH"
     assert not made(site)

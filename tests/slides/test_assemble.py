@@ -13,7 +13,15 @@ import pytest
 from PIL import Image
 
 from histoflare.errors import JobError, ManifestError, SlideError
-from histoflare.slides.assemble import AssemblyParameters, Tile, assemble, plan_assembly, read_tiles
+from histoflare.slides.assemble import (
+    AssembledSlide,
+    AssemblyParameters,
+    Tile,
+    assemble,
+    lay_tiles,
+    plan_assembly,
+    read_tiles,
+)
 from histoflare.slides.manifest import read_manifest
 
 TILE_PX = 48
@@ -180,6 +188,62 @@ def test_a_tile_that_is_no_picture_is_named(index: Path, tmp_path: Path) -> None
         path.write_bytes(b"no picture")
     with pytest.raises(SlideError, match="lung_scc"):
         assemble(index, tmp_path / "out", AssemblyParameters(sites=2))
+
+
+def tiles_of_patients(labels_of: dict[str, str], tiles_each: int) -> list[Tile]:
+    return [
+        Tile(Path(name), name, label, patient)
+        for patient, labels in labels_of.items()
+        for label in labels
+        for name in (f"{patient}{label}{i}" for i in range(tiles_each))
+    ]
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_patients_are_never_mixed(seed: int, mixed: bool) -> None:
+    """Neither in a slide nor over sites, also if each has tiles of both labels, or fewer than a slide has."""
+    labels_of = {f"Ä/{i}": "AB" if mixed else "AB"[i % 2] for i in range(30)} | {"few": "A"}
+    given = [tile for tile in tiles_of_patients(labels_of, 7) if tile.name not in ("fewA1", "fewA2")]
+    given = [tile for tile in given if tile.patient != "few" or tile.name == "fewA0"]
+    planned = plan_assembly(given, AssemblyParameters(seed=seed, sites=2))
+    for slide in planned:
+        assert {(tile.patient, tile.label) for tile in slide.tiles} == {(slide.patient, slide.label)}
+        assert "/" not in slide.slide_id
+    sites = {patient: {slide.site for slide in planned if slide.patient == patient} for patient in labels_of}
+    assert all(len(at) == 1 for at in sites.values())
+    assert {*sites["few"]} and len({slide.slide_id for slide in planned}) == len(planned)
+    assert {site for at in sites.values() for site in at} == {"hospital-1", "hospital-2", "external"}
+
+
+def test_the_patients_of_an_index_come_into_the_manifests(tmp_path: Path) -> None:
+    rows = [
+        (f"{label}{i}.png", label, f"{label}{i}") for label in ("lung_aca", "lung_scc") for i in range(48)
+    ]
+    path = write_index(tmp_path, rows)
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("file", "label", "source_tile", "patient"))
+        table.writerows((*row, f"p{number // 6}") for number, row in enumerate(rows))
+    made = assemble(path, tmp_path / "out", AssemblyParameters(sites=2, external_share=0))
+    patients = [{row.patient for row in read_manifest(manifest).rows} for manifest in made.values()]
+    assert set().union(*patients) == {f"p{number}" for number in range(16)}
+    assert sum(map(len, patients)) == 16
+    path.write_text(path.read_text().replace("lung_aca0,p0", "lung_aca0,"))
+    with pytest.raises(ManifestError) as caught:
+        read_tiles(path)
+    assert caught.value.problems == ("line 2: no patient",)
+
+
+def test_tiles_are_laid_the_right_way_up(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 3  # turned by 180 degrees
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:4] = 200
+    Image.fromarray(pixels[::-1, ::-1].copy()).save(tmp_path / "t.png", exif=exif)
+    slide = AssembledSlide("s", "p", "site", "A", (Tile(tmp_path / "t.png", "t.png", "A"),))
+    laid = lay_tiles(slide, AssemblyParameters(tiles_per_slide=(1, 1)))
+    np.testing.assert_array_equal(laid, pixels)
 
 
 def test_the_lung_tiles_make_a_federation(test_data: Path, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from histoflare.errors import SlideError
-from histoflare.slides.files import fingerprint, opening_file, slide_files
+from histoflare.slides.files import DIRECTORY_CLASS_UID, fingerprint, opening_file, slide_files
+from histoflare.slides.reader import Slide
 
 
 def test_one_file(test_data: Path) -> None:
@@ -62,3 +63,45 @@ def test_vms_has_the_files_it_names(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"pixels")
     (tmp_path / "b.jpg").write_bytes(b"of another slide")
     assert slide_files(tmp_path / "a.vms") == [tmp_path / "a.jpg", tmp_path / "a.vms"]
+
+
+def directory() -> bytes:
+    """Return a DICOMDIR: it names a series too, and sorts before the instances."""
+    meta = b"\x02\x00\x02\x00UI\x14\x00" + DIRECTORY_CLASS_UID
+    return bytes(128) + b"DICM" + meta + b"\x20\x00\x0e\x00UI\x04\x001.2\x00"
+
+
+def test_a_medium_as_a_pacs_writes_it(test_data: Path, tmp_path: Path) -> None:
+    """DICOMDIR, sub-folders, instances without an ending; a series of another modality beside it."""
+    fixtures = test_data / "wsi" / "openslide_python_fixtures"
+    instances = tmp_path / "DICOM" / "ST000000" / "SE000000"
+    instances.mkdir(parents=True)
+    for number in range(2):
+        shutil.copy(fixtures / f"boxes_{number}.dcm", instances / f"IM{number:06d}")
+    (tmp_path / "DICOMDIR").write_bytes(directory())
+    other = tmp_path / "DICOM" / "ST000000" / "SE000001"
+    other.mkdir()
+    (other / "IM000000").write_bytes(bytes(128) + b"DICM" + b"\x20\x00\x0e\x00UI\x04\x009.9\x00")
+    assert opening_file(tmp_path) == instances / "IM000000"
+    assert slide_files(tmp_path) == [instances / "IM000000", instances / "IM000001"]
+    with Slide(tmp_path) as slide:
+        assert slide.info.vendor == "dicom"
+    with pytest.raises(SlideError, match="index of a DICOM medium"):
+        Slide(tmp_path / "DICOMDIR")
+
+
+def test_a_folder_of_one_slide_is_that_slide(tmp_path: Path) -> None:
+    (tmp_path / "uuid" / "logs").mkdir(parents=True)
+    for name in ("TCGA.svs", "annotations.txt", "logs/TCGA.svs.parcel", "._TCGA.svs"):
+        (tmp_path / "uuid" / name).write_bytes(b"x")
+    assert opening_file(tmp_path / "uuid") == tmp_path / "uuid" / "TCGA.svs"
+    (tmp_path / "uuid" / "second.ndpi").write_bytes(b"x")
+    with pytest.raises(SlideError) as caught:
+        opening_file(tmp_path / "uuid")
+    assert caught.value.reason == "SLIDE_AMBIGUOUS"
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "Slidedat.ini").write_bytes(b"x")
+    with pytest.raises(SlideError, match=r"folder of a \.mrxs file"):
+        opening_file(tmp_path / "m")
+    (tmp_path / "m.mrxs").write_bytes(b"x")
+    assert opening_file(tmp_path / "m") == tmp_path / "m.mrxs"

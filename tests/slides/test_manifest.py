@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -66,8 +68,16 @@ def test_everything_is_read(tmp_path: Path) -> None:
         "slide,patient,label\r\na.svs,1,x\r\nb.svs,2,y\r\n",
         "slide,patient,label,mpp\na.svs,1,x\nb.svs,2,y",
         " slide , patient,label\n a.svs ,1, x\nb.svs,2,y\n,,\n",
+        "slide\tpatient\tlabel\na.svs\t1\tx\nb.svs\t2\ty\n",
+        "sep=;\r\nslide;patient;label\r\na.svs;1;x\r\nb.svs;2;y\r\n",
+        "slide,patient,label\ra.svs,1,x\rb.svs,2,y\r",
+        "Slide,PATIENT,Label,,\na.svs,1,x,,\nb.svs,2,y,,\n",
+        "slide,patient,label\nA.SVS,1,x\n.\\b.svs,2,y\n",
     ],
-    ids=["byte order mark", "semicolons", "CRLF", "short rows", "blanks"],
+    ids=[
+        *("byte order mark", "semicolons", "CRLF", "short rows", "blanks", "tabs", "sep=", "CR"),
+        *("capitals and empty columns", "paths of Windows"),
+    ],
 )
 def test_spreadsheets_habits_are_tolerated(tmp_path: Path, text: str) -> None:
     rows = read_manifest(write(tmp_path, text)).rows
@@ -75,6 +85,52 @@ def test_spreadsheets_habits_are_tolerated(tmp_path: Path, text: str) -> None:
         ("a.svs", "1", "x"),
         ("b.svs", "2", "y"),
     ]
+
+
+def test_utf16_and_decimal_commas(tmp_path: Path) -> None:
+    """'Unicode text' of a spreadsheet, in a country that writes 0,25."""
+    path = write(tmp_path, "")
+    path.write_bytes("slide\tpatient\tlabel\tmpp\r\na.svs\tMüller\tx\t0,25\r\n".encode("utf-16"))
+    (row,) = read_manifest(path).rows
+    assert (row.patient, row.mpp) == ("Müller", 0.25)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_slide_is_found_however_its_letters_are_composed(
+    tmp_path: Path, form: Literal["NFC", "NFD"]
+) -> None:
+    other = "NFD" if form == "NFC" else "NFC"
+    file = tmp_path / unicodedata.normalize(form, "Übung") / unicodedata.normalize(form, "Prä 1.SVS")
+    file.parent.mkdir()
+    file.write_bytes(b"slide")
+    written = unicodedata.normalize(other, "Übung\\Prä 1.svs")  # type: ignore[arg-type]
+    path = write(tmp_path, f"slide,patient,label\n{written},1,x\n")
+    assert read_manifest(path).rows[0].slide == file
+
+
+def test_two_names_alike_are_not_guessed(tmp_path: Path) -> None:
+    path = write(tmp_path, "slide,patient,label\nTWO.svs,1,x\n", ("two.svs", "Two.svs"))
+    assert faults(path) == (f"line 2: no such slide: {tmp_path / 'TWO.svs'}",)
+    path = write(tmp_path, "slide,patient,label\na.svs,1,x\nA.svs,2,y\n")
+    assert faults(path) == ("line 3: slide A.svs is already in line 2",)
+
+
+def test_what_a_spreadsheet_spoilt_is_named(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "slide,patient,label,age_band\na.svs,1.23457E+11,x,60-69\nb.svs,2,x,19-Oct\n"
+        "C:\\scans\\c.svs,3,x,19. Okt\n",
+    )
+    said = faults(path)
+    assert [each.split(":")[0] for each in said] == ["line 2", "line 3", "line 4", "line 4"]
+    for each, words in zip(said, ("cut short", "a date", "a date", "path of Windows"), strict=True):
+        assert words in each
+
+
+@pytest.mark.parametrize("band", ["60-69", "adult", "over 65", "65+", "marginal", "<18"])
+def test_bands_of_age_are_free_words(tmp_path: Path, band: str) -> None:
+    path = write(tmp_path, f"slide,patient,label,age_band\na.svs,1,x,{band}\n")
+    assert read_manifest(path).rows[0].age_band == band
 
 
 def test_every_fault_at_once_with_its_line(tmp_path: Path) -> None:
@@ -140,10 +196,13 @@ def test_unreadable(tmp_path: Path) -> None:
         assert caught.value.reason == "MANIFEST_UNREADABLE"
 
 
-def test_one_class_needs_the_labels_said(tmp_path: Path) -> None:
+def test_a_cohort_of_one_class_is_read_and_said(tmp_path: Path) -> None:
     path = write(tmp_path, "slide,patient,label\na.svs,1,x\nb.svs,2,x\n")
-    assert faults(path) == ("every row has the label 'x'; two are needed",)
-    assert read_manifest(path, ("x", "y")).labels == ("x",)
+    for labels in (None, ("x", "y")):
+        manifest = read_manifest(path, labels)
+        assert manifest.labels == ("x",)
+    warnings = role_warnings(assign_splits(manifest).rows, manifest.labels)
+    assert "every row has the label 'x'" in warnings
 
 
 def test_row_id(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from histoflare.errors import SlideError
 from histoflare.slides.mask_pyramid import MaskPyramid, halve_classes, write_mask_pyramid
+from histoflare.slides.planes import Plane
 from histoflare.slides.reader import Slide
 
 
@@ -29,6 +30,7 @@ def write(path: Path, values: NDArray[np.uint8], mpp: float = 2.0, **options: ob
         lambda x, y, w, h: values[y : y + h, x : x + w],
         (width, height),
         mpp,
+        plane=Plane("bounds", (3, 4), (width, height)),
         scratch=scratch,
         **options,  # type: ignore[arg-type]
     )
@@ -80,6 +82,7 @@ def test_tifffile_and_the_own_reader_agree(tmp_path: Path) -> None:
     with MaskPyramid(tmp_path / "m.tiff") as mask:
         assert mask.sizes_px == [(900, 700), (450, 350), (225, 175)]
         assert mask.mpp == pytest.approx(2.0)
+        assert mask.plane == Plane("bounds", (3, 4), (900, 700))
         assert np.array_equal(mask.read(0, 250, 130, 300, 400), values[130:530, 250:550])
         level = tifffile.imread(tmp_path / "m.tiff", series=0, level=1)
         assert np.array_equal(mask.read(1, 0, 0, 450, 350), level)
@@ -111,7 +114,9 @@ def test_a_resolution_no_slide_has_is_refused(tmp_path: Path, mpp: float) -> Non
 def test_other_files_are_no_masks(tmp_path: Path) -> None:
     (tmp_path / "text.tiff").write_text("no image")
     tifffile.imwrite(tmp_path / "rgb.tiff", np.zeros((300, 300, 3), np.uint8), resolution=(1, 1))
-    for name in ("text.tiff", "rgb.tiff", "none.tiff"):
+    bytes_only = {"tile": (256, 256), "compression": "adobe_deflate", "resolution": (1, 1)}
+    tifffile.imwrite(tmp_path / "no-plane.tiff", np.zeros((300, 300), np.uint8), metadata=None, **bytes_only)
+    for name in ("text.tiff", "rgb.tiff", "none.tiff", "no-plane.tiff"):
         with pytest.raises(SlideError) as caught:
             MaskPyramid(tmp_path / name)
         assert caught.value.reason == "SLIDE_UNSUPPORTED"

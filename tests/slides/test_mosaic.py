@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from histoflare.errors import SlideError
+from histoflare.slides import mosaic as mosaic_module
 from histoflare.slides.mosaic import Mosaic, MosaicParameters, build_mosaic
 from histoflare.slides.pyramid import write_pyramid
 from histoflare.slides.reader import Slide
@@ -79,6 +80,30 @@ def test_seed_decides(three_colours: Path) -> None:
     assert first == again == threaded
     assert first.candidates == other.candidates
     assert first.chosen != other.chosen
+
+
+@pytest.mark.parametrize("rim", [0, 37])
+@pytest.mark.parametrize("mpp", [0.25, 0.26, 0.5])
+def test_blocks_of_patches_give_the_mosaic_of_patches_read_one_by_one(
+    tmp_path: Path, mpp: float, rim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On slides whose levels fit the patches and on others, with patches at the edge; the same JSON."""
+    generator = np.random.default_rng(0)
+    image = checkered(9, 7, [VIOLET, PINK, PALE])[: 7 * PATCH_PX + rim, : 9 * PATCH_PX + rim]
+    noisy = np.clip(image + generator.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
+    write_pyramid(tmp_path / "a.tif", noisy, mpp)
+    wanted = parameters(patch_px=round(PATCH_PX * mpp / 0.5))
+    with Slide(tmp_path / "a.tif") as slide:
+        found = [build_mosaic(slide, wanted)]
+        monkeypatch.setattr(mosaic_module, "BLOCK_PX", 40)
+        found.append(build_mosaic(slide, wanted, threads=3))
+        monkeypatch.setattr(
+            slide, "read_each", lambda corners, *rest: (slide.read(corner, *rest) for corner in corners)
+        )
+        alone = build_mosaic(slide, wanted)
+    assert len(alone.candidates) == 63
+    for mosaic in found:
+        assert json.dumps(mosaic.to_json()) == json.dumps(alone.to_json())
 
 
 def test_spatial_is_spread_out(three_colours: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -138,6 +139,47 @@ def test_thumbnail_covers_the_slide(noise_slide: Path, monkeypatch: pytest.Monke
         monkeypatch.setattr("histoflare.slides.reader.BLOCK_PX", 100)
         np.testing.assert_array_equal(slide.thumbnail(0.5), whole)
         assert slide.thumbnail(0.01).shape == (256, 384, 3)  # never finer than the slide
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.5, 0.65, 1.0, 1.3, 2.0, 7.0])
+@pytest.mark.parametrize("size_px", [(383, 255), (386, 257), (200, 130)])
+def test_no_pixel_of_a_thumbnail_lies_outside(tmp_path: Path, size_px: tuple[int, int], mpp: float) -> None:
+    """Sizes that the levels' factors do not divide: what is partly outside shows the slide, not white."""
+    black = np.zeros((size_px[1], size_px[0], 3), np.uint8)
+    with Slide(write_tiff(tmp_path / "black.tif", [black, black[3::4, 3::4]], 0.25)) as slide:
+        thumbnail = slide.thumbnail(mpp)
+        assert not thumbnail.any()
+        for length, side in zip(thumbnail.shape[1::-1], size_px, strict=True):
+            assert abs(length * slide.l0_per_px(mpp) - side) <= slide.l0_per_px(mpp) + 4
+
+
+@pytest.mark.parametrize("mpp", [0.5, 0.65])
+def test_a_pixel_partly_outside_shows_what_lies_inside(tmp_path: Path, mpp: float) -> None:
+    black = np.zeros((101, 101, 3), np.uint8)
+    with Slide(write_tiff(tmp_path / "black.tif", [black], 0.25)) as slide:
+        step = slide.l0_per_px(mpp)
+        pixels = slide.read((-3, -3), (60, 60), mpp)
+    first, last = math.floor(3 / step), math.ceil(104 / step)
+    assert not pixels[first:last, first:last][2:-2, 2:-2].any()
+    if mpp == 0.5:  # exact averages: no neighbour's light
+        assert not pixels[first:last, first:last].any()
+    for outside in (pixels[: first - 1], pixels[last + 1 :], pixels[:, last + 1 :]):
+        assert (outside == 255).all()
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.5, 0.65, 1.0, 1.5, 2.0])
+@pytest.mark.parametrize("size_px", [(384, 256), (387, 259)])
+@pytest.mark.parametrize("step_px", [32, 35])
+def test_each_of_many_is_what_it_is_alone(
+    tmp_path: Path, noise: NDArray[np.uint8], size_px: tuple[int, int], mpp: float, step_px: int
+) -> None:
+    """Levels that fit (factor 4) and do not (4.02), corners on and between their pixels, and the edges."""
+    picture = np.pad(noise, ((0, size_px[1] - 256), (0, size_px[0] - 384), (0, 0)), mode="reflect")
+    with Slide(write_tiff(tmp_path / "many.tif", [picture, picture[3::4, 3::4]], 0.25)) as slide:
+        corners = [(x, y) for y in range(0, size_px[1], step_px) for x in range(0, size_px[0], step_px)]
+        together = list(slide.read_each(corners[2:], (9, 8), mpp))
+        for corner, pixels in zip(corners[2:], together, strict=True):
+            np.testing.assert_array_equal(pixels, slide.read(corner, (9, 8), mpp))
 
 
 def test_threads_read_the_same(cmu: Path) -> None:

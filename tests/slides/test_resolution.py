@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from histoflare.errors import SlideError
-from histoflare.slides.resolution import SlideInfo, choose_level, slide_info
+from histoflare.slides.resolution import SlideInfo, choose_level, given_mpp_fault, slide_info
 
 
 def info_of(properties: dict[str, str], given_mpp: float | None = None) -> tuple[SlideInfo, str]:
@@ -34,9 +36,68 @@ def test_given_wins_over_slide_and_slide_over_objective() -> None:
 def test_printing_resolution_of_a_generic_tiff_counts_as_missing(dpi: float) -> None:
     mpp = 25400 / dpi
     assert info_of(mpp_properties(mpp, mpp, vendor="generic-tiff"))[0].mpp is None
-    assert info_of(mpp_properties(mpp, mpp, vendor="dicom"))[0].mpp == pytest.approx(mpp)
+    assert info_of(mpp_properties(mpp, mpp, vendor="dicom"))[0].mpp is None
     with_power = mpp_properties(mpp, mpp, power=40, vendor="generic-tiff")
     assert info_of(with_power)[0].mpp_source == "objective"
+
+
+@pytest.mark.parametrize(
+    ("mpp", "power"),
+    [
+        (0.2527, 40), (0.2205, 40), (0.2639, 40), (0.4942, 20), (0.5054, 20),  # Aperio, Hamamatsu, GT450
+        (0.25, 20), (0.2325, 20), (0.1725, 20), (0.2738, 20),  # doublers, small camera pixels
+        (0.0913, 60), (1.0, 10), (2.0, 5), (0.5, None), (0.12, None), (0.25, 40),
+        (25.0, None),  # an overview
+    ],
+)  # fmt: skip
+def test_what_scanners_state_is_taken(mpp: float, power: float | None) -> None:
+    info, problem = info_of(mpp_properties(mpp, mpp, power))
+    assert (info.mpp, info.mpp_source, problem) == (mpp, "slide", "")
+
+
+@pytest.mark.parametrize(
+    ("mpp", "power", "says"),
+    [
+        (0.025, None, "finer than a light microscope"),
+        (0.05, None, "finer than a light microscope"),  # 0.5 with px/mm for px/cm
+        (0.025, 40, "means about 0.25"),
+        (0.04, 40, "finer"),
+        (0.5, 40, "objective of 40x"),
+        (2.5, 40, "objective of 40x"),
+        (5.0, 20, "objective of 20x"),
+        (0.05, 20, "finer"),
+        (0.25, 400, "objective of 400x"),
+        (40.0, None, "coarser than any microscope"),
+        (40.0, 40, "means about 0.25"),
+        (30.0, None, "120 mm long"),  # of 4000 px
+    ],
+)
+def test_what_no_scanner_can_mean_is_named_and_not_taken(mpp: float, power: float | None, says: str) -> None:
+    info, problem = info_of(mpp_properties(mpp, mpp, power))
+    assert (info.mpp, info.mpp_source) == (None, None)
+    assert {level.mpp for level in info.levels} == {None}
+    assert says in problem and f"{mpp:g}" in problem
+    insisted, note = info_of(mpp_properties(mpp, mpp, power), 0.3)
+    assert (insisted.mpp, insisted.mpp_source) == (0.3, "given")
+    assert note == f"the slide itself says {mpp:g} µm/px"
+
+
+def test_an_objective_that_none_has_says_nothing() -> None:
+    for power in ("400", "0.5"):
+        info, problem = info_of({"openslide.objective-power": power})
+        assert info.mpp is None and f"{power}x" in problem
+
+
+@pytest.mark.parametrize("mpp", [0.051, 0.0863, 0.25, 0.5, 4.0, 9.9])
+def test_a_person_may_state_what_a_microscope_can_have(mpp: float) -> None:
+    assert given_mpp_fault(mpp) == ""
+
+
+@pytest.mark.parametrize("mpp", [10, 20, 40, 63, 1000, 0.05, 0.025, 0.0, -1.0, math.nan, math.inf])
+def test_a_magnification_is_no_resolution(mpp: float) -> None:
+    fault = given_mpp_fault(mpp)
+    assert fault
+    assert ("magnification" in fault) == (10 <= mpp <= 1000)
 
 
 def test_nearly_square_pixels_are_averaged_and_oblong_ones_refused() -> None:
@@ -62,7 +123,28 @@ def test_nothing_but_the_allowed_properties_is_kept() -> None:
     }
     info, problem = info_of(properties)
     assert secret not in str(info.to_json()) + problem
-    assert set(info.to_json()) == {"vendor", "l0_size_px", "mpp", "mpp_source", "objective_power", "levels"}
+    assert set(info.to_json()) == {
+        "vendor",
+        "l0_size_px",
+        "mpp",
+        "mpp_source",
+        "objective_power",
+        "levels",
+        "l0_bounds_px",
+    }
+
+
+def test_bounds_are_four_whole_numbers_or_none() -> None:
+    sides = {"x": "-3", "y": "40", "width": "500", "height": "300"}
+    assert info_of(bounds_properties(sides))[0].l0_bounds_px == (-3, 40, 500, 300)
+    for wrong in ({"x": "3.5"}, {"width": "0"}, {"y": ""}):
+        assert info_of(bounds_properties(sides | wrong))[0].l0_bounds_px is None
+    del sides["height"]
+    assert info_of(bounds_properties(sides))[0].l0_bounds_px is None
+
+
+def bounds_properties(sides: dict[str, str]) -> dict[str, str]:
+    return {f"openslide.bounds-{side}": value for side, value in sides.items()}
 
 
 @pytest.mark.parametrize(

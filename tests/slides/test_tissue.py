@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -203,3 +204,40 @@ def test_tissue_of_a_slide_is_that_of_its_thumbnail(
         assert len(list(slide.thumbnail_rows(8.0))) > 1
         expected = tissue_mask(slide.thumbnail(8.0), mpp=slide.l0_per_px(8.0) * slide.mpp)
     np.testing.assert_array_equal(found.mask, expected)
+
+
+@pytest.mark.parametrize("um_patch", [64.0, 112.0, 500.0, 2000.0])
+@pytest.mark.parametrize(("size_px", "mpp", "levels"), [((777, 901), 0.37, 2), ((1025, 1537), 0.5, 3)])
+def test_fluorescence_is_refused_whatever_the_size(
+    tmp_path: Path, size_px: tuple[int, int], mpp: float, levels: int, um_patch: float
+) -> None:
+    """Few lit pixels: a white rim, of a thumbnail that is larger than the slide, would outnumber them."""
+    dark = np.full((size_px[1], size_px[0], 3), 6, np.uint8)
+    for place in range(40, min(size_px) - 20, 90):
+        dark[place : place + 12, place : place + 12] = (60, 30, 230)
+    write_pyramid(tmp_path / "dark.tif", dark, mpp, levels=levels)
+    with Slide(tmp_path / "dark.tif") as slide, pytest.raises(SlideError) as caught:
+        find_tissue(slide, um_patch)
+    assert caught.value.reason == "SLIDE_DARK_BACKGROUND"
+
+
+def test_what_was_not_scanned_is_no_glass(tmp_path: Path) -> None:
+    """Tiles that are not in the file are transparent; a fluorescence slide may lack most of them."""
+    tile = np.full((64, 64, 3), 5, np.uint8)
+    tile[20:26, 20:26] = (30, 60, 220)
+    with tifffile.TiffWriter(tmp_path / "sparse.tif") as writer:
+        writer.write(
+            (tile if index < 20 else None for index in range(64)),
+            shape=(512, 512, 3),
+            dtype=np.uint8,
+            tile=(64, 64),
+            photometric="rgb",
+            compression="deflate",
+            resolution=(1e4 / 2.0, 1e4 / 2.0),
+            resolutionunit="CENTIMETER",
+        )
+    with Slide(tmp_path / "sparse.tif") as slide:
+        assert sum(int(scanned.sum()) for _, scanned in slide.thumbnail_rows(8.0)) == 20 * 16 * 16
+        with pytest.raises(SlideError) as caught:
+            find_tissue(slide, 500.0)
+    assert caught.value.reason == "SLIDE_DARK_BACKGROUND"

@@ -47,6 +47,7 @@ class BagHeader:
         source: What made the features: ``histoflare``, or the toolkit they were imported from.
         patch_mpp, patch_px: Resolution (µm/px) and side of the encoded patches, None where unknown.
         l0_patch_px: Side of a patch in level-0 pixels, None where unknown.
+        preprocessing: What the encoder did to a patch (``bags.preprocessing``) as JSON; None where unknown.
         content_sha256: Hash of features and coordinates; set by :func:`write_bag`.
     """
 
@@ -62,11 +63,16 @@ class BagHeader:
     patch_mpp: float | None = None
     patch_px: int | None = None
     l0_patch_px: int | None = None
+    preprocessing: Mapping[str, Any] | None = None
     content_sha256: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the header as plain JSON values."""
-        return {**asdict(self), "mosaic": None if self.mosaic is None else dict(self.mosaic)}
+        plain = {
+            name: None if value is None else dict(value)
+            for name, value in (("mosaic", self.mosaic), ("preprocessing", self.preprocessing))
+        }
+        return asdict(self) | plain
 
 
 @dataclass(frozen=True)
@@ -215,6 +221,7 @@ def _header(path: Path, file: Any) -> BagHeader:
             "remove it and run 'histoflare prepare' again",
             reason="BAG_VERSION",
         )
+    stored.setdefault("preprocessing", None)  # bags did not always say it
     return BagHeader(**{field.name: stored[field.name] for field in fields(BagHeader)})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -200,14 +200,9 @@ def load_cohort(
     findings = _Findings([], [])
     found = _collect(manifest, bags_dir, labels, findings)
     common = encoder or (found[0][1].encoder if found else "")
-    for record, header in found:
-        _check_header(record, header, common, mpp, patch_px, findings)
+    findings.problems.extend(_by_bag(found, lambda header: _misfits(header, common, mpp, patch_px, features)))
     findings.problems.extend(_mixed(found))
-    if features is not None and found and found[0][1].features != features:
-        findings.problems.append(
-            f"the bags have {found[0][1].features} features a patch, the job's have {features}: prepare with "
-            "the job's encoder"
-        )
+    findings.warnings.extend(_by_bag(found, lambda header: _unsaid(header, mpp, patch_px)))
     if findings.problems:
         listed = "".join(f"\n  {problem}" for problem in findings.problems[:LISTED_PROBLEMS])
         more = len(findings.problems) - LISTED_PROBLEMS
@@ -275,7 +270,9 @@ def _collect(
         counted.append(row)
         if row.label not in labels:
             known = ", ".join(labels)
-            findings.problems.append(f"{where}: unknown label '{row.label}'; the job knows {known}")
+            findings.problems.append(
+                f"{where}: unknown label '{row.label}'; the job's labels (protocol.labels) are {known}"
+            )
             continue
         try:
             header, patches = read_header_and_count(path)
@@ -303,31 +300,50 @@ def _collect(
     return found
 
 
-def _check_header(
-    record: BagRecord,
-    header: BagHeader,
-    encoder: str,
-    mpp: float | None,
-    patch_px: int | None,
-    findings: _Findings,
-) -> None:
-    where = record.path.name
+def _by_bag(
+    found: Sequence[tuple[BagRecord, BagHeader]], look: Callable[[BagHeader], Iterable[str]]
+) -> list[str]:
+    """Return what ``look`` says of the headers, each thing once, with the first bag that it is true of."""
+    bags: dict[str, list[str]] = {}
+    for record, header in found:
+        for text in look(header):
+            bags.setdefault(text, []).append(record.path.name)
+    return [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
+        for text, names in bags.items()
+    ]
+
+
+def _misfits(
+    header: BagHeader, encoder: str, mpp: float | None, patch_px: int | None, features: int | None
+) -> Iterator[str]:
+    """Yield in what a bag differs from the job, and which setting of the job says so."""
     if header.encoder != encoder:
-        findings.problems.append(
-            f"{where}: made by encoder {header.encoder}, the job's is {encoder}: prepare with that one"
+        yield (
+            f"made by encoder {header.encoder}, the job's is {encoder} (protocol.encoder): prepare with that "
+            "one, or make the job for these"
+        )
+    elif features is not None and header.features != features:
+        yield (
+            f"{header.features} features a patch, the job's have {features} (task.features): make the job "
+            f"for these with --set task.features={header.features}, or bring bags of that width"
         )
     if mpp is not None and header.patch_mpp is not None and abs(header.patch_mpp - mpp) > SAME_MPP * mpp:
-        findings.problems.append(
-            f"{where}: patches at {header.patch_mpp:g} µm/px, the job's are at {mpp:g}: prepare again"
+        yield (
+            f"patches at {header.patch_mpp:g} µm/px, the job's are at {mpp:g} (protocol.mpp): prepare again, "
+            "or make the job for these"
         )
     if patch_px is not None and header.patch_px not in (None, patch_px):
-        findings.problems.append(
-            f"{where}: patches of {header.patch_px} px, the job's have {patch_px}: prepare again"
+        yield (
+            f"patches of {header.patch_px} px, the job's have {patch_px} (protocol.patch_px): prepare again, "
+            "or make the job for these"
         )
+
+
+def _unsaid(header: BagHeader, mpp: float | None, patch_px: int | None) -> Iterator[str]:
+    """Yield what a bag does not say and the job asks for."""
     if (mpp is not None and header.patch_mpp is None) or (patch_px is not None and header.patch_px is None):
-        findings.warnings.append(
-            f"{where}: imported features that do not say the size or resolution of their patches"
-        )
+        yield "imported features that do not say the size or resolution of their patches"
 
 
 def _mixed(found: Sequence[tuple[BagRecord, BagHeader]]) -> list[str]:
@@ -342,11 +358,6 @@ def _mixed(found: Sequence[tuple[BagRecord, BagHeader]]) -> list[str]:
 
 
 def _check_splits(rows: Sequence[ManifestRow], labels: Sequence[str], findings: _Findings) -> None:
-    train = {row.label for row in rows if row.split == "train"}
     if not rows:
         findings.problems.append("there is nothing on any slide of the manifest to make a bag of")
-    if len(train) == 1:
-        findings.problems.append(
-            f"every training slide has the label '{train.pop()}': to tell labels apart takes two of them"
-        )
     findings.warnings.extend(role_warnings(rows, labels))

@@ -1,4 +1,4 @@
-"""Encoders: a patch becomes a vector of features.
+"""Encoders by name: a patch becomes a vector of features.
 
 Three kinds, each named by an id that a bag's header carries:
 
@@ -7,10 +7,11 @@ Three kinds, each named by an id that a bag's header carries:
 - ``densenet121-random``: the same network with seeded initial weights, for demos and tests. Its normalisation
   statistics come from generated patches that are part of this package: it is the same at every site and no
   patient had a part in it.
-- ``torchscript:<name>``: any TorchScript file, pinned by its SHA-256, for pathology foundation models.
+- ``torchscript:<name>``: any TorchScript file, pinned by its SHA-256, for pathology foundation models. What
+  it was trained with (mean, std, input size) is given beside it, see ``bags.preprocessing``.
 
-Every encoder takes uint8 RGB patches and normalises them itself, and the features of a patch do not depend on
-the other patches of its batch.
+An id ends with the first 12 digits of the weights' SHA-256; that of a TorchScript file goes on with a hyphen
+and the 8 digits of its preprocessing, so that features of one file under two normalisations never mix.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import io
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -33,17 +34,14 @@ from histoflare.bags.densenet import (
     set_statistics,
     standardise_features,
 )
+from histoflare.bags.network_encoder import Encoder, NetworkEncoder
+from histoflare.bags.preprocessing import IMAGENET, Preprocessing, read_preprocessing
 from histoflare.errors import EncoderError
 
 ENCODER_KINDS = "densenet121, densenet121-random, torchscript:<name>"
 RANDOM_ID = "densenet121-random:v1"
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-# Pixels encoded in one go. On a CPU more is slower (DenseNet121, 224 px, two cores: 29 ms a patch in
-# batches of 4, 47 ms in batches of 32) and needs more memory, about 0.5 kB a pixel.
-CPU_BATCH_PX = 1 << 18
-CUDA_BATCH_PX = 1 << 24
+SHA256_DIGITS = 12
+"""Of the weights' SHA-256, in an encoder's id."""
 
 # Of densenet121-random: patches for the BatchNorm statistics, and, those included, for the features' own.
 REFERENCE_PATCHES = 32
@@ -51,139 +49,28 @@ REFERENCE_FEATURE_PATCHES = 96
 REFERENCE_PATCH_PX = 224
 
 
-class Encoder(Protocol):
-    """Patches in, features out."""
-
-    @property
-    def id(self) -> str:
-        """Name of the encoder and its weights; equal ids give features that may be mixed."""
-        ...
-
-    @property
-    def features(self) -> int:
-        """Number of features of a patch."""
-        ...
-
-    def encode(self, patches: torch.Tensor) -> torch.Tensor:
-        """Return float32 features (b, features) on the CPU of uint8 RGB ``patches`` (b, 3, h, w)."""
-        ...
-
-
-class NetworkEncoder:
-    """An :class:`Encoder` around a network that maps normalised images (b, 3, h, w) to features (b, f).
-
-    Args:
-        network: Moved to ``device`` and put into evaluation mode here.
-        encoder_id: The id.
-        features: Number f of features; None takes it from ``probe``.
-        device: Where it runs.
-        probe: uint8 patches (b, 3, h, w), b > 1, on which the network is tried at once.
-
-    Raises:
-        EncoderError: As :meth:`encode`, and the probe's features depend on the batch (ENCODER_BATCH).
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        encoder_id: str,
-        features: int | None,
-        device: torch.device,
-        probe: torch.Tensor | None = None,
-    ) -> None:
-        self.id = encoder_id
-        self.device = device
-        # Channels last: 37 instead of 50 ms for a patch of 224 px on a CPU.
-        self._network = network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.features = features or 0
-        if probe is not None:
-            together = self._forward(probe)
-            self.features = features or together.shape[1]
-            if not torch.allclose(self.encode(probe[:1]), together[:1], rtol=1e-2, atol=1e-2):
-                raise EncoderError(
-                    f"encoder {self.id} gives a patch other features in another batch: export it in eval()",
-                    reason="ENCODER_BATCH",
-                )
-
-    def encode(self, patches: torch.Tensor) -> torch.Tensor:
-        """Return float32 features (b, features) on the CPU of uint8 RGB ``patches`` (b, 3, h, w).
-
-        Raises:
-            EncoderError: The patches are no uint8 RGB images, or of a size the network does not take
-                (ENCODER_INPUT); the features are not (b, features) (ENCODER_OUTPUT) or not finite
-                (ENCODER_NOT_FINITE).
-        """
-        if patches.dtype != torch.uint8 or patches.ndim != 4 or patches.shape[1] != 3:
-            raise EncoderError(
-                f"an encoder takes uint8 patches (b, 3, h, w), not {patches.dtype} {tuple(patches.shape)}",
-                reason="ENCODER_INPUT",
-            )
-        budget = CUDA_BATCH_PX if self.device.type == "cuda" else CPU_BATCH_PX
-        step = max(1, budget // (patches.shape[2] * patches.shape[3]))
-        steps = [self._forward(patches[start : start + step]) for start in range(0, len(patches), step)]
-        return torch.cat(steps) if steps else torch.empty(0, self.features)  # (b, f)
-
-    def _forward(self, patches: torch.Tensor) -> torch.Tensor:
-        size = f"{patches.shape[3]} x {patches.shape[2]} px"
-        with torch.inference_mode():
-            try:
-                features = self._network(normalise(patches.to(self.device)))
-            except RuntimeError as error:
-                if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
-                    raise EncoderError(
-                        f"not enough memory on {self.device} for encoder {self.id} and patches of {size}: "
-                        "use --device cpu, or a machine with more",
-                        reason="ENCODER_MEMORY",
-                    ) from error
-                raise EncoderError(
-                    f"encoder {self.id} does not take patches of {size}; choose the size it was made for "
-                    f"with --patch-px ({first_line(error)})",
-                    reason="ENCODER_INPUT",
-                ) from error
-            found = tuple(features.shape) if isinstance(features, torch.Tensor) else ()
-            width = self.features or (found[-1] if found else 0)
-            if found != (len(patches), width) or width == 0:
-                raise EncoderError(
-                    f"encoder {self.id} gives {found or type(features).__name__} for {len(patches)} patches: "
-                    f"its output must be one vector a patch, (b, {self.features or 'features'})",
-                    reason="ENCODER_OUTPUT",
-                )
-            features = cast(torch.Tensor, features).float().cpu()
-        if not torch.isfinite(features).all():
-            raise EncoderError(f"encoder {self.id} gives NaN or infinity", reason="ENCODER_NOT_FINITE")
-        return features.clone()  # an ordinary tensor: those of inference mode cannot be trained on
-
-
-def normalise(patches: torch.Tensor) -> torch.Tensor:
-    """Return float32 ``(patches / 255 - mean) / std`` by ImageNet's mean and std, for uint8 (b, 3, h, w)."""
-    images = patches.contiguous(memory_format=torch.channels_last).float()
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1) * 255
-    images -= mean
-    images /= std
-    return images
-
-
 def load_encoder(
     spec: str,
     weights: Path | None = None,
     sha256: str | None = None,
     device: str = "auto",
-    probe_px: int = 224,
+    probe_px: int | None = None,
 ) -> Encoder:
     """Return the encoder that ``spec`` names.
 
     Args:
         spec: ``densenet121``, ``densenet121-random`` or ``torchscript:<name>``.
-        weights: The weight file; not for ``densenet121-random``.
+        weights: The weight file; not for ``densenet121-random``. Beside a TorchScript file lies what it was
+            trained with, see ``bags.preprocessing``.
         sha256: SHA-256 of the weight file in hexadecimal; checked before anything in the file is used.
         device: ``auto`` (CUDA when there is one), ``cpu`` or ``cuda``.
-        probe_px: Side of the blank patch a TorchScript file is tried on.
+        probe_px: Side of the patches to come, on which a TorchScript file is tried; None: of its own.
 
     Raises:
         EncoderError: Unknown spec or device (ENCODER_UNKNOWN), no or another file than pinned
-            (ENCODER_WEIGHTS_MISSING, ENCODER_HASH), a file that is no such network (ENCODER_WEIGHTS), or that
-            does not give one finite vector a patch (ENCODER_INPUT, ENCODER_OUTPUT, ENCODER_NOT_FINITE).
+            (ENCODER_WEIGHTS_MISSING, ENCODER_HASH), a file that is no such network (ENCODER_WEIGHTS), that
+            nothing says the mean and std of (ENCODER_PREPROCESSING), or that does not give one finite vector
+            a patch (ENCODER_INPUT, ENCODER_OUTPUT, ENCODER_NOT_FINITE).
     """
     where = choose_device(device)
     if spec == "densenet121-random":
@@ -200,8 +87,53 @@ def load_encoder(
     if name is None:
         network = densenet121()
         load_densenet(network, content, str(weights))
-        return NetworkEncoder(network, f"densenet121:{digest[:12]}", network.features, where)
-    return _torchscript(f"{spec}:{digest[:12]}", content, where, probe_px)
+        return NetworkEncoder(network, f"densenet121:{digest[:SHA256_DIGITS]}", network.features, where)
+    assert weights is not None
+    preprocessing = read_preprocessing(weights)
+    encoder_id = f"{spec}:{digest[:SHA256_DIGITS]}-{preprocessing.digest}"
+    return _torchscript(encoder_id, content, preprocessing, where, probe_px)
+
+
+def load_encoder_of(
+    encoder_id: str,
+    weights: Path | None = None,
+    sha256: str | None = None,
+    device: str = "auto",
+    probe_px: int | None = None,
+) -> Encoder:
+    """Return the encoder that has made features: the one whose id a bag, a job or a model names.
+
+    Args:
+        encoder_id: The id. Its digits of the weights' SHA-256 are what the file must have.
+        weights: The weight file, if the encoder has one. sha256: All 64 digits, where somebody has them.
+        device, probe_px: As for :func:`load_encoder`.
+
+    Raises:
+        EncoderError: As :func:`load_encoder`, or what is here is another encoder (ENCODER_MISMATCH).
+    """
+    spec, _, rest = encoder_id.rpartition(":")
+    pinned = rest.partition("-")[0]
+    if spec == "imported":
+        raise EncoderError(
+            f"the features of {encoder_id} were made by another program: a slide cannot be encoded so here",
+            reason="ENCODER_UNKNOWN",
+        )
+    if spec.startswith("torchscript:") and "-" not in rest:
+        raise EncoderError(
+            f"{encoder_id} is from a time when every TorchScript file was given ImageNet's mean and std, and "
+            "does not say its own: prepare the bags again and train again",
+            reason="ENCODER_MISMATCH",
+        )
+    if weights is not None:
+        sha256 = sha256 or pinned
+    encoder = load_encoder(spec, weights, sha256, device, probe_px)
+    if encoder.id != encoder_id:
+        raise EncoderError(
+            f"the encoder wanted is {encoder_id}, the one here is {encoder.id}: the weights differ, or what "
+            "the file beside them says (mean, std, input_px, interpolation)",
+            reason="ENCODER_MISMATCH",
+        )
+    return encoder
 
 
 def choose_device(device: str) -> torch.device:
@@ -224,7 +156,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def read_pinned(spec: str, weights: Path | None, sha256: str | None) -> tuple[bytes, str]:
-    """Return the content of ``weights`` and its SHA-256, if that is ``sha256``.
+    """Return the content of ``weights`` and its SHA-256, if that is ``sha256`` or begins with its 12 digits.
 
     The bytes that were hashed are the bytes that are used: the file is read once.
     """
@@ -242,7 +174,8 @@ def read_pinned(spec: str, weights: Path | None, sha256: str | None) -> tuple[by
             f"{weights} has {digest}",
             reason="ENCODER_HASH",
         )
-    if digest != sha256.strip().lower():
+    wanted = sha256.strip().lower()
+    if digest[: len(wanted)] != wanted or len(wanted) not in (SHA256_DIGITS, len(digest)):
         raise EncoderError(
             f"{weights} has SHA-256 {digest}, not {sha256}: it is not the agreed file and was not used",
             reason="ENCODER_HASH",
@@ -259,28 +192,33 @@ def _random_densenet(device: str) -> Encoder:
     from histoflare.slides.synthetic import reference_patches
 
     patches = torch.from_numpy(reference_patches(REFERENCE_FEATURE_PATCHES, REFERENCE_PATCH_PX))
-    images = normalise(patches.permute(0, 3, 1, 2))  # (b, h, w, 3) to (b, 3, h, w)
+    images = IMAGENET.apply(patches.permute(0, 3, 1, 2))  # (b, h, w, 3) to (b, 3, h, w)
     network = densenet121()
     set_statistics(network, images[:REFERENCE_PATCHES])
     standardise_features(network, images)
     return NetworkEncoder(network, RANDOM_ID, network.features, torch.device(device))
 
 
-def _torchscript(encoder_id: str, content: bytes, device: torch.device, probe_px: int) -> Encoder:
-    """Load a TorchScript module that takes ImageNet-normalised images and gives (b, f), and try it."""
+def _torchscript(
+    encoder_id: str,
+    content: bytes,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    probe_px: int | None,
+) -> Encoder:
+    """Load a TorchScript module that takes preprocessed images and gives (b, f), and try it."""
     try:
         # No map to the device: .to() moves it, and a file traced on CUDA opens on a CPU.
         loaded = torch.jit.load(io.BytesIO(content), map_location="cpu")  # type: ignore[no-untyped-call]
-        network = cast(nn.Module, loaded)
+        network = cast(nn.Module, loaded).float()
     except Exception as error:
         raise EncoderError(
             f"the file of {encoder_id} is no TorchScript module ({first_line(error)}); make one with "
             "torch.jit.trace(...).save(file)",
             reason="ENCODER_WEIGHTS",
         ) from error
+    side = probe_px or preprocessing.input_px or REFERENCE_PATCH_PX
     # Two unlike patches: one of tissue's pink noise, one of empty glass.
-    noise = np.random.default_rng(0).integers(120, 230, (3, probe_px, probe_px), dtype=np.uint8)
-    probe = torch.stack(
-        [torch.from_numpy(noise), torch.full((3, probe_px, probe_px), 240, dtype=torch.uint8)]
-    )
-    return NetworkEncoder(network, encoder_id, None, device, probe)
+    noise = np.random.default_rng(0).integers(120, 230, (3, side, side), dtype=np.uint8)
+    probe = torch.stack([torch.from_numpy(noise), torch.full((3, side, side), 240, dtype=torch.uint8)])
+    return NetworkEncoder(network, encoder_id, None, device, preprocessing, probe)

@@ -23,6 +23,7 @@ from torch import Tensor
 from histoflare.bags.mem import MEM, MemoryBlock
 from histoflare.slides.mask_pyramid import write_mask_pyramid
 from histoflare.slides.overlay import attention_colours
+from histoflare.slides.planes import Plane
 
 LEVELS = 255
 NO_PATCH = 255
@@ -30,6 +31,10 @@ NO_PATCH = 255
 
 COARSEST_MPP = 32.0
 """Readers of TIFF take 40 µm/px and more for a printer's resolution, so patches become several pixels."""
+
+
+PX_PER_PATCH_OFF_GRID = 16
+"""Pixels for a side of a patch where the plane's corner lies inside one: edges are then at most 1/32 off."""
 
 
 class BagAttention:
@@ -68,6 +73,7 @@ class BagAttention:
     def _remember(self, features: Tensor) -> Tensor:
         """Return the memory vectors (m, n, d), float64, of patches (n, f) in the first block."""
         block = cast(MemoryBlock, self._model.blocks[0])
+        features = features.to(block.memory.weight.device)
         if self._model.input_norm == "rms":
             features = features * torch.rsqrt(features.square().mean(dim=-1, keepdim=True) + 1e-12)
         units = torch.tanh(block.memory(features))  # (n, m·d)
@@ -85,21 +91,22 @@ def write_heat(
     levels: NDArray[np.float64],
     l0_coords: NDArray[np.int64],
     l0_patch_px: int,
-    l0_size_px: tuple[int, int],
+    plane: Plane,
     l0_mpp: float,
     scratch: Path,
 ) -> float:
-    """Write levels as a pyramidal TIFF that lies on the slide; return its mpp.
+    """Write levels as a pyramidal TIFF that lies on a plane of the slide; return its mpp.
 
     A value is round(254 · level), its palette :func:`attention_colours`; 255 (white) is where there is no
-    patch. A patch is one pixel, or 2 x 2, 4 x 4 … equal ones where one would be coarser than 32 µm.
+    patch. A patch is one pixel, or 2 x 2, 4 x 4 … equal ones where one would be coarser than 32 µm, or where
+    the plane's corner lies inside a patch.
 
     Args:
         path: File to write, whole or not at all.
         levels: Of the patches (n,), from 0 to 1.
         l0_coords: Their corners (n, 2) in level-0 pixels, multiples of ``l0_patch_px``.
         l0_patch_px: Side of a patch in level-0 pixels.
-        l0_size_px: (width, height) of the slide.
+        plane: The part of the slide to cover.
         l0_mpp: Resolution of level 0 in µm/px.
         scratch: Folder for files that are removed again.
 
@@ -109,13 +116,17 @@ def write_heat(
     """
     if (l0_coords % l0_patch_px).any():
         raise ValueError("patches must lie on one grid")
-    columns, rows = (max(1, math.ceil(side / l0_patch_px)) for side in l0_size_px)
-    values = np.full((rows, columns), NO_PATCH, np.uint8)
-    places = l0_coords // l0_patch_px
-    values[places[:, 1], places[:, 0]] = np.round(levels.clip(0.0, 1.0) * (LEVELS - 1)).astype(np.uint8)
     um_patch = l0_patch_px * l0_mpp
     repeat = 1 << max(0, math.ceil(math.log2(um_patch / COARSEST_MPP)))
-    values = values.repeat(repeat, axis=0).repeat(repeat, axis=1)
+    if any(corner % l0_patch_px for corner in plane.l0_xy):
+        repeat = max(repeat, PX_PER_PATCH_OFF_GRID)
+    # the grid of patches on level 0, and a last row and column of none
+    last = (l0_coords // l0_patch_px).max(axis=0, initial=0) + 1
+    grid = np.full((last[1] + 1, last[0] + 1), NO_PATCH, np.uint8)
+    places = l0_coords // l0_patch_px
+    grid[places[:, 1], places[:, 0]] = np.round(levels.clip(0.0, 1.0) * (LEVELS - 1)).astype(np.uint8)
+    columns, rows = (_patches(plane, axis, l0_patch_px, repeat, int(last[axis])) for axis in (0, 1))
+    values = grid[np.ix_(rows, columns)]
     palette = np.full((256, 3), 255, np.uint8)
     palette[:LEVELS] = attention_colours(np.linspace(0.0, 1.0, LEVELS))
     write_mask_pyramid(
@@ -123,7 +134,16 @@ def write_heat(
         lambda x, y, width, height: values[y : y + height, x : x + width],
         (values.shape[1], values.shape[0]),
         um_patch / repeat,
+        plane=plane,
         scratch=scratch,
         colours=palette,
     )
     return um_patch / repeat
+
+
+def _patches(plane: Plane, axis: int, l0_patch_px: int, repeat: int, none: int) -> NDArray[np.int64]:
+    """Return along an axis of the plane which patch holds each pixel's middle; ``none`` beyond the last."""
+    count = max(1, math.ceil(plane.l0_size_px[axis] / l0_patch_px)) * repeat
+    l0_middles = plane.l0_xy[axis] + (np.arange(count) + 0.5) * (l0_patch_px / repeat)
+    found = np.floor(l0_middles / l0_patch_px).astype(np.int64)
+    return np.where((found < 0) | (found > none), none, found)

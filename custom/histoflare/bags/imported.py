@@ -35,7 +35,7 @@ def import_features(
 
     Args:
         h5_dir: Searched with its sub-folders.
-        manifest: The slides; only for features in µm without ``mpp`` in the manifest are they opened.
+        manifest: The slides. Those without ``mpp`` in it are opened, for features in µm and of TRIDENT.
         out_dir: Gets ``<row id>.h5`` for each row.
         encoder_name: What the features were made with, e.g. ``uni2``; the bags' encoder is
             ``imported:<name>``.

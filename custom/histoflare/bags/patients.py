@@ -38,6 +38,11 @@ class PatientBatch:
     slides: Tensor
     labels: Tensor
 
+    def to(self, device: torch.device) -> PatientBatch:
+        """Return the batch on ``device``."""
+        parts = (self.features, self.mask, self.slides, self.labels)
+        return PatientBatch(*(part.to(device) for part in parts))
+
 
 def group(
     slides: Sequence[AnySlide], record: str, slides_per_patient: int | None

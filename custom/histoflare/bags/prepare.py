@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histoflare.bags.bag import BAG_VERSION, Bag, BagHeader, read_bag, read_header_and_count
-from histoflare.bags.encoder import Encoder
 from histoflare.bags.folder import (
     PrepareReport,
     RowResult,
@@ -28,13 +27,14 @@ from histoflare.bags.folder import (
     strangers,
     writing_to,
 )
+from histoflare.bags.network_encoder import Encoder
 from histoflare.bags.patches import MosaicPatchDataset, iterate_batches
 from histoflare.errors import BagError, EncoderError, SlideError
 from histoflare.slides.files import SlideFingerprint, fingerprint, slide_files
 from histoflare.slides.manifest import Manifest, ManifestRow
 from histoflare.slides.mosaic import Mosaic, MosaicParameters, build_mosaic
 from histoflare.slides.reader import Slide
-from histoflare.slides.resolution import is_mpp
+from histoflare.slides.resolution import check_given_mpp
 
 # These say that there is nothing on a sound slide to make a bag of; everything else is a failure.
 NOTHING_THERE = {
@@ -96,7 +96,8 @@ def prepare(
         encoder: Makes the features.
         parameters: Of the mosaics.
         workers: Threads that read patches; by default one a processor.
-        default_mpp: Resolution of level 0 in µm/px for slides that state none and have none in the manifest.
+        default_mpp: Resolution of level 0 in µm/px for slides without one in the manifest that state none,
+            or one that cannot be taken.
         on_row: Called after each row.
         on_patches: Called with (row, patches done, patches in all) after each batch.
 
@@ -105,11 +106,7 @@ def prepare(
         BagError: Another process writes there (BAGS_BUSY), or the disk is full (BAG_NOT_WRITTEN).
         EncoderError: The encoder does not take these patches.
     """
-    if default_mpp is not None and not is_mpp(default_mpp):
-        raise SlideError(
-            f"--mpp must be micrometres per pixel, such as 0.25 or 0.5, and not {default_mpp}.",
-            reason="SLIDE_MPP_INVALID",
-        )
+    check_given_mpp(default_mpp, "--mpp")
     started = time.monotonic()
     run = Preparation(
         manifest,
@@ -213,6 +210,7 @@ def _make(run: Preparation, row: ManifestRow, plan: Planned) -> RowResult:
         mosaic=run.parameters.to_json(),
         encoder=run.encoder.id,
         features=run.encoder.features,
+        preprocessing=None if run.encoder.preprocessing is None else run.encoder.preprocessing.to_json(),
         given_mpp=plan.slide.mpp if plan.slide.info.mpp_source == "given" else None,
         patch_mpp=run.parameters.mpp,
         patch_px=run.parameters.patch_px,

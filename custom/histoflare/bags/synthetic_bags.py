@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from histoflare.bags.bag import BAG_VERSION, Bag, BagHeader, read_header
-from histoflare.bags.encoder import Encoder
 from histoflare.bags.folder import bag_path, save_bag, writing_to
+from histoflare.bags.network_encoder import Encoder
 from histoflare.errors import BagError, JobError
 from histoflare.slides.manifest import Manifest, read_manifest
 from histoflare.slides.synthetic import PlannedSlide, SyntheticCohort, plan_slides, render_mosaic
@@ -89,6 +89,7 @@ def _make_bag(target: Path, slide: PlannedSlide, encoder: Encoder, seed: int, fi
         mosaic=None,
         encoder=encoder.id,
         features=encoder.features,
+        preprocessing=None if encoder.preprocessing is None else encoder.preprocessing.to_json(),
         source=f"histoflare synthetic, {field.patches} patches, seed {seed}",
         patch_mpp=field.mpp,
         patch_px=field.patch_px,

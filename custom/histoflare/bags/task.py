@@ -76,6 +76,10 @@ class BagBatch:
     mask: Tensor
     labels: Tensor
 
+    def to(self, device: torch.device) -> BagBatch:
+        """Return the batch on ``device``."""
+        return BagBatch(self.features.to(device), self.mask.to(device), self.labels.to(device))
+
 
 @dataclass(frozen=True)
 class LongestRecord:
@@ -171,6 +175,13 @@ class MemTask:
         """The model, as a site's policy lists it."""
         return MODEL_NAME
 
+    @property
+    def mosaic(self) -> dict[str, Any] | None:
+        """How slides are cut for the model, as far as the consortium agreed; None if it left that open."""
+        if self.mpp is None or self.patch_px is None:
+            return None
+        return {"mpp": self.mpp, "patch_px": self.patch_px}
+
     def to_json(self) -> dict[str, Any]:
         """Return the arguments that make this task again, as plain JSON."""
         return {**asdict(self), "labels": list(self.labels)}
@@ -207,6 +218,10 @@ class MemTask:
         """Return the number of training bags."""
         return len(data.train)
 
+    def n_steps(self, data: Bags) -> int:
+        """Return the number of optimizer steps of one round."""
+        return self.local_epochs * math.ceil(len(data.train) / self.batch_size)
+
     def train_batches(self, data: Bags, seed: int) -> Iterator[BagBatch]:
         """Yield one round's batches (``local_epochs`` shuffled passes); order and subsets follow ``seed``."""
         records = list(data.train)
@@ -220,6 +235,7 @@ class MemTask:
 
     def loss(self, model: nn.Module, batch: BagBatch) -> Tensor:
         """Return the batch's mean cross-entropy, plus the weighted reconstruction error if there is one."""
+        batch = batch.to(next(model.parameters()).device)
         if self.reconstruction > 0 and isinstance(model, MEM):
             out = model.attend(batch.features, batch.mask)
             entropy = F.cross_entropy(out.logits, batch.labels)
@@ -245,6 +261,7 @@ class MemTask:
 
     def record_losses(self, model: nn.Module, batch: PatientBatch) -> Tensor:
         """Return each record's loss (P,): the mean over its slides of the loss that :meth:`loss` has."""
+        batch = batch.to(next(model.parameters()).device)
         if self.reconstruction > 0 and isinstance(model, MEM):
             out = model.attend(batch.features, batch.mask)
             logits, error = out.logits, self.reconstruction * out.reconstruction  # (P, S, k), (P, S)
@@ -283,7 +300,7 @@ class MemTask:
 
     def probabilities(self, model: nn.Module, features: Tensor) -> NDArray[np.float64]:
         """Return the class probabilities (k,) of one bag (n, f)."""
-        batch = collate([features], [0])
+        batch = collate([features], [0]).to(next(model.parameters()).device)
         logits = model(batch.features, batch.mask)  # (1, k)
         row: NDArray[np.float64] = logits[0].double().softmax(dim=-1).numpy(force=True)
         return row

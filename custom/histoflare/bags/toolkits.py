@@ -155,11 +155,11 @@ def _geometry(file: Any, coords: NDArray[Any], row: ManifestRow) -> Geometry:
     attributes = {**file.attrs, **file["coords"].attrs}
     tile_um = _number(attributes, "tile_size_um")
     if _features_name(file) == "features" and attributes.get("unit") != "um" and tile_um is None:
-        magnification = _number(attributes, "target_magnification")
+        trident = _number(attributes, "target_magnification") is not None
         return Geometry(
-            "trident" if magnification is not None else "clam",
+            "trident" if trident else "clam",
             np.rint(coords).astype(np.int64),
-            None if magnification is None else 10.0 / magnification,
+            _trident_mpp(attributes, row) if trident else None,
             _whole(_number(attributes, "patch_size")),
             _whole(_number(attributes, "patch_size_level0")),
         )
@@ -172,6 +172,22 @@ def _geometry(file: Any, coords: NDArray[Any], row: ManifestRow) -> Geometry:
         _whole(tile_px),
         _whole(tile_um / mpp if tile_um else None),
     )
+
+
+def _trident_mpp(attributes: Mapping[str, Any], row: ManifestRow) -> float | None:
+    """Return the resolution of the patches in µm/px.
+
+    TRIDENT takes a slide for 40x or 20x by rounding, and cuts at a whole factor: its patches are as fine as
+    the slide's own pixels say, and as the target magnification says only where those are not known.
+    """
+    side_px, l0_side_px = _number(attributes, "patch_size"), _number(attributes, "patch_size_level0")
+    magnification = _number(attributes, "target_magnification")
+    if side_px is not None and l0_side_px is not None:
+        try:
+            return _slide_mpp(row) * l0_side_px / side_px
+        except BagError:
+            pass  # features may have come without their slides
+    return None if magnification is None else 10.0 / magnification
 
 
 def _stamp_micrometres(

@@ -24,7 +24,7 @@ def import_(
     out: Annotated[Path, typer.Option(help="Folder for the bags.")],
     encoder: Annotated[str, typer.Option(help="What the features were made with, e.g. uni2.")],
     labels: Annotated[
-        str | None, typer.Option(help="Labels that may occur, with commas; without it any two or more.")
+        str | None, typer.Option(help="Labels that may occur, with commas; without it any.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:

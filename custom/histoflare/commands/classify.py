@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from histoflare.commands.console import console, make_table, out, print_json, progress
+from histoflare.commands.options import MODEL_HELP, PLANE_HELP, PlaneName
 from histoflare.commands.outputs import check_outputs
 from histoflare.commands.slide import MPP_HELP
 from histoflare.errors import JobError
@@ -19,28 +20,35 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from histoflare.bags.encoder import Encoder
     from histoflare.bags.mem import MEM
+    from histoflare.bags.network_encoder import Encoder
     from histoflare.slides.mosaic import Mosaic
     from histoflare.slides.reader import Slide
 
-MODEL_FILE = "model.safetensors"
 BATCH_PATCHES = 16
+FEW_PATCHES = 2
+"""An answer that rests on so few patches is said to."""
 
 
 def classify(
     slide: Annotated[Path, typer.Argument(help="Slide file, or the folder of a DICOM series.")],
-    model: Annotated[Path, typer.Option(help=f"A model file, or a run's folder with {MODEL_FILE}.")],
+    model: Annotated[Path, typer.Option(help=MODEL_HELP)],
     heatmap: Annotated[
         Path | None, typer.Option(help="What the model attends to: a pyramidal TIFF in colour.")
     ] = None,
     overlay: Annotated[
         Path | None, typer.Option(help="Picture of the slide and what the model attends to (PNG).")
     ] = None,
+    plane: Annotated[PlaneName, typer.Option(help=PLANE_HELP)] = PlaneName.BOUNDS,
     mpp: Annotated[float | None, typer.Option(help=MPP_HELP)] = None,
-    weights: Annotated[Path | None, typer.Option(help="Weight file of the model's encoder.")] = None,
-    weights_sha256: Annotated[str | None, typer.Option(help="SHA-256 the weight file must have.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda, for the encoder.")] = "auto",
+    weights: Annotated[
+        Path | None, typer.Option(help="Weight file of the model's encoder; the model says which one.")
+    ] = None,
+    weights_sha256: Annotated[
+        str | None,
+        typer.Option(help="SHA-256 of the weight file, if 12 digits will not do."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int, typer.Option(help="Threads that read patches.", min=1)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -53,46 +61,28 @@ def classify(
 
     Example: histoflare classify a.svs --model demo-run --heatmap a.heat.tiff --overlay a.heat.png
     """
-    import numpy as np
-    import torch
-
-    from histoflare.bags.encoder import load_encoder
-    from histoflare.bags.model_file import load_model
-    from histoflare.site.pictures import attention_limit
+    from histoflare.model_file import read_model_header
     from histoflare.slides.mosaic import MosaicParameters, build_mosaic
     from histoflare.slides.reader import Slide
 
-    file = model / MODEL_FILE if model.is_dir() else model
-    check_outputs([heatmap, overlay], [slide, file, *([] if weights is None else [weights])])
-    loaded = load_model(file)
-    if loaded.mosaic is None:
-        raise JobError(f"{file}: does not say how its slides were cut (features were imported).")
-    encoder = load_encoder(loaded.task.encoder.rpartition(":")[0], weights, weights_sha256, device)
-    if encoder.id != loaded.task.encoder:
-        raise JobError(f"The model wants features of {loaded.task.encoder}; the encoder is {encoder.id}.")
-    network = loaded.build_model()
+    header = read_model_header(model)
+    header.check_data("bags")
+    check_outputs([heatmap, overlay], [slide, header.path, *([] if weights is None else [weights])])
+    encoder_id = str(header.task.get("encoder"))
+    if header.mosaic is None or encoder_id.startswith("imported:"):
+        raise JobError(
+            f"{header.path}: does not say how its slides were cut: its features were imported, or an earlier "
+            "histoflare wrote it."
+        )
+    _check_weights(encoder_id, weights)
     with Slide(slide, mpp=mpp) as opened:
-        mosaic = build_mosaic(opened, MosaicParameters.from_json(loaded.mosaic), threads)
-        features = torch.cat(list(_features(opened, mosaic, encoder, threads, "mosaic")))  # (n, f)
-        with torch.inference_mode():
-            found = loaded.task.probabilities(network, features)
-        shares = {label: float(share) for label, share in zip(loaded.task.labels, found, strict=True)}
-        answer: dict[str, object] = {
-            "patches": len(features),
-            "encoder": encoder.id,
-            "probabilities": shares,
-        }
-        if heatmap is not None or overlay is not None:
-            relative = _attend(opened, mosaic, encoder, network, features, threads)
-            limit = attention_limit([relative])
-            answer["attention"] = {
-                "patches": len(relative),
-                "least": float(relative.min()),
-                "most": float(relative.max()),
-                "colours_end_at": limit,
-            }
-            corners = [(patch.l0_x_px, patch.l0_y_px) for patch in mosaic.candidates]
-            _write(opened, np.array(corners, np.int64), mosaic.l0_patch_px, relative, limit, heatmap, overlay)
+        # Loading PyTorch and the networks takes seconds: what may be wrong with the slide comes before.
+        mosaic = build_mosaic(opened, MosaicParameters.from_json(header.mosaic), threads)
+        used = (weights, weights_sha256, device)
+        answer = _ask(opened, mosaic, header.path, used, threads, heatmap, overlay, plane)
+    shares, patches = answer["probabilities"], answer["patches"]
+    for warning in answer["warnings"]:
+        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     if as_json:
         print_json(answer)
         return
@@ -100,10 +90,87 @@ def classify(
     for label, share in shares.items():
         table.add_row(label, f"{share:.3f}")
     out.print(table)
-    console.print(f"{len(features)} patches · {encoder.id}", highlight=False, markup=False)
+    console.print(f"{_counted(patches)} · {answer['encoder']}", highlight=False, markup=False)
     files = ", ".join(str(path) for path in (heatmap, overlay) if path is not None)
     if files:
         out.print(files, soft_wrap=True, highlight=False, markup=False)
+
+
+def _ask(
+    slide: Slide,
+    mosaic: Mosaic,
+    model: Path,
+    encoder_file: tuple[Path | None, str | None, str],
+    threads: int,
+    heatmap: Path | None,
+    overlay: Path | None,
+    plane: PlaneName,
+) -> dict[str, Any]:
+    """Return the model's answer as JSON-ready values, and write what shows where it looks.
+
+    Args:
+        encoder_file: Weight file, its SHA-256 and device of the encoder.
+    """
+    import numpy as np
+    import torch
+
+    from histoflare.bags.encoder import choose_device, load_encoder_of
+    from histoflare.bags.task import MemTask
+    from histoflare.model_file import read_model_file
+    from histoflare.site.pictures import attention_limit
+
+    loaded = read_model_file(model, MemTask)
+    encoder = load_encoder_of(loaded.task.encoder, *encoder_file, mosaic.parameters.patch_px)
+    network = loaded.build_model().to(choose_device(encoder_file[2]))
+    features = torch.cat(list(_features(slide, mosaic, encoder, threads, "mosaic")))  # (n, f)
+    with torch.inference_mode():
+        found = loaded.task.probabilities(network, features)
+    answer: dict[str, Any] = {
+        "patches": len(features),
+        "encoder": encoder.id,
+        "probabilities": {
+            label: float(share) for label, share in zip(loaded.task.labels, found, strict=True)
+        },
+        "warnings": _warnings(len(features)),
+    }
+    if heatmap is not None or overlay is not None:
+        relative = _attend(slide, mosaic, encoder, network, features, threads)
+        limit = attention_limit([relative])
+        answer["attention"] = {
+            "patches": len(relative),
+            "least": float(relative.min()),
+            "most": float(relative.max()),
+            "colours_end_at": limit,
+        }
+        corners = [(patch.l0_x_px, patch.l0_y_px) for patch in mosaic.candidates]
+        l0_coords = np.array(corners, np.int64)
+        _write(slide, l0_coords, mosaic.l0_patch_px, relative, limit, heatmap, overlay, plane)
+    return answer
+
+
+def _check_weights(encoder_id: str, weights: Path | None) -> None:
+    """Say at once that the weight file is not there."""
+    if weights is not None and not weights.is_file():
+        raise JobError(f"{weights}: there is no such weight file.", reason="ENCODER_WEIGHTS_MISSING")
+    if weights is None and encoder_id.startswith(("densenet121:", "torchscript:")):
+        raise JobError(
+            f"The model wants features of {encoder_id}: give its weight file (--weights FILE).",
+            reason="ENCODER_WEIGHTS_MISSING",
+        )
+
+
+def _counted(patches: int) -> str:
+    return f"{patches} patch" if patches == 1 else f"{patches} patches"
+
+
+def _warnings(patches: int) -> list[str]:
+    """Return what is to be known of an answer that rests on so many patches."""
+    if patches > FEW_PATCHES:
+        return []
+    return [
+        f"the answer rests on {_counted(patches)}: the slide has little tissue for patches of this size. Do "
+        "not rely on it."
+    ]
 
 
 def _features(
@@ -149,6 +216,7 @@ def _write(
     limit: float,
     heatmap: Path | None,
     overlay: Path | None,
+    plane: PlaneName,
 ) -> None:
     """Write the heat map and the picture that are wanted."""
     from tempfile import TemporaryDirectory
@@ -157,15 +225,15 @@ def _write(
     from histoflare.site.pictures import attention_levels
     from histoflare.slides.mask_overlay import add_attention_legend
     from histoflare.slides.overlay import draw_attention, read_picture
+    from histoflare.slides.planes import plane_of
     from histoflare.storage import atomic_path, make_folder
 
     levels = attention_levels(relative, limit)
     if heatmap is not None:
         make_folder(heatmap.parent)
         with TemporaryDirectory(dir=heatmap.parent, prefix=".heat.") as scratch:
-            write_heat(
-                heatmap, levels, l0_coords, l0_patch_px, slide.info.l0_size_px, slide.mpp, Path(scratch)
-            )
+            covered = plane_of(slide.info, plane.value)
+            write_heat(heatmap, levels, l0_coords, l0_patch_px, covered, slide.mpp, Path(scratch))
     if overlay is not None:
         base = read_picture(slide)
         picture = draw_attention(base, l0_coords, l0_patch_px, levels)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -19,6 +20,9 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from histoflare.flare.job_choice import Choice
 
 # Names of files may look like emoji codes (":x:") or markup ("[b]").
 console = Console(stderr=True, emoji=False)
@@ -37,7 +41,7 @@ def progress() -> Progress:
     """Return a progress display (stderr) with a bar, a count, the rate, and the time gone and left."""
     return Progress(
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
         RateColumn(),
         TimeElapsedColumn(),
@@ -45,6 +49,23 @@ def progress() -> Progress:
         TimeRemainingColumn(),
         console=console,
     )
+
+
+def say(text: str, style: str | None = None) -> None:
+    """Print one plain line for a person (stderr); paths in it are never cut or coloured."""
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def say_fitted(choice: Choice) -> None:
+    """Say what of a job was taken from the data that are there."""
+    if text := choice.say_fitted():
+        say(text)
+
+
+def say_refused(refused: Mapping[str, str]) -> None:
+    """Say who had no part in a run, and why."""
+    if refused:
+        say("left out:" + "".join(f"\n  {site}: {why}" for site, why in refused.items()), "yellow")
 
 
 def make_table(*columns: str, title: str | None = None) -> Table:

@@ -8,13 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from histoflare.commands.console import console, out, progress
-from histoflare.commands.options import DEMO_JOB, EPSILONS_HELP, RUNTIME_HELP, Runtime, read_epsilons
+from histoflare.commands.console import console, out, progress, say, say_fitted, say_refused
+from histoflare.commands.options import (
+    DEMO_JOB,
+    DEVICE_HELP,
+    EPSILONS_HELP,
+    RUNTIME_HELP,
+    Preset,
+    Runtime,
+    read_device,
+    read_epsilons,
+)
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from histoflare.bags.encoder import Encoder
+    from histoflare.bags.network_encoder import Encoder
     from histoflare.flare.job import Job
     from histoflare.site.configuration import SiteConfiguration
     from histoflare.slides.mosaic import MosaicParameters
@@ -29,6 +38,7 @@ def demo(
         typer.Option(help="Your own slides: a folder with one <site>/manifest.csv (or <site>.csv) per site."),
     ] = None,
     job: Annotated[Path, typer.Option(help="The job folder.")] = DEMO_JOB,
+    preset: Preset = None,
     runtime: Annotated[Runtime, typer.Option(help=RUNTIME_HELP)] = Runtime.POC,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds instead of the job's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed instead of the job's.")] = None,
@@ -40,6 +50,7 @@ def demo(
     weights_sha256: Annotated[str | None, typer.Option(help="SHA-256 the weight file must have.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read slides.")] = None,
     epsilons: Annotated[str, typer.Option(help=EPSILONS_HELP)] = "1,3,8",
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Federate four made-up hospitals and an external one, from slides on disk to a report.
@@ -56,10 +67,11 @@ def demo(
     """
     from histoflare.commands.clock import PhaseClock
     from histoflare.commands.console import print_json
+    from histoflare.commands.earlier_run import claim_output
     from histoflare.commands.experiment import PAGE_FILE, run_experiment, write_site_pages
     from histoflare.commands.runtimes import FEDERATION_FOLDER, Experiment
     from histoflare.commands.sites import find_sites
-    from histoflare.flare.job import read_job
+    from histoflare.flare.job_choice import choose_job
     from histoflare.report.consortium import results_table
     from histoflare.site.configuration import SiteConfiguration
 
@@ -67,7 +79,7 @@ def demo(
         from histoflare.flare.poc import refuse_running
 
         refuse_running(out_dir / FEDERATION_FOLDER)
-    budgets = read_epsilons(epsilons)
+    budgets, where = read_epsilons(epsilons), read_device(device)
     clock = PhaseClock()
     with progress() as bars:
         if slides is None:
@@ -76,17 +88,19 @@ def demo(
                 _make_slides(slides, hospitals, slides_per_hospital, bars)
         with clock.phase("prepare bags"):
             found = find_sites(slides)
+            claim_output(out_dir, {"sites": found.to_json()})
             changes = {"rounds": rounds, "seed": seed, "task.patch_px": patch_px}
-            if read_job(job).answer_seconds is not None:
+            if choose_job(job, preset).job.answer_seconds is not None:
                 changes["answer_seconds"] = 1  # all sites are of one user, who may know how long they work
             chosen, network = _choose_job(
-                job, out_dir, found.sites, changes, (encoder, weights, weights_sha256)
+                job, preset, out_dir, found.sites, changes, (encoder, weights, weights_sha256, where)
             )
             sites = {
                 name: SiteConfiguration(
                     manifest=path.resolve(),
                     bags=(out_dir / "bags" / name).resolve(),
                     records=(out_dir / "records" / name).resolve(),
+                    device=where,
                     evaluation_only=name in found.external,
                 )
                 for name, path in (found.sites | found.external).items()
@@ -99,6 +113,7 @@ def demo(
             sites={name: sites[name] for name in found.sites},
             external={name: sites[name] for name in found.external},
             runtime=runtime,
+            device=where,
         )
         outcome = run_experiment(experiment, out_dir, bars, clock, budgets)
         pages = write_site_pages(experiment, outcome, out_dir, bars, clock)
@@ -108,13 +123,10 @@ def demo(
         out.print(results_table(outcome.report))
         spent = " · ".join(f"{phase} {seconds:.0f} s" for phase, seconds in clock.seconds.items())
         console.print(spent, style="dim", highlight=False)
-        _say(f"report: {out_dir / PAGE_FILE}")
-        _say(f"each site's own: {', '.join(str(path) for path in pages)}")
-    raise typer.Exit(3 if left_out else 0)
-
-
-def _say(text: str, style: str | None = None) -> None:
-    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+        say(f"report: {out_dir / PAGE_FILE}")
+        say(f"each site's own: {', '.join(str(path) for path in pages)}")
+    say_refused(outcome.refused)
+    raise typer.Exit(3 if left_out or outcome.refused else 0)
 
 
 def _make_slides(folder: Path, hospitals: int, slides_per_hospital: int, bars: Progress) -> None:
@@ -124,7 +136,7 @@ def _make_slides(folder: Path, hospitals: int, slides_per_hospital: int, bars: P
     wanted = sum(cohort.sites.values())
     manifests = [folder / site / "manifest.csv" for site in cohort.sites]
     if all(path.exists() for path in manifests) and len(list(folder.glob("*/slides/*.tif"))) == wanted:
-        _say(f"{folder}: the slides are there already")
+        say(f"{folder}: the slides are there already")
         return
     bar = bars.add_task("make slides", total=wanted)
     make_slides(folder, cohort, progress=lambda done, total: bars.update(bar, completed=done, total=total))
@@ -132,33 +144,37 @@ def _make_slides(folder: Path, hospitals: int, slides_per_hospital: int, bars: P
 
 def _choose_job(
     folder: Path,
+    preset: str | None,
     out_dir: Path,
     manifests: dict[str, Path],
     changes: dict[str, Any],
-    wanted_encoder: tuple[str | None, Path | None, str | None],
+    wanted_encoder: tuple[str | None, Path | None, str | None, str],
 ) -> tuple[Job, Encoder]:
     """Return the job with the changes asked for, and its encoder; with it goes the job that evaluates.
 
     Its labels are those of the manifests, where these are others.
     """
-    from histoflare.bags.encoder import load_encoder
+    from histoflare.bags.encoder import load_encoder, load_encoder_of
     from histoflare.commands.runtimes import EVALUATION_JOBS
     from histoflare.errors import JobError
     from histoflare.flare.job import read_job
+    from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_variant import write_variant
     from histoflare.flare.workstation import write_evaluation
-    from histoflare.slides.manifest import read_manifest
+    from histoflare.site.found_data import FoundData, Patches, find_labels
 
-    job = read_job(folder)
-    spec, weights, sha256 = wanted_encoder
-    encoder = load_encoder(spec or job.task.encoder.rpartition(":")[0], weights, sha256)
-    found = sorted({label for path in manifests.values() for label in read_manifest(path).labels})
-    if set(found) != set(job.task.labels):
-        changes["task.labels"] = found
-    if encoder.id != job.task.encoder:
-        changes |= {"task.encoder": encoder.id, "task.features": encoder.features}
+    job = choose_job(folder, preset, changes=changes).job
+    spec, weights, sha256, device = wanted_encoder
+    if spec is None:
+        encoder = load_encoder_of(job.task.encoder, weights, sha256, device, job.task.patch_px)
+    else:
+        encoder = load_encoder(spec, weights, sha256, device, job.task.patch_px)
+    patches = Patches(encoder.id, encoder.features, job.task.patch_px, job.task.mpp)  # as they will be made
+    choice = choose_job(
+        folder, preset, found=FoundData(find_labels(manifests.values()), patches), changes=changes
+    )
+    say_fitted(choice)
     jobs = out_dir / "job"
-    changed = {name: value for name, value in changes.items() if value is not None}
     evaluation = folder.parent / EVALUATION_JOBS["bags"]
     if folder.parent.resolve() == jobs.resolve():
         raise JobError(
@@ -166,7 +182,7 @@ def _choose_job(
         )
     for name in (folder.name, EVALUATION_JOBS["bags"]):
         shutil.rmtree(jobs / name, ignore_errors=True)
-    chosen = read_job(write_variant(folder, jobs / folder.name, changed))
+    chosen = read_job(write_variant(folder, jobs / folder.name, choice.changes, scope=choice.scope))
     if evaluation.is_dir():
         write_evaluation(evaluation, jobs, chosen)
     return chosen, encoder
@@ -187,7 +203,7 @@ def _prepare(
         manifest, bags, encoder, _mosaic_parameters(job), workers, on_row=lambda _: bars.advance(bar)
     )
     for row in report.left_out:
-        _say(f"{name}: {row.slide} left out: {row.message}", style="yellow")
+        say(f"{name}: {row.slide} left out: {row.message}", style="yellow")
     return len(report.left_out)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +11,32 @@ from rich.progress import Progress
 
 from histoflare.commands.clock import PhaseClock
 from histoflare.commands.console import console
-from histoflare.commands.runtimes import Experiment, Federated, federate
+from histoflare.commands.runtimes import Experiment, Federated, federate, with_refused
 from histoflare.commands.sites import EXTERNAL
-from histoflare.errors import HistoflareError
+from histoflare.errors import HistoflareError, JobError
 from histoflare.flare.job import Job
+from histoflare.model_file import MODEL_FILE, save_model
 from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.privacy.protocol import digest as protocol_digest
+from histoflare.report.bounds import state_bounds
 from histoflare.report.budgets import budget_entry
 from histoflare.report.consortium import RunFacts, build_report
 from histoflare.report.page import write_page
+from histoflare.report.reasons import explain
 from histoflare.report.site_page import write_site_page
-from histoflare.rounds.bounds import train_local_only, train_pooled
+from histoflare.rounds.bounds import POOLED, Bounds, Courses, plan_bounds, train_bounds, without_noise
 from histoflare.rounds.comparison import Comparison, compare
 from histoflare.rounds.runner import run_in_process
-from histoflare.rounds.state import State, digest, n_bytes
+from histoflare.rounds.state import digest, n_bytes
 from histoflare.rounds.strategy import count_sent_by_job
-from histoflare.site.data import SiteData, device_of, load_site_data, pool_site_data
+from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.data import SiteData, check_resolutions, device_of, load_site_data, pool_site_data
+from histoflare.site.overlap import check_apart
 from histoflare.site.pictures import build_site_page
 from histoflare.storage import write_json
 
 REPORT_FILE = "report.json"
 PAGE_FILE = "report.html"
-MODEL_FILE = "model.safetensors"
 
 EPSILONS = (1.0, 3.0, 8.0)
 """Budgets a job with a privacy plan is tried at besides its own, and beside no protection."""
@@ -46,11 +50,13 @@ class Outcome:
         report: The consortium's report.
         cohorts: Site or external cohort → its data.
         federated: What came out of the job.
+        refused: Site or external cohort that has no part in the figures → why.
     """
 
     report: dict[str, Any]
     cohorts: Mapping[str, Any]
     federated: Federated
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 def run_experiment(
@@ -62,32 +68,41 @@ def run_experiment(
 ) -> Outcome:
     """Run the job and its bounds, and write the report, its page and the model to ``out``.
 
+    A site whose data do not fit is left out, with its reason, and ends nobody else's run.
+
     Args:
         epsilons: A job with a privacy plan is run in this process at each of these budgets too, and without
             protection; empty: it is not.
 
     Raises:
-        HistoflareError: A site's data do not fit the job (every fault at once), or the job failed.
+        HistoflareError: The data of no site fit the job (every fault at once), two sites share a patient or
+            a slide, or the job failed.
     """
     job = experiment.job
     with clock.phase(f"load {job.task.data}"):
-        cohorts = {
-            site: load_site_data(site, job.task, at, job.split) for site, at in experiment.sites.items()
-        }
-        outside = {
-            name: load_site_data(name, job.task, at, job.split) for name, at in experiment.external.items()
-        }
+        cohorts, refused = _load(experiment.sites, job, trains=True)
+        outside, untested = _load(experiment.external, job, trains=False)
+        if not cohorts:
+            raise _no_site(refused)
+        taking_part = replace(
+            experiment,
+            sites={site: experiment.sites[site] for site in cohorts},
+            external={name: experiment.external[name] for name in outside},
+        )
+        check_resolutions(job.task, taking_part.sites)
+        check_apart({**taking_part.sites, **taking_part.external}, job.task.data)
         external = pool_site_data(job.task, list(outside.values()), EXTERNAL) if outside else None
         for site, cohort in cohorts.items():
             for warning in cohort.warnings:
-                text = f"{site}: {warning}"
-                console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
-    federated = federate(experiment, cohorts, out, bars, clock)
-    if any(isinstance(row, Mapping) and row.get("stopped") for row in federated.participation[-1:]):
-        # its patience was over: a bound takes the steps of what it bounds
-        job = replace(job, rounds=len(federated.participation))
+                _warn(f"{site}: {warning}")
+        for site, error in {**refused, **untested}.items():
+            _warn(f"{site} is left out ({error.reason}): {error}")
+    federated = federate(taking_part, cohorts, out, bars, clock)
+    never = _never_took_part(federated, cohorts)
+    cohorts = {site: cohort for site, cohort in cohorts.items() if site not in never}
+    federated = with_refused(with_refused(federated, refused, asked=True), untested, asked=False)
     with clock.phase("local and pooled bounds"):
-        local, pooled = _train_bounds(job, cohorts, bars)
+        bounds = _train_bounds(_of_as_many_rounds(experiment, federated), cohorts, bars)
     with clock.phase("evaluation"):
         comparison = compare(
             job.task,
@@ -95,16 +110,18 @@ def run_experiment(
             federated.state,
             cohorts,
             site_states=federated.site_states,
-            local=local,
-            pooled=pooled,
+            local=bounds.protected.local,
+            pooled=bounds.protected.pooled,
+            unprotected=bounds.unprotected,
             external=external,
             seed=job.seed,
+            device=experiment.device,
         )
     entries: list[dict[str, Any]] = []
     if epsilons and not isinstance(job.plan, Open):
         with clock.phase("other budgets"):
-            entries = _try_budgets(job, cohorts, comparison, epsilons, bars)
-    report = _build_report(experiment, federated, comparison, entries, clock)
+            entries = _try_budgets(experiment, cohorts, comparison, epsilons, bars)
+    report = _build_report(experiment, federated, comparison, bounds.stated, entries, clock)
     training = {
         "job": job.name,
         "strategy": report["strategy"],
@@ -112,10 +129,64 @@ def run_experiment(
         "seed": job.seed,
         "sites": sorted(report["sites"]),
     }
-    _save_model(out / MODEL_FILE, job, federated.state, cohorts, training)
+    save_model(
+        out / MODEL_FILE,
+        job.strategy.personalize(federated.state, {}),
+        job.task,
+        mosaic=None if job.task.data == "images" else _mosaic(cohorts),
+        protocol_sha256=protocol_digest(job.protocol),
+        training=training,
+    )
     write_json(out / REPORT_FILE, report, public=True)
     write_page(report, out / PAGE_FILE)
-    return Outcome(report, {**cohorts, **outside}, federated)
+    why = {site: f"{error.reason}: {explain(error.reason)}" for site, error in (refused | untested).items()}
+    return Outcome(report, {**cohorts, **outside}, federated, why | never)
+
+
+def _load(
+    sites: Mapping[str, SiteConfiguration], job: Job, *, trains: bool
+) -> tuple[dict[str, Any], dict[str, HistoflareError]]:
+    """Return the data of the sites that fit a job, and why those of the others do not."""
+    found: dict[str, Any] = {}
+    refused: dict[str, HistoflareError] = {}
+    for site, at in sites.items():
+        try:
+            data = load_site_data(site, job.task, at, job.split)
+            if trains and not data.train:
+                raise JobError(
+                    f"{site}: no row of its manifest is for training (split). A cohort called '{EXTERNAL}' "
+                    "is asked at the end and never trains.",
+                    reason="SITE_HAS_NO_TRAINING_DATA",
+                )
+            found[site] = data
+        except HistoflareError as error:
+            refused[site] = error
+    return found, refused
+
+
+def _no_site(refused: Mapping[str, HistoflareError]) -> HistoflareError:
+    """Return the error of a run in which no site can take part."""
+    errors = list(refused.values())
+    if len(errors) == 1:
+        return errors[0]
+    listed = "\n".join(str(error) for error in errors)
+    return JobError(f"No site can take part:\n{listed}", reason=errors[0].reason)
+
+
+def _never_took_part(federated: Federated, cohorts: Mapping[str, Any]) -> dict[str, str]:
+    """Return the sites whose updates were refused and never used, with the last reason."""
+    took = {site for row in federated.participation for site in row["taking_part"]}
+    codes = {site: code for row in federated.participation for site, code in row["refused"].items()}
+    never = {}
+    for site, code in codes.items():
+        if site in cohorts and site not in took:
+            never[site] = f"{code}: {federated.failures.get(site) or explain(code)}"
+            _warn(f"{site} took part in no round ({never[site]})")
+    return never
+
+
+def _warn(text: str) -> None:
+    console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def write_site_pages(
@@ -123,7 +194,11 @@ def write_site_pages(
 ) -> list[Path]:
     """Write each site's own page, with pictures, to ``site-<name>.html``; return the paths."""
     job, federated = experiment.job, outcome.federated
-    everyone = {**experiment.sites, **experiment.external}
+    everyone = {
+        site: at
+        for site, at in {**experiment.sites, **experiment.external}.items()
+        if site in outcome.cohorts
+    }
     sent = job.strategy.sent_names(federated.state)
     update_bytes = n_bytes({name: federated.state[name] for name in sent})
     bar = bars.add_task("pages of the sites", total=len(everyone))
@@ -134,7 +209,7 @@ def write_site_pages(
             model.load_state_dict(
                 job.strategy.personalize(federated.state, federated.site_states.get(site, {}))
             )
-            model.eval()
+            model.to(device_of(configuration)).eval()
             known: dict[str, Any] = {
                 "alias": federated.pseudonyms.get(site, ""),
                 "update_bytes": update_bytes,
@@ -143,7 +218,6 @@ def write_site_pages(
             if job.task.data == "images":
                 from histoflare.site.image_pictures import build_image_site_page
 
-                model.to(device_of(job.task, configuration))
                 page = build_image_site_page(site, data, job.task, model, report, **known)
             else:
                 page = build_site_page(site, configuration, data, job.task, model, report, **known)
@@ -157,6 +231,7 @@ def _build_report(
     experiment: Experiment,
     federated: Federated,
     comparison: Comparison,
+    bounds: Mapping[str, Any],
     entries: Sequence[Mapping[str, Any]],
     clock: PhaseClock,
 ) -> dict[str, Any]:
@@ -184,27 +259,63 @@ def _build_report(
         pseudonyms=federated.pseudonyms,
         bytes_up=federated.bytes_up,
         bytes_down=federated.bytes_down,
+        bounds=bounds,
     )
     return build_report(facts, comparison)
 
 
-def _train_bounds(
-    job: Job, cohorts: Mapping[str, SiteData], bars: Progress
-) -> tuple[dict[str, State], State]:
-    bar = bars.add_task("bounds (each site alone, all pooled)", total=len(cohorts) + 1)
-    local: dict[str, State] = {}
-    for site, cohort in cohorts.items():
-        local |= train_local_only(job.task, {site: cohort}, job.rounds, job.seed)
-        bars.advance(bar)
-    pooled = train_pooled(job.task, pool_site_data(job.task, list(cohorts.values())), job.rounds, job.seed)
-    bars.advance(bar)
-    return local, pooled
+@dataclass(frozen=True)
+class _Trained:
+    """The bounds' models, those without noise beside a protected run, and what the report says of both."""
+
+    protected: Bounds
+    unprotected: Bounds | None
+    stated: dict[str, Any]
+
+
+def _of_as_many_rounds(experiment: Experiment, federated: Federated) -> Experiment:
+    """Return the experiment with as many rounds as were run: patience may have ended the last of them."""
+    rows = federated.participation
+    if not rows or not rows[-1].get("stopped"):
+        return experiment
+    return replace(experiment, job=replace(experiment.job, rounds=len(rows)))
+
+
+def _train_bounds(experiment: Experiment, cohorts: Mapping[str, SiteData], bars: Progress) -> _Trained:
+    job = experiment.job
+    sites = {site: cohorts[site] for site in sorted(cohorts)}
+    pooled = pool_site_data(job.task, list(sites.values()), POOLED)
+    own = plan_bounds(job.task, sites, job.strategy, job.rounds, job.seed, job.plan, job.asked)
+    noiseless = None if isinstance(job.plan, Open) else without_noise(own, job.seed)
+    names = "bounds (each site alone, all pooled)"
+    bar = bars.add_task(names, total=(len(own.local) + 1) * (1 if noiseless is None else 2))
+
+    def train(courses: Courses) -> Bounds:
+        return train_bounds(
+            job.task,
+            sites,
+            pooled,
+            courses,
+            job.strategy,
+            job.seed,
+            device=experiment.device,
+            on_model=lambda: bars.advance(bar),
+        )
+
+    # Under DP-SGD the plan says how large a step's sample is, and a task's batch_size is not used.
+    stated = state_bounds(own, noiseless, getattr(job.task, "batch_size", None))
+    return _Trained(train(own), None if noiseless is None else train(noiseless), stated)
 
 
 def _try_budgets(
-    job: Job, cohorts: Mapping[str, SiteData], own: Comparison, epsilons: Sequence[float], bars: Progress
+    experiment: Experiment,
+    cohorts: Mapping[str, SiteData],
+    own: Comparison,
+    epsilons: Sequence[float],
+    bars: Progress,
 ) -> list[dict[str, Any]]:
-    """Return the job's accuracy at its own ε, at others, and without protection, see ``budget_entry``."""
+    """Return the job's accuracy at its own ε, at others, and without noise, see ``budget_entry``."""
+    job, device = experiment.job, experiment.device
     entries = [budget_entry(job.plan, job.rounds, own, own, is_own=True, data=job.task.data)]
     others = _other_plans(job, epsilons)
     bar = bars.add_task("other budgets", total=len(others) * job.rounds)
@@ -217,43 +328,34 @@ def _try_budgets(
             job.seed,
             plan,
             on_round=lambda *_: bars.advance(bar),
+            device=device,
         )
         found = compare(
-            job.task, job.strategy, run.state, cohorts, site_states=run.site_states, seed=job.seed
+            job.task,
+            job.strategy,
+            run.state,
+            cohorts,
+            site_states=run.site_states,
+            seed=job.seed,
+            device=device,
         )
         entries.append(budget_entry(plan, job.rounds, found, own, data=job.task.data))
     return entries
 
 
 def _other_plans(job: Job, epsilons: Sequence[float]) -> list[PrivacyPlan]:
-    """Return the job's plan at other budgets, settled, and none at all; what no noise reaches is left out."""
+    """Return the job's plan at other budgets, settled, and without noise; an ε out of reach is left out."""
     plans: list[PrivacyPlan] = []
     for epsilon in epsilons:
         try:
             asked: Any = replace(job.asked, target_epsilon=epsilon, noise_multiplier=None)  # type: ignore[type-var]
             plan = asked.settled(job.rounds, count_sent_by_job(job.strategy, job.task))
         except HistoflareError as error:
-            text = f"ε = {epsilon:g} is left out: {error}"
-            console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+            _warn(f"ε = {epsilon:g} is left out: {error}")
             continue
         if plan != job.plan:
             plans.append(plan)
-    return [*plans, Open()]
-
-
-def _save_model(
-    path: Path, job: Job, state: State, cohorts: Mapping[str, Any], training: Mapping[str, Any]
-) -> None:
-    """Write the model file of a run."""
-    whole = job.strategy.personalize(state, {})
-    if job.task.data == "images":
-        from histoflare.masks.model_file import save_mask_model
-
-        save_mask_model(path, whole, job.task, training=training)
-    else:
-        from histoflare.bags.model_file import save_model
-
-        save_model(path, whole, job.task, mosaic=_mosaic(cohorts), training=training)
+    return [*plans, job.plan.without_noise(job.seed)]
 
 
 def _mosaic(cohorts: Mapping[str, Any]) -> dict[str, Any] | None:

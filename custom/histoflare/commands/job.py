@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from histoflare.commands.console import console, make_table, out, print_json
-from histoflare.errors import JobError
+from histoflare.commands.options import Preset
+from histoflare.errors import HistoflareError, JobError
+
+if TYPE_CHECKING:
+    from histoflare.flare.admin import Admin
 
 app = typer.Typer(no_args_is_help=True, help="Look at a job folder, or make a variant of one to submit.")
 
@@ -17,18 +22,21 @@ app = typer.Typer(no_args_is_help=True, help="Look at a job folder, or make a va
 @app.command()
 def show(
     job: Annotated[Path, typer.Argument(help="A job folder, e.g. jobs/mem_fedavg.")],
+    preset: Preset = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Show what a job asks of the sites: purpose, scope, protocol with its hash, and every variable.
 
     Example: histoflare job show jobs/mem_fedavg
+
+    Example: histoflare job show jobs/mem_dpsgd --preset per-site
     """
     from rich.table import Column, Table
 
-    from histoflare.flare.job import read_job
+    from histoflare.flare.job_choice import choose_job
     from histoflare.privacy.protocol import digest
 
-    read = read_job(job)
+    read = choose_job(job, preset).job
     facts: dict[str, Any] = {
         "job": read.name,
         "kind": read.kind,
@@ -43,8 +51,8 @@ def show(
     more = (
         "rounds",
         "start_round",
-        "min_clients",
-        "late_seconds",
+        "least_sites",
+        "round_seconds",
         "answer_seconds",
         "seed",
         "best_metric",
@@ -65,14 +73,14 @@ def make(
     job: Annotated[Path, typer.Argument(help="The job folder to start from.")],
     target: Annotated[Path, typer.Option("--out", help="Folder for the new job; must not exist.")],
     setting: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a variable of the job, e.g. min_clients=3.")
+        list[str] | None, typer.Option("--set", help="Change a variable of the job, e.g. least_sites=3.")
     ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="Take the figures of a preset of the job (its folder presets/).")
-    ] = None,
+    preset: Preset = None,
     scope: Annotated[str | None, typer.Option(help="Ask for another privacy scope.")] = None,
     sites: Annotated[str, typer.Option(help="Sites to deploy it to, separated by commas; none: all.")] = "",
-    model: Annotated[Path | None, typer.Option(help="Model the job starts from or asks about.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Model the job starts from or asks about; a run's folder will do.")
+    ] = None,
 ) -> None:
     """Make a variant of a job: other figures, some of the sites, a model to start from.
 
@@ -84,26 +92,29 @@ def make(
     Example: histoflare job make jobs/mem_evaluate --model demo-run/model.safetensors --sites a,b --out ask
     """
     from histoflare.flare.job import read_job
-    from histoflare.flare.job_variant import parse_settings, read_preset, try_variant, write_variant
+    from histoflare.flare.job_choice import choose_job
+    from histoflare.flare.job_variant import write_variant
     from histoflare.flare.persistor import read_state
+    from histoflare.model_file import read_model_header
     from histoflare.rounds.state import model_state
 
-    read_job(job)
-    chosen = read_preset(job, preset) if preset else None
-    changes = (chosen.changes if chosen else {}) | parse_settings(setting or [])
-    scope = scope or (chosen.scope if chosen else None)
+    before = None
     if model is not None:
-        changes = model_task(model) | changes
+        header = read_model_header(model)
+        header.check_data(read_job(job).task.data)
+        model = header.path
+        before = {f"task.{name}": value for name, value in header.task.items() if name != "seed"}
+    choice = choose_job(job, preset, setting or [], before=before)
+    made = choice.job
     names = _site_names(sites) if sites else None
-    made = try_variant(job, changes)
-    if model is not None and (found := _global_model(model)):
-        read_state(found, like=made.strategy.begin(model_state(made.task.build_model())))
-    if names is not None and len(names) < made.min_clients:
+    if model is not None:
+        read_state(model, like=made.strategy.begin(model_state(made.task.build_model())))
+    if names is not None and len(names) < made.least_sites:
         raise JobError(
-            f"--sites names {len(names)}, and the job needs {made.min_clients} to answer (--set "
-            "min_clients=…)."
+            f"--sites names {len(names)}, and the job needs updates of {made.least_sites} (--set "
+            "least_sites=…)."
         )
-    write_variant(job, target, changes, sites=names, scope=scope, start_model=model)
+    write_variant(job, target, choice.changes, sites=names, scope=scope or choice.scope, start_model=model)
     console.print(f"job: {target}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -111,6 +122,7 @@ def make(
 def submit(
     job: Annotated[Path, typer.Argument(help="A job folder, e.g. jobs/mem_fedavg.")],
     kit: Annotated[Path, typer.Option(help="The startup kit of whoever submits it.")],
+    preset: Preset = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for its end, and say how it ended.")] = False,
 ) -> None:
     """Submit a job to the server of a kit, print its id, and with --wait show its state until it has ended.
@@ -121,25 +133,49 @@ def submit(
     Example: histoflare job submit jobs/mem_dpsgd --kit kits/histoflare/prod_00/lead@consortium.example --wait
     """
     from histoflare.flare.admin import Admin, read_administrator
-    from histoflare.flare.job import read_job
+    from histoflare.flare.job_choice import choose_job
+    from histoflare.flare.job_variant import write_variant
     from histoflare.flare.poc import COMPLETED
 
-    read_job(job)
+    choice = choose_job(job, preset)
     admin = Admin(read_administrator(kit), kit)
+    refusals = ""
     try:
-        job_id = admin.submit(job)
+        with TemporaryDirectory(prefix="histoflare-") as scratch:
+            submitted = job
+            if preset is not None:
+                place = Path(scratch) / job.resolve().name
+                submitted = write_variant(job, place, choice.changes, scope=choice.scope)
+            job_id = admin.submit(submitted)
         out.print(job_id, highlight=False, soft_wrap=True)
         if not wait:
             return
         with console.status("submitted") as shown:
-            status = admin.wait(job_id, shown.update)
+            status = admin.wait(job_id, choice.job.longest_seconds, shown.update)
+        if status != COMPLETED:
+            refusals = _say_refusals(admin, job_id)
     finally:
         admin.disconnect()
     table = make_table("job", "name", "status")
     table.add_row(job_id, job.resolve().name, status)
     out.print(table)
     if status != COMPLETED:
-        raise JobError(f"The job {job_id} ended with {status}.", reason="JOB_FAILED")
+        raise JobError(f"The job {job_id} ended with {status}.{refusals}", reason="JOB_FAILED")
+
+
+def _say_refusals(admin: Admin, job_id: str) -> str:
+    """Return which sites refused a job that failed, why, and what a lead can do about it."""
+    from histoflare.flare.result import read_result
+    from histoflare.report.reasons import advise, explain
+
+    with TemporaryDirectory(prefix="histoflare-") as scratch:
+        try:
+            refused = read_result(admin.download(job_id, Path(scratch)) / "workspace").refused
+        except (HistoflareError, OSError, ValueError):
+            return ""  # how it ended is known all the same
+    lines = [f"{site}: {code}: {explain(code)}" for site, code in sorted(refused.items())]
+    lines += sorted({advice for code in refused.values() if (advice := advise(code))})
+    return "".join(f"\n  {line}" for line in lines)
 
 
 def resume(
@@ -183,29 +219,6 @@ def _site_names(text: str) -> list[str]:
             "job is for all."
         )
     return names
-
-
-def _global_model(path: Path) -> Path | None:
-    """Return ``path`` if it is a federation's global model, not a model file."""
-    from histoflare.flare.persistor import read_facts
-
-    try:
-        read_facts(path)
-    except JobError:
-        return None
-    return path
-
-
-def model_task(model: Path) -> dict[str, Any]:
-    """Return the changes that give a job the task a model was trained for.
-
-    Raises:
-        JobError: The file is missing or does not say its task.
-    """
-    from histoflare.model_file import read_task
-
-    task = read_task(model)
-    return {f"task.{name}": value for name, value in task.items() if name != "seed"}
 
 
 def _lines(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,8 @@ import typer
 from histoflare.commands.partition import partition
 
 if TYPE_CHECKING:
-    from histoflare.slides.manifest import ManifestRow
+    from histoflare.slides.manifest import Manifest, ManifestRow
+    from histoflare.slides.survey import Finding
     from histoflare.slides.tcga import SlideCounts
 
 app = typer.Typer(no_args_is_help=True)
@@ -35,7 +37,8 @@ def check(
 ) -> None:
     """Check a manifest as a whole; every fault is listed with its line number.
 
-    It also says who is for training and for testing, and of which label there is nobody.
+    It also says who is for training and for testing, and of which label there is nobody. The slides are
+    opened: one that cannot be used, or whose resolution is not known, is listed, and the exit code is then 3.
 
     Example: histoflare manifest check hospital.csv --label LUAD --label LUSC
     """
@@ -46,13 +49,20 @@ def check(
     given = checked.rows[0].split is not None
     checked = assign_splits(checked)
     warnings = role_warnings(checked.rows, labels or checked.labels)
+    findings = _survey(checked) if files else []
     if as_json:
-        print_json({**_counts(checked.rows), "split_column": given, "warnings": warnings})
-        return
-    _print_table([(manifest.name, checked.rows)])
-    if not given:
-        say("no split column: each patient is for training or testing by a hash of the patient")
-    say_warnings(warnings)
+        slides = {"slides_to_look_at": [asdict(each) for each in findings]} if files else {}
+        print_json({**_counts(checked.rows), "split_column": given, "warnings": warnings, **slides})
+    else:
+        _print_table([(manifest.name, checked.rows)])
+        if not given:
+            say("no split column: each patient is for training or testing by a hash of the patient")
+        say_warnings(warnings)
+        for finding in findings:
+            kind = "warning: " if finding.usable else ""
+            say(f"{kind}line {finding.line}: {finding.message}")
+    if not all(finding.usable for finding in findings):
+        raise typer.Exit(3)
 
 
 @app.command()
@@ -109,6 +119,16 @@ def tcga(
     for reason, count in sorted(result.left_out.items()):
         console.print(f"left out: {count} {reason}", markup=False, highlight=False)
     _print_table_2(result.counts, frozen)
+
+
+def _survey(manifest: Manifest) -> list[Finding]:
+    """Open every slide, under a progress bar (stderr)."""
+    from histoflare.commands.console import progress
+    from histoflare.slides.survey import survey_slides
+
+    with progress() as bar:
+        task = bar.add_task("slides", total=len(manifest.rows))
+        return survey_slides(manifest, lambda: bar.advance(task))
 
 
 def _counts(rows: tuple[ManifestRow, ...]) -> dict[str, Any]:

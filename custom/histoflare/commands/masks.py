@@ -2,147 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from histoflare.commands import mask_imports
+from histoflare.commands.mask_options import AS_JSON, LABELS, follow, split_labels
+from histoflare.commands.options import Preset
+from histoflare.errors import JobError
+
 if TYPE_CHECKING:
     from histoflare.masks.images import ImageCohort
-    from histoflare.masks.importers import ImportReport
-
-Made = TypeVar("Made")
 
 app = typer.Typer(no_args_is_help=True)
-import_app = typer.Typer(no_args_is_help=True)
-app.add_typer(import_app, name="import", help="Make a manifest of images and masks from what there is.")
-
-
-class Polarity(StrEnum):
-    """What a background mask is above 0 for."""
-
-    AUTO = "auto"
-    BACKGROUND = "background"
-    TISSUE = "tissue"
-
-
-OUT = Annotated[Path, typer.Option(help="Folder for the manifest, the masks and what else is made.")]
-MPP = Annotated[float | None, typer.Option(help="Resolution of the images in µm/px, if it is known.")]
-LABELS = Annotated[
-    str, typer.Option(help="Class names with commas, in the order of the masks' values, e.g. tumour,stroma.")
-]
-AS_JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+app.add_typer(mask_imports.app, name="import", help="Make a manifest of images and masks from what there is.")
 
 
 @app.callback()
 def _group() -> None:
     """Make and check what segmentation is trained on: images with a mask of class indices each."""
-
-
-@import_app.callback()
-def _import_group() -> None:
-    """Make a manifest of images and masks from what there is; run it again after a stop."""
-
-
-@import_app.command()
-def wsss4luad(
-    folder: Annotated[Path, typer.Argument(help="Holds 2.validation and 3.testing, perhaps 1.training.")],
-    out: OUT,
-    smallest_px: Annotated[int, typer.Option(help="Leave out images with a shorter side.", min=1)] = 1000,
-    polarity: Annotated[
-        Polarity, typer.Option(help="What background masks are above 0 for; auto finds out, or refuses.")
-    ] = Polarity.AUTO,
-    mpp: MPP = None,
-    as_json: AS_JSON = False,
-) -> None:
-    """Take over WSSS4LUAD as the challenge gives it: tumour, stroma, normal, background.
-
-    Images stay where they are. Their patients are not known: each image counts as one of its own.
-
-    Example: histoflare masks import wsss4luad WSSS4LUAD --out wsss4luad
-    """
-    from histoflare.masks.importers.wsss4luad import import_wsss4luad
-
-    def work(on_image: Callable[[int, int], None]) -> ImportReport:
-        return import_wsss4luad(
-            folder, out, smallest_px=smallest_px, polarity=polarity.value, mpp=mpp, on_image=on_image
-        )
-
-    _show(_follow("images", work), as_json)
-
-
-@import_app.command()
-def nuclei(
-    folder: Annotated[Path, typer.Argument(help="Holds images, masks and perhaps index.csv.")],
-    out: OUT,
-    mpp: MPP = None,
-    as_json: AS_JSON = False,
-) -> None:
-    """Take over images with binary or instance masks of nuclei: classes background and nucleus.
-
-    Images stay where they are. Patients are those of index.csv (columns name, patient) if it has them.
-
-    Example: histoflare masks import nuclei tnbc --out tnbc-masks
-    """
-    from histoflare.masks.importers.nuclei import import_nuclei
-
-    _show(_follow("images", lambda on_image: import_nuclei(folder, out, mpp=mpp, on_image=on_image)), as_json)
-
-
-@import_app.command()
-def geojson(
-    slide: Annotated[Path, typer.Argument(help="The slide that was annotated.")],
-    annotations: Annotated[Path, typer.Argument(help="Its annotations, exported from QuPath as GeoJSON.")],
-    out: OUT,
-    labels: LABELS,
-    mpp: Annotated[float, typer.Option(help="Resolution of the images to make, in µm/px.")],
-    patient: Annotated[str, typer.Option(help="Whose slide it is.")],
-    slide_mpp: Annotated[
-        float | None, typer.Option(help="Resolution of the slide's finest level, if it states none.")
-    ] = None,
-    region_px: Annotated[int, typer.Option(help="Cut larger regions to this side.", min=2)] = 4096,
-    smallest_px: Annotated[int, typer.Option(help="Let no side of a region be shorter.", min=1)] = 1000,
-    margin_px: Annotated[int, typer.Option(help="Keep this much around annotations.", min=0)] = 0,
-    offset: Annotated[
-        tuple[float, float],
-        typer.Option(help="x and y to add, in level-0 pixels, where QuPath cropped the slide (Mirax)."),
-    ] = (0.0, 0.0),
-    ignore_unknown: Annotated[
-        bool, typer.Option("--ignore-unknown", help="Leave out features of other classes or of none.")
-    ] = False,
-    as_json: AS_JSON = False,
-) -> None:
-    """Cut the annotated regions of a slide out as images and masks; more slides can follow into one folder.
-
-    Small features lie over large ones; what none covers is not annotated and not trained on.
-
-    Example: histoflare masks import geojson a.svs a.geojson --labels tumour,stroma --mpp 0.5 --patient p1
-    --out regions
-    """
-    from histoflare.masks.importers.geojson import import_annotations
-    from histoflare.slides.reader import Slide
-
-    with Slide(slide, mpp=slide_mpp) as opened:
-        report = _follow(
-            "regions",
-            lambda on_image: import_annotations(
-                opened,
-                annotations,
-                _split(labels),
-                mpp,
-                out,
-                patient=patient,
-                region_px=region_px,
-                smallest_px=smallest_px,
-                margin_px=margin_px,
-                ignore_unknown=ignore_unknown,
-                l0_offset=offset,
-                on_image=on_image,
-            ),
-        )
-    _show(report, as_json)
 
 
 @app.command()
@@ -160,10 +39,10 @@ def check(
     from histoflare.commands.console import console, print_json
     from histoflare.masks.images import load_image_cohort
 
-    cohort = _follow(
+    cohort = follow(
         "images",
         lambda on_image: load_image_cohort(
-            manifest.stem, manifest, _split(labels), mpp=mpp, window_px=window_px, on_image=on_image
+            manifest.stem, manifest, split_labels(labels), mpp=mpp, window_px=window_px, on_image=on_image
         ),
     )
     for warning in cohort.warnings:
@@ -181,6 +60,7 @@ def pretrained(
     out: Annotated[Path, typer.Option(help="The model file to make.")],
     swin: Annotated[Path | None, typer.Option(help="Swin-T weights of ImageNet (timm, authors, HF).")] = None,
     convnext: Annotated[Path | None, typer.Option(help="ConvNeXt-T weights of ImageNet, likewise.")] = None,
+    preset: Preset = None,
 ) -> None:
     """Put ImageNet weights into a job's network, for 'histoflare job make --model'.
 
@@ -191,62 +71,29 @@ def pretrained(
     """
     from histoflare.commands.console import console
     from histoflare.commands.outputs import check_outputs
-    from histoflare.errors import JobError
-    from histoflare.flare.job import read_job
+    from histoflare.flare.job_choice import choose_job
     from histoflare.masks.checkpoints import load_pretrained
-    from histoflare.masks.model_file import save_mask_model
+    from histoflare.model_file import save_model
+    from histoflare.privacy.protocol import digest
 
     check_outputs([out], [path for path in (job, swin, convnext) if path is not None])
-    task = read_job(job).task
+    read = choose_job(job, preset).job
+    task = read.task
     if swin is None and convnext is None:
         raise JobError("Give --swin, --convnext or both.")
     if task.data != "images":
         raise JobError(f"{job}: does not segment.")
     network = task.build_model()
     loaded = load_pretrained(network, swin=swin, convnext=convnext)
-    save_mask_model(out, network.state_dict(), task, training={"pretrained": "ImageNet"})
+    save_model(
+        out,
+        network.state_dict(),
+        task,
+        protocol_sha256=digest(read.protocol),
+        training={"pretrained": "ImageNet"},
+    )
     console.print(
         f"{out}: {loaded.swin} tensors of Swin-T, {loaded.convnext} of ConvNeXt-T",
-        highlight=False,
-        markup=False,
-    )
-
-
-def _split(labels: str) -> list[str]:
-    return [label.strip() for label in labels.split(",") if label.strip()]
-
-
-def _follow(what: str, work: Callable[[Callable[[int, int], None]], Made]) -> Made:
-    """Do ``work`` under a progress bar (stderr)."""
-    from histoflare.commands.console import progress
-
-    with progress() as bar:
-        task = bar.add_task(what, total=None)
-        return work(lambda done, total: bar.update(task, completed=done, total=total))
-
-
-def _show(report: ImportReport, as_json: bool) -> None:
-    from histoflare.commands.console import console, out, print_json
-
-    rows = report.manifest.rows
-    patients = len({row.patient for row in rows})
-    for note in report.notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-    if as_json:
-        print_json(
-            {
-                "manifest": str(report.manifest.path),
-                "labels": list(report.labels),
-                "images": len(rows),
-                "patients": patients,
-                "notes": list(report.notes),
-            }
-        )
-        return
-    out.print(
-        f"{report.manifest.path}: {len(rows)} images of {patients} patients; labels "
-        f"{','.join(report.labels)}",
-        soft_wrap=True,
         highlight=False,
         markup=False,
     )

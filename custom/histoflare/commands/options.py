@@ -5,11 +5,20 @@ from __future__ import annotations
 import math
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from histoflare.errors import JobError
 
 DEFAULT_JOB = Path("jobs/mem_fedavg")
 DEMO_JOB = Path("jobs/mem_dpsgd")
+
+
+Preset = Annotated[
+    str | None,
+    typer.Option("--preset", help="Take the figures of a preset of the job (its folder presets/)."),
+]
 
 
 class Runtime(StrEnum):
@@ -19,6 +28,20 @@ class Runtime(StrEnum):
     SIMULATOR = "simulator"
     INPROCESS = "inprocess"
 
+
+class PlaneName(StrEnum):
+    """From which corner of a slide pixels are counted (``slides.planes``)."""
+
+    BOUNDS = "bounds"
+    LEVEL0 = "level0"
+
+
+PLANE_HELP = (
+    "Part of the slide to cover: bounds, the scanned area, as QuPath shows it; level0, the whole slide, as "
+    "OpenSlide, ASAP and HALO count. They differ on Mirax and Leica slides."
+)
+
+MODEL_HELP = "A model file, or the folder of a run or of a consortium's download with one."
 
 EPSILONS_HELP = (
     "Budgets (ε, separated by commas) at which a protected job is tried too, in this process, to show what "
@@ -39,6 +62,24 @@ def read_epsilons(text: str) -> tuple[float, ...]:
     if not all(0 < epsilon < math.inf for epsilon in found):
         raise JobError(f"--epsilons takes numbers above 0, separated by commas, not '{text}'.")
     return found
+
+
+DEVICE_HELP = (
+    "Where encoders and models run: auto (CUDA when there is one), cpu or cuda. Only the CPU gives the same "
+    "bytes again."
+)
+
+
+def read_device(text: str) -> str:
+    """Return the device that ``--device`` names.
+
+    Raises:
+        EncoderError, JobError: There is no such device here, or it cannot train.
+    """
+    from histoflare.bags.encoder import choose_device
+    from histoflare.site.data import check_device
+
+    return check_device(str(choose_device(text)))
 
 
 RUNTIME_HELP = (

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from histoflare.commands.console import console, make_table, out, print_json, progress
-from histoflare.commands.options import DEFAULT_JOB
+from histoflare.commands.console import console, make_table, out, print_json, progress, say_fitted
+from histoflare.commands.options import DEFAULT_JOB, Preset
 from histoflare.errors import HistoflareError, JobError
 
 if TYPE_CHECKING:
@@ -22,6 +25,8 @@ Workspace = Annotated[Path, typer.Option("--workspace", help="Folder for the kit
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 DEFAULT_WORKSPACE = Path("poc-run")
+JOB_FOLDER = "job"
+"""In the workspace: the job that fits the sites, where it is not the one given."""
 MADE_UP_SLIDES = 16
 MADE_UP_PATCHES = 4
 
@@ -44,6 +49,7 @@ def start(
         Path | None, typer.Option(help="Folder with one <site>/ of bags each; none: <site>/bags in --sites.")
     ] = None,
     job: Annotated[Path, typer.Option(help="Job whose protocol the sites agree to.")] = DEFAULT_JOB,
+    preset: Preset = None,
     prepare: Annotated[
         bool, typer.Option("--prepare", help="Sites make missing or stale bags before their first round.")
     ] = False,
@@ -54,19 +60,27 @@ def start(
 ) -> None:
     """Prepare and start a server and one client per site, and leave them up until 'histoflare poc stop'.
 
+    The sites agree to the protocol of a job that fits their bags or images: the one that is then to be
+    submitted is in the workspace, and its command is shown.
+
     Example: histoflare poc start --sites demo-run/slides --bags demo-run/bags
 
     Example: histoflare poc start --sites my-sites --prepare
     """
+    from histoflare.flare.job_choice import choose_job
     from histoflare.flare.kits import Agreement
     from histoflare.flare.poc import Federation, refuse_running
 
     refuse_running(workspace)
+    task = choose_job(job, preset).job.task
     chosen = (
-        _configure(sites, bags, job, prepare) if sites is not None else _made_up(workspace / "sites", job)
+        _configure(sites, bags, task.data, prepare)
+        if sites is not None
+        else _made_up(workspace / "sites", job, task)
     )
+    agreed = _write_job(workspace, job, preset, chosen, task.data)
     with console.status("kits"):
-        federation = Federation.prepare(workspace, chosen, Agreement(job, project=project))
+        federation = Federation.prepare(workspace, chosen, Agreement(agreed, project=project))
     with console.status(f"starting the server and {len(chosen)} sites"):
         federation.start(detached=True)
     _show(federation, as_json)
@@ -97,14 +111,35 @@ def stop(workspace: Workspace = DEFAULT_WORKSPACE) -> None:
     console.print("stopped", highlight=False)
 
 
+def _write_job(
+    workspace: Path, job: Path, preset: str | None, sites: Mapping[str, SiteConfiguration], data: str
+) -> Path:
+    """Write the job that fits the sites into the workspace, if it is not ``job``; return its folder."""
+    from histoflare.flare.job_choice import choose_job
+    from histoflare.flare.job_variant import write_variant
+    from histoflare.site.data import check_resolutions
+    from histoflare.site.found_data import find_data
+
+    training = {name: site for name, site in sites.items() if not site.evaluation_only}
+    choice = choose_job(job, preset, found=find_data(training, data))
+    say_fitted(choice)
+    check_resolutions(choice.job.task, training)
+    folder = workspace / JOB_FOLDER
+    if job.resolve().is_relative_to(folder.resolve()):
+        raise JobError(f"{job}: this command writes its job to {folder}; copy yours to another folder first.")
+    shutil.rmtree(folder, ignore_errors=True)
+    if not choice.changes and choice.scope is None:
+        return job
+    return write_variant(job, folder / job.resolve().name, choice.changes, scope=choice.scope)
+
+
 def _configure(
-    folder: Path, bags: Path | None, job: Path, prepare: bool = False
+    folder: Path, bags: Path | None, data: str, prepare: bool = False
 ) -> dict[str, SiteConfiguration]:
     """Return the sites of a folder; an external cohort only evaluates."""
     from histoflare.commands.sites import configure_site, find_sites
-    from histoflare.flare.job import read_job
+    from histoflare.site.overlap import check_apart
 
-    data = read_job(job).task.data
     found = find_sites(folder, data)
     chosen = {}
     for name, manifest in (found.sites | found.external).items():
@@ -116,28 +151,27 @@ def _configure(
                 "let the sites make them (--prepare)."
             )
         chosen[name] = site
+    check_apart(chosen, data)
     return chosen
 
 
-def _made_up(folder: Path, job_folder: Path) -> dict[str, SiteConfiguration]:
-    """Return made-up sites with the bags that a job wants; those that are there are kept."""
-    from histoflare.bags.encoder import load_encoder
+def _made_up(folder: Path, job: Path, task: Any) -> dict[str, SiteConfiguration]:
+    """Return made-up sites with the bags that a job's task wants; those that are there are kept."""
+    from histoflare.bags.encoder import load_encoder_of
     from histoflare.bags.synthetic_bags import FieldParameters, make_bags
-    from histoflare.flare.job import read_job
     from histoflare.slides.synthetic import SyntheticCohort
 
-    task = read_job(job_folder).task
     if task.data != "bags":
-        raise JobError(f"{job_folder}: trains on {task.data}; give your own with --sites.")
+        raise JobError(f"{job}: trains on {task.data}; give your own with --sites.")
     cohort = SyntheticCohort(slides_per_hospital=MADE_UP_SLIDES)
     field = FieldParameters(MADE_UP_PATCHES, task.patch_px, task.mpp)
-    encoder = load_encoder(task.encoder.rpartition(":")[0])
+    encoder = load_encoder_of(task.encoder)
     with progress() as bars:
         bar = bars.add_task("made-up bags", total=None)
         make_bags(
             folder, encoder, cohort, field, lambda done, total: bars.update(bar, completed=done, total=total)
         )
-    return _configure(folder, None, job_folder)
+    return _configure(folder, None, task.data)
 
 
 def _show(federation: Federation, as_json: bool) -> None:
@@ -179,7 +213,9 @@ def _facts(federation: Federation) -> dict[str, Any]:
         for name in (kits.server, *kits.sites)
     }
     programs = Path(sys.executable).parent
+    histoflare = f"{programs}/histoflare"
     kit = kits.kit(kits.lead)
+    fitted = next(iter(sorted((federation.workspace / JOB_FOLDER).glob("*"))), "JOB")
     return {
         "workspace": str(federation.workspace),
         "kits": kits.folder,
@@ -188,8 +224,8 @@ def _facts(federation: Federation) -> dict[str, Any]:
         "participants": participants,
         "jobs": [{name: one[name] for name in ("job_id", "job_name", "status")} for one in jobs],
         "commands": {
-            "console": f"PATH={programs}:$PATH {kit}/startup/fl_admin.sh",
-            "submit a job": f"{programs}/histoflare job submit JOB --kit {kit}",
-            "stop": f"{programs}/histoflare poc stop --workspace {federation.workspace}",
+            "console": f"PATH={shlex.quote(str(programs))}:$PATH {shlex.quote(f'{kit}/startup/fl_admin.sh')}",
+            "submit a job": shlex.join([histoflare, "job", "submit", str(fitted), "--kit", str(kit)]),
+            "stop": shlex.join([histoflare, "poc", "stop", "--workspace", str(federation.workspace)]),
         },
     }

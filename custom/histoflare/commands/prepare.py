@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from histoflare.commands.mosaic import Selection
+from histoflare.errors import ManifestError
 
 if TYPE_CHECKING:
     from histoflare.bags.folder import PrepareReport, RowResult, Status
@@ -16,8 +17,15 @@ if TYPE_CHECKING:
 
 
 def prepare(
-    manifest: Annotated[Path, typer.Argument(help="CSV of slides: slide, patient, label, …")],
-    out: Annotated[Path, typer.Option(help="Folder for the bags, one .h5 a slide.")],
+    manifest: Annotated[Path | None, typer.Argument(help="CSV of slides: slide, patient, label, …")] = None,
+    *,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the bags, one .h5 a slide; with --sites, a folder a site in it.")
+    ],
+    sites: Annotated[
+        Path | None,
+        typer.Option(help="Folder with a manifest per site (<site>/manifest.csv or <site>.csv), as run has."),
+    ] = None,
     encoder: Annotated[
         str,
         typer.Option(
@@ -37,7 +45,7 @@ def prepare(
         typer.Option(help="Finest level's µm/px, for slides that state none and have none in the manifest."),
     ] = None,
     labels: Annotated[
-        str | None, typer.Option(help="Labels that may occur, with commas; without it any two or more.")
+        str | None, typer.Option(help="Labels that may occur, with commas; without it any.")
     ] = None,
     patch_mpp: Annotated[float, typer.Option(help="Resolution of the patches in µm/px.")] = 0.5,
     patch_px: Annotated[int, typer.Option(help="Side of a patch in pixels.")] = 1000,
@@ -53,17 +61,17 @@ def prepare(
     """Make a bag of every slide: choose its patches, encode them, write one file.
 
     Run it again to go on after a stop, or after slides came in: only what is missing or changed is made. A
-    slide that cannot be used is listed at the end and costs no other; the exit code is then 3.
+    slide that cannot be used is listed at the end and costs no other; the exit code is then 3. With --sites,
+    the bags of each site lie where 'histoflare run --sites DIR --bags OUT' looks for them.
 
     Example: histoflare prepare manifest.csv --out bags --encoder densenet121 --weights densenet121.pth
     --weights-sha256 a639ec97…
     """
-    from histoflare.bags.encoder import load_encoder
-    from histoflare.bags.prepare import prepare as make_bags
-    from histoflare.commands.console import print_json
+    from histoflare.commands.console import console, print_json
     from histoflare.commands.manifest import say_warnings
     from histoflare.slides.manifest import assign_splits, read_manifest, role_warnings
     from histoflare.slides.mosaic import MosaicParameters
+    from histoflare.slides.resolution import check_given_mpp
 
     parameters = MosaicParameters(
         mpp=patch_mpp,
@@ -76,23 +84,61 @@ def prepare(
         max_patches=max_patches,
         seed=seed,
     )
+    check_given_mpp(mpp, "--mpp")
     known = [label.strip() for label in labels.split(",")] if labels is not None else None
     # A missing slide is one row's fault and must not cost the others.
-    rows = read_manifest(manifest, labels=known, check_files=False)
-    warnings = role_warnings(assign_splits(rows).rows, known or rows.labels)
+    manifests = {
+        name: read_manifest(path, labels=known, check_files=False)
+        for name, path in _manifest_files(manifest, sites).items()
+    }
+    roles = {name: assign_splits(rows) for name, rows in manifests.items()}
+
+    from histoflare.bags.encoder import load_encoder  # torch: seconds, after the cheap faults
+    from histoflare.bags.prepare import prepare as make_bags
+
     loaded = load_encoder(encoder, weights, weights_sha256, device, probe_px=patch_px)
-    report = follow(
-        rows,
-        lambda on_row, on_patches: make_bags(
-            rows, out, loaded, parameters, workers, default_mpp=mpp, on_row=on_row, on_patches=on_patches
-        ),
-    )
+    reports: dict[str, PrepareReport] = {}
+    for name, rows in manifests.items():
+        folder = out / name
+        if name and not as_json:
+            console.print(f"{name}:", highlight=False, markup=False)
+        reports[name] = follow(
+            rows,
+            lambda on_row, on_patches, rows=rows, folder=folder: make_bags(  # type: ignore[misc]
+                rows,
+                folder,
+                loaded,
+                parameters,
+                workers,
+                default_mpp=mpp,
+                on_row=on_row,
+                on_patches=on_patches,
+            ),
+        )
+        if not as_json:
+            show_report(reports[name], folder)
+        say_warnings(role_warnings(roles[name].rows, known or rows.labels))
     if as_json:
-        print_json({**report.to_json(), "mosaic": parameters.to_json()})
-    else:
-        show_report(report, out)
-    say_warnings(warnings)
-    raise typer.Exit(report.exit_code)
+        shown = {name: report.to_json() for name, report in reports.items()}
+        print_json({**({"sites": shown} if sites else shown[""]), "mosaic": parameters.to_json()})
+    raise typer.Exit(max(report.exit_code for report in reports.values()))
+
+
+def _manifest_files(manifest: Path | None, sites: Path | None) -> dict[str, Path]:
+    """Return the manifests to prepare, by the name of their folder of bags; "" for a single one.
+
+    Raises:
+        ManifestError: Both or neither are given, or the folder is not one of sites.
+    """
+    if (manifest is None) == (sites is None):
+        raise ManifestError("Give one manifest, or a folder of sites with --sites.")
+    if sites is None:
+        assert manifest is not None
+        return {"": manifest}
+    from histoflare.commands.sites import find_sites
+
+    found = find_sites(sites)
+    return {**found.sites, **found.external}
 
 
 STATUS_NAMES: dict[Status, str] = {
@@ -122,8 +168,11 @@ def follow(manifest: Manifest, work: Callable[[OnRow, OnPatches], PrepareReport]
 
 
 def show_report(report: PrepareReport, folder: Path) -> None:
-    """Print what was made, and a table of what was left out and why."""
-    from histoflare.commands.console import make_table, out
+    """Print what was made, and what was left out and why."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    from histoflare.commands.console import out
 
     patches = sum(row.patches for row in report.rows)
     counts = ", ".join(f"{report.count(status)} {STATUS_NAMES[status]}" for status in STATUS_NAMES)
@@ -134,10 +183,11 @@ def show_report(report: PrepareReport, folder: Path) -> None:
         markup=False,
     )
     if report.left_out:
-        table = make_table("line", "slide", "status", "reason", "what to do", title="left out")
+        out.print("left out:", highlight=False)
         for row in report.left_out:
-            table.add_row(str(row.line), row.slide, row.status, row.reason, row.message)
-        out.print(table, markup=False)
+            head = f"line {row.line}: {row.slide}, {row.status} ({row.reason})"
+            for text, indent in ((head, 2), (row.message.removeprefix(f"{row.slide}: "), 6)):
+                out.print(Padding(Text(text, overflow="fold"), (0, 0, 0, indent), expand=False))
     if report.not_in_manifest:
         listed = ", ".join(report.not_in_manifest[:5])
         more = len(report.not_in_manifest) - 5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from histoflare.commands.console import make_table, out, print_json
+from histoflare.commands.options import Preset
 from histoflare.commands.policy import show_policy
 from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.accountant import ACCOUNTANTS
@@ -34,9 +35,15 @@ class Accountant(StrEnum):
 
 MEANINGS = {
     "rdp": "Rényi DP; a little too high, and what budgets are counted in",
-    "pld": "privacy loss distribution; tight, or a plainer bound where it would take too long",
+    "pld": "privacy loss distribution; tight",
     "gaussian": "exact; only where nothing is sampled",
 }
+
+INSTEAD = {
+    "rdp": "RDP's plainer bound: the tight one would take too long here, or is no lower",
+    "gaussian": "the exact figure of these steps without sampling",
+}
+"""Whose figure stands for ``pld``'s → what to say of it."""
 
 GUARANTEE = (
     f"Per {UNIT}, with all slides; neighbouring cohorts: {ADD_OR_REMOVE_ONE}. For jobs fixed beforehand: a "
@@ -96,19 +103,21 @@ def show_epsilon(
 
     Example: histoflare privacy epsilon --noise-multiplier 4 --sample-rate 0.0454 --steps 3966 --delta 1e-4
     """
-    from histoflare.privacy.accountant import epsilon
+    from histoflare.privacy.accountant import count
     from histoflare.privacy.spend import Spend
 
     spend = Spend(noise_multiplier, sample_rate, steps)
-    figures = _figures(accountant, sample_rate, lambda name: epsilon([spend], delta, name))
+    _check_delta(delta, sample_rate)
+    figures = {name: count([spend], delta, name) for name in _asked(accountant, sample_rate)}
     if as_json:
         answers: list[dict[str, Any]] = [
             {
                 "accountant": name,
                 "epsilon": figure if math.isfinite(figure) else None,
                 "epsilon_is_infinite": math.isinf(figure),
+                "bound_of": whose,
             }
-            for name, figure in figures
+            for name, (figure, whose) in figures.items()
         ]
         print_json(_facts(delta) | spend.to_json() | {"answers": answers})
         return
@@ -116,9 +125,9 @@ def show_epsilon(
         f"epsilon at delta {delta:g}: noise multiplier {noise_multiplier:g}, sample rate {sample_rate:g}, "
         f"{steps:,} steps",
         "epsilon",
-        ((name, _shown(figure)) for name, figure in figures),
+        [(name, _shown(figure), _meaning(name, whose)) for name, (figure, whose) in figures.items()],
     )
-    if any(math.isinf(figure) for _, figure in figures):
+    if any(math.isinf(figure) for figure, _ in figures.values()):
         out.print("∞: this protects nobody.", highlight=False)
 
 
@@ -138,15 +147,19 @@ def show_noise(
 
     Example: histoflare privacy calibrate --target-epsilon 8 --sample-rate 1 --steps 150 --delta 1e-5
     """
-    from histoflare.privacy.accountant import calibrate
+    from histoflare.privacy.accountant import calibrate, count
+    from histoflare.privacy.spend import Spend
 
-    figures = _figures(
-        accountant,
-        sample_rate,
-        lambda name: calibrate(target_epsilon, delta, sample_rate=sample_rate, steps=steps, accountant=name),
-    )
+    _check_delta(delta, sample_rate)
+    figures = {}
+    for name in _asked(accountant, sample_rate):
+        noise = calibrate(target_epsilon, delta, sample_rate=sample_rate, steps=steps, accountant=name)
+        figures[name] = noise, count([Spend(noise, sample_rate, steps)], delta, name)[1]
     if as_json:
-        answers = [{"accountant": name, "noise_multiplier": figure} for name, figure in figures]
+        answers = [
+            {"accountant": name, "noise_multiplier": noise, "bound_of": whose}
+            for name, (noise, whose) in figures.items()
+        ]
         asked = {"target_epsilon": target_epsilon, "sample_rate": sample_rate, "steps": steps}
         print_json(_facts(delta) | asked | {"answers": answers})
         return
@@ -154,7 +167,7 @@ def show_noise(
         f"Least noise for epsilon {target_epsilon:g} at delta {delta:g}: sample rate {sample_rate:g}, "
         f"{steps:,} steps",
         "noise multiplier",
-        ((name, f"{figure:.5g}") for name, figure in figures),
+        [(name, f"{noise:.5g}", _meaning(name, whose)) for name, (noise, whose) in figures.items()],
     )
 
 
@@ -165,6 +178,7 @@ def show_plan(
     policy: Annotated[
         Path | None, typer.Option(help="A signed policy; none: policy_<scope>.toml beside the site's file.")
     ] = None,
+    preset: Preset = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a job would cost this site's patients, and whether the site would admit it. Books nothing.
@@ -173,18 +187,18 @@ def show_plan(
 
     Example: histoflare privacy plan jobs/mem_dpsgd --site local/histoflare.toml
     """
-    from histoflare.flare.job import read_job
+    from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_schema import TRAINING
     from histoflare.flare.site_policy import policy_file
     from histoflare.privacy.accountant import epsilon
     from histoflare.privacy.own_policy_file import read_site_policy
     from histoflare.rounds.strategy import count_sent_by_job
     from histoflare.site.configuration import read_site_file
-    from histoflare.site.data import slides_of_a_patient
+    from histoflare.site.data import device_of, slides_of_a_patient
     from histoflare.site.likely_time import likely_seconds
     from histoflare.site.preview import preview
 
-    read, configuration = read_job(job), read_site_file(site)
+    read, configuration = choose_job(job, preset).job, read_site_file(site)
     local = site.absolute().parent
     rules = read_site_policy(policy or local / policy_file(read.scope), local)
     trains = read.kind == TRAINING
@@ -217,7 +231,8 @@ def show_plan(
     delta = found.budget.delta
     tightly = epsilon([spend], delta, tight)
     most_slides = slides_of_a_patient(configuration, list(read.task.labels), read.task.data)
-    takes = likely_seconds(read.task, read.plan, max(1, found.patients), most_slides)
+    device = device_of(configuration)
+    takes = likely_seconds(read.task, read.plan, max(1, found.patients), most_slides, device)
     if as_json:
         facts = {
             "job": read.name,
@@ -253,6 +268,12 @@ def show_plan(
             "another."
         )
         out.print(about, highlight=False, markup=False)
+        if delta * found.patients >= 1:
+            out.print(
+                f"[red]δ = {delta:g} is not below 1 ÷ {found.patients} patients: it would let one of them be "
+                "published.[/red]",
+                highlight=False,
+            )
         out.print(_on_time(read.answer_seconds, takes), highlight=False)
         if refusal is None:
             out.print(
@@ -316,23 +337,38 @@ def _json(figure: float) -> float | None:
     return figure if math.isfinite(figure) else None
 
 
-def _figures(
-    accountant: Accountant | None, sample_rate: float, figure: Callable[[str], float]
-) -> list[tuple[str, float]]:
-    """Return (accountant, figure) of the one that was asked for, or of all that apply."""
+def _asked(accountant: Accountant | None, sample_rate: float) -> list[str]:
+    """Return the accountant that was asked for, or all that apply."""
     if accountant is not None:
-        return [(accountant.value, figure(accountant.value))]
-    return [(name, figure(name)) for name in ACCOUNTANTS if name != "gaussian" or sample_rate == 1]
+        return [accountant.value]
+    return [name for name in ACCOUNTANTS if name != "gaussian" or sample_rate == 1]
+
+
+def _meaning(name: str, whose: str) -> str:
+    """Return what an accountant's figure is, where another's may stand for it."""
+    if whose == name:
+        return MEANINGS[name]
+    return INSTEAD[whose]
+
+
+def _check_delta(delta: float, sample_rate: float) -> None:
+    """Refuse a δ of at least 1 ÷ the number of patients, as far as a sample rate tells how many there are."""
+    if 0 < sample_rate < delta < 1:
+        raise JobError(
+            f"delta: below the sample rate {sample_rate:g}, not {delta:g}: where a step draws a patient or "
+            f"more there are at least {1 / sample_rate:,.0f}, and delta is well below 1 ÷ their number.",
+            reason="PRIVACY_INVALID",
+        )
 
 
 def _facts(delta: float) -> dict[str, Any]:
     return {"unit": UNIT, "neighboring_relation": ADD_OR_REMOVE_ONE, "delta": delta}
 
 
-def _print_table(title: str, column: str, rows: Iterable[tuple[str, str]]) -> None:
+def _print_table(title: str, column: str, rows: Iterable[tuple[str, str, str]]) -> None:
     table = make_table("accountant", column, "what it is", title=title)
-    for name, value in rows:
-        table.add_row(name, value, MEANINGS[name])
+    for row in rows:
+        table.add_row(*row)
     out.print(table)
     out.print(GUARANTEE, highlight=False)
 

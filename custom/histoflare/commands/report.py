@@ -88,10 +88,10 @@ def site(
 
 def _refuse_other_kind(content: dict[str, Any], model: Path) -> None:
     """Raise :class:`JobError` if one of report and model is of a segmentation and the other is not."""
-    from histoflare.model_file import read_task
+    from histoflare.model_file import read_model_header
 
     kinds = ["a segmentation" if each else "a classification" for each in (True, False)]
-    of_report, of_model = content.get("data") == "images", "network" in read_task(model)
+    of_report, of_model = content.get("data") == "images", read_model_header(model).data == "images"
     if of_report != of_model:
         raise JobError(
             f"{model} is the model of {kinds[not of_model]}, the report is of {kinds[not of_report]}: give "
@@ -108,17 +108,18 @@ def _build_of_slides(
     pictures: int,
     threads: int,
 ) -> SitePage:
-    from histoflare.bags.model_file import load_model
-    from histoflare.site.data import load_site_cohort
+    from histoflare.bags.task import MemTask
+    from histoflare.model_file import read_model_file
+    from histoflare.site.data import device_of, load_site_cohort
     from histoflare.site.pictures import build_site_page
 
-    loaded = load_model(model)
+    loaded = read_model_file(model, MemTask)
     return build_site_page(
         name,
         configuration,
         load_site_cohort(name, loaded.task, configuration, _split_of(content)),
         loaded.task,
-        loaded.build_model(),
+        loaded.build_model().to(device_of(configuration)),
         content,
         alias=alias,
         most_pictures=pictures,
@@ -136,14 +137,15 @@ def _build_of_images(
 ) -> SitePage:
     from histoflare.commands.console import progress
     from histoflare.masks.images import ImageCohort
-    from histoflare.masks.model_file import load_mask_model
+    from histoflare.masks.task import MaskTask
+    from histoflare.model_file import read_model_file
     from histoflare.site.data import device_of, load_site_data
     from histoflare.site.image_pictures import build_image_site_page
 
-    loaded = load_mask_model(model)
+    loaded = read_model_file(model, MaskTask)
     cohort = load_site_data(name, loaded.task, configuration, _split_of(content))
     assert isinstance(cohort, ImageCohort)
-    network = loaded.build_model().to(device_of(loaded.task, configuration))
+    network = loaded.build_model().to(device_of(configuration))
     with progress() as bars:
         bar = bars.add_task("images", total=None)
         return build_image_site_page(

@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from histoflare.commands.console import console, out, print_json, progress
-from histoflare.commands.options import DEFAULT_JOB, EPSILONS_HELP, RUNTIME_HELP, Runtime, read_epsilons
+from histoflare.commands.console import out, print_json, progress, say, say_fitted, say_refused
+from histoflare.commands.options import (
+    DEFAULT_JOB,
+    DEVICE_HELP,
+    EPSILONS_HELP,
+    RUNTIME_HELP,
+    Preset,
+    Runtime,
+    read_device,
+    read_epsilons,
+)
 from histoflare.errors import JobError
 
 if TYPE_CHECKING:
@@ -19,7 +28,6 @@ if TYPE_CHECKING:
     from histoflare.site.configuration import SiteConfiguration
 
 SUMMARY_FILE = "summary.json"
-MODELS = ("local", "federated", "pooled")
 
 
 def run(
@@ -36,16 +44,19 @@ def run(
     job: Annotated[Path, typer.Option(help="The job folder.")] = DEFAULT_JOB,
     runtime: Annotated[Runtime, typer.Option(help=RUNTIME_HELP)] = Runtime.INPROCESS,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "1",
-    preset: Annotated[
-        str | None, typer.Option(help="Take the figures of a preset of the job (its folder presets/).")
-    ] = None,
+    preset: Preset = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Change a variable of the job, e.g. rounds=50.")
     ] = None,
     epsilons: Annotated[str, typer.Option(help=EPSILONS_HELP)] = "",
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Run a job on prepared bags or on images: federated, every site alone, all pooled; compare them.
+
+    Labels, encoder, width, side and resolution of the patches are those of the bags and manifests that are
+    there, unless --set says otherwise. A site whose data do not fit is left out with its reason; the exit
+    code is then 3.
 
     Example: histoflare run --sites my-sites --bags my-run/bags --out my-run/seeds --seeds 1,2,3
 
@@ -54,48 +65,68 @@ def run(
     Example: histoflare run --job jobs/dhunet_fedavg --sites my-images --out run --set rounds=20
     """
     from histoflare.commands.clock import PhaseClock
-    from histoflare.commands.experiment import run_experiment
+    from histoflare.commands.earlier_run import claim_output
+    from histoflare.commands.experiment import REPORT_FILE, run_experiment
     from histoflare.commands.runtimes import Experiment
     from histoflare.commands.sites import find_sites
     from histoflare.flare.job import read_job
-    from histoflare.flare.job_variant import parse_settings, read_preset, try_variant, write_variant
+    from histoflare.flare.job_choice import choose_job, facts_of
+    from histoflare.flare.job_variant import parse_settings, write_variant
+    from histoflare.report.headline import closing_words
+    from histoflare.site.found_data import find_data
     from histoflare.storage import write_json
 
-    data = read_job(job).task.data  # what is wrong with the job must not be said of a copy
+    data = read_job(job).task.data
     found = find_sites(sites, data)
-    chosen = read_preset(job, preset) if preset else None
-    changes = (chosen.changes if chosen else {}) | parse_settings(setting or [])
-    scope = chosen.scope if chosen else None
-    if "seed" in changes:
+    if "seed" in parse_settings(setting or []):
         raise JobError("--set seed=…: seeds are given with --seeds.")
-    try_variant(job, changes)
+    budgets, where = read_epsilons(epsilons), read_device(device)
+    there = find_data(_configure(found.sites, data, bags, out_dir, where), data)
+    choice = choose_job(job, preset, setting or [], there)
+    say_fitted(choice)
+    numbers = _seeds(seeds)
+    claim_output(out_dir, {"sites": found.to_json(), "job": facts_of(choice.job)})
     reports = []
-    budgets = read_epsilons(epsilons)
+    refused: dict[str, str] = {}
     with progress() as bars:
-        for seed in _seeds(seeds):
+        for seed in numbers:
             folder = out_dir / f"seed-{seed}"
             if job.resolve().is_relative_to((folder / "job").resolve()):
                 raise JobError(f"{job}: this command writes its jobs to {folder / 'job'}; copy yours first.")
             shutil.rmtree(folder / "job" / job.name, ignore_errors=True)
-            variant = write_variant(job, folder / "job" / job.name, changes | {"seed": seed}, scope=scope)
+            changes = choice.changes | {"seed": seed}
+            variant = write_variant(job, folder / "job" / job.name, changes, scope=choice.scope)
             experiment = Experiment(
                 job=read_job(variant),
-                sites=_configure(found.sites, data, bags, folder),
-                external=_configure(found.external, data, bags, folder, evaluation_only=True),
+                sites=_configure(found.sites, data, bags, folder, where),
+                external=_configure(found.external, data, bags, folder, where, evaluation_only=True),
                 runtime=runtime,
+                device=where,
             )
-            reports.append(run_experiment(experiment, folder, bars, PhaseClock(), budgets).report)
+            outcome = run_experiment(experiment, folder, bars, PhaseClock(), budgets)
+            reports.append(outcome.report)
+            refused |= outcome.refused
     summary = summarise(reports)
     write_json(out_dir / SUMMARY_FILE, summary, public=True)
     if as_json:
         print_json(summary)
     else:
         out.print(show_summary(summary))
-        console.print(f"reports: {out_dir}/seed-*/report.json", highlight=False, markup=False, soft_wrap=True)
+        if words := closing_words(reports):
+            out.print(words, highlight=False, markup=False)
+        written = (out_dir / f"seed-{seed}" / REPORT_FILE for seed in summary["seeds"])
+        say(f"reports: {', '.join(map(str, written))}")
+    say_refused(refused)
+    raise typer.Exit(3 if refused else 0)
 
 
 def _configure(
-    manifests: dict[str, Path], data: str, bags: Path | None, folder: Path, evaluation_only: bool = False
+    manifests: dict[str, Path],
+    data: str,
+    bags: Path | None,
+    folder: Path,
+    device: str,
+    evaluation_only: bool = False,
 ) -> dict[str, SiteConfiguration]:
     from histoflare.commands.sites import configure_site
 
@@ -106,6 +137,7 @@ def _configure(
             data,
             bags,
             records=(folder / "records" / name).resolve(),
+            device=device,
             evaluation_only=evaluation_only,
         )
         for name, path in manifests.items()
@@ -115,49 +147,43 @@ def _configure(
 def summarise(reports: list[dict[str, Any]]) -> dict[str, Any]:
     """Return mean and standard deviation over the seeds' reports, per cohort, model and figure.
 
-    ``data`` is the kind of task, as in the reports.
+    ``data`` is the kind of task, as in the reports. ``missing`` says which figures do not exist, and why.
 
     ``each site``: the mean over the sites, each model on that site's test patients. ``all sites``: on the
     test patients of all sites together; there, and on the external cohort, ``local`` is the mean over the
     sites' own models.
     """
+    from histoflare.report.bounds import models_of
+    from histoflare.report.consortium import own_models, say_missing
     from histoflare.report.figures import kind_of
 
-    kind = kind_of(reports[0])
+    kind, models = kind_of(reports[0]), models_of(reports[0])
+    missing = {sentence: None for report in reports for sentence in say_missing(report)}
     cohorts: dict[str, list[dict[str, Any]]] = {
-        "each site": [_on_each_site(report) for report in reports],
-        "all sites": [_on_all_sites(report) for report in reports],
+        "each site": [
+            {model: [site[model] for site in report["sites"].values()] for model in models}
+            for report in reports
+        ],
+        "all sites": [{model: own_models(report, model) for model in models} for report in reports],
     }
     if all(report["external"] for report in reports):
-        cohorts["external"] = [_on_external(report) for report in reports]
+        cohorts["external"] = [
+            {model: own_models(report, model, external=True) for model in models} for report in reports
+        ]
     return {
         "seeds": [report["seed"] for report in reports],
         "rounds": reports[0]["rounds"],
         "job": reports[0]["job"],
         "data": kind.data,
+        "missing": list(missing),
         "cohorts": {
             cohort: {
                 model: {figure: _spread([row[model] for row in rows], figure) for figure in kind.names}
-                for model in MODELS
+                for model in models
             }
             for cohort, rows in cohorts.items()
         },
     }
-
-
-def _on_each_site(report: dict[str, Any]) -> dict[str, Any]:
-    return {model: [site[model] for site in report["sites"].values()] for model in MODELS}
-
-
-def _on_all_sites(report: dict[str, Any]) -> dict[str, Any]:
-    elsewhere = list(report["local_on_all_sites"].values())
-    return {"local": elsewhere, "federated": [report["federated"]], "pooled": [report["pooled"]]}
-
-
-def _on_external(report: dict[str, Any]) -> dict[str, Any]:
-    others = report["external_other_models"]
-    own = [figures for name, figures in others.items() if name.startswith("local/")]
-    return {"local": own, "federated": [report["external"]], "pooled": [others["pooled"]]}
 
 
 def _spread(rows: list[list[dict[str, Any]]], figure: str) -> dict[str, float | None]:
@@ -171,6 +197,7 @@ def _spread(rows: list[list[dict[str, Any]]], figure: str) -> dict[str, float | 
 
 def show_summary(summary: dict[str, Any]) -> Table:
     """Return the summary as a table."""
+    from rich.markup import escape
     from rich.table import Table
 
     from histoflare.report.figures import kind_of
@@ -183,10 +210,13 @@ def show_summary(summary: dict[str, Any]) -> Table:
     table.add_column("model")
     for figure in shown:
         table.add_column(kind.names[figure], justify="right")
-    table.caption = "local: the mean of the sites' own models"
+    captions = ["local: the mean of the sites' own models"]
+    if "pooled_unprotected" in next(iter(summary["cohorts"].values())):
+        captions.append("unprotected: the same steps and clip without noise (ε = ∞)")
+    table.caption = "\n".join([*captions, *map(escape, summary["missing"])])
     for cohort, models in summary["cohorts"].items():
         for model, figures in models.items():
-            table.add_row(cohort, model, *(_cell(figures[figure]) for figure in shown))
+            table.add_row(cohort, model.replace("_", ", "), *(_cell(figures[figure]) for figure in shown))
         table.add_section()
     return table
 

@@ -13,6 +13,7 @@ from rich.progress import Progress
 
 from histoflare.commands.clock import PhaseClock
 from histoflare.commands.options import Runtime
+from histoflare.errors import HistoflareError
 from histoflare.flare.job import Job
 from histoflare.flare.result import FederationResult
 from histoflare.flare.simulator import run_simulation
@@ -40,12 +41,15 @@ class Experiment:
         sites: Training sites and where each keeps its manifest and bags.
         external: External cohorts; they are asked as one.
         runtime: Where.
+        device: Where models run in this process: the bounds, the comparison, the sites' training in process.
+            A site in a process of its own has the device of its own configuration.
     """
 
     job: Job
     sites: Mapping[str, SiteConfiguration]
     external: Mapping[str, SiteConfiguration]
     runtime: Runtime
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -58,15 +62,17 @@ class Federated:
         evaluated: Site → what it says of the last model; None where the sites were not asked.
         evaluation_refused: Site → fixed reason code it answered instead.
         pseudonyms: Site → the name under which others may see it, of those that have one.
+        failures: Site → why its last refused round failed, in words, where this process knows.
         bytes_up, bytes_down: Of tensors, where the rows do not say.
     """
 
     state: State
     site_states: Mapping[str, State]
-    participation: Sequence[Any]
+    participation: Sequence[Mapping[str, Any]]
     evaluated: Mapping[str, Mapping[str, float | None]] | None = None
     evaluation_refused: Mapping[str, str] = field(default_factory=dict)
     pseudonyms: Mapping[str, str] = field(default_factory=dict)
+    failures: Mapping[str, str] = field(default_factory=dict)
     bytes_up: int | None = None
     bytes_down: int | None = None
 
@@ -86,6 +92,26 @@ def federate(
     """
     run = {Runtime.POC: _poc, Runtime.SIMULATOR: _simulator, Runtime.INPROCESS: _in_process}
     return run[experiment.runtime](_with_new_ledgers(experiment, out), cohorts, out, bars, clock)
+
+
+def with_refused(federated: Federated, refused: Mapping[str, HistoflareError], asked: bool) -> Federated:
+    """Return what came out of a job with the sites that were left out before it began.
+
+    Args:
+        refused: Site → why. asked: Whether they were to train; else they are external cohorts.
+    """
+    codes = {site: error.reason for site, error in refused.items()}
+    if not asked:
+        return replace(federated, evaluation_refused={**federated.evaluation_refused, **codes})
+    rows = [
+        {
+            **row,
+            "asked": sorted({*row["asked"], *codes}),
+            "refused": dict(sorted({**row["refused"], **codes}.items())),
+        }
+        for row in federated.participation
+    ]
+    return replace(federated, participation=rows if codes else federated.participation)
 
 
 def _with_new_ledgers(experiment: Experiment, out: Path) -> Experiment:
@@ -173,18 +199,28 @@ def _in_process(
             job.seed,
             job.plan,
             on_round=rounds.advance,
+            device=experiment.device,
             patience=Patience(job.best_metric, job.patience) if job.best_metric and job.patience else None,
         )
-    rows: list[Any] = [list(sites) for sites in run.participation]
+    rows: list[dict[str, Any]] = [
+        {
+            "round": index,
+            "asked": [*took, *failed],
+            "taking_part": list(took),
+            "refused": {site: error.reason for site, error in failed.items()},
+        }
+        for index, (took, failed) in enumerate(zip(run.participation, run.refused, strict=True))
+    ]
     if run.patience is not None:
-        means = zip(rows, run.patience.means, strict=True)
-        rows = [{"asked": took, "taking_part": took, "validation": mean} for took, mean in means]
+        for row, mean in zip(rows, run.patience.means, strict=True):
+            row["validation"] = mean
         if len(rows) < job.rounds:
             rows[-1]["stopped"] = run.patience.to_json()
     return Federated(
         state=run.state,
         site_states=run.site_states,
         participation=rows,
+        failures={site: str(error) for failed in run.refused for site, error in failed.items()},
         bytes_up=run.bytes_up,
         bytes_down=run.bytes_down,
     )
@@ -198,18 +234,19 @@ class _Rounds:
         self._total = total
         self._text = f"federated rounds ({where})"
         self._bar: Any = None
-        self._done = 0
 
-    def show(self, done: int) -> None:
-        """Show that ``done`` rounds are finished."""
+    def show(self, done: int, loss: float | None) -> None:
+        """Show that ``done`` rounds are finished, the last one with this mean training loss of the sites."""
+        if not done:
+            return
         if self._bar is None:
             self._bar = self._bars.add_task(self._text, total=self._total)
-        self._done = done
-        self._bars.update(self._bar, completed=done)
+        text = self._text if loss is None else f"federated rounds, loss {loss:.3g}"  # fits 80 columns
+        self._bars.update(self._bar, completed=done, description=text)
 
-    def advance(self, *_: object) -> None:
-        """Show one more round."""
-        self.show(self._done + 1)
+    def advance(self, index: int, total: int, seconds: float, losses: Mapping[str, float]) -> None:
+        """Show that round ``index`` is finished, see ``rounds.runner.OnRound``."""
+        self.show(index + 1, sum(losses.values()) / len(losses) if losses else None)
 
 
 def _state(result: FederationResult) -> State:

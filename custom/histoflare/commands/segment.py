@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from histoflare.commands.console import console, make_table, out, print_json, progress
+from histoflare.commands.options import MODEL_HELP, PLANE_HELP, PlaneName
 from histoflare.commands.outputs import check_outputs
 from histoflare.commands.slide import MPP_HELP
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from histoflare.masks.segmenter import SegmentedSlide
     from histoflare.masks.task import MaskTask
     from histoflare.slides.reader import Slide
-
-MODEL_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,12 @@ class TaskModel:
 
 def segment(
     slide: Annotated[Path, typer.Argument(help="Slide file, or the folder of a DICOM series.")],
-    model: Annotated[Path, typer.Option(help=f"A model file, or a run's folder with {MODEL_FILE}.")],
+    model: Annotated[Path, typer.Option(help=MODEL_HELP)],
     mask: Annotated[Path, typer.Option("--out", help="The mask: a pyramidal TIFF of class indices.")],
     geojson: Annotated[Path | None, typer.Option(help="Outlines of the classes for QuPath.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Picture of the slide and its classes (PNG).")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    plane: Annotated[PlaneName, typer.Option(help=PLANE_HELP)] = PlaneName.BOUNDS,
     mpp: Annotated[float | None, typer.Option(help=MPP_HELP)] = None,
     batch: Annotated[int, typer.Option(help="Windows given to the network at once.", min=1)] = 8,
     threads: Annotated[int, typer.Option(help="Threads that read windows.", min=1)] = 1,
@@ -82,45 +82,49 @@ def segment(
 ) -> None:
     """Give every pixel of a slide's tissue a class.
 
-    Overlapping windows are blended. The mask opens in OpenSlide and lies on the slide. Where there is no
-    tissue it has the model's background class, else 255. A command that was stopped goes on where it was.
+    Overlapping windows are blended. The mask opens in OpenSlide and QuPath; mask and outlines say in which
+    plane of the slide they lie. Where there is no tissue the mask has the model's background class, else 255.
+    A command that was stopped goes on where it was.
 
     A research model's answer is not a diagnosis.
 
     Example: histoflare segment a.svs --model demo-run --out a.mask.tiff --geojson a.geojson --overlay a.png
     """
-    from histoflare.bags.encoder import choose_device
-    from histoflare.masks.model_file import load_mask_model
-    from histoflare.masks.segmenter import segment_slide
+    from histoflare.model_file import read_model_header
     from histoflare.slides.files import fingerprint
     from histoflare.slides.reader import Slide
 
-    file = model / MODEL_FILE if model.is_dir() else model
-    check_outputs([mask, geojson, overlay], [slide, file])
-    loaded = load_mask_model(file)
-    if loaded.task.mpp is None:
+    header = read_model_header(model)
+    header.check_data("images")
+    check_outputs([mask, geojson, overlay], [slide, header.path])
+    if header.mpp is None:
         console.print(
             "note: the model does not say its resolution; the slide is taken as its finest level is",
             style="yellow",
             highlight=False,
         )
-    network = loaded.build_model().to(choose_device(device))
     with Slide(slide, mpp=mpp) as opened, progress() as bar:
+        # Loading PyTorch and the network takes seconds: what may be wrong with the slide comes before.
+        _check_slide(opened, header.mpp)
+        loaded = _load(header.path, device)
+        from histoflare.masks.segmenter import segment_slide
+
         windows = bar.add_task("windows", total=None)
 
         def write_extras(result: SegmentedSlide) -> None:
             if geojson is not None:
-                write_geojson(geojson, opened, result, loaded.task.background)
+                write_geojson(geojson, result, loaded.task.background)
             if overlay is not None:
                 write_overlay(overlay, opened, result, loaded.task.background)
 
         result = segment_slide(
             opened,
-            TaskModel(loaded.task, network),
+            loaded,
             mask,
-            model_id=fingerprint(file).sha256,
+            model_id=fingerprint(header.path).sha256,
             batch=batch,
             threads=threads,
+            plane=plane.value,
             again=again,
             on_progress=lambda done, total: bar.update(windows, completed=done, total=total),
             also=[write_extras],
@@ -128,7 +132,25 @@ def segment(
     _show(result, [path for path in (mask, geojson, overlay) if path is not None], as_json=as_json)
 
 
-def write_geojson(path: Path, slide: Slide, result: SegmentedSlide, background: str | None) -> None:
+def _load(path: Path, device: str) -> TaskModel:
+    """Return the model in a file, on its device."""
+    from histoflare.bags.encoder import choose_device
+    from histoflare.masks.task import MaskTask
+    from histoflare.model_file import read_model_file
+
+    loaded = read_model_file(path, MaskTask)
+    return TaskModel(loaded.task, loaded.build_model().to(choose_device(device)))
+
+
+def _check_slide(slide: Slide, mpp: float | None) -> None:
+    """Raise :class:`SlideError` if the slide has no resolution, not that of the model, or no tissue."""
+    from histoflare.slides.tissue import COARSEST_MASK_MPP, MASK_PX_PER_PATCH, find_tissue
+
+    slide.l0_per_px(slide.mpp if mpp is None else mpp)
+    find_tissue(slide, um_patch=COARSEST_MASK_MPP * MASK_PX_PER_PATCH)
+
+
+def write_geojson(path: Path, result: SegmentedSlide, background: str | None) -> None:
     """Write the outlines of the classes other than ``background``."""
     from histoflare.masks.outlines import write_outlines
     from histoflare.slides.mask_overlay import class_colours
@@ -141,7 +163,6 @@ def write_geojson(path: Path, slide: Slide, result: SegmentedSlide, background: 
             result.labels,
             class_colours(len(result.labels)),
             l0_per_px=result.l0_per_px,
-            l0_size_px=slide.info.l0_size_px,
             without=[] if background is None else [background],
         )
 
@@ -179,6 +200,7 @@ def _show(result: SegmentedSlide, files: Sequence[Path], *, as_json: bool) -> No
                 "files": [str(path) for path in files],
                 "size_px": list(result.size_px),
                 "mpp": result.mpp,
+                **result.plane.to_json(),
                 "outside": result.outside,
                 "windows": result.windows,
                 "windows_in_grid": result.grid_windows,
@@ -203,7 +225,8 @@ def _show(result: SegmentedSlide, files: Sequence[Path], *, as_json: bool) -> No
     earlier = f", {result.windows_before} of them before" if result.windows_before else ""
     console.print(
         f"{result.windows} of {result.grid_windows} windows hold tissue{earlier} · "
-        f"mask {width} x {height} px at {result.mpp:.4g} µm/px",
+        f"mask {width} x {height} px at {result.mpp:.4g} µm/px, plane {result.plane.name} "
+        f"(corner at {result.plane.l0_xy[0]}, {result.plane.l0_xy[1]} of level 0)",
         highlight=False,
         markup=False,
     )

@@ -23,6 +23,10 @@ class SiteFolder:
     sites: dict[str, Path]
     external: dict[str, Path]
 
+    def to_json(self) -> dict[str, str]:
+        """Return site → the full path of its manifest."""
+        return {name: str(path.resolve()) for name, path in {**self.sites, **self.external}.items()}
+
 
 def find_sites(folder: Path, data: str = "bags") -> SiteFolder:
     """Return the manifests in ``folder``: ``<site>/manifest.csv`` or ``<site>.csv``.
@@ -37,6 +41,8 @@ def find_sites(folder: Path, data: str = "bags") -> SiteFolder:
     problems = []
     usual = USUAL_NAMES[data]
     for path in sorted([*folder.glob(f"*/{usual}"), *folder.glob("*.csv")]):
+        if path.name.startswith((".", "~$")):  # companions of macOS, locks of spreadsheets
+            continue
         name = path.parent.name if path.name == usual and path.parent != folder else path.stem
         if name in found:
             problems.append(f"{name}: has two manifests, {found[name]} and {path}")
@@ -45,11 +51,11 @@ def find_sites(folder: Path, data: str = "bags") -> SiteFolder:
     external |= {
         f"{EXTERNAL}-{path.stem}": path
         for path in sorted((folder / EXTERNAL).glob("*.csv"))
-        if path.name not in USUAL_NAMES.values()
+        if path.name not in USUAL_NAMES.values() and not path.name.startswith((".", "~$"))
     }
     found.pop(EXTERNAL, None)
     problems += [
-        f"{name}: a site's name may have letters, digits, '-' and '_' only, and is not '{SERVER}'"
+        f"{name}: a site's name may have up to 64 letters, digits, '-' and '_' only, and is not '{SERVER}'"
         for name in (*found, *external)
         if not SITE_NAME.fullmatch(name) or name == SERVER
     ]

@@ -36,9 +36,9 @@ def info(
 
     with Slide(slide, mpp=mpp) as opened:
         opened.probe()
-        about = opened.info
+        about, problem = opened.info, opened.mpp_problem
     if as_json:
-        print_json(about.to_json())
+        print_json({**about.to_json(), "mpp_problem": problem or None})
         return
     sources = {"given": "as given", "slide": "from the slide", "objective": "from the objective power"}
     resolution = "unknown: give it with --mpp, or in the manifest's 'mpp' column"
@@ -47,8 +47,13 @@ def info(
     power = "unknown" if about.objective_power is None else f"{about.objective_power:g}x"
     out.print(f"format      {about.vendor or 'unknown'}", highlight=False)
     out.print(f"size        {about.l0_size_px[0]} x {about.l0_size_px[1]} px", highlight=False)
+    if about.l0_bounds_px is not None:
+        x, y, width, height = about.l0_bounds_px
+        out.print(f"bounds      {width} x {height} px at ({x}, {y}): what QuPath shows", highlight=False)
     out.print(f"resolution  {resolution}", highlight=False)
     out.print(f"objective   {power}", highlight=False)
+    if problem:
+        out.print(f"note        {problem}", soft_wrap=True, highlight=False, markup=False)
     table = make_table("level", "size (px)", "downsample", "µm/px")
     for number, level in enumerate(about.levels):
         level_mpp = "?" if level.mpp is None else f"{level.mpp:.4g}"

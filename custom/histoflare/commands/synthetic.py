@@ -76,7 +76,7 @@ def bags(
     each, more = divmod(count, hospitals + external)
     cohort = SyntheticCohort(hospitals, external, each, each + more, seed=seed)
     field = FieldParameters(patches, patch_px, mpp)
-    network = load_encoder(encoder, weights, weights_sha256, device)
+    network = load_encoder(encoder, weights, weights_sha256, device, probe_px=patch_px)
     _show(_with_bar("bags", lambda tick: make_bags(out, network, cohort, field, tick)), as_json)
 
 
@@ -111,7 +111,7 @@ def images(
 @app.command()
 def assemble(
     index: Annotated[
-        Path, typer.Argument(help="CSV with the columns file, label and, if known, source_tile.")
+        Path, typer.Argument(help="CSV with the columns file, label and, if known, patient and source_tile.")
     ],
     out: Out,
     labels: Annotated[
@@ -129,7 +129,10 @@ def assemble(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Lay labelled tiles side by side as slides of made-up patients at made-up hospitals.
+    """Lay labelled tiles side by side as slides at made-up hospitals.
+
+    With a column patient, no slide has tiles of two patients, and a patient is at one hospital and in one
+    split; without it patients are made up.
 
     Without --label: lung_aca=LUAD and lung_scc=LUSC. Which tile went where is written to assembly.json.
 

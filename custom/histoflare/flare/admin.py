@@ -16,12 +16,16 @@ from nvflare.fuel.flare_api.api_spec import TargetType
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 from histoflare.errors import HistoflareError
+from histoflare.flare.closed_messages import close_messages
 from histoflare.flare.loaders import close_loaders
 
 CONNECT_SECONDS = 5.0
 STATUS_SECONDS = 1.0
 LOST_SECONDS = 60.0
 """A server that answers no question for so long is given up."""
+
+WEEK_SECONDS = 7 * 86400.0
+"""How long a job may stand in the server's queue before nobody waits for it any more."""
 
 
 class Admin:
@@ -70,16 +74,24 @@ class Admin:
         """Return FLARE's status of a job, e.g. RUNNING or FINISHED:COMPLETED."""
         return str(self._ask(lambda session: session.get_job_meta(job_id))["status"])
 
-    def wait(self, job_id: str, on_status: Callable[[str], None] | None = None) -> str:
+    def wait(
+        self, job_id: str, longest_seconds: float, on_status: Callable[[str], None] | None = None
+    ) -> str:
         """Wait for the end of a job and return FLARE's status of it, e.g. FINISHED:COMPLETED.
 
-        A server that does not answer is asked again for :data:`LOST_SECONDS`.
+        A server that does not answer is asked again for :data:`LOST_SECONDS`, a job in its queue for
+        :data:`WEEK_SECONDS`.
 
         Args:
+            longest_seconds: How long the job may run. It is not ended then, only waited for no longer.
             on_status: Called with the status, each time it is asked.
+
+        Raises:
+            HistoflareError: As every question; or the time is over (FEDERATION_FAILED).
         """
         answered = time.monotonic()
-        while True:
+        until, runs = answered + WEEK_SECONDS, False
+        while time.monotonic() < until:
             try:
                 status = self.status(job_id)
             except HistoflareError:
@@ -91,7 +103,15 @@ class Admin:
                     on_status(status)
                 if status.startswith("FINISHED"):
                     return status
+                if status == "RUNNING" and not runs:
+                    until, runs = answered + longest_seconds, True
             time.sleep(STATUS_SECONDS)
+        what = f"ended in the {longest_seconds:.0f} s that it may take at most" if runs else "begun in a week"
+        raise HistoflareError(
+            f"The job {job_id} has not {what}, and is not waited for any longer. The server's log says what "
+            "it does; 'nvflare job abort' ends it.",
+            reason="FEDERATION_FAILED",
+        )
 
     def download(self, job_id: str, target: Path) -> Path:
         """Fetch what a job left into ``target/<job id>``, and return that folder."""
@@ -116,6 +136,7 @@ class Admin:
 
     def _ask(self, question: Callable[[Session], Any], reason: str = "FEDERATION_FAILED") -> Any:
         close_loaders()
+        close_messages()
         with redirect_stdout(StringIO()):  # FLARE says there that it connects
             try:
                 if self._session is None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from nvflare.fuel.hci.tools import admin
 
+from histoflare.flare.closed_messages import close_messages
 from histoflare.flare.loaders import ClosedLoaders
 
 if __name__ == "__main__":
     ClosedLoaders()
+    close_messages()
     admin.main()

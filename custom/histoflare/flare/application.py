@@ -139,9 +139,10 @@ def check_submission(archive: str | bytes) -> None:
     for app in deployed:
         place = f"{folder}/{app}/{_CONFIG}/"
         job = _check_files({name: files[place + name] for name in _FILES if place + name in files})
-        if job["min_clients"] != meta.get("min_clients"):
+        if job["least_sites"] != meta.get("min_clients"):
             raise _invalid(
-                f"min_clients is {job['min_clients']} in job.toml, and another number in {META_FILE}"
+                f"least_sites is {job['least_sites']} in job.toml, and min_clients another number in "
+                f"{META_FILE}"
             )
     if job["kind"] == "evaluation" and f"{folder}/{SERVER_APP}/{_CONFIG}/{START_MODEL_FILE}" not in files:
         raise _invalid(

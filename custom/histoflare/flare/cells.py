@@ -15,7 +15,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from nvflare.apis.fl_constant import AdminCommandNames, ReservedTopic
-from nvflare.fuel.f3.cellnet.defs import CellChannel, CellChannelTopic, MessageHeaderKey, ReturnCode
+from nvflare.fuel.f3.cellnet.defs import (
+    CellChannel,
+    CellChannelTopic,
+    MessageHeaderKey,
+    MessageType,
+    ReturnCode,
+)
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.fuel.f3.cellnet.net_agent import NetAgent
 from nvflare.fuel.f3.cellnet.utils import make_reply
@@ -45,13 +51,7 @@ DOWNLOAD = "download_service__download"
 
 Table = Mapping[str, set[str]]
 
-_HOUSEKEEPING: Table = {
-    CellChannel.CELLNET: {CellChannelTopic.Bye, BULK},
-    CellChannel.RETURN_ONLY: {ANY},
-    STREAM_CHANNEL: {STREAM_ACK_TOPIC, STREAM_ERROR_TOPIC},
-}
-
-PARENT_TAKES: Table = {**_HOUSEKEEPING, CellChannel.CLIENT_MAIN: {ANY}}
+PARENT_TAKES: Table = {CellChannel.CELLNET: {CellChannelTopic.Bye}, CellChannel.CLIENT_MAIN: {ANY}}
 """Channel → topics that the process which starts the jobs is asked on: commands (``closed_commands``)."""
 
 JOB_COMMANDS = {
@@ -62,8 +62,17 @@ JOB_COMMANDS = {
 }
 """Commands that a job's process takes."""
 
+PARENT_SENDS: Table = {
+    CellChannel.CELLNET: {CellChannelTopic.Bye},
+    CellChannel.SERVER_MAIN: {ANY},
+    CellChannel.CLIENT_COMMAND: JOB_COMMANDS,
+}
+"""Channel → topics that the process which starts the jobs asks others on: that it is there, and its jobs."""
+
 JOB_TAKES: Table = {
-    **_HOUSEKEEPING,
+    CellChannel.CELLNET: {CellChannelTopic.Bye, BULK},
+    CellChannel.RETURN_ONLY: {ANY},
+    STREAM_CHANNEL: {STREAM_ACK_TOPIC, STREAM_ERROR_TOPIC},
     CellChannel.CLIENT_COMMAND: JOB_COMMANDS,
     CellChannel.AUX_COMMUNICATION: {ReservedTopic.END_RUN},
     DOWNLOADS: {ANY},
@@ -79,14 +88,30 @@ class ClosedAgent(NetAgent):
 
     def __init__(self, cell: Any, change_root_cb: Any = None, agent_closed_cb: Any = None) -> None:
         core = getattr(cell, "core_cell", cell)
-        takes = JOB_TAKES if len(FQCN.split(core.get_fqcn())) > 1 else PARENT_TAKES
+        own = core.get_fqcn()
+        is_parent = len(FQCN.split(own)) == 1
+        takes = PARENT_TAKES if is_parent else JOB_TAKES
+
+        def empty_unneeded(message: Message) -> None:
+            if (
+                message.get_header(MessageHeaderKey.MSG_TYPE) == MessageType.REQ
+                and message.get_header(MessageHeaderKey.DESTINATION) == own
+                and not is_listed(takes, *pair_of(message))
+            ):
+                message.payload = None
+                message.remove_header(MessageHeaderKey.PAYLOAD_ENCODING)
 
         def refuse_unneeded(message: Message) -> Message | None:
-            channel, topic = pair_of(message)
-            return None if is_listed(takes, channel, topic) else make_reply(ReturnCode.INVALID_REQUEST)
+            return None if is_listed(takes, *pair_of(message)) else make_reply(ReturnCode.INVALID_REQUEST)
+
+        def stop_unneeded(message: Message) -> Message | None:
+            return None if is_listed(PARENT_SENDS, *pair_of(message)) else make_reply(ReturnCode.FILTER_ERROR)
 
         core.add_incoming_filter(ANY, ANY, forget_address)
+        core.add_incoming_filter(ANY, ANY, empty_unneeded)  # FLARE decodes it before it asks the next
         core.add_incoming_request_filter(ANY, ANY, refuse_unneeded)
+        if is_parent:  # in a job's process the guard does it
+            core.add_outgoing_request_filter(ANY, ANY, stop_unneeded)
         core.add_outgoing_reply_filter(ANY, ANY, empty_reply)
         super().__init__(cell, change_root_cb, agent_closed_cb)
 

@@ -30,6 +30,7 @@ from nvflare.private.scheduler_constants import ShareableHeader
 from histoflare.errors import HistoflareError, JobError
 from histoflare.flare.application import check_application, check_meta, code_of
 from histoflare.flare.cells import JOB_COMMANDS, ClosedAgent, engine_status
+from histoflare.flare.closed_messages import close_messages
 from histoflare.flare.job_folders import is_job_id, remove
 from histoflare.flare.kit_check import refuse_start
 from histoflare.flare.loaders import parameters, require_known_flare
@@ -83,12 +84,14 @@ class ClosedCommands(FLComponent):
 
 
 def close_commands() -> None:
-    """Leave the commands of :data:`OF_A_JOB`, :data:`OF_THE_SITE` and ``JOB_COMMANDS``, and close the cell.
+    """Leave the commands of :data:`OF_A_JOB`, :data:`OF_THE_SITE` and ``JOB_COMMANDS``, and close the cell
+    and what it makes of messages.
 
     Raises:
         JobError: FLARE's inside is not what is known here (FLARE_CHANGED).
     """
     require_known_flare(_KNOWN)
+    close_messages()
     kept = [processor for each in ClientRequestProcessors.request_processors for processor in _kept(each)]
     ClientRequestProcessors.request_processors[:] = kept
     AdminCommands.commands[:] = [

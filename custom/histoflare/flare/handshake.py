@@ -31,6 +31,7 @@ from histoflare.site.messages import digest_of
 _ADMITTED = "histoflare_admitted"
 _TASK = "histoflare_task"
 _REFUSAL = "histoflare_refusal"
+_PLAIN = (str, int, float, bool)
 
 _issued: dict[str, Admitted] = {}
 _permitted: list[tuple[str, dict[str, Any]]] = []
@@ -138,8 +139,11 @@ def is_permitted(reply: Shareable) -> bool:
 
 
 def keep_task(task: Shareable, fl_ctx: FLContext) -> None:
-    """Remember a task as it came."""
-    _set(fl_ctx, _TASK, ReceivedTask(task, dict(task.get_cookie_jar() or {})))
+    """Remember a task as it came; of its cookies, which go back to the server, the words and numbers."""
+    jar = task.get_cookie_jar()
+    cookies = jar if isinstance(jar, dict) else {}
+    plain = {name: value for name, value in cookies.items() if type(name) is str and type(value) in _PLAIN}
+    _set(fl_ctx, _TASK, ReceivedTask(task, plain))
 
 
 def kept_task(fl_ctx: FLContext) -> ReceivedTask | None:

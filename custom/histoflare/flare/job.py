@@ -46,8 +46,8 @@ class Job:
         kind: :data:`TRAINING` or :data:`EVALUATION`.
         purpose: What the result is for; a site works for the purposes that its own policy lists.
         rounds: Number of rounds; 1 for an evaluation. start_round: The first one to run.
-        min_clients: How many sites must answer before a round may be closed.
-        late_seconds: How long a late site is waited for once so many have answered.
+        least_sites: With how many updates a round may end; with fewer the run ends.
+        round_seconds: How long a round waits for the sites that it asked; it ends when all have answered.
         answer_seconds: How long after its opening a site answers a task, done or not; None: at once.
         seed: The job's seed.
         best_metric: Metric of the sites' validation patients that says which model is kept as the best.
@@ -68,8 +68,8 @@ class Job:
     purpose: str
     rounds: int
     start_round: int
-    min_clients: int
-    late_seconds: int
+    least_sites: int
+    round_seconds: int
     answer_seconds: int | None
     seed: int
     best_metric: str | None
@@ -83,6 +83,15 @@ class Job:
     split: SplitRule
     plan: PrivacyPlan
     asked: PrivacyPlan
+
+    @property
+    def longest_seconds(self) -> int:
+        """How long the job runs at most, whatever its sites do.
+
+        All its rounds, a minute beside each for combining and sending, and half an hour for FLARE, which
+        waits up to 15 minutes for the last word of a site that is gone.
+        """
+        return (self.rounds - self.start_round) * (self.round_seconds + 60) + 1800
 
 
 def read_job(folder: Path) -> Job:
@@ -101,10 +110,10 @@ def read_job(folder: Path) -> Job:
             "min_clients. The jobs are in jobs/."
         ) from None
     job = dataclasses.replace(read_application(folder / CONFIG_FOLDER), name=name, folder=folder, scope=scope)
-    if least != job.min_clients:
+    if least != job.least_sites:
         raise JobError(
-            f"{folder}: min_clients is {job.min_clients} in job.toml and {least} in {META_FILE}; FLARE needs "
-            "it in both.",
+            f"{folder}: least_sites is {job.least_sites} in job.toml, and min_clients, FLARE's word for it, "
+            f"is {least} in {META_FILE}; they must be the same.",
             reason="JOB_INVALID",
         )
     return job
@@ -151,6 +160,7 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
     task: Any = _make("task", job["task"], TASKS, decided)
     asked.check_task(task)
     strategy: Any = _make("strategy", job["strategy"], STRATEGIES)
+    _check_least_sites(job, strategy)
     # an open job is read without its network's libraries
     weights = 0 if isinstance(asked, Open) else count_sent_by_job(strategy, task)
     return Job(
@@ -158,7 +168,7 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
         folder=folder,
         rounds=rounds,
         start_round=job.get("start_round", 0),
-        **{name: job[name] for name in ("kind", "purpose", "min_clients", "late_seconds", "seed")},
+        **{name: job[name] for name in ("kind", "purpose", "least_sites", "round_seconds", "seed")},
         answer_seconds=job.get("answer_seconds"),
         # what ends a run is agreed on: the protocol's own metric, unless the job says which
         best_metric=job.get("best_metric", agreed["metric"] if patience else None),
@@ -173,6 +183,14 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
         plan=asked.settled(rounds, weights),
         asked=asked,
     )
+
+
+def _check_least_sites(job: Mapping[str, Any], strategy: Any) -> None:
+    """Refuse a job whose every round would end it: the strategy asks fewer sites than must answer."""
+    least = job["least_sites"]
+    asked = strategy.participants(0, [str(site) for site in range(least)], job["seed"])
+    if job["kind"] == TRAINING and len(asked) < least:
+        raise invalid([f"least_sites: at most {len(asked)}, for the strategy asks no more sites in a round"])
 
 
 def _make(

@@ -30,7 +30,7 @@ OPTIONAL = ("mpp", "patch_px")
 
 MOST_SITES = 10_000
 MOST_ROUNDS = 1_000_000
-LONGEST_WAIT_S = 30 * 86400
+LONGEST_ROUND_S = 30 * 86400
 LONGEST_ANSWER_S = 86400
 TABLES = {"task": "name", "strategy": "name", "privacy": "mechanism"}
 """Table of a job → which of its fields names the part."""
@@ -65,6 +65,12 @@ def check_tables(job: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[st
         problems = [
             "privacy: not with stop.patience in protocol.toml; a figure of every round is a release that "
             "nobody books"
+        ]
+    if not problems and job["round_seconds"] <= 2 * job.get("answer_seconds", 0):
+        # In its first round a site reads its data for one such time, and trains for the next.
+        problems = [
+            f"round_seconds: more than twice answer_seconds ({job['answer_seconds']}), "
+            f"not {job['round_seconds']}; no update would come in time"
         ]
     if problems:
         raise invalid(problems)
@@ -120,8 +126,8 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "format": _whole(FORMAT, FORMAT),
     "kind": (lambda value: value in (TRAINING, EVALUATION), f"{TRAINING} or {EVALUATION}"),
     "purpose": (_is_word, "a short text"),
-    "min_clients": _whole(1, MOST_SITES),
-    "late_seconds": _whole(0, LONGEST_WAIT_S),
+    "least_sites": _whole(1, MOST_SITES),
+    "round_seconds": _whole(1, LONGEST_ROUND_S),
     "answer_seconds": _whole(1, LONGEST_ANSWER_S),
     "seed": _whole(0, 2**53),
     "best_metric": (_is_word, "the name of a metric"),
@@ -130,7 +136,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 """Variable outside the tables → whether a value will do, and what will do in words."""
 
-_NEEDED = ("format", "kind", "purpose", "min_clients", "late_seconds", "seed", "task", "strategy")
+_NEEDED = ("format", "kind", "purpose", "least_sites", "round_seconds", "seed", "task", "strategy")
 _OF_TRAINING = ("best_metric", "start_round", "privacy")
 
 VARIABLES = (*_FIELDS, *TABLES, "rounds", "protocol")

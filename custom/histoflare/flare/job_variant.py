@@ -78,7 +78,7 @@ def write_variant(
         made = Path(scratch) / target.name
         shutil.copytree(folder, made, ignore=shutil.ignore_patterns(PRESETS_FOLDER, SERVER_APP, ".*"))
         _change_tables(made / CONFIG_FOLDER, changes)
-        _change_meta(made, changes.get("min_clients"), sites, scope, files)
+        _change_meta(made, changes.get("least_sites"), sites, scope, files)
         made.rename(target)
     return target
 
@@ -138,7 +138,7 @@ def _plain(value: Any) -> Any:
 
 def _change_meta(
     job: Path,
-    min_clients: int | None,
+    least_sites: int | None,
     sites: Sequence[str] | None,
     scope: str | None,
     files: Mapping[str, bytes],
@@ -153,8 +153,8 @@ def _change_meta(
         shutil.copytree(job / CONFIG_FOLDER, place)
         for name, content in files.items():
             (place / name).write_bytes(content)
-    if min_clients is not None:  # FLARE wants it too
-        meta["min_clients"] = min_clients
+    if least_sites is not None:  # FLARE wants it too, under its own word
+        meta["min_clients"] = least_sites
     if scope is not None:
         meta["scope"] = scope
     write_json(job / META_FILE, meta)

@@ -10,7 +10,10 @@ from nvflare.apis.fl_constant import WorkspaceConstants
 
 from histoflare.errors import HistoflareError
 from histoflare.flare.job_folders import remove_applications
-from histoflare.flare.kit_signature import CLIENT_FILE, verify_kit
+from histoflare.flare.kit_signature import CLIENT_FILE, participant_of, verify_kit
+from histoflare.flare.processes import breaks_command_lines
+from histoflare.site.configuration import find_site_file, read_site_file
+from histoflare.site.ledgers import open_ledger
 
 CHECK_FILE = "kit_check__p_resources.json"
 """In ``startup``: FLARE reads it whatever the site has in ``local``, in the process that starts the jobs, and
@@ -21,7 +24,7 @@ _START_SCRIPT_RUNS = "daemon_pid.fl"
 
 
 class KitCheck(FLComponent):
-    """Ends the process that builds it, with exit code 1, unless the kit is as it was signed.
+    """Ends the process that builds it, with exit code 1, unless the kit is as it was signed, and this site's.
 
     FLARE builds it before it connects to anybody, in the kit's folder. Whoever removes :data:`CHECK_FILE`
     starts a client without this check; Admission makes the same comparison, and refuses each job.
@@ -29,7 +32,37 @@ class KitCheck(FLComponent):
 
     def __init__(self) -> None:
         super().__init__()
+        require_usable_folder(Path.cwd())
         require_signed_kit(Path.cwd())
+        require_own_kit(Path.cwd())
+
+
+def require_usable_folder(kit: Path) -> None:
+    """End this process with what is wrong if FLARE could start no job from where the kit is."""
+    if breaks_command_lines(str(kit)):
+        refuse_start(
+            kit,
+            HistoflareError(
+                f"{kit}: FLARE starts no job from a path with a blank, a quote, '\\' or '#' in it. Move the "
+                "kit, and start it from there.",
+                reason="FEDERATION_FAILED",
+            ),
+        )
+
+
+def require_own_kit(kit: Path) -> None:
+    """End this process with what is wrong if the kit is another site's than the ledger that its file names.
+
+    Whatever else is wrong with the file or the ledger is said of each job.
+    """
+    if not (kit / CLIENT_FILE).exists():
+        return
+    site = participant_of(kit)
+    try:
+        open_ledger(read_site_file(find_site_file(site, kit / "local"), site)).check_usable()
+    except HistoflareError as error:
+        if error.reason == "LEDGER_FOREIGN":
+            refuse_start(kit, error)
 
 
 def require_signed_kit(kit: Path) -> None:

@@ -29,6 +29,7 @@ from importlib.machinery import all_suffixes
 from pathlib import Path
 from typing import Any
 
+from cryptography.x509.oid import NameOID
 from nvflare.apis.workspace import Workspace
 from nvflare.lighter.utils import (
     load_crt_bytes,
@@ -219,6 +220,21 @@ def check_running_kit(workspace: Workspace) -> None:
     startup = kit / "startup"
     if os.path.lexists(startup) and (not startup.is_dir() or any(startup.iterdir())):
         verify_kit(kit)
+
+
+def participant_of(kit: Path) -> str:
+    """Return whose kit it is: the name in its certificate, which is what the others know it by.
+
+    Raises:
+        JobError: It has none (KIT_CHANGED).
+    """
+    path = next((path for made_by, path in _CERTIFICATES.items() if (kit / made_by).exists()), None)
+    try:
+        subject = load_crt_bytes(_read_plain(kit / path)).subject if path else []
+        (name,) = (str(each.value) for each in subject if each.oid == NameOID.COMMON_NAME)
+    except (OSError, ValueError):
+        raise _changed(kit, ["not a certificate of a participant"]) from None
+    return name
 
 
 def is_own(path: str) -> bool:

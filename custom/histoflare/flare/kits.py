@@ -10,6 +10,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import yaml
 from histoflare.errors import HistoflareError
 from histoflare.flare import processes
 from histoflare.flare.kit_signature import read_authority, sign_kit
-from histoflare.flare.provision import project_with_absolute_paths, read_agreed_protocol
+from histoflare.flare.provision import check_names, project_with_absolute_paths, read_agreed_protocol
 from histoflare.privacy.policy import POLICIES
 from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE, SiteConfiguration, write_site_file
 from histoflare.site.ledgers import on_workstation
@@ -28,8 +29,11 @@ from histoflare.storage import write_text
 SERVER = "server"
 LEAD = "lead@consortium.example"
 PROJECT = "histoflare"
-SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+"""FLARE's, within the 64 letters that a certificate has for a name (RFC 5280, ub-common-name)."""
+
 PROJECT_FILE = "project.yml"
+KITS_FOLDER = "kits"
 MADE_HERE = "# Made by histoflare for one workstation, and made anew with every start.\n"
 SCHEME = "tcp"
 """With TLS both ways. FLARE's default, a websocket, drops messages above 4 MiB: a job with a model in it."""
@@ -65,7 +69,7 @@ class Kits:
         folder: One startup kit per participant.
         server, lead: Names of the server and of the project's administrator; ``sites``: of the sites.
         port: The server's TCP port.
-        temporary: Folder made for the kits if they could not be in the workspace; removed with them.
+        temporary: Folder made for the kits if FLARE could not work with them in the workspace.
     """
 
     name: str
@@ -87,9 +91,20 @@ class Kits:
         """
         sign_kit(self.kit(participant), read_authority(Path(self.folder).parent / "state"))
 
-    def remove_temporary(self) -> None:
-        """Remove the kits if they are in a temporary folder (see :func:`make_kits`)."""
-        if self.temporary and Path(self.temporary).name.startswith(TEMPORARY_PREFIX):
+    def leave_temporary(self, workspace: Path) -> None:
+        """Move the kits, with the jobs in them, into their workspace if they are in a temporary folder.
+
+        There they are where those of any other workspace are: nothing is started from them any more. Where
+        they cannot be moved (a full disk) they stay.
+        """
+        if not self.temporary or not Path(self.temporary).name.startswith(TEMPORARY_PREFIX):
+            return
+        kits, place = Path(self.temporary) / KITS_FOLDER, workspace / KITS_FOLDER
+        if not kits.is_dir():
+            return
+        shutil.rmtree(place, ignore_errors=True)
+        with suppress(OSError):
+            shutil.move(kits, place)
             shutil.rmtree(self.temporary, ignore_errors=True)
 
 
@@ -98,7 +113,8 @@ def make_kits(workspace: Path, sites: Mapping[str, SiteConfiguration], agreement
 
     Args:
         workspace: Gets ``project.yml``, ``home`` (which FLARE takes for the user's) and ``kits``. If its path
-            has a blank in it the kits are in a temporary folder: FLARE puts their paths into command lines.
+            has a blank in it the kits are in a temporary folder while they are used: FLARE puts their paths
+            into command lines.
         sites: Site → its own settings, written into its kit. Each gets a ledger if it has none.
         agreement: What they agreed to.
 
@@ -108,7 +124,7 @@ def make_kits(workspace: Path, sites: Mapping[str, SiteConfiguration], agreement
     port = processes.free_port()
     content, server, lead = plan_project(workspace, sites, agreement, port)
     temporary = _temporary_folder(workspace)
-    place = (Path(temporary) if temporary else workspace) / "kits"
+    place = (Path(temporary) if temporary else workspace) / KITS_FOLDER
     write_text(workspace / PROJECT_FILE, MADE_HERE + yaml.safe_dump(content, sort_keys=False))
     try:
         _run_flare(workspace, place)
@@ -157,10 +173,11 @@ def plan_project(
     wrong = [site for site in sites if not SITE_NAME.fullmatch(site) or site == server]
     if wrong:
         raise HistoflareError(
-            f"{', '.join(map(repr, wrong))}: a site's name has letters, digits, '-' and '_', and is not "
-            f"'{server}'.",
+            f"{', '.join(map(repr, wrong))}: a site's name has up to 64 letters, digits, '-' and '_', and is "
+            f"not '{server}'.",
             reason="FEDERATION_FAILED",
         )
+    check_names([(part["name"], part.get("org") or "") for part in content["participants"]])
     return content, server, lead
 
 
@@ -223,7 +240,17 @@ def _run_flare(workspace: Path, place: Path) -> None:
     home.mkdir(exist_ok=True)
     environment = kit_environment() | {"HOME": str(home), "NVFLARE_POC_WORKSPACE": str(place)}
     environment.pop("NVFLARE_HOME", None)
-    command = [sys.executable, "-m", "nvflare.cli", "poc", "prepare", "-i", str(project_file), "--force"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "nvflare.cli",
+        "poc",
+        "prepare",
+        "-i",
+        str(project_file),
+        "--force",
+    ]
     try:
         done = subprocess.run(
             command,
@@ -245,25 +272,21 @@ def _run_flare(workspace: Path, place: Path) -> None:
 
 def _temporary_folder(workspace: Path) -> str | None:
     """Make a folder for the kits if the workspace's path has a blank; None: they can be in there."""
-    if _breaks_command_lines(sys.executable):
+    if processes.breaks_command_lines(sys.executable):
         raise HistoflareError(
             f"{sys.executable}: FLARE cannot start jobs with a Python whose path has a blank or a quote in "
             "it; move the environment.",
             reason="FEDERATION_FAILED",
         )
-    if not _breaks_command_lines(str(workspace)):
+    if not processes.breaks_command_lines(str(workspace)):
         return None
     folder = tempfile.mkdtemp(prefix=TEMPORARY_PREFIX)
-    if _breaks_command_lines(folder):
+    if processes.breaks_command_lines(folder):
         raise HistoflareError(
             f"{workspace}: FLARE cannot work in a folder whose path has a blank or a quote in it.",
             reason="FEDERATION_FAILED",
         )
     return folder
-
-
-def _breaks_command_lines(path: str) -> bool:
-    return any(letter.isspace() or letter in "'\"\\#" for letter in path)
 
 
 def kit_environment() -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.abstract.model import ModelLearnable, ModelLearnableKey, make_model_learnable
 from nvflare.app_common.abstract.model_persistor import ModelPersistor
 from nvflare.app_common.app_constant import AppConstants
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from histoflare.errors import JobError
 from histoflare.flare.job import job_of
@@ -19,15 +19,12 @@ from histoflare.flare.job_files import START_MODEL_FILE
 from histoflare.flare.job_schema import EVALUATION
 from histoflare.flare.record import run_folder
 from histoflare.flare.tensors import apart, as_arrays, as_state
-from histoflare.model_file import GLOBAL_MODEL
+from histoflare.model_file import GLOBAL_MODEL_FILE, describe_model, write_model_file
+from histoflare.privacy.protocol import digest
 from histoflare.rounds.state import State, check_tensors, model_state
-from histoflare.site.run_name import is_run_name
-from histoflare.storage import atomic_path
 
-GLOBAL_MODEL_FILE = "global_model.safetensors"
 BEST_MODEL_FILE = "best_model.safetensors"
-"""Their one metadata entry is JSON (safetensors writes several in no fixed order): ``round``, ``run``,
-``task``, and for the best model ``metric`` and ``value``."""
+"""Its header's ``training`` also says ``metric`` and ``value``."""
 
 
 class SeededPersistor(ModelPersistor):
@@ -50,49 +47,37 @@ class SeededPersistor(ModelPersistor):
 
     def save_model(self, model: ModelLearnable, fl_ctx: FLContext) -> None:
         """Write the global model of this round."""
-        self._write(GLOBAL_MODEL_FILE, model, fl_ctx, {"round": fl_ctx.get_prop(AppConstants.CURRENT_ROUND)})
+        self._write(GLOBAL_MODEL_FILE, model, fl_ctx, int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND)))
 
     def save_best(self, model: ModelLearnable, value: float, metric: str, fl_ctx: FLContext) -> None:
         """Write the best global model so far, with what made it the best."""
         before = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND)) - 1  # the model as this round began with it
-        self._write(BEST_MODEL_FILE, model, fl_ctx, {"round": before, "metric": metric, "value": value})
+        self._write(BEST_MODEL_FILE, model, fl_ctx, before, {"metric": metric, "value": value})
 
-    def _write(self, name: str, model: ModelLearnable, fl_ctx: FLContext, facts: dict[str, Any]) -> None:
+    def _write(
+        self,
+        name: str,
+        model: ModelLearnable,
+        fl_ctx: FLContext,
+        round_index: int,
+        training: Mapping[str, Any] | None = None,
+    ) -> None:
         job = job_of(fl_ctx)
-        facts = facts | {"run": job.run or fl_ctx.get_job_id(), "task": job.task.to_json()}
-        metadata = {GLOBAL_MODEL: json.dumps(facts, sort_keys=True)}
+        header = describe_model(
+            job.task,
+            mosaic=getattr(job.task, "mosaic", None),
+            protocol_sha256=digest(job.protocol),
+            run=job.run or fl_ctx.get_job_id(),
+            round_index=round_index,
+            training={
+                "strategy": job.strategy.name,
+                "rounds": job.rounds,
+                "seed": job.seed,
+                **(training or {}),
+            },
+        )
         state = apart(as_state(model[ModelLearnableKey.WEIGHTS]))
-        with atomic_path(run_folder(fl_ctx) / name) as partial:
-            save_file(state, partial, metadata=metadata)
-
-
-def read_facts(path: Path) -> dict[str, Any]:
-    """Return what a global model's file says of itself.
-
-    Raises:
-        JobError: The file is missing, damaged or no global model.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            facts: dict[str, Any] = json.loads((file.metadata() or {})[GLOBAL_MODEL])
-            _check_facts(facts)
-    except FileNotFoundError:
-        raise JobError(f"{path}: not found.", reason="MODEL_FILE_MISSING") from None
-    except (SafetensorError, OSError):
-        raise JobError(
-            f"{path}: damaged or cut short; take an earlier copy, or start the job anew.",
-            reason="MODEL_FILE_INVALID",
-        ) from None
-    except (KeyError, ValueError, TypeError):
-        raise JobError(f"{path}: not a global model of a federation.", reason="MODEL_FILE_INVALID") from None
-    return facts
-
-
-def _check_facts(facts: Any) -> None:
-    """Raise KeyError, TypeError or ValueError unless this is what a global model's file says."""
-    index, task = facts["round"], facts["task"]
-    if type(index) is not int or index < 0 or not isinstance(task, dict) or not is_run_name(facts["run"]):
-        raise ValueError
+        write_model_file(run_folder(fl_ctx) / name, state, header)
 
 
 def read_state(path: Path, like: State) -> State:

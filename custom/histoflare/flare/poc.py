@@ -15,6 +15,7 @@ Everything it makes is below its workspace; the user's ~/.nvflare is neither rea
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import time
@@ -26,7 +27,7 @@ from typing import Any
 
 from histoflare.errors import HistoflareError
 from histoflare.flare import processes
-from histoflare.flare.admin import LOST_SECONDS, STATUS_SECONDS, Admin
+from histoflare.flare.admin import LOST_SECONDS, STATUS_SECONDS, WEEK_SECONDS, Admin
 from histoflare.flare.kits import Agreement, Kits, kit_environment, make_kits, plan_project
 from histoflare.flare.result import read_rounds
 from histoflare.site.configuration import SiteConfiguration
@@ -38,7 +39,6 @@ COMPLETED = "FINISHED:COMPLETED"
 REGISTER_SECONDS = 120.0
 SHUT_DOWN_SECONDS = 10.0
 POLL_SECONDS = 0.3
-WEEK_SECONDS = 7 * 86400.0
 
 
 class Federation:
@@ -67,12 +67,12 @@ class Federation:
             HistoflareError: A federation is running there (FEDERATION_RUNNING), or FLARE cannot make the
                 kits (FEDERATION_FAILED).
         """
-        workspace = workspace.absolute()
+        workspace = workspace.resolve()
         refuse_running(workspace)
         plan_project(workspace, sites, agreement, port=0)  # what is wrong is said before anything is lost
         workspace.mkdir(parents=True, exist_ok=True)
         if (earlier := _read_state(workspace)) is not None:
-            earlier.remove_temporary()  # its process was killed
+            earlier.leave_temporary(workspace)  # its process was killed
         shutil.rmtree(workspace / "logs", ignore_errors=True)
         kits = make_kits(workspace, sites, agreement)
         write_json(workspace / STATE_FILE, asdict(kits))
@@ -88,7 +88,7 @@ class Federation:
         kits = _read_state(workspace)
         if kits is None:
             raise HistoflareError(f"{workspace}: no federation there.", reason="FEDERATION_STOPPED")
-        return cls(workspace.absolute(), kits)
+        return cls(workspace.resolve(), kits)
 
     def __enter__(self) -> Federation:
         self._signals.enter_context(processes.ended_by_signals())
@@ -220,8 +220,8 @@ class Federation:
     def stop(self) -> None:
         """End everything: the lead's shutdown first, then SIGTERM, then SIGKILL.
 
-        Signals are held back meanwhile (some seconds). Kits, logs and jobs stay; kits in a temporary
-        folder (``make_kits``) go, and the jobs with them.
+        Signals are held back meanwhile (some seconds). Kits, logs and jobs stay; those in a temporary
+        folder (``make_kits``) come into the workspace.
 
         Raises:
             HistoflareError: A process cannot be ended (FEDERATION_RUNNING).
@@ -234,7 +234,7 @@ class Federation:
             for process in self._started.values():
                 process.wait()
             self._started.clear()
-            self.kits.remove_temporary()
+            self.kits.leave_temporary(self.workspace)
             with suppress(HistoflareError):
                 if _read_state(self.workspace) == self.kits:
                     (self.workspace / STATE_FILE).unlink(missing_ok=True)
@@ -300,7 +300,7 @@ def refuse_running(workspace: Path) -> None:
     if kits is not None and processes.find(kits.name):
         raise HistoflareError(
             f"A federation is running in {workspace}. Stop it first: "
-            f"histoflare poc stop --workspace {workspace}",
+            + shlex.join(["histoflare", "poc", "stop", "--workspace", str(workspace)]),
             reason="FEDERATION_RUNNING",
         )
 

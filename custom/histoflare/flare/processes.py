@@ -61,7 +61,7 @@ def start(
         detached: False: the kernel kills it when the thread that called this ends, however it ends (Linux).
     """
     if not detached:
-        command = [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
+        command = [sys.executable, "-P", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
     make_folder(log.parent)
     with os.fdopen(open_private(log, os.O_WRONLY | os.O_APPEND), "ab") as output:
         return subprocess.Popen(
@@ -120,6 +120,11 @@ def _signal(processes: Sequence[psutil.Process], number: signal.Signals) -> None
             process.send_signal(number)
         except psutil.NoSuchProcess:
             continue
+
+
+def breaks_command_lines(path: str) -> bool:
+    """Return whether FLARE starts no job with this path: it splits command lines at blanks and quotes."""
+    return any(letter.isspace() or letter in "'\"\\#" for letter in path)
 
 
 def free_port() -> int:

@@ -47,6 +47,9 @@ TRUST = {"untrusted": "dp-patient", "trusted": "trusted-server"}
 HEART_BEAT_TIMEOUT = 600
 """Seconds, as FLARE has it."""
 
+MOST_NAME = 64
+"""Letters of a name in a certificate (RFC 5280: ub-common-name, ub-organization-name)."""
+
 START_SCRIPT = "sub_start.sh"
 ARENAS = "export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-4}\n"
 """In FLARE's start script: glibc's heaps for the threads of a process, unless its environment says so."""
@@ -138,7 +141,11 @@ class SitePolicyBuilder(Builder):
         self.loopback = loopback
 
     def initialize(self, project: Project, ctx: ProvisionContext) -> None:
-        """Close the folder of the consortium's private key before there is a key."""
+        """Check the names, and close the folder of the consortium's private key before there is a key."""
+        try:
+            check_names([(each.name, each.org) for each in project.get_all_participants()])
+        except JobError as error:
+            raise SystemExit(str(error)) from None  # FLARE would show where in its code it is raised
         _keep_authority_private(Path(ctx.get_state_dir()))
 
     def finalize(self, project: Project, ctx: ProvisionContext) -> None:
@@ -182,6 +189,30 @@ class SitePolicyBuilder(Builder):
         write_json(local / PRIVACY_FILE, privacy_configuration(list(self.policies), self.default_scope))
         write_protocols(local / PROTOCOL_FILE, self.protocols)
         (local / ProvFileName.PRIVACY_JSON_SAMPLE).unlink(missing_ok=True)
+
+
+def check_names(participants: Sequence[tuple[str, str]]) -> None:
+    """Refuse names that no certificate can have, or that differ in capitals only.
+
+    Args:
+        participants: Name and organization of each.
+
+    Raises:
+        JobError: Some are too long, or two are the same.
+    """
+    names = [name for name, _ in participants]
+    long = [text for pair in participants for text in pair if len(text) > MOST_NAME]
+    if long:
+        raise JobError(
+            f"{', '.join(long)}: a certificate has up to {MOST_NAME} letters for a participant's name, and "
+            "for its org."
+        )
+    if len({name.casefold() for name in names}) < len(names):
+        twice = [name for name in names if sum(name.casefold() == other.casefold() for other in names) > 1]
+        raise JobError(
+            f"{', '.join(twice)}: names of participants that are the same but for capitals; where these do "
+            "not count (Windows, macOS) they share a folder."
+        )
 
 
 def _keep_authority_private(state: Path) -> None:

@@ -27,6 +27,7 @@ class RoundRecord:
         sent, answered: Site → when its task left, when its reply came.
         refused: Site → fixed reason code of what it answered instead of a result.
         taking_part: Whose updates were combined.
+        given_up: Why the run ended with this round; empty if it did not.
         stamps: Site → what its gate says of the update: ``scope``, ``mechanism``, ``spend`` (what one patient
             spent in this round), ``seeded_noise``.
         metrics: Site → metrics of the model it received, as far as its policy let them out.
@@ -44,6 +45,7 @@ class RoundRecord:
     answered: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     taking_part: list[str] = field(default_factory=list)
+    given_up: str = ""
     stamps: dict[str, dict[str, Any]] = field(default_factory=dict)
     metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)
     validation: float | None = None
@@ -72,7 +74,11 @@ class RoundRecord:
             "bytes_down": self.bytes_down,
             "unix_time": round(time.time(), 3),
         }
-        ending = {"validation": self.validation, "stopped": self.stopped}
+        ending = {
+            "given_up": self.given_up or None,
+            "validation": self.validation,
+            "stopped": self.stopped,
+        }
         return row | {name: value for name, value in ending.items() if value is not None}
 
     def _seconds(self, site: str) -> dict[str, float]:

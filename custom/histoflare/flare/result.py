@@ -10,8 +10,8 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from histoflare.flare.persistor import GLOBAL_MODEL_FILE
 from histoflare.flare.record import EVALUATION_FILE, ROUNDS_FILE, SITES_FILE
+from histoflare.model_file import GLOBAL_MODEL_FILE
 from histoflare.rounds.state import State
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.records import RunRecords
@@ -92,6 +92,13 @@ def load_site_states(sites: Mapping[str, SiteConfiguration], run: str) -> dict[s
         JobError: A site's notes are damaged (RECORDS_INVALID).
     """
     return {site: RunRecords(where.records, run, site).load_state() for site, where in sites.items()}
+
+
+def read_mean_loss(sites: Mapping[str, SiteConfiguration], run: str) -> float | None:
+    """Return the mean of the training losses that sites of one machine noted last; None before the first."""
+    noted = [RunRecords(where.records, run, site).read_loss() for site, where in sites.items()]
+    known = [loss for loss in noted if loss is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _read(path: Path) -> Any:

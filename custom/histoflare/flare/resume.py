@@ -19,9 +19,11 @@ from histoflare.errors import JobError
 from histoflare.flare.job import read_job
 from histoflare.flare.job_files import CONFIG_FOLDER, EARLIER_ROUNDS_FILE, META_FILE, read_files
 from histoflare.flare.job_variant import write_variant
-from histoflare.flare.persistor import GLOBAL_MODEL_FILE, read_facts, read_state
+from histoflare.flare.persistor import read_state
 from histoflare.flare.record import ROUNDS_FILE
+from histoflare.model_file import GLOBAL_MODEL_FILE, invalid, read_model_header
 from histoflare.rounds.state import model_state
+from histoflare.site.run_name import is_run_name
 from histoflare.storage import write_json
 
 META_FIELDS = ("name", "min_clients", "scope", "resource_spec", "deploy_map")
@@ -67,7 +69,9 @@ def read_run(folder: Path) -> StoppedRun:
     model = workspace / GLOBAL_MODEL_FILE
     for path in (configuration, meta_file, model, workspace / ROUNDS_FILE):
         refuse_links(folder, path)
-    facts = read_facts(model)
+    header = read_model_header(model)
+    if header.round is None or header.run is None or not is_run_name(header.run):
+        raise invalid(model, "its header does not say which round of which run it is of")
     try:
         meta = json.loads(meta_file.read_text())
         deployed = {site for app in meta["deploy_map"].values() for site in app} - {"server"}
@@ -81,9 +85,9 @@ def read_run(folder: Path) -> StoppedRun:
         configuration=configuration,
         meta=meta,
         sites=tuple(sorted(deployed)) or None,
-        rows=[row for row in rows if row["round"] <= facts["round"]],
-        run=facts["run"],
-        next_round=facts["round"] + 1,
+        rows=[row for row in rows if row["round"] <= header.round],
+        run=header.run,
+        next_round=header.round + 1,
     )
 
 

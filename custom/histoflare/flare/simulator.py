@@ -27,11 +27,12 @@ from histoflare.flare.result import (
     FederationRun,
     count_finished,
     load_site_states,
+    read_mean_loss,
     read_result,
     read_rounds,
 )
 from histoflare.flare.site_policy import PRIVACY_FILE, policy_file, privacy_configuration, write_first_policy
-from histoflare.flare.workstation import write_policy
+from histoflare.flare.workstation import OnRounds, for_fewer_sites, write_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
 from histoflare.site.configuration import SITES_VARIABLE, SiteConfiguration, write_site_file
 from histoflare.site.ledgers import on_workstation
@@ -45,14 +46,14 @@ SIMULATED_SCOPE = "histoflare.flare.simulated_scope.SimulatedScope"
 def run_simulation(
     job: Job,
     sites: Mapping[str, SiteConfiguration],
-    on_round: Callable[[int], None] | None = None,
+    on_round: OnRounds | None = None,
 ) -> FederationRun:
     """Run a job over ``sites`` to its end, each under this package's policy for the job's scope.
 
     Args:
         job: The job; fewer rounds in the result than it says is an error.
         sites: Site names and where each keeps its manifest and bags. Each gets a ledger if it has none.
-        on_round: Called with the number of finished rounds whenever it grows.
+        on_round: Called while it runs, see :data:`OnRounds`.
 
     Raises:
         JobError: The job did not finish; the message ends with the last lines of its log.
@@ -66,8 +67,15 @@ def run_simulation(
         log_path = Path(scratch) / "log.txt"
         # The simulator gives every job the same id; the sites keep their notes by the run's name.
         run = f"simulation-{uuid.uuid4().hex}"
-        folder = write_variant(job.folder, Path(scratch) / "job" / job.name, {"run": run})
-        code = _run_to_the_end(folder, workspace, configurations, sorted(sites), log_path, on_round)
+        changes = {"run": run, **for_fewer_sites(job, len(sites))}
+        folder = write_variant(job.folder, Path(scratch) / "job" / job.name, changes)
+        until = time.monotonic() + job.longest_seconds
+
+        def tell() -> None:
+            if on_round is not None:
+                on_round(_finished_rounds(workspace), read_mean_loss(sites, run))
+
+        code = _run_to_the_end(folder, workspace, configurations, sorted(sites), log_path, until, tell)
         result = _collect(workspace, code, job.rounds, log_path.read_text(errors="replace"))
     return FederationRun(result, None, load_site_states(sites, run))
 
@@ -90,9 +98,17 @@ def _run_to_the_end(
     configurations: Path,
     sites: list[str],
     log_path: Path,
-    on_round: Callable[[int], None] | None,
+    until: float,
+    tell: Callable[[], None],
 ) -> int:
-    command = [sys.executable, "-m", "nvflare.private.fed.app.simulator.simulator", str(job_folder.resolve())]
+    """Return the simulator's exit code; one that has not ended by ``until`` (monotonic) is ended."""
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "nvflare.private.fed.app.simulator.simulator",
+        str(job_folder.resolve()),
+    ]
     command += ["-w", str(workspace), "-c", ",".join(sites), "-t", str(len(sites))]
     environment = {**os.environ, SITES_VARIABLE: str(configurations), "OMP_NUM_THREADS": "1"}
     with log_path.open("wb") as log:
@@ -105,10 +121,9 @@ def _run_to_the_end(
             start_new_session=True,
         )
         try:
-            while process.poll() is None:
+            while process.poll() is None and time.monotonic() < until:
                 time.sleep(POLL_SECONDS)
-                if on_round is not None:
-                    on_round(_finished_rounds(workspace))
+                tell()
         finally:
             _stop(process)
     return process.returncode

@@ -9,7 +9,6 @@ from pathlib import Path
 from nvflare.apis.controller_spec import ClientTask, Task
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
-from nvflare.apis.impl.bcast_manager import _KEY_MIN_RESPS, _KEY_MIN_RESPS_RCV_TIME
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.app_common.app_event_type import AppEventType
@@ -31,13 +30,17 @@ TASK_CHECK_SECONDS = 0.05
 
 
 class AskingScatterAndGather(ScatterAndGather):
-    """Sends a round's task to the sites that the strategy asks, waits for those, records what happened.
+    """Sends a round's task to the sites that the strategy asks, waits for all of them, records what happened.
 
-    Three things differ from FLARE's own. It sends the task to every site; here the sites asked get it, and
-    none is told who the others are. It counts a refusal as an answer: where ``min_clients`` sites refuse at
-    once, the round would close ``wait_time_after_min_received`` later, without the sites that train. Here a
-    refusal does not count. And a round that was given up with too few updates ends the job, where FLARE would
-    combine those (not with ``ignore_result_error = true``: then a site that fails loses its turn).
+    Three things differ from FLARE's own:
+
+    * FLARE sends the task to every site. Here only the sites asked get it, and none is told who the others
+      are. A site that FLARE deems disconnected gets none until it is back.
+    * FLARE closes a round soon after ``min_clients`` sites have answered, so that two fast sites leave out
+      the slow ones, who have paid for the round. Here a round lasts until every site that got the task has
+      answered, with an update or a refusal, or until ``round_seconds`` are over.
+    * FLARE combines whatever there is then. Here fewer than ``least_sites`` updates end the job (not where
+      the strategy skips sites: then a site without an update loses its turn).
 
     Args:
         custom: FLARE's folder for a job's own code, beside the one of its configuration. There is none here,
@@ -49,10 +52,10 @@ class AskingScatterAndGather(ScatterAndGather):
         super().__init__(
             num_rounds=job.rounds - job.start_round,
             start_round=job.start_round,
-            min_clients=job.min_clients,
-            wait_time_after_min_received=job.late_seconds,
+            min_clients=job.least_sites,  # what must stay within reach when a site refuses
+            wait_time_after_min_received=0,
             train_task_name=TASK_OF[job.kind],
-            train_timeout=0,  # seconds; 0 waits without limit for min_clients
+            train_timeout=job.round_seconds,
             task_check_period=TASK_CHECK_SECONDS,
             ignore_result_error=True if job.strategy.skips_sites else None,
             # No snapshots: FLARE cannot resume from them, and they hold every tensor once more.
@@ -66,7 +69,6 @@ class AskingScatterAndGather(ScatterAndGather):
         self._record = RunRecord()
         self._board = Board()
         self._current: RoundRecord | None = None
-        self._required = 1
 
     def broadcast_and_wait(
         self,
@@ -77,17 +79,17 @@ class AskingScatterAndGather(ScatterAndGather):
         wait_time_after_min_received: int = 0,
         abort_signal: Signal | None = None,
     ) -> None:
-        """Send the task to the sites asked; ``min_responses`` is never more than there are of them."""
+        """Send the task to the sites asked, and wait for all of them that are there."""
         sites = sorted(client.name for client in self._engine.get_clients())
         asked = task.data.get_header(ASKED) or sites
         task.data.set_header(ASKED, None)
-        self._current_num_targets = len(asked)
+        there = [site for site in asked if self.get_client_disconnect_time(site) is None]
+        self._current_num_targets = len(there)
         self._current = RoundRecord(self._current_round, sites, list(asked))
-        self._task = task
-        self._required = min(min_responses, len(asked))
-        super().broadcast_and_wait(
-            task, fl_ctx, asked, self._required, wait_time_after_min_received, abort_signal
-        )
+        if there:
+            super().broadcast_and_wait(
+                task, fl_ctx, there, len(there), wait_time_after_min_received, abort_signal
+            )
         self._current.ended = time.monotonic()
         self._require_updates(fl_ctx, abort_signal)
         self._keep_best(fl_ctx)
@@ -132,7 +134,6 @@ class AskingScatterAndGather(ScatterAndGather):
             if not accepted:
                 self._current.refused.setdefault(client_name, "UPDATES_INVALID")
                 self._record.write(self._current, fl_ctx, finished=False)
-                self._do_not_count()
             elif client_name in self.aggregator.metrics:
                 self._current.metrics[client_name] = self.aggregator.metrics[client_name]
         return accepted
@@ -148,27 +149,30 @@ class AskingScatterAndGather(ScatterAndGather):
         if isinstance(pseudonym, str) and is_pseudonym(pseudonym):
             self._record.name(site, pseudonym, fl_ctx)
 
-    def _do_not_count(self) -> None:
-        """FLARE has counted a refusal as an answer: ask for one more."""
-        properties = self._task.props
-        properties[_KEY_MIN_RESPS] = min(properties[_KEY_MIN_RESPS] + 1, len(self._task.targets))
-        if len(self.aggregator.taking_part) < self._required:
-            properties[_KEY_MIN_RESPS_RCV_TIME] = None  # the wait for late sites has not begun
-
     def _require_updates(self, fl_ctx: FLContext, abort_signal: Signal | None) -> None:
-        """End the job if a round was given up with fewer updates than it needs (a time-out, sites gone).
+        """End the job if a round ended with fewer updates than it needs (its time is over, sites are gone).
 
         FLARE would combine what there is. The last whole round's model is kept, and a job can go on from it.
         """
         came = len(self.aggregator.taking_part)
-        if self.ignore_result_error is True or came >= self._required:
+        if self.ignore_result_error is True or came >= self._min_clients or self._current is None:
             return
-        if self._current is not None and (abort_signal is None or not abort_signal.triggered):
-            self._current.taking_part = []
-            self._record.write(self._current, fl_ctx, finished=False)
-            self.system_panic(
-                f"round {self._current_round}: {came} of at least {self._required} updates came", fl_ctx
+        self._current.taking_part = []
+        left = sum(self.get_client_disconnect_time(site) is None for site in self._current.sites)
+        ended = abort_signal is not None and abort_signal.triggered
+        if not ended:
+            self._current.given_up = f"{came} of at least {self._min_clients} updates came"
+        # FLARE ends a job by itself where too few sites are left, or too many refuse; the record says why.
+        elif left < self._min_clients:
+            self._current.given_up = f"{left} of at least {self._min_clients} sites are left"
+        elif (refused := len(self._current.refused)) > self._current_num_targets - self._min_clients:
+            self._current.given_up = (
+                f"{refused} of {self._current_num_targets} sites refused, and at least {self._min_clients} "
+                "updates are needed"
             )
+        self._record.write(self._current, fl_ctx, finished=False)
+        if not ended:
+            self.system_panic(f"round {self._current_round + 1}: {self._current.given_up}", fl_ctx)
 
     def _keep_best(self, fl_ctx: FLContext) -> None:
         """Keep the model the sites were sent, if it is the best by what all who took part said of it.

@@ -11,19 +11,20 @@ from typing import Any
 
 from histoflare.errors import JobError
 from histoflare.flare import processes
-from histoflare.flare.job import Job
+from histoflare.flare.job import Job, read_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.kits import Agreement
-from histoflare.flare.persistor import GLOBAL_MODEL_FILE
 from histoflare.flare.poc import Federation
 from histoflare.flare.result import (
     FederationResult,
     FederationRun,
     count_finished,
     load_site_states,
+    read_mean_loss,
     read_result,
 )
 from histoflare.flare.site_policy import policy_file
+from histoflare.model_file import GLOBAL_MODEL_FILE
 from histoflare.privacy.policy import POLICIES
 from histoflare.report.reasons import explain
 from histoflare.site.configuration import SiteConfiguration
@@ -36,8 +37,8 @@ MINIMUM_PATIENTS = 1
 Phase = Callable[[str], AbstractContextManager[None]]
 """Times a named part of the work."""
 
-OnRounds = Callable[[int], None]
-"""Called with the number of finished rounds whenever it grows."""
+OnRounds = Callable[[int, float | None], None]
+"""Called with the number of finished rounds and the sites' mean training loss, as far as it is known."""
 
 
 def run_on_workstation(
@@ -72,8 +73,14 @@ def run_on_workstation(
         with phase("start"):
             federation.start()
         with phase("federated rounds"), _scratch() as scratch:
-            variant = write_variant(job.folder, scratch / job.name, {}, sites=sorted(sites))
-            run, training = _run_job(federation, variant, job.rounds, on_rounds)
+            fewer = for_fewer_sites(job, len(sites))
+            variant = write_variant(job.folder, scratch / job.name, fewer, sites=sorted(sites))
+
+            def tell(job_id: str, finished: int) -> None:
+                if on_rounds is not None:
+                    on_rounds(finished, read_mean_loss(sites, job_id))
+
+            run, training = _run_job(federation, variant, job.rounds, tell)
         asked = None
         if evaluation is not None:
             with phase("evaluation at the sites"), _scratch() as scratch:
@@ -84,6 +91,11 @@ def run_on_workstation(
         with phase("stop"):
             federation.stop()
     return FederationRun(training, asked, load_site_states(sites, run))
+
+
+def for_fewer_sites(job: Job, sites: int) -> dict[str, Any]:
+    """Return the change with which a job runs although fewer sites are there than it says must answer."""
+    return {"least_sites": sites} if sites < job.least_sites else {}
 
 
 def agreement_of(job: Job, folder: Path) -> Agreement:
@@ -128,7 +140,8 @@ def write_evaluation(
         model: Its last global model; None leaves that to be given later.
         sites: Who is asked; None asks all.
     """
-    changes: dict[str, Any] = {"run": run, "seed": job.seed, "answer_seconds": job.answer_seconds}
+    same = ("seed", "round_seconds", "answer_seconds")
+    changes: dict[str, Any] = {name: getattr(job, name) for name in same} | {"run": run}
     changes |= {f"task.{name}": value for name, value in job.task.to_json().items() if name != "seed"}
     changes |= {f"protocol.{name}": value for name, value in job.protocol.items()}
     return write_variant(
@@ -140,21 +153,22 @@ def _run_job(
     federation: Federation,
     folder: Path,
     rounds: int,
-    on_rounds: OnRounds | None = None,
+    on_rounds: Callable[[str, int], None] = lambda *_: None,
     may_be_refused: bool = False,
 ) -> tuple[str, FederationResult]:
     """Return the job's id and its result.
 
     Args:
+        on_rounds: Called with the job's id and the number of finished rounds.
         may_be_refused: Whether a job that sites refused is an answer too, and no error.
     """
+    longest_seconds = read_job(folder).longest_seconds
     job_id = federation.admin.submit(folder)
 
     def tell(rows: Sequence[Mapping[str, Any]]) -> None:
-        if on_rounds is not None:
-            on_rounds(count_finished(rows))
+        on_rounds(job_id, count_finished(rows))
 
-    status = federation.follow(job_id, tell)
+    status = federation.follow(job_id, tell, longest_seconds)
     federation.admin.download(job_id, federation.workspace / RESULTS_FOLDER)
     result = read_result(_result_folder(federation, job_id))
     refused = may_be_refused and bool(result.refused)
@@ -171,6 +185,8 @@ def _result_folder(federation: Federation, job_id: str) -> Path:
 def _describe(federation: Federation, job_id: str, status: str, result: FederationResult, rounds: int) -> str:
     """Return what to tell of a job that did not finish."""
     text = f"The job stopped after {result.finished_rounds} of {rounds} rounds ({status})."
+    if result.rounds and (why := result.rounds[-1].get("given_up")):
+        text += f"\n  It was given up in round {result.rounds[-1]['round'] + 1}: {why}."
     for site, code in result.refused.items():
         text += f"\n  {site}: {code}: {explain(code)}"
     log = _result_folder(federation, job_id) / "log.txt"

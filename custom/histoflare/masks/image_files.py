@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from histoflare.errors import MaskError
 from histoflare.masks.windows import IGNORE
+from histoflare.slides.image_file import UnreadableImageError, open_image, rgb_on_white
 
 Kind = Literal["IMAGE", "MASK"]
 
 COLOUR_MODES = {"RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "P", "PA"}
 INDEX_MODES = {"1", "L", "P"}
+IGNORED_COLOUR = (128, 128, 128)
+"""Of :data:`IGNORE` in the palette of a mask that an importer made."""
 WORDS: dict[Kind, str] = {"IMAGE": "image", "MASK": "mask"}
 
 
@@ -40,36 +41,15 @@ def read_file(path: Path, kind: Kind) -> bytes:
 
 
 def decode(content: bytes, path: Path, kind: Kind) -> Image.Image:
-    """Return a decoded image of its own mode; of several in one file the first.
+    """Return a decoded image of its own mode, the right way up (``slides.image_file``).
 
     Raises:
-        MaskError: It is damaged, of an unknown format, or of more pixels than Pillow takes for safe
-            (``Image.MAX_IMAGE_PIXELS``, about 9,400 x 9,400), all ``…_UNREADABLE``.
+        MaskError: As :func:`open_image`, all ``…_UNREADABLE``.
     """
-    reason = f"{kind}_UNREADABLE"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            Image.open(io.BytesIO(content)).verify()  # a PNG's checksums, and that it goes to its end
-            image = Image.open(io.BytesIO(content))
-        image.load()
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise MaskError(
-            f"{path}: has more than {Image.MAX_IMAGE_PIXELS} pixels, too many for one image: cut it into "
-            "several, or import the slide it comes from",
-            reason=reason,
-        ) from error
-    except UnidentifiedImageError as error:
-        raise MaskError(
-            f"{path}: not an image that can be read (PNG, JPEG and TIFF can), or damaged", reason=reason
-        ) from error
-    # Pillow's decoders raise many kinds of errors on damaged files
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError) as error:
-        raise MaskError(
-            f"{path}: the {WORDS[kind]} is damaged ({error}): copy it again from its source, or leave it out",
-            reason=reason,
-        ) from error
-    return image
+        return open_image(content, WORDS[kind])
+    except UnreadableImageError as error:
+        raise MaskError(f"{path}: {error}", reason=f"{kind}_UNREADABLE") from error
 
 
 def decode_image(content: bytes, path: Path) -> NDArray[np.uint8]:
@@ -84,11 +64,7 @@ def decode_image(content: bytes, path: Path) -> NDArray[np.uint8]:
             f"{path}: not a colour image of 8 bits a channel (its mode is {image.mode}). Is it a mask?",
             reason="IMAGE_UNREADABLE",
         )
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.new("RGB", image.size, (255, 255, 255))
-        image.paste(rgba, mask=rgba.getchannel("A"))
-    return np.asarray(image.convert("RGB"))
+    return rgb_on_white(image)
 
 
 def decode_mask(content: bytes, path: Path, labels: Sequence[str]) -> NDArray[np.uint8]:
@@ -98,14 +74,7 @@ def decode_mask(content: bytes, path: Path, labels: Sequence[str]) -> NDArray[np
         MaskError: It cannot be read or holds colours (``MASK_UNREADABLE``), has an index that no label has
             (``MASK_CLASS``), or not one annotated pixel (``MASK_EMPTY``).
     """
-    image = decode(content, path, "MASK")
-    if image.mode not in INDEX_MODES:
-        raise MaskError(
-            f"{path}: not a mask of class indices (8-bit gray or palette) but of mode {image.mode}. "
-            "'histoflare masks import' makes masks of other forms.",
-            reason="MASK_UNREADABLE",
-        )
-    mask = np.asarray(image).astype(np.uint8, copy=False)
+    mask = _values(decode(content, path, "MASK"), path, "a mask of class indices (8-bit gray or palette)")
     counts = class_counts(mask)
     unknown = [index for index in np.flatnonzero(counts) if index >= len(labels) and index != IGNORE]
     if unknown:
@@ -129,13 +98,45 @@ def decode_tissue(content: bytes, path: Path) -> NDArray[np.bool_]:
     Raises:
         MaskError: ``MASK_UNREADABLE``.
     """
-    image = decode(content, path, "MASK")
-    if image.mode not in INDEX_MODES:
-        raise MaskError(
-            f"{path}: a tissue image is gray and above 0 where tissue is; this one's mode is {image.mode}",
-            reason="MASK_UNREADABLE",
-        )
-    return np.asarray(image) > 0
+    return _values(decode(content, path, "MASK"), path, "a tissue image (gray, above 0 where tissue is)") > 0
+
+
+def is_binary(path: Path, counts: NDArray[np.int64]) -> bool:
+    """Tell whether a mask whose values have these ``counts`` looks like a binary one: of 0 and 255 alone.
+
+    A palette in which 255 has the colour of what is not annotated says that it is none: the importers' own.
+    """
+    if not counts[0] or not counts[IGNORE] or counts.sum() != counts[0] + counts[IGNORE]:
+        return False
+    palette = decode(read_file(path, "MASK"), path, "MASK").getpalette("RGB") or []
+    return tuple(palette[3 * IGNORE : 3 * IGNORE + 3]) != IGNORED_COLOUR
+
+
+def _values(image: Image.Image, path: Path, wanted: str) -> NDArray[np.uint8]:
+    """Return the values uint8 (h, w) of an image with one value a pixel, whatever the format it was saved in.
+
+    Wider numbers are taken if all fit into 8 bits, colours if they are grays, an alpha if it is opaque.
+    """
+    pixels = np.asarray(image)
+    fault = f"of mode {image.mode}"
+    if image.mode in ("LA", "RGB", "RGBA", "RGBX"):
+        bands = np.moveaxis(pixels, 2, 0)
+        if "A" in image.mode and (bands[-1] != 255).any():
+            fault += ", partly transparent"
+        elif (bands[: len(image.mode.rstrip("AX"))] == bands[0]).all():
+            return np.ascontiguousarray(bands[0])
+        else:
+            fault += ", in colours"
+    elif image.mode in INDEX_MODES:
+        return pixels.astype(np.uint8, copy=False)
+    elif image.mode.startswith("I"):
+        if pixels.min() >= 0 and pixels.max() <= 255:
+            return pixels.astype(np.uint8)
+        fault += f", with numbers up to {pixels.max()}: perhaps one for each object"
+    raise MaskError(
+        f"{path}: not {wanted} but {fault}. 'histoflare masks import' makes masks of other forms.",
+        reason="MASK_UNREADABLE",
+    )
 
 
 def class_counts(mask: NDArray[np.uint8]) -> NDArray[np.int64]:

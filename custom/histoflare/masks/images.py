@@ -17,18 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histoflare.errors import MaskError
-from histoflare.masks.image_files import class_counts, decode_mask, read_file
+from histoflare.masks.image_files import class_counts, decode_mask, is_binary, read_file
 from histoflare.masks.image_manifest import ImageRow, assign_image_splits, read_image_manifest
 from histoflare.masks.pixels import ImageRecord, PixelCache, ReadImage, read_record
+from histoflare.masks.resolution import agreed_mpp, is_same_mpp
 from histoflare.masks.windows import IGNORE, too_small
 from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
 
 __all__ = ["ImageCohort", "ImageRecord", "ReadImage", "load_image_cohort", "pooled_images"]
 
 CACHE_BYTES = 1 << 30
-SAME_MPP = 0.01
-"""Two resolutions this close (relative) are taken as equal."""
-
 LISTED_PROBLEMS = 20
 
 
@@ -128,8 +126,8 @@ def load_image_cohort(
         name: The site's name.
         manifest_path: The CSV of its images.
         labels: The job's class names, in its order.
-        mpp: Resolution the images must have (1 %); None takes any. An image that does not say its own is
-            taken with a warning.
+        mpp: Resolution the images must have (1 %); an image that does not say its own is taken with a
+            warning. None takes any, but one for all of them.
         window_px: Side that every image must have at least.
         split: The job's rule, for a manifest without a split column.
         cache_bytes: Pixels kept in memory.
@@ -144,6 +142,7 @@ def load_image_cohort(
     problems: list[str] = []
     warnings: list[str] = []
     unsaid: list[str] = []
+    binary: list[str] = []
     records = []
     seen = {"train": np.zeros(256, np.int64), "test": np.zeros(256, np.int64)}
     for done, row in enumerate(manifest.rows, start=1):
@@ -155,10 +154,24 @@ def load_image_cohort(
             problems.append(f"{where}: {error}")
         else:
             records.append(record)
+            if is_binary(row.mask, counts):
+                binary.append(f"line {row.line} ({row.mask.name})")
             if record.split in seen:
                 seen[record.split] += counts
         on_image(done, len(manifest.rows))
     problems += _in_two_splits(records)
+    if mpp is None:
+        stated = [row.mpp for row in manifest.rows]
+        try:
+            agreed = agreed_mpp({name: stated})
+        except MaskError as error:
+            problems.append(str(error))
+        else:
+            if agreed is not None:
+                warnings.append(
+                    f"no resolution is asked for, and every image is at {agreed:g} µm/px: name it in the "
+                    f"job's protocol.toml (mpp = {agreed:g}), or its model will not know its scale"
+                )
     if problems:
         listed = "".join(f"\n  {problem}" for problem in problems[:LISTED_PROBLEMS])
         more = len(problems) - LISTED_PROBLEMS
@@ -171,6 +184,14 @@ def load_image_cohort(
         warnings.append(
             f"{len(unsaid)} images do not say their resolution, from {unsaid[0]} on; they are taken for the "
             f"job's {mpp:g} µm/px"
+        )
+    if binary:
+        more = len(binary) - LISTED_PROBLEMS
+        warnings.append(
+            f"only 0 and 255 are in the mask of {', '.join(binary[:LISTED_PROBLEMS])}"
+            + (f" and of {more} more" if more > 0 else "")
+            + ": a binary mask? 255 means not annotated here; 'histoflare masks import binary' makes classes "
+            "of it"
         )
     warnings += _split_warnings(records, labels, seen)
     ordered = tuple(sorted(records, key=lambda record: record.slide_id))
@@ -245,7 +266,7 @@ def _mpp_problems(row: ImageRow, mpp: float | None, where: str, unsaid: list[str
     if row.mpp is None:
         unsaid.append(where)
         return []
-    if abs(row.mpp - mpp) > SAME_MPP * mpp:
+    if not is_same_mpp(row.mpp, mpp):
         return [f"{where}: at {row.mpp:g} µm/px, the job's images are at {mpp:g}: import it at that"]
     return []
 

@@ -1,4 +1,4 @@
-"""Outlines of the classes in a mask as GeoJSON, for QuPath.
+"""Outlines of the classes in a mask as GeoJSON, for QuPath, in the plane of the slide in which the mask lies.
 
 The outlines follow the edges of the pixels: filling them gives the mask back exactly. They are valid simple
 features: rings do not cross or touch themselves, holes lie inside and touch their polygon in single points at
@@ -39,13 +39,13 @@ def write_outlines(
     colours: Sequence[tuple[int, int, int]],
     *,
     l0_per_px: float,
-    l0_size_px: tuple[int, int],
     without: Sequence[str] = (),
     block_px: int = BLOCK_PX,
 ) -> int:
     """Write a feature for each region of each class; return how many there are.
 
-    A feature's geometry is a polygon in level-0 pixels of the slide, its ``classification`` the class.
+    A feature's geometry is a polygon in level-0 pixels, counted in the mask's plane, which the collection
+    names; its ``classification`` is the class.
 
     Args:
         path: GeoJSON file to write, whole or not at all.
@@ -53,7 +53,6 @@ def write_outlines(
         labels: Names of the classes 0, 1, …
         colours: Of the classes.
         l0_per_px: Level-0 pixels that a pixel of the mask spans along a side.
-        l0_size_px: (width, height) of the slide; the mask's last pixels may reach beyond it.
         without: Classes that get no outlines.
         block_px: Side of the blocks in pixels of the mask.
 
@@ -64,7 +63,8 @@ def write_outlines(
     width, height = mask.sizes_px[0]
     count = 0
     with atomic_path(path) as partial, partial.open("w", encoding="utf-8") as file:
-        file.write('{"type":"FeatureCollection","features":[')
+        said = json.dumps({"type": "FeatureCollection", **mask.plane.to_json()}, separators=(",", ":"))
+        file.write(said[:-1] + ',"features":[')
         for y in range(0, height, block_px):
             for x in range(0, width, block_px):
                 block = mask.read(0, x, y, min(block_px, width - x), min(block_px, height - y))
@@ -73,7 +73,7 @@ def write_outlines(
                     if not present[index]:
                         continue
                     for polygon in trace_polygons(block == index):
-                        rings = [_to_l0(ring, (x, y), l0_per_px, l0_size_px) for ring in polygon]
+                        rings = [_to_l0(ring, (x, y), l0_per_px, mask.plane.l0_size_px) for ring in polygon]
                         feature = _feature(rings, labels[index], colours[index % len(colours)])
                         file.write((",\n" if count else "\n") + json.dumps(feature, separators=(",", ":")))
                         count += 1
@@ -168,7 +168,10 @@ def _corners(
 def _to_l0(
     ring: Ring, at: tuple[int, int], l0_per_px: float, l0_size_px: tuple[int, int]
 ) -> list[list[float]]:
-    """Return a closed ring in level-0 pixels, rounded to hundredths, for a block at ``at`` in the mask."""
+    """Return a closed ring in level-0 pixels of the plane, to hundredths, for a block at ``at`` in the mask.
+
+    The mask's last pixels may reach beyond the plane.
+    """
     corners = [
         [min(round((corner[axis] + at[axis]) * l0_per_px, 2), float(l0_size_px[axis])) for axis in (0, 1)]
         for corner in ring

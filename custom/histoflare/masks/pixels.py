@@ -157,10 +157,11 @@ def read_record(image: Path, mask: Path, tissue: Path | None, labels: Sequence[s
 
 
 def _check_size(path: Path, what: str, shape: tuple[int, ...], image_shape: tuple[int, ...]) -> None:
+    turned = ": is one of them turned, or has an EXIF orientation that the other lacks?"
     if shape[:2] != image_shape[:2]:
         raise MaskError(
             f"{path}: the {what} has {shape[1]} x {shape[0]} px and its image {image_shape[1]} x "
-            f"{image_shape[0]} px",
+            f"{image_shape[0]} px" + (turned if shape[::-1] == image_shape[:2] else ""),
             reason="MASK_SIZE",
         )
 

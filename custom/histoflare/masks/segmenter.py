@@ -26,6 +26,7 @@ from histoflare.masks.slide_grid import SlideGrid, TissueMap, plan_grid, read_wi
 from histoflare.masks.stitcher import Stitcher
 from histoflare.masks.windows import IGNORE
 from histoflare.slides.mask_pyramid import write_mask_pyramid
+from histoflare.slides.planes import Plane, PlaneName
 from histoflare.slides.reader import Slide, fingerprint, slide_files
 
 OUTSIDE = IGNORE
@@ -34,7 +35,7 @@ OUTSIDE = IGNORE
 SIGMA_SCALE = 0.125
 """Standard deviation of the Gaussian weight as a share of a window's side; MONAI's default."""
 
-VERSION = 1
+VERSION = 2
 AHEAD = 2
 
 Blend = Literal["gaussian", "constant"]
@@ -89,6 +90,7 @@ class SegmentedSlide:
         outside: Value of the pixels without tissue: the background class, or :data:`OUTSIDE`.
         size_px, mpp: (width, height) of the mask, and its resolution in µm/px.
         l0_per_px: Level-0 pixels of the slide that a pixel of the mask spans along a side.
+        plane: The part of the slide that the mask covers.
         tissue_px: How many pixels of tissue each class has.
         windows, grid_windows: Windows with tissue, and all.
         windows_before: How many of ``windows`` an earlier, interrupted run had done.
@@ -100,6 +102,7 @@ class SegmentedSlide:
     size_px: tuple[int, int]
     mpp: float
     l0_per_px: float
+    plane: Plane
     tissue_px: tuple[int, ...]
     windows: int
     grid_windows: int
@@ -123,6 +126,7 @@ def segment_slide(
     batch: int = 8,
     threads: int = 1,
     blend: Blend = "gaussian",
+    plane: PlaneName = "bounds",
     again: bool = False,
     on_progress: Callable[[int, int], None] = lambda *_: None,
     also: Sequence[Callable[[SegmentedSlide], None]] = (),
@@ -144,6 +148,7 @@ def segment_slide(
         threads: That read.
         blend: How overlapping windows are averaged: by a Gaussian around the window's middle (MONAI's, at
             least 0.001 of its largest value), or evenly.
+        plane: The part of the slide that the mask covers; ``bounds`` is what QuPath shows.
         again: Start anew, whatever an interrupted run left.
         on_progress: Called with (windows done, windows in all); windows without tissue do not count.
         also: Called with the result once ``out`` is there; if one fails, the same call again only repeats the
@@ -165,11 +170,12 @@ def segment_slide(
         stride_px=model.stride_px,
         patch_px=model.patch_px,
         mpp=model.mpp,
+        plane=plane,
     )
     if not 1 <= len(model.labels) <= OUTSIDE or batch < 1:
         raise ValueError(f"{len(model.labels)} classes and batches of {batch} are out of range")
     outside = OUTSIDE if model.background is None else list(model.labels).index(model.background)
-    identity = _identity(slide, model, model_id, blend)
+    identity = _identity(slide, model, model_id, blend, grid.plane)
     tissue = TissueMap(slide, grid)
     columns = [tissue.columns(row) for row in range(len(grid.ys))]
     with scratch_for(out, identity, again=again) as folder:
@@ -183,7 +189,9 @@ def segment_slide(
         cells = CellStore(
             folder, grid.edges(grid.xs), grid.edges(grid.ys), grid.size_px, len(model.labels), outside
         )
-        write_mask_pyramid(folder / "mask.tiff", cells.read, grid.size_px, grid.out_mpp, scratch=folder)
+        write_mask_pyramid(
+            folder / "mask.tiff", cells.read, grid.size_px, grid.out_mpp, plane=grid.plane, scratch=folder
+        )
         (folder / "mask.tiff").replace(out)
         result = SegmentedSlide(
             path=out,
@@ -192,6 +200,7 @@ def segment_slide(
             size_px=grid.size_px,
             mpp=grid.out_mpp,
             l0_per_px=grid.l0_per_px,
+            plane=grid.plane,
             tissue_px=tuple(int(count) for count in cells.tissue_px()),
             windows=sum(map(len, columns)),
             grid_windows=len(grid.xs) * len(grid.ys),
@@ -202,7 +211,9 @@ def segment_slide(
     return result
 
 
-def _identity(slide: Slide, model: WindowModel, model_id: str, blend: Blend) -> Mapping[str, Any]:
+def _identity(
+    slide: Slide, model: WindowModel, model_id: str, blend: Blend, plane: Plane
+) -> Mapping[str, Any]:
     """Return what the mask depends on, up to roundings."""
     return {
         "version": VERSION,
@@ -216,6 +227,7 @@ def _identity(slide: Slide, model: WindowModel, model_id: str, blend: Blend) -> 
         "stride_px": model.stride_px,
         "patch_px": model.patch_px,
         "blend": blend,
+        **plane.to_json(),
     }
 
 

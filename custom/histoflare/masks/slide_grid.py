@@ -1,6 +1,7 @@
 """Where on a slide windows are read, where their answers lie in the mask, and which of them hold tissue.
 
-Planes: ``l0_`` is a pixel of the slide's level 0; sizes and offsets without a plane are pixels of the mask.
+Planes: ``l0_`` is a pixel of the slide's level 0; sizes and offsets without a plane are pixels of the mask,
+whose corner is that of the grid's ``plane`` (the slide's bounds, or level 0).
 A window of ``window_px`` at the model's mpp gives ``patch_px`` pixels of the mask, so one pixel of the mask
 spans ``l0_per_px`` = (level-0 pixels per pixel at the model's mpp) · window_px / patch_px level-0 pixels.
 
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from histoflare.slides.planes import Plane, PlaneName, plane_of
 from histoflare.slides.reader import Slide
 from histoflare.slides.tissue import COARSEST_MASK_MPP, MASK_PX_PER_PATCH, find_tissue
 
@@ -34,9 +36,10 @@ class SlideGrid:
         mpp: Resolution at which windows are read, µm/px.
         l0_per_px: Level-0 pixels that a pixel of the mask spans along a side.
         out_mpp: Resolution of the mask, µm/px.
-        size_px: (width, height) of the mask; its last column and row may reach beyond the slide.
-        xs, ys: Left and upper edges of the windows, ascending. On a slide smaller than a window the only
-            one is 0, and the window reaches beyond the slide (which is white there).
+        size_px: (width, height) of the mask; its last column and row may reach beyond the plane.
+        xs, ys: Left and upper edges of the windows, ascending. In a plane smaller than a window the only
+            one is 0, and the window reaches beyond it (a slide is white beyond its own edge).
+        plane: The part of the slide that the mask covers.
     """
 
     window_px: int
@@ -47,6 +50,7 @@ class SlideGrid:
     size_px: tuple[int, int]
     xs: tuple[int, ...]
     ys: tuple[int, ...]
+    plane: Plane
 
     @property
     def l0_side(self) -> float:
@@ -55,7 +59,8 @@ class SlideGrid:
 
     def l0_corner(self, x: int, y: int) -> tuple[int, int]:
         """Return the level-0 pixel nearest to the corner (x, y) of a pixel of the mask."""
-        return round(x * self.l0_per_px), round(y * self.l0_per_px)
+        l0_x, l0_y = self.plane.l0_xy
+        return l0_x + round(x * self.l0_per_px), l0_y + round(y * self.l0_per_px)
 
     def edges(self, offsets: tuple[int, ...]) -> tuple[int, ...]:
         """Return the borders between the cells that ``offsets`` (``xs`` or ``ys``) cut the mask into.
@@ -67,7 +72,13 @@ class SlideGrid:
 
 
 def plan_grid(
-    slide: Slide, *, window_px: int, stride_px: int, patch_px: int, mpp: float | None = None
+    slide: Slide,
+    *,
+    window_px: int,
+    stride_px: int,
+    patch_px: int,
+    mpp: float | None = None,
+    plane: PlaneName = "bounds",
 ) -> SlideGrid:
     """Return the windows of ``slide``.
 
@@ -75,6 +86,7 @@ def plan_grid(
         window_px, stride_px: Side and wanted distance of the windows at ``mpp``.
         patch_px: Side of a window's answer.
         mpp: Resolution of the windows in µm/px; None reads level 0 as it is.
+        plane: The part of the slide to cover.
 
     Raises:
         SlideError: The slide has no mpp, or is too coarse (see :meth:`Slide.read`).
@@ -84,7 +96,8 @@ def plan_grid(
         raise ValueError(f"no windows of {window_px} px every {stride_px} px, {patch_px} px out")
     mpp = slide.mpp if mpp is None else mpp
     l0_per_px = slide.l0_per_px(mpp) * window_px / patch_px
-    width, height = (max(1, math.ceil(side / l0_per_px - 1e-6)) for side in slide.info.l0_size_px)
+    covered = plane_of(slide.info, plane)
+    width, height = (max(1, math.ceil(side / l0_per_px - 1e-6)) for side in covered.l0_size_px)
     stride = max(1, stride_px * patch_px // window_px)
     return SlideGrid(
         window_px=window_px,
@@ -95,6 +108,7 @@ def plan_grid(
         size_px=(width, height),
         xs=_offsets(width, patch_px, stride),
         ys=_offsets(height, patch_px, stride),
+        plane=covered,
     )
 
 
@@ -149,11 +163,12 @@ class TissueMap:
         """Return which windows of ``row`` hold any tissue, ascending."""
         grid, step = self._grid, self._l0_per_cell
         # windows are read up to half a level-0 pixel beside their place
-        low_y, high_y = _span(grid.ys[row] * grid.l0_per_px - 0.5, grid.l0_side + 1, step)
+        l0_x, l0_y = grid.plane.l0_xy
+        low_y, high_y = _span(l0_y + grid.ys[row] * grid.l0_per_px - 0.5, grid.l0_side + 1, step)
         bits = np.bitwise_or.reduce(self._bits[low_y:high_y], axis=0)
         found = np.unpackbits(bits, count=self._shape[1])
         total = np.concatenate([[0], found.cumsum(dtype=np.int64)])
-        spans = [_span(x * grid.l0_per_px - 0.5, grid.l0_side + 1, step) for x in grid.xs]
+        spans = [_span(l0_x + x * grid.l0_per_px - 0.5, grid.l0_side + 1, step) for x in grid.xs]
         low, high = np.minimum(np.array(spans), len(found)).T
         return np.flatnonzero(total[high] > total[low])
 
@@ -167,11 +182,14 @@ class TissueMap:
         return _any(_any(part, low_y, high_y, 0), low_x, high_x, 1)
 
     def _cells(self, first: int, count: int, axis: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the first and the last cell of the tissue's mask that each of ``count`` pixels touches."""
-        ratio = self._grid.l0_per_px / self._l0_per_cell
-        places = np.round(np.arange(first, first + count + 1) * ratio, 9)
-        last = self._shape[axis] - 1
-        low = np.minimum(np.floor(places[:-1]).astype(np.int64), last)
+        """Return the first and the last cell of the tissue's mask that each of ``count`` pixels touches.
+
+        For a pixel beside the slide (bounds may reach beyond it) these are the cells at the slide's edge.
+        """
+        grid, last = self._grid, self._shape[axis] - 1
+        l0_places = grid.plane.l0_xy[1 - axis] + np.arange(first, first + count + 1) * grid.l0_per_px
+        places = np.round(l0_places / self._l0_per_cell, 9)
+        low = np.clip(np.floor(places[:-1]).astype(np.int64), 0, last)
         high = np.minimum(np.ceil(places[1:]).astype(np.int64) - 1, last)
         return low, np.maximum(high, low)
 
@@ -188,4 +206,5 @@ def _any(
 
 def _span(start: float, length: float, step: float) -> tuple[int, int]:
     """Return which cells of size ``step`` the stretch touches: the first, and the one after the last."""
-    return max(0, math.floor(round(start / step, 9))), math.ceil(round((start + length) / step, 9))
+    low = max(0, math.floor(round(start / step, 9)))
+    return low, max(low, math.ceil(round((start + length) / step, 9)))

@@ -20,7 +20,6 @@ a figure too large for a float          ∞
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -37,26 +36,39 @@ LEAST_NOISE = 1e-6
 MOST_NOISE = 1e6
 """Between these a noise multiplier is looked for. Noise beyond leaves nothing to learn from."""
 
+MOST_DELTA = 0.1
+"""A δ is the chance of no protection at all, and has to be well below 1 ÷ the number of patients: nobody
+protects fewer than ten."""
+
+_MOST_POINTS = 20_000
+"""Of a quadrature; noise so little that it takes more protects nobody, and its ρ is bounded more plainly."""
+
 _ROUNDING = 1e-14
 """Added to a sampled step's ρ, absolutely and relatively: ten times its rounding error in float64."""
 
 
 def epsilon(spends: Iterable[Spend], delta: float, accountant: str = "rdp") -> float:
-    """Return the ε of all ``spends`` together at ``delta``, in [0, ∞].
+    """Return the ε of all ``spends`` together at ``delta``, in [0, ∞]; see :func:`count`."""
+    return count(spends, delta, accountant)[0]
 
+
+def count(spends: Iterable[Spend], delta: float, accountant: str = "rdp") -> tuple[float, str]:
+    """Return the ε of all ``spends`` together at ``delta``, in [0, ∞], and whose figure it is.
+
+    The latter is ``accountant`` itself, or for ``pld`` the accountant whose plainer bound stands in for it.
     ``pld`` never answers with more than ``rdp``, and no parameter of an event decides its time (some
     seconds at most) or memory (some 100 MB): it returns
 
     * the exact Gaussian figure where no event is sampled;
     * otherwise the least of three upper bounds: RDP's, the exact one of the same events without sampling
       (a sampled step is an unsampled one whose output is now and then replaced), and PLD's;
-    * without PLD's where its distribution would not be worth making: losses wider than 2,000 (ε in the
-      hundreds), noise above 100,000, an event over 100,000 steps, more than 8 different events, or a δ below
-      1e-10 (the bounds of :mod:`~histoflare.privacy.privacy_loss`).
+    * without PLD's where its distribution would not be worth making: an ε in the hundreds of thousands, noise
+      above 100,000, an event over 100,000 steps, more than 8 different events, or a δ below 1e-10 (the
+      bounds of :mod:`~histoflare.privacy.privacy_loss`).
 
     Args:
         spends: The events; their order does not matter.
-        delta: In (0, 1), both ends excluded.
+        delta: Above 0, at most :data:`MOST_DELTA`.
         accountant: One of :data:`ACCOUNTANTS`.
 
     Raises:
@@ -77,20 +89,20 @@ def epsilon(spends: Iterable[Spend], delta: float, accountant: str = "rdp") -> f
             reason="PRIVACY_INVALID",
         )
     if not events:
-        return 0.0
+        return 0.0, accountant
     if any(event.noise_multiplier == 0 for event in events):
-        return math.inf
+        return math.inf, accountant
     if accountant == "gaussian" or (accountant == "pld" and unsampled):
-        return gaussian_epsilon(events, delta)
+        return gaussian_epsilon(events, delta), "gaussian"
     library = _rdp_library()
     orders = library.DEFAULT_RDP_ORDERS
-    rhos = {event: [rdp(event, order) for order in orders] for event in events}
-    totals = [sum(of_order) for of_order in zip(*rhos.values(), strict=True)]
+    totals = [sum(rdp(event, order) for event in events) for order in orders]
     bound = float(library.compute_epsilon(orders, totals, delta)[0])
-    if accountant == "rdp" or bound == math.inf:
-        return bound
-    pairs = {event: list(zip(orders, rhos[event], strict=True)) for event in events}
-    return min(bound, gaussian_epsilon(events, delta), pld_epsilon(pairs, delta))
+    if accountant == "rdp":
+        return bound, "rdp"
+    figures = {"pld": pld_epsilon(events, delta), "rdp": bound, "gaussian": gaussian_epsilon(events, delta)}
+    least = min(figures, key=lambda name: figures[name])
+    return figures[least], least
 
 
 def calibrate(
@@ -103,7 +115,7 @@ def calibrate(
 
     Args:
         target_epsilon: Above 0, finite.
-        delta: In (0, 1).
+        delta: Above 0, at most :data:`MOST_DELTA`.
         sample_rate: In (0, 1].
         steps: At least 0.
         accountant: One of :data:`ACCOUNTANTS`; ``gaussian`` needs sample_rate 1.
@@ -191,8 +203,12 @@ def least_noise(
 
 
 def _check(delta: float, accountant: str) -> None:
-    if not 0 < delta < 1:
-        raise JobError(f"delta: a number above 0 and below 1, not {delta!r}", reason="PRIVACY_INVALID")
+    if not 0 < delta <= MOST_DELTA:
+        raise JobError(
+            f"delta: a number above 0 and at most {MOST_DELTA}, not {delta!r}; it has to be well below 1 ÷ "
+            "the number of patients",
+            reason="PRIVACY_INVALID",
+        )
     if accountant not in ACCOUNTANTS:
         raise JobError(
             f"accountant: one of {', '.join(ACCOUNTANTS)}, not {accountant!r}", reason="PRIVACY_INVALID"
@@ -201,35 +217,59 @@ def _check(delta: float, accountant: str) -> None:
 
 @lru_cache(maxsize=16384)
 def _step_rdp(noise_multiplier: float, sample_rate: float, order: float) -> float:
-    """Return ρ of one step.
+    """Return ρ of one step: dp_accounting's at whole orders, the log of its moment ÷ (α - 1) between them.
 
-    dp_accounting's value is exact at whole orders. Between them it sums the moduli of an alternating series:
-    an upper bound, at times a poor one, and ∞ where the sum does not converge (sample_rate 0.5). There
-    (α - 1) ρ(α), the log of a moment, is convex in α and 0 at 1, so its chord is another.
+    Between whole orders dp_accounting sums the moduli of an alternating series, which is at times far above
+    the moment, and ∞ where the sum does not converge: its ε rose where noise grew. A quadrature is exact.
     """
     squared = noise_multiplier * noise_multiplier
     unsampled = order / (2 * squared) if squared > 0 else math.inf
     if sample_rate == 1 or not _ROUNDING < unsampled < 1e300:
         return unsampled
+    if order != math.floor(order):
+        log_moment = _log_moment(noise_multiplier, sample_rate, order)
+        return min(unsampled, (log_moment * (1 + _ROUNDING) + _ROUNDING) / (order - 1))
     library = _rdp_library()
     (value,) = library._compute_rdp_poisson_subsampled_gaussian(sample_rate, noise_multiplier, [order])
     # Rounding may take a tiny ρ below 0.
     bounds = [unsampled, max(0.0, float(value)) * (1 + _ROUNDING) + _ROUNDING]
-    below = math.floor(order)
-    if below < order:
-        lower = (below - 1) * _step_rdp(noise_multiplier, sample_rate, below) if below > 1 else 0.0
-        upper = below * _step_rdp(noise_multiplier, sample_rate, below + 1)
-        bounds.append((lower + (order - below) * (upper - lower)) / (order - 1))
     return min(bound for bound in bounds if not math.isnan(bound))
 
 
+def _log_moment(noise_multiplier: float, sample_rate: float, order: float) -> float:
+    """Return ln E[((1 - q) + q e^((2x - 1)/(2z²)))^α] over x ~ N(0, z²), for α above 1, or a bound of it.
+
+    By the trapezoid rule, whose error falls as exp(-2π a/h) with the step h, where a is how far the integrand
+    is analytic beside the real line: π z², where the base of the power is 0. With h = z²/2, and z/4 for
+    large z, that is below float64's rounding. For the little noise that takes too many points, above 2 the
+    chord between two whole orders (the log of a moment is convex in α); below 2 termwise
+    (a + b)^α <= a^α + α a^(α-1) b + b^α, which for so little noise is nearly exact.
+    """
+    import numpy as np
+    from scipy.special import logsumexp
+
+    z, q = noise_multiplier, sample_rate
+    step = min(z * z / 2, z / 4)
+    low, high = -12 * z, order + 12 * z  # beyond lies less than exp(-70) of the moment
+    if not (high - low) / step < _MOST_POINTS:
+        below = math.floor(order)
+        if below >= 2:
+            lower = (below - 1) * _step_rdp(z, q, below)
+            return lower + (order - below) * (below * _step_rdp(z, q, below + 1) - lower)
+        whole = order * math.log(q) + order * (order - 1) / 2 / z / z
+        rest = (order - 1) * math.log1p(-q) + math.log(1 - q + order * q)
+        return float(np.logaddexp(whole, rest))
+    x = np.arange(low, high, step)
+    log_ratio = np.logaddexp(math.log1p(-q), math.log(q) + (x - 0.5) / (z * z))  # (points,)
+    log_mass = -x * x / (2 * z * z) + math.log(step / (z * math.sqrt(2 * math.pi)))  # (points,)
+    if order * log_ratio.max() > 300:
+        return max(0.0, float(logsumexp(order * log_ratio + log_mass)))
+    # Since E[ratio] = 1, this is the moment - 1, without its cancellation; no term is below 0.
+    excess = np.expm1(order * log_ratio) - order * np.expm1(log_ratio)  # (points,)
+    return math.log1p(max(0.0, float(np.sum(np.exp(log_mass) * excess))))
+
+
 def _rdp_library() -> Any:
-    """Return dp_accounting's module; it would warn on stderr of each order between two whole ones."""
     from dp_accounting.rdp import rdp_privacy_accountant
 
-    logging.getLogger("absl").addFilter(_is_worth_saying)
     return rdp_privacy_accountant
-
-
-def _is_worth_saying(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith("_compute_log_a_frac failed to converge")

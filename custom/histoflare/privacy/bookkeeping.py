@@ -82,7 +82,7 @@ def gradients_of(
             reason="MODEL_NOT_PRIVATE",
         )
     pairs = {name: _joined(name, uses, len(losses)) for name, uses in kept.items() if uses}
-    squared, terms = torch.zeros((2, len(losses)), dtype=torch.float64)
+    squared, terms = torch.zeros((2, len(losses)), dtype=torch.float64, device=losses.device)
     grams: dict[Hashable, Tensor] = {}
     for name, (a, b) in pairs.items():
         size = _lengths(b)  # (P, T)

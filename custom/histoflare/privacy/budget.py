@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from histoflare.errors import JobError
-from histoflare.privacy.accountant import least_noise, rdp
+from histoflare.privacy.accountant import MOST_DELTA, least_noise, rdp
 from histoflare.privacy.sampler import sampler_delta
 from histoflare.privacy.spend import Spend
 
@@ -28,8 +28,6 @@ ORDERS: tuple[float, ...] = (
 )
 """The orders a budget chooses from: by hundredths from 1.02, by tenths from 1.1, whole from 11, in eighths of
 an octave from 256 to 16,384. A change of this grid changes what old budgets allow."""
-
-MOST_DELTA = 0.1
 
 MOST_OF_SAMPLER = 0.1
 """Of δ: a job whose noise takes a greater part of it, because no sampler is ideal, is refused."""

@@ -99,6 +99,7 @@ def private_gradient(
                 reason="PRIVACY_INVALID",
             )
     clipped = sum_one_by_one(model, losses, records, most)
-    noised = add_noise(clipped.tensors, std=std, noise=noise)
-    tensors = {name: noised[name].div_(batch_size).to(parameter.dtype) for name, parameter in kinds.items()}
+    noised = add_noise({name: t.cpu() for name, t in clipped.tensors.items()}, std=std, noise=noise)
+    # The noise comes from the CPU, where its source is, and is added there, in float64.
+    tensors = {name: noised[name].div_(batch_size).to(p.device, p.dtype) for name, p in kinds.items()}
     return PrivateGradient(tensors, clipped.norms, clipped.losses, clipped.failures)

@@ -44,6 +44,7 @@ def sum_one_by_one(model: nn.Module, losses: Losses, records: Iterable[Any], cli
     """Return Σ_r g_r · min(1, C / ‖g_r‖) (Abadi et al. 2016, algorithm 1), a record at a time, in float64.
 
     The norm is over all parameters together. No ``.grad`` is left; buffers are put back after each record.
+    Gradients and their sum are on the model's device, norms and losses on the CPU.
 
     Guarantee: one record more or less moves the sum by at most ``clip_norm`` in L2, for up to 2**20 records
     and whatever the model, its numbers included.
@@ -93,11 +94,11 @@ def sum_one_by_one(model: nn.Module, losses: Losses, records: Iterable[Any], cli
             if isinstance(error, JobError) and error.reason == "MODEL_NOT_PRIVATE":
                 raise
             failures.append(str(error) if isinstance(error, HistoflareError) else repr(error))
-            loss, gradients = torch.full((1,), math.nan), ()
+            loss, gradients = torch.full((1,), math.nan), ()  # on the CPU, as every loss below
         norm = _norm(gradients) if gradients else math.nan
         _add_clipped(gradients, norm, total, clip_norm * (1 - HEADROOM))
         norms.append(norm)
-        found.append(loss)
+        found.append(loss.cpu())
         for name, buffer in model.named_buffers():
             buffer.detach().copy_(buffers[name])
     return ClippedSum(total, torch.tensor(norms, dtype=torch.float64), torch.cat(found), tuple(failures))
@@ -189,7 +190,7 @@ def _microbatch(
     parameters = _trained(model)
     total = {name: torch.zeros_like(p, requires_grad=False) for name, p in parameters.items()}
     losses = losses_of()
-    norms = torch.zeros(len(losses), dtype=torch.float64)
+    norms = torch.zeros(len(losses), dtype=torch.float64, device=losses.device)
     for record, loss in enumerate(losses.unbind()):
         found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
         gradients = {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
@@ -219,7 +220,7 @@ def _hooks(
         hooks.cleanup()
         _clear(model)
     total = {name: torch.zeros_like(p, requires_grad=False) for name, p in parameters.items()}
-    squared = torch.zeros(len(losses), dtype=torch.float64)
+    squared = torch.zeros(len(losses), dtype=torch.float64, device=losses.device)
     for sample in samples.values():
         if sample is not None:  # (P, ...)
             squared += torch.linalg.vector_norm(sample.flatten(start_dim=1), dim=1, dtype=torch.float64) ** 2
@@ -252,7 +253,8 @@ def _ghost(
         }
         _check_taken({name: p for name, p in parameters.items() if name not in found}, {})
         norms = sum(
-            (norm.square() for norm in found.values()), torch.zeros(len(losses), dtype=torch.float64)
+            (norm.square() for norm in found.values()),
+            torch.zeros(len(losses), dtype=torch.float64, device=losses.device),
         ).sqrt()
         factors = factors_of(norms)
         hooks.disable_hooks()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from histoflare.errors import JobError
+from histoflare.privacy.accountant import MOST_DELTA
 from histoflare.privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from histoflare.privacy.spend import Spend
 from histoflare.seeds import derive_seed
@@ -63,6 +64,14 @@ class PrivacyPlan(ABC):
     @abstractmethod
     def spend(self) -> Spend:
         """Return what one round of a settled plan does with each patient."""
+
+    @abstractmethod
+    def without_noise(self, seed: int) -> Self:
+        """Return the same with noise 0, to train what stands beside a protected model; ε = ∞.
+
+        Args:
+            seed: Of samples, which have nothing to hide then.
+        """
 
     def release(self, tensors: Mapping[str, Tensor], noise: NoiseSource) -> dict[str, Tensor]:
         """Return what leaves in place of ``tensors``: the same names, shapes and dtypes."""
@@ -125,6 +134,10 @@ class Open(PrivacyPlan):
         """Return an event without noise: ε = ∞."""
         return Spend(noise_multiplier=0.0)
 
+    def without_noise(self, seed: int) -> Self:
+        """Return the plan itself."""
+        return self
+
     def describe(self) -> str:
         """Return one sentence for logs and reports."""
         return "Updates leave as they are: no clipping, no noise, nothing booked, ε = ∞."
@@ -165,8 +178,8 @@ class _Noisy(PrivacyPlan):
             problems.append(
                 f"privacy.clip_norm: from {SMALLEST_CLIP:g} to {LARGEST_CLIP:g}, not {self.clip_norm!r}"
             )
-        if not (_above_zero(self.delta) and self.delta <= 0.1):
-            problems.append(f"privacy.delta: a number above 0 and at most 0.1, not {self.delta!r}")
+        if not (_above_zero(self.delta) and self.delta <= MOST_DELTA):
+            problems.append(f"privacy.delta: a number above 0 and at most {MOST_DELTA}, not {self.delta!r}")
         if (self.noise_multiplier is None) == (self.target_epsilon is None):
             problems.append("privacy: give noise_multiplier or target_epsilon, one of them")
         if self.noise_multiplier is not None and not (
@@ -209,6 +222,12 @@ class _Noisy(PrivacyPlan):
         least = budget.calibrate(like.sample_rate, like.steps * rounds)
         # A spend's noise is in units of the sensitivity; the plan's in units of clip_norm.
         return replace(self, noise_multiplier=least / like.noise_multiplier, target_epsilon=None)
+
+    def without_noise(self, seed: int) -> Self:
+        """Return the plan with its clip and its steps, and with noise 0."""
+        return replace(
+            self, noise_multiplier=0.0, target_epsilon=None, published_epsilon=None, noise_seed=seed
+        )
 
     def _settled_noise(self) -> float:
         if self.noise_multiplier is None:
@@ -255,6 +274,11 @@ class DpSgd(_Noisy):
             problems.append(f"privacy.steps: a whole number of at least 1, not {self.steps!r}")
         if self.record not in RECORDS:
             problems.append(f"privacy.record: one of {', '.join(RECORDS)}, not {self.record!r}")
+        elif not problems and self.record == "patient" and self.delta * self.batch_size > self.sample_rate:
+            problems.append(
+                f"privacy.delta: at most 1 ÷ the agreed cohort size (batch_size ÷ sample_rate = "
+                f"{self.batch_size / self.sample_rate:g}), and better far below it, not {self.delta!r}"
+            )
         k = self.slides_per_patient
         if (self.record == "slide") != (type(k) is int and k >= 1):
             problems.append(

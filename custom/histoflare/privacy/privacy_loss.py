@@ -9,7 +9,8 @@ measured before a grid is made, and no job decides how much time or memory a sit
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from histoflare.privacy.spend import Spend
 
@@ -24,8 +25,9 @@ PLD_FINEST = 1e-4
 """Least loss of a cell; dp_accounting's default. Far finer ones are spoilt by rounding, so noise of more than
 100,000, of which no loss is as large as a cell, is not put on a grid."""
 
-PLD_WIDEST_LOSS = 2_000.0
-"""A distribution of losses wider than this is not made: its ε would be in the hundreds."""
+PLD_WIDEST_LOSS = 5e6
+"""A distribution of losses wider than this is not made: its ε would be in the hundreds of thousands, and a
+cell wider than 50."""
 
 PLD_MOST_STEPS = 100_000
 """Of one event. dp_accounting's time and the error of its Fourier transform grow with the steps."""
@@ -37,7 +39,8 @@ PLD_LEAST_DELTA = 1e-10
 """Below, the tails that dp_accounting cuts off and the rounding of its Fourier transform would show."""
 
 _TAIL = 10.0  # standard deviations that dp_accounting keeps: the mass beyond is below exp(-50)
-_LOG_TAIL_MASS = 36.0  # ln(2 / 1e-15): what dp_accounting cuts off a composed distribution
+_TAIL_MASS = 1e-15  # what dp_accounting cuts off a composed distribution
+_MEASURING_CELLS = 20_000  # of one step, to find out how wide the distribution of all steps will be
 
 
 def gaussian_epsilon(events: Iterable[Spend], delta: float) -> float:
@@ -71,58 +74,60 @@ def gaussian_epsilon(events: Iterable[Spend], delta: float) -> float:
     return mu * (high + mu / 2)
 
 
-def pld_epsilon(events: Mapping[Spend, Sequence[tuple[float, float]]], delta: float) -> float:
+def pld_epsilon(events: Sequence[Spend], delta: float) -> float:
     """Return an upper bound of the ε of ``events`` together by dp_accounting's privacy loss distributions.
 
     ∞ where that is not worth its price, as the constants above have it.
 
     Args:
-        events: Events, all different, with noise and steps above 0; each with its (order, ρ) pairs.
+        events: Events, all different, with noise and steps above 0.
         delta: In (0, 1).
     """
     if delta < PLD_LEAST_DELTA or len(events) > PLD_MOST_EVENTS:
         return math.inf
     if any(event.steps > PLD_MOST_STEPS for event in events):
         return math.inf
-    width = sum(_loss_width(event, renyi) for event, renyi in events.items())
-    if not width < PLD_WIDEST_LOSS:
-        return math.inf
+    width = 0.0
+    for event in events:
+        width += _loss_width(event)
+        if not width < PLD_WIDEST_LOSS:
+            return math.inf
 
     from dp_accounting.pld import privacy_loss_distribution as library
 
     interval = max(PLD_FINEST, width / PLD_CELLS)
     composed = library.identity(value_discretization_interval=interval)
     for event in events:
-        one = library.from_gaussian_mechanism(
-            event.noise_multiplier,
-            sampling_prob=event.sample_rate,
-            value_discretization_interval=interval,
-        )
-        composed = composed.compose(one.self_compose(event.steps))
+        composed = composed.compose(_one_step(event, interval).self_compose(event.steps, _TAIL_MASS))
     return float(composed.get_epsilon_for_delta(delta))
 
 
-def _loss_width(event: Spend, renyi: Sequence[tuple[float, float]]) -> float:
-    """Return how wide a span of losses dp_accounting keeps for an event: at most steps times a step's own.
+def _one_step(event: Spend, interval: float) -> Any:
+    from dp_accounting.pld import privacy_loss_distribution as library
 
-    The tails of a composed distribution are cut by Chernoff's bound, whose moments are the Rényi divergences:
-    the span is at most 2 (steps · ρ(1 + λ) + ln(2/mass)/λ). dp_accounting tries λ = 1/w, 2/w, … 20/w for a
-    step's own width w; the next one below a λ of ours is at least half of it.
+    return library.from_gaussian_mechanism(
+        event.noise_multiplier, sampling_prob=event.sample_rate, value_discretization_interval=interval
+    )
+
+
+def _loss_width(event: Spend) -> float:
+    """Return how wide a span of losses dp_accounting will keep for all steps of an event.
+
+    It cuts the tails off by Chernoff's bound, and is asked where, on a coarse grid of one step.
     """
     farthest = _TAIL / event.noise_multiplier + 0.5 / event.noise_multiplier / event.noise_multiplier
-    if not PLD_FINEST < farthest < PLD_WIDEST_LOSS:
+    if not PLD_FINEST < farthest < PLD_WIDEST_LOSS / 2:
         return math.inf
-    # Of one step: from ln(1 - q + q e^-L) to ln(1 - q + q e^L), with L the farthest unsampled loss.
-    one = 2 * farthest
-    if event.sample_rate < 1:
-        rest = math.log1p(-event.sample_rate)
-        top = math.log(event.sample_rate) + farthest
-        highest = max(rest, top) + math.log1p(math.exp(-abs(rest - top)))
-        one = highest - math.log1p(event.sample_rate * math.expm1(-farthest))
-    cut = [
-        2 * (rho + 2 * _LOG_TAIL_MASS / (order - 1)) for order, rho in renyi if 1 <= (order - 1) * one <= 20
-    ]
-    return min(event.steps * one, *cut, math.inf)
+
+    from dp_accounting.pld import common
+
+    interval = max(PLD_FINEST, 2 * farthest / _MEASURING_CELLS)
+    one = _one_step(event, interval)
+    cells = 1
+    for distribution in (one._pmf_remove.to_dense_pmf(), one._pmf_add.to_dense_pmf()):
+        bounds = common.compute_self_convolve_bounds(distribution._probs, event.steps, _TAIL_MASS)
+        cells = max(cells, distribution.size, bounds[1] - bounds[0] + 1)
+    return cells * interval
 
 
 def _mu(events: Iterable[Spend]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from histoflare.privacy.plan import PrivacyPlan
@@ -26,12 +27,12 @@ def budget_entry(
     ``epsilon`` is what a patient of a site that takes part in every round spends, by Rényi DP. The figures
     are those on the test patients of all sites. ``site_mean`` and ``local_mean`` are the mean over the
     sites of the kind's main figure, each site on its own test patients: of the federated model, and of the
-    sites' own.
+    sites' own without noise.
 
     Args:
         plan: Settled.
         comparison: Of the model that was trained under it.
-        bounds: With the sites' own models; they do not depend on ε.
+        bounds: With the sites' own models; without noise they do not depend on ε.
         is_own: Whether this is the job's own plan, and not another of the same job.
         data: Of the job's task, see ``report.figures.KINDS``.
 
@@ -51,12 +52,14 @@ def budget_entry(
         **state_epsilon(spent),
         "delta": delta,
         "noise_multiplier": settings.get("noise_multiplier"),
-        "seeded_noise": plan.noise_seed is not None,
+        "seeded_noise": plan.noise_seed is not None and not math.isinf(spent),
         "is_own": is_own,
         "rounds": rounds,
         **federated,
         "site_mean": _mean_of_sites(comparison, "federated", kind.main),
-        "local_mean": _mean_of_sites(bounds, "local", kind.main),
+        "local_mean": _mean_of_sites(
+            bounds, "local_unprotected" if bounds.local_unprotected else "local", kind.main
+        ),
     }
 
 

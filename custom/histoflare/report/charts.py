@@ -16,10 +16,13 @@ from markupsafe import Markup
 from histoflare.report.svg import at_place, draw_chart, line, rect, row_label, text, tip_of
 
 MODELS = ("local", "federated", "pooled")
+UNPROTECTED = ("local_unprotected", "pooled_unprotected")
+"""Beside a protected run: the same steps, samples and clip, with noise 0. Their signs are hollow."""
+
 STATUSES = {
     "took": "took part",
     "refused": "refused",
-    "silent": "no answer",
+    "silent": "late or gone",
     "unused": "answered, not used",
     "unasked": "not asked",
 }
@@ -179,8 +182,8 @@ def draw_lines(key: str, title: str, sites: Mapping[str, Sequence[tuple[int, flo
 
 def draw_key(look: str) -> Markup:
     """Return the sign that stands for ``look`` in a legend: a model, a status, a phase or ``s0`` … ``s7``."""
-    if look in MODELS:
-        sign = line(0, 8, 100, 8, f"interval m-{look}") + draw_sign(50, 8, look, f"mark m-{look}")
+    if look in (*MODELS, *UNPROTECTED):
+        sign = line(0, 8, 100, 8, f"interval m-{_kind(look)}") + draw_sign(50, 8, look, _look(look))
     elif look in STATUSES:
         sign = _draw_cell(0, 1, 1, 1, look, "", height=14)
     elif look in PHASES:
@@ -194,12 +197,12 @@ def draw_key(look: str) -> Markup:
 def _draw_mark(y: int, mark: Mark, ticks: Sequence[float]) -> Markup:
     parts = [line(100 * value, y - 4, 100 * value, y + 4, "each") for value in map(_bounded, ticks)]
     if mark.value is None:
-        return Markup("").join([*parts, text(0, y + 4, f"{mark.model}: –", "tick none", "start")])
+        return Markup("").join([*parts, text(0, y + 4, f"{_words(mark.model)}: –", "tick none", "start")])
     if mark.low is not None and mark.high is not None:
         low, high = _bounded(mark.low), _bounded(mark.high)
-        parts.append(line(100 * low, y, 100 * high, y, f"interval m-{mark.model}"))
+        parts.append(line(100 * low, y, 100 * high, y, f"interval m-{_kind(mark.model)}"))
     tip = _describe(mark)
-    parts.append(draw_sign(100 * _bounded(mark.value), y, mark.model, f"mark m-{mark.model}", tip))
+    parts.append(draw_sign(100 * _bounded(mark.value), y, mark.model, _look(mark.model), tip))
     return Markup("").join(parts)
 
 
@@ -251,9 +254,21 @@ def draw_series(points: Sequence[tuple[float, float]], look: str, index: int | N
 
 def _describe(mark: Mark) -> str:
     if mark.value is None:
-        return f"{mark.model} –"
+        return f"{_words(mark.model)} –"
     interval = "" if mark.low is None or mark.high is None else f" ({mark.low:.2f} to {mark.high:.2f})"
-    return f"{mark.model} {mark.value:.3f}{interval}"
+    return f"{_words(mark.model)} {mark.value:.3f}{interval}"
+
+
+def _kind(model: str) -> str:
+    return model.partition("_")[0]
+
+
+def _words(model: str) -> str:
+    return model.replace("_", ", ")
+
+
+def _look(model: str) -> str:
+    return f"mark m-{_kind(model)}" + (" other" if model in UNPROTECTED else "")
 
 
 def _bounded(value: float) -> float:
@@ -267,8 +282,8 @@ def _anchor(at: float) -> str:
 def draw_sign(x: float, y: float, model: str, look: str, tip: str = "") -> Markup:
     """Return the model's sign: a diamond, a circle or a square."""
     paths = {"local": "M0-5.5 5.5 0 0 5.5-5.5 0Z", "pooled": "M-4.2-4.2H4.2V4.2H-4.2Z"}
-    if model in paths:
-        drawn = Markup('<path class="{}" d="{}">{}</path>').format(look, paths[model], tip_of(tip))
+    if _kind(model) in paths:
+        drawn = Markup('<path class="{}" d="{}">{}</path>').format(look, paths[_kind(model)], tip_of(tip))
     else:
         drawn = Markup('<circle class="{}" r="5">{}</circle>').format(look, tip_of(tip))
     return at_place(x, y, drawn)

@@ -10,9 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from histoflare.report.bounds import name_model
+from histoflare.report.charts import MODELS, UNPROTECTED
 from histoflare.report.figures import CLASSIFICATION, Kind, kind_of
 from histoflare.report.guarantee import build_guarantee
-from histoflare.report.guarantee_words import say_guarantee
+from histoflare.report.headline import closing_words
 from histoflare.report.participation import site_rounds
 from histoflare.report.site_names import SiteNames
 from histoflare.rounds.comparison import Comparison
@@ -56,6 +58,7 @@ class RunFacts:
         pseudonyms: Site's FLARE name → the name the report may use. Sites not in it keep their own.
         bytes_up, bytes_down: Of tensors, where the rows of ``participation`` do not say.
         data: Of the task: ``"bags"`` or ``"images"``.
+        bounds: Model → what it was trained with (:func:`histoflare.report.bounds.state_bounds`).
     """
 
     job: str
@@ -80,6 +83,7 @@ class RunFacts:
     bytes_up: int | None = None
     bytes_down: int | None = None
     data: str = CLASSIFICATION.data
+    bounds: Mapping[str, Any] = field(default_factory=dict)
 
 
 def build_report(facts: RunFacts, comparison: Comparison) -> dict[str, Any]:
@@ -101,6 +105,14 @@ def build_report(facts: RunFacts, comparison: Comparison) -> dict[str, Any]:
             "local": flatten_metrics(site.local),
             "federated": flatten_metrics(site.federated),
             "pooled": flatten_metrics(site.pooled),
+            **(
+                {
+                    "local_unprotected": flatten_metrics(site.local_unprotected),
+                    "pooled_unprotected": flatten_metrics(site.pooled_unprotected),
+                }
+                if comparison.pooled_unprotected
+                else {}
+            ),
         }
         for name, site in comparison.sites.items()
     }
@@ -136,6 +148,18 @@ def build_report(facts: RunFacts, comparison: Comparison) -> dict[str, Any]:
             names.of_site(name): names.apply_values(flatten_metrics(metrics))
             for name, metrics in comparison.local.items()
         },
+        **(
+            {
+                "pooled_unprotected": names.apply_values(flatten_metrics(comparison.pooled_unprotected)),
+                "local_unprotected_on_all_sites": {
+                    names.of_site(name): names.apply_values(flatten_metrics(metrics))
+                    for name, metrics in comparison.local_unprotected.items()
+                },
+            }
+            if comparison.pooled_unprotected
+            else {}
+        ),
+        "bounds": {model: dict(stated) for model, stated in facts.bounds.items()},
         "external": names.apply_values(flatten_metrics(external.pop("federated", None))),
         "external_other_models": {
             names.of_model(name): names.apply_values(flatten_metrics(metrics))
@@ -166,6 +190,7 @@ def _row(index: int, row: Sequence[str] | Mapping[str, Any], runtime: str) -> di
         "metrics",
         "stamps",
         "unix_time",
+        "given_up",
         "validation",
         "stopped",
     )
@@ -210,46 +235,86 @@ def _named_sites(facts: RunFacts, comparison: Comparison, rows: Sequence[Mapping
 
 
 def results_table(report: Mapping[str, Any]) -> Table:
-    """Return the report's figures as a table: per cohort, the local, federated and pooled model."""
-    kind = kind_of(report)
+    """Return the report's figures as a table: per cohort, the local, federated and pooled model.
+
+    Below it stand the bounds without noise, beside a protected run.
+    """
+    kind, models = kind_of(report), MODELS
     table = Table(
         title=f"{report['job']}: {report['rounds']} rounds, {report['runtime']}, seed {report['seed']}"
     )
     table.add_column("cohort")
     table.add_column(_sizes_heading(kind), justify="right")
-    for model in ("local", "federated", "pooled"):
-        table.add_column(f"{model}\n{kind.pair_heading}", justify="right")
+    for model in models:
+        table.add_column(_heading(report, model, kind), justify="right")
     for name, site in report["sites"].items():
-        table.add_row(
-            escape(name),
-            f"{site['n_train']} / {site['n_test']}",
-            *(_cell(site[model], kind) for model in ("local", "federated", "pooled")),
-        )
+        sizes = f"{site['n_train']} / {site['n_test']}"
+        table.add_row(escape(name), sizes, *(_cell(site[model], kind) for model in models))
     table.add_section()
     sites = list(report["sites"].values())
-    models = ("local", "federated", "pooled")
     table.add_row("mean of sites", "", *(_mean([site[model] for site in sites], kind) for model in models))
     sizes = f"{sum(site['n_train'] for site in sites)} / {sum(site['n_test'] for site in sites)}"
-    local = _mean(list(report["local_on_all_sites"].values()), kind)
-    shared = (_cell(report[model], kind) for model in ("federated", "pooled"))
-    table.add_row("all sites", sizes, local, *shared)
+    table.add_row("all sites", sizes, *(_mean(own_models(report, model), kind) for model in models))
     if report["external"]:
-        others = report["external_other_models"]
-        own = [figures for name, figures in others.items() if name.startswith("local/")]
         sizes = f"– / {report['external']['n_slides']}"
-        shared = (_cell(figures, kind) for figures in (report["external"], others.get("pooled")))
-        table.add_row("external", sizes, _mean(own, kind), *shared)
+        cells = (_mean(own_models(report, model, external=True), kind) for model in models)
+        table.add_row("external", sizes, *cells)
     table.caption = Text(
         "A site's local model is its own, tested on its own patients; in the last rows local is the mean of "
         f"the sites' models, each tested on all sites' or the external patients. {_rounds(report)} "
         f"{report['privacy']}"
     )
-    guarantee = report["guarantee"]
-    if guarantee["mechanism"] != "open":  # whose own sentence says it all
-        void = guarantee["seeded_noise"]
-        table.caption.append(f" {say_guarantee(guarantee)}", style="bold red" if void else "")
-        table.caption.append(f" {guarantee['published_note']}" if guarantee["published_note"] else "")
+    table.caption.append("".join(f" {sentence}" for sentence in say_missing(report)))
+    void = report["guarantee"].get("seeded_noise", False)
+    if words := closing_words([report]):
+        table.caption.append(f" {words}", style="bold red" if void else "")
+    if note := report["guarantee"].get("published_note"):
+        table.caption.append(f" {note}")
+    if report.get("pooled_unprotected"):
+        free = (f"{name_model(report, each)} {_mean(own_models(report, each), kind)}" for each in UNPROTECTED)
+        table.caption.append(f" On all sites' patients, with the same clip and no noise: {'; '.join(free)}.")
     return table
+
+
+def own_models(
+    report: Mapping[str, Any], model: str, *, external: bool = False
+) -> list[Mapping[str, Any] | None]:
+    """Return a model's figures on the test patients of all sites, or on the external cohort.
+
+    One set; of local models one for each site's own.
+    """
+    if external:
+        others = report["external_other_models"]
+        if model == "federated":
+            return [report["external"]]
+        return [each for name, each in others.items() if name.partition("/")[0] == model]
+    if model.startswith("local"):
+        return list(report.get(f"{model}_on_all_sites", {}).values())
+    return [report.get(model)]
+
+
+def _heading(report: Mapping[str, Any], model: str, kind: Kind) -> str:
+    """Return a column's heading, the model's ε in a line of its own."""
+    name = name_model(report, model).replace(" (", "\n").replace(")", "")
+    return f"{name}\n{kind.pair_heading}"
+
+
+def say_missing(report: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each figure that does not exist for some test patients: whose, and why."""
+    kind = kind_of(report)
+    cohorts = {name: site["federated"] for name, site in report["sites"].items()}
+    cohorts |= {"all sites": report["federated"]}
+    cohorts |= {"external": report["external"]} if report["external"] else {}
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, figures in cohorts.items():
+        if figures is None:
+            found.setdefault(("figures", "there are no test patients"), []).append(name)
+            continue
+        for figure in kind.names:
+            if figures[figure] is None:
+                reason = str(figures.get(f"{figure}_reason"))
+                found.setdefault((kind.names[figure], reason), []).append(name)
+    return [f"No {what} for {', '.join(names)}: {why}." for (what, why), names in found.items()]
 
 
 def _rounds(report: Mapping[str, Any]) -> str:

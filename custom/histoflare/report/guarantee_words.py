@@ -116,7 +116,7 @@ def say_not_covered(guarantee: Mapping[str, Any]) -> str:
     if number := found["metrics_of_rounds"]:
         parts.append(f"metrics that sites sent in the rounds, {number} in all")
     parts.append(
-        "this report's figures of models trained without protection (local, pooled) or at other budgets"
+        "this report's own figures, those of the bounds (local, pooled) and at other budgets among them"
     )
     return f"Not covered, for there is no noise in it: {'; '.join(parts)}."
 

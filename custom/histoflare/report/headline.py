@@ -6,13 +6,15 @@ which is not the same as showing that there is none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from histoflare.report.bounds import say_epsilon_of
 from histoflare.report.figures import NAMES, kind_of
 from histoflare.report.guarantee_words import say_guarantee
-from histoflare.report.participation import SiteRounds, finished_rounds, site_rounds
+from histoflare.report.participation import SiteRounds, finished_rounds, list_rounds, site_rounds
 
 FEW_PATIENTS = 20
 """Below this many test patients no difference between models is spoken of."""
@@ -44,8 +46,8 @@ def write_headline(report: Mapping[str, Any]) -> Headline:
     """Return the result of ``report`` in words. Any figure may be missing."""
     metric = choose_metric(report)
     federated = report["federated"]
-    cautions = [*_missing_sites(report), *_unfinished(report)]
-    privacy = say_guarantee(report["guarantee"])
+    cautions = [*_missing_sites(report), *_late_sites(report), *_unfinished(report)]
+    privacy = _privacy(report["guarantee"])
     complete = all(each.complete for each in site_rounds(report))
     subset = "" if complete else "Not every site took part in every round it was asked in. "
     if not federated or federated[metric] is None:
@@ -55,6 +57,45 @@ def write_headline(report: Mapping[str, Any]) -> Headline:
     cautions += _limits(report, metric)
     verdict = subset + _verdict(federated, local, metric)
     return Headline(metric, verdict, _result(report, local, metric), tuple(cautions), privacy)
+
+
+def closing_words(reports: Sequence[Mapping[str, Any]]) -> str:
+    """Return what a console says below the figures of a run, or of one job with several seeds.
+
+    The ε where something protects the updates, which sites were late, and whether the model is at chance: the
+    sentences of the page.
+    """
+    found: dict[str, list[int]] = {}
+    for report in reports:
+        headline = write_headline(report)
+        said = [headline.privacy] if report["guarantee"]["mechanism"] != "open" else []
+        said += _late_sites(report)
+        if _known(report["federated"], headline.metric):
+            at_chance = _at_chance(report, headline.metric)
+            said += [f"At chance: {' '.join(at_chance)}"] if at_chance else []
+        for sentence in said:
+            found.setdefault(sentence, []).append(report["seed"])
+    return " ".join(
+        sentence if len(seeds) == len(reports) else f"Seed {', '.join(map(str, seeds))}: {sentence}"
+        for sentence, seeds in found.items()
+    )
+
+
+def say_late(each: SiteRounds, report: Mapping[str, Any], whose: str | None = None) -> str:
+    """Return in which rounds a site was late, and what that cost; nothing if it never was.
+
+    Args:
+        whose: The words for the site; None takes its name.
+    """
+    late = [number for number, status in enumerate(each.statuses, start=1) if status == "silent"]
+    if not late:
+        return ""
+    numbers = [report["participation"][number - 1]["round"] + 1 for number in late]
+    where = f"{'round' if len(numbers) == 1 else 'rounds'} {list_rounds(numbers)}"
+    said = f"{whose or each.site} was late in {where}: no update came in time"
+    if report["guarantee"]["mechanism"] == "open":
+        return f"{said}."
+    return f"{said}; its ε of {where} is spent all the same, and not in the figures here."
 
 
 def choose_metric(report: Mapping[str, Any]) -> str:
@@ -104,11 +145,16 @@ def _result(report: Mapping[str, Any], local: Sequence[Mapping[str, Any]], metri
     others = []
     mean = mean_of(local, metric)
     if mean is not None:
-        others.append(f"the sites' own models reach {mean:.3f} on average")
+        others.append(f"the sites' own models{say_epsilon_of(report, 'local')} reach {mean:.3f} on average")
+    place = f"all their {kind_of(report).tested}s in one place"
     if _known(pooled, metric):
-        place = f"all their {kind_of(report).tested}s in one place"
-        others.append(f"a model trained on {place} {say_figure(pooled, metric)}")
+        others.append(
+            f"a model trained on {place}{say_epsilon_of(report, 'pooled')} {say_figure(pooled, metric)}"
+        )
     text += f"; there {' and '.join(others)}." if others else "."
+    free = report.get("pooled_unprotected")
+    if free and _known(free, metric):
+        text += f" Without noise the model trained on {place} reaches {say_figure(free, metric)}."
     external = report["external"]
     if external and _known(external, metric):
         cohort = count(external["n_patients"], "patient")
@@ -165,9 +211,8 @@ def _limits(report: Mapping[str, Any], metric: str) -> list[str]:
     if agreed in kind_of(report).names and agreed != metric:
         reason = federated.get(f"{agreed}_reason") or "unknown reason"
         found.append(f"The agreed figure, {NAMES[agreed]}, does not exist here: {reason}.")
-    interval, chance = federated.get(f"{metric}_ci95"), chance_of(metric, report)
-    if interval and chance is not None and interval[0] <= chance <= interval[1]:
-        found.append(f"Guessing gives {chance:.2g}, which lies within the federated model's interval.")
+    interval = federated.get(f"{metric}_ci95")
+    found += _at_chance(report, metric)
     if interval and federated["n_patients"] >= FEW_PATIENTS and pooled and pooled.get(f"{metric}_ci95"):
         other = pooled[f"{metric}_ci95"]
         place = f"all {kind_of(report).tested}s in one place"
@@ -180,6 +225,48 @@ def _limits(report: Mapping[str, Any], metric: str) -> list[str]:
     untested = [name for name, site in report["sites"].items() if not site["federated"]]
     if untested:
         found.append(f"No test patients, so not in the figures: {', '.join(untested)}.")
+    return found
+
+
+def _privacy(guarantee: Mapping[str, Any]) -> str:
+    said = say_guarantee(guarantee)
+    bounded = guarantee["mechanism"] != "open" and not guarantee["epsilon_is_infinite"]
+    return f"{said} It holds if {guarantee['holds_if']}." if bounded and len(guarantee["sites"]) > 1 else said
+
+
+def _at_chance(report: Mapping[str, Any], metric: str) -> list[str]:
+    interval, chance = report["federated"].get(f"{metric}_ci95"), chance_of(metric, report)
+    if not interval or chance is None or not interval[0] <= chance <= interval[1]:
+        return []
+    said = f"Guessing gives {chance:.2g}, which lies within the federated model's interval."
+    return [said, *_why_at_chance(report, metric, chance)]
+
+
+def _late_sites(report: Mapping[str, Any]) -> list[str]:
+    found = [said for each in site_rounds(report) if (said := say_late(each, report))]
+    if len(found) > MOST_NAMES:
+        return [f"{len(found)} sites were late in some rounds; what that cost them is spent all the same."]
+    return found
+
+
+def _why_at_chance(report: Mapping[str, Any], metric: str, chance: float) -> list[str]:
+    """Return whether it is the noise that makes a protected model guess: not if it guesses without, too."""
+    same = [
+        each for each in report["accuracy_against_epsilon"] if each["epsilon"] is None and not each["is_own"]
+    ]
+    place = f"the model trained on all {kind_of(report).tested}s in one place"
+    models = [("the federated model", each) for each in same]
+    models += [(place, each) for each in (report.get("pooled_unprotected"),) if each]
+    found = []
+    for name, figures in models:
+        low, high = figures.get(f"{metric}_ci95") or (math.nan, math.nan)
+        if low <= chance <= high:
+            found.append(
+                f"Without noise {name} is at chance, too: the settings or the data are the reason, not "
+                "privacy."
+            )
+        elif low > chance:
+            found.append(f"Without noise {name} is above chance: there is something to learn.")
     return found
 
 
@@ -230,8 +317,10 @@ def _unfinished(report: Mapping[str, Any]) -> list[str]:
                 "validation patients that it may let out."
             ]
         return []
+    why = next((row["given_up"] for row in report["participation"] if row.get("given_up")), "")
     return [
-        f"Only {done} of {count(report['rounds'], 'round')} were finished; the figures are of that model."
+        f"Only {done} of {count(report['rounds'], 'round')} were finished{f' ({why})' if why else ''}; the "
+        "figures are of that model."
     ]
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from histoflare.report.bounds import models_of, name_model, say_epsilon_of, say_steps
 from histoflare.report.charts import (
-    MODELS,
     PHASES,
     STATUSES,
     Mark,
@@ -20,6 +20,7 @@ from histoflare.report.charts import (
     draw_participation,
     draw_seconds,
 )
+from histoflare.report.consortium import own_models
 from histoflare.report.figures import NAMES, kind_of, put_first, title_of
 from histoflare.report.headline import chance_of, count, mean_of, write_headline
 from histoflare.report.participation import finished_rounds, site_rounds
@@ -82,7 +83,8 @@ def write_page(report: Mapping[str, Any], path: Path) -> None:
         headline=headline,
         kind=kind,
         metrics=put_first(headline.metric, kind.shown),
-        models=MODELS,
+        models={model: name_model(report, model) for model in models_of(report)},
+        bounds=_bounds(report),
         tiles=_tiles(report, headline.metric),
         groups=_groups(report),
         charts={metric: _interval_chart(report, metric) for metric in charted},
@@ -108,10 +110,12 @@ def write_page(report: Mapping[str, Any], path: Path) -> None:
 def _tiles(report: Mapping[str, Any], metric: str) -> list[Row]:
     """Return the headline's figures: on all sites' test patients, and on the external cohort."""
     local = _mean(list(report["local_on_all_sites"].values()))
+    place = f"All {kind_of(report).tested}s in one place"
     rows = [
         Row("Federated", report["federated"], "federated"),
-        Row("Each site alone, on average", local, "local"),
-        Row(f"All {kind_of(report).tested}s in one place", report["pooled"], "pooled"),
+        Row(f"Each site alone, on average{say_epsilon_of(report, 'local')}", local, "local"),
+        Row(f"{place}{say_epsilon_of(report, 'pooled')}", report["pooled"], "pooled"),
+        Row(f"{place}, unprotected", report.get("pooled_unprotected"), "pooled_unprotected"),
     ]
     if report["external"]:
         rows.append(Row("Federated, external cohort", report["external"], "federated"))
@@ -121,37 +125,54 @@ def _tiles(report: Mapping[str, Any], metric: str) -> list[Row]:
 def _groups(report: Mapping[str, Any]) -> list[Group]:
     """Return the table of figures: each site, their mean, all sites together, the external cohort."""
     kind = kind_of(report)
+    models = {model: name_model(report, model) for model in models_of(report)}
     groups = [
         Group(
             name,
             f"{_patients(site['federated'])}{kind.say_sizes(site['n_train'], site['n_test'])}",
-            [Row(model, site[model], model, *([] if site["n_test"] else [UNTESTED])) for model in MODELS],
+            [
+                Row(words, site[model], model, *([] if site["n_test"] else [UNTESTED]))
+                for model, words in models.items()
+            ],
         )
         for name, site in report["sites"].items()
     ]
     sites = list(report["sites"].values())
     if len(sites) > 1:
-        means = [Row(model, _mean([site[model] for site in sites]), model) for model in MODELS]
+        means = [Row(words, _mean([site[model] for site in sites]), model) for model, words in models.items()]
         groups.append(Group("Mean of the sites", "each site counts the same", means))
     if report["federated"] or report["pooled"]:
         trained, tested = (sum(site[name] for site in sites) for name in ("n_train", "n_test"))
         note = f"{_patients(report['federated'])}{kind.say_sizes(trained, tested)}"
-        own = list(report["local_on_all_sites"].values())
-        groups.append(Group("All sites together", note, _three(report, own), own))
+        groups.append(Group("All sites together", note, _everywhere(report), own_models(report, "local")))
     if report["external"]:
-        others = report["external_other_models"]
-        own = [figures for name, figures in others.items() if name.startswith("local/")]
-        external = {"federated": report["external"], "pooled": others.get("pooled")}
         note = f"{_patients(report['external'])}{count(report['external']['n_slides'], kind.tested)}"
-        groups.append(Group("External cohort", f"{note}; seen by no model", _three(external, own), own))
+        own = own_models(report, "local", external=True)
+        rows = _everywhere(report, external=True)
+        groups.append(Group("External cohort", f"{note}; seen by no model", rows, own))
     return groups
 
 
-def _three(shared: Mapping[str, Any], local: Sequence[Mapping[str, Any] | None]) -> list[Row]:
+def _everywhere(report: Mapping[str, Any], *, external: bool = False) -> list[Row]:
+    """Return each model on the patients of all sites or of the external cohort; of local models the mean."""
+    rows = []
+    for model in models_of(report):
+        found = own_models(report, model, external=external)
+        words = name_model(report, model)
+        if model.startswith("local"):
+            rows.append(Row(words.replace("local", "local, mean", 1), _mean(found), model))
+        else:
+            rows.append(Row(words, found[0] if found else None, model))
+    return rows
+
+
+def _bounds(report: Mapping[str, Any]) -> list[tuple[str, str, str, Mapping[str, Any]]]:
+    """Return (model, its name, its steps, what it was trained with) of the bounds, those that are known."""
+    stated = report.get("bounds", {})
     return [
-        Row("local, mean", _mean(local), "local"),
-        Row("federated", shared["federated"], "federated"),
-        Row("pooled", shared["pooled"], "pooled"),
+        (model, name_model(report, model), say_steps(stated[model]), stated[model])
+        for model in models_of(report)
+        if model in stated
     ]
 
 
@@ -173,7 +194,7 @@ def _interval_chart(report: Mapping[str, Any], metric: str) -> Markup:
     groups = []
     for group in _groups(report):
         marks = []
-        for model, row in zip(MODELS, group.rows, strict=True):
+        for model, row in zip(models_of(report), group.rows, strict=True):
             figures = row.figures or {}
             low, high = figures.get(f"{metric}_ci95") or (None, None)
             marks.append(Mark(model, figures.get(metric), low, high))
@@ -184,14 +205,16 @@ def _interval_chart(report: Mapping[str, Any], metric: str) -> Markup:
 
 
 def _elsewhere(report: Mapping[str, Any]) -> list[Group]:
-    """Return each site's own model, on its own patients, on all sites' and on the external cohort."""
+    """Return each site's own models, on its own patients, on all sites' and on the external cohort."""
     groups = []
-    for name, everywhere in report["local_on_all_sites"].items():
-        own = report["sites"].get(name, {}).get("local")
-        rows = [Row("its own test patients", own), Row("all sites' test patients", everywhere)]
-        if f"local/{name}" in report["external_other_models"]:
-            rows.append(Row("external cohort", report["external_other_models"][f"local/{name}"]))
-        groups.append(Group(f"Model of {name} alone", "", rows))
+    for model in (each for each in models_of(report) if each.startswith("local")):
+        for name, everywhere in report[f"{model}_on_all_sites"].items():
+            own = report["sites"].get(name, {}).get(model)
+            rows = [Row("its own test patients", own), Row("all sites' test patients", everywhere)]
+            if f"{model}/{name}" in report["external_other_models"]:
+                rows.append(Row("external cohort", report["external_other_models"][f"{model}/{name}"]))
+            end = ", unprotected" if model != "local" else ""
+            groups.append(Group(f"Model of {name} alone{end}", "", rows))
     return groups
 
 
@@ -244,16 +267,23 @@ def _seconds_chart(report: Mapping[str, Any]) -> Markup | None:
 
 def _all_subgroups(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, Mapping[str, Any]]]:
     """Yield (column, group, patients, model, figures) of every subgroup in the report."""
-    sets = [(name, model, site[model]) for name, site in report["sites"].items() for model in MODELS]
-    sets += [("all sites", model, report[model]) for model in ("federated", "pooled")]
-    sets += [
-        ("all sites", f"local, of {name}", figures) for name, figures in report["local_on_all_sites"].items()
+    models = {model: name_model(report, model) for model in models_of(report)}
+    sets = [
+        (name, words, site[model])
+        for name, site in report["sites"].items()
+        for model, words in models.items()
     ]
+    for model, words in models.items():
+        if not model.startswith("local"):
+            sets.append(("all sites", words, report[model]))
+            continue
+        own = report[f"{model}_on_all_sites"]
+        sets += [("all sites", f"{words}, of {name}", figures) for name, figures in own.items()]
     sets.append(("external", "federated", report["external"]))
-    sets += [
-        ("external", name.replace("local/", "local, of ", 1), figures)
-        for name, figures in report["external_other_models"].items()
-    ]
+    for name, figures in report["external_other_models"].items():
+        model, _, site = name.partition("/")
+        words = models.get(model, model)
+        sets.append(("external", f"{words}, of {site}" if site else words, figures))
     for cohort, model, figures in sets:
         for column, groups in ((figures or {}).get("subgroups") or {}).items():
             for group, inside in groups.items():

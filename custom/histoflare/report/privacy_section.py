@@ -126,7 +126,8 @@ def _tradeoff(report: Mapping[str, Any]) -> Tradeoff | None:
         low, high = entry.get(f"{metric}_ci95") or (None, None)
         marks.append(EpsilonMark(entry["epsilon"], entry[metric], low, high, is_own=entry["is_own"]))
     chance = chance_of(metric, report)
-    local = mean_of(list(report["local_on_all_sites"].values()), metric)
+    own_models = report.get("local_unprotected_on_all_sites") or report["local_on_all_sites"]
+    local = mean_of(list(own_models.values()), metric)
     own = next((entry for entry in entries if entry["is_own"]), None)
     return Tradeoff(
         title=title,
@@ -135,7 +136,7 @@ def _tradeoff(report: Mapping[str, Any]) -> Tradeoff | None:
         chart=draw_accuracy("tradeoff", title, marks, local, chance),
         guessing=chance is not None,
         chance=say_chance(own, metric, chance) if own else "",
-        note="At ε = ∞ the same job runs without protection: plain local training, as its task has it.",
+        note="At ε = ∞ the same job runs with its clip and without noise; so do the sites' own models here.",
     )
 
 

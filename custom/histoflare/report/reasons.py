@@ -80,6 +80,7 @@ REASONS_IN_WORDS = {
     "NOT_FINITE": "The update held numbers that are not finite: training had diverged.",
     "NOT_RELEASED": "The update did not carry the site's release stamp, so it was not used.",
     "POLICY_INVALID": "A policy file of the site is missing or wrong; without its policies nothing leaves.",
+    "OUTPUT_TAKEN": "The output folder held what another run had left.",
     "PORT_TAKEN": "A network port was taken by another program.",
     "PRIVACY_INVALID": "The job's privacy settings cannot be used.",
     "PRIVACY_MISMATCH": "The job does not protect its updates in the way that the site's policy asks for.",
@@ -126,6 +127,22 @@ REASONS_IN_WORDS = {
     "WEIGHT_NOT_ALLOWED": "The site's policy does not let out how much data stands behind its update.",
 }
 """One sentence for every code of :data:`histoflare.errors.REASONS`."""
+
+
+ADVICE = {
+    "COHORT_INVALID": "What does not fit stands in the site's own log. If it is encoder, patch size or "
+    "labels, submit a job that fits: on one workstation 'histoflare poc start --sites …' makes it and shows "
+    "its command.",
+    "PROTOCOL_MISMATCH": "Submit a job with the protocol that the sites agreed to ('histoflare job show "
+    "JOB' prints its hash, 'histoflare poc status' the command of the job that fits), or put this one into "
+    "every kit.",
+}
+"""What a lead can do about a refusal, where there is something."""
+
+
+def advise(code: str) -> str:
+    """Return what a lead can do about a refusal with ``code``; empty if that is up to the site alone."""
+    return ADVICE.get(code, "")
 
 
 def explain(code: str) -> str:

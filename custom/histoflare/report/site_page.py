@@ -18,9 +18,10 @@ from typing import Any
 
 from PIL import Image
 
-from histoflare.report.charts import MODELS
+from histoflare.report.bounds import models_of, name_model
 from histoflare.report.figures import kind_of
 from histoflare.report.guarantee_words import say_site
+from histoflare.report.headline import say_late
 from histoflare.report.page import RUNTIMES, UNTESTED, Group, Row
 from histoflare.report.participation import REFUSED_AT_SERVER, site_rounds
 from histoflare.report.privacy_section import make_privacy_section
@@ -204,8 +205,11 @@ def write_site_page(page: SitePage, path: Path) -> None:
     if figures:
         missing = [] if figures["n_test"] else [UNTESTED]
         note = kind.say_sizes(figures["n_train"], figures["n_test"])
-        rows = [Row(model, figures[model], model, *missing) for model in MODELS]
+        rows = [
+            Row(name_model(report, model), figures[model], model, *missing) for model in models_of(report)
+        ]
         groups.append(Group("This site's test patients", note, rows))
+    mine = [each for each in site_rounds(report) if each.site == name]
     test_rows = [row for row in page.slides if row.split == "test"]
     tested = [row for row in test_rows if isinstance(row, SlideRow) and row.probabilities]
     tested_images = [row for row in test_rows if isinstance(row, ImageRow) and row.dice]
@@ -227,6 +231,7 @@ def write_site_page(page: SitePage, path: Path) -> None:
         sent_rounds=sum(row.status in ("took", "unused") for row in page.sent),
         counted=any(row.size_bytes is not None for row in page.sent),
         runtime=RUNTIMES.get(report["runtime"], report["runtime"]),
+        late="".join(say_late(each, report, "This site") for each in mine),
         privacy=make_privacy_section(report),
         own_spending=say_site(report["guarantee"], name),
     )

@@ -1,40 +1,214 @@
 """The bounds beside a federation: each site on its own (lower), all data in one place (upper).
 
-Both train exactly as a federation's sites do, for as many local rounds (``rounds`` times the task's local
-epochs, a fresh optimizer each round), so that what differs is the federation and nothing else.
+A bound is a federation of one site: it trains with the same code, from the same initial model, with a fresh
+optimizer each round, and what protects the federation's updates protects its own. So what differs is the
+federation and nothing else. A *local* bound has a site's own data, *pooled* has the data of all sites.
+
+What "the same" means, for n sites of which m train in a round:
+
+- *Rounds.* A site's local model trains in the rounds in which the strategy asks the site, pooled in all.
+- *Steps.* A local model takes its site's own, the pool as many as the m sites together.
+- *Batch.* The task's ``batch_size``, everywhere.
+- *DP-SGD.* A local model has the job's own numbers. The pool has the same clip, divisor and record, and the
+  sample rate q/n: a sample of the pool is expected to be as large as that of a site is on average, and the
+  number does not follow from how many patients there are.
+- *Noise on updates.* The job's own numbers: one update a round, clipped and noised.
+
+Steps. With ``local_steps`` = k the sum is m·k. With ``local_epochs`` it is what the sites' passes take
+together; where every site's last batch is full, that is a pass over the pool. The pool is passed over, each
+time in another order, until the steps are taken.
+
+Noise of DP-SGD. A job that states ``noise_multiplier`` has the same one in the pool; the pool's ε is then
+another, as it is in Adnan et al. 2022 (Sci Rep 12:1953): their combined model (Table 4) has q = 32/705 where
+a hospital has 32/165, the steps of all hospitals together, noise 4.0, and so ε = 2.90. A job that states
+``target_epsilon`` has the noise in the pool that costs the same ε there.
+
+Pooled need not be above federated under noise. A federation averages the noise of its sites, and the pool
+takes all steps one after the other, at the same learning rate. With noise on updates a federation averages n
+of them where the pool has one: at the same ε for a patient its noise is √n times as large.
+
+*Unprotected* bounds beside a protected run are the same with noise 0: same steps, samples, clip and learning
+rate (``PrivacyPlan.without_noise``). The learning rate of such a job was chosen for clipped gradients, and
+without the clip the same rate may well diverge; that would say nothing of what noise costs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from histoflare.rounds.local import train_locally
+from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan
+from histoflare.privacy.spend import Spend
+from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.state import State, model_state
+from histoflare.rounds.strategy import Strategy, count_sent_by_job, server_round, site_round
 from histoflare.rounds.task import Task
-from histoflare.seeds import derive_seed
+
+POOLED = "pooled"
 
 
-def train_local_only(task: Task, sites: Mapping[str, Any], rounds: int, seed: int) -> dict[str, State]:
-    """Return each site's model, trained on its own data alone from the federation's initial model."""
-    return {site: _train_alone(task, data, site, rounds, seed) for site, data in sites.items()}
+@dataclass(frozen=True)
+class Course:
+    """How a bound trains.
+
+    Attributes:
+        steps: Optimizer steps of each round; 0: it does not train in this one.
+        plan: What protects its updates, settled. Of DP-SGD, ``plan.steps`` is replaced by ``steps``.
+    """
+
+    steps: tuple[int, ...]
+    plan: PrivacyPlan
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of all rounds."""
+        return sum(self.steps)
+
+    @property
+    def spends(self) -> list[Spend]:
+        """What each of its rounds spends of a patient's budget."""
+        return [self.plan_of(index).spend() for index, steps in enumerate(self.steps) if steps]
+
+    def plan_of(self, index: int) -> PrivacyPlan:
+        """Return what protects round ``index``."""
+        return replace(self.plan, steps=self.steps[index]) if isinstance(self.plan, DpSgd) else self.plan
 
 
-def train_pooled(task: Task, pooled: Any, rounds: int, seed: int) -> State:
-    """Return the model trained on the pooled data (centralised data sharing, CDS)."""
-    return _train_alone(task, pooled, "pooled", rounds, seed)
+@dataclass(frozen=True)
+class Courses:
+    """The courses of all bounds: site → its own, and that of the pool.
+
+    A site without training data has none.
+    """
+
+    local: dict[str, Course]
+    pooled: Course
 
 
-def _train_alone(task: Task, data: Any, site: str, rounds: int, seed: int) -> State:
-    state = model_state(task.build_model())
-    for index in range(rounds):
-        found = train_locally(
+@dataclass(frozen=True)
+class Bounds:
+    """The bounds' models: site → its own, and that of the pool; None: it was not trained."""
+
+    local: dict[str, State]
+    pooled: State | None
+
+
+def plan_bounds(
+    task: Task,
+    sites: Mapping[str, Any],
+    strategy: Strategy,
+    rounds: int,
+    seed: int,
+    plan: PrivacyPlan | None = None,
+    asked: PrivacyPlan | None = None,
+) -> Courses:
+    """Return how the bounds of a job train, see the module's text.
+
+    Args:
+        sites: Site → its data, all sites of the job.
+        strategy: The job's; it says who trains in which round.
+        plan: The job's, settled; None: nothing protects. asked: The same as the job states it, if not so.
+
+    Raises:
+        JobError: No noise reaches, in the pool, the ε that the job asks for (PRIVACY_INVALID).
+    """
+    plan = plan or Open()
+    asks = [strategy.participants(index, list(sites), seed) for index in range(rounds)]
+    own = {
+        site: plan.steps if isinstance(plan, DpSgd) else task.n_steps(data)
+        for site, data in sites.items()
+        if task.n_train(data)
+    }
+    together = tuple(sum(own.get(site, 0) for site in asked_now) for asked_now in asks)
+    pooled = plan
+    if isinstance(plan, DpSgd):
+        source = asked if isinstance(asked, DpSgd) else plan
+        rate = plan.sample_rate / max(1, len(own))
+        whole = replace(source, sample_rate=rate, steps=max(1, sum(together)))
+        pooled = whole.settled(1, count_sent_by_job(_alone(strategy), task))
+    return Courses(
+        local={
+            site: Course(tuple(steps if site in asked_now else 0 for asked_now in asks), plan)
+            for site, steps in own.items()
+        },
+        pooled=Course(together, pooled),
+    )
+
+
+def without_noise(courses: Courses, seed: int) -> Courses:
+    """Return the same without noise; samples follow ``seed``, for there is nothing to hide."""
+    return Courses(
+        {site: _without_noise(course, seed) for site, course in courses.local.items()},
+        _without_noise(courses.pooled, seed),
+    )
+
+
+def train_bounds(
+    task: Task,
+    sites: Mapping[str, Any],
+    pooled: Any,
+    courses: Courses,
+    strategy: Strategy,
+    seed: int,
+    *,
+    device: str = "cpu",
+    on_model: Callable[[], None] = lambda: None,
+) -> Bounds:
+    """Train every bound.
+
+    Args:
+        sites: Site → its data. pooled: The same as one.
+        on_model: Called after each model.
+    """
+
+    def train(name: str, data: Any, course: Course) -> State:
+        state = train_alone(task, data, course, strategy, seed, name=name, device=device)
+        on_model()
+        return state
+
+    local = {site: train(site, sites[site], course) for site, course in courses.local.items()}
+    return Bounds(local, train(POOLED, pooled, courses.pooled))
+
+
+def train_alone(
+    task: Task, data: Any, course: Course, strategy: Strategy, seed: int, *, name: str, device: str = "cpu"
+) -> State:
+    """Return the model that ``data`` alone give: a federation of one site, called ``name``."""
+    alone = _alone(strategy)
+    state = alone.begin(model_state(task.build_model()))
+    kept: State = {}
+    for index, steps in enumerate(course.steps):
+        if not steps:
+            continue
+        plan = course.plan_of(index)
+        outcome = site_round(
             task,
+            alone,
             state,
             data,
-            seed=derive_seed(seed, "train", site, index),
+            site=name,
+            site_state=kept,
             round_index=index,
-            total_rounds=rounds,
+            total_rounds=len(course.steps),
+            seed=seed,
+            plan=plan,
+            device=device,
+            steps=steps,
         )
-        state = found.state
-    return state
+        state, kept = server_round(alone, state, [outcome.update], [name], plan), outcome.site_state
+    return alone.personalize(state, kept)
+
+
+def _alone(strategy: Strategy) -> FedAvg:
+    """Return the strategy of one site that keeps for itself what the job's sites keep."""
+    return FedAvg(
+        weighting="uniform",
+        share=strategy.share,
+        batch_norm=strategy.batch_norm,
+        transfer=strategy.transfer,
+    )
+
+
+def _without_noise(course: Course, seed: int) -> Course:
+    return replace(course, plan=course.plan.without_noise(seed))

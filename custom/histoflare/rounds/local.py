@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from histoflare.errors import JobError
 from histoflare.rounds.state import State, is_finite, load_state, model_state
 from histoflare.rounds.task import Decaying, PredictionTable, Task
+from histoflare.seeds import derive_seed
 
 Correction = Callable[[str, Tensor], Tensor]
 """(name, parameter) → what to add to that parameter's gradient before each step (FedProx, SCAFFOLD)."""
@@ -56,11 +58,22 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def reproducible(seed: int, device: str = "cpu") -> Iterator[None]:
-    """Run a block on one thread and under ``seed``; put threads and torch's random state back after it."""
-    with one_thread(), torch.random.fork_rng(devices=[] if device == "cpu" else [device]):
-        if device != "cpu":
-            torch.cuda.manual_seed_all(seed)
-        # Not torch.manual_seed: where CUDA is not started it queues a call, with its stack, for ever.
+    """Run a block under ``seed``, on the CPU on one thread too; put both back after it.
+
+    On another device the same bytes are not to be had, and the threads that read and augment its batches are
+    as many as torch has.
+    """
+    kind = torch.device(device).type
+    if kind == "cpu":
+        with one_thread(), torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed: where CUDA is not started it queues a call, with its stack, for ever.
+            torch.default_generator.manual_seed(seed)
+            yield
+        return
+    module: Any = torch.get_device_module(device)
+    with torch.random.fork_rng(devices=[device], device_type=kind):
+        with module.device(device):
+            module.manual_seed(seed)
         torch.default_generator.manual_seed(seed)
         yield
 
@@ -75,6 +88,7 @@ def train_locally(
     round_index: int = 0,
     total_rounds: int = 1,
     device: str = "cpu",
+    steps: int | None = None,
 ) -> LocalResult:
     """Train one round's local epochs from ``state`` (which is left as it is).
 
@@ -83,6 +97,7 @@ def train_locally(
         correction: A term added to each gradient before each step.
         round_index, total_rounds: How far the run is: a learning rate may fall over all of it.
         device: Where to train.
+        steps: Take so many steps, in more passes over the data or in fewer; None takes the task's.
 
     Raises:
         JobError: No training data, or the loss or the trained state is not finite.
@@ -98,9 +113,9 @@ def train_locally(
         load_state(model, state)
         model.to(device).train()
         optimizer = task.build_optimizer(model)
-        rate = _rate(task, optimizer, data, round_index, total_rounds)
+        rate = _rate(task, optimizer, data, round_index, total_rounds, steps)
         losses = []
-        for batch in task.train_batches(data, seed):
+        for batch in task.train_batches(data, seed) if steps is None else _batches(task, data, seed, steps):
             losses.append(_step(task, model, optimizer, batch, correction))
             if rate is not None:
                 rate.step()
@@ -116,7 +131,10 @@ def train_locally(
 
 
 def predict(task: Task, state: State, data: Any, split: str, device: str = "cpu") -> PredictionTable:
-    """Return what the model with ``state`` says of ``split``: evaluation mode, no gradients, one thread."""
+    """Return what the model with ``state`` says of ``split``: evaluation mode, no gradients.
+
+    On the CPU it takes one thread, so that the figures are the same wherever they are made.
+    """
     with reproducible(0, device), torch.no_grad():
         model = task.build_model()
         load_state(model, state)
@@ -124,13 +142,32 @@ def predict(task: Task, state: State, data: Any, split: str, device: str = "cpu"
         return task.predict(model, data, split)
 
 
+def _batches(task: Task, data: Any, seed: int, steps: int) -> Iterator[Any]:
+    """Yield ``steps`` batches: rounds of the task, each in another order."""
+    taken = 0
+    for again in itertools.count():
+        before = taken
+        for batch in task.train_batches(data, derive_seed(seed, "again", again) if again else seed):
+            yield batch
+            taken += 1
+            if taken == steps:
+                return
+        if taken == before:
+            return
+
+
 def _rate(
-    task: Task, optimizer: torch.optim.Optimizer, data: Any, round_index: int, total_rounds: int
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    data: Any,
+    round_index: int,
+    total_rounds: int,
+    steps: int | None,
 ) -> torch.optim.lr_scheduler.LRScheduler | None:
     """Return what sets the learning rate step by step, if the task has one that changes."""
     if not isinstance(task, Decaying):
         return None
-    steps, decay = max(1, task.n_steps(data)), task.decay
+    steps, decay = max(1, task.n_steps(data) if steps is None else steps), task.decay
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: decay((round_index + step / steps) / total_rounds)
     )

@@ -77,8 +77,14 @@ class Patience:
 
 
 def validate(
-    task: Task, strategy: Strategy, state: State, site_state: Mapping[str, Any], data: Any, metric: str
+    task: Task,
+    strategy: Strategy,
+    state: State,
+    site_state: Mapping[str, Any],
+    data: Any,
+    metric: str,
+    device: str = "cpu",
 ) -> float | None:
     """Return a site's figure over its validation patients with the model as it came; None if it has none."""
-    table = predict(task, strategy.personalize(state, site_state), data, VALIDATION)
+    table = predict(task, strategy.personalize(state, site_state), data, VALIDATION, device)
     return evaluate(table, bootstraps=0)[metric].value if len(table.patients) else None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from histoflare.errors import JobError
 from histoflare.privacy.dpsgd import PrivateGradient, private_gradient
 from histoflare.privacy.noise import NoiseSource, poisson_sample
-from histoflare.rounds.local import Correction, LocalResult, reproducible
+from histoflare.rounds.local import Correction, LocalResult, one_thread, reproducible
 from histoflare.rounds.state import is_finite, load_state, model_state
 from histoflare.rounds.task import PerRecord, Task
 from histoflare.seeds import derive_seed
@@ -46,6 +46,7 @@ def train_privately(
     noise: NoiseSource,
     seed: int,
     correction: Correction | None = None,
+    device: str = "cpu",
 ) -> LocalResult:
     """Train one round's ``plan.steps`` steps from ``state`` (which is left as it is).
 
@@ -63,6 +64,9 @@ def train_privately(
         seed: Of the patches that a record shows in a step, each record's by itself.
         correction: A term added to each gradient after clip and noise; it must not depend on this site's
             records but through what was released.
+        device: Where the gradients of the records are made, clipped and summed. Samples and noise come from
+            the CPU, where the cryptographic source is. The guarantee takes for granted that a record's
+            gradient does not depend on which others were drawn, roundings and all; that was tried on CPUs.
 
     Raises:
         JobError: No training data, a task that is no ``PerRecord`` or a model that will not do
@@ -88,10 +92,10 @@ def train_privately(
     secret = int(noise.uniform(1)[0] * 2**53)
     losses: list[float] = []
     failures: list[str] = []
-    with reproducible(secret):
+    with one_thread(), reproducible(secret, device):
         model = task.build_model()
         load_state(model, state)
-        model.train()
+        model.to(device).train()
         optimizer = task.build_optimizer(model)
         for step in range(plan.steps):
             drawn = poisson_sample(len(records), plan.sample_rate, noise).tolist()

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from histoflare.errors import JobError
+from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.rounds.patience import Patience, validate
 from histoflare.rounds.state import State, model_state, n_bytes
-from histoflare.rounds.strategy import Strategy, server_round, site_round
+from histoflare.rounds.strategy import SiteOutcome, Strategy, server_round, site_round
 from histoflare.rounds.task import Task
 
 OnRound = Callable[[int, int, float, Mapping[str, float]], None]
@@ -26,6 +26,7 @@ class RunResult:
         initial, state: First and last global state.
         site_states: Site → what the strategy keeps there (personal layers, control variates).
         participation: For each round run, who trained.
+        refused: For each round run, site → why it sent no update.
         losses: For each round run, site → mean training loss.
         seconds: Of each round run.
         patience: As it was given, with what it heard.
@@ -36,6 +37,7 @@ class RunResult:
     state: State
     site_states: dict[str, State]
     participation: tuple[tuple[str, ...], ...]
+    refused: tuple[dict[str, HistoflareError], ...]
     losses: tuple[dict[str, float], ...]
     seconds: tuple[float, ...]
     bytes_up: int
@@ -52,6 +54,7 @@ def run_in_process(
     plan: PrivacyPlan | None = None,
     on_round: OnRound | None = None,
     *,
+    device: str = "cpu",
     start_round: int = 0,
     initial_state: State | None = None,
     site_states: Mapping[str, State] | None = None,
@@ -60,15 +63,18 @@ def run_in_process(
     """Run rounds ``start_round`` … ``rounds`` - 1 of a federation.
 
     The same arguments give the same bytes; a run resumed at ``start_round`` with the earlier run's ``state``
-    and ``site_states`` ends as if it had never stopped.
+    and ``site_states`` ends as if it had never stopped. A site that fails costs its own update of that round,
+    as in FLARE's processes.
 
     Args:
         sites: Site → its data; their order is the federation's site order.
         plan: What protects the updates, settled; None is :class:`histoflare.privacy.plan.Open`: nothing.
+        device: Where the sites train; only on the CPU do the same bytes come out.
         patience: Ends the run before its last round; it counts from this call on.
 
     Raises:
         JobError: The sites, the rounds or an update cannot be used.
+        HistoflareError: No site had an update in a round; the error is the first site's.
     """
     strategy.check_sites(list(sites))
     if not 0 <= start_round <= rounds:
@@ -79,38 +85,44 @@ def run_in_process(
     initial = initial_state if initial_state is not None else strategy.begin(model_state(task.build_model()))
     state = initial
     kept = {site: dict((site_states or {}).get(site, {})) for site in sites}
-    participation, losses, seconds, bytes_up, bytes_down = [], [], [], 0, 0
+    participation, refused, losses, seconds, bytes_up, bytes_down = [], [], [], [], 0, 0
     for index in range(start_round, rounds):
         started = time.perf_counter()
         chosen = strategy.participants(index, list(sites), seed)
+        outcomes: dict[str, SiteOutcome] = {}
+        failed: dict[str, HistoflareError] = {}
         figures: dict[str, float | None] = {}
-        if patience is not None:
-            figures = {
-                site: validate(task, strategy, state, kept[site], sites[site], patience.metric)
-                for site in chosen
-            }
-        outcomes = {
-            site: site_round(
-                task,
-                strategy,
-                state,
-                sites[site],
-                site=site,
-                site_state=kept[site],
-                round_index=index,
-                total_rounds=rounds,
-                seed=seed,
-                plan=plan,
-            )
-            for site in chosen
-        }
+        for site in chosen:
+            try:
+                if patience is not None:
+                    figures[site] = validate(
+                        task, strategy, state, kept[site], sites[site], patience.metric, device
+                    )
+                outcomes[site] = site_round(
+                    task,
+                    strategy,
+                    state,
+                    sites[site],
+                    site=site,
+                    site_state=kept[site],
+                    round_index=index,
+                    total_rounds=rounds,
+                    seed=seed,
+                    plan=plan,
+                    device=device,
+                )
+            except HistoflareError as error:
+                failed[site] = error
+        if not outcomes and not strategy.skips_sites:
+            raise failed[chosen[0]]
         bytes_down += len(chosen) * n_bytes(state)
         bytes_up += sum(n_bytes(outcome.update.tensors) for outcome in outcomes.values())
-        state = server_round(
-            strategy, state, [outcome.update for outcome in outcomes.values()], list(sites), plan
-        )
+        if outcomes:
+            updates = [outcome.update for outcome in outcomes.values()]
+            state = server_round(strategy, state, updates, list(sites), plan)
         kept.update({site: outcome.site_state for site, outcome in outcomes.items()})
-        participation.append(chosen)
+        participation.append(tuple(outcomes))
+        refused.append(failed)
         losses.append({site: outcome.training.mean_loss for site, outcome in outcomes.items()})
         seconds.append(time.perf_counter() - started)
         if on_round is not None:
@@ -124,6 +136,7 @@ def run_in_process(
         state,
         kept,
         tuple(participation),
+        tuple(refused),
         tuple(losses),
         tuple(seconds),
         bytes_up,

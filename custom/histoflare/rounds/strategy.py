@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from histoflare.errors import BagError, HistoflareError, JobError, MaskError
+from histoflare.model_file import OF_STRATEGY
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan
 from histoflare.rounds.local import Correction, LocalResult, one_thread, train_locally
 from histoflare.rounds.state import (
@@ -43,7 +44,7 @@ STRATEGIES = {
     "cyclic": "histoflare.rounds.cyclic:CyclicWeightTransfer",
 }
 
-EXTRA = "strategy/"
+EXTRA = OF_STRATEGY
 """Prefix of the tensors that a strategy adds to the global state beside the model's (control variates)."""
 
 TRANSFERS = ("float32", "float16")
@@ -67,6 +68,7 @@ class SiteRound:
         seed: The job's.
         plan: What protects the update; a strategy trains with :meth:`train` and so under it.
         device: Where training runs, ``"cpu"`` or ``"cuda"``; only on the former do the same bytes come out.
+        steps: Optimizer steps of the round; None as the task has it. Under DP-SGD the plan says it.
     """
 
     task: Task
@@ -79,6 +81,7 @@ class SiteRound:
     seed: int
     plan: PrivacyPlan
     device: str = "cpu"
+    steps: int | None = None
 
     @property
     def train_seed(self) -> int:
@@ -99,6 +102,7 @@ class SiteRound:
             noise=self.plan.noise(self.site, self.round_index, "steps"),
             seed=self.train_seed,
             correction=correction,
+            device=self.device,
         )
 
     def _train_plainly(self, start: State, correction: Correction | None) -> LocalResult:
@@ -112,6 +116,7 @@ class SiteRound:
                 round_index=self.round_index,
                 total_rounds=self.total_rounds,
                 device=self.device,
+                steps=self.steps,
             )
         except (HistoflareError, OSError) as error:
             of_data = isinstance(error, (BagError, MaskError, OSError))
@@ -253,7 +258,6 @@ class Strategy(ABC):
         }
 
 
-@one_thread()
 def site_round(
     task: Task,
     strategy: Strategy,
@@ -267,18 +271,24 @@ def site_round(
     seed: int,
     plan: PrivacyPlan,
     device: str = "cpu",
+    steps: int | None = None,
 ) -> SiteOutcome:
     """The site's half of a round: the strategy's local round, then the privacy plan's release.
+
+    Training runs on ``device``; what it gives is on the CPU, and so is the release, on one thread.
 
     Raises:
         JobError: Training failed, or what would leave has not the names and shapes the strategy sends.
         HistoflareError: The privacy plan lets nothing leave.
     """
-    ctx = SiteRound(task, data, site, global_state, site_state, round_index, total_rounds, seed, plan, device)
+    ctx = SiteRound(
+        task, data, site, global_state, site_state, round_index, total_rounds, seed, plan, device, steps
+    )
     outcome = strategy.local_round(ctx)
-    released = plan.release(outcome.update.tensors, plan.noise(site, round_index, "update"))
-    update = replace(outcome.update, tensors=compress(released, strategy.transfer))
-    check_update(strategy, global_state, update)
+    with one_thread():
+        released = plan.release(outcome.update.tensors, plan.noise(site, round_index, "update"))
+        update = replace(outcome.update, tensors=compress(released, strategy.transfer))
+        check_update(strategy, global_state, update)
     return replace(outcome, update=update)
 
 

@@ -80,6 +80,9 @@ class Task(Protocol):
     def n_train(self, data: Any) -> int:
         """Return the number of training samples."""
 
+    def n_steps(self, data: Any) -> int:
+        """Return the number of optimizer steps of one round: as many as :meth:`train_batches` yields."""
+
     def train_batches(self, data: Any, seed: int) -> Iterable[Any]:
         """Yield the batches of one round, all its local epochs."""
 
@@ -96,9 +99,6 @@ class Task(Protocol):
 @runtime_checkable
 class Decaying(Protocol):
     """A task whose learning rate falls over the whole run, and not only within a round."""
-
-    def n_steps(self, data: Any) -> int:
-        """Return the number of optimizer steps of one round."""
 
     def decay(self, progress: float) -> float:
         """Return what the learning rate is multiplied by when ``progress`` (0 to 1) of the run is done."""

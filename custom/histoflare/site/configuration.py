@@ -59,14 +59,15 @@ ledger_key = {ledger_key}
 # were imported, or made with other mosaic parameters than the defaults, are then made again.
 prepare = {prepare}
 
-# For prepare: the encoder's weight file and the SHA-256 the sites agreed on; "" for an encoder without one.
+# For prepare: the encoder's weight file and the SHA-256 the sites agreed on; "" for an encoder without one. A
+# TorchScript file has another beside it, FILE.toml, which says its mean, std and input size.
 encoder_weights = {encoder_weights}
 encoder_sha256 = {encoder_sha256}
 
 # Memory for features or images, in MiB; those beyond it are read from disk each time.
 cache_mb = {cache_mb}
 
-# Where segmentation networks run: "cpu", "cuda" or "cuda:1". Only the CPU gives the same bytes again.
+# Where models and encoders run: "cpu", "cuda" or "cuda:1". Only the CPU gives the same bytes again.
 device = {device}
 
 # true: this site never trains; it only says how well a model does on its patients.
@@ -90,7 +91,7 @@ class SiteConfiguration:
         prepare: Whether missing or stale bags are made before the first round.
         encoder_weights, encoder_sha256: Of an encoder with a weight file; for ``prepare``.
         cache_mb: Memory for features or images in MiB; at least 0.
-        device: Where segmentation networks run: ``"cpu"``, ``"cuda"`` or ``"cuda:<n>"``.
+        device: Where models and encoders run: ``"cpu"``, ``"cuda"`` or ``"cuda:<n>"``.
         evaluation_only: Whether training tasks are answered with ``EVALUATION_ONLY``.
         pseudonym: The name under which other sites see this one; None for its FLARE name.
         workstation: Whether it is one of several sites on one workstation, which may use a ledger that was

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -88,7 +88,7 @@ def load_site_data(
 
     return load_image_cohort(
         site,
-        _images(configuration),
+        images_of(configuration),
         task.labels,
         mpp=task.mpp,
         window_px=task.window_px,
@@ -130,25 +130,52 @@ def pool_site_data(task: Task, cohorts: Sequence[Any], name: str = "pooled") -> 
     return pooled(cohorts, name)
 
 
-def device_of(task: Any, configuration: SiteConfiguration) -> str:
-    """Return where a task's model runs at a site. MEM on bags is quick on any CPU, and stays there.
+def check_resolutions(task: Any, sites: Mapping[str, SiteConfiguration]) -> None:
+    """Refuse images of several resolutions, at one site or at several, where the task names none.
+
+    It reads what the manifests say, and opens no image.
 
     Raises:
-        JobError: The site's file names a GPU, and there is none (SITE_NOT_CONFIGURED).
+        MaskError: They are not of one resolution (COHORT_INVALID).
     """
-    if task.data != IMAGES or configuration.device == "cpu":
-        return "cpu"
+    if task.data != IMAGES or task.mpp is not None:
+        return
+    from histoflare.masks.resolution import agreed_mpp, read_stated_mpps
+
+    manifests = {site: where.images for site, where in sites.items() if where.images is not None}
+    agreed_mpp(read_stated_mpps(manifests))
+
+
+def device_of(configuration: SiteConfiguration) -> str:
+    """Return where models run at a site, whatever they are trained on; errors as below."""
+    return check_device(configuration.device)
+
+
+def check_device(device: str) -> str:
+    """Return ``device`` (``cpu``, ``cuda``, ``cuda:1`` …).
+
+    Raises:
+        JobError: There is no such device here, or it cannot train (SITE_NOT_CONFIGURED).
+    """
+    if device == "cpu":
+        return device
     import torch
 
-    index = int(configuration.device.partition(":")[2] or 0)
-    there = torch.cuda.device_count()
-    if index >= there:
+    kind, _, index = device.partition(":")
+    if kind == "mps":
         raise JobError(
-            f'The site\'s file says device = "{configuration.device}", and torch sees {there} GPUs: '
-            'say "cpu", or install a torch that sees it.',
+            'device "mps" has no float64, in which gradients are summed under a privacy plan: use "cpu".',
             reason="SITE_NOT_CONFIGURED",
         )
-    return configuration.device
+    module: Any = torch.get_device_module(kind)
+    there = module.device_count()
+    if int(index or 0) >= there:
+        raise JobError(
+            f'device "{device}": torch sees {there} devices of this kind here. Use "cpu", or install a torch '
+            "that sees it.",
+            reason="SITE_NOT_CONFIGURED",
+        )
+    return device
 
 
 def prepare_site_data(
@@ -178,7 +205,9 @@ def read_roles(
     if data == IMAGES:
         from histoflare.masks.image_manifest import assign_image_splits, read_image_manifest
 
-        rows = assign_image_splits(read_image_manifest(_images(configuration), check_files=False), split).rows
+        rows = assign_image_splits(
+            read_image_manifest(images_of(configuration), check_files=False), split
+        ).rows
     else:
         manifest, _ = bags_of(configuration)
         rows = assign_splits(read_manifest(manifest, labels=labels, check_files=False), split).rows
@@ -228,7 +257,8 @@ def bags_of(configuration: SiteConfiguration) -> tuple[Path, Path]:
     return configuration.manifest, configuration.bags
 
 
-def _images(configuration: SiteConfiguration) -> Path:
+def images_of(configuration: SiteConfiguration) -> Path:
+    """Return a site's manifest of images; JobError (SITE_NOT_CONFIGURED) without."""
     if configuration.images is None:
         raise _missing("images")
     return configuration.images

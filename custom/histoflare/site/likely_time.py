@@ -16,11 +16,14 @@ DEVIATIONS = 6
 """A step draws more than so many standard deviations above the mean with a chance of some 1e-9."""
 
 
-def likely_seconds(task: Any, plan: PrivacyPlan, patients: int, slides: int) -> float | None:
+def likely_seconds(
+    task: Any, plan: PrivacyPlan, patients: int, slides: int, device: str = "cpu"
+) -> float | None:
     """Return the seconds of the longest round that is likely: every bag as long as one can be.
 
     Args:
         task, plan: The job's, settled. patients: To train on. slides: The most that a patient has.
+        device: Where the site trains.
 
     Returns:
         Seconds, reading from disk apart; None where the task does not say how large its data can get.
@@ -42,9 +45,10 @@ def likely_seconds(task: Any, plan: PrivacyPlan, patients: int, slides: int) -> 
         data, started = task.longest(records, slides), time.monotonic()
         if isinstance(plan, DpSgd):
             one_step = _EveryRecordOnce(plan)
-            train_privately(task, state, data, plan=one_step, noise=plan.noise("measure"), seed=0)
+            noise = plan.noise("measure")
+            train_privately(task, state, data, plan=one_step, noise=noise, seed=0, device=device)
         else:
-            train_locally(task, state, data, seed=0)
+            train_locally(task, state, data, seed=0, device=device)
         return time.monotonic() - started
 
     train(1)  # the first of a process takes longer

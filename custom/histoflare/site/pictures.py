@@ -126,6 +126,7 @@ def attend_relative(model: MEM, features: torch.Tensor) -> NDArray[np.float64]:
 
     Attention is that of the first memory block, its memory units averaged.
     """
+    features = features.to(next(model.parameters()).device)
     with torch.inference_mode():
         attention = model.attend(features[None]).attention[0]  # (m, n), each row sums to 1
     relative: NDArray[np.float64] = attention.double().mean(dim=0).numpy(force=True) * len(features)  # (n,)

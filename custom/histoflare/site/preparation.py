@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from histoflare.bags.encoder import Encoder, load_encoder
+from histoflare.bags.encoder import load_encoder_of
 from histoflare.bags.folder import RowResult
+from histoflare.bags.network_encoder import Encoder
 from histoflare.bags.prepare import prepare
+from histoflare.bags.preprocessing import Preprocessing
 from histoflare.errors import EncoderError
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import bags_of
@@ -68,6 +70,11 @@ class _TaskEncoder:
         self._say = say
         self._loaded: Encoder | None = None
 
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """What the loaded encoder does to a patch; None before the first one."""
+        return None if self._loaded is None else self._loaded.preprocessing
+
     def encode(self, patches: torch.Tensor) -> torch.Tensor:
         """Return the features of ``patches``; :class:`EncoderError` if the site has another encoder."""
         if self._loaded is None:
@@ -75,15 +82,22 @@ class _TaskEncoder:
         return self._loaded.encode(patches)
 
     def _load(self) -> Encoder:
-        spec = self.id.rpartition(":")[0]
         self._say(f"loading encoder {self.id}")
         weights, sha256 = self._configuration.encoder_weights, self._configuration.encoder_sha256
-        encoder = load_encoder(spec, weights, sha256, probe_px=self._probe_px)
-        if (encoder.id, encoder.features) != (self.id, self.features):
+        device = self._configuration.device
+        try:
+            encoder = load_encoder_of(self.id, weights, sha256, device, self._probe_px)
+        except EncoderError as error:
+            if error.reason != "ENCODER_MISMATCH":
+                raise
             raise EncoderError(
-                f"This site's encoder is {encoder.id} with {encoder.features} features, the job's is "
-                f"{self.id} with {self.features}: give that one's encoder_weights and encoder_sha256 in the "
-                "site's file.",
+                f"This site's encoder (encoder_weights in its file) is not the job's: {error}.",
+                reason=error.reason,
+            ) from None
+        if encoder.features != self.features:
+            raise EncoderError(
+                f"This site's encoder {encoder.id} gives {encoder.features} features, the job's has "
+                f"{self.features}.",
                 reason="ENCODER_MISMATCH",
             )
         return encoder

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 SITE = "site"
 ROUND = "round"
 RUN_FILE = "run.json"
+LOSS_FILE = "loss.json"
 BEFORE = {"batch_norm": "shared", "transfer": "float32"}
 """Of a strategy, where notes of an earlier version do not say."""
 
@@ -187,6 +188,17 @@ class RunRecords:
             if value is not None:
                 self._writer.add_scalar(name, value, round_index)
         self._writer.flush()
+
+    def note_loss(self, round_index: int, loss: float) -> None:
+        """Write down the mean training loss of the newest round, for who watches at this site."""
+        write_json(self.folder / LOSS_FILE, {"round": round_index, "loss": loss})
+
+    def read_loss(self) -> float | None:
+        """Return the loss that was noted last; None if there is none that can be read."""
+        try:
+            return float(json.loads((self.folder / LOSS_FILE).read_text())["loss"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def write_predictions(self, split: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Path:
         """Write ``evaluation_<split>.csv``: what the task notes of each slide or image (``Task.notes``)."""

@@ -45,7 +45,7 @@ class SiteWork:
         self._records = RunRecords(setup.configuration.records, setup.run, setup.site)
         self._cohort: SiteData | None = None
         self._read_ahead = False
-        self._device = device_of(setup.task, setup.configuration)
+        self._device = device_of(setup.configuration)
 
     def prepare(self) -> None:
         """Load the site's data and look at its notes: what is wrong is known before a round is booked.
@@ -99,7 +99,7 @@ class SiteWork:
         for failure in outcome.training.failures:
             self._say(f"{setup.site}: round {round_index + 1}: counted as nothing: {failure}")
         loss = outcome.training.mean_loss
-        self._note(round_index, {"loss": loss, **figures})
+        self._note(round_index, loss, figures)
         self._say(
             f"{setup.site}: round {round_index + 1} of {total_rounds}: loss {loss:.4f}, "
             f"{outcome.training.n_steps} steps, {time.monotonic() - started:.1f} s"
@@ -143,6 +143,7 @@ class SiteWork:
             cohort = load_site_data(setup.site, self._task, setup.configuration, setup.split)
             for warning in cohort.warnings:
                 self._say(f"{setup.site}: {warning}")
+            self._say(f"{setup.site}: {_say_device(self._device)}")
             _check_roles(cohort, setup.roles, setup.configuration.evaluation_only)
             self._cohort = cohort
         return self._cohort
@@ -183,11 +184,20 @@ class SiteWork:
         behind = min(metrics[figure].patients for figure in asked.values())
         return {name: found[figure] for name, figure in asked.items()}, behind
 
-    def _note(self, round_index: int, values: Mapping[str, float | None]) -> None:
+    def _note(self, round_index: int, loss: float, figures: Mapping[str, float | None]) -> None:
         try:
-            self._records.add_scalars(round_index, values)
+            self._records.add_scalars(round_index, {"loss": loss, **figures})
+            self._records.note_loss(round_index, loss)
         except Exception as error:  # a figure less at the site must not cost the federation a round
             self._say(f"{self._setup.site}: TensorBoard could not be written: {error}")
+
+
+def _say_device(device: str) -> str:
+    """Return where models run, and that there is a GPU if they do not run on it."""
+    unused = device == "cpu" and torch.cuda.is_available()
+    return f"models run on {device}" + (
+        '; there is a GPU, which device = "cuda" in the site\'s file would use' if unused else ""
+    )
 
 
 def _check_roles(cohort: SiteData, roles: Mapping[str, str] | None, evaluation_only: bool) -> None:

@@ -2,7 +2,8 @@
 
 A few tiles of one label are laid side by side and written as a pyramid that OpenSlide reads. What is made up:
 that these tiles belong together, the patients (one or two such slides each), the hospitals, and the
-resolution, if the tiles' own is not known. What is real: the pixels and the labels.
+resolution, if the tiles' own is not known. What is real: the pixels and the labels, and the patients if the
+index names them: then no slide has tiles of two, and each is at one site and in one split.
 
 Every tile is used once at most, and of tiles that name the same source only the first: copies of a tile on
 two sides of a split would test what was trained on.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import math
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,10 +21,10 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from histoflare.errors import JobError, ManifestError, SlideError
 from histoflare.seeds import derive_seed
+from histoflare.slides.image_file import UnreadableImageError, open_image, rgb_on_white
 from histoflare.slides.manifest import Manifest, ManifestRow, stratify_splits, write_manifest
 from histoflare.slides.partition import deal_evenly, draw_unevenly
 from histoflare.slides.pyramid import write_pyramid
@@ -43,7 +45,8 @@ class AssemblyParameters:
 
     Attributes:
         tiles_per_slide: Fewest and most tiles of a slide.
-        slides_per_patient: Fewest and most slides of a made-up patient.
+        slides_per_patient: Fewest and most slides of a made-up patient; a patient that the index names has
+            as many as the tiles make.
         sites: Hospitals ``hospital-1`` and on.
         external_share: Share of each label's patients that the site ``external`` gets, all for testing;
             0 makes no such site.
@@ -78,16 +81,17 @@ class AssemblyParameters:
 
 @dataclass(frozen=True)
 class Tile:
-    """One labelled picture; ``name`` is its path as the index has it."""
+    """One labelled picture; ``name`` is its path as the index has it, ``patient`` None if that says none."""
 
     path: Path
     name: str
     label: str
+    patient: str | None = None
 
 
 @dataclass(frozen=True)
 class AssembledSlide:
-    """One slide to be: its made-up patient, its site, and the tiles in it."""
+    """One slide to be: its patient, its site, and the tiles in it."""
 
     slide_id: str
     patient: str
@@ -100,7 +104,8 @@ def read_tiles(index_csv: Path, label_map: Mapping[str, str] = LUNG_LABELS) -> l
     """Read the tiles of ``index_csv`` whose label is in ``label_map``, under their new labels.
 
     Args:
-        index_csv: Columns ``file`` (relative to the CSV) and ``label``; optionally ``source_tile``.
+        index_csv: Columns ``file`` (relative to the CSV) and ``label``; optionally ``source_tile`` and
+            ``patient``, which then every tile needs.
         label_map: The index's label to the slides' label; tiles of other labels are left out.
 
     Raises:
@@ -125,13 +130,18 @@ def read_tiles(index_csv: Path, label_map: Mapping[str, str] = LUNG_LABELS) -> l
         name, label, source = row["file"] or "", row["label"] or "", row.get("source_tile") or ""
         if label not in label_map:
             continue
+        patient = (
+            unicodedata.normalize("NFC", (row["patient"] or "").strip()) if "patient" in columns else None
+        )
         path = index_csv.parent / name
         if name in seen:
             problems.append(f"line {line}: tile {name} is there already")
         elif not name or not path.is_file():
             problems.append(f"line {line}: no such tile: {path}")
+        elif patient == "":
+            problems.append(f"line {line}: no patient")
         elif not source or source not in sources:
-            tiles.append(Tile(path, name, label_map[label]))
+            tiles.append(Tile(path, name, label_map[label], patient))
         seen.add(name)
         sources.add(source)
     if problems:
@@ -148,21 +158,28 @@ def plan_assembly(tiles: Sequence[Tile], parameters: AssemblyParameters) -> list
     """Return which tiles go to which slide, patient and site.
 
     Under ``iid = False`` a site may get few patients of a label, or none: nothing is moved to fill it up.
+    Where a patient has tiles of several labels, sites are drawn for all patients at once, whatever the label.
 
     Raises:
         JobError: There are not tiles enough for two patients of each label at each site, on average.
     """
+    labels_of: dict[str | None, set[str]] = {}
+    for tile in tiles:
+        labels_of.setdefault(tile.patient, set()).add(tile.label)
+    mixed = any(len(labels) > 1 for patient, labels in labels_of.items() if patient is not None)
     patients_of: dict[str, list[list[list[Tile]]]] = {}
-    for label in sorted({tile.label for tile in tiles}):
-        rng = np.random.default_rng(derive_seed(parameters.seed, "assemble", label))
-        slides = _split_up([tile for tile in tiles if tile.label == label], parameters.tiles_per_slide, rng)
-        patients_of[label] = _split_up(slides, parameters.slides_per_patient, rng, keep_rest=True)
-    sites = _sites_of({label: len(patients) for label, patients in patients_of.items()}, parameters)
+    for group in ["patient"] if mixed else sorted({tile.label for tile in tiles}):
+        rng = np.random.default_rng(derive_seed(parameters.seed, "assemble", group))
+        of_group = [tile for tile in tiles if mixed or tile.label == group]
+        patients_of[group] = _patients(of_group, parameters, rng)
+    sites = _sites_of({group: len(patients) for group, patients in patients_of.items()}, parameters)
     planned = [
-        AssembledSlide(f"{patient}-{index}", patient, sites[patient], label, tuple(of_slide))
-        for label, patients in patients_of.items()
-        for patient, of_patient in zip(_names(label, len(patients)), patients, strict=True)
-        for index, of_slide in enumerate(of_patient, start=1)
+        AssembledSlide(
+            f"{name}-{index}", of_slide[0].patient or name, sites[name], of_slide[0].label, tuple(of_slide)
+        )
+        for group, patients in patients_of.items()
+        for name, slides in zip(_names(group, len(patients)), patients, strict=True)
+        for index, of_slide in enumerate(slides, start=1)
     ]
     return sorted(planned, key=lambda slide: (slide.site == EXTERNAL, slide.site, slide.slide_id))
 
@@ -234,13 +251,34 @@ def lay_tiles(slide: AssembledSlide, parameters: AssemblyParameters) -> NDArray[
 
 def _read_tile(tile: Tile) -> NDArray[np.uint8]:
     try:
-        with Image.open(tile.path) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
+        return rgb_on_white(open_image(tile.path.read_bytes()))
+    except (OSError, UnreadableImageError) as error:
         raise SlideError(
             f"{tile.path}: this tile cannot be read ({error}); take its row out of the index",
             reason="SLIDE_READ_FAILED",
         ) from error
+
+
+def _patients(
+    tiles: Sequence[Tile], parameters: AssemblyParameters, rng: np.random.Generator
+) -> list[list[list[Tile]]]:
+    """Return the tiles of each slide of each patient, in random order."""
+    if tiles[0].patient is None:
+        slides = _split_up(tiles, parameters.tiles_per_slide, rng)
+        return _split_up(slides, parameters.slides_per_patient, rng, keep_rest=True)
+    own: dict[str, dict[str, list[Tile]]] = {}
+    for tile in sorted(tiles, key=lambda tile: (str(tile.patient), tile.label)):
+        own.setdefault(str(tile.patient), {}).setdefault(tile.label, []).append(tile)
+    patients = [
+        # too few for a slide are one all the same: nobody's tiles are given to another, or lost
+        [
+            slide
+            for of_label in by_label.values()
+            for slide in _split_up(of_label, parameters.tiles_per_slide, rng) or [of_label]
+        ]
+        for by_label in own.values()
+    ]
+    return [patients[index] for index in rng.permutation(len(patients))]
 
 
 def _split_up(

@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from histoflare.errors import SlideError
 
 SERIES_UID_TAG = b"\x20\x00\x0e\x00"
 """DICOM (0020,000E) Series Instance UID, little endian. It is compared between files and never kept."""
+
+SLIDE_CLASS_UID = b"1.2.840.10008.5.1.4.1.1.77.1.6"
+"""DICOM PS3.4 B.5: VL Whole Slide Microscopy Image Storage. It stands in a file's first group."""
+
+DIRECTORY_CLASS_UID = b"1.2.840.10008.1.3.10"
+"""Media Storage Directory Storage: a DICOMDIR, which lists files and has no pixels."""
+
+MOST_FILES = 10_000
+"""Of a folder's sub-folders looked through; a slide has some tens."""
+
+SLIDE_SUFFIXES = {
+    ".svs",
+    ".ndpi",
+    ".mrxs",
+    ".scn",
+    ".bif",
+    ".svslide",
+    ".vms",
+    ".vmu",
+    ".tif",
+    ".tiff",
+    ".czi",
+}
 
 DICOM_HEADER_BYTES = 1 << 18
 """The series UID stands in group 0020, well before the pixels; more than this is not searched."""
@@ -72,11 +97,14 @@ def fingerprint(path: Path) -> SlideFingerprint:
 
 
 def opening_file(path: Path) -> Path:
-    """Return the file to open for ``path``: itself, or for a folder the first file of its DICOM series.
+    """Return the file to open for ``path``: itself, or for a folder the slide that it holds.
+
+    That is the first file of a DICOM series, in the folder or below it; the ``.mrxs`` file that a folder with
+    a ``Slidedat.ini`` belongs to; or the only file with a slide's ending.
 
     Raises:
-        SlideError: No such file or folder (``SLIDE_MISSING``), a folder without DICOM files
-            (``SLIDE_UNSUPPORTED``) or with several series (``SLIDE_AMBIGUOUS``).
+        SlideError: No such file or folder (``SLIDE_MISSING``), a folder without a slide
+            (``SLIDE_UNSUPPORTED``) or with several (``SLIDE_AMBIGUOUS``).
     """
     if path.is_file():
         return path
@@ -84,22 +112,54 @@ def opening_file(path: Path) -> Path:
         raise SlideError(
             f"{path}: no such slide. Correct the path, or copy the slide there.", reason="SLIDE_MISSING"
         )
-    by_series: dict[bytes, Path] = {}
-    for file in _files_in(path):
-        series = _series_uid(file)
-        if series is not None:
-            by_series.setdefault(series, file)
-    if not by_series:
-        raise SlideError(
-            f"{path}: a folder without DICOM files. Name the slide's file itself.", reason="SLIDE_UNSUPPORTED"
-        )
+    whole = [file for file in _files_in(path) if file.suffix.lower() in SLIDE_SUFFIXES]
+    if (path / "Slidedat.ini").is_file():
+        whole = [path.parent / f"{path.name}.mrxs"]
+        if not whole[0].is_file():
+            raise SlideError(
+                f"{path}: the folder of a .mrxs file, which is not beside it. Copy it there.",
+                reason="SLIDE_MISSING",
+            )
+    by_series = _dicom_series(_files_in(path)) or _dicom_series(_files_below(path))
     if len(by_series) > 1:
         raise SlideError(
             f"{path}: the folder holds {len(by_series)} DICOM series. Name one file of the slide "
             "that is meant.",
             reason="SLIDE_AMBIGUOUS",
         )
-    return next(iter(by_series.values()))
+    found = [*by_series.values(), *whole]
+    if len(found) > 1:
+        raise SlideError(
+            f"{path}: the folder holds {len(found)} slides. Name the file that is meant.",
+            reason="SLIDE_AMBIGUOUS",
+        )
+    if not found:
+        raise SlideError(
+            f"{path}: a folder without DICOM files or one other slide. Name the slide's file itself.",
+            reason="SLIDE_UNSUPPORTED",
+        )
+    return found[0]
+
+
+def _dicom_series(files: Iterable[Path]) -> dict[bytes, Path]:
+    """Return the first file of each DICOM series; of other modalities only if none is a slide's."""
+    series: dict[bytes, Path] = {}
+    slides: dict[bytes, Path] = {}
+    for file in files:
+        uid, is_slide = _series_uid(file), False
+        if uid is not None:
+            with file.open("rb") as opened:
+                is_slide = SLIDE_CLASS_UID in opened.read(1024)
+            series.setdefault(uid, file)
+        if uid is not None and is_slide:
+            slides.setdefault(uid, file)
+    return slides or series
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """Return the files in sub-folders, as a PACS writes them, sorted; at most ``MOST_FILES``."""
+    files = (file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
+    return sorted(islice(files, MOST_FILES))
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -116,7 +176,7 @@ def _series_uid(file: Path) -> bytes | None:
             header = opened.read(DICOM_HEADER_BYTES)
     except OSError:
         return None
-    if header[128:132] != b"DICM":
+    if header[128:132] != b"DICM" or DIRECTORY_CLASS_UID in header[:1024]:
         return None
     at = header.find(SERIES_UID_TAG)
     if at < 0:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from histoflare.slides.names import WINDOWS_PATH, find_path
 from histoflare.slides.splits import DEFAULT_SPLIT, Split, SplitRule, stratified_test_patients
 from histoflare.slides.table import (
     SUBGROUPS,
@@ -88,8 +89,9 @@ def read_manifest(path: Path, labels: Sequence[str] | None = None, check_files: 
     """Read and check the manifest at ``path``.
 
     Args:
-        path: The CSV; UTF-8 (a byte order mark is fine), separated by commas or semicolons.
-        labels: The labels that may occur. Without them any may, but there must be two at least.
+        path: The CSV, as :func:`histoflare.slides.table.read_table` takes it. Slides are found as by
+            :func:`histoflare.slides.names.find_path`.
+        labels: The labels that may occur. Without them any may.
         check_files: Whether the slides must exist.
 
     Raises:
@@ -103,7 +105,9 @@ def read_manifest(path: Path, labels: Sequence[str] | None = None, check_files: 
     problems += split_problems(rows) + _label_problems(rows, labels)
     if check_files:
         missing = [row for row in rows if row.written and not file_exists(row.slide)]
-        problems += [f"line {row.line}: no such slide: {row.slide}" for row in missing]
+        problems += [
+            f"line {row.line}: no such slide: {row.slide}{_path_hint(row.written)}" for row in missing
+        ]
     refuse_faults(path, problems)
     return Manifest(path, tuple(rows))
 
@@ -175,8 +179,9 @@ def role_warnings(rows: Iterable[ManifestRow], labels: Iterable[str]) -> list[st
 
 def missing_roles(there: Collection[tuple[str | None, str]], labels: Iterable[str]) -> list[str]:
     """Return the same for the pairs (split, class) that are ``there``."""
+    labels = tuple(labels)
     roles = {split for split, _ in there}
-    warnings = []
+    warnings = [f"every row has the label '{labels[0]}'"] if len(labels) == 1 else []
     if "train" not in roles:
         warnings.append("no training slides: this cohort can only be tested on")
     if "test" not in roles:
@@ -193,17 +198,22 @@ def _read_row(path: Path, line: int, cells: dict[str, str], problems: list[str])
     problems += [f"line {line}: no {name}" for name in NEEDED if not cells[name]]
     return ManifestRow(
         line=line,
-        slide=path.parent / cells["slide"],
+        slide=find_path(path.parent, cells["slide"]),
         label=cells["label"],
         written=cells["slide"],
         **read_common_cells(line, cells, problems),
     )
 
 
+def _path_hint(written: str) -> str:
+    if WINDOWS_PATH.match(written):
+        return " (a path of Windows; write it as it is on this machine, starting at the manifest's folder)"
+    return ""
+
+
 def _label_problems(rows: Sequence[ManifestRow], labels: Sequence[str] | None) -> list[str]:
-    found = sorted({row.label for row in rows if row.label})
     if labels is None:
-        return [f"every row has the label '{found[0]}'; two are needed"] if len(found) == 1 else []
+        return []
     allowed = ", ".join(labels)
     return [
         f"line {row.line}: unknown label '{row.label}'; allowed are {allowed}"

@@ -90,17 +90,25 @@ def add_attention_legend(picture: Image.Image, limit: float, px_per_um: float) -
 
 
 def _values(base: SlidePicture, mask: MaskPyramid, l0_per_px: float) -> NDArray[np.uint8]:
-    """Return the mask's value under each pixel of the picture (h, w), from the smallest level that serves."""
-    width, height = base.image.size
+    """Return the mask's value under each pixel of the picture (h, w), from the smallest level that serves.
+
+    Outside the mask's plane it is 255, which is no class.
+    """
+    needed = [side * base.px_per_l0 for side in mask.plane.l0_size_px]
     level = max(
-        (index for index, size in enumerate(mask.sizes_px) if size[0] >= width and size[1] >= height),
+        (index for index, size in enumerate(mask.sizes_px) if size[0] >= needed[0] and size[1] >= needed[1]),
         default=0,
     )
     values = mask.read(level, 0, 0, *mask.sizes_px[level])
-    step = base.px_per_l0 * l0_per_px * 2**level  # pixels of the picture that a pixel of the level takes
-    rows = np.minimum(((np.arange(height) + 0.5) / step).astype(np.int64), values.shape[0] - 1)
-    columns = np.minimum(((np.arange(width) + 0.5) / step).astype(np.int64), values.shape[1] - 1)
-    found: NDArray[np.uint8] = values[np.ix_(rows, columns)]
+    found = np.full((base.image.height, base.image.width), 255, np.uint8)
+    places = []
+    for axis in (1, 0):  # rows (y), then columns (x)
+        l0_places = (np.arange(base.image.size[axis]) + 0.5) / base.px_per_l0 - mask.plane.l0_xy[axis]
+        (inside,) = np.nonzero((l0_places >= 0) & (l0_places < mask.plane.l0_size_px[axis]))
+        cells = (l0_places[inside] / (l0_per_px * 2**level)).astype(np.int64)
+        places.append((inside, np.minimum(cells, values.shape[1 - axis] - 1)))
+    (rows, from_rows), (columns, from_columns) = places
+    found[np.ix_(rows, columns)] = values[np.ix_(from_rows, from_columns)]
     return found
 
 

@@ -5,12 +5,15 @@ grey image shows value v as the colour (v, v, v). With ``colours`` the same valu
 and OpenSlide shows the palette's colours instead. The levels below are made of the most frequent value in 2x2
 pixels; class indices are never averaged.
 
+The file says in its image description, as JSON, in which plane of the slide it lies (``slides.planes``).
+
 Neither the image nor a level is held in memory: level 0 is asked for tile by tile, and what the levels below
-need waits on disk, compressed. The same pixels give the same bytes.
+need waits on disk, compressed. The same pixels in the same plane give the same bytes.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import zlib
 from array import array
@@ -25,6 +28,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from histoflare.errors import SlideError
+from histoflare.slides.planes import Plane
 from histoflare.slides.pyramid import MAX_PLAUSIBLE_MPP, SUBFILE_REDUCED, UM_PER_CM, level_count
 from histoflare.storage import atomic_path
 
@@ -44,6 +48,7 @@ def write_mask_pyramid(
     size_px: tuple[int, int],
     mpp: float,
     *,
+    plane: Plane,
     scratch: Path,
     colours: NDArray[np.uint8] | None = None,
 ) -> None:
@@ -55,6 +60,7 @@ def write_mask_pyramid(
         size_px: (width, height) of level 0, each at least 1.
         mpp: Resolution of level 0 in µm/px, in (0, 100). Readers of generic TIFF (this package's own among
             them) take 40 and more for a printer's resolution.
+        plane: Of the slide; the image's upper left corner is its corner.
         scratch: Folder for files that are removed again; about a third of the compressed image.
         colours: Palette, uint8 (256, 3); None stores grey.
 
@@ -78,7 +84,8 @@ def write_mask_pyramid(
             level_size_px = (size_px[0] >> index, size_px[1] >> index)
             with _Quarters(scratch / f"level-{index + 1}.quarters", level_size_px) as below:
                 tiles = _encode_tiles(read_block, level_size_px, None if index + 1 == levels else below)
-                _write_level(tiff, tiles, level_size_px, mpp * 2**index, colours, reduced=index > 0)
+                said = None if index > 0 else json.dumps({"histoflare": plane.to_json()})
+                _write_level(tiff, tiles, level_size_px, mpp * 2**index, colours, said)
                 if index > 0:
                     (scratch / f"level-{index}.quarters").unlink()
             read_block = below.read
@@ -87,6 +94,8 @@ def write_mask_pyramid(
 
 class MaskPyramid:
     """A file that :func:`write_mask_pyramid` wrote, read block by block. Use it as a context manager.
+
+    ``plane`` is the plane of the slide in which it lies.
 
     Args:
         path: The file.
@@ -108,7 +117,8 @@ class MaskPyramid:
                 numerator, denominator = pages[0].tags["XResolution"].value
                 self.mpp: float = UM_PER_CM * denominator / numerator
                 self.sizes_px: list[tuple[int, int]] = [(p.imagewidth, p.imagelength) for p in pages]
-        except (OSError, tifffile.TiffFileError, KeyError, IndexError) as error:
+                self.plane = Plane.from_json(json.loads(pages[0].description).get("histoflare"))
+        except (OSError, tifffile.TiffFileError, KeyError, IndexError, ValueError, AttributeError) as error:
             raise self._unsupported() from error
         if not usable:
             raise self._unsupported()
@@ -259,9 +269,9 @@ def _write_level(
     size_px: tuple[int, int],
     mpp: float,
     colours: NDArray[np.uint8] | None,
-    *,
-    reduced: bool,
+    description: str | None,
 ) -> None:
+    """Write a level; level 0 alone has a ``description``."""
     palette = None if colours is None else colours.T.astype(np.uint16) * 257  # TIFF's are 16 bit, (3, 256)
     tiff.write(
         tiles,
@@ -271,9 +281,10 @@ def _write_level(
         photometric="minisblack" if palette is None else "palette",
         colormap=palette,
         compression="adobe_deflate",
-        subfiletype=SUBFILE_REDUCED if reduced else 0,
+        subfiletype=SUBFILE_REDUCED if description is None else 0,
         resolution=(UM_PER_CM / mpp, UM_PER_CM / mpp),
         resolutionunit="CENTIMETER",
-        metadata=None,  # no description, software or date: the bytes depend on the pixels alone
+        description=description,
+        metadata=None,  # no software or date: the bytes depend on pixels and plane alone
         software=False,
     )

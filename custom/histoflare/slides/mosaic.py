@@ -31,6 +31,9 @@ from histoflare.slides.tissue import find_tissue
 Selection = Literal["random", "spatial"]
 
 MOSAIC_VERSION = 1
+BLOCK_PX = 1024
+"""Side of the blocks in which the patches' colours are read, at the resolution of the colours."""
+
 KMEANS_STARTS = 10
 """k-means is started this often and the best kept; the papers do not say."""
 
@@ -213,17 +216,26 @@ def _mean_colours(
     l0_xy: NDArray[np.int64],
     threads: int,
 ) -> NDArray[np.float64]:
-    """Return the mean RGB (n, 3) of every patch at ``cluster_mpp``, in 0 .. 255."""
+    """Return the mean RGB (n, 3) of every patch at ``cluster_mpp``, in 0 .. 255.
+
+    Neighbours are read together, block by block: a tile of the file is decoded once for all patches on it.
+    """
     mpp = max(parameters.cluster_mpp, parameters.mpp)
     side_px = max(1, round(l0_patch_px / slide.l0_per_px(mpp)))
+    blocks: dict[tuple[int, int], list[int]] = {}
+    per_block = max(1, BLOCK_PX // side_px)  # patches along a side
+    for index, (column, row) in enumerate((l0_xy // (l0_patch_px * per_block)).tolist()):
+        blocks.setdefault((row, column), []).append(index)
+    colours = np.empty((len(l0_xy), 3))
 
-    def mean_colour(corner: NDArray[np.int64]) -> NDArray[np.float64]:
-        pixels = slide.read((int(corner[0]), int(corner[1])), (side_px, side_px), mpp)
-        mean: NDArray[np.float64] = pixels.reshape(-1, 3).mean(axis=0)
-        return mean
+    def read_block(indices: list[int]) -> None:
+        corners = [(int(x), int(y)) for x, y in l0_xy[indices]]
+        for index, pixels in zip(indices, slide.read_each(corners, (side_px, side_px), mpp), strict=True):
+            colours[index] = pixels.reshape(-1, 3).mean(axis=0)
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        return np.array(list(pool.map(mean_colour, l0_xy)))
+        list(pool.map(read_block, blocks.values()))
+    return colours
 
 
 def _cluster_colours(colours: NDArray[np.float64], parameters: MosaicParameters) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,16 @@ from PIL import Image
 
 from histoflare.errors import SlideError
 from histoflare.slides.files import SlideFingerprint, fingerprint, opening_file, slide_files
-from histoflare.slides.resolution import LevelInfo, SlideInfo, choose_level, is_mpp, slide_info
+from histoflare.slides.formats import describe_refused, describe_unknown, ome_fault
+from histoflare.slides.pixels import extend_edges, resample, scanned_pixels
+from histoflare.slides.resolution import (
+    LevelInfo,
+    SlideInfo,
+    check_given_mpp,
+    choose_level,
+    is_mpp,
+    slide_info,
+)
 
 __all__ = ["LevelInfo", "Slide", "SlideFingerprint", "SlideInfo", "fingerprint", "is_mpp", "slide_files"]
 
@@ -46,6 +55,11 @@ class Slide:
         mpp: Resolution of level 0 in µm/px. Wins over what the slide says of itself, and that wins over its
             objective power (10 / power).
 
+    Attributes:
+        info: What may be known of the slide.
+        mpp_problem: In words, what is wrong with the slide's resolution; "" if nothing is. With ``mpp``, also
+            that the slide says something else.
+
     Raises:
         SlideError: No such file (``SLIDE_MISSING``), a format OpenSlide does not know
             (``SLIDE_UNSUPPORTED``), damaged (``SLIDE_OPEN_FAILED``), several series in one folder
@@ -54,18 +68,14 @@ class Slide:
 
     def __init__(self, path: Path, *, mpp: float | None = None) -> None:
         self.path = Path(path)
-        if mpp is not None and not is_mpp(mpp):
-            raise SlideError(
-                f"{self.path}: mpp must be micrometres per pixel, such as 0.25 or 0.5, and not {mpp}.",
-                reason="SLIDE_MPP_INVALID",
-            )
+        check_given_mpp(mpp, f"{self.path}: mpp")
         self._handle = _open(self.path)
         self._failure: Exception | None = None
         self._reads = 0
         self._changed = threading.Condition()
         self._plans: dict[float, tuple[int, float]] = {}
         try:
-            self.info, self._mpp_problem = slide_info(
+            self.info, self.mpp_problem = slide_info(
                 self._handle.properties, self._handle.level_dimensions, self._handle.level_downsamples, mpp
             )
         except openslide.OpenSlideError as error:
@@ -99,7 +109,7 @@ class Slide:
         """
         if self.info.mpp is None:
             raise SlideError(
-                f"{self.path}: {self._mpp_problem}. Give its resolution in micrometres per pixel: "
+                f"{self.path}: {self.mpp_problem}. Give its resolution in micrometres per pixel: "
                 "in the manifest's 'mpp' column, or with --mpp (0.25 for most 40x scans, 0.5 for 20x).",
                 reason="SLIDE_MPP_MISSING",
             )
@@ -127,23 +137,47 @@ class Slide:
 
         Returns:
             uint8 (height, width, 3), not to be written to (copy it first). Transparent parts and parts
-            outside the slide are white.
+            outside the slide are white; a pixel that lies partly outside shows the part of it inside.
 
         Raises:
             SlideError: The slide is too coarse for ``mpp`` (``SLIDE_TOO_COARSE``), has no mpp
                 (``SLIDE_MPP_MISSING``), or fails to read (``SLIDE_READ_FAILED``; every later read then
                 fails too).
         """
+        return resample(self._read_pixels(l0_xy, size_px, mpp), size_px, self._plan(mpp)[1])
+
+    def read_each(
+        self, l0_corners: Sequence[tuple[int, int]], size_px: tuple[int, int], mpp: float
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Yield what :meth:`read` returns for each of ``l0_corners``, which lie close together.
+
+        Read in one piece, the rectangle around them, where all corners are whole pixels of the level. Where
+        they are not (a level's factor is seldom whole), each is blended from its own neighbours, and read
+        on its own.
+
+        Args:
+            l0_corners: As of :meth:`read`; one or more.
+            size_px: As of :meth:`read`.
+            mpp: As of :meth:`read`.
+
+        Raises:
+            SlideError: As :meth:`read`.
+        """
         level, lv_per_px = self._plan(mpp)
-        width_px, height_px = size_px
-        if lv_per_px == 1.0:
-            return _rgb_array(self._read_level(l0_xy, level, size_px))
-        lv_width, lv_height = width_px * lv_per_px, height_px * lv_per_px
-        image = _rgb_image(self._read_level(l0_xy, level, (math.ceil(lv_width), math.ceil(lv_height))))
-        if lv_per_px.is_integer():
-            return np.asarray(image.reduce(int(lv_per_px)))
-        box = (0.0, 0.0, lv_width, lv_height)
-        return np.asarray(image.resize(size_px, Image.Resampling.BILINEAR, box=box))
+        lv_xy = np.array(l0_corners) / self.info.levels[level].downsample  # (n, 2)
+        if (lv_xy % 1).any():
+            for corner in l0_corners:
+                yield self.read(corner, size_px, mpp)
+            return
+        lv_low = lv_xy.min(axis=0)
+        lv_size = np.ceil(np.array(size_px) * lv_per_px)
+        lv_width, lv_height = (lv_xy.max(axis=0) - lv_low + lv_size).astype(int).tolist()
+        l0_x, l0_y = np.array(l0_corners).min(axis=0).tolist()
+        piece = self._read_level((l0_x, l0_y), level, (lv_width, lv_height))
+        for corner, (left, top) in zip(l0_corners, lv_xy - lv_low, strict=True):
+            image = piece.crop((int(left), int(top), int(left + lv_size[0]), int(top + lv_size[1])))
+            image = extend_edges(image, corner, self.info.levels[level], lv_per_px)
+            yield resample(image, size_px, lv_per_px)
 
     def thumbnail(self, mpp: float) -> NDArray[np.uint8]:
         """Return the whole slide at ``mpp`` (at its own resolution if that is coarser): uint8 (h, w, 3).
@@ -156,7 +190,7 @@ class Slide:
         width_px, height_px = self.thumbnail_size_px(mpp)
         thumbnail = np.empty((height_px, width_px, 3), np.uint8)
         top = 0
-        for rows in self.thumbnail_rows(mpp):
+        for rows, _ in self.thumbnail_rows(mpp):
             thumbnail[top : top + len(rows)] = rows
             top += len(rows)
         return thumbnail
@@ -167,14 +201,20 @@ class Slide:
         Raises:
             SlideError: As :meth:`read` for an ``mpp`` that cannot be had.
         """
-        l0_per_px = self.l0_per_px(max(mpp, self.mpp))
-        width_px, height_px = (max(1, math.ceil(side / l0_per_px - 1e-6)) for side in self.info.l0_size_px)
+        level, lv_per_px = self._plan(max(mpp, self.mpp))
+        # half a pixel of the level at least: corners are rounded to whole level-0 pixels
+        sides = self.info.levels[level].lv_size_px
+        width_px, height_px = (max(1, math.ceil((side - 0.5) / lv_per_px)) for side in sides)
         return width_px, height_px
 
-    def thumbnail_rows(self, mpp: float) -> Iterator[NDArray[np.uint8]]:
+    def thumbnail_rows(self, mpp: float) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
         """Yield what :meth:`thumbnail` returns from top to bottom, some whole rows at a time.
 
         Read in blocks, so memory stays bounded on a slide without a pyramid.
+
+        Yields:
+            The pixels, uint8 (h, w, 3), and which of them were scanned, bool (h, w): the others are
+            transparent in the slide, and white here.
 
         Raises:
             SlideError: As :meth:`read`.
@@ -184,14 +224,18 @@ class Slide:
         width_px, height_px = self.thumbnail_size_px(mpp)
         # where blocks begin at whole pixels of level 0 they can be small without a change of the result
         side_px = SMALL_BLOCK_PX if l0_per_px.is_integer() else BLOCK_PX
-        step_px = max(1, int(side_px / self._plan(mpp)[1]))
+        lv_per_px = self._plan(mpp)[1]
+        step_px = _whole_step(max(1, int(side_px / lv_per_px)), lv_per_px)
         for y in range(0, height_px, step_px):
             rows = np.empty((min(step_px, height_px - y), width_px, 3), np.uint8)
+            scanned = np.empty(rows.shape[:2], np.bool_)
             for x in range(0, width_px, step_px):
                 size_px = (min(step_px, width_px - x), len(rows))
                 corner = round(x * l0_per_px), round(y * l0_per_px)
-                rows[:, x : x + size_px[0]] = self.read(corner, size_px, mpp)
-            yield rows
+                image = self._read_pixels(corner, size_px, mpp)
+                rows[:, x : x + size_px[0]] = resample(image, size_px, lv_per_px)
+                scanned[:, x : x + size_px[0]] = scanned_pixels(image, size_px)
+            yield rows, scanned
 
     def drop_cache(self) -> None:
         """Let go of the tiles that OpenSlide keeps of what was read; for a change from one level to another.
@@ -227,6 +271,13 @@ class Slide:
             self._plans[mpp] = plan
         return plan
 
+    def _read_pixels(self, l0_xy: tuple[int, int], size_px: tuple[int, int], mpp: float) -> Image.Image:
+        """Return the RGBA pixels of the level that :meth:`read` makes its result of."""
+        level, lv_per_px = self._plan(mpp)
+        width, height = (math.ceil(side * lv_per_px) for side in size_px)
+        image = self._read_level(l0_xy, level, (width, height))
+        return extend_edges(image, l0_xy, self.info.levels[level], lv_per_px)
+
     def _read_level(self, l0_xy: tuple[int, int], level: int, lv_size_px: tuple[int, int]) -> Image.Image:
         """Return a region of ``level`` as an RGBA image."""
         with self._reading():
@@ -250,44 +301,35 @@ class Slide:
                 self._changed.notify_all()
 
 
-def _is_opaque(image: Image.Image) -> bool:
-    """Tell whether no pixel of an RGBA image is transparent; cheaper than looking at its alpha band."""
-    pixels = np.asarray(image).view(np.uint32)
-    return bool(np.bitwise_and.reduce(pixels, axis=None).tobytes()[3] == 255)
+def _whole_step(longest_px: int, lv_per_px: float) -> int:
+    """Return the longest step up to ``longest_px`` that is whole pixels of the level; that, if none is.
 
-
-def _rgb_image(image: Image.Image) -> Image.Image:
-    """Return an RGBA image on white."""
-    if _is_opaque(image):
-        return image.convert("RGB")
-    white = Image.new("RGB", image.size, (255, 255, 255))
-    white.paste(image, mask=image.getchannel("A"))
-    return white
-
-
-def _rgb_array(image: Image.Image) -> NDArray[np.uint8]:
-    """Return an RGBA image on white as an array (h, w, 3)."""
-    if not _is_opaque(image):
-        return np.asarray(_rgb_image(image))
-    packed = image.tobytes("raw", "RGB")  # a third of the time of convert and asarray
-    return np.frombuffer(packed, np.uint8).reshape(image.height, image.width, 3)
+    OpenSlide blends neighbours where a region begins between two pixels, and takes four times as long.
+    """
+    whole = (
+        step
+        for step in range(longest_px, longest_px // 2, -1)
+        if abs(step * lv_per_px - round(step * lv_per_px)) < 1e-9
+    )
+    return next(whole, longest_px)
 
 
 def _open(path: Path) -> openslide.OpenSlide:
     file = opening_file(path)
     try:
-        return openslide.OpenSlide(file)
+        handle = openslide.OpenSlide(file)
     except openslide.OpenSlideUnsupportedFormatError as error:
-        raise SlideError(
-            f"{path}: not a slide format OpenSlide knows, or the file is damaged. Whole-slide formats such "
-            "as svs, ndpi, mrxs, scn, bif, tiled tiff and DICOM are read.",
-            reason="SLIDE_UNSUPPORTED",
-        ) from error
+        raise SlideError(f"{path}: {describe_unknown(file)}.", reason="SLIDE_UNSUPPORTED") from error
     except (openslide.OpenSlideError, OSError) as error:
+        message = describe_refused(str(error))
+        raise SlideError(f"{path}: {message}.", reason="SLIDE_OPEN_FAILED") from error
+    fault = ome_fault(handle.properties.get("openslide.comment", ""), handle.dimensions)
+    if fault:
+        handle.close()
         raise SlideError(
-            f"{path}: the slide cannot be opened ({error}). Copy it again from its source, or leave it out.",
-            reason="SLIDE_OPEN_FAILED",
-        ) from error
+            f"{path}: {fault}. Export the one that is meant as a TIFF of its own.", reason="SLIDE_UNSUPPORTED"
+        )
+    return handle
 
 
 def _read_failed(path: Path, error: Exception) -> SlideError:

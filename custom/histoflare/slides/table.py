@@ -8,6 +8,7 @@ import hashlib
 import io
 import math
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any, Protocol, get_args
 
 from histoflare import storage
 from histoflare.errors import ManifestError
-from histoflare.slides.resolution import is_mpp
+from histoflare.slides.names import SPREADSHEET_DATE, SPREADSHEET_NUMBER, decode_text
+from histoflare.slides.resolution import given_mpp_fault
 from histoflare.slides.splits import Split, SplitRule
 
 SUBGROUPS = ("site", "sex", "age_band", "scanner")
@@ -38,7 +40,8 @@ def read_table(path: Path, needed: Sequence[str], columns: Sequence[str]) -> lis
     """Return (line number, cells by column) of every row of a CSV that is not blank.
 
     Args:
-        path: UTF-8 (a byte order mark is fine), separated by commas or semicolons.
+        path: UTF-8 (a byte order mark is fine) or UTF-16, separated by commas, semicolons or tabs; the first
+            line may be a spreadsheet's ``sep=;``.
         needed: Columns that must be there; the first names what a row is about.
         columns: Columns that may be there.
 
@@ -46,7 +49,7 @@ def read_table(path: Path, needed: Sequence[str], columns: Sequence[str]) -> lis
         ManifestError: It cannot be read (``MANIFEST_UNREADABLE``), is empty or has other columns.
     """
     try:
-        text = path.read_text("utf-8-sig")
+        text = decode_text(path.read_bytes())
     except OSError as error:
         raise ManifestError(
             f"{path}: cannot be read ({error.strerror}).", reason="MANIFEST_UNREADABLE"
@@ -55,15 +58,18 @@ def read_table(path: Path, needed: Sequence[str], columns: Sequence[str]) -> lis
         raise ManifestError(
             f"{path}: not UTF-8 text. In a spreadsheet, save it as 'CSV UTF-8'.", reason="MANIFEST_UNREADABLE"
         ) from error
-    first_line = text.split("\n", 1)[0]
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=";" if ";" in first_line else ",", strict=True
-    )
+    told = re.match(r"sep=(.)\n", text, re.IGNORECASE)
+    first_line = text.split("\n", 2)[1 if told else 0]
+    separator = told[1] if told else next((each for each in ";\t" if each in first_line), ",")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     lines: list[tuple[int, list[str]]] = []
     try:
         for cells in reader:
-            if any(cell.strip() for cell in cells):
-                lines.append((reader.line_num, [cell.strip() for cell in cells]))
+            cells = [cell.strip() for cell in cells]
+            while cells and not cells[-1]:  # a spreadsheet's empty columns
+                del cells[-1]
+            if cells and not (told and reader.line_num == 1):
+                lines.append((reader.line_num, cells))
     except csv.Error as error:
         raise ManifestError(
             f"{path}: line {reader.line_num} is not CSV ({error}).", reason="MANIFEST_UNREADABLE"
@@ -74,6 +80,7 @@ def read_table(path: Path, needed: Sequence[str], columns: Sequence[str]) -> lis
             f"per {needed[0]}."
         )
     (_, header), rows = lines[0], lines[1:]
+    header = [name.lower() if name.lower() in columns else name for name in header]
     problems = _header_problems(header, needed, columns)
     problems += [
         f"line {line}: {len(cells)} cells under {len(header)} columns"
@@ -95,12 +102,22 @@ def read_common_cells(line: int, cells: dict[str, str], problems: list[str]) -> 
     mpp: float | None = None
     if cells.get("mpp"):
         try:
-            mpp = float(cells["mpp"])
+            mpp = float(cells["mpp"].replace(",", "."))  # a decimal comma
         except ValueError:
             mpp = math.nan
-        if not is_mpp(mpp):
-            problems.append(f"line {line}: mpp '{cells['mpp']}' is not micrometres per pixel, such as 0.25")
+        if fault := given_mpp_fault(mpp):
+            problems.append(f"line {line}: mpp '{cells['mpp']}' {fault}")
             mpp = None
+    if SPREADSHEET_NUMBER.fullmatch(cells["patient"]):
+        problems.append(
+            f"line {line}: patient {cells['patient']} is an identifier that a spreadsheet cut short. Format "
+            "the column as text and enter it again"
+        )
+    if SPREADSHEET_DATE.fullmatch(cells.get("age_band", "")):
+        problems.append(
+            f"line {line}: age_band '{cells['age_band']}' is a date that a spreadsheet made. Format the "
+            "column as text and enter the ages again, such as 10-19"
+        )
     # One person under two spellings of the same letters would be two patients.
     patient = unicodedata.normalize("NFC", cells["patient"])
     subgroups = {name: cells.get(name) or None for name in SUBGROUPS}

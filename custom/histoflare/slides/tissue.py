@@ -43,7 +43,7 @@ DARK_LEVEL, BRIGHT_LEVEL = 60, 190
 BAND_PX = 1 << 18
 """Pixels whose optical densities are held at once, at some 100 bytes each."""
 
-KEPT_BYTES = 1 << 24
+KEPT_BYTES = 1 << 27
 """Of the picture the mask is made of. It is needed twice, and a larger one is read twice."""
 
 
@@ -56,8 +56,9 @@ class Tissue:
 
     def shares(self, l0_xy: NDArray[np.integer], l0_side_px: int) -> NDArray[np.float64]:
         """Return the share of tissue (n,) in the squares with upper left corners ``l0_xy`` (n, 2)."""
-        total = np.zeros((self.mask.shape[0] + 1, self.mask.shape[1] + 1), np.int64)
-        total[1:, 1:] = self.mask.cumsum(axis=0).cumsum(axis=1)
+        total = np.zeros((self.mask.shape[0] + 1, self.mask.shape[1] + 1), np.int32)
+        self.mask.cumsum(axis=0, dtype=np.int32, out=total[1:, 1:])
+        total[1:, 1:].cumsum(axis=1, out=total[1:, 1:])
         height, width = self.mask.shape
         limits = np.array([width, height])
         low = np.clip(np.round(l0_xy / self.l0_per_px).astype(np.int64), 0, limits - 1)
@@ -84,8 +85,8 @@ def find_tissue(slide: Slide, um_patch: float) -> Tissue:
     kept: list[NDArray[np.uint8]] = []
     width_px, height_px = slide.thumbnail_size_px(mpp)
     small = width_px * height_px * 3 <= KEPT_BYTES
-    for rows in slide.thumbnail_rows(mpp):
-        light.add(rows)
+    for rows, scanned in slide.thumbnail_rows(mpp):
+        light.add(rows, scanned)
         if small:
             kept.append(rows)
     if light.is_dark():
@@ -94,7 +95,7 @@ def find_tissue(slide: Slide, um_patch: float) -> Tissue:
             "stained with haematoxylin and eosin, can be used.",
             reason="SLIDE_DARK_BACKGROUND",
         )
-    picture = kept if small else slide.thumbnail_rows(mpp)
+    picture = kept if small else (rows for rows, _ in slide.thumbnail_rows(mpp))
     mask = _mask(picture, (height_px, width_px), light.white_point())
     slide.drop_cache()  # what is read next is finer
     _drop_specks(mask, um2_smallest / (l0_per_px * slide.mpp) ** 2)
@@ -153,8 +154,9 @@ def _bands(rgb: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
 
 def _has_colour_of_tissue(rgb: NDArray[np.uint8], white: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return which pixels (h, w) of an image (h, w, 3) have the colour of tissue, by the module's rules."""
-    density = -np.log10(np.maximum(rgb, 1) / white)
-    red, green, blue = np.maximum(density, 0).transpose(2, 0, 1)
+    values = np.maximum(np.arange(256), 1)[:, None]
+    density = np.maximum(-np.log10(values / white), 0)  # (256, 3), of each value of each colour
+    red, green, blue = (density[rgb[..., colour], colour] for colour in range(3))
     violet = (green - blue > np.maximum(0.04, 0.2 * green)) & (green > 0.8 * red)
     pink = (green - red > np.maximum(0.04, 0.3 * green)) & (blue < 1.5 * green)
     marker = ((green > 0.7) & (red < 0.2 * green)) | ((red > 0.7) & (green < 0.95 * red))
@@ -169,11 +171,15 @@ class Light:
         self._pixels = self._dark = self._bright = 0
         self._glass = np.zeros((3, 256), np.int64)  # how often each value of glass occurs, by colour
 
-    def add(self, rgb: NDArray[np.uint8]) -> None:
-        """Look at a part (h, w, 3) of the image."""
-        for _, band in _bands(rgb):
+    def add(self, rgb: NDArray[np.uint8], scanned: NDArray[np.bool_] | None = None) -> None:
+        """Look at a part (h, w, 3) of the image; only where it was ``scanned`` (h, w), if that is given."""
+        for top, band in _bands(rgb):
             pixels = band.reshape(-1, 3)
-            darkest, brightest = pixels.min(axis=1), pixels.max(axis=1)
+            if scanned is not None and not scanned[top : top + len(band)].all():
+                pixels = band[scanned[top : top + len(band)]]
+            red, green, blue = pixels.T
+            darkest = np.minimum(np.minimum(red, green), blue)
+            brightest = np.maximum(np.maximum(red, green), blue)
             self._pixels += len(pixels)
             self._dark += int(np.count_nonzero(brightest < DARK_LEVEL))
             self._bright += int(np.count_nonzero(darkest > BRIGHT_LEVEL))
@@ -186,7 +192,7 @@ class Light:
         Where an image has hardly any (a piece cut from within the tissue), pure white. Green is never below
         the other two: a pinkish white is pale tissue rather than glass.
         """
-        if self._glass[0].sum() < 0.02 * self._pixels:
+        if not self._glass[0].any() or self._glass[0].sum() < 0.02 * self._pixels:
             return np.full(3, 255.0)
         white = np.array([_percentile(each, 75) for each in self._glass])
         white[1] = white.max()

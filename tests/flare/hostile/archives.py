@@ -257,9 +257,9 @@ def _values(good: dict[str, bytes], _: Around, pack: Pack) -> Iterator[tuple[str
         "a run that is a path": ("format = 1\n", 'format = 1\nrun = "../../local"\n'),
         "a run that is a folder": ("format = 1\n", 'format = 1\nrun = ".."\n'),
         "a kind of its own": ('kind = "training"', 'kind = "exec"'),
-        "many clients": ("min_clients = 2", "min_clients = 9007199254740992"),
-        "no clients": ("min_clients = 2", "min_clients = -1"),
-        "a long wait": ("late_seconds = ", "late_seconds = 9"),
+        "many clients": ("least_sites = 2", "least_sites = 9007199254740992"),
+        "no clients": ("least_sites = 2", "least_sites = -1"),
+        "a long wait": ("round_seconds = ", "round_seconds = 99999"),
     }.items():
         said = job.replace(old, new) if what != "a long wait" else job.replace(old, f"{new}99999999")
         assert said != job, what

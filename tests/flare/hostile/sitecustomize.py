@@ -1,7 +1,9 @@
 """A server that was changed: it sends whatever its owner likes, and keeps all that it receives.
 
 ``WIRE_TAP=folder``: each message that a process of the server receives is kept there. ``ORDERS=folder``: what
-``order-*.pickle`` there lists is sent, and the answers are written beside it.
+``order-*.pickle`` there lists is sent, and the answers are written beside it; what ``task`` there says is how
+the processes of jobs call their tasks; what ``in-task.pickle`` lists goes, one after the other, into the
+cookies of their tasks.
 
 Python imports a module of this name at its start, if it is on the path.
 """
@@ -11,6 +13,7 @@ import pickle
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from wire_tap import tap
@@ -40,8 +43,11 @@ def _follow_orders(server) -> None:  # type: ignore[no-untyped-def]
         time.sleep(0.05)
 
 
-def _send(server, each):  # type: ignore[no-untyped-def]
-    """Send one message to every site, or to one cell; return site → what it answered, as text."""
+def _send(server, each, timeout=10.0):  # type: ignore[no-untyped-def]
+    """Send one message to every site, or to one cell, or several at once; return site → what it answered."""
+    if each[0] == "burst":
+        with ThreadPoolExecutor(48) as pool:
+            return list(pool.map(lambda one: _send(server, one, 2.0), each[1]))
     from nvflare.private.admin_defs import Message
     from nvflare.private.defs import new_cell_message
 
@@ -56,15 +62,17 @@ def _send(server, each):  # type: ignore[no-untyped-def]
                     message.set_header(name, value)
                 requests[token] = message
             with server.sai.new_context() as fl_ctx:
-                replies = server.send_requests(requests, fl_ctx, timeout_secs=10.0)
+                replies = server.send_requests(requests, fl_ctx, timeout_secs=timeout)
             return {
                 one.client_name: one.reply and (one.reply.headers, str(one.reply.body)) for one in replies
             }
-        target, channel, topic, payload = what
+        target, channel, topic, payload, *headers = what
         cell = server.cell
-        reply = cell.core_cell.send_request(
-            channel, topic, target, new_cell_message({}, payload), timeout=0.5
-        )
+        message = new_cell_message(dict(*headers), payload)
+        if kind == "stream":
+            cell.send_blob(channel, topic, target, message)
+            return {target: None}
+        reply = cell.core_cell.send_request(channel, topic, target, message, timeout=0.5)
         return {target: (dict(reply.headers), repr(reply.payload))}
     except Exception as error:
         return {"the server's own": repr(error)}
@@ -76,11 +84,19 @@ def _ask_something_else() -> None:
 
     asked = server_runner.ServerRunner.process_task_request
     file = Path(os.environ["ORDERS"]) / "task"
+    cookies = Path(os.environ["ORDERS"]) / "in-task.pickle"
+    given: dict[str, int] = {}
 
     def process(self, client, fl_ctx):  # type: ignore[no-untyped-def]
         name, task_id, data = asked(self, client, fl_ctx)
         if data is not None and file.is_file():
             name = file.read_text()
+        if data is not None and cookies.is_file():
+            left = pickle.loads(cookies.read_bytes())
+            next_one = given.setdefault(client.name, 0)
+            given[client.name] += 1
+            if next_one < len(left):
+                data.set_cookie_jar({**(data.get_cookie_jar() or {}), "planted": left[next_one]})
         return name, task_id, data
 
     server_runner.ServerRunner.process_task_request = process

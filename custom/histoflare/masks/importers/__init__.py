@@ -18,6 +18,7 @@ from PIL import Image
 
 from histoflare import storage
 from histoflare.errors import MaskError
+from histoflare.masks.image_files import IGNORED_COLOUR
 from histoflare.masks.image_manifest import ImageManifest
 from histoflare.masks.windows import IGNORE
 
@@ -36,7 +37,6 @@ COLOURS = (
     (250, 230, 60),
 )
 """Of the first classes, for people who open a mask; they mean nothing to a program."""
-IGNORED_COLOUR = (128, 128, 128)
 
 OnImage = Callable[[int, int], None]
 """Told how many images are done, and of how many."""

@@ -134,7 +134,7 @@ def _find_pairs(folder: Path, smallest_px: int) -> tuple[list[_Pair], int]:
         masks = images_in(part / "mask")
         backgrounds = images_in(part / "background-mask") if (part / "background-mask").is_dir() else {}
         for stem, image in images_in(part / "img").items():
-            if min(_size_px(image)) < smallest_px:
+            if _shorter_side_px(image) < smallest_px:
                 small += 1
             elif stem not in masks:
                 problems.append(f"{name}/img/{image.name}: has no mask")
@@ -148,10 +148,10 @@ def _find_pairs(folder: Path, smallest_px: int) -> tuple[list[_Pair], int]:
     return pairs, small
 
 
-def _size_px(path: Path) -> tuple[int, int]:
+def _shorter_side_px(path: Path) -> int:
     try:
-        with Image.open(path) as image:
-            return image.size
+        with Image.open(path) as image:  # its head alone: whichever way it is turned, the side is the same
+            return min(image.size)
     except OSError as error:
         raise MaskError(f"{path}: cannot be read ({error})", reason="IMAGE_UNREADABLE") from error
 

@@ -1,0 +1,47 @@
+"""What an earlier command left in an output folder: two runs in one folder would be taken for one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from histoflare.errors import JobError
+from histoflare.storage import write_json
+
+INPUTS_FILE = "inputs.json"
+LEFT = ("report.json", "summary.json", "site-*.html", "seed-*")
+"""Names of what a run leaves, for folders of versions that did not write :data:`INPUTS_FILE`."""
+
+
+def claim_output(out: Path, inputs: Mapping[str, Any]) -> None:
+    """Make ``out`` the folder of a run on ``inputs``, or check that it is: the same run may go on there.
+
+    Args:
+        out: The output folder. inputs: What tells runs apart, as plain JSON: their sites, at least.
+
+    Raises:
+        JobError: What lies there is of another run (OUTPUT_TAKEN). Nothing was changed.
+    """
+    path = out / INPUTS_FILE
+    try:
+        found = json.loads(path.read_text()) if path.is_file() else None
+    except (OSError, ValueError):
+        found = None
+    wanted = json.loads(json.dumps(inputs))
+    if found == wanted:
+        return
+    if found is not None or any(any(out.glob(pattern)) for pattern in LEFT):
+        raise JobError(
+            f"{out}: holds what another run left ({_differs(found, wanted)}), and the two would be taken for "
+            "one. Give another folder with --out, or remove this one.",
+            reason="OUTPUT_TAKEN",
+        )
+    write_json(path, wanted)
+
+
+def _differs(found: Any, wanted: Mapping[str, Any]) -> str:
+    if not isinstance(found, dict):
+        return "of a version that did not say of which sites and job"
+    return "with other " + " and ".join(name for name in wanted if found.get(name) != wanted[name])

@@ -1,0 +1,119 @@
+"""Whether sites whose files lie on one machine have a patient or a slide in common.
+
+A federation's ε is the largest that any one site spends on a patient, and its test figures are of patients
+whom no model was trained on. Both hold only if no patient is at two sites. Hospitals cannot look at each
+other's data; whoever has the data of all of them on one machine can, and must.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from histoflare.errors import HistoflareError, JobError
+from histoflare.privacy.ledger.chain import normalised
+from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.data import IMAGES, bags_of, images_of
+from histoflare.slides.manifest import read_manifest
+
+LISTED = 10
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A slide or image of a site, where the manifest says so, and the hash in its bag, where there is one."""
+
+    site: str
+    patient: str
+    file: Path
+    where: str
+    bag_of: str | None
+
+    def __str__(self) -> str:
+        return f"{self.site} ({self.where})"
+
+
+def check_apart(sites: Mapping[str, SiteConfiguration], data: str) -> None:
+    """Refuse sites, external cohorts among them, that share a patient or a slide.
+
+    A patient is told by the name in the manifests. A slide is told by its path, by the hash that its bag
+    carries, and, where files of two sites have the same size, by the hash of their bytes.
+
+    Args:
+        data: The kind of data, as ``Task.data``.
+
+    Raises:
+        ManifestError: A manifest cannot be used.
+        JobError: A patient or a slide is at two sites (COHORT_INVALID), or a site has no data of this kind.
+    """
+    entries = [entry for site, of_site in sites.items() for entry in _entries(site, of_site, data)]
+    problems = [
+        f"patient {name}: {_say(found)}" for name, found in _shared(entries, lambda e: normalised(e.patient))
+    ]
+    slides = [found for _, found in _shared(entries, lambda entry: entry.file.resolve())]
+    slides += [found for _, found in _shared(entries, lambda entry: entry.bag_of)]
+    without_bag = [entry for entry in entries if entry.bag_of is None]
+    sizes = {size for size, _ in _shared(without_bag, _size)}
+    slides += [found for _, found in _shared([e for e in without_bag if _size(e) in sizes], _content)]
+    what = "image" if data == IMAGES else "slide"
+    problems += list(dict.fromkeys(f"one {what}: {_say(found)}" for found in slides))
+    if problems:
+        more = [f"… and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
+        listed = "".join(f"\n  {problem}" for problem in [*problems[:LISTED], *more])
+        raise JobError(
+            f"A patient may be at one site only: neither ε nor the test figures would hold.{listed}\nTake "
+            "each out of all sites but one. Different people of one name get different names, for instance "
+            "with their site in front.",
+            reason="COHORT_INVALID",
+        )
+
+
+def _say(entries: list[_Entry]) -> str:
+    return " and ".join(map(str, entries))
+
+
+def _size(entry: _Entry) -> int | None:
+    return entry.file.stat().st_size if entry.file.is_file() else None
+
+
+def _content(entry: _Entry) -> str:
+    with entry.file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _entries(site: str, configuration: SiteConfiguration, data: str) -> Iterator[_Entry]:
+    if data == IMAGES:
+        from histoflare.masks.image_manifest import read_image_manifest
+
+        path = images_of(configuration)
+        for image in read_image_manifest(path, check_files=False).rows:
+            yield _Entry(site, image.patient, image.image, f"{path.name}, line {image.line}", None)
+        return
+    from histoflare.bags.bag import read_header
+    from histoflare.bags.folder import bag_path
+
+    path, bags = bags_of(configuration)
+    manifest = read_manifest(path, check_files=False)
+    for slide in manifest.rows:
+        try:
+            header = read_header(bag_path(bags, manifest.row_id(slide)))
+            bag_of = header.slide_sha256 or f"features {header.content_sha256}"
+        except (HistoflareError, OSError):  # none yet, or damaged; who loads it says so
+            bag_of = None
+        yield _Entry(site, slide.patient, slide.slide, f"{path.name}, line {slide.line}", bag_of)
+
+
+def _shared(entries: list[_Entry], key_of: Callable[[_Entry], Key | None]) -> list[tuple[Key, list[_Entry]]]:
+    """Return the keys that entries of two sites have, with the first entry of each such site."""
+    found: defaultdict[Key, dict[str, _Entry]] = defaultdict(dict)
+    for entry in entries:
+        key = key_of(entry)
+        if key is not None:
+            found[key].setdefault(entry.site, entry)
+    return [(key, list(of_sites.values())) for key, of_sites in found.items() if len(of_sites) > 1]

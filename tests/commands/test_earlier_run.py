@@ -1,0 +1,36 @@
+"""Two runs are not mixed in one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from histoflare.commands.earlier_run import claim_output
+from histoflare.errors import JobError
+
+SITES = {"sites": {"a": "/a.csv"}, "job": {"rounds": 3, "labels": ("x", "y")}}
+
+
+def test_the_same_run_goes_on_and_another_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    claim_output(out, SITES)
+    (out / "seed-1").mkdir()
+    claim_output(out, SITES)
+    with pytest.raises(JobError, match=r"another run left \(with other sites\).*--out") as caught:
+        claim_output(out, {**SITES, "sites": {"b": "/b.csv"}})
+    assert caught.value.reason == "OUTPUT_TAKEN"
+    claim_output(out, SITES)
+
+
+@pytest.mark.parametrize("left", ["seed-1", "site-a.html", "report.json"])
+def test_what_an_earlier_version_left_is_not_ours(tmp_path: Path, left: str) -> None:
+    (tmp_path / left).touch()
+    with pytest.raises(JobError, match="another run left"):
+        claim_output(tmp_path, SITES)
+
+
+def test_a_folder_with_slides_and_bags_only_is_free(tmp_path: Path) -> None:
+    for name in ("slides", "bags"):
+        (tmp_path / name).mkdir()
+    claim_output(tmp_path, SITES)

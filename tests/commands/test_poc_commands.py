@@ -1,0 +1,57 @@
+"""What ``histoflare poc`` prints to be pasted."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from histoflare.commands.poc import _facts
+from histoflare.errors import HistoflareError
+from histoflare.flare import poc
+from histoflare.flare.kits import Kits
+from histoflare.flare.poc import STATE_FILE, Federation, refuse_running
+from histoflare.storage import write_json
+
+FOLDERS = ("run", "my run", "it's", 'a"b', "klinik-zürich", "a&b;$c", "x/../up")
+
+
+@pytest.fixture(params=FOLDERS)
+def workspace(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    folder: Path = tmp_path / request.param
+    folder.mkdir(parents=True)
+    kits = Kits("none-of-this-name", str(folder / "kits"), "server", "lead@x.example", ("clinic-a",), 1)
+    write_json(folder / STATE_FILE, asdict(kits))
+    return folder
+
+
+def test_commands_can_be_pasted(workspace: Path) -> None:
+    federation = Federation.open(workspace)
+    assert ".." not in str(federation.workspace)
+    commands = _facts(federation)["commands"]
+    kit = str(federation.kits.kit("lead@x.example"))
+    assert shlex.split(commands["console"])[1:] == [f"{kit}/startup/fl_admin.sh"]
+    assert shlex.split(commands["submit a job"])[1:] == ["job", "submit", "JOB", "--kit", kit]
+    stop = shlex.split(commands["stop"])[1:]
+    assert stop == ["poc", "stop", "--workspace", str(workspace.resolve())]
+
+
+def test_so_can_that_of_a_refusal(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(poc.processes, "find", lambda name: [name])
+    with pytest.raises(HistoflareError) as caught:
+        refuse_running(workspace)
+    command = str(caught.value).partition("Stop it first: ")[2]
+    assert shlex.split(command) == ["histoflare", "poc", "stop", "--workspace", str(workspace)]
+
+
+def test_kits_in_a_temporary_folder_come_into_the_workspace(tmp_path: Path) -> None:
+    temporary = tmp_path / "histoflare-kits-x"
+    (temporary / "kits" / "server" / "jobs").mkdir(parents=True)
+    (tmp_path / "my run" / "kits" / "earlier").mkdir(parents=True)
+    kits = Kits("x", str(temporary / "kits"), "server", "lead", (), 1, str(temporary))
+    kits.leave_temporary(tmp_path / "my run")
+    assert (tmp_path / "my run" / "kits" / "server" / "jobs").is_dir() and not temporary.exists()
+    kits.leave_temporary(tmp_path / "my run")  # once more: nothing is lost
+    assert (tmp_path / "my run" / "kits" / "server" / "jobs").is_dir()

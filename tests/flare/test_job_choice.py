@@ -1,0 +1,102 @@
+"""One place makes a job fit the data that are there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from histoflare.errors import JobError, MaskError
+from histoflare.flare.job import read_job
+from histoflare.flare.job_choice import choose_job
+from histoflare.flare.job_variant import write_variant
+from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.data import check_resolutions
+from histoflare.site.found_data import FoundData, Patches, find_data
+from tests.flare.bags_on_disk import relabel, write_site
+
+SHIPPED = Patches("densenet121-random:v1", 1024, 224, 0.5)
+
+
+@pytest.fixture
+def mem(repository: Path) -> Path:
+    return repository / "jobs" / "mem_fedavg"
+
+
+def test_what_fits_stays_as_it_is(mem: Path, tmp_path: Path) -> None:
+    found = find_data({"a": write_site(tmp_path, "a"), "b": write_site(tmp_path, "b")}, "bags")
+    assert found == FoundData(("glandular", "solid"), SHIPPED)
+    choice = choose_job(mem, found=found)
+    assert choice.fitted == choice.changes == {} and choice.say_fitted() == ""
+
+
+def test_labels_encoder_and_patches_are_those_of_most_bags(mem: Path, tmp_path: Path) -> None:
+    sites = {
+        "a": relabel(write_site(tmp_path, "a", encoder="imported:uni", features=64), "LUAD", "LUSC"),
+        "b": relabel(write_site(tmp_path, "b", encoder="imported:uni", features=64), "LUAD"),
+        "odd": relabel(write_site(tmp_path, "odd", slides=5), "LUSC"),
+    }
+    choice = choose_job(mem, found=find_data(sites, "bags"))
+    assert choice.fitted == {
+        "protocol.labels": ["LUAD", "LUSC"],
+        "protocol.encoder": "imported:uni",
+        "task.features": 64,
+    }
+    task = read_job(write_variant(mem, tmp_path / "job", choice.changes)).task
+    assert (task.labels, task.encoder, task.features) == (("LUAD", "LUSC"), "imported:uni", 64)
+    assert "protocol.labels = LUAD, LUSC" in choice.say_fitted()
+
+
+@pytest.mark.parametrize(
+    ("there", "changes"),
+    [
+        (replace(SHIPPED, mpp=0.5024), {}),
+        (replace(SHIPPED, mpp=1.0, patch_px=112), {"protocol.mpp": 1.0, "protocol.patch_px": 112}),
+        (replace(SHIPPED, mpp=None, patch_px=None), {"protocol.mpp": None, "protocol.patch_px": None}),
+        (replace(SHIPPED, features=384), {"task.features": 384}),
+        (None, {}),
+    ],
+)
+def test_patches(mem: Path, there: Patches | None, changes: dict[str, Any]) -> None:
+    assert choose_job(mem, found=FoundData(("solid",), there)).fitted == changes
+
+
+def test_a_setting_comes_before_the_data_and_the_data_before_a_preset(repository: Path) -> None:
+    folder = repository / "jobs" / "mem_dpsgd"
+    found = FoundData(("x", "y"), replace(SHIPPED, patch_px=112, mpp=1.0))
+    choice = choose_job(folder, "adnan", ["task.patch_px=64", 'protocol.labels=["y","x"]'], found)
+    assert (choice.job.task.patch_px, choice.job.task.mpp, list(choice.job.task.labels)) == (
+        64,
+        1.0,
+        ["y", "x"],
+    )
+    assert choice.job.rounds == 116 and choice.job.folder == folder
+    assert choice.fitted == {"protocol.mpp": 1.0}
+
+
+def test_images_that_agree_on_a_resolution(repository: Path, tmp_path: Path) -> None:
+    def site(name: str, *mpps: object) -> SiteConfiguration:
+        rows = [f"{name}{i}.png,{name}{i}m.png,p{i},{mpp}" for i, mpp in enumerate(mpps)]
+        path = tmp_path / f"{name}.csv"
+        path.write_text("\n".join(["image,mask,patient,mpp", *rows]) + "\n")
+        return SiteConfiguration(images=path)
+
+    folder = repository / "jobs" / "dhunet_fedavg"
+    same = find_data({"a": site("a", 0.25, 0.25), "b": site("b", 0.2505)}, "images")
+    assert choose_job(folder, found=same).fitted == {"protocol.mpp": 0.25}
+    for other in (site("c", 0.5), site("d", "")):
+        mixed = find_data({"a": site("a", 0.25), "other": other}, "images")
+        assert choose_job(folder, found=mixed).fitted == {}
+    apart = {"a": site("a", 0.25), "c": site("c", 0.5)}
+    with pytest.raises(MaskError, match=r"a: 0\.25; c: 0\.5"):
+        check_resolutions(read_job(folder).task, apart)
+    named = choose_job(folder, None, ["protocol.mpp=0.5"], find_data(apart, "images"))
+    check_resolutions(named.job.task, apart)  # each site is then held to it
+
+
+def test_one_label_everywhere_is_nothing_to_tell_apart(mem: Path) -> None:
+    with pytest.raises(JobError, match=r"takes two of them.*protocol\.labels"):
+        choose_job(mem, found=FoundData(("LUAD",), SHIPPED))
+    assert choose_job(mem, found=FoundData(("solid",), SHIPPED)).fitted == {}

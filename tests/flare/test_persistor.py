@@ -1,0 +1,70 @@
+"""What a federation's server writes, as its users open it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from nvflare.app_common.abstract.model import make_model_learnable
+from nvflare.app_common.app_constant import AppConstants
+
+from histoflare.bags.task import MemTask
+from histoflare.flare import persistor as persistor_module
+from histoflare.flare.job import Job, read_job
+from histoflare.flare.job_variant import try_variant
+from histoflare.flare.persistor import BEST_MODEL_FILE, SeededPersistor, read_state
+from histoflare.flare.tensors import as_arrays
+from histoflare.masks.task import MaskTask
+from histoflare.model_file import GLOBAL_MODEL_FILE, read_model_file, read_model_header
+from histoflare.privacy.protocol import digest as protocol_digest
+from histoflare.rounds.state import State, digest, model_state
+
+TINY = {"mem_fedavg": {"task.memories": 2}, "dhunet_fedavg": {"task.width": 24, "task.mpp": 0.5}}
+
+
+@pytest.fixture(params=list(TINY))
+def job(request: pytest.FixtureRequest, repository: Path) -> Job:
+    return try_variant(repository / "jobs" / request.param, TINY[request.param])
+
+
+@pytest.fixture
+def context(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(persistor_module, "job_of", lambda _: job)
+    monkeypatch.setattr(persistor_module, "run_folder", lambda _: tmp_path)
+    return SimpleNamespace(get_job_id=lambda: "4c1f", get_prop={AppConstants.CURRENT_ROUND: 3}.get)
+
+
+def learnable(state: State) -> Any:
+    return make_model_learnable(as_arrays(state), {})
+
+
+def test_the_global_model_says_all_that_its_use_needs(job: Job, context: Any, tmp_path: Path) -> None:
+    state = model_state(job.task.build_model())
+    SeededPersistor().save_model(learnable(state), context)
+    loaded = read_model_file(tmp_path, type(job.task))
+    header = loaded.header
+    assert loaded.task == job.task and digest(loaded.state) == digest(state)
+    assert (header.run, header.round) == ("4c1f", 3)
+    assert header.protocol_sha256 == protocol_digest(job.protocol)
+    assert header.training == {"strategy": "fedavg", "rounds": job.rounds, "seed": job.seed}
+    if isinstance(job.task, MemTask):
+        assert header.mosaic == {"mpp": 0.5, "patch_px": 224}
+    else:
+        assert isinstance(job.task, MaskTask) and header.mosaic is None and header.mpp == 0.5
+    assert digest(read_state(tmp_path / GLOBAL_MODEL_FILE, like=state)) == digest(state)
+
+
+def test_the_best_model_says_what_made_it_the_best(job: Job, context: Any, tmp_path: Path) -> None:
+    state = learnable(model_state(job.task.build_model()))
+    SeededPersistor().save_best(state, 0.75, "auc", context)
+    header = read_model_header(tmp_path / BEST_MODEL_FILE)
+    assert header.round == 2, "of the model with which this round began"
+    assert (header.training["metric"], header.training["value"]) == ("auc", 0.75)
+
+
+def test_what_the_protocol_leaves_open_the_model_does_not_say(repository: Path) -> None:
+    job = try_variant(repository / "jobs" / "mem_fedavg", {"task.mpp": None, "task.patch_px": None})
+    assert job.task.mosaic is None
+    assert read_job(repository / "jobs" / "mem_fedavg").task.mosaic == {"mpp": 0.5, "patch_px": 224}

@@ -1,0 +1,263 @@
+"""Every command in the README and the other documents: it exists, takes its options, names files of ours.
+
+A command line of a document is taken as it stands. What cannot stand there as such is a placeholder (a word
+in capitals), and :data:`PLACEHOLDERS` says what a reader would put in its place.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from histoflare.bags.model_file import save_model
+from typer.testing import CliRunner
+
+from histoflare.cli import app
+from histoflare.flare.job import read_job
+from histoflare.flare.job_choice import choose_job
+from tests.flare.bags_on_disk import relabel, write_site
+from tests.masks.made import make_site as make_image_site
+
+UsageError: type[Any] = typer.BadParameter.__base__  # type: ignore[assignment]  # typer has a click of its own
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted(
+    path
+    for pattern in ("*.md", "docs/*.md", "poc/*.md", "provisioning/*.md", "custom/**/*.md")
+    for path in ROOT.glob(pattern)
+    if path.name != "CHANGELOG.md"
+)
+BLOCK = re.compile(r"^```[a-z]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INDENTED = re.compile(r"(?:^(?: {4}|\t).*\n?)+", re.MULTILINE)
+INLINE = re.compile(r"`(histoflare [^`]+)`")
+TABLE_CHOICE = re.compile(r"(\S+)((?: \\\| \S+)+)")
+
+PLACEHOLDERS = {
+    "SLIDE": "a.svs",
+    "RUN": "a-run",
+    "DIR": "a-folder",
+    "BAGS": "a-folder",
+    "H5DIR": "a-folder",
+    "NAME": "uni2",
+    "MANIFEST": "manifest.csv",
+    "M": "0.5",
+    "GDC_MANIFEST": "gdc.txt",
+    "FOLDER": "a-folder",
+    "QUPATH.geojson": "a.geojson",
+    "MASK": "mask.tiff",
+    "JOB": "jobs/mem_fedavg",
+    "KIT": "a-kit",
+    "FILE": "a-file",
+    "JOB_ID": "0",
+    "$LEAD": "a-kit",
+    "<hash>": "0" * 64,
+    "…": "a-file",
+}
+PROGRAM = re.compile(r"((\.\./)?\.venv/bin/)?histoflare|make")
+SENTENCES = ("histoflare --debug …", "histoflare masks import", "histoflare ledger", "histoflare report")
+"""What names a group of commands, or any of them."""
+
+
+def join_lines(block: str) -> list[str]:
+    """Return the lines of a block, those that go on with a backslash as one, without comments."""
+    lines = re.sub(r"\\\n\s*", " ", block).splitlines()
+    return [re.sub(r"\s#\s.*$", "", line).strip() for line in lines]
+
+
+def commands_of(lines: list[str]) -> list[str]:
+    """Return the command lines of histoflare and make among some lines."""
+    found = []
+    for line in lines:
+        for part in re.split(r"\s*(?:&&|;|\(|\))\s*", line):
+            words = part.split()
+            while words and re.fullmatch(r"[A-Z]+=\S*", words[0]):
+                words = words[1:]
+            if words and PROGRAM.fullmatch(words[0]) and " ".join(words) not in SENTENCES:
+                found.append(" ".join(words))
+    return list(dict.fromkeys(found))
+
+
+def block_commands(text: str) -> list[str]:
+    """Return the commands of a document's blocks, fenced or indented: those that a reader copies."""
+    blocks = [*BLOCK.findall(text), *INDENTED.findall(BLOCK.sub("", text))]
+    return commands_of([line for block in blocks for line in join_lines(block)])
+
+
+def all_commands(text: str) -> list[str]:
+    """Return the commands of a document's blocks, tables and sentences."""
+    spoken = [line for row in INLINE.findall(text) for line in spread(row)]
+    return list(dict.fromkeys([*block_commands(text), *commands_of(spoken)]))
+
+
+def spread(text: str) -> list[str]:
+    """Return a command for each of the alternatives of a table's cell: ``report page \\| site`` is two."""
+    match = TABLE_CHOICE.search(text)
+    if match is None:
+        return [text]
+    words = [match[1], *match[2].replace("\\|", " ").split()]
+    return [text[: match.start()] + word + text[match.end() :] for word in words]
+
+
+LINES = [
+    pytest.param(path, line, id=f"{path.relative_to(ROOT)}: {line}"[:110])
+    for path in DOCUMENTS
+    for line in all_commands(path.read_text())
+]
+BLOCK_LINES = [line for path in DOCUMENTS for line in block_commands(path.read_text()) if line[:4] != "make"]
+
+
+def arguments_of(line: str) -> list[str]:
+    """Return what follows the program's name, placeholders filled in."""
+    line = re.sub(r"\[(--[^\]]*)\]", r"\1", line)  # [--mpp M]: with the option
+    words = [PLACEHOLDERS.get(word, word) for word in shlex.split(line)[1:]]
+    return [word.replace("$KITS", "kits").replace("JOB_ID", "0") for word in words if word]
+
+
+def parse(arguments: list[str]) -> dict[str, Any]:
+    """Return what a command would be called with: parsed as the program does, and not run.
+
+    Raises:
+        UsageError: No such command or option, a value is of another type, or something is missing.
+    """
+    command: Any = typer.main.get_command(app)
+    context = command.make_context("histoflare", list(arguments))
+    while hasattr(command, "resolve_command"):
+        name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        context = command.make_context(name, rest, parent=context)
+    return {name: value for name, value in context.params.items() if value is not None}
+
+
+def is_bare(arguments: list[str]) -> bool:
+    """Return whether a line only names a command, as a sentence does, and is none to be typed."""
+    return not any(word.startswith("-") for word in arguments)
+
+
+def test_the_documents_have_commands() -> None:
+    assert len(LINES) > 60
+    assert {path.name for path, _ in (param.values for param in LINES)} >= {"README.md", "jobs.md"} - {
+        "jobs.md"
+    }
+
+
+@pytest.mark.parametrize(("path", "line"), LINES)
+def test_a_command_can_be_typed(path: Path, line: str) -> None:
+    if line.startswith("make"):
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        wanted = [word for word in line.split()[1:] if "=" not in word]
+        assert set(wanted) <= set(targets), line
+        return
+    arguments = arguments_of(line)
+    try:
+        values = parse(arguments)
+    except UsageError as error:
+        missing = type(error).__name__ == "MissingParameter"
+        if missing and ("`" + line in path.read_text() or is_bare(arguments)):
+            return  # named in a sentence, and not to be typed
+        raise AssertionError(f"{line}\n{error.format_message()}") from None
+    except typer.Exit:
+        return  # --help
+    folder = values.get("job")
+    if folder is not None and Path(folder).parts[0] == "jobs":
+        settings = values.get("setting") or []
+        choose_job(ROOT / folder, values.get("preset"), settings)  # the job, its preset, its variables
+    for word in arguments:
+        if re.match(r"(jobs|provisioning|poc|docs|custom|tests)/", word):
+            assert (ROOT / word).exists(), f"{line}: there is no {word}"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "histoflare run --sites a --out b --preset-of x",
+        "histoflare rnu --sites a --out b",
+        "histoflare job make jobs/mem_fedavg",
+        "histoflare privacy calibrate --target-epsilon eight --sample-rate 0.1 --steps 5 --delta 1e-5",
+    ],
+)
+def test_a_wrong_command_is_noticed(line: str) -> None:
+    with pytest.raises(UsageError):
+        parse(arguments_of(line))
+
+
+# What follows runs them.
+
+LUNG = ("LUAD", "LUSC")
+QUICK = ["--set", "rounds=1"]
+SLOW = "run --job jobs/dhunet_fedavg --preset small-nuclei"
+RUNS: dict[str, list[str]] = {
+    "run --sites lung --bags": QUICK,
+    "run --job jobs/mem_dpsgd --sites my-sites": QUICK,
+    "run --job jobs/mem_dpsgd --preset adnan": QUICK,
+    "privacy calibrate": [],
+    "privacy epsilon": [],
+    "synthetic images": ["--sites", "2", "--patients", "3", "--images-per-patient", "1", "--side-px", "256"],
+    "masks check": [],
+    SLOW: [*QUICK, "--set", "task.local_steps=1"],
+    "job show": [],
+    "job make jobs/mem_fedavg": [],
+    "job make jobs/mem_dpsgd": [],
+    "job make jobs/dhunet_fedavg": [],
+    "job make jobs/mem_evaluate": [],
+}
+"""Command → what makes it quick. They run in the order of the README, in one folder, as they stand."""
+
+NOT_RUN = {
+    "demo ": "minutes; test_demo.py runs it",
+    "synthetic assemble": "the tiles are not in the repository; test_assemble.py makes slides of others",
+    "masks import": "the data sets are not in the repository; test_importers_*.py bring their own",
+    "segment": "needs a slide; test_segment.py brings one",
+    "classify": "needs a slide; test_classify.py brings one",
+    "poc start": "processes; test_console.py starts them",
+    "job submit": "a server; test_console.py has one",
+    "resume": "a run that was lost; test_resume.py has one",
+    "ledger": "a kit; test_ledger.py makes its ledgers",
+    "kit": "a kit; test_kit.py makes one",
+}
+"""Command → why no test runs it as it stands."""
+
+
+def subcommand(line: str) -> str:
+    return line.partition("histoflare ")[2]
+
+
+def test_every_command_runs_or_says_why_not() -> None:
+    known = (*RUNS, *NOT_RUN)
+    assert [line for line in BLOCK_LINES if not subcommand(line).startswith(known)] == []
+    for start in known:
+        assert any(subcommand(line).startswith(start) for line in BLOCK_LINES), f"{start}: in no document"
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of somebody who follows the README with data of another kind than the shipped jobs name."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "jobs").symlink_to(ROOT / "jobs")
+    for sites, bags in (("my-sites", "my-run/bags"), ("lung", "lung-run/bags")):
+        for name in ("clinic-a", "clinic-b", "external"):
+            site = relabel(write_site(folder / sites, name, encoder="imported:uni", features=16), *LUNG)
+            assert site.bags is not None
+            (folder / bags).mkdir(parents=True, exist_ok=True)
+            site.bags.rename(folder / bags / name)
+    make_image_site(folder / "clinic-a", 0, patients=3, side_px=64)
+    model = folder / "result" / "JOB_ID" / "workspace" / "global_model.safetensors"
+    task = read_job(ROOT / "jobs" / "mem_fedavg").task
+    model.parent.mkdir(parents=True)
+    save_model(model, task.build_model().state_dict(), task, mosaic=None, training={})
+    return folder
+
+
+@pytest.mark.parametrize(
+    "start", [pytest.param(one, marks=[pytest.mark.slow] if one == SLOW else []) for one in RUNS]
+)
+def test_a_command_does_what_the_document_says(
+    start: str, reader: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(reader)
+    line = next(line for line in BLOCK_LINES if subcommand(line).startswith(start))
+    ended = CliRunner().invoke(app, [*shlex.split(line)[1:], *RUNS[start]])
+    if ended.exception is not None and not isinstance(ended.exception, SystemExit):
+        raise ended.exception
+    assert ended.exit_code == 0, ended.output

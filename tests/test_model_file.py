@@ -1,0 +1,184 @@
+"""A model in one file, as every writer leaves it and every reader opens it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from histoflare.bags.task import MemTask
+from histoflare.errors import JobError
+from histoflare.masks.task import MaskTask
+from histoflare.model_file import (
+    ENTRY,
+    LARGEST_HEADER_BYTES,
+    PLACES,
+    describe_model,
+    read_model_file,
+    read_model_header,
+    save_model,
+    write_model_file,
+)
+
+TASK = MemTask(["benign", "tumour"], "toy:1", features=6, memories=3, dim=4, hidden=8, seed=2)
+MOSAIC = {"mpp": 0.5, "patch_px": 1000}
+TRAINING = {"strategy": "fedavg", "rounds": 5, "seed": 0}
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    path = tmp_path / "model.safetensors"
+    state = TASK.build_model().state_dict()
+    save_model(path, state, TASK, mosaic=MOSAIC, protocol_sha256="ab" * 32, training=TRAINING)
+    return path
+
+
+def rewrite(path: Path, metadata: dict[str, str] | None, **tensors: torch.Tensor) -> None:
+    state = {**safetensors.torch.load(path.read_bytes()), **tensors}
+    path.write_bytes(safetensors.torch.save(state, metadata=metadata))
+
+
+def header(**changes: Any) -> dict[str, str]:
+    return {ENTRY: json.dumps({**describe_model(TASK), **changes})}
+
+
+def test_what_goes_in_comes_out(written: Path) -> None:
+    loaded = read_model_file(written, MemTask)
+    told = loaded.header
+    assert (loaded.task, told.mosaic, told.training, told.data) == (TASK, MOSAIC, TRAINING, "bags")
+    assert (told.protocol_sha256, told.run, told.round) == ("ab" * 32, None, None)
+    model = TASK.build_model()
+    assert list(loaded.state) == list(model.state_dict())
+    bag = torch.randn(1, 5, 6)
+    assert torch.equal(loaded.build_model()(bag), model(bag))
+    assert not loaded.build_model().training
+
+
+def test_anyone_can_open_it(written: Path) -> None:
+    with safetensors.safe_open(written, framework="np") as opened:
+        (text,) = opened.metadata().values()
+        fields = json.loads(text)
+        assert (fields["model"], fields["encoder"], fields["labels"]) == (
+            "mem",
+            "toy:1",
+            ["benign", "tumour"],
+        )
+        assert fields["mosaic"] == MOSAIC and fields["protocol_sha256"] == "ab" * 32
+        assert set(opened.keys()) == set(TASK.build_model().state_dict())
+
+
+def test_a_federation_s_model_opens_without_what_its_strategy_keeps(tmp_path: Path) -> None:
+    state = {**TASK.build_model().state_dict(), "strategy/momentum": torch.ones(3)}
+    facts = describe_model(TASK, mosaic=TASK.mosaic, run="run-1", round_index=4)
+    download = tmp_path / "4c1f" / "workspace"
+    write_model_file(download / "global_model.safetensors", state, facts)
+    for named in (download / "global_model.safetensors", download, download.parent):
+        loaded = read_model_file(named, MemTask)
+        assert (loaded.header.run, loaded.header.round, loaded.header.mosaic) == ("run-1", 4, MOSAIC)
+        assert set(loaded.state) == set(TASK.build_model().state_dict())
+
+
+def test_a_folder_s_own_model_comes_before_a_server_s(written: Path) -> None:
+    (written.parent / PLACES[1]).write_bytes(b"not this one")
+    assert read_model_header(written.parent).path == written
+
+
+def test_a_header_is_read_without_pytorch(written: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from histoflare.model_file import read_model_header;"
+        f"print(read_model_header(Path({str(written)!r})).labels, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['benign', 'tumour'] False"
+
+
+@pytest.mark.parametrize("entry", ["histoflare-mem", "histoflare.global_model"])
+def test_an_earlier_version_s_model_still_opens(written: Path, entry: str) -> None:
+    fields = {"format": entry, "version": 1, "task": TASK.to_json(), "round": 3, "run": "r"}
+    rewrite(written, {entry: json.dumps(fields)})
+    loaded = read_model_file(written, MemTask)
+    assert (loaded.task, loaded.header.mosaic) == (TASK, None)
+
+
+def test_a_model_of_the_other_kind_says_which_command_takes_it(written: Path, tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="histoflare classify"):
+        read_model_file(written, MaskTask)
+    task = MaskTask(labels=("a", "b"), width=24, window_px=32, stride_px=32, patch_px=32)
+    save_model(tmp_path / "m", task.build_model().state_dict(), task)
+    assert read_model_header(tmp_path / "m").data == "images"
+    with pytest.raises(JobError, match="histoflare segment"):
+        read_model_file(tmp_path / "m", MemTask)
+
+
+def test_a_header_has_an_end(written: Path, tmp_path: Path) -> None:
+    long = describe_model(TASK, training={"notes": "x" * LARGEST_HEADER_BYTES})
+    with pytest.raises(JobError, match="larger than"):
+        write_model_file(tmp_path / "long", {}, long)
+    rewrite(written, {ENTRY: json.dumps(long)})
+    with pytest.raises(JobError, match="too large"):
+        read_model_header(written)
+    written.write_bytes((1 << 40).to_bytes(8, "little") + b"{}")
+    with pytest.raises(JobError, match="not a safetensors file"):
+        read_model_header(written)
+
+
+def test_the_same_model_is_the_same_bytes(written: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again.safetensors"
+    state = dict(reversed(TASK.build_model().state_dict().items()))
+    mosaic = dict(reversed(MOSAIC.items()))
+    save_model(again, state, TASK, mosaic=mosaic, protocol_sha256="ab" * 32, training=TRAINING)
+    assert again.read_bytes() == written.read_bytes()
+
+
+def test_a_state_that_is_not_the_tasks_is_not_written(tmp_path: Path) -> None:
+    state = TASK.build_model().state_dict()
+    wrong = {
+        "missing": {name: tensor for name, tensor in state.items() if name != "head.bias"},
+        "shape": {**state, "head.bias": torch.zeros(3)},
+        "extra": {**state, "extra": torch.zeros(1)},
+        "nan": {**state, "head.bias": torch.full((2,), float("nan"))},
+    }
+    for name, bad in wrong.items():
+        with pytest.raises(JobError, match=r"head\.bias|extra"):
+            save_model(tmp_path / name, bad, TASK)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_are_no_model_say_why(written: Path, tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="no model file") as caught:
+        read_model_file(tmp_path / "absent", MemTask)
+    assert caught.value.reason == "MODEL_FILE_MISSING"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(JobError, match=r"global_model\.safetensors") as caught:
+        read_model_file(tmp_path / "empty", MemTask)
+    assert caught.value.reason == "MODEL_FILE_MISSING"
+    whole = written.read_bytes()
+    faults: list[tuple[Any, str]] = [
+        (lambda: written.write_bytes(whole[: len(whole) // 2]), "damaged"),
+        (lambda: written.write_bytes(b""), "damaged"),
+        (lambda: written.write_text("not a model"), "damaged"),
+        (lambda: rewrite(written, None), "no header of histoflare"),
+        (lambda: rewrite(written, {"format": "pt"}), "no header of histoflare"),
+        (lambda: rewrite(written, {ENTRY: "{"}), "not JSON"),
+        (lambda: rewrite(written, {ENTRY: "[" * 100_000}), "not JSON"),
+        (lambda: rewrite(written, {ENTRY: "7"}), "not JSON"),
+        (lambda: rewrite(written, header(version=3)), "version 3"),
+        (lambda: rewrite(written, header(task=None)), "names no task"),
+        (lambda: rewrite(written, header(mosaic=[1])), "no readable mosaic"),
+        (lambda: rewrite(written, header(round="one")), "no readable round"),
+        (lambda: rewrite(written, header(training=[1])), "no readable training"),
+        (lambda: rewrite(written, header(task={**TASK.to_json(), "hidden": 9})), "does not fit its task"),
+        (lambda: rewrite(written, header(task={**TASK.to_json(), "memories": 0})), "memories"),
+        (lambda: rewrite(written, header(), **{"head.bias": torch.zeros(3)}), "head.bias"),
+    ]
+    for spoil, words in faults:
+        written.write_bytes(whole)
+        spoil()
+        with pytest.raises(JobError, match=words):
+            read_model_file(written, MemTask)
