@@ -13,7 +13,12 @@ from histoflare.bags.bag import read_bag
 from histoflare.bags.cohort import load_cohort
 from histoflare.commands.clock import PhaseClock
 from histoflare.commands.console import progress
-from histoflare.commands.experiment import Outcome, run_experiment, write_site_pages
+from histoflare.commands.experiment import (
+    Outcome,
+    _of_as_many_rounds,
+    run_experiment,
+    write_site_pages,
+)
 from histoflare.commands.options import Runtime
 from histoflare.commands.runtimes import Experiment, Federated
 from histoflare.errors import HistoflareError
@@ -230,3 +235,13 @@ def test_the_loss_of_each_round_is_shown(tmp_path: Path, repository: Path) -> No
     (bar,) = [task for task in bars.tasks if task.description.startswith("federated rounds")]
     assert bar.description == f"federated rounds, loss {sum(last.values()) / 2:.3g}"
     assert (bar.completed, bar.total) == (2, 2)
+
+
+def test_bounds_take_as_many_rounds_as_patience_left(repository: Path) -> None:
+    job = read_job(repository / "jobs" / "mem_fedavg")
+    experiment = Experiment(job=job, sites={}, external={}, runtime=Runtime.INPROCESS)
+    rows: list[dict[str, object]] = [{"taking_part": ["a"]}, {"taking_part": ["a"]}]
+    ran = Federated(state={}, site_states={}, participation=rows)
+    assert _of_as_many_rounds(experiment, ran) is experiment
+    rows[-1]["stopped"] = {"patience": 1}
+    assert _of_as_many_rounds(experiment, ran).job.rounds == 2 < job.rounds

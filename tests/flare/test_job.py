@@ -32,6 +32,7 @@ from histoflare.flare.job_files import (
 )
 from histoflare.flare.job_schema import EVALUATION
 from histoflare.flare.job_variant import parse_settings, read_preset, try_variant, write_variant
+from histoflare.flare.workstation import write_evaluation
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.privacy.protocol import digest
@@ -40,6 +41,14 @@ from histoflare.slides.splits import SplitRule
 
 JOBS = sorted((Path(__file__).resolve().parents[2] / "jobs").iterdir())
 FEDAVG = next(job for job in JOBS if job.name == "mem_fedavg")
+
+
+def test_the_sites_are_asked_about_a_model_under_the_split_it_was_trained_under(tmp_path: Path) -> None:
+    settings = ["protocol.split.folds=5", "protocol.split.fold=2", "protocol.stop.patience=3"]
+    job = read_job(write_variant(FEDAVG, tmp_path / "fold", parse_settings(settings)))
+    asked = read_job(write_evaluation(FEDAVG.parent / "mem_evaluate", tmp_path / "asked", job))
+    assert asked.split == job.split == SplitRule(None, folds=5, fold=2)
+    assert asked.protocol == job.protocol and asked.patience is None
 
 
 def test_a_job_can_end_by_patience() -> None:

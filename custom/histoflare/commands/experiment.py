@@ -102,7 +102,7 @@ def run_experiment(
     cohorts = {site: cohort for site, cohort in cohorts.items() if site not in never}
     federated = with_refused(with_refused(federated, refused, asked=True), untested, asked=False)
     with clock.phase("local and pooled bounds"):
-        bounds = _train_bounds(experiment, cohorts, bars)
+        bounds = _train_bounds(_of_as_many_rounds(experiment, federated), cohorts, bars)
     with clock.phase("evaluation"):
         comparison = compare(
             job.task,
@@ -271,6 +271,14 @@ class _Trained:
     protected: Bounds
     unprotected: Bounds | None
     stated: dict[str, Any]
+
+
+def _of_as_many_rounds(experiment: Experiment, federated: Federated) -> Experiment:
+    """Return the experiment with as many rounds as were run: patience may have ended the last of them."""
+    rows = federated.participation
+    if not rows or not rows[-1].get("stopped"):
+        return experiment
+    return replace(experiment, job=replace(experiment.job, rounds=len(rows)))
 
 
 def _train_bounds(experiment: Experiment, cohorts: Mapping[str, SiteData], bars: Progress) -> _Trained:
