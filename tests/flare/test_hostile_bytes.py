@@ -1,6 +1,6 @@
 """What a site and a server make of the bytes of a job, in one process: the whole table, and mutations.
 
-``test_hostile_jobs`` sends the same table to real processes.
+``hostile`` sends the same table to real processes.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """A server that was changed: it sends whatever its owner likes, and keeps all that it receives.
 
-``WIRE_TAP=folder``: each message that a process of the server receives is kept there. ``ORDERS=folder``: what
-``order-*.pickle`` there lists is sent, and the answers are written beside it; what ``task`` there says is how
-the processes of jobs call their tasks; what ``in-task.pickle`` lists goes, one after the other, into the
-cookies of their tasks.
+``WIRE_TAP=folder``: each message that a process of the server receives is kept there. ``ORDERS=folder``:
+what ``order-*.pickle`` there lists is sent, and the answers are written beside it; ``tasks.json`` says how the
+processes of jobs call each site's tasks (a site that it does not name gets none yet); what ``in-task.pickle``
+lists goes, one after the other, into the cookies of their tasks.
 
 Python imports a module of this name at its start, if it is on the path.
 """
 
+import json
 import os
 import pickle
 import sys
@@ -35,7 +36,9 @@ def _follow_orders(server) -> None:  # type: ignore[no-untyped-def]
     folder = Path(os.environ["ORDERS"])
     while True:
         for order in sorted(folder.glob("order-*.pickle")):
-            answers = [_send(server, each) for each in pickle.loads(order.read_bytes())]
+            messages, timeout_s = pickle.loads(order.read_bytes())
+            with ThreadPoolExecutor(24) as pool:
+                answers = list(pool.map(lambda each: _send(server, each, timeout_s), messages))  # noqa: B023
             order.unlink()
             answer = order.with_name(order.name.replace("order", "answer"))
             answer.with_suffix(".part").write_bytes(pickle.dumps(answers))
@@ -43,11 +46,8 @@ def _follow_orders(server) -> None:  # type: ignore[no-untyped-def]
         time.sleep(0.05)
 
 
-def _send(server, each, timeout=10.0):  # type: ignore[no-untyped-def]
-    """Send one message to every site, or to one cell, or several at once; return site → what it answered."""
-    if each[0] == "burst":
-        with ThreadPoolExecutor(48) as pool:
-            return list(pool.map(lambda one: _send(server, one, 2.0), each[1]))
+def _send(server, each, timeout_s):  # type: ignore[no-untyped-def]
+    """Send one message to every site, or to one cell; return site → what it answered."""
     from nvflare.private.admin_defs import Message
     from nvflare.private.defs import new_cell_message
 
@@ -62,7 +62,7 @@ def _send(server, each, timeout=10.0):  # type: ignore[no-untyped-def]
                     message.set_header(name, value)
                 requests[token] = message
             with server.sai.new_context() as fl_ctx:
-                replies = server.send_requests(requests, fl_ctx, timeout_secs=timeout)
+                replies = server.send_requests(requests, fl_ctx, timeout_secs=timeout_s)
             return {
                 one.client_name: one.reply and (one.reply.headers, str(one.reply.body)) for one in replies
             }
@@ -79,25 +79,25 @@ def _send(server, each, timeout=10.0):  # type: ignore[no-untyped-def]
 
 
 def _ask_something_else() -> None:
-    """Have the process of a job hand out another task than its workflow's, as ``TASK`` there says."""
+    """Have the process of a job hand out another task than its workflow's, as ``tasks.json`` there says."""
     import nvflare.private.fed.server.server_runner as server_runner
 
     asked = server_runner.ServerRunner.process_task_request
-    file = Path(os.environ["ORDERS"]) / "task"
+    tasks = Path(os.environ["ORDERS"]) / "tasks.json"
     cookies = Path(os.environ["ORDERS"]) / "in-task.pickle"
     given: dict[str, int] = {}
 
     def process(self, client, fl_ctx):  # type: ignore[no-untyped-def]
         name, task_id, data = asked(self, client, fl_ctx)
-        if data is not None and file.is_file():
-            name = file.read_text()
-        if data is not None and cookies.is_file():
-            left = pickle.loads(cookies.read_bytes())
-            next_one = given.setdefault(client.name, 0)
+        if not task_id or not tasks.is_file():
+            return name, task_id, data
+        left, next_one = pickle.loads(cookies.read_bytes()), given.setdefault(client.name, 0)
+        if next_one < len(left):
             given[client.name] += 1
-            if next_one < len(left):
-                data.set_cookie_jar({**(data.get_cookie_jar() or {}), "planted": left[next_one]})
-        return name, task_id, data
+            data.set_cookie_jar({**(data.get_cookie_jar() or {}), "planted": left[next_one]})
+            return name, task_id, data
+        names = json.loads(tasks.read_bytes())
+        return (names[client.name], task_id, data) if client.name in names else self._task_try_again()
 
     server_runner.ServerRunner.process_task_request = process
 
