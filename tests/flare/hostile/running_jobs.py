@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from histoflare.errors import HistoflareError
-from histoflare.flare.job_files import JOB_FILE
 from histoflare.flare.job_variant import write_variant
 
 from .attack import SITES, Attack
@@ -27,9 +26,9 @@ in messages to the same process, see ``to_a_job``, and in ``test_closed_messages
 
 
 def run_with_references(made: Attack, job: Path) -> None:
-    """Run a job whose text looks like references, to what an earlier job left among others."""
-    earlier = f"{made.job_ids['before']}/app_{SITES[0]}/config/{JOB_FILE}"
-    made.references = f"{{$PLANTED}} ${{PLANTED}} {{WORKSPACE}} {{SITE_NAME}} include file({earlier})"
+    """Run a job whose text looks like references: to the folder of an earlier job among others."""
+    earlier = f"{made.job_ids['before']}/app"
+    made.references = f"{{$PLANTED}} ${{PLANTED}} {{WORKSPACE}} {{SITE_NAME}} include {earlier}"
     changes = {"purpose": made.references, "least_sites": 1, "round_seconds": 60}
     made.run("references", write_variant(job, made.folder / "references" / "job", changes))
 

@@ -39,7 +39,7 @@ class TestOneAfterTheOther:
             assert "JOB_INVALID: " in said, (name, said)
 
     def test_a_second_one_that_is_taken_has_only_text(self, attack: Attack) -> None:
-        """Its text names the first one's file, FLARE's variables and the environment."""
+        """Its text names the first one's folder, FLARE's variables and the environment."""
         assert attack.statuses["references"].startswith("FINISHED")
         assert attack.job_ids["before"] in attack.references
         for site in SITES:

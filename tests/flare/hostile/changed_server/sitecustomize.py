@@ -2,8 +2,8 @@
 
 ``WIRE_TAP=folder``: each message that a process of the server receives is kept there. ``ORDERS=folder``:
 what ``order-*.pickle`` there lists is sent, and the answers are written beside it; ``tasks.json`` says how
-the processes of jobs call each site's tasks (one that it does not name gets none yet); what ``in-task.pickle``
-lists goes, one after the other, into the cookies of their tasks.
+the processes of jobs call each site's tasks (one that it does not name gets none yet);
+what ``in-task.pickle`` lists goes, one after the other, into the cookies of their tasks.
 
 Python imports a module of this name at its start, if it is on the path.
 """
