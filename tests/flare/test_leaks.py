@@ -10,6 +10,7 @@ import copy
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ pytestmark = [pytest.mark.flare, pytest.mark.slow]
 
 LEAKS = Path(__file__).parent / "leaks"
 TAP = Path(__file__).parent / "tap"
-HONEST, GUARDED, OPEN = "clinic-a", "clinic-b", "clinic-c"
+HONEST, GUARDED, OPEN = SITES = "clinic-a", "clinic-b", "clinic-c"
 ROUNDS = 5
 TO_FED_EVENT = "nvflare.app_common.widgets.convert_to_fed_event.ConvertToFedEvent"
 LOG_STREAMER = "nvflare.app_common.logging.job_log_streamer.JobLogStreamer"
@@ -85,7 +86,7 @@ def received(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iter
     tap = folder / "tap"
     tap.mkdir()
     job = write_leaky_job(repository, folder / "job")
-    sites = {site: write_site(folder / "sites", site) for site in (HONEST, GUARDED, OPEN)}
+    sites = {site: write_site(folder / "sites", site) for site in SITES}
     with Federation.prepare(folder / "run", sites, Agreement(job)) as federation:
         for site in sites:
             resources = admit_classes(federation.kits.kit(site) / "local")
@@ -101,14 +102,26 @@ def received(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iter
         status = federation.follow(job_id, timeout_s=240)
         result = federation.admin.download(job_id, folder / "download")
         assert status == COMPLETED
-        seen = b""
-        for place in (tap, federation.kits.kit("server"), result):
-            for path in sorted(place.rglob("*")):
-                if path.is_file():
-                    seen += path.read_bytes()
+        _wait_for_what_clients_send_after_the_job(federation, tap)
+        seen = _all_files(tap, federation.kits.kit("server"), result)
         seen += (federation.log("server")).read_bytes()
     rows = json.loads((result / "workspace" / "rounds.json").read_text())
     yield seen, rows
+
+
+def _wait_for_what_clients_send_after_the_job(federation: Federation, tap: Path) -> None:
+    """FLARE's client sends a job's error log once the job's process has ended, if it may."""
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        ended = ["child worker process finished" in federation.log(site).read_text() for site in SITES]
+        if all(ended) and secret("exception", "open").encode() in _all_files(tap):
+            return
+        time.sleep(0.2)
+
+
+def _all_files(*places: Path) -> bytes:
+    paths = [path for place in places for path in sorted(place.rglob("*"))]
+    return b"".join(path.read_bytes() for path in paths if path.is_file())
 
 
 @pytest.mark.parametrize("way", WAYS)
