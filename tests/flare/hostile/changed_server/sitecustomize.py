@@ -37,7 +37,7 @@ def _follow_orders(server) -> None:  # type: ignore[no-untyped-def]
     while True:
         for order in sorted(folder.glob("order-*.pickle")):
             messages, timeout_s = pickle.loads(order.read_bytes())
-            with ThreadPoolExecutor(24) as pool:
+            with ThreadPoolExecutor(16) as pool:
                 answers = list(pool.map(lambda each: _send(server, each, timeout_s), messages))  # noqa: B023
             order.unlink()
             answer = order.with_name(order.name.replace("order", "answer"))
