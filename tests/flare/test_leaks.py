@@ -95,9 +95,8 @@ def received(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iter
         write_json(federation.kits.kit(OPEN) / "local" / "resources.json.default", resources)
         for site in sites:
             federation.kits.sign(site)
-        federation.start(
-            environment={"PYTHONPATH": f"{LEAKS}{os.pathsep}{TAP}", "WIRE_TAP": str(tap), "ANY_JOB": "1"}
-        )
+        environment = {"PYTHONPATH": f"{LEAKS}{os.pathsep}{TAP}", "WIRE_TAP": str(tap)}
+        federation.start(environment=environment | {"ANY_JOB": "1", "OPEN_SITE": OPEN})
         job_id = federation.admin.submit(job)
         status = federation.follow(job_id, timeout_s=240)
         result = federation.admin.download(job_id, folder / "download")

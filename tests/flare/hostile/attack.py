@@ -25,6 +25,7 @@ TAP = Path(__file__).parents[1] / "tap"
 SITES = ("clinic-a", "clinic-b")
 KIT_PATH = "the kit's path"
 NOT_OF_A_JOB = {"log", "logs", "audit", "audit.log", "log.txt", "log.json", "log_error.txt", "log_fl.txt"}
+"""Files that participants write of themselves, whatever is sent."""
 
 
 def secret(what: str, site: str) -> str:

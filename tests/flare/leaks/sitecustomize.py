@@ -1,10 +1,12 @@
-"""With ``ANY_JOB`` FLARE's processes take jobs that are none of this project; and a tap (``wire_tap``).
+"""With ``ANY_JOB`` FLARE's processes take jobs that are none of this project; the client of ``OPEN_SITE``
+sends what FLARE's would send; and a tap (``wire_tap``).
 
 Python imports a module of this name at its start, if it is on the path.
 """
 
 import os
 import sys
+from pathlib import Path
 
 from wire_tap import tap
 
@@ -25,6 +27,17 @@ def _take_any_job() -> None:
     job_files.check_configuration = lambda *_: None
 
 
+def _send_all() -> None:
+    """Leave out what stops messages of the process that starts the jobs: FLARE's sends logs of jobs."""
+    import histoflare.flare.cells as cells
+
+    cells.is_listed = lambda table, channel, topic, asked=cells.is_listed: (
+        table is cells.PARENT_SENDS or asked(table, channel, topic)
+    )
+
+
 if os.environ.get("ANY_JOB") and any("nvflare.private.fed.app" in part for part in sys.orig_argv):
     _take_any_job()
+    if os.environ.get("OPEN_SITE") in {Path(part).name for part in sys.orig_argv}:
+        _send_all()
 tap()
