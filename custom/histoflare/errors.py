@@ -105,6 +105,7 @@ REASONS = frozenset(
         "ENCODER_NAME",
         "ENCODER_NOT_FINITE",
         "ENCODER_OUTPUT",
+        "ENCODER_PREPROCESSING",
         "ENCODER_UNKNOWN",
         "ENCODER_UNUSABLE",
         "ENCODER_WEIGHTS",

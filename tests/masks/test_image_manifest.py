@@ -35,6 +35,16 @@ def faults(path: Path) -> tuple[str, ...]:
     return caught.value.problems
 
 
+def test_paths_are_found_as_windows_writes_them(tmp_path: Path) -> None:
+    (tmp_path / "Masks").mkdir()
+    (tmp_path / "Masks" / "ma.png").write_bytes(b"x")
+    path = write(tmp_path, "image,mask,patient\nA.PNG,masks\\ma.png,p1\nb.png,C:\\m\\mb.png,p2\n")
+    (row, _) = read_image_manifest(path, check_files=False).rows
+    assert (row.image, row.mask) == (tmp_path / "a.png", tmp_path / "Masks" / "ma.png")
+    (problem,) = faults(path)
+    assert problem.startswith("line 3: no such mask:") and "a path of Windows" in problem
+
+
 def test_everything_is_read(tmp_path: Path) -> None:
     path = write(
         tmp_path,

@@ -45,7 +45,7 @@ class Loading:
         self.encoder.id = "mean-colour:v1"
 
     def __call__(self, spec: str, weights: Any, sha256: Any, device: str, probe_px: int) -> MeanColour:
-        self.asked.append((spec, weights, sha256, probe_px))
+        self.asked.append((spec, weights, sha256, device, probe_px))
         return self.encoder
 
 
@@ -85,7 +85,7 @@ def test_missing_bags_are_made_and_unusable_slides_said(site: SiteConfiguration,
     assert sorted(made(site)) == sorted(ids[:4])
     header = read_header(site.bags / f"{ids[0]}.h5")
     assert (header.encoder, header.patch_px, header.patch_mpp) == ("mean-colour:v1", 64, 0.5)
-    assert loading.asked == [("mean-colour", weights, "0" * 64, 64)]
+    assert loading.asked == [("mean-colour", weights, "0" * 64, "cpu", 64)], "on the site's device"
     for written in ("slides/s4.tif", "slides/s5.tif"):
         assert any(f"{written} left out" in line for line in lines)
     assert any("4 made, 0 up to date, 2 left out" in line for line in lines)

@@ -8,11 +8,13 @@ where tissue is. It is read as a whole: every fault is named at once, with its l
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from histoflare.slides.names import find_path, path_hint
 from histoflare.slides.splits import DEFAULT_SPLIT, Split, SplitRule
 from histoflare.slides.table import (
     SUBGROUPS,
@@ -133,9 +135,9 @@ def _read_row(folder: Path, line: int, cells: dict[str, str], problems: list[str
     subgroups = {name: value for name in SUBGROUPS if (value := common.pop(name)) is not None}
     return ImageRow(
         line=line,
-        image=folder / cells["image"],
-        mask=folder / cells["mask"],
-        tissue=folder / cells["tissue"] if cells.get("tissue") else None,
+        image=find_path(folder, cells["image"]),
+        mask=find_path(folder, cells["mask"]),
+        tissue=find_path(folder, cells["tissue"]) if cells.get("tissue") else None,
         subgroups=subgroups,
         written=cells["image"],
         **common,
@@ -152,7 +154,7 @@ def _shared_files(folder: Path, rows: Sequence[ImageRow]) -> list[str]:
 def _missing_files(folder: Path, row: ImageRow) -> list[str]:
     files = {"image": row.image, "mask": row.mask, "tissue image": row.tissue}
     return [
-        f"line {row.line}: no such {what}: {file}"
+        f"line {row.line}: no such {what}: {file}{path_hint(os.path.relpath(file, folder))}"
         for what, file in files.items()
         if file is not None and file != folder and not file_exists(file)
     ]

@@ -27,6 +27,7 @@ REASONS_IN_WORDS = {
     "ENCODER_NAME": "The encoder's name cannot be used.",
     "ENCODER_NOT_FINITE": "The encoder gave numbers that are not finite.",
     "ENCODER_OUTPUT": "The encoder does not give the features it should.",
+    "ENCODER_PREPROCESSING": "Nothing says the mean, std and input size that the encoder was trained with.",
     "ENCODER_UNKNOWN": "The site does not have the encoder that the job asks for.",
     "ENCODER_UNUSABLE": "The encoder cannot be used.",
     "ENCODER_WEIGHTS": "The encoder's weight file cannot be read.",

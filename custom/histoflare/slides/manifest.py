@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from histoflare.slides.names import WINDOWS_PATH, find_path
+from histoflare.slides.names import find_path, path_hint
 from histoflare.slides.splits import DEFAULT_SPLIT, Split, SplitRule, stratified_test_patients
 from histoflare.slides.table import (
     SUBGROUPS,
@@ -106,7 +106,7 @@ def read_manifest(path: Path, labels: Sequence[str] | None = None, check_files: 
     if check_files:
         missing = [row for row in rows if row.written and not file_exists(row.slide)]
         problems += [
-            f"line {row.line}: no such slide: {row.slide}{_path_hint(row.written)}" for row in missing
+            f"line {row.line}: no such slide: {row.slide}{path_hint(row.written)}" for row in missing
         ]
     refuse_faults(path, problems)
     return Manifest(path, tuple(rows))
@@ -203,12 +203,6 @@ def _read_row(path: Path, line: int, cells: dict[str, str], problems: list[str])
         written=cells["slide"],
         **read_common_cells(line, cells, problems),
     )
-
-
-def _path_hint(written: str) -> str:
-    if WINDOWS_PATH.match(written):
-        return " (a path of Windows; write it as it is on this machine, starting at the manifest's folder)"
-    return ""
 
 
 def _label_problems(rows: Sequence[ManifestRow], labels: Sequence[str] | None) -> list[str]:

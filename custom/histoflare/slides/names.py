@@ -53,5 +53,12 @@ def find_path(folder: Path, written: str) -> Path:
     return found
 
 
+def path_hint(written: str) -> str:
+    """Return what to say beside a path of a manifest that leads to no file; often nothing."""
+    if WINDOWS_PATH.match(written):
+        return " (a path of Windows; write it as it is on this machine, starting at the manifest's folder)"
+    return ""
+
+
 def _plain(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold().strip()
