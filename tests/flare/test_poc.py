@@ -200,7 +200,7 @@ from histoflare.flare.poc import Federation
 from histoflare.site.configuration import SiteConfiguration
 
 run, job = Path(sys.argv[1]), Path(sys.argv[2])
-sites = {name: SiteConfiguration(run / "m.csv", run / "bags") for name in ("clinic-a", "clinic-b")}
+sites = {name: SiteConfiguration(run / "m.csv", run / f"{name}-bags") for name in ("clinic-a", "clinic-b")}
 with Federation.prepare(run, sites, Agreement(job)) as federation:
     federation.start()
     print("started", flush=True)
