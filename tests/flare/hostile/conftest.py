@@ -74,12 +74,13 @@ def _attack(made: Attack, memory: Memory, job: Path) -> None:
         submissions.note_what_the_first_left(made)
     made.usual = memory.most()
     before = made.files()
-    with _timed(made, "raw deployments"):
-        raw_messages.deploy_archives(made, good)
     with _timed(made, "submissions"), pytest.MonkeyPatch.context() as monkeypatch:
         submissions.submit_archives(made, job, good, monkeypatch)
     with _timed(made, "submissions one after the other"):
         submissions.submit_one_after_the_other(made, job)
+    of_submissions = memory.most()
+    with _timed(made, "raw deployments"):
+        raw_messages.deploy_archives(made, good)
     with _timed(made, "raw commands"):
         raw_messages.send_commands(made)
     with _timed(made, "objects"):
@@ -97,7 +98,8 @@ def _attack(made: Attack, memory: Memory, job: Path) -> None:
         restarts.restart(made)
     with _timed(made, "an honest job again"):
         made.run("after", job)
-    made.most = memory.most()
+    # What the server holds after the submissions is what it sends itself: messages of 40 MiB among them.
+    made.most = memory.most() | {"server_train": of_submissions["server_train"]}
 
 
 @contextmanager
