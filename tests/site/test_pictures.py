@@ -13,6 +13,7 @@ import torch
 from histoflare.bags.mem import MEM
 from histoflare.bags.prepare import prepare
 from histoflare.bags.task import MemTask
+from histoflare.errors import BagError
 from histoflare.report.site_page import write_site_page
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_cohort
@@ -108,7 +109,9 @@ def test_a_slide_that_is_gone_or_another_one_costs_no_other(configuration: SiteC
     (slides / "s4.tif").unlink()
     write_pyramid(slides / "s5.tif", paint_slide(77), 0.5)
     (slides / "s0.tif").write_bytes(b"no slide")
-    cohort = load_site_cohort("graz", TASK, configuration)
+    with pytest.raises(BagError, match="another size"):
+        load_site_cohort("graz", TASK, configuration)
+    cohort = load_site_cohort("graz", TASK, configuration, refuse_changed_slides=False)
     model = TASK.build_model().eval()
     page = build_site_page("graz", configuration, cohort, TASK, model, full_report())
     drawn = {slide.slide[:2]: slide.pictures for slide in page.slides}

@@ -174,6 +174,7 @@ def load_cohort(
     *,
     features: int | None = None,
     split: SplitRule = DEFAULT_SPLIT,
+    refuse_changed_slides: bool = True,
     cache_bytes: int = CACHE_BYTES,
 ) -> Cohort:
     """Return the cohort of ``manifest``, every bag's header checked; features are read when asked for.
@@ -193,6 +194,8 @@ def load_cohort(
             not say theirs are taken with a warning.
         features: Numbers a patch that the bags must have; None takes any.
         split: The job's rule, for a manifest without a split column.
+        refuse_changed_slides: Whether a bag that was made of a slide file of another size is a fault, or a
+            warning: for pages on a run that is over.
         cache_bytes: Features kept in memory.
 
     Raises:
@@ -200,7 +203,7 @@ def load_cohort(
     """
     manifest = assign_splits(manifest, split)
     findings = _Findings([], [])
-    found = _collect(manifest, bags_dir, labels, findings)
+    found = _collect(manifest, bags_dir, labels, findings, refuse_changed_slides)
     common = encoder or (found[0][1].encoder if found else "")
     findings.problems.extend(_by_bag(found, lambda header: _misfits(header, common, mpp, patch_px, features)))
     findings.problems.extend(_mixed(found))
@@ -255,7 +258,11 @@ class _Findings:
 
 
 def _collect(
-    manifest: Manifest, bags_dir: Path, labels: Sequence[str], findings: _Findings
+    manifest: Manifest,
+    bags_dir: Path,
+    labels: Sequence[str],
+    findings: _Findings,
+    refuse_changed_slides: bool,
 ) -> list[tuple[BagRecord, BagHeader]]:
     """Return the record and header of every row that has a usable bag, by slide id."""
     left_out = read_left_out(bags_dir)
@@ -285,10 +292,13 @@ def _collect(
             findings.problems.append(f"{where}: its bag has no patches; take the row out of the manifest")
             continue
         if _is_of_another_file(row.slide, header):
-            findings.problems.append(
+            stale = (
                 f"{where}: its bag was made of a file of another size (bags of another run?): prepare again"
             )
-            continue
+            if refuse_changed_slides:
+                findings.problems.append(stale)
+                continue
+            findings.warnings.append(stale)
         subgroups = {name: value for name in SUBGROUPS if (value := getattr(row, name)) is not None}
         label, split = list(labels).index(row.label), str(row.split)
         record = BagRecord(

@@ -117,7 +117,7 @@ def _build_of_slides(
     return build_site_page(
         name,
         configuration,
-        load_site_cohort(name, loaded.task, configuration, _split_of(content)),
+        load_site_cohort(name, loaded.task, configuration, _split_of(content), refuse_changed_slides=False),
         loaded.task,
         loaded.build_model().to(device_of(configuration)),
         content,

@@ -98,9 +98,14 @@ def load_site_data(
 
 
 def load_site_cohort(
-    site: str, task: BagTask, configuration: SiteConfiguration, split: SplitRule = DEFAULT_SPLIT
+    site: str,
+    task: BagTask,
+    configuration: SiteConfiguration,
+    split: SplitRule = DEFAULT_SPLIT,
+    *,
+    refuse_changed_slides: bool = True,
 ) -> Cohort:
-    """Return a site's bags; errors as above."""
+    """Return a site's bags, with the arguments of ``bags.cohort.load_cohort``; errors as above."""
     from histoflare.bags.cohort import load_cohort
 
     manifest, bags = bags_of(configuration)
@@ -115,6 +120,7 @@ def load_site_cohort(
         patch_px=task.patch_px,
         features=task.features,
         split=split,
+        refuse_changed_slides=refuse_changed_slides,
         cache_bytes=configuration.cache_mb << 20,
     )
 
