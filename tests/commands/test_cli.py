@@ -172,6 +172,6 @@ def test_a_demo_that_left_a_slide_out_says_so_and_ends_with_3(tmp_path: Path, re
     )
     assert done.returncode == 3, done.stderr
     assert json.loads(done.stdout) == json.loads((tmp_path / "my run [b]" / "report.json").read_text())
-    (line,) = [line for line in done.stderr.splitlines() if "roken.svs" in line]
+    (line,) = [line for line in done.stderr.splitlines() if "roken.svs left out: " in line]
     assert line.startswith("hospital-1: slides/[b]roken.svs left out: ") and "not a slide" in line
     assert len(list((tmp_path / "my run [b]" / "bags" / "hospital-1").glob("*.h5"))) == 4
