@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -246,7 +247,8 @@ class _Rounds:
 
     def advance(self, index: int, total: int, seconds: float, losses: Mapping[str, float]) -> None:
         """Show that round ``index`` is finished, see ``rounds.runner.OnRound``."""
-        self.show(index + 1, sum(losses.values()) / len(losses) if losses else None)
+        known = [loss for loss in losses.values() if math.isfinite(loss)]  # DP-SGD may draw nobody in a round
+        self.show(index + 1, sum(known) / len(known) if known else None)
 
 
 def _state(result: FederationResult) -> State:

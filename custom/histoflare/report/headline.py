@@ -158,7 +158,8 @@ def _result(report: Mapping[str, Any], local: Sequence[Mapping[str, Any]], metri
     external = report["external"]
     if external and _known(external, metric):
         cohort = count(external["n_patients"], "patient")
-        text += f" On {cohort} of an external cohort it reaches {say_figure(external, metric)}"
+        text += f" On {cohort} of an external cohort the federated model reaches"
+        text += f" {say_figure(external, metric)}"
         elsewhere = [
             figures for name, figures in report["external_other_models"].items() if name.startswith("local/")
         ]

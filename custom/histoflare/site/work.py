@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -187,7 +188,8 @@ class SiteWork:
     def _note(self, round_index: int, loss: float, figures: Mapping[str, float | None]) -> None:
         try:
             self._records.add_scalars(round_index, {"loss": loss, **figures})
-            self._records.note_loss(round_index, loss)
+            if math.isfinite(loss):  # DP-SGD may draw nobody in a round
+                self._records.note_loss(round_index, loss)
         except Exception as error:  # a figure less at the site must not cost the federation a round
             self._say(f"{self._setup.site}: TensorBoard could not be written: {error}")
 
