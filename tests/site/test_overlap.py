@@ -1,4 +1,4 @@
-"""A patient or a slide at two sites of one machine is an error, whatever the file is called."""
+"""A slide at two sites of one machine is an error, and so is a patient where an ε rests on it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from histoflare.bags.bag import read_bag, write_bag
-from histoflare.commands.poc import _configure
+from histoflare.commands.poc import _write_job
 from histoflare.errors import JobError
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.overlap import LISTED, check_apart
@@ -44,14 +44,24 @@ def images(tmp_path: Path) -> Sites:
 
 def refusal(sites: Sites, data: str) -> str:
     with pytest.raises(JobError, match="A patient may be at one site only") as caught:
-        check_apart(sites, data)
+        check_apart(sites, data, protected=True)
     assert caught.value.reason == "COHORT_INVALID"
     return str(caught.value)
 
 
 def test_sites_that_share_nobody_are_fine(bags: Sites, images: Sites) -> None:
-    check_apart(bags, "bags")
-    check_apart(images, "images")
+    for protected in (True, False):
+        assert check_apart(bags, "bags", protected=protected) == []
+        assert check_apart(images, "images", protected=protected) == []
+
+
+def test_where_nothing_is_protected_a_name_at_two_sites_is_a_warning(bags: Sites) -> None:
+    change_cell(bags["b"].manifest, 4, "patient", "a-p3")
+    (said,) = check_apart(bags, "bags", protected=False)
+    assert "patient a-p3: a (manifest.csv, line 5) and b (manifest.csv, line 4)" in said
+    same_bag(bags)
+    with pytest.raises(JobError, match="one slide: a "):
+        check_apart(bags, "bags", protected=False)
 
 
 @pytest.mark.parametrize("other", ["b", "external"])
@@ -121,10 +131,18 @@ def test_of_many_the_first_are_listed(bags: Sites, tmp_path: Path) -> None:
     assert said.count("\n  patient ") == LISTED and "… and 10 more" in said
 
 
-def test_a_federation_for_the_console_is_not_prepared(tmp_path: Path, bags: Sites, images: Sites) -> None:
+@pytest.mark.parametrize("job", ["mem_dpsgd", "mem_fedavg"])
+def test_a_federation_for_the_console_is_prepared_only_without_protection(
+    tmp_path: Path, repository: Path, bags: Sites, capsys: pytest.CaptureFixture[str], job: str
+) -> None:
     change_cell(bags["b"].manifest, 4, "patient", "a-p3")
-    with pytest.raises(JobError, match="patient a-p3"):
-        _configure(tmp_path, None, "bags")
-    change_cell(images["external"].images, 2, "patient", "b-p1")
-    with pytest.raises(JobError, match="patient b-p1"):
-        _configure(tmp_path, None, "images")
+
+    def write() -> Path:
+        return _write_job(tmp_path / "poc", repository / "jobs" / job, None, bags, "bags")
+
+    if job == "mem_dpsgd":
+        with pytest.raises(JobError, match="patient a-p3"):
+            write()
+    else:
+        assert write().name == job
+        assert "patient a-p3" in capsys.readouterr().err

@@ -75,8 +75,8 @@ def run_experiment(
             protection; empty: it is not.
 
     Raises:
-        HistoflareError: The data of no site fit the job (every fault at once), two sites share a patient or
-            a slide, or the job failed.
+        HistoflareError: The data of no site fit the job (every fault at once), two sites share a slide or, in
+            a protected job, a patient, or the job failed.
     """
     job = experiment.job
     with clock.phase(f"load {job.task.data}"):
@@ -90,7 +90,9 @@ def run_experiment(
             external={name: experiment.external[name] for name in outside},
         )
         check_resolutions(job.task, taking_part.sites)
-        check_apart({**taking_part.sites, **taking_part.external}, job.task.data)
+        everyone = {**taking_part.sites, **taking_part.external}
+        for warning in check_apart(everyone, job.task.data, protected=not isinstance(job.plan, Open)):
+            _warn(warning)
         external = pool_site_data(job.task, list(outside.values()), EXTERNAL) if outside else None
         for site, cohort in cohorts.items():
             for warning in cohort.warnings:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from histoflare.commands.console import console, make_table, out, print_json, progress, say_fitted
+from histoflare.commands.console import console, make_table, out, print_json, progress, say, say_fitted
 from histoflare.commands.options import DEFAULT_JOB, Preset
 from histoflare.errors import HistoflareError, JobError
 
@@ -117,13 +117,17 @@ def _write_job(
     """Write the job that fits the sites into the workspace, if it is not ``job``; return its folder."""
     from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_variant import write_variant
+    from histoflare.privacy.plan import Open
     from histoflare.site.data import check_resolutions
     from histoflare.site.found_data import find_data
+    from histoflare.site.overlap import check_apart
 
     training = {name: site for name, site in sites.items() if not site.evaluation_only}
     choice = choose_job(job, preset, found=find_data(training, data))
     say_fitted(choice)
     check_resolutions(choice.job.task, training)
+    for warning in check_apart(sites, data, protected=not isinstance(choice.job.plan, Open)):
+        say(warning, style="yellow")
     folder = workspace / JOB_FOLDER
     if job.resolve().is_relative_to(folder.resolve()):
         raise JobError(f"{job}: this command writes its job to {folder}; copy yours to another folder first.")
@@ -138,7 +142,6 @@ def _configure(
 ) -> dict[str, SiteConfiguration]:
     """Return the sites of a folder; an external cohort only evaluates."""
     from histoflare.commands.sites import configure_site, find_sites
-    from histoflare.site.overlap import check_apart
 
     found = find_sites(folder, data)
     chosen = {}
@@ -151,7 +154,6 @@ def _configure(
                 "let the sites make them (--prepare)."
             )
         chosen[name] = site
-    check_apart(chosen, data)
     return chosen
 
 

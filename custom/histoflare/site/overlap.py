@@ -3,6 +3,10 @@
 A federation's ε is the largest that any one site spends on a patient, and its test figures are of patients
 whom no model was trained on. Both hold only if no patient is at two sites. Hospitals cannot look at each
 other's data; whoever has the data of all of them on one machine can, and must.
+
+One slide at two sites is one patient for certain. One name at two sites may be: many hospitals number their
+patients from 1. Where an ε rests on it, a person has to say so, by different names; where nothing is
+protected, it is a warning.
 """
 
 from __future__ import annotations
@@ -39,21 +43,26 @@ class _Entry:
         return f"{self.site} ({self.where})"
 
 
-def check_apart(sites: Mapping[str, SiteConfiguration], data: str) -> None:
-    """Refuse sites, external cohorts among them, that share a patient or a slide.
+def check_apart(sites: Mapping[str, SiteConfiguration], data: str, *, protected: bool) -> list[str]:
+    """Refuse sites, external cohorts among them, that share a slide or, under a privacy plan, a patient.
 
     A patient is told by the name in the manifests. A slide is told by its path, by the hash that its bag
     carries, and, where files of two sites have the same size, by the hash of their bytes.
 
     Args:
         data: The kind of data, as ``Task.data``.
+        protected: Whether the job has a privacy plan, whose ε holds for each patient.
+
+    Returns:
+        Warnings: names of patients that two sites have where nothing is protected.
 
     Raises:
         ManifestError: A manifest cannot be used.
-        JobError: A patient or a slide is at two sites (COHORT_INVALID), or a site has no data of this kind.
+        JobError: A slide is at two sites, or a patient of a protected job (COHORT_INVALID), or a site has no
+            data of this kind.
     """
     entries = [entry for site, of_site in sites.items() for entry in _entries(site, of_site, data)]
-    problems = [
+    patients = [
         f"patient {name}: {_say(found)}" for name, found in _shared(entries, lambda e: normalised(e.patient))
     ]
     slides = [found for _, found in _shared(entries, lambda entry: entry.file.resolve())]
@@ -62,16 +71,27 @@ def check_apart(sites: Mapping[str, SiteConfiguration], data: str) -> None:
     sizes = {size for size, _ in _shared(without_bag, _size)}
     slides += [found for _, found in _shared([e for e in without_bag if _size(e) in sizes], _content)]
     what = "image" if data == IMAGES else "slide"
-    problems += list(dict.fromkeys(f"one {what}: {_say(found)}" for found in slides))
+    problems = list(dict.fromkeys(f"one {what}: {_say(found)}" for found in slides))
+    if protected or problems:
+        problems = patients + problems
     if problems:
-        more = [f"… and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
-        listed = "".join(f"\n  {problem}" for problem in [*problems[:LISTED], *more])
         raise JobError(
-            f"A patient may be at one site only: neither ε nor the test figures would hold.{listed}\nTake "
-            "each out of all sites but one. Different people of one name get different names, for instance "
-            "with their site in front.",
+            "A patient may be at one site only: neither ε nor the test figures would hold."
+            f"{_list(problems)}\nTake each out of all sites but one. Different people of one name get different "
+            "names, for instance with their site in front.",
             reason="COHORT_INVALID",
         )
+    if not patients:
+        return []
+    return [
+        "Names of patients that two sites have are taken for different people. If any are the same, the test "
+        f"figures are too good, and a protected job is refused.{_list(patients)}"
+    ]
+
+
+def _list(found: list[str]) -> str:
+    more = [f"… and {len(found) - LISTED} more"] if len(found) > LISTED else []
+    return "".join(f"\n  {each}" for each in [*found[:LISTED], *more])
 
 
 def _say(entries: list[_Entry]) -> str:
