@@ -77,8 +77,8 @@ def check_apart(sites: Mapping[str, SiteConfiguration], data: str, *, protected:
     if problems:
         raise JobError(
             "A patient may be at one site only: neither ε nor the test figures would hold."
-            f"{_list(problems)}\nTake each out of all sites but one. Different people of one name get different "
-            "names, for instance with their site in front.",
+            f"{_list(problems)}\nTake each out of all sites but one. Different people of one name get "
+            "different names, for instance with their site in front.",
             reason="COHORT_INVALID",
         )
     if not patients:
