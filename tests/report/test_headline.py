@@ -89,6 +89,12 @@ def test_what_all_slides_in_one_place_give_is_said(pooled: float, said: str) -> 
     assert any("in one place" in caution and said in caution for caution in cautions)
 
 
+def test_a_cohort_that_was_not_asked_about_the_model_is_said() -> None:
+    cautions = write_headline(complete(evaluation_refused={"external-c": "MANIFEST_UNREADABLE"})).cautions
+    (said,) = (caution for caution in cautions if "external-c" in caution)
+    assert said.startswith("external-c gave no figures on the model: ") and "manifest" in said
+
+
 def test_a_subset_is_said_first() -> None:
     missing = complete(
         participation=[row(0, SITES, taking_part=SITES[:2], refused={"nijmegen": "TOO_FEW_PATIENTS"})] * 2

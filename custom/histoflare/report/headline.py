@@ -15,6 +15,7 @@ from histoflare.report.bounds import say_epsilon_of
 from histoflare.report.figures import NAMES, kind_of
 from histoflare.report.guarantee_words import say_guarantee
 from histoflare.report.participation import SiteRounds, finished_rounds, list_rounds, site_rounds
+from histoflare.report.reasons import explain
 
 FEW_PATIENTS = 20
 """Below this many test patients no difference between models is spoken of."""
@@ -288,6 +289,12 @@ def _missing_sites(report: Mapping[str, Any]) -> list[str]:
         found.append(f"Took part in some of the rounds only: {', '.join(map(_share, partly))}.")
     if not never and not partly and any(each.asked < len(each.statuses) for each in sites):
         found.append("The strategy asks only some of the sites in each round; all that were asked took part.")
+    refused = report.get("evaluation_refused") or {}
+    found += [
+        f"{site} gave no figures on the model: {explain(code)}"
+        for site, code in refused.items()
+        if site not in never
+    ]
     unknown = [each.site for each in sites if each.site not in report["sites"]]
     if unknown:
         found.append(f"Not in the figures: {', '.join(unknown)}.")
