@@ -27,7 +27,7 @@ def test_what_all_images_agree_on(stated: dict[str, list[float | None]], agreed:
 
 @pytest.mark.parametrize(
     "stated",
-    [{"a": [0.25], "b": [0.5, 0.5]}, {"a": [0.25, 0.5, 0.5]}, {"a": [0.5], "b": [0.506, None]}],
+    [{"a": [0.25], "b": [0.5, 0.5]}, {"a": [0.25, 0.5, 0.5]}, {"a": [0.5], "b": [0.52, None]}],
 )
 def test_two_resolutions_are_one_clear_error(stated: dict[str, list[float | None]]) -> None:
     with pytest.raises(MaskError, match=r"several resolutions.*0\.5.*mpp = ") as caught:

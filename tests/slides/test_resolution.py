@@ -48,6 +48,7 @@ def test_printing_resolution_of_a_generic_tiff_counts_as_missing(dpi: float) -> 
         (0.25, 20), (0.2325, 20), (0.1725, 20), (0.2738, 20),  # doublers, small camera pixels
         (0.0913, 60), (1.0, 10), (2.0, 5), (0.5, None), (0.12, None), (0.25, 40),
         (25.0, None),  # an overview
+        (0.055, 100),  # oil immersion
     ],
 )  # fmt: skip
 def test_what_scanners_state_is_taken(mpp: float, power: float | None) -> None:

@@ -15,11 +15,10 @@ from histoflare.bags.bag import BagHeader, read_bag, read_header_and_count, read
 from histoflare.bags.folder import bag_path, read_left_out
 from histoflare.errors import BagError
 from histoflare.slides.manifest import SUBGROUPS, Manifest, ManifestRow, assign_splits, role_warnings
+from histoflare.slides.resolution import SAME_MPP
 from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
 
 CACHE_BYTES = 1 << 30
-SAME_MPP = 0.01
-"""Two resolutions this close (relative) are taken as equal: 256 µm / 224 px is written as 1.14 or 1.1429."""
 
 LISTED_PROBLEMS = 20
 ONE_FILE = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif")
@@ -358,7 +357,7 @@ def _misfits(
     if mpp is not None and header.patch_mpp is not None and abs(header.patch_mpp - mpp) > SAME_MPP * mpp:
         yield (
             f"patches at {header.patch_mpp:g} µm/px, the job's are at {mpp:g} (protocol.mpp): prepare again, "
-            "or make the job for these"
+            "or make the job for these, or for any resolution (--set protocol.mpp=null)"
         )
     if patch_px is not None and header.patch_px not in (None, patch_px):
         yield (

@@ -152,6 +152,10 @@ def _check_weights(encoder_id: str, weights: Path | None) -> None:
     """Say at once that the weight file is not there."""
     if weights is not None and not weights.is_file():
         raise JobError(f"{weights}: there is no such weight file.", reason="ENCODER_WEIGHTS_MISSING")
+    if weights is not None and encoder_id.startswith("densenet121-random:"):
+        raise JobError(
+            f"The model wants features of {encoder_id}, which has no weight file: leave --weights out."
+        )
     if weights is None and encoder_id.startswith(("densenet121:", "torchscript:")):
         raise JobError(
             f"The model wants features of {encoder_id}: give its weight file (--weights FILE).",

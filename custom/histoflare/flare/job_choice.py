@@ -13,7 +13,8 @@ from typing import Any
 from histoflare.errors import JobError
 from histoflare.flare.job import Job, read_job
 from histoflare.flare.job_variant import DECIDED, parse_settings, read_preset, try_variant
-from histoflare.site.found_data import SAME_MPP, FoundData
+from histoflare.site.found_data import FoundData
+from histoflare.slides.resolution import SAME_MPP
 
 
 @dataclass(frozen=True)

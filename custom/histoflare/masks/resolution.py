@@ -8,9 +8,7 @@ from pathlib import Path
 
 from histoflare.errors import HistoflareError, MaskError
 from histoflare.masks.image_manifest import read_image_manifest
-
-SAME_MPP = 0.01
-"""Two resolutions this close (relative) are taken as equal."""
+from histoflare.slides.resolution import SAME_MPP
 
 
 def is_same_mpp(mpp: float, wanted_mpp: float) -> bool:

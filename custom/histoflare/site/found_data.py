@@ -17,9 +17,6 @@ from histoflare.site.data import IMAGES, bags_of
 from histoflare.slides.manifest import COLUMNS, NEEDED, read_manifest
 from histoflare.slides.table import read_table
 
-SAME_MPP = 0.01
-"""Two resolutions this close (relative) are one."""
-
 
 @dataclass(frozen=True)
 class Patches:

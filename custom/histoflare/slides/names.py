@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 import unicodedata
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
@@ -13,7 +14,10 @@ WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 SPREADSHEET_NUMBER = re.compile(r"\d([.,]\d+)?E\+\d+", re.IGNORECASE)
 """What a spreadsheet makes of a long identifier: 1.23457E+11. The other digits are gone."""
 
-_MONTH = r"(jan|feb|mar|mär|mrz|apr|ma[yi]|jun|jul|aug|sep|oct|okt|nov|de[cz])\w*\.?"
+_MONTH = (
+    r"(jan(uary?)?|feb(ruary?)?|mar(ch)?|märz?|mrz|apr(il)?|ma[yi]|jun[ei]?|jul[iy]?|aug(ust)?|sep(t|tember)?"
+    r"|o[ck]t(ober)?|nov(ember)?|de[cz](ember)?)\.?"
+)
 SPREADSHEET_DATE = re.compile(rf"\d{{1,4}}[-. ]+{_MONTH}|{_MONTH}[-. ]+\d{{1,4}}", re.IGNORECASE)
 """What a spreadsheet makes of 10-19: 19-Oct, Oct 19, 19. Okt."""
 
@@ -43,13 +47,22 @@ def find_path(folder: Path, written: str) -> Path:
         found = folder
         for part in PurePosixPath(written.replace("\\", "/")).parts:
             if not (found / part).exists():
-                alike = [each.name for each in found.iterdir() if _plain(each.name) == _plain(part)]
+                alike = _names(found, found.stat().st_mtime_ns).get(_plain(part), ())
                 if len(alike) != 1:
                     return path
                 part = alike[0]
             found = found / part
     except (OSError, ValueError):  # e.g. a name that is too long to be one
         return path
+    return found
+
+
+@lru_cache(maxsize=64)
+def _names(folder: Path, changed_ns: int) -> dict[str, list[str]]:
+    """Return the names in a folder by their plain form; listed once, until the folder changes."""
+    found: dict[str, list[str]] = {}
+    for each in folder.iterdir():
+        found.setdefault(_plain(each.name), []).append(each.name)
     return found
 
 

@@ -17,14 +17,16 @@ SMALLEST_MPP, LARGEST_MPP = 0.01, 1000.0
 """Outside this range a figure cannot be micrometres per pixel of an image of tissue."""
 
 FINEST_MPP = 0.08
-"""A slide that says it is finer is wrong. Light of 450 nm and a numerical aperture of 1.4 show nothing
-below λ / (4 NA) (Abbe's limit λ / (2 NA), sampled twice, as Nyquist has it); scanners have 0.1 to 1 µm/px."""
+"""A slide that says it is finer is wrong, unless its objective says so too (100x oil: 0.055). Light of 450 nm
+and a numerical aperture of 1.4 show nothing below λ / (4 NA) (Abbe's limit λ / (2 NA), sampled twice, as
+Nyquist has it); scanners have 0.1 to 1 µm/px."""
 
 COARSEST_MPP = 40.0
 """A slide this coarse states no microscope's resolution, but a printing one (72, 96, 300 or 600 dpi)."""
 
 LONGEST_MM = 110.0
-"""A slide's side if its resolution is right: glass is 76 mm long, for whole-mount sections up to 102 mm."""
+"""A slide's side if its resolution is right: glass is 76 mm long, for whole-mount sections up to 102 mm. For
+longer glass a person gives the resolution."""
 
 CAMERA_UM = (2.4, 15.0)
 """Objective power x µm/px, which is the side of the camera's pixels as seen behind all lenses. By the usual
@@ -38,7 +40,7 @@ UNEQUAL_MPP = 0.01
 """Pixels are taken as square when mpp-x and mpp-y differ by no more than this (relative)."""
 
 SAME_MPP = 0.02
-"""Two resolutions this close (relative) are taken as equal: no resampling between 0.499 and 0.5 µm/px."""
+"""Two resolutions this close (relative) are taken as equal everywhere, such as 0.499 and 0.5 µm/px."""
 
 LARGEST_UPSAMPLING = 1.25
 """A slide coarser than the wanted resolution by more than this cannot show what the encoder looks for."""
@@ -233,11 +235,12 @@ def _own_fault(mpp: float, power: float | None, l0_longest_px: int) -> str:
     """Return why what a slide says of its resolution cannot be taken, "" if it can."""
     says = f"the slide says {mpp:.4g} µm/px"
     means = "" if power is None else f"; its objective of {power:g}x means about {10.0 / power:.3g}"
-    if mpp < FINEST_MPP:
+    agrees = power is not None and CAMERA_UM[0] <= power * mpp <= CAMERA_UM[1]
+    if mpp < (GIVEN_MPP[0] if agrees else FINEST_MPP):
         return f"{says}, finer than a light microscope sees{means}"
     if mpp >= COARSEST_MPP:
         return f"{says}, coarser than any microscope{means}"
-    if power is not None and not CAMERA_UM[0] <= power * mpp <= CAMERA_UM[1]:
+    if power is not None and not agrees:
         return f"{says}, and an objective of {power:g}x, which means about {10.0 / power:.3g}"
     if l0_longest_px * mpp > 1000 * LONGEST_MM:
         return f"{says}, so it would be {l0_longest_px * mpp / 1000:.0f} mm long, which no glass is{means}"

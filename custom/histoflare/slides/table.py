@@ -11,7 +11,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, get_args
 
 from histoflare import storage
@@ -199,9 +199,13 @@ def keeps_splits(path: Path, rows: Sequence[Row], rule: SplitRule) -> bool:
 
 
 def file_id(file: Path, written: str = "") -> str:
-    """Return ``file``'s stem and 8 hex digits of the SHA-256 of its path as the manifest has it."""
-    stem = file.stem.encode()[:LONGEST_STEM].decode(errors="ignore")
-    return f"{stem}-{hashlib.sha256((written or str(file)).encode()).hexdigest()[:8]}"
+    """Return a file's stem and 8 hex digits of the SHA-256 of its path, both as the manifest has it.
+
+    So it stays the same where a file is found under another spelling, or is not there any more.
+    """
+    path = written or str(file)
+    stem = PurePosixPath(path.replace("\\", "/")).stem.encode()[:LONGEST_STEM].decode(errors="ignore")
+    return f"{stem}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
 
 
 def relative_path(file: Path, folder: Path) -> str:
