@@ -237,6 +237,36 @@ def test_several_slides_and_a_second_import(slide_path: Path, tmp_path: Path) ->
         run(other, tmp_path, [feature([box(0, 0, 50, 50)])])
 
 
+def test_slides_of_one_name_keep_their_images(slide_path: Path, tmp_path: Path) -> None:
+    for case, seed in (("1", 1), ("2", 2)):
+        (tmp_path / case).mkdir()
+        write_pyramid(tmp_path / case / "HE.tif", rgb(480, 640, seed), 0.5)
+    drawn = [feature([box(0, 0, 50, 50)])]
+    run(tmp_path / "1" / "HE.tif", tmp_path, drawn)
+    first = (tmp_path / "out" / "images" / "HE_x0_y0.png").read_bytes()
+    for _ in range(2):
+        report = run(tmp_path / "2" / "HE.tif", tmp_path, drawn, patient="q")
+        assert {row.patient for row in report.manifest.rows} == {"p", "q"} and len(report.manifest.rows) == 2
+    again = run(tmp_path / "1" / "HE.tif", tmp_path, drawn)
+    assert [row.image.name for row in again.manifest.rows][1] == "HE_x0_y0.png"
+    assert (tmp_path / "out" / "images" / "HE_x0_y0.png").read_bytes() == first
+    assert len(list((tmp_path / "out" / "masks").iterdir())) == 2
+
+
+def test_a_folder_of_dicom_files_gives_its_whole_name(slide_path: Path, tmp_path: Path) -> None:
+    with Slide(slide_path) as slide:
+        for uid in ("1.2.840.1", "1.2.840.2"):
+            (tmp_path / uid).mkdir()
+            slide.path = tmp_path / uid
+            drawn = tmp_path / "s.geojson"
+            drawn.write_text(json.dumps([feature([box(0, 0, 50, 50)])]))
+            report = import_annotations(
+                slide, drawn, LABELS, 0.5, tmp_path / "out", patient="p", smallest_px=32
+            )
+    names = [row.image.name for row in report.manifest.rows]
+    assert names == ["1.2.840.1_x0_y0.png", "1.2.840.2_x0_y0.png"]
+
+
 def test_malformed_features_are_listed_by_their_place(slide_path: Path, tmp_path: Path) -> None:
     good = feature([box(0, 0, 9, 9)])
     named = feature([[[0, 0], [1, "1"], [2, 2]]]) | {"id": "4b1c-9"}

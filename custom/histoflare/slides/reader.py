@@ -10,6 +10,7 @@ never opened, and no other property (barcode, date, DICOM patient tag) is read.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import threading
 from collections.abc import Iterator, Sequence
@@ -99,6 +100,12 @@ class Slide:
             self._failure = self._failure or ValueError("it was closed")
             self._changed.wait_for(lambda: not self._reads)
             self._handle.close()
+
+    @property
+    def content_id(self) -> str:
+        """16 hex digits that tell slides apart: of OpenSlide's hash of the content, or else of the path."""
+        known = self._handle.properties.get("openslide.quickhash-1") or str(self.path.resolve())
+        return hashlib.sha256(known.encode()).hexdigest()[:16]
 
     @property
     def mpp(self) -> float:

@@ -8,13 +8,13 @@ bytes.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from histoflare import storage
 from histoflare.errors import MaskError
@@ -89,10 +89,17 @@ def write_tissue(path: Path, tissue: NDArray[np.bool_]) -> None:
     write_png(path, Image.fromarray(tissue.astype(np.uint8) * np.uint8(255)))
 
 
-def write_png(path: Path, image: Image.Image) -> None:
-    """Write an image, whole or not at all; a file that has these bytes already stays."""
+def write_png(path: Path, image: Image.Image, text: Mapping[str, str] | None = None) -> None:
+    """Write an image, whole or not at all; a file that has these bytes already stays.
+
+    Args:
+        path: Where to. image: What is written. text: Names and values that the PNG keeps beside its pixels.
+    """
     content = io.BytesIO()
-    image.save(content, "PNG")
+    info = PngImagePlugin.PngInfo()
+    for name, value in (text or {}).items():
+        info.add_text(name, value)
+    image.save(content, "PNG", pnginfo=info)
     if not path.is_file() or path.read_bytes() != content.getvalue():
         storage.write_bytes(path, content.getvalue())
 
