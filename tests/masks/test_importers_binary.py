@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from histoflare.errors import HistoflareError, JobError, ManifestError, MaskError
+from histoflare.errors import HistoflareError, JobError, ManifestError, MaskError, SlideError
 from histoflare.masks.image_manifest import read_image_manifest
 from histoflare.masks.importers import ImportReport
 from histoflare.masks.importers.binary import Source, import_binary, read_binary
@@ -233,6 +233,15 @@ def test_images_and_xmls_in_one_folder(tmp_path: Path) -> None:
     assert row.mpp is None
     # an ellipse of half axes 20 and 10
     assert np.asarray(Image.open(row.mask)).sum() == pytest.approx(np.pi * 20 * 10, rel=0.02)
+
+
+def test_a_resolution_that_no_manifest_may_have_is_refused_or_left_out(tmp_path: Path) -> None:
+    with pytest.raises(SlideError, match=r"--mpp must be .* magnification"):
+        import_nuclei(write_set(tmp_path / "set"), tmp_path / "out", mpp=20.0)
+    assert not (tmp_path / "out").exists()
+    drawn = imagescope(layer(box(10, 20, 30, 40)), mpp='MicronsPerPixel="20"')
+    (row,) = import_nuclei(write_monuseg(tmp_path / "xml", drawn), tmp_path / "out").manifest.rows
+    assert row.mpp is None
 
 
 def test_layers_that_are_not_the_class_are_not_annotated(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from histoflare.errors import JobError, ManifestError, MaskError
+from histoflare.errors import JobError, ManifestError, MaskError, SlideError
 from histoflare.masks.importers import ImportReport
 from histoflare.masks.importers.geojson import import_annotations
 from histoflare.masks.importers.polygons import Annotation, class_name, fill
@@ -428,6 +428,11 @@ def test_coordinates_can_be_moved(slide_path: Path, tmp_path: Path) -> None:
 )
 def test_class_names(properties: Any, expected: str | None) -> None:
     assert class_name({"properties": properties}) == expected
+
+
+def test_a_resolution_that_is_none_is_refused(slide_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(SlideError, match="--mpp must be"):
+        run(slide_path, tmp_path, [feature([box(0, 0, 50, 50)])], mpp=20.0)
 
 
 def test_sizes_must_fit(slide_path: Path, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from histoflare.masks.importers.regions import Box, plan_regions
 from histoflare.masks.windows import IGNORE
 from histoflare.slides.planes import PlaneName, plane_of
 from histoflare.slides.reader import Slide
+from histoflare.slides.resolution import check_given_mpp
 
 REGION_PX = 4096
 SMALLEST_PX = 1000
@@ -78,11 +79,12 @@ def import_annotations(
 
     Raises:
         MaskError: As :func:`read_annotations`, or no pixel at ``mpp`` is annotated (``ANNOTATION_INVALID``).
-        SlideError: The slide cannot be read at ``mpp``.
+        SlideError: ``mpp`` is no resolution (``SLIDE_MPP_INVALID``), or the slide cannot be read at it.
         ManifestError: The manifest in ``out`` cannot be read, or has this slide under another patient.
         JobError: As :func:`read_annotations`, the sizes do not fit each other, or there are more labels than
             a mask can tell apart.
     """
+    check_given_mpp(mpp, "--mpp")
     if not 1 <= smallest_px <= region_px // 2 or margin_px < 0:
         raise JobError(
             f"a region's least side must be 1 px to half of its largest ({region_px // 2}), and its margin "
