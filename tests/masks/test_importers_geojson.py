@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from typer.testing import CliRunner
 
+from histoflare.cli import app
 from histoflare.errors import JobError, ManifestError, MaskError, SlideError
 from histoflare.masks.importers import ImportReport
 from histoflare.masks.importers.geojson import import_annotations
@@ -433,6 +435,17 @@ def test_class_names(properties: Any, expected: str | None) -> None:
 def test_a_resolution_that_is_none_is_refused(slide_path: Path, tmp_path: Path) -> None:
     with pytest.raises(SlideError, match="--mpp must be"):
         run(slide_path, tmp_path, [feature([box(0, 0, 50, 50)])], mpp=20.0)
+
+
+def test_a_slide_without_a_resolution_names_the_option_for_it(tmp_path: Path) -> None:
+    write_pyramid(tmp_path / "s.tif", rgb(256, 256), 50.0)  # taken for a printer's
+    rings = tmp_path / "s.geojson"
+    rings.write_text(json.dumps([feature([box(0, 0, 50, 50)])]))
+    options = ["--labels", "tumour", "--mpp", "0.5", "--patient", "p", "--out", str(tmp_path / "out")]
+    command = ["masks", "import", "geojson", str(tmp_path / "s.tif"), str(rings)]
+    done = CliRunner().invoke(app, [*command, *options])
+    assert isinstance(done.exception, SlideError)
+    assert "per pixel: with --slide-mpp (" in str(done.exception)
 
 
 def test_sizes_must_fit(slide_path: Path, tmp_path: Path) -> None:
