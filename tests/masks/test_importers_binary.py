@@ -78,13 +78,24 @@ def test_a_second_import_changes_nothing(tmp_path: Path) -> None:
         assert (path.stat().st_mtime_ns == changed) == (path.name != "b.png")
 
 
-@pytest.mark.parametrize("inside", [".", "masks", "images/out"])
+@pytest.mark.parametrize("inside", [".", "masks", "images"])
 def test_what_is_imported_is_never_written_over(tmp_path: Path, inside: str) -> None:
     source = write_set(tmp_path / "set")
     before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
     with pytest.raises(MaskError, match="written over"):
         import_nuclei(source, source / inside)
     assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_inside_one_that_is_read_can_be_written(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", rgb(8, 10))
+    save(tmp_path / "a_mask.png", np.eye(8, 10, dtype=np.uint8))
+    for _ in range(2):
+        report = import_binary(Source(tmp_path, ".", "."), tmp_path / "out", "gland")
+        assert [row.image for row in report.manifest.rows] == [tmp_path / "a.png"]
+    save(tmp_path / "set" / "masks" / "a.png", np.eye(8, 10, dtype=np.uint8))
+    with pytest.raises(MaskError, match="written over"):  # the masks it reads are where it writes them
+        import_binary(Source(tmp_path, ".", "set/masks"), tmp_path / "set", "gland")
 
 
 def refusal(folder: Path, out: Path, kind: type[HistoflareError] = MaskError) -> str:

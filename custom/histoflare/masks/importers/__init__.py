@@ -57,17 +57,20 @@ class ImportReport:
     notes: tuple[str, ...] = ()
 
 
-def check_apart(folder: Path, out: Path, read: Sequence[str]) -> None:
+def check_apart(folder: Path, out: Path, read: Sequence[str], written: Sequence[str]) -> None:
     """Refuse to write where an import reads: masks of its own would be written over.
 
     Args:
-        folder: What is imported. out: Where to. read: Folders of ``folder`` that are read.
+        folder: What is imported.
+        out: Where to.
+        read: Folders of ``folder`` that are read; what lies in folders of theirs is not.
+        written: Folders of ``out`` that are written, beside ``out`` itself.
 
     Raises:
-        MaskError: ``out`` is the folder, or lies in one that is read.
+        MaskError: ``out`` is the folder, or it or a folder in it is one that is read.
     """
-    place = out.resolve()
-    if place == folder.resolve() or any(place.is_relative_to((folder / each).resolve()) for each in read):
+    places = {out.resolve(), *((out / each).resolve() for each in written)}
+    if places & {folder.resolve(), *((folder / each).resolve() for each in read)}:
         raise MaskError(f"{out}: is read here, and would be written over; give another folder.")
 
 

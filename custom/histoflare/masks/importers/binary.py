@@ -100,7 +100,7 @@ def import_binary(
     check_given_mpp(mpp, "--mpp")
     folder = source.folder
     images_folder, masks_folder = source.folders()
-    check_apart(folder, out, [str(each.resolve()) for each in (images_folder, masks_folder)])
+    check_apart(folder, out, [str(each.resolve()) for each in (images_folder, masks_folder)], ["masks"])
     pairs = _pairs(images_folder, masks_folder)
     described, notes = _read_index(folder / INDEX, {stem: image for stem, (image, _) in pairs.items()})
     rows, problems = [], []

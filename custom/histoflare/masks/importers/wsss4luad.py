@@ -92,7 +92,9 @@ def import_wsss4luad(
         SlideError: ``mpp`` is no resolution (``SLIDE_MPP_INVALID``).
     """
     check_given_mpp(mpp, "--mpp")
-    check_apart(folder, out, ("1.training", "2.validation", "3.testing"))
+    parts = (TRAINING, VALIDATION, TESTING)
+    inside = [f"{part}/{name}" for part in parts[1:] for name in ("img", "mask", "background-mask")]
+    check_apart(folder, out, [*parts, *inside], ["masks", "tissue"])
     pairs, small = _find_pairs(folder, smallest_px)
     weak = _weak_labels(folder / TRAINING, out) if (folder / TRAINING).is_dir() else []
     agreements: dict[str, float] = {}
