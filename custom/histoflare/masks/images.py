@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from histoflare.errors import MaskError
 from histoflare.masks.image_files import class_counts, decode_mask, is_binary, read_file
-from histoflare.masks.image_manifest import ImageRow, assign_image_splits, read_image_manifest
+from histoflare.masks.image_manifest import ImageRow, assign_image_splits, missing_hint, read_image_manifest
 from histoflare.masks.pixels import ImageRecord, PixelCache, ReadImage, read_record
 from histoflare.masks.resolution import agreed_mpp, is_same_mpp
 from histoflare.masks.windows import IGNORE, too_small
@@ -151,7 +151,9 @@ def load_image_cohort(
         try:
             record, counts = _check(row, manifest.row_id(row), labels, window_px)
         except MaskError as error:
-            problems.append(f"{where}: {error}")
+            is_missing = error.reason in ("IMAGE_MISSING", "MASK_MISSING")
+            hint = missing_hint(manifest_path.parent, row) if is_missing else ""
+            problems.append(f"{where}: {error}{hint}")
         else:
             records.append(record)
             if is_binary(row.mask, counts):
