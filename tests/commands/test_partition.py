@@ -133,5 +133,15 @@ def test_images_with_masks_are_dealt_too(tmp_path: Path) -> None:
     }
     after = {row.image.resolve(): (row.mask.resolve(), row.split) for each in dealt for row in each.rows}
     assert before == after
+    for number, (change, encoding) in enumerate(
+        [
+            (lambda text: text.replace(",", "\t"), "utf-8"),
+            (lambda text: "sep=;\n" + text.replace(",", ";"), "utf-8"),
+            (lambda text: text.replace("image", "Image", 1), "utf-16"),
+        ]
+    ):
+        written = images.with_name(f"as-{number}.csv")
+        written.write_text(change(images.read_text()), encoding=encoding)
+        assert len(found(written, "--sites", 2, "--out", tmp_path / f"{number}")) == 2
     with pytest.raises(JobError, match="have no bags"):
         run(images, "--sites", 2, "--bags", tmp_path, "--out", tmp_path / "no")

@@ -72,12 +72,12 @@ def partition(
 
 
 def _is_of_images(path: Path) -> bool:
+    from histoflare.slides.table import read_header
+
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            header = file.readline()
-    except (OSError, UnicodeDecodeError):
+        return "image" in read_header(path, ["image"])
+    except ManifestError:
         return False  # whoever reads it as a manifest says what is wrong
-    return "image" in [name.strip().strip('"') for name in header.replace(";", ",").split(",")]
 
 
 def _deal_slides(
