@@ -124,18 +124,23 @@ def duplicate_problems(what: str, files: Iterable[tuple[int, Path, str]]) -> lis
     return problems
 
 
-def split_problems(rows: Sequence[Row]) -> list[str]:
-    """A patient in two splits would be tested on what was trained on."""
-    first: dict[str, Row] = {}
+def split_problems(rows: Sequence[Row], places: Sequence[str] | None = None) -> list[str]:
+    """Return a problem for each row whose patient is in another split above: trained on, and tested on.
+
+    Args:
+        rows: Of one manifest or of several.
+        places: Where each row stands; None is its line.
+    """
+    first: dict[str, tuple[Row, str]] = {}
     problems = []
-    for row in rows:
+    for row, place in zip(rows, places or _lines_of(rows), strict=True):
         if not row.patient or row.split is None:
             continue
-        other = first.setdefault(row.patient, row)
+        other, other_place = first.setdefault(row.patient, (row, place))
         if other.split != row.split:
             problems.append(
-                f"line {row.line}: patient {row.patient} is in '{row.split}' here and in '{other.split}' "
-                f"in line {other.line}; a patient belongs to one split"
+                f"{place}: patient {row.patient} is in '{row.split}' here and in '{other.split}' "
+                f"in {other_place}; a patient belongs to one split"
             )
     return problems
 
@@ -148,20 +153,26 @@ def file_exists(path: Path) -> bool:
         return False
 
 
-def refuse_faults(path: Path, problems: Sequence[str]) -> None:
+def refuse_faults(path: Path | str, problems: Sequence[str]) -> None:
     """Raise a ManifestError that lists ``problems`` by line, if there are any."""
     if problems:
         count = "one fault" if len(problems) == 1 else f"{len(problems)} faults"
         raise ManifestError(f"{path}: {count}; nothing was read.", problems=sorted(problems, key=_line_of))
 
 
-def has_splits(path: Path, rows: Sequence[Row]) -> bool:
+def has_splits(path: Path | str, rows: Sequence[Row], places: Sequence[str] | None = None) -> bool:
     """Tell whether every row has a split or none has.
+
+    Args:
+        path: Of the manifest, for messages.
+        rows: Of one manifest or of several.
+        places: Where each row stands; None is its line.
 
     Raises:
         ManifestError: Some have and others not (``MANIFEST_INVALID``).
     """
-    problems = [f"line {row.line}: no split" for row in rows if row.split is None]
+    placed = zip(rows, places or _lines_of(rows), strict=True)
+    problems = [f"{place}: no split" for row, place in placed if row.split is None]
     if problems and len(problems) < len(rows):
         raise ManifestError(
             f"{path}: some rows have a split and others not. Fill the column, or empty it.", problems=problems
@@ -241,6 +252,10 @@ def _read_lines(path: Path) -> list[tuple[int, list[str]]]:
 
 def _plain_names(header: Sequence[str], columns: Sequence[str]) -> list[str]:
     return [name.lower() if name.lower() in columns else name for name in header]
+
+
+def _lines_of(rows: Sequence[Row]) -> list[str]:
+    return [f"line {row.line}" for row in rows]
 
 
 def _header_problems(header: Sequence[str], needed: Sequence[str], columns: Sequence[str]) -> list[str]:
