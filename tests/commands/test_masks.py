@@ -53,6 +53,16 @@ def test_check_lists_faults(tmp_path: Path) -> None:
     assert str(result.exception).count("class index 1") == 4
 
 
+def test_check_of_two_resolutions_names_its_own_option(tmp_path: Path) -> None:
+    path = write_cohort(tmp_path)
+    lines = path.read_text().splitlines()
+    mpps = ["mpp", "0.25", "0.5", "0.5", "0.5"]
+    path.write_text("".join(f"{line},{mpp}\n" for line, mpp in zip(lines, mpps, strict=True)))
+    result = runner.invoke(app, ["masks", "check", str(path), "--labels", "a,b"])
+    assert isinstance(result.exception, MaskError)
+    assert "Name one (with --mpp)" in str(result.exception) and "protocol" not in str(result.exception)
+
+
 def test_nuclei_are_imported_and_checked(tmp_path: Path) -> None:
     for name in "ab":
         save(tmp_path / "set" / "images" / f"{name}.png", rgb(16, 16, seed=ord(name)))

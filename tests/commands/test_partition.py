@@ -117,6 +117,21 @@ def test_several_manifests_are_one_collection(manifest: Path, tmp_path: Path) ->
         run(manifest, manifest, "--sites", 2, "--out", tmp_path / "no")
 
 
+def test_a_fault_between_manifests_names_the_file_of_each_row(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.csv", tmp_path / "second.csv"
+    first.write_text("slide,patient,label,split\na.svs,p,x,train\nb.svs,q,x,test\n")
+    second.write_text("slide,patient,label,split\nc.svs,r,x,train\nd.svs,p,x,test\n")
+    with pytest.raises(ManifestError) as caught:
+        run(first, second, "--sites", 2, "--out", tmp_path / "out")
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{second}, line 3: patient p is in 'test' here")
+    assert f"in {first}, line 2;" in problem and str(first) not in str(caught.value).split("\n")[0]
+    second.write_text("slide,patient,label\nc.svs,r,x\n")
+    with pytest.raises(ManifestError) as caught:
+        run(first, second, "--sites", 2, "--out", tmp_path / "out")
+    assert list(caught.value.problems) == [f"{second}, line 2: no split"]
+
+
 def test_a_folder_with_other_sites_is_left_alone(manifest: Path, tmp_path: Path) -> None:
     run(manifest, "--sites", 4, "--out", tmp_path / "out")
     with pytest.raises(JobError, match="give a new one"):
@@ -133,5 +148,15 @@ def test_images_with_masks_are_dealt_too(tmp_path: Path) -> None:
     }
     after = {row.image.resolve(): (row.mask.resolve(), row.split) for each in dealt for row in each.rows}
     assert before == after
+    for number, (change, encoding) in enumerate(
+        [
+            (lambda text: text.replace(",", "\t"), "utf-8"),
+            (lambda text: "sep=;\n" + text.replace(",", ";"), "utf-8"),
+            (lambda text: text.replace("image", "Image", 1), "utf-16"),
+        ]
+    ):
+        written = images.with_name(f"as-{number}.csv")
+        written.write_text(change(images.read_text()), encoding=encoding)
+        assert len(found(written, "--sites", 2, "--out", tmp_path / f"{number}")) == 2
     with pytest.raises(JobError, match="have no bags"):
         run(images, "--sites", 2, "--bags", tmp_path, "--out", tmp_path / "no")

@@ -78,6 +78,13 @@ def test_every_fault_is_said_at_once(tmp_path: Path) -> None:
         assert part in found
 
 
+@pytest.mark.parametrize("column", ["i0.png", "m0.png"])
+def test_a_path_of_windows_is_named_as_such(tmp_path: Path, column: str) -> None:
+    path = write_cohort(tmp_path)
+    path.write_text(path.read_text().replace(column, rf"D:\study\{column}", 1))
+    assert "(a path of Windows; write it" in refusal(path)
+
+
 def reason_of(image: Path, mask: Path, tissue: Path | None = None) -> str:
     with pytest.raises(MaskError) as caught:
         read_record(image, mask, tissue, LABELS)

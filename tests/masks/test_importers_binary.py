@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from histoflare.errors import HistoflareError, JobError, ManifestError, MaskError
+from histoflare.errors import HistoflareError, JobError, ManifestError, MaskError, SlideError
 from histoflare.masks.image_manifest import read_image_manifest
 from histoflare.masks.importers import ImportReport
 from histoflare.masks.importers.binary import Source, import_binary, read_binary
@@ -78,13 +78,24 @@ def test_a_second_import_changes_nothing(tmp_path: Path) -> None:
         assert (path.stat().st_mtime_ns == changed) == (path.name != "b.png")
 
 
-@pytest.mark.parametrize("inside", [".", "masks", "images/out"])
+@pytest.mark.parametrize("inside", [".", "masks", "images"])
 def test_what_is_imported_is_never_written_over(tmp_path: Path, inside: str) -> None:
     source = write_set(tmp_path / "set")
     before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
     with pytest.raises(MaskError, match="written over"):
         import_nuclei(source, source / inside)
     assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_inside_one_that_is_read_can_be_written(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", rgb(8, 10))
+    save(tmp_path / "a_mask.png", np.eye(8, 10, dtype=np.uint8))
+    for _ in range(2):
+        report = import_binary(Source(tmp_path, ".", "."), tmp_path / "out", "gland")
+        assert [row.image for row in report.manifest.rows] == [tmp_path / "a.png"]
+    save(tmp_path / "set" / "masks" / "a.png", np.eye(8, 10, dtype=np.uint8))
+    with pytest.raises(MaskError, match="written over"):  # the masks it reads are where it writes them
+        import_binary(Source(tmp_path, ".", "set/masks"), tmp_path / "set", "gland")
 
 
 def refusal(folder: Path, out: Path, kind: type[HistoflareError] = MaskError) -> str:
@@ -233,6 +244,15 @@ def test_images_and_xmls_in_one_folder(tmp_path: Path) -> None:
     assert row.mpp is None
     # an ellipse of half axes 20 and 10
     assert np.asarray(Image.open(row.mask)).sum() == pytest.approx(np.pi * 20 * 10, rel=0.02)
+
+
+def test_a_resolution_that_no_manifest_may_have_is_refused_or_left_out(tmp_path: Path) -> None:
+    with pytest.raises(SlideError, match=r"--mpp must be .* magnification"):
+        import_nuclei(write_set(tmp_path / "set"), tmp_path / "out", mpp=20.0)
+    assert not (tmp_path / "out").exists()
+    drawn = imagescope(layer(box(10, 20, 30, 40)), mpp='MicronsPerPixel="20"')
+    (row,) = import_nuclei(write_monuseg(tmp_path / "xml", drawn), tmp_path / "out").manifest.rows
+    assert row.mpp is None
 
 
 def test_layers_that_are_not_the_class_are_not_annotated(tmp_path: Path) -> None:

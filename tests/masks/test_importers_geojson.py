@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from typer.testing import CliRunner
 
-from histoflare.errors import JobError, ManifestError, MaskError
+from histoflare.cli import app
+from histoflare.errors import JobError, ManifestError, MaskError, SlideError
 from histoflare.masks.importers import ImportReport
 from histoflare.masks.importers.geojson import import_annotations
 from histoflare.masks.importers.polygons import Annotation, class_name, fill
@@ -237,6 +239,36 @@ def test_several_slides_and_a_second_import(slide_path: Path, tmp_path: Path) ->
         run(other, tmp_path, [feature([box(0, 0, 50, 50)])])
 
 
+def test_slides_of_one_name_keep_their_images(slide_path: Path, tmp_path: Path) -> None:
+    for case, seed in (("1", 1), ("2", 2)):
+        (tmp_path / case).mkdir()
+        write_pyramid(tmp_path / case / "HE.tif", rgb(480, 640, seed), 0.5)
+    drawn = [feature([box(0, 0, 50, 50)])]
+    run(tmp_path / "1" / "HE.tif", tmp_path, drawn)
+    first = (tmp_path / "out" / "images" / "HE_x0_y0.png").read_bytes()
+    for _ in range(2):
+        report = run(tmp_path / "2" / "HE.tif", tmp_path, drawn, patient="q")
+        assert {row.patient for row in report.manifest.rows} == {"p", "q"} and len(report.manifest.rows) == 2
+    again = run(tmp_path / "1" / "HE.tif", tmp_path, drawn)
+    assert [row.image.name for row in again.manifest.rows][1] == "HE_x0_y0.png"
+    assert (tmp_path / "out" / "images" / "HE_x0_y0.png").read_bytes() == first
+    assert len(list((tmp_path / "out" / "masks").iterdir())) == 2
+
+
+def test_a_folder_of_dicom_files_gives_its_whole_name(slide_path: Path, tmp_path: Path) -> None:
+    with Slide(slide_path) as slide:
+        for uid in ("1.2.840.1", "1.2.840.2"):
+            (tmp_path / uid).mkdir()
+            slide.path = tmp_path / uid
+            drawn = tmp_path / "s.geojson"
+            drawn.write_text(json.dumps([feature([box(0, 0, 50, 50)])]))
+            report = import_annotations(
+                slide, drawn, LABELS, 0.5, tmp_path / "out", patient="p", smallest_px=32
+            )
+    names = [row.image.name for row in report.manifest.rows]
+    assert names == ["1.2.840.1_x0_y0.png", "1.2.840.2_x0_y0.png"]
+
+
 def test_malformed_features_are_listed_by_their_place(slide_path: Path, tmp_path: Path) -> None:
     good = feature([box(0, 0, 9, 9)])
     named = feature([[[0, 0], [1, "1"], [2, 2]]]) | {"id": "4b1c-9"}
@@ -398,6 +430,22 @@ def test_coordinates_can_be_moved(slide_path: Path, tmp_path: Path) -> None:
 )
 def test_class_names(properties: Any, expected: str | None) -> None:
     assert class_name({"properties": properties}) == expected
+
+
+def test_a_resolution_that_is_none_is_refused(slide_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(SlideError, match="--mpp must be"):
+        run(slide_path, tmp_path, [feature([box(0, 0, 50, 50)])], mpp=20.0)
+
+
+def test_a_slide_without_a_resolution_names_the_option_for_it(tmp_path: Path) -> None:
+    write_pyramid(tmp_path / "s.tif", rgb(256, 256), 50.0)  # taken for a printer's
+    rings = tmp_path / "s.geojson"
+    rings.write_text(json.dumps([feature([box(0, 0, 50, 50)])]))
+    options = ["--labels", "tumour", "--mpp", "0.5", "--patient", "p", "--out", str(tmp_path / "out")]
+    command = ["masks", "import", "geojson", str(tmp_path / "s.tif"), str(rings)]
+    done = CliRunner().invoke(app, [*command, *options])
+    assert isinstance(done.exception, SlideError)
+    assert "per pixel: with --slide-mpp (" in str(done.exception)
 
 
 def test_sizes_must_fit(slide_path: Path, tmp_path: Path) -> None:

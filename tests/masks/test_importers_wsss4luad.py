@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from histoflare.errors import MaskError
+from histoflare.errors import MaskError, SlideError
 from histoflare.masks.images import load_image_cohort
 from histoflare.masks.importers.wsss4luad import import_wsss4luad, labels_in_name
 from histoflare.masks.importers.wsss4luad_masks import LABELS, read_binary, read_classes
@@ -42,6 +42,11 @@ def write_set(folder: Path, marked: int = 1) -> Path:
     for name in ("10-[1, 1, 0].png", "11[0_0_1].png"):
         save(folder / "1.training" / name, rgb(20, 20))
     return folder
+
+
+def test_a_resolution_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SlideError, match="--mpp must be"):
+        import_wsss4luad(write_set(tmp_path / "set"), tmp_path / "out", smallest_px=SIDE, mpp=20.0)
 
 
 @pytest.mark.parametrize("marked", [1, 0])

@@ -186,7 +186,7 @@ def geojson(
 
     if plane is not None and offset is not None:
         raise JobError("--offset takes the place of --plane: give one of them.")
-    with Slide(slide, mpp=slide_mpp) as opened:
+    with Slide(slide, mpp=slide_mpp, mpp_place="with --slide-mpp") as opened:
         report = follow(
             "regions",
             lambda on_image: import_annotations(

@@ -42,7 +42,13 @@ def check(
     cohort = follow(
         "images",
         lambda on_image: load_image_cohort(
-            manifest.stem, manifest, split_labels(labels), mpp=mpp, window_px=window_px, on_image=on_image
+            manifest.stem,
+            manifest,
+            split_labels(labels),
+            mpp=mpp,
+            window_px=window_px,
+            mpp_place="with --mpp",
+            on_image=on_image,
         ),
     )
     for warning in cohort.warnings:

@@ -12,8 +12,8 @@ import typer
 from histoflare.errors import JobError, ManifestError
 
 if TYPE_CHECKING:
-    from histoflare.masks.image_manifest import ImageRow
-    from histoflare.slides.manifest import ManifestRow
+    from histoflare.masks.image_manifest import ImageManifest, ImageRow
+    from histoflare.slides.manifest import Manifest, ManifestRow
 
 
 def partition(
@@ -72,12 +72,12 @@ def partition(
 
 
 def _is_of_images(path: Path) -> bool:
+    from histoflare.slides.table import read_header
+
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            header = file.readline()
-    except (OSError, UnicodeDecodeError):
+        return "image" in read_header(path, ["image"])
+    except ManifestError:
         return False  # whoever reads it as a manifest says what is wrong
-    return "image" in [name.strip().strip('"') for name in header.replace(";", ",").split(",")]
 
 
 def _deal_slides(
@@ -102,7 +102,7 @@ def _deal_slides(
     if not split:
         rows = [replace(row, split=None) for row in rows]
     label_of = label_of_patients(rows)
-    dealt = partition(manifests[0], rows, label_of, sites, **options)
+    dealt = partition(_called(manifests), rows, label_of, sites, places=_places(read), **options)
     lying = find_bags(zip(read, bags, strict=True)) if bags else {}
     found = {}
     for site, own in dealt.items():
@@ -144,7 +144,8 @@ def _deal_images(
     rows: list[ImageRow] = [row for one in read for row in one.rows]
     if not split:
         rows = [replace(row, split=None) for row in rows]
-    dealt = partition(manifests[0], rows, dict.fromkeys((row.patient for row in rows), ""), sites, **options)
+    class_of = dict.fromkeys((row.patient for row in rows), "")
+    dealt = partition(_called(manifests), rows, class_of, sites, places=_places(read), **options)
     found = {}
     for site, own in dealt.items():
         entry = _entry(own)
@@ -153,6 +154,17 @@ def _deal_images(
         entry["warnings"] = missing_roles({(row.split, "") for row in own}, ()) if split else []
         found[site] = entry
     return found
+
+
+def _called(manifests: Sequence[Path]) -> Path | str:
+    return manifests[0] if len(manifests) == 1 else "The manifests"
+
+
+def _places(read: Sequence[Manifest] | Sequence[ImageManifest]) -> list[str] | None:
+    """Return where each row stands, by file and line; None of one manifest, where the line says it."""
+    if len(read) == 1:
+        return None
+    return [f"{one.path}, line {row.line}" for one in read for row in one.rows]
 
 
 def _entry(rows: Sequence[ManifestRow] | Sequence[ImageRow]) -> dict[str, Any]:

@@ -128,6 +128,12 @@ def assign_image_splits(manifest: ImageManifest, rule: SplitRule = DEFAULT_SPLIT
     return replace(manifest, rows=rows)
 
 
+def missing_hint(folder: Path, row: ImageRow) -> str:
+    """Return what to say beside a row, of a manifest in ``folder``, whose files are not all there."""
+    files = (file for file in (row.image, row.mask, row.tissue) if file is not None and not file_exists(file))
+    return next((hint for file in files if (hint := path_hint(os.path.relpath(file, folder)))), "")
+
+
 def _read_row(folder: Path, line: int, cells: dict[str, str], problems: list[str]) -> ImageRow:
     """Return the row; what is wrong with it goes into ``problems``."""
     problems += [f"line {line}: no {name}" for name in NEEDED if not cells[name]]

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from histoflare.errors import MaskError
 from histoflare.masks.image_files import class_counts, decode_mask, is_binary, read_file
-from histoflare.masks.image_manifest import ImageRow, assign_image_splits, read_image_manifest
+from histoflare.masks.image_manifest import ImageRow, assign_image_splits, missing_hint, read_image_manifest
 from histoflare.masks.pixels import ImageRecord, PixelCache, ReadImage, read_record
-from histoflare.masks.resolution import agreed_mpp, is_same_mpp
+from histoflare.masks.resolution import MPP_PLACE, agreed_mpp, is_same_mpp
 from histoflare.masks.windows import IGNORE, too_small
 from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
 
@@ -115,6 +115,7 @@ def load_image_cohort(
     window_px: int = 1,
     split: SplitRule = DEFAULT_SPLIT,
     cache_bytes: int = CACHE_BYTES,
+    mpp_place: str = MPP_PLACE,
     on_image: Callable[[int, int], None] = lambda done, total: None,
 ) -> ImageCohort:
     """Return the cohort of the manifest at ``manifest_path``, every image and mask read and checked once.
@@ -131,6 +132,7 @@ def load_image_cohort(
         window_px: Side that every image must have at least.
         split: The job's rule, for a manifest without a split column.
         cache_bytes: Pixels kept in memory.
+        mpp_place: Where the person can state ``mpp``, for the error if images differ in it.
         on_image: Told how many images are checked, and of how many.
 
     Raises:
@@ -151,7 +153,9 @@ def load_image_cohort(
         try:
             record, counts = _check(row, manifest.row_id(row), labels, window_px)
         except MaskError as error:
-            problems.append(f"{where}: {error}")
+            is_missing = error.reason in ("IMAGE_MISSING", "MASK_MISSING")
+            hint = missing_hint(manifest_path.parent, row) if is_missing else ""
+            problems.append(f"{where}: {error}{hint}")
         else:
             records.append(record)
             if is_binary(row.mask, counts):
@@ -163,7 +167,7 @@ def load_image_cohort(
     if mpp is None:
         stated = [row.mpp for row in manifest.rows]
         try:
-            agreed = agreed_mpp({name: stated})
+            agreed = agreed_mpp({name: stated}, mpp_place)
         except MaskError as error:
             problems.append(str(error))
         else:

@@ -10,19 +10,23 @@ from histoflare.errors import HistoflareError, MaskError
 from histoflare.masks.image_manifest import read_image_manifest
 from histoflare.slides.resolution import SAME_MPP
 
+MPP_PLACE = "mpp = … in protocol.toml, or --set protocol.mpp=…"
+"""Where a job's resolution is stated."""
+
 
 def is_same_mpp(mpp: float, wanted_mpp: float) -> bool:
     """Return whether two resolutions in µm/px are taken as equal."""
     return abs(mpp - wanted_mpp) <= SAME_MPP * wanted_mpp
 
 
-def agreed_mpp(stated: Mapping[str, Iterable[float | None]]) -> float | None:
+def agreed_mpp(stated: Mapping[str, Iterable[float | None]], mpp_place: str = MPP_PLACE) -> float | None:
     """Return the resolution in µm/px on which all images agree; None if one of them states none.
 
     It is the one that most images state, within 1 % of which all others are.
 
     Args:
         stated: Site (or another name for messages) → what its images state, None where one states nothing.
+        mpp_place: Where the person can state the resolution, for the error.
 
     Raises:
         MaskError: Two images state different resolutions (COHORT_INVALID).
@@ -39,8 +43,8 @@ def agreed_mpp(stated: Mapping[str, Iterable[float | None]]) -> float | None:
         }
         said = "; ".join(f"{site}: {mpps}" for site, mpps in listed.items() if mpps)
         raise MaskError(
-            f"the images are of several resolutions (µm/px; {said}), and the job names none: a network would "
-            "take them for one scale. Name one (mpp = … in protocol.toml, or --set protocol.mpp=…), and "
+            f"the images are of several resolutions (µm/px; {said}), and none is asked for: a network would "
+            f"take them for one scale. Name one ({mpp_place}), and "
             "import the other images at that, or leave them out.",
             reason="COHORT_INVALID",
         )

@@ -62,7 +62,7 @@ def draw_unevenly(class_of: Mapping[str, str], sites: int, seed: int) -> dict[st
 
 
 def partition(
-    path: Path,
+    path: Path | str,
     rows: Sequence[AnyRow],
     class_of: Mapping[str, str],
     sites: int,
@@ -70,6 +70,7 @@ def partition(
     iid: bool,
     seed: int = 0,
     test_fraction: float | None = 0.2,
+    places: Sequence[str] | None = None,
 ) -> dict[str, tuple[AnyRow, ...]]:
     """Return site (``hospital-1`` and on) → its rows, in their order; a site may have none.
 
@@ -78,24 +79,25 @@ def partition(
     testing.
 
     Args:
-        path: Of the manifest, for messages.
+        path: Of the manifest, for messages; or what to call several.
         class_of: Patient → class.
         sites: How many.
         iid: True deals evenly (:func:`deal_evenly`), False draws (:func:`draw_unevenly`).
         seed: Of every choice.
         test_fraction: None leaves rows without a split as they are.
+        places: Where each row stands, for messages; None is its line.
 
     Raises:
         ManifestError: A patient is in two splits, or some rows have a split and others not.
         JobError: There are fewer patients than sites.
     """
-    refuse_faults(path, split_problems(rows))
+    refuse_faults(path, split_problems(rows, places))
     patients = {row.patient for row in rows}
     if not 1 <= sites <= len(patients):
         raise JobError(
             f"{path}: {len(patients)} patients cannot be dealt to {sites} sites; give from 1 to that."
         )
-    is_split = has_splits(path, rows)
+    is_split = has_splits(path, rows, places)
     if iid:
         splits = {row.patient: str(row.split) for row in rows}
         number_of = deal_evenly({name: (class_of[name], splits[name]) for name in patients}, sites, seed)

@@ -10,6 +10,7 @@ never opened, and no other property (barcode, date, DICOM patient tag) is read.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import threading
 from collections.abc import Iterator, Sequence
@@ -46,6 +47,9 @@ SMALL_BLOCK_PX = 1024
 CACHE_BYTES = 1 << 25
 """Of decoded tiles that OpenSlide keeps of a slide: its own default."""
 
+MPP_PLACE = "in the manifest's 'mpp' column, or with --mpp"
+"""Where most commands take a slide's resolution from, if it states none."""
+
 
 class Slide:
     """An open slide. Use it as a context manager; reads may come from several threads at once.
@@ -54,6 +58,7 @@ class Slide:
         path: A file OpenSlide can open; for a DICOM series any of its files, or the folder that holds them.
         mpp: Resolution of level 0 in µm/px. Wins over what the slide says of itself, and that wins over its
             objective power (10 / power).
+        mpp_place: Where the person can state that resolution, for the error if there is none.
 
     Attributes:
         info: What may be known of the slide.
@@ -66,8 +71,9 @@ class Slide:
             (``SLIDE_AMBIGUOUS``), or ``mpp`` is no resolution (``SLIDE_MPP_INVALID``).
     """
 
-    def __init__(self, path: Path, *, mpp: float | None = None) -> None:
+    def __init__(self, path: Path, *, mpp: float | None = None, mpp_place: str = MPP_PLACE) -> None:
         self.path = Path(path)
+        self._mpp_place = mpp_place
         check_given_mpp(mpp, f"{self.path}: mpp")
         self._handle = _open(self.path)
         self._failure: Exception | None = None
@@ -101,6 +107,12 @@ class Slide:
             self._handle.close()
 
     @property
+    def content_id(self) -> str:
+        """16 hex digits that tell slides apart: of OpenSlide's hash of the content, or else of the path."""
+        known = self._handle.properties.get("openslide.quickhash-1") or str(self.path.resolve())
+        return hashlib.sha256(known.encode()).hexdigest()[:16]
+
+    @property
     def mpp(self) -> float:
         """Resolution of level 0 in µm/px.
 
@@ -110,7 +122,7 @@ class Slide:
         if self.info.mpp is None:
             raise SlideError(
                 f"{self.path}: {self.mpp_problem}. Give its resolution in micrometres per pixel: "
-                "in the manifest's 'mpp' column, or with --mpp (0.25 for most 40x scans, 0.5 for 20x).",
+                f"{self._mpp_place} (0.25 for most 40x scans, 0.5 for 20x).",
                 reason="SLIDE_MPP_MISSING",
             )
         return self.info.mpp

@@ -48,39 +48,13 @@ def read_table(path: Path, needed: Sequence[str], columns: Sequence[str]) -> lis
     Raises:
         ManifestError: It cannot be read (``MANIFEST_UNREADABLE``), is empty or has other columns.
     """
-    try:
-        text = decode_text(path.read_bytes())
-    except OSError as error:
-        raise ManifestError(
-            f"{path}: cannot be read ({error.strerror}).", reason="MANIFEST_UNREADABLE"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ManifestError(
-            f"{path}: not UTF-8 text. In a spreadsheet, save it as 'CSV UTF-8'.", reason="MANIFEST_UNREADABLE"
-        ) from error
-    told = re.match(r"sep=(.)\n", text, re.IGNORECASE)
-    first_line = text.split("\n", 2)[1 if told else 0]
-    separator = told[1] if told else next((each for each in ";\t" if each in first_line), ",")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    lines: list[tuple[int, list[str]]] = []
-    try:
-        for cells in reader:
-            cells = [cell.strip() for cell in cells]
-            while cells and not cells[-1]:  # a spreadsheet's empty columns
-                del cells[-1]
-            if cells and not (told and reader.line_num == 1):
-                lines.append((reader.line_num, cells))
-    except csv.Error as error:
-        raise ManifestError(
-            f"{path}: line {reader.line_num} is not CSV ({error}).", reason="MANIFEST_UNREADABLE"
-        ) from error
+    lines = _read_lines(path)
     if len(lines) < 2:
         raise ManifestError(
             f"{path}: the manifest is empty. It needs a header line ({', '.join(needed)}) and a row "
             f"per {needed[0]}."
         )
-    (_, header), rows = lines[0], lines[1:]
-    header = [name.lower() if name.lower() in columns else name for name in header]
+    header, rows = _plain_names(lines[0][1], columns), lines[1:]
     problems = _header_problems(header, needed, columns)
     problems += [
         f"line {line}: {len(cells)} cells under {len(header)} columns"
@@ -91,6 +65,20 @@ def read_table(path: Path, needed: Sequence[str], columns: Sequence[str]) -> lis
         raise ManifestError(f"{path}: the columns are wrong; nothing was read.", problems=problems)
     padded = [(line, [*cells, *[""] * (len(header) - len(cells))]) for line, cells in rows]
     return [(line, dict(zip(header, cells, strict=True))) for line, cells in padded]
+
+
+def read_header(path: Path, columns: Sequence[str]) -> list[str]:
+    """Return the names of a CSV's columns, read as by :func:`read_table`; none if it is empty.
+
+    Args:
+        path: The CSV.
+        columns: Those whose capitals do not matter.
+
+    Raises:
+        ManifestError: It cannot be read (``MANIFEST_UNREADABLE``).
+    """
+    lines = _read_lines(path)
+    return _plain_names(lines[0][1], columns) if lines else []
 
 
 def read_common_cells(line: int, cells: dict[str, str], problems: list[str]) -> dict[str, Any]:
@@ -136,18 +124,23 @@ def duplicate_problems(what: str, files: Iterable[tuple[int, Path, str]]) -> lis
     return problems
 
 
-def split_problems(rows: Sequence[Row]) -> list[str]:
-    """A patient in two splits would be tested on what was trained on."""
-    first: dict[str, Row] = {}
+def split_problems(rows: Sequence[Row], places: Sequence[str] | None = None) -> list[str]:
+    """Return a problem for each row whose patient is in another split above: trained on, and tested on.
+
+    Args:
+        rows: Of one manifest or of several.
+        places: Where each row stands; None is its line.
+    """
+    first: dict[str, tuple[Row, str]] = {}
     problems = []
-    for row in rows:
+    for row, place in zip(rows, places or _lines_of(rows), strict=True):
         if not row.patient or row.split is None:
             continue
-        other = first.setdefault(row.patient, row)
+        other, other_place = first.setdefault(row.patient, (row, place))
         if other.split != row.split:
             problems.append(
-                f"line {row.line}: patient {row.patient} is in '{row.split}' here and in '{other.split}' "
-                f"in line {other.line}; a patient belongs to one split"
+                f"{place}: patient {row.patient} is in '{row.split}' here and in '{other.split}' "
+                f"in {other_place}; a patient belongs to one split"
             )
     return problems
 
@@ -160,20 +153,26 @@ def file_exists(path: Path) -> bool:
         return False
 
 
-def refuse_faults(path: Path, problems: Sequence[str]) -> None:
+def refuse_faults(path: Path | str, problems: Sequence[str]) -> None:
     """Raise a ManifestError that lists ``problems`` by line, if there are any."""
     if problems:
         count = "one fault" if len(problems) == 1 else f"{len(problems)} faults"
         raise ManifestError(f"{path}: {count}; nothing was read.", problems=sorted(problems, key=_line_of))
 
 
-def has_splits(path: Path, rows: Sequence[Row]) -> bool:
+def has_splits(path: Path | str, rows: Sequence[Row], places: Sequence[str] | None = None) -> bool:
     """Tell whether every row has a split or none has.
+
+    Args:
+        path: Of the manifest, for messages.
+        rows: Of one manifest or of several.
+        places: Where each row stands; None is its line.
 
     Raises:
         ManifestError: Some have and others not (``MANIFEST_INVALID``).
     """
-    problems = [f"line {row.line}: no split" for row in rows if row.split is None]
+    placed = zip(rows, places or _lines_of(rows), strict=True)
+    problems = [f"{place}: no split" for row, place in placed if row.split is None]
     if problems and len(problems) < len(rows):
         raise ManifestError(
             f"{path}: some rows have a split and others not. Fill the column, or empty it.", problems=problems
@@ -222,6 +221,45 @@ def write_table(path: Path, header: Sequence[str], table: Sequence[Sequence[Any]
     writer.writerow(header)
     writer.writerows(["" if cell is None else cell for cell in cells] for cells in table)
     storage.write_text(path, content.getvalue())
+
+
+def _read_lines(path: Path) -> list[tuple[int, list[str]]]:
+    """Return (line number, cells) of every line of a CSV that is not blank, the header's first."""
+    try:
+        text = decode_text(path.read_bytes())
+    except OSError as error:
+        raise ManifestError(
+            f"{path}: cannot be read ({error.strerror}).", reason="MANIFEST_UNREADABLE"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ManifestError(
+            f"{path}: not UTF-8 text. In a spreadsheet, save it as 'CSV UTF-8'.", reason="MANIFEST_UNREADABLE"
+        ) from error
+    told = re.match(r"sep=(.)\n", text, re.IGNORECASE)
+    first_line = text.split("\n", 2)[1 if told else 0]
+    separator = told[1] if told else next((each for each in ";\t" if each in first_line), ",")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    lines: list[tuple[int, list[str]]] = []
+    try:
+        for cells in reader:
+            cells = [cell.strip() for cell in cells]
+            while cells and not cells[-1]:  # a spreadsheet's empty columns
+                del cells[-1]
+            if cells and not (told and reader.line_num == 1):
+                lines.append((reader.line_num, cells))
+    except csv.Error as error:
+        raise ManifestError(
+            f"{path}: line {reader.line_num} is not CSV ({error}).", reason="MANIFEST_UNREADABLE"
+        ) from error
+    return lines
+
+
+def _plain_names(header: Sequence[str], columns: Sequence[str]) -> list[str]:
+    return [name.lower() if name.lower() in columns else name for name in header]
+
+
+def _lines_of(rows: Sequence[Row]) -> list[str]:
+    return [f"line {row.line}" for row in rows]
 
 
 def _header_problems(header: Sequence[str], needed: Sequence[str], columns: Sequence[str]) -> list[str]:

@@ -8,13 +8,13 @@ bytes.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from histoflare import storage
 from histoflare.errors import MaskError
@@ -57,17 +57,20 @@ class ImportReport:
     notes: tuple[str, ...] = ()
 
 
-def check_apart(folder: Path, out: Path, read: Sequence[str]) -> None:
+def check_apart(folder: Path, out: Path, read: Sequence[str], written: Sequence[str]) -> None:
     """Refuse to write where an import reads: masks of its own would be written over.
 
     Args:
-        folder: What is imported. out: Where to. read: Folders of ``folder`` that are read.
+        folder: What is imported.
+        out: Where to.
+        read: Folders of ``folder`` that are read; what lies in folders of theirs is not.
+        written: Folders of ``out`` that are written, beside ``out`` itself.
 
     Raises:
-        MaskError: ``out`` is the folder, or lies in one that is read.
+        MaskError: ``out`` is the folder, or it or a folder in it is one that is read.
     """
-    place = out.resolve()
-    if place == folder.resolve() or any(place.is_relative_to((folder / each).resolve()) for each in read):
+    places = {out.resolve(), *((out / each).resolve() for each in written)}
+    if places & {folder.resolve(), *((folder / each).resolve() for each in read)}:
         raise MaskError(f"{out}: is read here, and would be written over; give another folder.")
 
 
@@ -89,10 +92,17 @@ def write_tissue(path: Path, tissue: NDArray[np.bool_]) -> None:
     write_png(path, Image.fromarray(tissue.astype(np.uint8) * np.uint8(255)))
 
 
-def write_png(path: Path, image: Image.Image) -> None:
-    """Write an image, whole or not at all; a file that has these bytes already stays."""
+def write_png(path: Path, image: Image.Image, text: Mapping[str, str] | None = None) -> None:
+    """Write an image, whole or not at all; a file that has these bytes already stays.
+
+    Args:
+        path: Where to. image: What is written. text: Names and values that the PNG keeps beside its pixels.
+    """
     content = io.BytesIO()
-    image.save(content, "PNG")
+    info = PngImagePlugin.PngInfo()
+    for name, value in (text or {}).items():
+        info.add_text(name, value)
+    image.save(content, "PNG", pnginfo=info)
     if not path.is_file() or path.read_bytes() != content.getvalue():
         storage.write_bytes(path, content.getvalue())
 

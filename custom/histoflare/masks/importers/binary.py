@@ -29,6 +29,7 @@ from histoflare.masks.importers import (
     write_mask,
 )
 from histoflare.masks.importers.imagescope import draw_outlines, read_outlines
+from histoflare.slides.resolution import check_given_mpp
 from histoflare.slides.table import SUBGROUPS, has_splits, read_common_cells, split_problems
 from histoflare.slides.tcga import parse_barcode
 
@@ -92,12 +93,14 @@ def import_binary(
         JobError: The two classes have one name.
         ManifestError: ``index.csv`` cannot be read, or does not fit the images.
         MaskError: A folder, an image or a mask is missing, damaged or of another size than its image.
+        SlideError: ``mpp`` is no resolution (``SLIDE_MPP_INVALID``).
     """
     if not label.strip() or label == background:
         raise JobError(f"The class and the rest need two names, not '{label}' and '{background}'.")
+    check_given_mpp(mpp, "--mpp")
     folder = source.folder
     images_folder, masks_folder = source.folders()
-    check_apart(folder, out, [str(each.resolve()) for each in (images_folder, masks_folder)])
+    check_apart(folder, out, [str(each.resolve()) for each in (images_folder, masks_folder)], ["masks"])
     pairs = _pairs(images_folder, masks_folder)
     described, notes = _read_index(folder / INDEX, {stem: image for stem, (image, _) in pairs.items()})
     rows, problems = [], []

@@ -35,9 +35,12 @@ from histoflare.masks.importers.regions import Box, plan_regions
 from histoflare.masks.windows import IGNORE
 from histoflare.slides.planes import PlaneName, plane_of
 from histoflare.slides.reader import Slide
+from histoflare.slides.resolution import check_given_mpp
 
 REGION_PX = 4096
 SMALLEST_PX = 1000
+SLIDE_TEXT = "slide"
+"""Name of the text in an image's PNG that says which slide it was cut from (``Slide.content_id``)."""
 
 
 def import_annotations(
@@ -58,7 +61,8 @@ def import_annotations(
 ) -> ImportReport:
     """Write the annotated regions of a slide to ``out`` and add them to the manifest there.
 
-    Rows of the same slide from an earlier import are replaced, those of other slides stay.
+    Rows of the same slide from an earlier import are replaced, those of other slides stay. Where another
+    slide's images have this one's name already, 8 hex digits are added to it.
 
     Args:
         slide: What was annotated.
@@ -75,11 +79,12 @@ def import_annotations(
 
     Raises:
         MaskError: As :func:`read_annotations`, or no pixel at ``mpp`` is annotated (``ANNOTATION_INVALID``).
-        SlideError: The slide cannot be read at ``mpp``.
+        SlideError: ``mpp`` is no resolution (``SLIDE_MPP_INVALID``), or the slide cannot be read at it.
         ManifestError: The manifest in ``out`` cannot be read, or has this slide under another patient.
         JobError: As :func:`read_annotations`, the sizes do not fit each other, or there are more labels than
             a mask can tell apart.
     """
+    check_given_mpp(mpp, "--mpp")
     if not 1 <= smallest_px <= region_px // 2 or margin_px < 0:
         raise JobError(
             f"a region's least side must be 1 px to half of its largest ({region_px // 2}), and its margin "
@@ -90,7 +95,7 @@ def import_annotations(
     found = read_annotations(
         geojson, labels, slide.info, ignore_unknown=ignore_unknown, plane=plane, l0_offset=l0_offset
     )
-    others = _rows_of_others(out / MANIFEST, slide.path.stem, patient)
+    name, others = _name_and_others(out / MANIFEST, slide, patient)
     l0_per_px = slide.l0_per_px(mpp)
     scanned = plane_of(slide.info, "bounds")
     width_px, height_px = (max(1, int(side / l0_per_px + 1e-6)) for side in scanned.l0_size_px)
@@ -105,7 +110,7 @@ def import_annotations(
     )
     rows = []
     for done, region in enumerate(regions, start=1):
-        row = _write_region(slide, found.annotations, region, scanned.l0_xy, l0_per_px, mpp, out)
+        row = _write_region(slide, name, found.annotations, region, scanned.l0_xy, l0_per_px, mpp, out)
         if row is not None:
             rows.append(replace(row, patient=patient))
         on_image(done, len(regions))
@@ -115,7 +120,7 @@ def import_annotations(
         )
     content = sorted([*others, *rows], key=lambda row: row.image.name)
     manifest = write_image_manifest(out / MANIFEST, content)
-    _remove_others(out, slide.path.stem, {row.image.name for row in rows})
+    _remove_others(out, name, {row.image.name for row in rows})
     return ImportReport(manifest, tuple(labels), found.notes)
 
 
@@ -137,6 +142,7 @@ def draw(
 
 def _write_region(
     slide: Slide,
+    slide_name: str,
     annotations: Sequence[Valued],
     region: Box,
     l0_corner: tuple[int, int],
@@ -151,25 +157,41 @@ def _write_region(
     mask = draw(annotations, l0_xy, size_px, l0_per_px)
     if (mask == IGNORE).all():
         return None
-    name = f"{slide.path.stem}_x{l0_xy[0]}_y{l0_xy[1]}.png"
+    name = f"{slide_name}_x{l0_xy[0]}_y{l0_xy[1]}.png"
     image_path, mask_path = out / "images" / name, out / "masks" / name
-    write_png(image_path, Image.fromarray(slide.read(l0_xy, size_px, mpp)))
+    write_png(image_path, Image.fromarray(slide.read(l0_xy, size_px, mpp)), {SLIDE_TEXT: slide.content_id})
     write_mask(mask_path, mask)
     return ImageRow(0, image_path, mask_path, "", mpp=mpp)
 
 
-def _rows_of_others(manifest: Path, slide_name: str, patient: str) -> list[ImageRow]:
-    """Return the rows of other slides from a manifest that is there already."""
+def _name_and_others(manifest: Path, slide: Slide, patient: str) -> tuple[str, list[ImageRow]]:
+    """Return what this slide's images are named by, and the rows of other slides from a manifest there."""
+    # a folder of DICOM files is named by a UID: what follows its last dot is no ending
+    full = slide.path.absolute()
+    plain = full.name if full.is_dir() else full.stem
     if not manifest.exists():
-        return []
+        return plain, []
     rows = read_image_manifest(manifest, check_files=False).rows
-    own = [row for row in rows if _is_of(row.image.name, slide_name)]
+    longer = f"{plain}-{slide.content_id[:8]}"
+    same_name = [row for row in rows if _is_of(row.image.name, plain)]
+    is_taken = any(_slide_of(row.image) not in (None, slide.content_id) for row in same_name)
+    name = longer if is_taken or any(_is_of(row.image.name, longer) for row in rows) else plain
+    own = [row for row in rows if _is_of(row.image.name, name)]
     if any(row.patient != patient for row in own):
         raise ManifestError(
-            f"{manifest}: has a slide {slide_name} already, of patient {own[0].patient} and not {patient}. "
+            f"{manifest}: has a slide {name} already, of patient {own[0].patient} and not {patient}. "
             "Import to another folder, or rename the slide."
         )
-    return [row for row in rows if not _is_of(row.image.name, slide_name)]
+    return name, [row for row in rows if not _is_of(row.image.name, name)]
+
+
+def _slide_of(image: Path) -> str | None:
+    """Return the id of the slide that an image was cut from; None if the file does not say it."""
+    try:
+        with Image.open(image) as opened:
+            return opened.info.get(SLIDE_TEXT)
+    except OSError:
+        return None
 
 
 def _remove_others(out: Path, slide_name: str, kept: set[str]) -> None:

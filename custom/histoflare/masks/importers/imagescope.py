@@ -19,6 +19,7 @@ from histoflare.errors import MaskError
 from histoflare.masks.image_files import read_file
 from histoflare.masks.importers.polygons import LARGEST_L0, Polygon, fill
 from histoflare.masks.windows import IGNORE
+from histoflare.slides.resolution import given_mpp_fault
 
 ELLIPSE = "2"
 """Type of a region whose two corners span an ellipse."""
@@ -36,7 +37,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Outlines:
-    """The layers of a file that hold a region with an area, and its resolution in µm/px if it states one."""
+    """The layers of a file that hold a region with an area, and its resolution in µm/px, if it states one.
+
+    A figure that cannot be µm/px of an image of tissue counts as none.
+    """
 
     layers: tuple[Layer, ...]
     mpp: float | None
@@ -112,7 +116,7 @@ def _mpp(said: str | None) -> float | None:
         mpp = float(said or "")
     except ValueError:
         return None
-    return mpp if math.isfinite(mpp) and mpp > 0 else None
+    return None if given_mpp_fault(mpp) else mpp
 
 
 def _unreadable(path: Path, what: str) -> MaskError:

@@ -31,6 +31,7 @@ from histoflare.masks.importers import (
     write_tissue,
 )
 from histoflare.masks.importers.wsss4luad_masks import LABELS, read_binary, read_classes
+from histoflare.slides.resolution import check_given_mpp
 from histoflare.slides.table import relative_path, write_table
 
 BACKGROUND = LABELS.index("background")
@@ -88,8 +89,12 @@ def import_wsss4luad(
     Raises:
         MaskError: A folder or file is missing or damaged, a mask has another size or unknown colours, a name
             has no labels, or the polarity of the background masks is not clear.
+        SlideError: ``mpp`` is no resolution (``SLIDE_MPP_INVALID``).
     """
-    check_apart(folder, out, ("1.training", "2.validation", "3.testing"))
+    check_given_mpp(mpp, "--mpp")
+    parts = (TRAINING, VALIDATION, TESTING)
+    inside = [f"{part}/{name}" for part in parts[1:] for name in ("img", "mask", "background-mask")]
+    check_apart(folder, out, [*parts, *inside], ["masks", "tissue"])
     pairs, small = _find_pairs(folder, smallest_px)
     weak = _weak_labels(folder / TRAINING, out) if (folder / TRAINING).is_dir() else []
     agreements: dict[str, float] = {}
