@@ -220,7 +220,7 @@ def _slide_mpp(row: ManifestRow) -> float:
     if row.mpp is not None:
         return row.mpp
     try:
-        with Slide(row.slide) as slide:
+        with Slide(row.slide, mpp_place="in the manifest's 'mpp' column") as slide:
             return slide.mpp
     except SlideError as error:
         raise BagError(
