@@ -127,7 +127,14 @@ def _write_job(
     choice = choose_job(job, preset, found=find_data(training, data))
     say_fitted(choice)
     check_resolutions(choice.job.task, training)
-    for warning in check_apart(sites, data, protected=not isinstance(choice.job.plan, Open)):
+    faulty = _faulty(sites, data)
+    training = {name: site for name, site in training.items() if name not in faulty}
+    if not training:
+        raise next(iter(faulty.values()))
+    for name, error in faulty.items():
+        say(f"{name} will refuse the job ({error.reason}): {error}", style="yellow")
+    usable = {name: site for name, site in sites.items() if name not in faulty}
+    for warning in check_apart(usable, data, protected=not isinstance(choice.job.plan, Open)):
         say(warning, style="yellow")
     folder = workspace / JOB_FOLDER
     if job.resolve().is_relative_to(folder.resolve()):
@@ -137,6 +144,19 @@ def _write_job(
     if not changes and choice.scope is None:
         return job
     return write_variant(job, folder / job.resolve().name, changes, scope=choice.scope)
+
+
+def _faulty(sites: Mapping[str, SiteConfiguration], data: str) -> dict[str, HistoflareError]:
+    """Return the sites whose manifest cannot be read, with the reason."""
+    from histoflare.site.overlap import check_apart
+
+    found = {}
+    for name, site in sites.items():
+        try:
+            check_apart({name: site}, data, protected=False)
+        except HistoflareError as error:
+            found[name] = error
+    return found
 
 
 def _configure(

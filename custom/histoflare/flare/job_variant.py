@@ -199,8 +199,8 @@ FOLDS = ("protocol.split.folds", "protocol.split.fold")
 def instead(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return changes that also take out what a changed variable stands instead of.
 
-    That is the other one of :data:`EITHER`; the folds, for a share of test patients; and that share, for folds
-    and a fold together. One of these two alone goes on with the folds that the job has, and with its share.
+    That is the other one of :data:`EITHER`; the folds, where a share of test patients is said; and that
+    share, where folds and a fold are said together. Either of these alone keeps the share that the job has.
     """
     out = dict(changes)
     for one, other in (*EITHER, *(pair[::-1] for pair in EITHER)):
