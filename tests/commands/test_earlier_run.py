@@ -15,7 +15,10 @@ SITES = {"sites": {"a": "/a.csv"}, "job": {"rounds": 3, "labels": ("x", "y")}}
 def test_the_same_run_goes_on_and_another_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "run"
     claim_output(out, SITES)
-    (out / "seed-1").mkdir()
+    (out / "seed-1" / "job").mkdir(parents=True)
+    claim_output(out, {**SITES, "sites": {"b": "/b.csv"}})  # nothing has come of it yet
+    claim_output(out, SITES)
+    (out / "seed-1" / "report.json").touch()
     claim_output(out, SITES)
     with pytest.raises(JobError, match=r"another run left \(with other sites\).*--out") as caught:
         claim_output(out, {**SITES, "sites": {"b": "/b.csv"}})
@@ -23,8 +26,9 @@ def test_the_same_run_goes_on_and_another_is_refused(tmp_path: Path) -> None:
     claim_output(out, SITES)
 
 
-@pytest.mark.parametrize("left", ["seed-1", "site-a.html", "report.json"])
+@pytest.mark.parametrize("left", ["seed-1/report.json", "site-a.html", "report.json"])
 def test_what_an_earlier_version_left_is_not_ours(tmp_path: Path, left: str) -> None:
+    (tmp_path / left).parent.mkdir(exist_ok=True)
     (tmp_path / left).touch()
     with pytest.raises(JobError, match="another run left"):
         claim_output(tmp_path, SITES)

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from histoflare.commands.poc import _facts
-from histoflare.errors import HistoflareError
+from histoflare.commands.poc import _facts, _write_job
+from histoflare.errors import HistoflareError, ManifestError
 from histoflare.flare import poc
+from histoflare.flare.job import read_job
 from histoflare.flare.kits import Kits
 from histoflare.flare.poc import STATE_FILE, Federation, refuse_running
 from histoflare.storage import write_json
+from tests.flare.bags_on_disk import write_site
 
 FOLDERS = ("run", "my run", "it's", 'a"b', "klinik-zürich", "a&b;$c", "x/../up")
 
@@ -55,3 +57,21 @@ def test_kits_in_a_temporary_folder_come_into_the_workspace(tmp_path: Path) -> N
     assert (tmp_path / "my run" / "kits" / "server" / "jobs").is_dir() and not temporary.exists()
     kits.leave_temporary(tmp_path / "my run")  # once more: nothing is lost
     assert (tmp_path / "my run" / "kits" / "server" / "jobs").is_dir()
+
+
+def test_the_job_is_one_that_the_sites_that_are_there_can_run(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = repository / "jobs" / "mem_fedavg"
+    sites = {name: write_site(tmp_path, name, slides=5) for name in ("a", "b")}
+    assert read_job(_write_job(tmp_path, job, None, sites, "bags")).least_sites == 2
+    alone = {"a": sites["a"]}
+    assert read_job(_write_job(tmp_path, job, None, alone, "bags")).least_sites == 1
+    faulty = sites["b"].manifest
+    assert faulty is not None
+    faulty.write_text(faulty.read_text().replace("train", "trian"))
+    capsys.readouterr()
+    assert read_job(_write_job(tmp_path, job, None, sites, "bags")).least_sites == 1
+    assert "b will refuse the job (MANIFEST_INVALID)" in capsys.readouterr().err
+    with pytest.raises(ManifestError, match="trian"):
+        _write_job(tmp_path, job, None, {"b": sites["b"]}, "bags")

@@ -115,6 +115,18 @@ def test_folds_stand_in_place_of_the_share(tmp_path: Path) -> None:
             try_variant(FEDAVG, parse_settings([setting]))
 
 
+def test_another_fold_of_a_job_leaves_its_share_as_it_is(tmp_path: Path) -> None:
+    both = ["protocol.split.test_fraction=0.3", "protocol.split.folds=5", "protocol.split.fold=0"]
+    job = write_variant(FEDAVG, tmp_path / "job", parse_settings(both))
+    for settings, split in (
+        (["fold=1"], SplitRule(0.3, folds=5, fold=1)),
+        (["folds=4"], SplitRule(0.3, folds=4, fold=0)),
+        (["test_fraction=0.2"], SplitRule(0.2)),
+    ):
+        changes = parse_settings([f"protocol.split.{setting}" for setting in settings])
+        assert try_variant(job, changes).split == split
+
+
 def test_there_are_jobs() -> None:
     assert "mem_fedavg" in [job.name for job in JOBS]
 

@@ -63,6 +63,20 @@ def test_patches(mem: Path, there: Patches | None, changes: dict[str, Any]) -> N
     assert choose_job(mem, found=FoundData(("solid",), there)).fitted == changes
 
 
+def test_a_label_that_may_be_mistyped_is_said_with_its_site(mem: Path, tmp_path: Path) -> None:
+    sites = {name: write_site(tmp_path, name) for name in ("a", "b")}
+    assert choose_job(mem, found=find_data(sites, "bags")).doubt == ""
+    manifest = sites["b"].manifest
+    assert manifest is not None
+    manifest.write_text(manifest.read_text().replace("solid", "soild", 1))
+    doubt = choose_job(mem, found=find_data(sites, "bags")).doubt
+    assert doubt.endswith("mistyped:\n  soild: 1 slide at b")
+    named = ['protocol.labels=["glandular", "solid", "soild"]']
+    assert choose_job(mem, None, named, find_data(sites, "bags")).doubt == ""
+    others = {"a": relabel(sites["a"], "LUAD", "LUSC"), "b": relabel(sites["b"], "LUAD")}
+    assert choose_job(mem, found=find_data(others, "bags")).doubt.endswith(":\n  LUSC: 5 slides at a")
+
+
 def test_a_setting_comes_before_the_data_and_the_data_before_a_preset(repository: Path) -> None:
     folder = repository / "jobs" / "mem_dpsgd"
     found = FoundData(("x", "y"), replace(SHIPPED, patch_px=112, mpp=1.0))

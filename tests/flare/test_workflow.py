@@ -124,6 +124,7 @@ def test_the_record_says_who_refused_why_and_who_was_silent(tmp_path: Path) -> N
     server.workflow.aggregator.taking_part = ["a"]
     row = server.run(list(SITES))
     assert (row["round"], row["taking_part"], row["no_answer"]) == (3, ["a"], ["c"])
+    assert row["absent"] == [], "the task reached c"
     assert row["refused"] == {"b": "TOO_FEW_PATIENTS"}
     assert (row["bytes_up"], row["bytes_down"]) == (40, 120)
     assert set(row["seconds"]) == set(SITES)
@@ -164,6 +165,7 @@ def test_a_site_that_flare_deems_gone_is_not_waited_for_until_it_is_back(tmp_pat
     row = server.run(list(SITES))
     assert server.workflow.communicator.arguments[:2] == (["a", "b"], 2)
     assert (row["asked"], row["no_answer"], row["taking_part"]) == (list(SITES), ["c"], ["a", "b"])
+    assert row["absent"] == ["c"]
     server.workflow.communicator.gone = set()
     server.run(list(SITES))
     assert server.workflow.communicator.arguments[:2] == (list(SITES), 3)

@@ -180,6 +180,21 @@ def test_a_late_sites_rounds_are_said_and_that_they_are_spent(rounds: tuple[int,
     assert not [caution for caution in write_headline(complete()).cautions if "late" in caution]
 
 
+def test_of_a_site_that_was_sent_no_task_nothing_is_spent() -> None:
+    rows = late(2, 4)
+    rows[3]["absent"] = ["nijmegen"]
+    cautions = write_headline(protected_report(QUIET, participation=rows)).cautions
+    (said,) = [caution for caution in cautions if "nijmegen was" in caution]
+    assert "its ε of round 2 is spent" in said
+    assert said.endswith(" nijmegen was not there in round 4, and was sent no task.")
+
+
+def test_the_console_says_that_a_run_ended_early() -> None:
+    rows = [row(index, SITES) for index in range(3)]
+    rows[-1]["stopped"] = {"metric": "AUC", "best": 0.71, "patience": 2}
+    assert "Stopped after 3 of 30 rounds" in closing_words([complete(participation=rows, rounds=30)])
+
+
 def test_what_the_guarantee_rests_on_is_said() -> None:
     assert write_headline(protected_report(QUIET)).privacy.endswith("It holds if no patient is at two sites.")
     assert "two sites" not in write_headline(complete()).privacy

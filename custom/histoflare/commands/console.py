@@ -60,6 +60,8 @@ def say_fitted(choice: Choice) -> None:
     """Say what of a job was taken from the data that are there."""
     if text := choice.say_fitted():
         say(text)
+    if choice.doubt:
+        say(choice.doubt, style="yellow")
 
 
 def say_refused(refused: Mapping[str, str]) -> None:

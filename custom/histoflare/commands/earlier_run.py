@@ -11,8 +11,8 @@ from histoflare.errors import JobError
 from histoflare.storage import write_json
 
 INPUTS_FILE = "inputs.json"
-LEFT = ("report.json", "summary.json", "site-*.html", "seed-*")
-"""Names of what a run leaves, for folders of versions that did not write :data:`INPUTS_FILE`."""
+RESULTS = ("report.json", "summary.json", "site-*.html", "seed-*/report.json")
+"""Names of what a run leaves. A run that failed before leaves none of them, and its folder is free."""
 
 
 def claim_output(out: Path, inputs: Mapping[str, Any]) -> None:
@@ -22,7 +22,7 @@ def claim_output(out: Path, inputs: Mapping[str, Any]) -> None:
         out: The output folder. inputs: What tells runs apart, as plain JSON: their sites, at least.
 
     Raises:
-        JobError: What lies there is of another run (OUTPUT_TAKEN). Nothing was changed.
+        JobError: The results that lie there are of another run (OUTPUT_TAKEN). Nothing was changed.
     """
     path = out / INPUTS_FILE
     try:
@@ -32,7 +32,7 @@ def claim_output(out: Path, inputs: Mapping[str, Any]) -> None:
     wanted = json.loads(json.dumps(inputs))
     if found == wanted:
         return
-    if found is not None or any(any(out.glob(pattern)) for pattern in LEFT):
+    if any(any(out.glob(pattern)) for pattern in RESULTS):
         raise JobError(
             f"{out}: holds what another run left ({_differs(found, wanted)}), and the two would be taken for "
             "one. Give another folder with --out, or remove this one.",

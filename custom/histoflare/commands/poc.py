@@ -117,6 +117,7 @@ def _write_job(
     """Write the job that fits the sites into the workspace, if it is not ``job``; return its folder."""
     from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_variant import write_variant
+    from histoflare.flare.workstation import for_fewer_sites
     from histoflare.privacy.plan import Open
     from histoflare.site.data import check_resolutions
     from histoflare.site.found_data import find_data
@@ -126,15 +127,36 @@ def _write_job(
     choice = choose_job(job, preset, found=find_data(training, data))
     say_fitted(choice)
     check_resolutions(choice.job.task, training)
-    for warning in check_apart(sites, data, protected=not isinstance(choice.job.plan, Open)):
+    faulty = _faulty(sites, data)
+    training = {name: site for name, site in training.items() if name not in faulty}
+    if not training:
+        raise next(iter(faulty.values()))
+    for name, error in faulty.items():
+        say(f"{name} will refuse the job ({error.reason}): {error}", style="yellow")
+    usable = {name: site for name, site in sites.items() if name not in faulty}
+    for warning in check_apart(usable, data, protected=not isinstance(choice.job.plan, Open)):
         say(warning, style="yellow")
     folder = workspace / JOB_FOLDER
     if job.resolve().is_relative_to(folder.resolve()):
         raise JobError(f"{job}: this command writes its job to {folder}; copy yours to another folder first.")
     shutil.rmtree(folder, ignore_errors=True)
-    if not choice.changes and choice.scope is None:
+    changes = choice.changes | for_fewer_sites(choice.job, len(training))
+    if not changes and choice.scope is None:
         return job
-    return write_variant(job, folder / job.resolve().name, choice.changes, scope=choice.scope)
+    return write_variant(job, folder / job.resolve().name, changes, scope=choice.scope)
+
+
+def _faulty(sites: Mapping[str, SiteConfiguration], data: str) -> dict[str, HistoflareError]:
+    """Return the sites whose manifest cannot be read, with the reason."""
+    from histoflare.site.overlap import check_apart
+
+    found = {}
+    for name, site in sites.items():
+        try:
+            check_apart({name: site}, data, protected=False)
+        except HistoflareError as error:
+            found[name] = error
+    return found
 
 
 def _configure(

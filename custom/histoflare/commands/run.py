@@ -85,7 +85,8 @@ def run(
     choice = choose_job(job, preset, setting or [], there)
     say_fitted(choice)
     numbers = _seeds(seeds)
-    claim_output(out_dir, {"sites": found.to_json(), "job": facts_of(choice.job)})
+    of_bags = None if bags is None else str(bags.resolve())
+    claim_output(out_dir, {"sites": found.to_json(), "bags": of_bags, "job": facts_of(choice.job)})
     reports = []
     refused: dict[str, str] = {}
     with progress() as bars:

@@ -25,12 +25,14 @@ class Choice:
         job: What it says; its ``folder`` is the one it was chosen from.
         changes: What ``write_variant`` makes it of. scope: The privacy scope that a preset asks for.
         fitted: Those of the changes that the data asked for.
+        doubt: Which of the labels taken from the data may be mistyped, and where they are; empty if none.
     """
 
     job: Job
     changes: dict[str, Any]
     scope: str | None
     fitted: dict[str, Any]
+    doubt: str = ""
 
     def say_fitted(self) -> str:
         """Return in words what the data changed; empty if nothing."""
@@ -66,13 +68,15 @@ def choose_job(
     said |= _by_decision({name: value for name, value in (changes or {}).items() if value is not None})
     of_preset = _by_decision(before or {}) | _by_decision(chosen.changes if chosen else {})
     fitted: dict[str, Any] = {}
+    doubt = ""
     if found is not None:
         job = try_variant(folder, of_preset | said)
         fitted = {name: value for name, value in fit(job, found).items() if name not in said}
+        doubt = _say_doubt(job, found) if "protocol.labels" in fitted else ""
     whole = of_preset | fitted | said
     job = replace(try_variant(folder, whole), folder=folder)
     scope = chosen.scope if chosen else None
-    return Choice(job if scope is None else replace(job, scope=scope), whole, scope, fitted)
+    return Choice(job if scope is None else replace(job, scope=scope), whole, scope, fitted, doubt)
 
 
 def fit(job: Job, found: FoundData) -> dict[str, Any]:
@@ -103,6 +107,27 @@ def fit(job: Job, found: FoundData) -> dict[str, Any]:
         changes |= {"protocol.encoder": patches.encoder, "task.features": patches.features}
         changes["protocol.patch_px"] = patches.patch_px
     return {name: value for name, value in changes.items() if value != _now(job, name)}
+
+
+def _say_doubt(job: Job, found: FoundData) -> str:
+    """Return which labels may be mistyped: those beside all of the job's own, and those of one site only."""
+    where = {
+        label: {site: counts[label] for site, counts in found.slides.items() if counts.get(label)}
+        for label in found.labels
+    }
+    own = set(job.task.labels)
+    doubtful = [
+        label
+        for label, sites in where.items()
+        if label not in own and (own < set(found.labels) or (len(sites) == 1 < len(found.slides)))
+    ]
+    if not doubtful:
+        return ""
+    listed = ""
+    for label in doubtful:
+        counts = (f"{n} slide{'' if n == 1 else 's'} at {site}" for site, n in where[label].items())
+        listed += f"\n  {label}: {', '.join(counts)}"
+    return f"Each label is a class of the job, for all sites. Mend the manifest if one is mistyped:{listed}"
 
 
 def facts_of(job: Job) -> dict[str, Any]:

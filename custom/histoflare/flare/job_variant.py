@@ -189,18 +189,27 @@ def read_preset(folder: Path, name: str) -> Preset:
 EITHER = (
     ("privacy.noise_multiplier", "privacy.target_epsilon"),
     ("task.local_epochs", "task.local_steps"),
-    ("protocol.split.test_fraction", "protocol.split.folds"),
-    ("protocol.split.test_fraction", "protocol.split.fold"),
 )
 """Pairs of variables of which a job says one."""
 
+SHARE = "protocol.split.test_fraction"
+FOLDS = ("protocol.split.folds", "protocol.split.fold")
+
 
 def instead(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return changes that also take out what a changed variable stands instead of (:data:`EITHER`)."""
+    """Return changes that also take out what a changed variable stands instead of.
+
+    That is the other one of :data:`EITHER`; the folds, where a share of test patients is said; and that
+    share, where folds and a fold are said together. Either of these alone keeps the share that the job has.
+    """
     out = dict(changes)
     for one, other in (*EITHER, *(pair[::-1] for pair in EITHER)):
         if changes.get(one) is not None:
             out.setdefault(other, None)
+    if changes.get(SHARE) is not None:
+        out = dict.fromkeys(FOLDS) | out
+    elif all(changes.get(name) is not None for name in FOLDS):
+        out.setdefault(SHARE, None)
     return out
 
 

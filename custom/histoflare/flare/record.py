@@ -59,6 +59,8 @@ class RoundRecord:
         ``seconds``: site → ``training`` (its task sent → its reply), ``waiting`` (its reply → the last one
         awaited) and ``idle`` (the rest of the round: combining, writing, the way of the task). A site that
         was asked and gave no answer has none of the first two.
+
+        ``absent``: those of ``no_answer`` whom the task never reached, as they were not there.
         """
         row = {
             "round": self.round_index,
@@ -67,6 +69,7 @@ class RoundRecord:
             "taking_part": sorted(self.taking_part),
             "refused": dict(sorted(self.refused.items())),
             "no_answer": [site for site in self.asked if site not in self.answered],
+            "absent": [site for site in self.asked if site not in self.answered and site not in self.sent],
             "seconds": {site: self._seconds(site) for site in self.sites},
             "stamps": {site: self.stamps[site] for site in sorted(self.taking_part) if site in self.stamps},
             "metrics": dict(sorted(self.metrics.items())),

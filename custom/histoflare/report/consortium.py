@@ -39,9 +39,9 @@ class RunFacts:
         job: Name of the job. runtime: ``"poc"``, ``"simulator"`` or ``"inprocess"``.
         strategy: Its name and arguments. task: The task's arguments.
         participation: One row per round. Either whose updates were combined, or what the server recorded:
-            ``round, sites, asked, taking_part, refused {site: code}, no_answer, seconds {site: {training,
-            waiting, idle}}, bytes_up, bytes_down, metrics {site: {…}}, stamps {site: {scope, mechanism,
-            spend, seeded_noise}}``, and ``finished: false`` for a round that was broken off.
+            ``round, sites, asked, taking_part, refused {site: code}, no_answer, absent, seconds {site:
+            {training, waiting, idle}}, bytes_up, bytes_down, metrics {site: {…}}, stamps {site: {scope,
+            mechanism, spend, seeded_noise}}``, and ``finished: false`` for a round that was broken off.
         privacy: One sentence on what protected the updates.
         seconds: Phase → seconds.
         model_sha256: Of the last global state (names, shapes, dtypes, bytes).
@@ -184,6 +184,7 @@ def _row(index: int, row: Sequence[str] | Mapping[str, Any], runtime: str) -> di
         return {"round": index, "asked": asked, "taking_part": list(row), "refused": {}, "no_answer": []}
     optional = (
         "sites",
+        "absent",
         "seconds",
         "bytes_up",
         "bytes_down",

@@ -63,14 +63,14 @@ def write_headline(report: Mapping[str, Any]) -> Headline:
 def closing_words(reports: Sequence[Mapping[str, Any]]) -> str:
     """Return what a console says below the figures of a run, or of one job with several seeds.
 
-    The ε where something protects the updates, which sites were late, and whether the model is at chance: the
-    sentences of the page.
+    The ε where something protects the updates, which sites were late, whether the run ended before its last
+    round, and whether the model is at chance: the sentences of the page.
     """
     found: dict[str, list[int]] = {}
     for report in reports:
         headline = write_headline(report)
         said = [headline.privacy] if report["guarantee"]["mechanism"] != "open" else []
-        said += _late_sites(report)
+        said += [*_late_sites(report), *_unfinished(report)]
         if _known(report["federated"], headline.metric):
             at_chance = _at_chance(report, headline.metric)
             said += [f"At chance: {' '.join(at_chance)}"] if at_chance else []
@@ -83,20 +83,32 @@ def closing_words(reports: Sequence[Mapping[str, Any]]) -> str:
 
 
 def say_late(each: SiteRounds, report: Mapping[str, Any], whose: str | None = None) -> str:
-    """Return in which rounds a site was late, and what that cost; nothing if it never was.
+    """Return in which rounds a site was late or not there, and what that cost; nothing if it never was.
+
+    A round's row names under ``absent`` who was sent no task. One without it does not tell: all were late.
 
     Args:
         whose: The words for the site; None takes its name.
     """
-    late = [number for number, status in enumerate(each.statuses, start=1) if status == "silent"]
-    if not late:
-        return ""
-    numbers = [report["participation"][number - 1]["round"] + 1 for number in late]
-    where = f"{'round' if len(numbers) == 1 else 'rounds'} {list_rounds(numbers)}"
-    said = f"{whose or each.site} was late in {where}: no update came in time"
-    if report["guarantee"]["mechanism"] == "open":
-        return f"{said}."
-    return f"{said}; its ε of {where} is spent all the same, and not in the figures here."
+    late: list[int] = []
+    absent: list[int] = []
+    for row, status in zip(report["participation"], each.statuses, strict=True):
+        if status == "silent":
+            (absent if each.site in row.get("absent", []) else late).append(row["round"] + 1)
+    found = []
+    if late:
+        where = _say_rounds(late)
+        said = f"{whose or each.site} was late in {where}: no update came in time"
+        if report["guarantee"]["mechanism"] != "open":
+            said += f"; its ε of {where} is spent all the same, and not in the figures here"
+        found.append(f"{said}.")
+    if absent:
+        found.append(f"{whose or each.site} was not there in {_say_rounds(absent)}, and was sent no task.")
+    return " ".join(found)
+
+
+def _say_rounds(numbers: Sequence[int]) -> str:
+    return f"{'round' if len(numbers) == 1 else 'rounds'} {list_rounds(numbers)}"
 
 
 def choose_metric(report: Mapping[str, Any]) -> str:
@@ -247,7 +259,10 @@ def _at_chance(report: Mapping[str, Any], metric: str) -> list[str]:
 def _late_sites(report: Mapping[str, Any]) -> list[str]:
     found = [said for each in site_rounds(report) if (said := say_late(each, report))]
     if len(found) > MOST_NAMES:
-        return [f"{len(found)} sites were late in some rounds; what that cost them is spent all the same."]
+        return [
+            f"{len(found)} sites were late or not there in some rounds; what a late round cost them is spent "
+            "all the same."
+        ]
     return found
 
 

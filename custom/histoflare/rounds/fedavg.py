@@ -25,7 +25,8 @@ class FedAvg(Strategy):
             al. 2024, eq. 15), or taken from ``weights`` (``"fixed"``). With the last two nothing about a
             site's size is sent, and the server uses its own weights whatever a site sends.
         weights: Site → weight, for ``"fixed"``: finite, >= 0, at least one above 0.
-        clients_per_round: A seeded subset of so many sites trains in each round; None = all.
+        clients_per_round: A seeded subset of so many sites trains in each round; None = all. Where fewer
+            sites are there, all of them train.
         share, batch_norm, transfer: See :class:`Strategy`.
     """
 
@@ -60,15 +61,11 @@ class FedAvg(Strategy):
         return self.weighting == "uniform"
 
     def check_sites(self, sites: Sequence[str]) -> None:
-        """Also refuses a site without a fixed weight, and more clients per round than sites."""
+        """Also refuses a site without a fixed weight."""
         super().check_sites(sites)
         missing = [site for site in sites if self.weights is not None and site not in self.weights]
         if missing:
             raise JobError(f"weights has no entry for {', '.join(missing)}; every site needs one.")
-        if self.clients_per_round is not None and self.clients_per_round > len(sites):
-            raise JobError(
-                f"clients_per_round is {self.clients_per_round}, but there are {len(sites)} sites."
-            )
 
     def participants(self, round_index: int, sites: Sequence[str], seed: int) -> tuple[str, ...]:
         """Return all sites, or those with the lowest of hashes that depend on seed, round and name only."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from histoflare.errors import HistoflareError, MaskError
@@ -40,10 +40,12 @@ class FoundData:
     Attributes:
         labels: Every label of their manifests, sorted; empty of images, whose masks have numbers.
         patches: How most of their bags, or all of their images, were made; None if nothing says so.
+        slides: Site → label → its number of slides.
     """
 
     labels: tuple[str, ...] = ()
     patches: Patches | None = None
+    slides: Mapping[str, Mapping[str, int]] = field(default_factory=dict, compare=False)
 
 
 def find_data(sites: Mapping[str, SiteConfiguration], data: str) -> FoundData:
@@ -54,25 +56,31 @@ def find_data(sites: Mapping[str, SiteConfiguration], data: str) -> FoundData:
     """
     if data == IMAGES:
         return FoundData(patches=_of_images(sites))
-    labels = find_labels(bags_of(site)[0] for site in sites.values())
+    slides = {name: _count_labels(bags_of(site)[0]) for name, site in sites.items()}
+    labels = tuple(sorted(set().union(*slides.values())))
     found = [patches for site in sites.values() for patches in _of_bags(site, labels)]
     kinds = Counter(replace(patches, mpp=None) for patches in found)
     if not kinds:
-        return FoundData(labels)
+        return FoundData(labels, slides=slides)
     most, _ = kinds.most_common(1)[0]
     mpps = [each.mpp for each in found if replace(each, mpp=None) == most and each.mpp is not None]
-    return FoundData(labels, replace(most, mpp=statistics.median_low(mpps) if mpps else None))
+    patches = replace(most, mpp=statistics.median_low(mpps) if mpps else None)
+    return FoundData(labels, patches, slides)
 
 
 def find_labels(manifests: Iterable[Path]) -> tuple[str, ...]:
     """Return every label of the manifests, sorted. One with a single label is as good as any."""
-    labels: set[str] = set()
-    for path in manifests:
-        try:
-            labels |= {cells["label"] for _, cells in read_table(path, NEEDED, COLUMNS)}
-        except HistoflareError:
-            continue
-    return tuple(sorted(labels - {""}))
+    return tuple(sorted(set().union(*map(_count_labels, manifests))))
+
+
+def _count_labels(manifest: Path) -> Counter[str]:
+    """Return label → its number of slides; empty where the manifest cannot be read."""
+    try:
+        return Counter(
+            cells["label"] for _, cells in read_table(manifest, NEEDED, COLUMNS) if cells["label"] != ""
+        )
+    except HistoflareError:
+        return Counter()
 
 
 def _of_bags(site: SiteConfiguration, labels: tuple[str, ...]) -> Iterator[Patches]:
