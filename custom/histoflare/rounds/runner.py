@@ -72,7 +72,7 @@ def run_in_process(
         plan: What protects the updates, settled; None is :class:`histoflare.privacy.plan.Open`: nothing.
         device: Where the sites train; only on the CPU do the same bytes come out.
         patience: Ends the run before its last round; it counts from this call on.
-        least: With how many updates a round may end; with fewer the run ends (not if the strategy skips sites).
+        least: With how many updates a round may end; with fewer the run ends (a cycle goes on).
 
     Raises:
         JobError: The sites, the rounds or an update cannot be used, or a round had too few updates.
