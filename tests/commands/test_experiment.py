@@ -10,23 +10,26 @@ import pytest
 from rich.progress import Progress
 
 from histoflare.bags.bag import read_bag
-from histoflare.bags.cohort import load_cohort
+from histoflare.bags.cohort import FeatureCache, load_cohort
 from histoflare.commands.clock import PhaseClock
 from histoflare.commands.console import progress
 from histoflare.commands.experiment import (
     Outcome,
-    _of_as_many_rounds,
+    _rounds_run,
     run_experiment,
     write_site_pages,
 )
 from histoflare.commands.options import Runtime
 from histoflare.commands.runtimes import Experiment, Federated
-from histoflare.errors import HistoflareError
+from histoflare.errors import HistoflareError, JobError
 from histoflare.flare.job import Job, read_job
+from histoflare.model_file import MODEL_FILE
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.report.consortium import say_missing
 from histoflare.report.guarantee_words import say_epsilon
+from histoflare.rounds import bounds
 from histoflare.rounds.comparison import compare
+from histoflare.rounds.cyclic import CyclicWeightTransfer
 from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import predict
 from histoflare.rounds.runner import run_in_process
@@ -212,12 +215,7 @@ def test_a_run_that_no_site_fits_says_every_fault(tmp_path: Path, repository: Pa
 def test_a_site_whose_training_fails_is_left_out_of_the_figures(tmp_path: Path, repository: Path) -> None:
     sites = {site: write_site(tmp_path, site, slides=20) for site in ("a", "b", "gone")}
     experiment = Experiment(small_job(repository, Open()), sites, {}, Runtime.INPROCESS)
-    bag = next(iter(sorted((tmp_path / "gone" / "bags").glob("*.h5"))))
-    found = read_bag(bag)
-    content = bytearray(bag.read_bytes())
-    at = content.find(found.features.astype("<f4").tobytes())
-    content[at] ^= 1  # its header is as it was, and its content is not
-    bag.write_bytes(content)
+    damage(sites["gone"])
     with progress() as bars:
         outcome = run_experiment(experiment, tmp_path / "out", bars, PhaseClock())
     assert list(outcome.report["sites"]) == ["a", "b"]
@@ -239,9 +237,97 @@ def test_the_loss_of_each_round_is_shown(tmp_path: Path, repository: Path) -> No
 
 def test_bounds_take_as_many_rounds_as_patience_left(repository: Path) -> None:
     job = read_job(repository / "jobs" / "mem_fedavg")
-    experiment = Experiment(job=job, sites={}, external={}, runtime=Runtime.INPROCESS)
     rows: list[dict[str, object]] = [{"taking_part": ["a"]}, {"taking_part": ["a"]}]
     ran = Federated(state={}, site_states={}, participation=rows)
-    assert _of_as_many_rounds(experiment, ran) is experiment
+    assert _rounds_run(job, ran) == job.rounds > 2
     rows[-1]["stopped"] = {"patience": 1}
-    assert _of_as_many_rounds(experiment, ran).job.rounds == 2 < job.rounds
+    assert _rounds_run(job, ran) == 2
+
+
+def damage(site: SiteConfiguration) -> None:
+    """Flip a bit of the content of a site's first bag; its header stays as it was."""
+    bag = min(site.bags.glob("*.h5"))
+    content = bytearray(bag.read_bytes())
+    content[content.find(read_bag(bag).features.astype("<f4").tobytes())] ^= 1
+    bag.write_bytes(content)
+
+
+def run_with_fault_after_round_1(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], outside: bool
+) -> Outcome:
+    """Run the job over sites, of which the last is damaged when its first round is over."""
+    sites = {site: write_site(tmp_path, site, slides=20) for site in names}
+    external = {site: write_site(tmp_path, site) for site in ("external-a", "external-b") if outside}
+    experiment = Experiment(small_job(repository, Open()), sites, external, Runtime.INPROCESS)
+    seen = []
+
+    def damaging(*args: Any, **kwargs: Any) -> Any:
+        heard = kwargs["on_round"]
+
+        def on_round(index: int, *rest: Any) -> None:
+            heard(index, *rest)
+            if not seen:
+                seen.append(index)
+                for site in (sites[names[-1]], *list(external.values())[-1:]):
+                    damage(site)
+                object.__setattr__(args[1][names[-1]], "cache", FeatureCache(0))
+
+        return run_in_process(*args, **{**kwargs, "on_round": on_round})
+
+    monkeypatch.setattr("histoflare.commands.runtimes.run_in_process", damaging)
+    with progress() as bars:
+        return run_experiment(experiment, tmp_path / "out", bars, PhaseClock())
+
+
+def test_a_site_that_fails_mid_run_costs_its_own_figures_only(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = run_with_fault_after_round_1(tmp_path, repository, monkeypatch, ("a", "b", "c"), outside=True)
+    report = outcome.report
+    assert [row["taking_part"] for row in report["participation"]] == [["a", "b", "c"], ["a", "b"]]
+    assert list(report["sites"]) == list(report["local_on_all_sites"]) == ["a", "b"]
+    assert report["pooled"]["n_patients"] == report["federated"]["n_patients"] == 16
+    assert outcome.refused["c"].startswith("BAG_DAMAGED: ")
+    assert sorted(outcome.refused) == ["c", "external-b"]
+    assert report["external"]["n_patients"] == 10
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"report.json", "report.html", MODEL_FILE}
+
+
+def test_a_bound_that_diverges_costs_its_own_figures_only(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = bounds.train_alone
+
+    def diverging(*args: Any, name: str, **kwargs: Any) -> Any:
+        if name in ("b", bounds.POOLED):
+            raise JobError("The training loss became nan.", reason="TRAINING_FAILED")
+        return train(*args, name=name, **kwargs)
+
+    monkeypatch.setattr(bounds, "train_alone", diverging)
+    report, _ = reported(small_job(repository, Open()), tmp_path)
+    assert report["pooled"] is None and report["sites"]["b"]["local"] is None
+    assert report["sites"]["a"]["local"] and report["sites"]["b"]["federated"]
+    assert list(report["local_on_all_sites"]) == ["a"] and list(report["bounds"]) == ["local"]
+    assert (tmp_path / "out" / MODEL_FILE).is_file() and (tmp_path / "out" / "report.html").is_file()
+
+
+def test_a_delta_too_large_for_the_pool_costs_the_pool_only(tmp_path: Path, repository: Path) -> None:
+    """10 patients agreed for a site and 20 for two: δ = 0.08 is at most 1/10, and more than 1/20."""
+    plan = DpSgd(noise_multiplier=2.0, sample_rate=0.5, batch_size=5, steps=1, delta=0.08, noise_seed=5)
+    report, _ = reported(small_job(repository, plan), tmp_path)
+    assert report["pooled"] is None and "pooled" not in report["bounds"]
+    assert report["sites"]["a"]["local"] and report["federated"]
+
+
+def test_a_cycle_in_which_every_site_fails_says_why(tmp_path: Path, repository: Path) -> None:
+    job = replace(small_job(repository, Open()), strategy=CyclicWeightTransfer())
+    sites = {site: write_site(tmp_path, site) for site in ("a", "b")}
+    for site in sites.values():
+        damage(site)
+    experiment = Experiment(job, sites, {}, Runtime.INPROCESS)
+    with (
+        progress() as bars,
+        pytest.raises(JobError, match=r"No site can take part:\na: (?s:.*)\nb: ") as caught,
+    ):
+        run_experiment(experiment, tmp_path / "out", bars, PhaseClock())
+    assert caught.value.reason == "BAG_DAMAGED"

@@ -63,6 +63,10 @@ def test_a_job_can_end_by_patience() -> None:
     private = next(job for job in JOBS if job.name == "mem_dpsgd")
     with pytest.raises(JobError, match="a release that nobody books"):
         try_variant(private, parse_settings(["protocol.stop.patience=5"]))
+    cyclic = next(job for job in JOBS if job.name == "mem_cwt")
+    for folder, asks_some in ((cyclic, []), (FEDAVG, ["strategy.clients_per_round=2"])):
+        with pytest.raises(JobError, match="asks some of the sites in a round; leave patience out"):
+            try_variant(folder, parse_settings(["protocol.stop.patience=5", *asks_some]))
 
 
 def test_a_policy_that_keeps_the_figure_admits_no_patience() -> None:

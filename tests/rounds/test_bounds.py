@@ -16,6 +16,7 @@ from histoflare.privacy.spend import Spend
 from histoflare.rounds.bounds import POOLED, Course, plan_bounds, train_alone, train_bounds, without_noise
 from histoflare.rounds.cyclic import CyclicWeightTransfer
 from histoflare.rounds.fedavg import FedAvg
+from histoflare.rounds.patience import Patience
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, digest
 from histoflare.rounds.strategy import Strategy
@@ -212,6 +213,27 @@ def test_without_noise_only_the_noise_is_gone() -> None:
     moved = torch.cat([(found[0][n] - t).flatten() for n, t in task.build_model().state_dict().items()])
     # 36 steps of at most (number drawn, some 8) · 0.01 / 8 · learning rate 0.1
     assert 0 < float(moved.norm()) < 3 * 36 * 0.01 * 0.1
+
+
+@dataclass(frozen=True)
+class Falling(ToyTask):
+    """Its learning rate falls over the whole run."""
+
+    def decay(self, fraction: float) -> float:
+        return 1.0 - fraction
+
+
+def test_a_bound_that_ends_early_has_the_schedule_of_all_rounds() -> None:
+    """A federation of one site, ended by patience after 4 of 20 rounds, is its own bound."""
+    sites, task = toy_sites(1), Falling(learning_rate=1e-6)
+    run = run_in_process(task, sites, FedAvg(), 20, 7, patience=Patience("auc", 3))
+    assert len(run.participation) == 4
+    courses = plan_bounds(task, sites, FedAvg(), 20, 7).until(4)
+    for course in (courses.local["site_0"], courses.pooled):
+        assert course is not None and len(course.spends) == 4
+        assert digest(train_alone(task, sites["site_0"], course, FedAvg(), 7, name="site_0")) == digest(
+            run.state
+        )
 
 
 def test_without_noise_an_open_plan_is_what_it_was() -> None:

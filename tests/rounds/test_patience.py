@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from histoflare.errors import JobError
 from histoflare.rounds.evaluation import evaluate
 from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import predict
@@ -76,6 +77,8 @@ def test_the_figure_is_of_the_model_as_it_came() -> None:
     assert value == evaluate(predict(task, run.state, data, "validation"), bootstraps=0)["auc"].value
     nobody = replace(data, x_test=data.x_test[:0], y_test=data.y_test[:0])
     assert validate(task, FedAvg(), run.state, {}, nobody, "auc") is None
+    with pytest.raises(JobError, match=r"no metric 'auroc'; there are .*auc"):
+        run_in_process(task, toy_sites(2), FedAvg(), 1, 0, patience=Patience("auroc", 3))
 
 
 @pytest.mark.parametrize("rounds", [1, 2])

@@ -133,6 +133,9 @@ def test_a_site_that_fails_costs_its_own_updates_only() -> None:
     with pytest.raises(JobError) as caught:
         run_in_process(ToyTask(), empty, FedAvg(), 2, 1)
     assert caught.value.reason == "SITE_HAS_NO_TRAINING_DATA"
+    assert run_in_process(ToyTask(), {**sites, **empty}, FedAvg(), 2, 1, least=2).participation
+    with pytest.raises(JobError, match=r"round 1: 2 of at least 3 updates came\n  empty: "):
+        run_in_process(ToyTask(), {**sites, **empty}, FedAvg(), 2, 1, least=3)
 
 
 def test_in_a_cycle_a_site_that_fails_loses_its_turn() -> None:

@@ -26,6 +26,7 @@ from histoflare.report.reasons import explain
 from histoflare.report.site_page import write_site_page
 from histoflare.rounds.bounds import POOLED, Bounds, Courses, plan_bounds, train_bounds, without_noise
 from histoflare.rounds.comparison import Comparison, compare
+from histoflare.rounds.local import predict
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import digest, n_bytes
 from histoflare.rounds.strategy import count_sent_by_job
@@ -68,15 +69,16 @@ def run_experiment(
 ) -> Outcome:
     """Run the job and its bounds, and write the report, its page and the model to ``out``.
 
-    A site whose data do not fit is left out, with its reason, and ends nobody else's run.
+    A site whose data do not fit is left out, with its reason, and ends nobody else's run; nor does one that
+    fails after some rounds, or whose data cannot be read when they are over.
 
     Args:
         epsilons: A job with a privacy plan is run in this process at each of these budgets too, and without
             protection; empty: it is not.
 
     Raises:
-        HistoflareError: The data of no site fit the job (every fault at once), two sites share a slide or, in
-            a protected job, a patient, or the job failed.
+        HistoflareError: The data of no site fit the job or no site took part (every fault at once), two sites
+            share a slide or, in a protected job, a patient, or the job failed.
     """
     job = experiment.job
     with clock.phase(f"load {job.task.data}"):
@@ -99,12 +101,22 @@ def run_experiment(
                 _warn(f"{site}: {warning}")
         for site, error in {**refused, **untested}.items():
             _warn(f"{site} is left out ({error.reason}): {error}")
+    courses = _plan_bounds(job, cohorts)  # before the rounds: what it has to say must not cost them
     federated = federate(taking_part, cohorts, out, bars, clock)
-    never = _never_took_part(federated, cohorts)
-    cohorts = {site: cohort for site, cohort in cohorts.items() if site not in never}
-    federated = with_refused(with_refused(federated, refused, asked=True), untested, asked=False)
+    lost = _never_took_part(federated, cohorts)
     with clock.phase("local and pooled bounds"):
-        bounds = _train_bounds(_of_as_many_rounds(experiment, federated), cohorts, bars)
+        lost |= _unreadable(experiment, federated, _without(cohorts, lost))
+        unread = _unreadable(experiment, federated, outside)
+        if unread:
+            outside, untested = _without(outside, unread), untested | unread
+            external = pool_site_data(job.task, list(outside.values()), EXTERNAL) if outside else None
+        if lost:
+            cohorts = _without(cohorts, lost)
+            if not cohorts:
+                raise _no_site({site: _said_of(site, error) for site, error in lost.items()})
+            courses = _plan_bounds(job, cohorts)
+        federated = with_refused(with_refused(federated, refused, asked=True), untested, asked=False)
+        bounds = _train_bounds(experiment, cohorts, courses.until(_rounds_run(job, federated)), bars)
     with clock.phase("evaluation"):
         comparison = compare(
             job.task,
@@ -142,7 +154,8 @@ def run_experiment(
     write_json(out / REPORT_FILE, report, public=True)
     write_page(report, out / PAGE_FILE)
     why = {site: f"{error.reason}: {explain(error.reason)}" for site, error in (refused | untested).items()}
-    return Outcome(report, {**cohorts, **outside}, federated, why | never)
+    why |= {site: f"{error.reason}: {error}" for site, error in lost.items()}
+    return Outcome(report, {**cohorts, **outside}, federated, why)
 
 
 def _load(
@@ -175,15 +188,41 @@ def _no_site(refused: Mapping[str, HistoflareError]) -> HistoflareError:
     return JobError(f"No site can take part:\n{listed}", reason=errors[0].reason)
 
 
-def _never_took_part(federated: Federated, cohorts: Mapping[str, Any]) -> dict[str, str]:
+def _without(cohorts: Mapping[str, Any], lost: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data of the sites that were not lost."""
+    return {site: cohort for site, cohort in cohorts.items() if site not in lost}
+
+
+def _said_of(site: str, error: HistoflareError) -> HistoflareError:
+    return JobError(f"{site}: {error}", reason=error.reason)
+
+
+def _unreadable(
+    experiment: Experiment, federated: Federated, cohorts: Mapping[str, Any]
+) -> dict[str, HistoflareError]:
+    """Return the sites whose data cannot be read any more, with the reason: the model is asked about all."""
+    job = experiment.job
+    state = job.strategy.personalize(federated.state, {})
+    unread: dict[str, HistoflareError] = {}
+    for site, cohort in cohorts.items():
+        try:
+            again = pool_site_data(job.task, [cohort], site)  # from disk: the pool has nothing in memory
+            predict(job.task, state, again, "all", experiment.device)
+        except (HistoflareError, OSError) as error:
+            unread[site] = error if isinstance(error, HistoflareError) else JobError(str(error))
+            _warn(f"{site} is left out of the figures ({unread[site].reason}): {error}")
+    return unread
+
+
+def _never_took_part(federated: Federated, cohorts: Mapping[str, Any]) -> dict[str, HistoflareError]:
     """Return the sites whose updates were refused and never used, with the last reason."""
     took = {site for row in federated.participation for site in row["taking_part"]}
     codes = {site: code for row in federated.participation for site, code in row["refused"].items()}
-    never = {}
+    never: dict[str, HistoflareError] = {}
     for site, code in codes.items():
         if site in cohorts and site not in took:
-            never[site] = f"{code}: {federated.failures.get(site) or explain(code)}"
-            _warn(f"{site} took part in no round ({never[site]})")
+            never[site] = JobError(federated.failures.get(site) or explain(code), reason=code)
+            _warn(f"{site} took part in no round ({code}: {never[site]})")
     return never
 
 
@@ -275,25 +314,33 @@ class _Trained:
     stated: dict[str, Any]
 
 
-def _of_as_many_rounds(experiment: Experiment, federated: Federated) -> Experiment:
-    """Return the experiment with as many rounds as were run: patience may have ended the last of them."""
+def _rounds_run(job: Job, federated: Federated) -> int:
+    """Return how many rounds were run: patience may have ended the last of them."""
     rows = federated.participation
-    if not rows or not rows[-1].get("stopped"):
-        return experiment
-    return replace(experiment, job=replace(experiment.job, rounds=len(rows)))
+    return len(rows) if rows and rows[-1].get("stopped") else job.rounds
 
 
-def _train_bounds(experiment: Experiment, cohorts: Mapping[str, SiteData], bars: Progress) -> _Trained:
+def _plan_bounds(job: Job, cohorts: Mapping[str, SiteData]) -> Courses:
+    sites = {site: cohorts[site] for site in sorted(cohorts)}
+    courses = plan_bounds(job.task, sites, job.strategy, job.rounds, job.seed, job.plan, job.asked)
+    if courses.no_pool is not None:
+        _warn(f"There will be no model of all data in one place: {courses.no_pool}")
+    return courses
+
+
+def _train_bounds(
+    experiment: Experiment, cohorts: Mapping[str, SiteData], own: Courses, bars: Progress
+) -> _Trained:
     job = experiment.job
     sites = {site: cohorts[site] for site in sorted(cohorts)}
     pooled = pool_site_data(job.task, list(sites.values()), POOLED)
-    own = plan_bounds(job.task, sites, job.strategy, job.rounds, job.seed, job.plan, job.asked)
     noiseless = None if isinstance(job.plan, Open) else without_noise(own, job.seed)
     names = "bounds (each site alone, all pooled)"
-    bar = bars.add_task(names, total=(len(own.local) + 1) * (1 if noiseless is None else 2))
+    models = len(own.local) + (own.pooled is not None)
+    bar = bars.add_task(names, total=models * (1 if noiseless is None else 2))
 
     def train(courses: Courses) -> Bounds:
-        return train_bounds(
+        bounds = train_bounds(
             job.task,
             sites,
             pooled,
@@ -303,10 +350,23 @@ def _train_bounds(experiment: Experiment, cohorts: Mapping[str, SiteData], bars:
             device=experiment.device,
             on_model=lambda: bars.advance(bar),
         )
+        for name, error in bounds.failed.items():
+            _warn(f"The bound of {name} is left out ({error.reason}): {error}")
+        return bounds
 
     # Under DP-SGD the plan says how large a step's sample is, and a task's batch_size is not used.
-    stated = state_bounds(own, noiseless, getattr(job.task, "batch_size", None))
-    return _Trained(train(own), None if noiseless is None else train(noiseless), stated)
+    batch_size = getattr(job.task, "batch_size", None)
+    protected = train(own)
+    unprotected = None if noiseless is None else train(noiseless)
+    free = None if noiseless is None or unprotected is None else _of_models(noiseless, unprotected)
+    stated = state_bounds(_of_models(own, protected), free, batch_size)
+    return _Trained(protected, unprotected, stated)
+
+
+def _of_models(courses: Courses, bounds: Bounds) -> Courses:
+    """Return the courses of the models that there are."""
+    local = {site: course for site, course in courses.local.items() if site in bounds.local}
+    return replace(courses, local=local, pooled=None if bounds.pooled is None else courses.pooled)
 
 
 def _try_budgets(
@@ -322,16 +382,21 @@ def _try_budgets(
     others = _other_plans(job, epsilons)
     bar = bars.add_task("other budgets", total=len(others) * job.rounds)
     for plan in others:
-        run = run_in_process(
-            job.task,
-            {site: cohorts[site] for site in sorted(cohorts)},
-            job.strategy,
-            job.rounds,
-            job.seed,
-            plan,
-            on_round=lambda *_: bars.advance(bar),
-            device=device,
-        )
+        try:
+            run = run_in_process(
+                job.task,
+                {site: cohorts[site] for site in sorted(cohorts)},
+                job.strategy,
+                job.rounds,
+                job.seed,
+                plan,
+                on_round=lambda *_: bars.advance(bar),
+                device=device,
+                least=min(job.least_sites, len(cohorts)),
+            )
+        except HistoflareError as error:
+            _warn(f"Another budget is left out: {error}")
+            continue
         found = compare(
             job.task,
             job.strategy,

@@ -202,6 +202,7 @@ def _in_process(
             on_round=rounds.advance,
             device=experiment.device,
             patience=Patience(job.best_metric, job.patience) if job.best_metric and job.patience else None,
+            least=min(job.least_sites, len(experiment.sites)),
         )
     rows: list[dict[str, Any]] = [
         {

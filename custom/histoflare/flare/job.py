@@ -22,7 +22,7 @@ from nvflare.apis.fl_context import FLContext
 
 from histoflare.errors import HistoflareError, JobError
 from histoflare.flare.job_files import CONFIG_FOLDER, META_FILE, read_tables
-from histoflare.flare.job_schema import AGREED, TABLES, TRAINING, check_tables, invalid
+from histoflare.flare.job_schema import AGREED, MOST_SITES, TABLES, TRAINING, check_tables, invalid
 from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.rounds.strategy import STRATEGIES, count_sent_by_job
 from histoflare.slides.splits import SplitRule
@@ -161,6 +161,8 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
     asked.check_task(task)
     strategy: Any = _make("strategy", job["strategy"], STRATEGIES)
     _check_least_sites(job, strategy)
+    if patience:
+        _check_all_are_asked(strategy, job["seed"])
     # an open job is read without its network's libraries
     weights = 0 if isinstance(asked, Open) else count_sent_by_job(strategy, task)
     return Job(
@@ -191,6 +193,18 @@ def _check_least_sites(job: Mapping[str, Any], strategy: Any) -> None:
     asked = strategy.participants(0, [str(site) for site in range(least)], job["seed"])
     if job["kind"] == TRAINING and len(asked) < least:
         raise invalid([f"least_sites: at most {len(asked)}, for the strategy asks no more sites in a round"])
+
+
+def _check_all_are_asked(strategy: Any, seed: int) -> None:
+    """Refuse patience where rounds have other sites: their figures do not say whether the model improves."""
+    sites = [str(site) for site in range(MOST_SITES)]
+    if len(strategy.participants(0, sites, seed)) < len(sites):
+        raise invalid(
+            [
+                f"stop.patience in protocol.toml: not with a {strategy.name} strategy that asks some of the "
+                "sites in a round; leave patience out"
+            ]
+        )
 
 
 def _make(

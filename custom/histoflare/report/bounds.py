@@ -30,7 +30,7 @@ def state_bounds(courses: Courses, unprotected: Courses | None, batch_size: int 
     for end, each in (("", courses), ("_unprotected", unprotected)):
         if each is not None:
             found[f"local{end}"] = _state(list(each.local.values()), batch_size)
-            found[f"pooled{end}"] = _state([each.pooled], batch_size)
+            found[f"pooled{end}"] = _state([each.pooled] if each.pooled else [], batch_size)
     return {name: stated for name, stated in found.items() if stated}
 
 

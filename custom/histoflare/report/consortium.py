@@ -178,7 +178,7 @@ def build_report(facts: RunFacts, comparison: Comparison) -> dict[str, Any]:
 
 
 def _row(index: int, row: Sequence[str] | Mapping[str, Any], runtime: str) -> dict[str, Any]:
-    """Return a round's row in one form; what is not known of it is null. In one process nobody refuses."""
+    """Return a round's row in one form; what is not known of it is null. A bare list names no refusals."""
     if not isinstance(row, Mapping):
         asked = list(row) if runtime == "inprocess" else None
         return {"round": index, "asked": asked, "taking_part": list(row), "refused": {}, "no_answer": []}

@@ -35,9 +35,10 @@ without the clip the same rate may well diverge; that would say nothing of what 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from histoflare.errors import HistoflareError
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan
 from histoflare.privacy.spend import Spend
 from histoflare.rounds.fedavg import FedAvg
@@ -80,18 +81,37 @@ class Courses:
     """The courses of all bounds: site → its own, and that of the pool.
 
     A site without training data has none.
+
+    Attributes:
+        pooled: None where the pool cannot be protected as the job's sites are.
+        no_pool: Why not.
     """
 
     local: dict[str, Course]
-    pooled: Course
+    pooled: Course | None
+    no_pool: HistoflareError | None = None
+
+    def until(self, rounds: int) -> Courses:
+        """Return the same, ended after so many rounds: the schedule is still that of all."""
+
+        def ended(course: Course) -> Course:
+            return replace(course, steps=course.steps[:rounds] + (0,) * len(course.steps[rounds:]))
+
+        local = {site: ended(course) for site, course in self.local.items()}
+        return replace(self, local=local, pooled=None if self.pooled is None else ended(self.pooled))
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """The bounds' models: site → its own, and that of the pool; None: it was not trained."""
+    """The bounds' models: site → its own, and that of the pool; None: it was not trained.
+
+    Attributes:
+        failed: Site, or :data:`POOLED` → why its training failed.
+    """
 
     local: dict[str, State]
     pooled: State | None
+    failed: dict[str, HistoflareError] = field(default_factory=dict)
 
 
 def plan_bounds(
@@ -110,8 +130,8 @@ def plan_bounds(
         strategy: The job's; it says who trains in which round.
         plan: The job's, settled; None: nothing protects. asked: The same as the job states it, if not so.
 
-    Raises:
-        JobError: No noise reaches, in the pool, the ε that the job asks for (PRIVACY_INVALID).
+    Without a course for the pool where its DP-SGD cannot be: its δ is too large for so many patients, or no
+    noise reaches the ε that the job asks for.
     """
     plan = plan or Open()
     asks = [strategy.participants(index, list(sites), seed) for index in range(rounds)]
@@ -121,26 +141,31 @@ def plan_bounds(
         if task.n_train(data)
     }
     together = tuple(sum(own.get(site, 0) for site in asked_now) for asked_now in asks)
-    pooled = plan
+    pooled, no_pool = plan, None
     if isinstance(plan, DpSgd):
         source = asked if isinstance(asked, DpSgd) else plan
         rate = plan.sample_rate / max(1, len(own))
-        whole = replace(source, sample_rate=rate, steps=max(1, sum(together)))
-        pooled = whole.settled(1, count_sent_by_job(_alone(strategy), task))
+        try:
+            whole = replace(source, sample_rate=rate, steps=max(1, sum(together)))
+            pooled = whole.settled(1, count_sent_by_job(_alone(strategy), task))
+        except HistoflareError as error:
+            no_pool = error
     return Courses(
         local={
             site: Course(tuple(steps if site in asked_now else 0 for asked_now in asks), plan)
             for site, steps in own.items()
         },
-        pooled=Course(together, pooled),
+        pooled=Course(together, pooled) if no_pool is None else None,
+        no_pool=no_pool,
     )
 
 
 def without_noise(courses: Courses, seed: int) -> Courses:
     """Return the same without noise; samples follow ``seed``, for there is nothing to hide."""
-    return Courses(
-        {site: _without_noise(course, seed) for site, course in courses.local.items()},
-        _without_noise(courses.pooled, seed),
+    return replace(
+        courses,
+        local={site: _without_noise(course, seed) for site, course in courses.local.items()},
+        pooled=None if courses.pooled is None else _without_noise(courses.pooled, seed),
     )
 
 
@@ -155,20 +180,26 @@ def train_bounds(
     device: str = "cpu",
     on_model: Callable[[], None] = lambda: None,
 ) -> Bounds:
-    """Train every bound.
+    """Train every bound; one whose training fails is left out.
 
     Args:
         sites: Site → its data. pooled: The same as one.
-        on_model: Called after each model.
+        on_model: Called after each model, trained or failed.
     """
+    failed: dict[str, HistoflareError] = {}
 
-    def train(name: str, data: Any, course: Course) -> State:
-        state = train_alone(task, data, course, strategy, seed, name=name, device=device)
-        on_model()
-        return state
+    def train(name: str, data: Any, course: Course) -> State | None:
+        try:
+            return train_alone(task, data, course, strategy, seed, name=name, device=device)
+        except HistoflareError as error:
+            failed[name] = error
+            return None
+        finally:
+            on_model()
 
     local = {site: train(site, sites[site], course) for site, course in courses.local.items()}
-    return Bounds(local, train(POOLED, pooled, courses.pooled))
+    together = None if courses.pooled is None else train(POOLED, pooled, courses.pooled)
+    return Bounds({site: state for site, state in local.items() if state is not None}, together, failed)
 
 
 def train_alone(

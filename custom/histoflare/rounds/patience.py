@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from histoflare.errors import JobError
 from histoflare.rounds.evaluation import evaluate
 from histoflare.rounds.local import predict
 from histoflare.rounds.state import State
@@ -85,6 +86,12 @@ def validate(
     metric: str,
     device: str = "cpu",
 ) -> float | None:
-    """Return a site's figure over its validation patients with the model as it came; None if it has none."""
+    """Return a site's figure over its validation patients with the model as it came; None if it has none.
+
+    Raises:
+        JobError: The task has no such figure.
+    """
     table = predict(task, strategy.personalize(state, site_state), data, VALIDATION, device)
+    if metric not in table.measures:
+        raise JobError(f"There is no metric {metric!r}; there are {', '.join(table.measures)}.")
     return evaluate(table, bootstraps=0)[metric].value if len(table.patients) else None

@@ -59,6 +59,7 @@ def run_in_process(
     initial_state: State | None = None,
     site_states: Mapping[str, State] | None = None,
     patience: Patience | None = None,
+    least: int = 1,
 ) -> RunResult:
     """Run rounds ``start_round`` … ``rounds`` - 1 of a federation.
 
@@ -71,10 +72,11 @@ def run_in_process(
         plan: What protects the updates, settled; None is :class:`histoflare.privacy.plan.Open`: nothing.
         device: Where the sites train; only on the CPU do the same bytes come out.
         patience: Ends the run before its last round; it counts from this call on.
+        least: With how many updates a round may end; with fewer the run ends (a cycle goes on).
 
     Raises:
-        JobError: The sites, the rounds or an update cannot be used.
-        HistoflareError: No site had an update in a round; the error is the first site's.
+        JobError: The sites, the rounds or an update cannot be used, or a round had too few updates.
+        HistoflareError: No site had one; the error is the first site's.
     """
     strategy.check_sites(list(sites))
     if not 0 <= start_round <= rounds:
@@ -115,6 +117,12 @@ def run_in_process(
                 failed[site] = error
         if not outcomes and not strategy.skips_sites:
             raise failed[chosen[0]]
+        if len(outcomes) < least and not strategy.skips_sites:
+            why = "".join(f"\n  {site}: {error}" for site, error in failed.items())
+            raise JobError(
+                f"round {index + 1}: {len(outcomes)} of at least {least} updates came{why}",
+                reason="JOB_FAILED",
+            )
         bytes_down += len(chosen) * n_bytes(state)
         bytes_up += sum(n_bytes(outcome.update.tensors) for outcome in outcomes.values())
         if outcomes:
