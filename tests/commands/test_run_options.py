@@ -62,7 +62,7 @@ def test_a_patient_at_two_sites_ends_the_run_before_it_begins(tmp_path: Path, re
     manifest = tmp_path / "sites" / "external" / "manifest.csv"
     manifest.write_text(manifest.read_text().replace("external-p3", "b-p3"))
     arguments = ["--sites", tmp_path / "sites", "--out", tmp_path / "out", "--runtime", "inprocess"]
-    job = ["--job", repository / "jobs" / "mem_fedavg"]
+    job = ["--job", repository / "jobs" / "mem_dpsgd"]
     result = CliRunner().invoke(app, [str(argument) for argument in (*arguments, *job)])
     assert isinstance(result.exception, JobError) and result.exception.reason == "COHORT_INVALID"
     assert "patient b-p3: b (" in str(result.exception)
