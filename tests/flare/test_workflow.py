@@ -259,7 +259,8 @@ def test_the_best_model_is_the_one_that_all_who_took_part_found_best(tmp_path: P
 
 def test_a_run_ends_when_its_patience_is_over(tmp_path: Path) -> None:
     replies = {site: update() for site in ("a", "b")}
-    server = Server(tmp_path, replies, rounds=9, **{"protocol.stop.patience": 2, "protocol.metric": "auc"})
+    stop = {"protocol.stop.patience": 2, "protocol.metric": "auc"}
+    server = Server(tmp_path, replies, strategy="fedavg", rounds=9, **stop)
     rows = []
     for index, value in enumerate((0.6, 0.6, None, 0.5)):
         server.workflow._current_round = index
