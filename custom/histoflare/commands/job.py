@@ -11,12 +11,16 @@ import typer
 
 from histoflare.commands.console import console, make_table, out, print_json
 from histoflare.commands.options import Preset
+from histoflare.commands.result import show_result
 from histoflare.errors import HistoflareError, JobError
 
 if TYPE_CHECKING:
     from histoflare.flare.admin import Admin
 
-app = typer.Typer(no_args_is_help=True, help="Look at a job folder, or make a variant of one to submit.")
+app = typer.Typer(
+    no_args_is_help=True, help="Look at a job, make a variant of one, submit it, see what came back."
+)
+app.command("result")(show_result)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What a lead gets of a job: the folder of a download, read as a job, its rounds and what was said of its model."""
+"""What a lead gets of a job: a download, read as a job, its rounds and what was said of its model."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from histoflare.rounds.state import State, digest
 from histoflare.rounds.strategy import count_sent_by_job
 
 RUNTIME = "federation"
+Said = dict[str, dict[str, float | None]]
 READ = (ROUNDS_FILE, SITES_FILE, EVALUATION_FILE, EVALUATION_ROUND_FILE, GLOBAL_MODEL_FILE, BEST_MODEL_FILE)
 
 
@@ -40,7 +41,7 @@ class Download:
         job: The job. run: The name under which the sites have it.
         sites: Whom it was for, by their FLARE names.
         result: Its rounds, its last model, what sites said of a model.
-        asked_after: The row of the question about the model that a training job ended with; None: it had none.
+        asked_after: The row of the question about the model with which a training job ended; None: none.
         best_sha256: Of the best model's tensors; None if none was kept.
     """
 
@@ -103,13 +104,18 @@ def build_download_report(download: Download, evaluation: Download | None = None
     """Return the consortium's report of what came back: see :mod:`histoflare.report.report_file`.
 
     Args:
-        download: A training job, or an evaluation by itself.
+        download: A training job.
         evaluation: The job that asked about its model, if that was another.
 
     Raises:
-        JobError: ``evaluation`` is no evaluation, or asked about another model.
+        JobError: One of the two is of the other kind, or they are of different models.
     """
     job, result = download.job, download.result
+    if job.kind == EVALUATION:
+        raise JobError(
+            f"{download.folder}: its job asked about a model. Give the result of the job that trained the "
+            f"model, and then this one: histoflare job result RESULT {download.folder}."
+        )
     evaluated, refused = _said_of_the_model(download)
     model = "last"
     if evaluation is not None:
@@ -139,12 +145,14 @@ def build_download_report(download: Download, evaluation: Download | None = None
     )
     report = build_report(facts, Comparison({}, None, None, {}, {}))
     report |= {"evaluated_model": model, "model_sha256": download.model_sha256}
+    if "not_covered" in report["guarantee"]:
+        report["guarantee"]["not_covered"]["own_figures"] = False
     return drop_missing(report)
 
 
 def _said_of_the_model(
     download: Download,
-) -> tuple[dict[str, dict[str, float | None]] | None, dict[str, str]]:
+) -> tuple[Said | None, dict[str, str]]:
     """Return site → its figures of a model (None: nobody was asked), and site → why it gave none."""
     result = download.result
     if download.job.kind == EVALUATION:

@@ -1,8 +1,8 @@
 """``report.json``: one schema, whoever wrote it, and the one reader of it.
 
-A report always has :data:`ALWAYS`. Everything else is a part that may be missing (:data:`PARTS`): a run on one
-workstation has them all, what a lead makes of a download has no figures of other models, and a hospital's own
-has nothing of other sites. Pages show the parts that there are.
+A report always has :data:`ALWAYS`. Everything else is a part that may be missing (:data:`PARTS`): a run on
+one workstation has them all, what a lead makes of a download has no figures of other models, and a hospital's
+own has nothing of other sites. Pages show the parts that there are.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ PARTS: Mapping[str, Any] = {
     "seconds_per_site": {},
     "model_sha256": None,
 }
-"""What a report may have → what stands for it where it has not. ``encoder`` is the task's encoder, or its network
-where it has none; ``evaluated_model`` says which model the sites were asked about: ``last`` or ``best``."""
+"""What a report may have → what stands for it where it has not. ``encoder`` is the task's encoder, or its
+network where it has none; ``evaluated_model`` says which model was asked about: ``last`` or ``best``."""
 
 
 def drop_missing(report: Mapping[str, Any]) -> dict[str, Any]:

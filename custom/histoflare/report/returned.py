@@ -1,7 +1,7 @@
 """What came back of a federation, in words: for a report without figures of other models (``job result``).
 
-There is no comparison in such a report. It has who took part, what was spent, what sites said of the model in the
-rounds (the learning curve), and, where they were asked, what each says of the last or the best model.
+There is no comparison in such a report. It has who took part, what was spent, what sites said of the model in
+the rounds (the learning curve), and, where they were asked, what each says of the last or the best model.
 """
 
 from __future__ import annotations
@@ -74,14 +74,12 @@ def say_curve(report: Mapping[str, Any]) -> str:
 
 
 def sites_table(report: Mapping[str, Any]) -> Table:
-    """Return a line a site for a console: what it did, what a patient of it spent, what it says of the model."""
+    """Return a line a site for a console: what it did, what its patients spent, what it says of the model."""
     metric = _metric_of(report)
     evaluated = report["evaluated_at_sites"]
     spent = report["guarantee"].get("sites", {})
-    table = Table(
-        title=f"{report['job']}: {_count_rounds(report)}, {report['guarantee']['mechanism']}",
-        title_justify="left",
-    )
+    title = f"{report['job']}: {_count_rounds(report)}, {report['guarantee']['mechanism']}"
+    table = Table(title=title, title_justify="left")
     table.add_column("site")
     for heading in ("took part", "refused", "late or gone"):
         table.add_column(heading, justify="right")
