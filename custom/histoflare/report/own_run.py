@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from markupsafe import Markup
 
@@ -30,7 +29,8 @@ class LeftRow:
 
     Attributes:
         when: UTC. what: A key of :data:`WHAT`. round_number: From 1; None: of no round.
-        patients: Behind it. figures: Names of the figures that left. protected: Whether a mechanism protects it.
+        patients: Behind it. protected: Whether a mechanism protects it.
+        figures: Names of the figures that left.
     """
 
     when: datetime
@@ -137,18 +137,29 @@ class OwnRun:
         ]
 
 
-def make_own_privacy(spent: Spent | None, mechanism: str) -> PrivacySection:
-    """Return what a site's page says of privacy, from its ledger."""
-    guarantee: dict[str, Any] = {"mechanism": mechanism}
+def make_own_privacy(own: OwnRun) -> PrivacySection:
+    """Return what a site's page says of privacy, from its ledger; the sentences are :func:`say_spent`'s."""
+    spent = own.spent
+    if spent is not None:
+        epsilon = "∞" if spent.repeatable else _said(spent.epsilon)
+        title = f"Privacy: ε = {epsilon} for each patient at δ = {say_delta(spent.delta)}"
+        return PrivacySection({}, False, spent.repeatable, title, "")
+    bare = {row.what for row in own.left if not row.protected}
+    if UPDATE in bare:
+        return PrivacySection({}, True, False, "Privacy: none guaranteed (ε = ∞)", "")
+    if EVALUATION in bare:
+        return PrivacySection({}, False, False, "Privacy: no ε was spent; figures left without noise", "")
+    return PrivacySection({}, False, False, "Privacy: nothing left, and nothing was spent", "")
+
+
+def say_spent(spent: Spent | None) -> str:
+    """Return what a patient spent in a run, and over all jobs."""
     if spent is None:
-        title = "Privacy: none guaranteed (ε = ∞)" if mechanism == "open" else "Privacy: nothing was spent"
-        return PrivacySection(guarantee, mechanism == "open", False, title, "")
-    void = spent.repeatable
-    own = _said(spent.epsilon)
-    title = f"Privacy: ε = {'∞' if void else own} for each patient at δ = {say_delta(spent.delta)}"
+        return ""
     said = (
-        f"In this run a patient of this site spent ε = {own} (RDP) in {spent.booked} of {spent.reserved} "
-        f"reserved rounds, at δ = {say_delta(spent.delta)}; what is reserved and not closed counts too."
+        f"In this run a patient of this site spent ε = {_said(spent.epsilon)} (RDP) at δ = "
+        f"{say_delta(spent.delta)}: {spent.booked} of {spent.reserved} reserved rounds are booked, and what is "
+        "reserved and not closed counts too."
     )
     if spent.in_all is not None and spent.budget is not None and spent.remaining is not None:
         said += (
@@ -158,9 +169,9 @@ def make_own_privacy(spent: Spent | None, mechanism: str) -> PrivacySection:
         )
     if spent.trusts_server:
         said += " The server adds the noise: against the server itself ε = ∞."
-    if void:
+    if spent.repeatable:
         said += " The noise can be repeated, so that it protects nobody."
-    return PrivacySection(guarantee, False, void, title, said)
+    return said
 
 
 def _said(epsilon: float) -> str:

@@ -16,6 +16,7 @@ from histoflare.privacy.ledger import Account, Event, Ledger
 from histoflare.privacy.own_policy_file import POLICY_FILE, read_site_policy
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.report.own_run import LeftRow, OwnRun, RefusedRow, Spent
+from histoflare.report.report_file import fill_missing
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.ledgers import audit_log_of, open_ledger
 from histoflare.site.records import LOSS_FILE, RUN_FILE
@@ -133,10 +134,10 @@ def read_own_run(configuration: SiteConfiguration, run: str, local: Path, notes:
     )
 
 
-def own_report(site: str, own: OwnRun, notes: Notes, data: str) -> dict[str, Any]:
+def own_report(own: OwnRun, notes: Notes, data: str) -> dict[str, Any]:
     """Return a site's own report, of the schema of ``report.report_file``: what it knows without a lead."""
     task = notes.task or {}
-    report: dict[str, Any] = {
+    report = {
         "job": own.run,
         "runtime": "federation",
         "strategy": notes.strategy,
@@ -145,11 +146,11 @@ def own_report(site: str, own: OwnRun, notes: Notes, data: str) -> dict[str, Any
         "encoder": task.get("encoder", task.get("network")),
         "seed": task.get("seed", 0),
         "rounds": own.rounds or 0,
-        "privacy": notes.plan.describe(),
+        "privacy": "" if notes.task is None else notes.plan.describe(),
         "participation": [],
         "guarantee": {"mechanism": notes.plan.mechanism},
     }
-    return report
+    return fill_missing(report)
 
 
 def _left_row(event: Event) -> LeftRow:
@@ -164,7 +165,7 @@ def _left_row(event: Event) -> LeftRow:
 
 
 def _refused(configuration: SiteConfiguration, run: str) -> list[RefusedRow]:
-    """Return what the site's log says of refusals in a run, by code; a job that went on after it counts too."""
+    """Return what the site's log says of refusals in a run, by code."""
     found: dict[str, RefusedRow] = {}
     for event in audit_log_of(configuration).read():
         if event.get("what") != "refused" or run not in (event.get("run"), event.get("job")):
