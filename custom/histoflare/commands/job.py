@@ -27,16 +27,26 @@ app.command("result")(show_result)
 def show(
     job: Annotated[Path, typer.Argument(help="A job folder, e.g. jobs/mem_fedavg.")],
     preset: Preset = None,
+    policies: Annotated[
+        Path | None,
+        typer.Option(help="Say what these policies allow: a kit, a folder of kits, provisioning, a policy."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Show what a job asks of the sites: purpose, scope, protocol with its hash, and every variable.
+    """Show what a job asks of the sites: purpose, scope, protocol with its hash, start, cost, every variable.
 
     Example: histoflare job show jobs/mem_fedavg
 
-    Example: histoflare job show jobs/mem_dpsgd --preset per-site
+    Example: histoflare job show jobs/mem_dpsgd --preset per-site --policies provisioning
     """
     from rich.table import Column, Table
 
+    from histoflare.commands.job_facts import (
+        find_allowances,
+        find_cost,
+        say_cost,
+        say_start,
+    )
     from histoflare.flare.job_choice import choose_job
     from histoflare.privacy.protocol import digest
 
@@ -63,13 +73,18 @@ def show(
         "run",
     )
     facts |= {name: getattr(read, name) for name in more}
+    facts |= {"starts": say_start(read), "cost": find_cost(read)}
+    allowed = None if policies is None else find_allowances(read, policies)
     if as_json:
-        print_json(facts)
+        print_json(facts | ({} if allowed is None else {"allowed": allowed}))
         return
+    facts["cost"] = say_cost(read, facts["cost"])
     table = Table("name", Column("value", overflow="fold"), title=f"{job}", show_header=False)
     for name, value in _lines(facts):
         table.add_row(name, str(value))
     out.print(table)
+    for each in allowed or ():
+        out.print(say_allowance(each), highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -89,12 +104,13 @@ def make(
     """Make a variant of a job: other figures, some of the sites, a model to start from.
 
     A variable that the protocol decides (rounds, labels, encoder, resolution) changes the protocol, and with
-    it its hash: sites refuse it until they have agreed.
+    it its hash: sites refuse it until they have agreed. The command says so, and what to agree on.
 
     A model goes to the server alone, so a job with one names its sites.
 
     Example: histoflare job make jobs/mem_evaluate --model demo-run/model.safetensors --sites a,b --out ask
     """
+    from histoflare.commands.job_facts import say_protocol_change
     from histoflare.flare.job import read_job
     from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_variant import write_variant
@@ -120,6 +136,8 @@ def make(
         )
     write_variant(job, target, choice.changes, sites=names, scope=scope or choice.scope, start_model=model)
     console.print(f"job: {target}", highlight=False, markup=False, soft_wrap=True)
+    if said := say_protocol_change(read_job(job).protocol, made.protocol, target):
+        console.print(said, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -205,7 +223,7 @@ def resume(
         stopped = replace(stopped, sites=tuple(_site_names(sites)))
     write_resumed(stopped, target)
     console.print(
-        f"job: {target} (run {stopped.run}, from round {stopped.next_round} on)",
+        f"job: {target} (run {stopped.run}, from round {stopped.next_round + 1} on)",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -48,13 +48,14 @@ class LeftRow:
 
 @dataclass(frozen=True)
 class RefusedRow:
-    """What the site refused, by its own log: ``code`` left it, ``detail`` did not."""
+    """What the site refused, by its own log: ``code`` left it; what was wrong and what to do did not."""
 
     code: str
     detail: str
     times: int
     first: datetime
     last: datetime
+    todo: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ class Spent:
     Attributes:
         epsilon, delta: Of the run, from its booked and reserved rounds; ε may be infinite.
         booked, reserved: Rounds.
-        in_all, budget, remaining: Over all jobs of the ledger, as jobs are admitted by, for the most exposed
-            patient; the budget; the share of it that is left. None where no policy says a budget.
+        in_all: Over all jobs of the ledger, as jobs are admitted by, for the most exposed patient.
+        budget: What each patient has. Both are None where no policy says a budget.
         trusts_server, repeatable: Whether the server could take the noise off, or anybody.
     """
 
@@ -75,7 +76,6 @@ class Spent:
     reserved: int
     in_all: float | None = None
     budget: float | None = None
-    remaining: float | None = None
     trusts_server: bool = False
     repeatable: bool = False
 
@@ -158,14 +158,13 @@ def say_spent(spent: Spent | None) -> str:
         return ""
     said = (
         f"In this run a patient of this site spent ε = {_said(spent.epsilon)} (RDP) at δ = "
-        f"{say_delta(spent.delta)}: {spent.booked} of {spent.reserved} reserved rounds are booked, and what is "
-        "reserved and not closed counts too."
+        f"{say_delta(spent.delta)}: {spent.booked} of {spent.reserved} reserved rounds are booked, and "
+        "what is reserved and not closed counts too."
     )
-    if spent.in_all is not None and spent.budget is not None and spent.remaining is not None:
+    if spent.in_all is not None and spent.budget is not None:
         said += (
-            f" Over all jobs in the ledger the most exposed patient is at ε = {_said(spent.in_all)} of "
-            f"{_said(spent.budget)}, as jobs are admitted by: {100 * spent.remaining:.1f} % of the budget is "
-            "left."
+            f" Over all jobs in the ledger the most exposed patient is at ε = {_said(spent.in_all)} of the "
+            f"budget's {_said(spent.budget)}, as jobs are admitted by."
         )
     if spent.trusts_server:
         said += " The server adds the noise: against the server itself ε = ∞."

@@ -133,10 +133,10 @@ def _say_evaluation(report: Mapping[str, Any], metric: str) -> str:
     which = WHICH[report["evaluated_model"]]
     who = f"{len(values)} of {count(len(figures) + len(report['evaluation_refused']), 'site')}"
     if len(values) == 1:
-        return f"Of {which} {who} says on its own test patients: {NAMES[metric]} {values[0]:.3f}."
+        return f"{who} says of {which}, on its own test patients: {NAMES[metric]} {values[0]:.3f}."
     return (
-        f"Of {which} {who} say, each on its own test patients: {NAMES[metric]} from {min(values):.3f} to "
-        f"{max(values):.3f}, and {sum(values) / len(values):.3f} on average, each site counting the same."
+        f"{who} say of {which}, each on its own test patients: {NAMES[metric]} {min(values):.3f} to "
+        f"{max(values):.3f}, {sum(values) / len(values):.3f} on average (each site counts the same)."
     )
 
 

@@ -173,7 +173,7 @@ def _refused(configuration: SiteConfiguration, run: str) -> list[RefusedRow]:
         code, at = str(event.get("reason")), datetime.fromisoformat(str(event["time"]))
         before = found.get(code)
         if before is None:
-            found[code] = RefusedRow(code, str(event.get("detail", "")), 1, at, at)
+            found[code] = RefusedRow(code, str(event.get("detail", "")), 1, at, at, str(event.get("do", "")))
         else:
             found[code] = replace(before, times=before.times + 1, last=at)
     return list(found.values())
@@ -207,7 +207,6 @@ def _spent(ledger: Ledger, accounts: Sequence[Account], local: Path, plan: Priva
             delta=protection.delta,
             in_all=summary.epsilon,
             budget=protection.epsilon,
-            remaining=summary.remaining,
         )
     return replace(found, epsilon=epsilon(spends, found.delta, "rdp") if spends else 0.0)
 

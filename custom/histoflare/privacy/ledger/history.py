@@ -19,7 +19,7 @@ class Event:
 
     Attributes:
         unix_time: Of the answer; of the booking, where there was no answer.
-        what: ``update``, ``evaluation``, ``failed`` (answered with a failure, and paid for) or ``unanswered``.
+        what: ``update``, ``evaluation``, ``failed`` (answered so, and paid for) or ``unanswered``.
         round_index: From 0; None: of no round.
         patients: Of how many patients.
         figures: Names of the figures that left.
