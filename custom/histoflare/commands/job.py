@@ -44,6 +44,7 @@ def show(
     from histoflare.commands.job_facts import (
         find_allowances,
         find_cost,
+        say_allowance,
         say_cost,
         say_start,
     )

@@ -1,4 +1,4 @@
-"""What ``histoflare job`` says of a job beside its variables: where it starts, what it costs, what it changes."""
+"""What ``histoflare job`` says of a job beside its variables: its start, its cost, what it changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POLICY_PLACES = (
     "{}.toml",
     "policies/{}.toml",
 )
-"""Where a folder has the policy of a scope: a kit's ``local``, a kit, a folder of kits, provisioning's own."""
+"""Where a folder has the policy of a scope: a kit's ``local``, a kit, kits, provisioning's own."""
 
 
 def say_start(job: Job) -> str:
@@ -158,7 +158,7 @@ def _cost(job: Job, policy: Policy) -> float:
 
 
 def _problem(job: Job, policy: Policy, narrowed: bool) -> str | None:
-    """Return why a site with this policy would refuse the job, whoever its patients are; None: it would not."""
+    """Return why a site with this policy would refuse the job, whoever its patients are; None if not."""
     from histoflare.flare.admission import check_patience, check_strategy
     from histoflare.flare.job_schema import EVALUATION
     from histoflare.privacy.own_policy import check_taking_part
@@ -202,9 +202,9 @@ def say_protocol_change(before: Mapping[str, Any], after: Mapping[str, Any], tar
     listed = "".join(f"\n  {name}: {_said(old, name)} → {_said(new, name)}" for name in changed)
     return (
         f"The protocol is not that of the job it was made of: {digest(before)[:12]}… → {digest(after)}"
-        f"{listed}\nSites whose kits do not have it refuse the job (PROTOCOL_MISMATCH). To agree on it: show them "
-        f"{target / CONFIG_FOLDER / PROTOCOL_FILE}, name the job under protocol in provisioning/project.yml, "
-        "and make the kits anew."
+        f"{listed}\nSites whose kits do not have it refuse the job (PROTOCOL_MISMATCH). To agree on it: show "
+        f"them {target / CONFIG_FOLDER / PROTOCOL_FILE}, name the job under protocol in "
+        "provisioning/project.yml, and make the kits anew."
     )
 
 

@@ -55,7 +55,7 @@ def list_runs(configuration: SiteConfiguration) -> list[str]:
     refused: dict[str, None] = {}
     for event in audit_log_of(configuration).read():
         run = event.get("run")
-        if is_run_name(run):
+        if isinstance(run, str) and is_run_name(run):
             names = refused if event.get("what") == "refused" else done
             names.pop(run, None)
             names[run] = None
