@@ -22,6 +22,8 @@ from histoflare.flare.tensors import apart, as_arrays, as_state
 from histoflare.model_file import GLOBAL_MODEL_FILE, describe_model, write_model_file
 from histoflare.privacy.protocol import digest
 from histoflare.rounds.state import State, check_tensors, model_state
+from histoflare.rounds.strategy import Strategy, join
+from histoflare.rounds.task import Task
 
 BEST_MODEL_FILE = "best_model.safetensors"
 """Its header's ``training`` also says ``metric`` and ``value``."""
@@ -31,13 +33,13 @@ class SeededPersistor(ModelPersistor):
     """Starts from the file that a job brings, or the task's seeded model; keeps the last global model."""
 
     def load_model(self, fl_ctx: FLContext) -> ModelLearnable:
-        """Return the first global model.
+        """Return the first global model, and with it what the strategy keeps at the server.
 
         Raises:
             JobError: An evaluation brings no model (MODEL_FILE_MISSING), or the file has another one.
         """
         job = job_of(fl_ctx)
-        state = job.strategy.begin(model_state(job.task.build_model()))
+        state = first_state(job.strategy, job.task)
         start = job.folder / START_MODEL_FILE
         if start.is_file():
             state = read_state(start, like=state)
@@ -80,8 +82,18 @@ class SeededPersistor(ModelPersistor):
         write_model_file(run_folder(fl_ctx) / name, state, header)
 
 
+def first_state(strategy: Strategy, task: Task) -> State:
+    """Return a run's seeded global model, and with it what the strategy keeps at the server."""
+    model = model_state(task.build_model())
+    return join(model, strategy.begin(model))
+
+
 def read_state(path: Path, like: State) -> State:
     """Return the global state in a file.
+
+    Args:
+        path: The model file.
+        like: Tensors of the names, shapes and dtypes that it must have; see :func:`first_state`.
 
     Raises:
         JobError: The file is missing or damaged, or has not the tensors of ``like``.
