@@ -52,7 +52,7 @@ class Momentum(FedAvg):
 
 @dataclass(frozen=True, kw_only=True)
 class Scaffold(Strategy):
-    """SCAFFOLD (Karimireddy et al. 2020), option II: control variates at both ends, sent in both directions."""
+    """SCAFFOLD (Karimireddy et al. 2020), option II: control variates at both ends, sent both ways."""
 
     name: ClassVar[str] = "scaffold"
     linear: ClassVar[bool] = True

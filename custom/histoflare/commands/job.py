@@ -94,8 +94,9 @@ def make(
     from histoflare.flare.job import read_job
     from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_variant import write_variant
-    from histoflare.flare.persistor import first_state, read_state
+    from histoflare.flare.persistor import read_state
     from histoflare.model_file import read_model_header
+    from histoflare.rounds.state import model_state
 
     before = None
     if model is not None:
@@ -107,7 +108,7 @@ def make(
     made = choice.job
     names = _site_names(sites) if sites else None
     if model is not None:
-        read_state(model, like=first_state(made.strategy, made.task))
+        read_state(model, like=model_state(made.task.build_model()))
     if names is not None and len(names) < made.least_sites:
         raise JobError(
             f"--sites names {len(names)}, and the job needs updates of {made.least_sites} (--set "

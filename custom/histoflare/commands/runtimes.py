@@ -211,7 +211,7 @@ def _in_process(
             "asked": [*took, *failed],
             "taking_part": list(took),
             "refused": {site: error.reason for site, error in failed.items()},
-            **({"notes": notes} if notes else {}),
+            **notes,
         }
         for index, (took, failed, notes) in enumerate(
             zip(run.participation, run.refused, run.notes, strict=True)

@@ -200,6 +200,10 @@ def _check_least_sites(job: Mapping[str, Any], strategy: Any) -> None:
     asked = strategy.participants(0, [str(site) for site in range(least)], job["seed"])
     if job["kind"] == TRAINING and len(asked) < least:
         raise invalid([f"least_sites: at most {len(asked)}, for the strategy asks no more sites in a round"])
+    if job["kind"] == TRAINING and least < strategy.least_updates:
+        raise invalid(
+            [f"least_sites: at least {strategy.least_updates}, which {strategy.name} needs a round"]
+        )
 
 
 def _check_all_are_asked(strategy: Any, seed: int) -> None:

@@ -81,11 +81,10 @@ class RoundRecord:
         }
         ending = {
             "given_up": self.given_up or None,
-            "notes": self.notes or None,
             "validation": self.validation,
             "stopped": self.stopped,
         }
-        return row | {name: value for name, value in ending.items() if value is not None}
+        return row | self.notes | {name: value for name, value in ending.items() if value is not None}
 
     def _seconds(self, site: str) -> dict[str, float]:
         now = time.monotonic()

@@ -2,8 +2,8 @@
 
 A strategy is one file in ``rounds/strategies/`` and one line in its registry. It says whom a round asks
 (:meth:`Strategy.participants`), what a site does and sends (:meth:`Strategy.local_round`), what the server
-makes of it (:meth:`Strategy.combine`), and which model a site then has (:meth:`Strategy.personalize`). What is
-sent are *updates*, local minus global (Rieke et al. 2020, Algorithm 1).
+makes of it (:meth:`Strategy.combine`), and which model a site then has (:meth:`Strategy.personalize`). What
+is sent are *updates*, local minus global (Rieke et al. 2020, Algorithm 1).
 
 Tensors of a strategy's own travel beside the model's, and are kept beside them, under names that begin with
 :data:`OWN`; :func:`join` and :func:`split` put the two together and take them apart.
@@ -274,7 +274,7 @@ class Strategy(ABC):
     # ---- the server
 
     def begin(self, model: State) -> State:
-        """Return what the strategy keeps at the server before the first round (momentum); empty for nothing."""
+        """Return what the strategy keeps at the server before the first round (momentum); {} for nothing."""
         return {}
 
     def downlink(self, own: State) -> State:

@@ -92,10 +92,10 @@ PLAIN = Float32()
 
 
 def check_readable(strategy: Any, transport: Transport) -> None:
-    """Raise :class:`JobError` (TRANSPORT_UNFIT) if a strategy needs what the transport hides from the server."""
+    """Raise :class:`JobError` (TRANSPORT_UNFIT) if a strategy needs what a transport hides."""
     if not (transport.readable or strategy.linear):
         raise JobError(
-            f"With the transport {transport.name} the server sees only the sum of the updates, and the strategy "
-            f"{strategy.name} needs each of them: choose float32, or a strategy that is linear.",
+            f"With the transport {transport.name} the server sees only the sum of the updates, and the "
+            f"strategy {strategy.name} needs each of them: choose float32, or a strategy that is linear.",
             reason="TRANSPORT_UNFIT",
         )
