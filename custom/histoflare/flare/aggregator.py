@@ -121,7 +121,7 @@ class SiteOrderAggregator(StampedAggregator):
         sites = sorted({client.name for client in engine.get_clients()} | set(self._updates))
         try:
             if self._updates:
-                updates = [self._updates[site] for site in sorted(self._updates)]
+                updates = list(self._updates.values())
                 self._updates = {}  # they are gone once they are combined
                 job = job_of(fl_ctx)
                 self._check_noise(job.plan)
