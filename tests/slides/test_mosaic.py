@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from histoflare.errors import SlideError
-from histoflare.slides import mosaic as mosaic_module
+from histoflare.slides import colours as colours_module
+from histoflare.slides.colours import GridColours
 from histoflare.slides.mosaic import Mosaic, MosaicParameters, build_mosaic
 from histoflare.slides.pyramid import write_pyramid
 from histoflare.slides.reader import Slide
@@ -95,7 +96,10 @@ def test_blocks_of_patches_give_the_mosaic_of_patches_read_one_by_one(
     wanted = parameters(patch_px=round(PATCH_PX * mpp / 0.5))
     with Slide(tmp_path / "a.tif") as slide:
         found = [build_mosaic(slide, wanted)]
-        monkeypatch.setattr(mosaic_module, "BLOCK_PX", 40)
+        found.append(build_mosaic(slide, wanted, threads=3))
+        monkeypatch.setattr(GridColours, "add", lambda grid, block: None)
+        found.append(build_mosaic(slide, wanted))
+        monkeypatch.setattr(colours_module, "BLOCK_PX", 40)
         found.append(build_mosaic(slide, wanted, threads=3))
         monkeypatch.setattr(
             slide, "read_each", lambda corners, *rest: (slide.read(corner, *rest) for corner in corners)

@@ -42,7 +42,7 @@ def remove_small_parts(mask: NDArray[np.bool_], smallest_px: float, *, band_px: 
 class _Names:
     """The parts of a band that touch its first or last row: ``labels`` there, named from ``first`` on."""
 
-    def __init__(self, labels: NDArray[np.int32], first: int) -> None:
+    def __init__(self, labels: NDArray[np.int64], first: int) -> None:
         self.labels, self.first = labels, first
 
     def of(self, row: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -62,9 +62,11 @@ class _JoinedSizes:
     def add(self, band: NDArray[np.bool_]) -> None:
         """Measure the next band."""
         parts, own = _label(band)
-        touching = np.union1d(parts[0], parts[-1])
+        touches = np.zeros(len(own), np.bool_)
+        touches[parts[0]] = touches[parts[-1]] = True
+        touches[0] = False
         first = self.names[-1].first + len(self.names[-1].labels) if self.names else 0
-        names = _Names(touching[touching > 0], first)
+        names = _Names(np.flatnonzero(touches), first)
         if self._above is not None:
             both = (self._above > 0) & (parts[0] > 0)
             pairs = np.stack([self.names[-1].of(self._above[both]), names.of(parts[0][both])])
