@@ -27,7 +27,7 @@ from histoflare.flare.provision import SitePolicyBuilder, check_names, project_f
 from histoflare.flare.site_policy import known_models, policy_file
 from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.own_policy_file import read_site_policy
-from histoflare.privacy.policy import POLICIES, read_policy
+from histoflare.privacy.policy import read_policy
 from histoflare.privacy.protocol import digest, read_protocols
 from histoflare.rounds.strategy import STRATEGIES
 from histoflare.site.configuration import read_site_file
@@ -478,13 +478,6 @@ def test_a_missing_policy_ends_the_command(repository: Path, tmp_path: Path) -> 
     done = provision(tmp_path / "provisioning" / "project.yml", tmp_path, tmp_path)
     assert done.returncode != 0
     assert "policies/dp-update.toml: not found" in done.stdout + done.stderr
-
-
-def test_the_policy_here_is_the_package_s(repository: Path) -> None:
-    folder = repository / "provisioning" / "policies"
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
-        path.name: path.read_bytes() for path in POLICIES.glob("*.toml")
-    }
 
 
 def test_one_workstation_has_the_builders_of_production(repository: Path) -> None:

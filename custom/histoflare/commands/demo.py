@@ -13,6 +13,7 @@ from histoflare.commands.options import (
     DEMO_JOB,
     DEVICE_HELP,
     EPSILONS_HELP,
+    JOB_HELP,
     RUNTIME_HELP,
     Preset,
     Runtime,
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from histoflare.site.configuration import SiteConfiguration
     from histoflare.slides.mosaic import MosaicParameters
 
+JOBS_FOLDER = "job"
+"""In the output folder: the job that ran, and the one with which its sites were asked about the model."""
+
 
 def demo(
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for everything the demo makes.")] = Path(
@@ -37,7 +41,7 @@ def demo(
         Path | None,
         typer.Option(help="Your own slides: a folder with one <site>/manifest.csv (or <site>.csv) per site."),
     ] = None,
-    job: Annotated[Path, typer.Option(help="The job folder.")] = DEMO_JOB,
+    job: Annotated[Path, typer.Option(help=JOB_HELP)] = DEMO_JOB,
     preset: Preset = None,
     runtime: Annotated[Runtime, typer.Option(help=RUNTIME_HELP)] = Runtime.POC,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds instead of the job's.")] = None,
@@ -71,8 +75,8 @@ def demo(
     from histoflare.commands.experiment import PAGE_FILE, run_experiment, write_site_pages
     from histoflare.commands.runtimes import FEDERATION_FOLDER, Experiment
     from histoflare.commands.sites import find_sites
-    from histoflare.flare.job_choice import choose_job
     from histoflare.report.consortium import results_table
+    from histoflare.shipped import find_job
     from histoflare.site.configuration import SiteConfiguration
 
     if runtime == Runtime.POC:
@@ -81,7 +85,10 @@ def demo(
         refuse_running(out_dir / FEDERATION_FOLDER)
     budgets, where = read_epsilons(epsilons), read_device(device)
     clock = PhaseClock()
+    job = find_job(job)
+    changes = {"rounds": rounds, "seed": seed, "task.patch_px": patch_px}
     with progress() as bars:
+        network = _open_job(job, preset, out_dir, changes, (encoder, weights, weights_sha256, where))
         if slides is None:
             slides = out_dir / "slides"
             with clock.phase("make slides"):
@@ -89,12 +96,7 @@ def demo(
         with clock.phase("prepare bags"):
             found = find_sites(slides)
             claim_output(out_dir, {"sites": found.to_json()})
-            changes = {"rounds": rounds, "seed": seed, "task.patch_px": patch_px}
-            if choose_job(job, preset).job.answer_seconds is not None:
-                changes["answer_seconds"] = 1  # all sites are of one user, who may know how long they work
-            chosen, network = _choose_job(
-                job, preset, out_dir, found.sites, changes, (encoder, weights, weights_sha256, where)
-            )
+            chosen = _write_job(job, preset, out_dir, found.sites, changes, network)
             sites = {
                 name: SiteConfiguration(
                     manifest=path.resolve(),
@@ -142,21 +144,50 @@ def _make_slides(folder: Path, hospitals: int, slides_per_hospital: int, bars: P
     make_slides(folder, cohort, progress=lambda done, total: bars.update(bar, completed=done, total=total))
 
 
-def _choose_job(
+def _open_job(
+    folder: Path,
+    preset: str | None,
+    out_dir: Path,
+    changes: dict[str, Any],
+    wanted_encoder: tuple[str | None, Path | None, str | None, str],
+) -> Encoder:
+    """Return the encoder of the job with the changes asked for, to which those of one workstation are added.
+
+    What is wrong with either is said here, before slides are made.
+    """
+    from histoflare.bags.encoder import load_encoder, load_encoder_of
+    from histoflare.errors import JobError
+    from histoflare.flare.job_choice import choose_job
+    from histoflare.flare.job_schema import TRAINING
+
+    if folder.parent.resolve() == (out_dir / JOBS_FOLDER).resolve():
+        raise JobError(
+            f"{folder}: this command writes its jobs to {folder.parent}; copy yours to another folder first."
+        )
+    job = choose_job(folder, preset, changes=changes).job
+    if job.kind != TRAINING or job.task.data != "bags":
+        raise JobError(f"{folder}: the demo trains on bags of slides, and this job does not.")
+    if job.answer_seconds is not None:
+        changes["answer_seconds"] = 1  # all sites are of one user, who may know how long they work
+    spec, weights, sha256, device = wanted_encoder
+    if spec is None:
+        return load_encoder_of(job.task.encoder, weights, sha256, device, job.task.patch_px)
+    return load_encoder(spec, weights, sha256, device, job.task.patch_px)
+
+
+def _write_job(
     folder: Path,
     preset: str | None,
     out_dir: Path,
     manifests: dict[str, Path],
     changes: dict[str, Any],
-    wanted_encoder: tuple[str | None, Path | None, str | None, str],
-) -> tuple[Job, Encoder]:
-    """Return the job with the changes asked for, and its encoder; with it goes the job that evaluates.
+    encoder: Encoder,
+) -> Job:
+    """Return the job with the changes asked for; beside it goes the job that evaluates.
 
     Its labels are those of the manifests, where these are others.
     """
-    from histoflare.bags.encoder import load_encoder, load_encoder_of
     from histoflare.commands.runtimes import EVALUATION_JOBS
-    from histoflare.errors import JobError
     from histoflare.flare.job import read_job
     from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_variant import write_variant
@@ -164,28 +195,19 @@ def _choose_job(
     from histoflare.site.found_data import FoundData, Patches, find_labels
 
     job = choose_job(folder, preset, changes=changes).job
-    spec, weights, sha256, device = wanted_encoder
-    if spec is None:
-        encoder = load_encoder_of(job.task.encoder, weights, sha256, device, job.task.patch_px)
-    else:
-        encoder = load_encoder(spec, weights, sha256, device, job.task.patch_px)
     patches = Patches(encoder.id, encoder.features, job.task.patch_px, job.task.mpp)  # as they will be made
     choice = choose_job(
         folder, preset, found=FoundData(find_labels(manifests.values()), patches), changes=changes
     )
     say_fitted(choice)
-    jobs = out_dir / "job"
+    jobs = out_dir / JOBS_FOLDER
     evaluation = folder.parent / EVALUATION_JOBS["bags"]
-    if folder.parent.resolve() == jobs.resolve():
-        raise JobError(
-            f"{folder}: this command writes its jobs to {jobs}; copy yours to another folder first."
-        )
     for name in (folder.name, EVALUATION_JOBS["bags"]):
         shutil.rmtree(jobs / name, ignore_errors=True)
     chosen = read_job(write_variant(folder, jobs / folder.name, choice.changes, scope=choice.scope))
     if evaluation.is_dir():
         write_evaluation(evaluation, jobs, chosen)
-    return chosen, encoder
+    return chosen
 
 
 def _prepare(

@@ -11,9 +11,9 @@ import typer
 
 from histoflare.errors import JobError
 
-DEFAULT_JOB = Path("jobs/mem_fedavg")
-DEMO_JOB = Path("jobs/mem_dpsgd")
-
+DEFAULT_JOB = Path("mem_fedavg")
+DEMO_JOB = Path("mem_dpsgd")
+JOB_HELP = "A job that comes with histoflare, by its name, or a job folder."
 
 Preset = Annotated[
     str | None,

@@ -97,7 +97,7 @@ def images(
 
     Example: histoflare synthetic images --out made --sites 4 --patients 12
 
-    Example: histoflare run --job jobs/dhunet_fedavg --sites made --out run --set rounds=8
+    Example: histoflare run --job dhunet_fedavg --sites made --out run --set rounds=8
     --set task.labels='["background","nucleus"]' --set task.width=24 --set task.window_px=128
     --set task.stride_px=128 --set task.patch_px=64 --set task.batch_size=8 --set task.learning_rate=0.05
     """

@@ -3,9 +3,9 @@
 The kits are made by FLARE from the same builders as production's, so that the sites keep their policies here
 too. It is for trying out: all sites belong to one user on one machine.
 
-    with Federation.prepare(workspace, sites, Agreement(protocol=Path("jobs/mem_fedavg"))) as federation:
+    with Federation.prepare(workspace, sites, Agreement(protocol=job)) as federation:
         federation.start()
-        job_id = federation.admin.submit(Path("jobs/mem_fedavg"))
+        job_id = federation.admin.submit(job)
         federation.follow(job_id)
         result = federation.admin.download(job_id, target)
 

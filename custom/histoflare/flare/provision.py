@@ -31,6 +31,7 @@ from histoflare.flare.server_storage import JOBS_FOLDER, SNAPSHOTS_FOLDER
 from histoflare.flare.site_policy import PRIVACY_FILE, policy_file, privacy_configuration, write_first_policy
 from histoflare.privacy.policy import read_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
+from histoflare.shipped import JOBS, job_names
 from histoflare.site.configuration import SITE_FILE, SiteConfiguration, write_site_file
 from histoflare.site.trainer import KIT_MALLOC
 from histoflare.storage import write_json, write_text
@@ -89,7 +90,8 @@ class SitePolicyBuilder(Builder):
 
     Args:
         policies: Policy files, one per scope.
-        protocol: The agreed protocol: a job's folder, or a JSON file; or a list of them.
+        protocol: The agreed protocol: the name of a job that comes with the package, a job's folder, or a
+            JSON file; or a list of them.
         trust: ``untrusted`` or ``trusted``: whether the sites trust the server with updates that have no
             noise in them. It picks the scope of a job that names none (:data:`TRUST`).
         default_scope: That scope, in place of what ``trust`` picks; one of the policies'. Where there is one
@@ -132,7 +134,7 @@ class SitePolicyBuilder(Builder):
             )
         self.default_scope = default_scope
         agreed = [protocol] if isinstance(protocol, str) else protocol
-        self.protocols = [read_agreed_protocol(folder / entry) for entry in agreed]
+        self.protocols = [read_agreed_protocol(find_agreed(folder, entry)) for entry in agreed]
         if type(heart_beat_timeout) is not int or heart_beat_timeout < 1:
             raise JobError(
                 f"heart_beat_timeout must be whole seconds, at least 1, not {heart_beat_timeout!r}."
@@ -247,12 +249,18 @@ def project_with_absolute_paths(path: Path) -> dict[str, Any]:
         arguments["policies"] = [str(folder / policy) for policy in arguments["policies"]]
         agreed = arguments["protocol"]
         agreed = [agreed] if isinstance(agreed, str) else agreed
-        arguments["protocol"] = [str(folder / entry) for entry in agreed]
+        arguments["protocol"] = [str(find_agreed(folder, entry)) for entry in agreed]
     except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError, StopIteration):
         raise JobError(
             f"{path}: not a project file with a SitePolicyBuilder; provisioning/project.yml is one."
         ) from None
     return content
+
+
+def find_agreed(folder: Path, entry: str) -> Path:
+    """Return where an agreed protocol is: below ``folder``, else in the job of that name of the package."""
+    place = folder / entry
+    return JOBS / entry if entry in job_names() and not place.exists() else place
 
 
 def read_agreed_protocol(path: Path) -> dict[str, Any]:
@@ -263,7 +271,7 @@ def read_agreed_protocol(path: Path) -> dict[str, Any]:
     """
     if path.is_dir():
         if not (path / CONFIG_FOLDER).is_dir():
-            raise JobError(f"{path}: not a job folder (it has no {CONFIG_FOLDER}). The jobs are in jobs/.")
+            raise JobError(f"{path}: not a job folder (it has no {CONFIG_FOLDER}).")
         _, protocol = read_tables(path / CONFIG_FOLDER)
     elif path.suffix == ".toml" and path.is_file():
         protocol = read_toml(str(path), path.read_bytes())
