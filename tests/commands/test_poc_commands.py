@@ -48,17 +48,6 @@ def test_so_can_that_of_a_refusal(workspace: Path, monkeypatch: pytest.MonkeyPat
     assert shlex.split(command) == ["histoflare", "poc", "stop", "--workspace", str(workspace)]
 
 
-def test_kits_in_a_temporary_folder_come_into_the_workspace(tmp_path: Path) -> None:
-    temporary = tmp_path / "histoflare-kits-x"
-    (temporary / "kits" / "server" / "jobs").mkdir(parents=True)
-    (tmp_path / "my run" / "kits" / "earlier").mkdir(parents=True)
-    kits = Kits("x", str(temporary / "kits"), "server", "lead", (), 1, str(temporary))
-    kits.leave_temporary(tmp_path / "my run")
-    assert (tmp_path / "my run" / "kits" / "server" / "jobs").is_dir() and not temporary.exists()
-    kits.leave_temporary(tmp_path / "my run")  # once more: nothing is lost
-    assert (tmp_path / "my run" / "kits" / "server" / "jobs").is_dir()
-
-
 def test_the_job_is_one_that_the_sites_that_are_there_can_run(
     repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,7 @@ from histoflare.commands.options import (
     read_device,
     read_epsilons,
 )
+from histoflare.storage import real_path
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -99,7 +100,7 @@ def demo(
             chosen = _write_job(job, preset, out_dir, found.sites, changes, network)
             sites = {
                 name: SiteConfiguration(
-                    manifest=path.resolve(),
+                    manifest=real_path(path),
                     bags=(out_dir / "bags" / name).resolve(),
                     records=(out_dir / "records" / name).resolve(),
                     device=where,

@@ -17,6 +17,7 @@ from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.accountant import ACCOUNTANTS
 from histoflare.privacy.spend import ADD_OR_REMOVE_ONE, UNIT
 from histoflare.shipped import find_job
+from histoflare.storage import real_path
 
 if TYPE_CHECKING:
     from histoflare.flare.job import Job
@@ -201,7 +202,7 @@ def show_plan(
 
     job = find_job(job)
     read, configuration = choose_job(job, preset).job, read_site_file(site)
-    local = site.absolute().parent
+    local = real_path(site).parent
     rules = read_site_policy(policy or local / policy_file(read.scope), local)
     trains = read.kind == TRAINING
     refusal: HistoflareError | None = _refused_otherwise(read, rules, local, trains=trains)

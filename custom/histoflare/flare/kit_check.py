@@ -11,7 +11,6 @@ from nvflare.apis.fl_constant import WorkspaceConstants
 from histoflare.errors import HistoflareError
 from histoflare.flare.job_folders import remove_applications
 from histoflare.flare.kit_signature import CLIENT_FILE, participant_of, verify_kit
-from histoflare.flare.processes import breaks_command_lines
 from histoflare.site.configuration import find_site_file, read_site_file
 from histoflare.site.ledgers import open_ledger
 
@@ -32,22 +31,8 @@ class KitCheck(FLComponent):
 
     def __init__(self) -> None:
         super().__init__()
-        require_usable_folder(Path.cwd())
         require_signed_kit(Path.cwd())
         require_own_kit(Path.cwd())
-
-
-def require_usable_folder(kit: Path) -> None:
-    """End this process with what is wrong if FLARE could start no job from where the kit is."""
-    if breaks_command_lines(str(kit)):
-        refuse_start(
-            kit,
-            HistoflareError(
-                f"{kit}: FLARE starts no job from a path with a blank, a quote, '\\' or '#' in it. Move the "
-                "kit, and start it from there.",
-                reason="FEDERATION_FAILED",
-            ),
-        )
 
 
 def require_own_kit(kit: Path) -> None:
