@@ -1,4 +1,4 @@
-"""FLARE's scripts in a startup kit, changed: what they import, who reads what they write, where the kit lies."""
+"""FLARE's scripts in a startup kit, changed: imports, rights of what they write, paths."""
 
 from __future__ import annotations
 
