@@ -20,12 +20,14 @@ from histoflare.commands.options import (
     read_device,
     read_epsilons,
 )
+from histoflare.errors import JobError
 from histoflare.storage import real_path
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from histoflare.bags.network_encoder import Encoder
+    from histoflare.commands.sites import SiteFolder
     from histoflare.flare.job import Job
     from histoflare.site.configuration import SiteConfiguration
     from histoflare.slides.mosaic import MosaicParameters
@@ -72,7 +74,6 @@ def demo(
     """
     from histoflare.commands.clock import PhaseClock
     from histoflare.commands.console import print_json
-    from histoflare.commands.earlier_run import claim_output
     from histoflare.commands.experiment import PAGE_FILE, run_experiment, write_site_pages
     from histoflare.commands.runtimes import FEDERATION_FOLDER, Experiment
     from histoflare.commands.sites import find_sites
@@ -96,8 +97,7 @@ def demo(
                 _make_slides(slides, hospitals, slides_per_hospital, bars)
         with clock.phase("prepare bags"):
             found = find_sites(slides)
-            claim_output(out_dir, {"sites": found.to_json()})
-            chosen = _write_job(job, preset, out_dir, found.sites, changes, network)
+            chosen = _write_job(job, preset, out_dir, found, changes, network)
             sites = {
                 name: SiteConfiguration(
                     manifest=real_path(path),
@@ -137,6 +137,13 @@ def _make_slides(folder: Path, hospitals: int, slides_per_hospital: int, bars: P
 
     cohort = SyntheticCohort(hospitals=hospitals, slides_per_hospital=slides_per_hospital)
     wanted = sum(cohort.sites.values())
+    others = sorted({path.parent.name for path in folder.glob("*/manifest.csv")} - set(cohort.sites))
+    if others:
+        raise JobError(
+            f"{folder}: has slides of other hospitals too ({', '.join(others)}), made for another run. "
+            "Give another folder with --out, or remove this one.",
+            reason="OUTPUT_TAKEN",
+        )
     manifests = [folder / site / "manifest.csv" for site in cohort.sites]
     if all(path.exists() for path in manifests) and len(list(folder.glob("*/slides/*.tif"))) == wanted:
         say(f"{folder}: the slides are there already")
@@ -157,7 +164,6 @@ def _open_job(
     What is wrong with either is said here, before slides are made.
     """
     from histoflare.bags.encoder import load_encoder, load_encoder_of
-    from histoflare.errors import JobError
     from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_schema import TRAINING
 
@@ -180,7 +186,7 @@ def _write_job(
     folder: Path,
     preset: str | None,
     out_dir: Path,
-    manifests: dict[str, Path],
+    found: SiteFolder,
     changes: dict[str, Any],
     encoder: Encoder,
 ) -> Job:
@@ -188,9 +194,10 @@ def _write_job(
 
     Its labels are those of the manifests, where these are others.
     """
+    from histoflare.commands.earlier_run import claim_output
     from histoflare.commands.runtimes import EVALUATION_JOBS
     from histoflare.flare.job import read_job
-    from histoflare.flare.job_choice import choose_job
+    from histoflare.flare.job_choice import choose_job, facts_of
     from histoflare.flare.job_variant import write_variant
     from histoflare.flare.workstation import write_evaluation
     from histoflare.site.found_data import FoundData, Patches, find_labels
@@ -198,9 +205,10 @@ def _write_job(
     job = choose_job(folder, preset, changes=changes).job
     patches = Patches(encoder.id, encoder.features, job.task.patch_px, job.task.mpp)  # as they will be made
     choice = choose_job(
-        folder, preset, found=FoundData(find_labels(manifests.values()), patches), changes=changes
+        folder, preset, found=FoundData(find_labels(found.sites.values()), patches), changes=changes
     )
     say_fitted(choice)
+    claim_output(out_dir, {"sites": found.to_json(), "job": facts_of(choice.job)})
     jobs = out_dir / JOBS_FOLDER
     evaluation = folder.parent / EVALUATION_JOBS["bags"]
     for name in (folder.name, EVALUATION_JOBS["bags"]):

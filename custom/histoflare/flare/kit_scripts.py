@@ -1,4 +1,4 @@
-"""FLARE's scripts in a startup kit, changed: imports, rights of what they write, paths."""
+"""FLARE's scripts in a startup kit, changed: what they import, rights of files, blanks in paths."""
 
 from __future__ import annotations
 
