@@ -64,7 +64,7 @@ def show(
     if as_json:
         print_json(facts)
         return
-    table = Table("name", Column("value", overflow="fold"), title=f"{job}", show_header=False)
+    table = Table("name", Column("value", overflow="fold"), title=read.name, show_header=False)
     for name, value in _lines(facts):
         table.add_row(name, str(value))
     out.print(table)
