@@ -25,7 +25,7 @@ from nvflare.lighter.utils import (
 )
 
 from histoflare.errors import JobError
-from histoflare.flare.kit_check import KitCheck, require_signed_kit
+from histoflare.flare.kit_check import KitCheck, require_signed_kit, require_usable_folder
 from histoflare.flare.kit_signature import (
     SIGNATURE_FILE,
     check_running_kit,
@@ -632,3 +632,13 @@ class TestStart:
 )
 def test_what_is_the_site_s_own(path: str, own: bool) -> None:
     assert is_own(path) is own
+
+
+def test_a_folder_in_which_results_would_be_lost_is_said_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="Move the kit"):
+        require_usable_folder(tmp_path / "a\\b")
+
+
+@pytest.mark.parametrize("name", ["kit", "my kit", "it's", 'a"b', "Köln #1", "a(b)&c;$d*"])
+def test_all_others_are_fine(tmp_path: Path, name: str) -> None:
+    require_usable_folder(tmp_path / name)

@@ -31,8 +31,25 @@ class KitCheck(FLComponent):
 
     def __init__(self) -> None:
         super().__init__()
+        require_usable_folder(Path.cwd())
         require_signed_kit(Path.cwd())
         require_own_kit(Path.cwd())
+
+
+def require_usable_folder(kit: Path) -> None:
+    r"""End this process with what is wrong if what jobs make would be lost where the kit is.
+
+    FLARE packs a finished job with ``/`` for each ``\`` of its path, and then finds nothing to pack.
+    """
+    if "\\" in str(kit):
+        refuse_start(
+            kit,
+            HistoflareError(
+                f"{kit}: FLARE loses the results of a job in a path with a '\\'. Move the kit, and start "
+                "it from there.",
+                reason="FEDERATION_FAILED",
+            ),
+        )
 
 
 def require_own_kit(kit: Path) -> None:

@@ -128,6 +128,11 @@ def plan_project(
         raise HistoflareError(
             f"{project_file}: not made by this command; give another --workspace.", reason="FEDERATION_FAILED"
         )
+    if "\\" in str(workspace):
+        raise HistoflareError(
+            f"{workspace}: FLARE loses the results of a job in a path with a '\\'; give another folder.",
+            reason="FEDERATION_FAILED",
+        )
     for agreed in (agreement.protocol, *agreement.more):
         read_agreed_protocol(agreed)
     content = _project(agreement)
