@@ -120,7 +120,7 @@ def _with_new_ledgers(experiment: Experiment, out: Path) -> Experiment:
 
     The sites of an experiment belong to one user, who may repeat it; a hospital's ledger is for good.
     """
-    folder = (out / LEDGERS_FOLDER).absolute()
+    folder = (out / LEDGERS_FOLDER).resolve()
     shutil.rmtree(folder, ignore_errors=True)
 
     def own(sites: Mapping[str, SiteConfiguration]) -> dict[str, SiteConfiguration]:

@@ -111,7 +111,7 @@ def read_job(folder: Path) -> Job:
     except (OSError, ValueError, KeyError, TypeError):
         raise JobError(
             f"{folder}: not a job folder: it has no readable {META_FILE} with a name, a scope and "
-            "min_clients. The jobs are in jobs/."
+            "min_clients."
         ) from None
     job = dataclasses.replace(read_application(folder / CONFIG_FOLDER), name=name, folder=folder, scope=scope)
     if least != job.least_sites:

@@ -344,7 +344,7 @@ class DpSgd(_Noisy):
         if not hasattr(task, "record_losses"):
             raise JobError(
                 "This task has no loss of one patient alone, which DP-SGD needs. Segmentation is protected "
-                "by noise on the update (jobs/dhunet_feddp).",
+                "by noise on the update (dhunet_feddp).",
                 reason="MODEL_NOT_PRIVATE",
             )
         super().check_task(task)
