@@ -98,7 +98,7 @@ def test_the_demo_trains_under_protection(
     (tmp_path / "bags").symlink_to(run_folder / "bags")
     budgets = ["--epsilons", "1" if runtime == "poc" else ""]
     job = repository / "jobs" / "mem_dpsgd"
-    assert job.relative_to(repository) == DEMO_JOB
+    assert job.name == str(DEMO_JOB)
     histoflare("demo", "--out", tmp_path, "--job", job, "--runtime", runtime, *budgets, *SMALL)
     found = report(tmp_path)
     cost = found["guarantee"]

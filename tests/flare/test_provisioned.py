@@ -169,7 +169,7 @@ def weaken(kit: Path) -> None:
 
 @pytest.fixture(scope="module")
 def provisioned(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Provisioned:
-    return Provisioned(tmp_path_factory.mktemp("provisioned"), repository)
+    return Provisioned(tmp_path_factory.mktemp("Köln's provisioned"), repository)
 
 
 @pytest.fixture(scope="module")

@@ -24,11 +24,14 @@ from histoflare.slides.synthetic_cohort import write_site_manifests
 
 @dataclass(frozen=True)
 class FieldParameters:
-    """What a bag's patches are: ``patches`` of side ``patch_px`` at ``mpp`` um/px, side by side."""
+    """What a bag's patches are: ``patches`` of side ``patch_px`` at ``mpp`` um/px, side by side.
+
+    Side and resolution are those of the jobs that come with the package, unless others are asked for.
+    """
 
     patches: int = 9
-    patch_px: int = 112
-    mpp: float = 1.0
+    patch_px: int = 224
+    mpp: float = 0.5
 
     def __post_init__(self) -> None:
         if self.patches < 1 or self.patch_px < 32 or not 0.1 <= self.mpp <= 10:

@@ -13,20 +13,27 @@ from histoflare.commands.options import (
     DEMO_JOB,
     DEVICE_HELP,
     EPSILONS_HELP,
+    JOB_HELP,
     RUNTIME_HELP,
     Preset,
     Runtime,
     read_device,
     read_epsilons,
 )
+from histoflare.errors import JobError
+from histoflare.storage import real_path
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from histoflare.bags.network_encoder import Encoder
+    from histoflare.commands.sites import SiteFolder
     from histoflare.flare.job import Job
     from histoflare.site.configuration import SiteConfiguration
     from histoflare.slides.mosaic import MosaicParameters
+
+JOBS_FOLDER = "job"
+"""In the output folder: the job that ran, and the one with which its sites were asked about the model."""
 
 
 def demo(
@@ -37,7 +44,7 @@ def demo(
         Path | None,
         typer.Option(help="Your own slides: a folder with one <site>/manifest.csv (or <site>.csv) per site."),
     ] = None,
-    job: Annotated[Path, typer.Option(help="The job folder.")] = DEMO_JOB,
+    job: Annotated[Path, typer.Option(help=JOB_HELP)] = DEMO_JOB,
     preset: Preset = None,
     runtime: Annotated[Runtime, typer.Option(help=RUNTIME_HELP)] = Runtime.POC,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds instead of the job's.")] = None,
@@ -67,12 +74,11 @@ def demo(
     """
     from histoflare.commands.clock import PhaseClock
     from histoflare.commands.console import print_json
-    from histoflare.commands.earlier_run import claim_output
     from histoflare.commands.experiment import PAGE_FILE, run_experiment, write_site_pages
     from histoflare.commands.runtimes import FEDERATION_FOLDER, Experiment
     from histoflare.commands.sites import find_sites
-    from histoflare.flare.job_choice import choose_job
     from histoflare.report.consortium import results_table
+    from histoflare.shipped import find_job
     from histoflare.site.configuration import SiteConfiguration
 
     if runtime == Runtime.POC:
@@ -81,23 +87,20 @@ def demo(
         refuse_running(out_dir / FEDERATION_FOLDER)
     budgets, where = read_epsilons(epsilons), read_device(device)
     clock = PhaseClock()
+    job = find_job(job)
+    changes = {"rounds": rounds, "seed": seed, "task.patch_px": patch_px}
     with progress() as bars:
+        network = _open_job(job, preset, out_dir, changes, (encoder, weights, weights_sha256, where))
         if slides is None:
             slides = out_dir / "slides"
             with clock.phase("make slides"):
                 _make_slides(slides, hospitals, slides_per_hospital, bars)
         with clock.phase("prepare bags"):
             found = find_sites(slides)
-            claim_output(out_dir, {"sites": found.to_json()})
-            changes = {"rounds": rounds, "seed": seed, "task.patch_px": patch_px}
-            if choose_job(job, preset).job.answer_seconds is not None:
-                changes["answer_seconds"] = 1  # all sites are of one user, who may know how long they work
-            chosen, network = _choose_job(
-                job, preset, out_dir, found.sites, changes, (encoder, weights, weights_sha256, where)
-            )
+            chosen = _write_job(job, preset, out_dir, found, changes, network)
             sites = {
                 name: SiteConfiguration(
-                    manifest=path.resolve(),
+                    manifest=real_path(path),
                     bags=(out_dir / "bags" / name).resolve(),
                     records=(out_dir / "records" / name).resolve(),
                     device=where,
@@ -134,6 +137,13 @@ def _make_slides(folder: Path, hospitals: int, slides_per_hospital: int, bars: P
 
     cohort = SyntheticCohort(hospitals=hospitals, slides_per_hospital=slides_per_hospital)
     wanted = sum(cohort.sites.values())
+    others = sorted({path.parent.name for path in folder.glob("*/manifest.csv")} - set(cohort.sites))
+    if others:
+        raise JobError(
+            f"{folder}: has slides of other hospitals too ({', '.join(others)}), made for another run. "
+            "Give another folder with --out, or remove this one.",
+            reason="OUTPUT_TAKEN",
+        )
     manifests = [folder / site / "manifest.csv" for site in cohort.sites]
     if all(path.exists() for path in manifests) and len(list(folder.glob("*/slides/*.tif"))) == wanted:
         say(f"{folder}: the slides are there already")
@@ -142,50 +152,71 @@ def _make_slides(folder: Path, hospitals: int, slides_per_hospital: int, bars: P
     make_slides(folder, cohort, progress=lambda done, total: bars.update(bar, completed=done, total=total))
 
 
-def _choose_job(
+def _open_job(
     folder: Path,
     preset: str | None,
     out_dir: Path,
-    manifests: dict[str, Path],
     changes: dict[str, Any],
     wanted_encoder: tuple[str | None, Path | None, str | None, str],
-) -> tuple[Job, Encoder]:
-    """Return the job with the changes asked for, and its encoder; with it goes the job that evaluates.
+) -> Encoder:
+    """Return the encoder of the job with the changes asked for, to which those of one workstation are added.
+
+    What is wrong with either is said here, before slides are made.
+    """
+    from histoflare.bags.encoder import load_encoder, load_encoder_of
+    from histoflare.flare.job_choice import choose_job
+    from histoflare.flare.job_schema import TRAINING
+
+    if folder.parent.resolve() == (out_dir / JOBS_FOLDER).resolve():
+        raise JobError(
+            f"{folder}: this command writes its jobs to {folder.parent}; copy yours to another folder first."
+        )
+    job = choose_job(folder, preset, changes=changes).job
+    if job.kind != TRAINING or job.task.data != "bags":
+        raise JobError(f"{folder}: the demo trains on bags of slides, and this job does not.")
+    if job.answer_seconds is not None:
+        changes["answer_seconds"] = 1  # all sites are of one user, who may know how long they work
+    spec, weights, sha256, device = wanted_encoder
+    if spec is None:
+        return load_encoder_of(job.task.encoder, weights, sha256, device, job.task.patch_px)
+    return load_encoder(spec, weights, sha256, device, job.task.patch_px)
+
+
+def _write_job(
+    folder: Path,
+    preset: str | None,
+    out_dir: Path,
+    found: SiteFolder,
+    changes: dict[str, Any],
+    encoder: Encoder,
+) -> Job:
+    """Return the job with the changes asked for; beside it goes the job that evaluates.
 
     Its labels are those of the manifests, where these are others.
     """
-    from histoflare.bags.encoder import load_encoder, load_encoder_of
+    from histoflare.commands.earlier_run import claim_output
     from histoflare.commands.runtimes import EVALUATION_JOBS
-    from histoflare.errors import JobError
     from histoflare.flare.job import read_job
-    from histoflare.flare.job_choice import choose_job
+    from histoflare.flare.job_choice import choose_job, facts_of
     from histoflare.flare.job_variant import write_variant
     from histoflare.flare.workstation import write_evaluation
     from histoflare.site.found_data import FoundData, Patches, find_labels
 
     job = choose_job(folder, preset, changes=changes).job
-    spec, weights, sha256, device = wanted_encoder
-    if spec is None:
-        encoder = load_encoder_of(job.task.encoder, weights, sha256, device, job.task.patch_px)
-    else:
-        encoder = load_encoder(spec, weights, sha256, device, job.task.patch_px)
     patches = Patches(encoder.id, encoder.features, job.task.patch_px, job.task.mpp)  # as they will be made
     choice = choose_job(
-        folder, preset, found=FoundData(find_labels(manifests.values()), patches), changes=changes
+        folder, preset, found=FoundData(find_labels(found.sites.values()), patches), changes=changes
     )
     say_fitted(choice)
-    jobs = out_dir / "job"
+    claim_output(out_dir, {"sites": found.to_json(), "job": facts_of(choice.job)})
+    jobs = out_dir / JOBS_FOLDER
     evaluation = folder.parent / EVALUATION_JOBS["bags"]
-    if folder.parent.resolve() == jobs.resolve():
-        raise JobError(
-            f"{folder}: this command writes its jobs to {jobs}; copy yours to another folder first."
-        )
     for name in (folder.name, EVALUATION_JOBS["bags"]):
         shutil.rmtree(jobs / name, ignore_errors=True)
     chosen = read_job(write_variant(folder, jobs / folder.name, choice.changes, scope=choice.scope))
     if evaluation.is_dir():
         write_evaluation(evaluation, jobs, chosen)
-    return chosen, encoder
+    return chosen
 
 
 def _prepare(

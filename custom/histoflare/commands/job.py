@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from histoflare.commands.console import console, make_table, out, print_json
-from histoflare.commands.options import Preset
+from histoflare.commands.options import JOB_HELP, Preset
 from histoflare.commands.result import show_result
 from histoflare.errors import HistoflareError, JobError
+from histoflare.shipped import find_job
 
 if TYPE_CHECKING:
     from histoflare.flare.admin import Admin
@@ -25,7 +26,7 @@ app.command("result")(show_result)
 
 @app.command()
 def show(
-    job: Annotated[Path, typer.Argument(help="A job folder, e.g. jobs/mem_fedavg.")],
+    job: Annotated[Path, typer.Argument(help=JOB_HELP)],
     preset: Preset = None,
     policies: Annotated[
         Path | None,
@@ -35,9 +36,9 @@ def show(
 ) -> None:
     """Show what a job asks of the sites: purpose, scope, protocol with its hash, start, cost, every variable.
 
-    Example: histoflare job show jobs/mem_fedavg
+    Example: histoflare job show mem_fedavg
 
-    Example: histoflare job show jobs/mem_dpsgd --preset per-site --policies provisioning
+    Example: histoflare job show mem_dpsgd --preset per-site --policies provisioning
     """
     from rich.table import Column, Table
 
@@ -51,6 +52,7 @@ def show(
     from histoflare.flare.job_choice import choose_job
     from histoflare.privacy.protocol import digest
 
+    job = find_job(job)
     read = choose_job(job, preset).job
     facts: dict[str, Any] = {
         "job": read.name,
@@ -80,7 +82,7 @@ def show(
         print_json(facts | ({} if allowed is None else {"allowed": allowed}))
         return
     facts["cost"] = say_cost(read, facts["cost"])
-    table = Table("name", Column("value", overflow="fold"), title=f"{job}", show_header=False)
+    table = Table("name", Column("value", overflow="fold"), title=read.name, show_header=False)
     for name, value in _lines(facts):
         table.add_row(name, str(value))
     out.print(table)
@@ -90,7 +92,7 @@ def show(
 
 @app.command()
 def make(
-    job: Annotated[Path, typer.Argument(help="The job folder to start from.")],
+    job: Annotated[Path, typer.Argument(help=f"Where to start from. {JOB_HELP}")],
     target: Annotated[Path, typer.Option("--out", help="Folder for the new job; must not exist.")],
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Change a variable of the job, e.g. least_sites=3.")
@@ -109,7 +111,7 @@ def make(
 
     A model goes to the server alone, so a job with one names its sites.
 
-    Example: histoflare job make jobs/mem_evaluate --model demo-run/model.safetensors --sites a,b --out ask
+    Example: histoflare job make mem_evaluate --model demo-run/model.safetensors --sites a,b --out ask
     """
     from histoflare.commands.job_facts import say_protocol_change
     from histoflare.flare.job import read_job
@@ -119,6 +121,7 @@ def make(
     from histoflare.model_file import read_model_header
     from histoflare.rounds.state import model_state
 
+    job = find_job(job)
     before = None
     if model is not None:
         header = read_model_header(model)
@@ -129,7 +132,7 @@ def make(
     made = choice.job
     names = _site_names(sites) if sites else None
     if model is not None:
-        read_state(model, like=made.strategy.begin(model_state(made.task.build_model())))
+        read_state(model, like=model_state(made.task.build_model()))
     if names is not None and len(names) < made.least_sites:
         raise JobError(
             f"--sites names {len(names)}, and the job needs updates of {made.least_sites} (--set "
@@ -143,7 +146,7 @@ def make(
 
 @app.command()
 def submit(
-    job: Annotated[Path, typer.Argument(help="A job folder, e.g. jobs/mem_fedavg.")],
+    job: Annotated[Path, typer.Argument(help=JOB_HELP)],
     kit: Annotated[Path, typer.Option(help="The startup kit of whoever submits it.")],
     preset: Preset = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for its end, and say how it ended.")] = False,
@@ -153,13 +156,14 @@ def submit(
     Whatever lies in or below the current folder is not looked at; FLARE's own command would take code from
     there.
 
-    Example: histoflare job submit jobs/mem_dpsgd --kit kits/histoflare/prod_00/lead@consortium.example --wait
+    Example: histoflare job submit mem_dpsgd --kit kits/histoflare/prod_00/lead@consortium.example --wait
     """
     from histoflare.flare.admin import Admin, read_administrator
     from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_variant import write_variant
     from histoflare.flare.poc import COMPLETED
 
+    job = find_job(job)
     choice = choose_job(job, preset)
     admin = Admin(read_administrator(kit), kit)
     refusals = ""

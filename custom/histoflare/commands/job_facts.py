@@ -174,7 +174,7 @@ def _problem(job: Job, policy: Policy, narrowed: bool) -> str | None:
             return "lets no evaluation out" if none else None
         check_plan(policy, job.plan)
         check_patience(policy, job)
-        check_strategy(policy, job.plan, job.strategy)
+        check_strategy(policy, job.plan, job.strategy, job.transport)
         if policy.protection is not None:
             budget = policy.protection.budget()
             budget.without_sampler(job.plan.numbers(job.rounds, job.weights))

@@ -12,6 +12,7 @@ import typer
 from histoflare.commands.console import console, make_table, out, print_json
 from histoflare.errors import JobError, LedgerError
 from histoflare.privacy.sampler import NUMBERS_EVER, sampler_delta
+from histoflare.storage import real_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,8 +64,8 @@ def create(
         ledger, key = named
     if ledger is None or key is None:
         raise typer.BadParameter("say where the ledger and its key are to be: --ledger and --key")
-    ledger, key = ledger.absolute(), key.absolute()
-    if named is not None and named != (ledger, key):
+    ledger, key = real_path(ledger), real_path(key)
+    if named is not None and tuple(map(real_path, named)) != (ledger, key):
         raise JobError(
             f"{site}: names a ledger already, {named[0]}. A site has one for all jobs and kits: use that "
             "one, or take the two lines out if there has never been one.",
@@ -129,7 +130,7 @@ def move(
     _say(
         f"{'bound to' if moved else 'was already bound to'} {place.ledger}, key {place.key}, on {place.host}"
     )
-    if both and site is not None and name_ledger(site, opened.path.absolute(), opened.key_path.absolute()):
+    if both and site is not None and name_ledger(site, opened.path, real_path(opened.key_path)):
         _say(f"{site}: names it now.")
 
 
@@ -252,7 +253,7 @@ def _budget(
     from histoflare.privacy.own_policy_file import read_site_policy
 
     if policy_file is not None and epsilon is None and delta is None:
-        protection = read_site_policy(policy_file, site and site.absolute().parent).protection
+        protection = read_site_policy(policy_file, site and real_path(site).parent).protection
         if protection is None:
             return None
         return protection.budget()

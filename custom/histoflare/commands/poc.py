@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from histoflare.commands.console import console, make_table, out, print_json, progress, say, say_fitted
-from histoflare.commands.options import DEFAULT_JOB, Preset
+from histoflare.commands.options import DEFAULT_JOB, JOB_HELP, Preset
 from histoflare.errors import HistoflareError, JobError
+from histoflare.shipped import find_job
 
 if TYPE_CHECKING:
     from histoflare.flare.poc import Federation
@@ -48,7 +49,7 @@ def start(
     bags: Annotated[
         Path | None, typer.Option(help="Folder with one <site>/ of bags each; none: <site>/bags in --sites.")
     ] = None,
-    job: Annotated[Path, typer.Option(help="Job whose protocol the sites agree to.")] = DEFAULT_JOB,
+    job: Annotated[Path, typer.Option(help=f"Whose protocol the sites agree to. {JOB_HELP}")] = DEFAULT_JOB,
     preset: Preset = None,
     prepare: Annotated[
         bool, typer.Option("--prepare", help="Sites make missing or stale bags before their first round.")
@@ -72,6 +73,7 @@ def start(
     from histoflare.flare.poc import Federation, refuse_running
 
     refuse_running(workspace)
+    job = find_job(job)
     task = choose_job(job, preset).job.task
     chosen = (
         _configure(sites, bags, task.data, prepare)

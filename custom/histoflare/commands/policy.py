@@ -9,6 +9,7 @@ import typer
 
 from histoflare.commands.console import make_table, out, print_json
 from histoflare.errors import JobError
+from histoflare.storage import real_path
 
 if TYPE_CHECKING:
     from histoflare.privacy.own_policy import StewardPolicy
@@ -30,9 +31,9 @@ def show_policy(
     from histoflare.flare.site_policy import known_models
     from histoflare.privacy.own_policy import layers
     from histoflare.privacy.own_policy_file import read_layers
-    from histoflare.rounds.strategy import STRATEGIES
+    from histoflare.rounds.strategies import STRATEGIES
 
-    local = site.absolute().parent
+    local = real_path(site).parent
     if (local.parent / "startup").is_dir():
         verify_kit(local.parent)
     signed, own = read_layers(local)

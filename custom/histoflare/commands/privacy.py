@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from histoflare.commands.console import make_table, out, print_json
-from histoflare.commands.options import Preset
+from histoflare.commands.options import JOB_HELP, Preset
 from histoflare.commands.policy import show_policy
 from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.accountant import ACCOUNTANTS
 from histoflare.privacy.spend import ADD_OR_REMOVE_ONE, UNIT
+from histoflare.shipped import find_job
+from histoflare.storage import real_path
 
 if TYPE_CHECKING:
     from histoflare.flare.job import Job
@@ -173,7 +175,7 @@ def show_noise(
 
 @app.command("plan")
 def show_plan(
-    job: Annotated[Path, typer.Argument(help="A job folder, e.g. jobs/mem_dpsgd.")],
+    job: Annotated[Path, typer.Argument(help=JOB_HELP)],
     site: Annotated[Path, typer.Option(help="The site's own file, e.g. local/histoflare.toml.")],
     policy: Annotated[
         Path | None, typer.Option(help="A signed policy; none: policy_<scope>.toml beside the site's file.")
@@ -185,21 +187,22 @@ def show_plan(
 
     The exit code is 3 if the site would refuse it.
 
-    Example: histoflare privacy plan jobs/mem_dpsgd --site local/histoflare.toml
+    Example: histoflare privacy plan mem_dpsgd --site local/histoflare.toml
     """
     from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_schema import TRAINING
     from histoflare.flare.site_policy import policy_file
     from histoflare.privacy.accountant import epsilon
     from histoflare.privacy.own_policy_file import read_site_policy
-    from histoflare.rounds.strategy import count_sent_by_job
+    from histoflare.rounds.round import count_sent_by_job
     from histoflare.site.configuration import read_site_file
     from histoflare.site.data import device_of, slides_of_a_patient
     from histoflare.site.likely_time import likely_seconds
     from histoflare.site.preview import preview
 
+    job = find_job(job)
     read, configuration = choose_job(job, preset).job, read_site_file(site)
-    local = site.absolute().parent
+    local = real_path(site).parent
     rules = read_site_policy(policy or local / policy_file(read.scope), local)
     trains = read.kind == TRAINING
     refusal: HistoflareError | None = _refused_otherwise(read, rules, local, trains=trains)
@@ -311,7 +314,7 @@ def _refused_otherwise(job: Job, policy: Policy, local: Path, trains: bool) -> J
         if (local / PROTOCOL_FILE).is_file():
             check_agreement(job, local)
         if trains:
-            check_strategy(policy, job.plan, job.strategy)
+            check_strategy(policy, job.plan, job.strategy, job.transport)
     except JobError as error:
         return error
     return None

@@ -9,6 +9,7 @@ from typing import Any
 from histoflare.errors import ManifestError
 from histoflare.flare.kits import SERVER, SITE_NAME
 from histoflare.site.configuration import SiteConfiguration
+from histoflare.storage import real_path
 
 EXTERNAL = "external"
 
@@ -77,6 +78,6 @@ def configure_site(
         settings: Of :class:`SiteConfiguration`.
     """
     if data == "images":
-        return SiteConfiguration(images=manifest.resolve(), **settings)
+        return SiteConfiguration(images=real_path(manifest), **settings)
     of_site = (bags / name if bags else manifest.parent / "bags").resolve()
-    return SiteConfiguration(manifest.resolve(), of_site, **settings)
+    return SiteConfiguration(real_path(manifest), of_site, **settings)

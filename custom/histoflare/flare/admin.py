@@ -116,7 +116,7 @@ class Admin:
     def download(self, job_id: str, target: Path) -> Path:
         """Fetch what a job left into ``target/<job id>``, and return that folder."""
         shutil.rmtree(target / job_id, ignore_errors=True)
-        return Path(self._ask(lambda session: session.download_job_result(job_id, str(target.absolute()))))
+        return Path(self._ask(lambda session: session.download_job_result(job_id, str(target.resolve()))))
 
     def abort(self, job_id: str) -> None:
         """Abort a job."""

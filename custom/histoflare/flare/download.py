@@ -24,8 +24,8 @@ from histoflare.privacy.protocol import digest as protocol_digest
 from histoflare.report.consortium import RunFacts, build_report
 from histoflare.report.report_file import drop_missing
 from histoflare.rounds.comparison import Comparison
+from histoflare.rounds.round import count_sent_by_job
 from histoflare.rounds.state import State, digest
-from histoflare.rounds.strategy import count_sent_by_job
 
 RUNTIME = "federation"
 Said = dict[str, dict[str, float | None]]
@@ -125,7 +125,7 @@ def build_download_report(download: Download, evaluation: Download | None = None
     facts = RunFacts(
         job=job.name,
         runtime=RUNTIME,
-        strategy={"name": job.strategy.name, **asdict(job.strategy)},
+        strategy={"name": job.strategy.name, **asdict(job.strategy), "transport": job.transport.name},
         task=job.task.to_json(),
         seed=job.seed,
         rounds=job.rounds,

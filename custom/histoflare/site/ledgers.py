@@ -64,7 +64,7 @@ def on_workstation(site: str, configuration: SiteConfiguration) -> SiteConfigura
 
 def kit_around(path: Path) -> Path | None:
     """Return the startup kit that a path is in; None if it is in none."""
-    for folder in path.absolute().resolve().parents:
+    for folder in path.resolve().parents:
         if (folder / "startup").is_dir() and (folder / "local").is_dir():
             return folder
     return None
