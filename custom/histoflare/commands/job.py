@@ -139,7 +139,7 @@ def submit(
 
     choice = choose_job(job, preset)
     admin = Admin(read_administrator(kit), kit)
-    refusals = ""
+    sites = ""
     try:
         with TemporaryDirectory(prefix="histoflare-") as scratch:
             submitted = job
@@ -152,29 +152,33 @@ def submit(
             return
         with console.status("submitted") as shown:
             status = admin.wait(job_id, choice.job.longest_seconds, shown.update)
-        if status != COMPLETED:
-            refusals = _say_refusals(admin, job_id)
+        sites = _say_sites(admin, job_id, choice.job.rounds)
     finally:
         admin.disconnect()
     table = make_table("job", "name", "status")
     table.add_row(job_id, job.resolve().name, status)
     out.print(table)
     if status != COMPLETED:
-        raise JobError(f"The job {job_id} ended with {status}.{refusals}", reason="JOB_FAILED")
+        raise JobError(f"The job {job_id} ended with {status}.{sites}", reason="JOB_FAILED")
+    console.print(sites.lstrip("\n"), highlight=False, markup=False, soft_wrap=True)
 
 
-def _say_refusals(admin: Admin, job_id: str) -> str:
-    """Return which sites refused a job that failed, why, and what a lead can do about it."""
+def _say_sites(admin: Admin, job_id: str, rounds: int) -> str:
+    """Return how each site fared in a job that has ended, and what a lead can do about it."""
+    from histoflare.flare.outcome import say_advice, say_sites
     from histoflare.flare.result import read_result
-    from histoflare.report.reasons import advise, explain
 
     with TemporaryDirectory(prefix="histoflare-") as scratch:
         try:
-            refused = read_result(admin.download(job_id, Path(scratch)) / "workspace").refused
+            deployment = admin.deployment(job_id)
+            result = read_result(admin.download(job_id, Path(scratch)) / "workspace")
         except (HistoflareError, OSError, ValueError):
             return ""  # how it ended is known all the same
-    lines = [f"{site}: {code}: {explain(code)}" for site, code in sorted(refused.items())]
-    lines += sorted({advice for code in refused.values() if (advice := advise(code))})
+    outcomes = result.outcomes(deployment)
+    lines = [f"Given up: {result.given_up}."] if result.given_up else []
+    lines += [*say_sites(outcomes, rounds), *say_advice(outcomes)]
+    if any(outcome.codes for outcome in outcomes.values()):
+        lines.append("More than its code leaves no site: what its own people can do stands in its log.txt.")
     return "".join(f"\n  {line}" for line in lines)
 
 

@@ -30,7 +30,7 @@ from histoflare.privacy.policy import Policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, digest, read_protocols
 from histoflare.site.books import Books
 from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
-from histoflare.site.ledgers import note_refusal
+from histoflare.site.refusals import note_refusal, say_refusal
 
 
 class Admission(Filter):
@@ -74,14 +74,18 @@ class Admission(Filter):
                 )
             handshake.admit(admitted, fl_ctx)
         except HistoflareError as error:
-            self.logger.warning("this job is not admitted: %s", error)
-            with suppress(HistoflareError):
-                note_refusal(_site_file(fl_ctx), job_id, error)
-            handshake.refuse(error.reason, fl_ctx)
-        except Exception:
+            self._refuse(error, fl_ctx)
+        except Exception as error:
             self.logger.warning("this job is not admitted: it could not be checked", exc_info=True)
-            handshake.refuse("NOT_ADMITTED", fl_ctx)
+            self._refuse(JobError(f"It could not be checked: {error!r}", reason="NOT_ADMITTED"), fl_ctx)
         return shareable
+
+    def _refuse(self, error: HistoflareError, fl_ctx: FLContext) -> None:
+        job_id = fl_ctx.get_job_id()
+        say_refusal(self.logger.warning, job_id, error)
+        with suppress(HistoflareError):
+            note_refusal(_site_file(fl_ctx), job_id, error)
+        handshake.refuse(error.reason, fl_ctx)
 
     def _check(self, fl_ctx: FLContext) -> Admitted:
         """Return what the job may do.

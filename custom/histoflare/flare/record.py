@@ -16,6 +16,8 @@ from histoflare.storage import write_json
 ROUNDS_FILE = "rounds.json"
 SITES_FILE = "sites.json"
 EVALUATION_FILE = "evaluation.json"
+EVALUATION_ROUND_FILE = "evaluation_round.json"
+"""Who was asked about the model after a job's last round, who answered, and who refused with which code."""
 
 
 @dataclass

@@ -10,7 +10,8 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from histoflare.flare.record import EVALUATION_FILE, ROUNDS_FILE, SITES_FILE
+from histoflare.flare.outcome import SiteOutcome, find_outcomes, read_rows
+from histoflare.flare.record import EVALUATION_FILE, SITES_FILE
 from histoflare.model_file import GLOBAL_MODEL_FILE
 from histoflare.rounds.state import State
 from histoflare.site.configuration import SiteConfiguration
@@ -24,14 +25,16 @@ class FederationResult:
     Attributes:
         state: The last global model; None if no round was finished.
         rounds: One row per round, see ``flare.record.RoundRecord.to_json``.
-        evaluation: Site → metrics, where the job was an evaluation.
+        evaluation: Site → metrics of the model, where the sites were asked.
         pseudonyms: Site → the name under which others may see it, of those that have one.
+        evaluation_round: The row of that question, where it came after the rounds of a training; else None.
     """
 
     state: State | None
     rounds: list[dict[str, Any]]
     evaluation: dict[str, dict[str, float | None]]
     pseudonyms: dict[str, str]
+    evaluation_round: dict[str, Any] | None = None
 
     @property
     def finished_rounds(self) -> int:
@@ -47,6 +50,15 @@ class FederationResult:
     def refused(self) -> dict[str, str]:
         """Site → fixed reason code of its last refusal."""
         return {site: code for row in self.rounds for site, code in row["refused"].items()}
+
+    @property
+    def given_up(self) -> str:
+        """Why the run ended before its last round, in the server's words; empty if it did not."""
+        return str(self.rounds[-1].get("given_up", "")) if self.rounds else ""
+
+    def outcomes(self, deployment: Sequence[Any] = ()) -> dict[str, SiteOutcome]:
+        """Return site → how it fared, see :func:`~histoflare.flare.outcome.find_outcomes`."""
+        return find_outcomes(self.rounds, self.evaluation_round, deployment)
 
 
 @dataclass(frozen=True)
@@ -66,18 +78,19 @@ class FederationRun:
 def read_result(folder: Path) -> FederationResult:
     """Read a server's run folder (``workspace`` in a download). What is not there is empty."""
     model = folder / GLOBAL_MODEL_FILE
+    rows, evaluation_round = read_rows(folder)
     return FederationResult(
         state=load_file(model) if model.is_file() else None,
-        rounds=read_rounds(folder),
+        rounds=rows,
         evaluation=_read(folder / EVALUATION_FILE) or {},
         pseudonyms=_read(folder / SITES_FILE) or {},
+        evaluation_round=evaluation_round,
     )
 
 
 def read_rounds(folder: Path) -> list[dict[str, Any]]:
     """Return the rows of a run's rounds so far; none before its first."""
-    rows: list[dict[str, Any]] = _read(folder / ROUNDS_FILE) or []
-    return rows
+    return read_rows(folder)[0]
 
 
 def count_finished(rows: Sequence[Mapping[str, Any]]) -> int:

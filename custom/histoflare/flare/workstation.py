@@ -14,6 +14,7 @@ from histoflare.flare import processes
 from histoflare.flare.job import Job, read_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.kits import Agreement
+from histoflare.flare.outcome import say_sites
 from histoflare.flare.poc import Federation
 from histoflare.flare.result import (
     FederationResult,
@@ -26,7 +27,6 @@ from histoflare.flare.result import (
 from histoflare.flare.site_policy import policy_file
 from histoflare.model_file import GLOBAL_MODEL_FILE
 from histoflare.privacy.policy import POLICIES
-from histoflare.report.reasons import explain
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.storage import write_text
 
@@ -185,10 +185,10 @@ def _result_folder(federation: Federation, job_id: str) -> Path:
 def _describe(federation: Federation, job_id: str, status: str, result: FederationResult, rounds: int) -> str:
     """Return what to tell of a job that did not finish."""
     text = f"The job stopped after {result.finished_rounds} of {rounds} rounds ({status})."
-    if result.rounds and (why := result.rounds[-1].get("given_up")):
-        text += f"\n  It was given up in round {result.rounds[-1]['round'] + 1}: {why}."
-    for site, code in result.refused.items():
-        text += f"\n  {site}: {code}: {explain(code)}"
+    if result.given_up:
+        text += f"\n  It was given up in round {result.rounds[-1]['round'] + 1}: {result.given_up}."
+    for line in say_sites(result.outcomes(), rounds):
+        text += f"\n  {line}"
     log = _result_folder(federation, job_id) / "log.txt"
     if not log.is_file():  # it never began
         log = federation.log(federation.kits.server)
