@@ -164,15 +164,17 @@ class TestSubmit:
         monkeypatch.setattr(Admin, "submit", lambda self, folder: seen.append(read_job(folder)) or "1")
         monkeypatch.setattr(Admin, "wait", lambda *_: "FINISHED:EXECUTION_EXCEPTION")
         monkeypatch.setattr(Admin, "download", download)
+        monkeypatch.setattr(Admin, "deployment", lambda *_: ["server: OK", "a: OK", "c: JOB_VERSION"])
         folder = repository / "jobs" / "mem_dpsgd"
         with pytest.raises(JobError, match="ended with FINISHED:EXECUTION_EXCEPTION") as caught:
             run("job", "submit", folder, "--kit", tmp_path, "--preset", "adnan", "--wait")
         assert [job.rounds for job in seen] == [116]
         lines = str(caught.value).splitlines()
-        assert [line.split(":")[:2] for line in lines[1:3]] == [
-            ["  a", " COHORT_INVALID"],
-            ["  b", " PROTOCOL_MISMATCH"],
+        assert [line.split(": ")[:2] for line in lines[1:3]] == [
+            ["  a", "COHORT_INVALID"],
+            ["  b", "PROTOCOL_MISMATCH"],
         ]
+        assert lines[3].startswith("  c: did not take the job: JOB_VERSION")
         assert "histoflare poc start --sites" in str(caught.value) and "every kit" in str(caught.value)
 
 

@@ -22,7 +22,7 @@ class StandInEngine:
     ) -> None:
         self.folder = folder
         self.configuration = configuration or folder
-        self.job = SimpleNamespace(**job)
+        self.job = SimpleNamespace(**{"training_sites": sorted, "most_evaluations": 1, **job})
         self.sites = sites
         self.events: list[str] = []
 

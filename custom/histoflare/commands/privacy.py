@@ -202,7 +202,7 @@ def show_plan(
     local = site.absolute().parent
     rules = read_site_policy(policy or local / policy_file(read.scope), local)
     trains = read.kind == TRAINING
-    refusal: HistoflareError | None = _refused_otherwise(read, rules, local, trains=trains)
+    refusal: HistoflareError | None = _refused_otherwise(read, rules, site, trains=trains)
     if not trains:
         limit = rules.protection.evaluations if rules.protection else "any number of"
         out.print(
@@ -292,13 +292,16 @@ def _say_refusal(refusal: HistoflareError | None) -> None:
         out.print(str(refusal), highlight=False, markup=False)
 
 
-def _refused_otherwise(job: Job, policy: Policy, local: Path, trains: bool) -> JobError | None:
-    """Return why a site would refuse a job whatever its budget, as far as its own folder says."""
+def _refused_otherwise(job: Job, policy: Policy, site: Path, trains: bool) -> JobError | None:
+    """Return why a site would refuse a job whatever its budget, as far as its own file and folder say."""
     from histoflare.flare.admission import check_agreement, check_strategy
     from histoflare.flare.kit_signature import verify_kit
     from histoflare.privacy.own_policy import check_taking_part
     from histoflare.privacy.protocol import PROTOCOL_FILE
+    from histoflare.site.configuration import read_site_file
+    from histoflare.site.data import check_resolution_named
 
+    local = site.parent
     try:
         if (local.parent / "startup").is_dir():
             verify_kit(local.parent)
@@ -310,6 +313,7 @@ def _refused_otherwise(job: Job, policy: Policy, local: Path, trains: bool) -> J
         )
         if (local / PROTOCOL_FILE).is_file():
             check_agreement(job, local)
+        check_resolution_named(job.task, read_site_file(site))
         if trains:
             check_strategy(policy, job.plan, job.strategy)
     except JobError as error:

@@ -39,7 +39,7 @@ class SiteExecutor(Executor):
         super().__init__()
         self._trainer: Trainer | None = None
         self._roles: dict[str, str] | None = None
-        self._evaluated = False
+        self._evaluated = 0
         self._pace: Pace | None = None
         self._doing = PREPARING
 
@@ -135,7 +135,7 @@ class SiteExecutor(Executor):
     def _evaluate(
         self, shareable: Shareable, fl_ctx: FLContext, admitted: Admitted, abort_signal: Signal
     ) -> Shareable:
-        if self._evaluated:
+        if self._evaluated >= admitted.job.most_evaluations:
             raise JobError("This job has had its answer.", reason="EVALUATED_ALREADY")
         self._doing = EVALUATING
         configuration = self._configuration(fl_ctx)
@@ -148,7 +148,7 @@ class SiteExecutor(Executor):
             return trainer.evaluate(received, split, stopped=lambda: bool(abort_signal.triggered))
 
         answer = admitted.books.evaluate(received, split, _question(admitted.job), evaluate)
-        self._evaluated = True
+        self._evaluated += 1
         handshake.release(answer.metrics, answer.patients)
         reply: Shareable = DXO(DataKind.METRICS, data=answer.metrics).to_shareable()
         return reply

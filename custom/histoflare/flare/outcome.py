@@ -128,11 +128,11 @@ def _say(outcome: SiteOutcome, rounds: int | None) -> str:
         return f"did not take the job: {_say_code(outcome.deployed)}"
     total = rounds if rounds is not None else outcome.asked
     parts = []
-    if outcome.took_part or not outcome.refused:
+    if outcome.took_part or (outcome.asked and not outcome.refused):
         parts.append(f"took part in {outcome.took_part} of {total} rounds.")
     for code, numbers in outcome.refused.items():
         where = (
-            "" if len(numbers) == outcome.asked and not outcome.took_part else f" in {_say_rounds(numbers)}"
+            "" if len(numbers) >= outcome.asked and not outcome.took_part else f" in {_say_rounds(numbers)}"
         )
         parts.append(f"{code}{where}: {explain(code)}")
     if outcome.silent:

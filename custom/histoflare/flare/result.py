@@ -52,6 +52,11 @@ class FederationResult:
         return {site: code for row in self.rounds for site, code in row["refused"].items()}
 
     @property
+    def evaluation_refused(self) -> dict[str, str]:
+        """Site → fixed reason code that it answered to the question about the model after a training."""
+        return dict(self.evaluation_round["refused"]) if self.evaluation_round else {}
+
+    @property
     def given_up(self) -> str:
         """Why the run ended before its last round, in the server's words; empty if it did not."""
         return str(self.rounds[-1].get("given_up", "")) if self.rounds else ""
@@ -63,15 +68,14 @@ class FederationResult:
 
 @dataclass(frozen=True)
 class FederationRun:
-    """What came out of a job, and of the question about its model.
+    """What came out of a job on one workstation.
 
     Attributes:
-        training: Of the job. evaluation: What each site said of the last model; None if it was not asked.
+        training: Of the job, with what its sites said of the last model if they were asked.
         site_states: Site → what the strategy keeps there.
     """
 
     training: FederationResult
-    evaluation: FederationResult | None
     site_states: dict[str, State]
 
 
