@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from histoflare.commands.console import console, make_table, out, print_json
+from histoflare.commands.console import console, make_table, out, print_json, say
 from histoflare.commands.options import Preset
 from histoflare.errors import HistoflareError, JobError
 
@@ -87,23 +87,30 @@ def make(
     A variable that the protocol decides (rounds, labels, encoder, resolution) changes the protocol, and with
     it its hash: sites refuse it until they have agreed.
 
-    A model goes to the server alone, so a job with one names its sites.
+    A model goes to the server alone, so a job with one names its sites. An evaluation has the protocol that
+    the model was trained under, where the job lies beside it as in a download, and asks about its run.
 
-    Example: histoflare job make jobs/mem_evaluate --model demo-run/model.safetensors --sites a,b --out ask
+    Example: histoflare job make jobs/mem_evaluate --model result/JOB_ID --sites a,b --out ask
     """
     from histoflare.flare.job import read_job
     from histoflare.flare.job_choice import choose_job
+    from histoflare.flare.job_schema import EVALUATION
     from histoflare.flare.job_variant import write_variant
     from histoflare.flare.persistor import read_state
+    from histoflare.flare.result import find_protocol
     from histoflare.model_file import read_model_header
+    from histoflare.privacy.protocol import digest
     from histoflare.rounds.state import model_state
 
-    before = None
+    before = header = None
     if model is not None:
         header = read_model_header(model)
         header.check_data(read_job(job).task.data)
         model = header.path
         before = {f"task.{name}": value for name, value in header.task.items() if name != "seed"}
+        if read_job(job).kind == EVALUATION:
+            protocol = find_protocol(model, header.protocol_sha256 or "") or {}
+            before |= {f"protocol.{name}": value for name, value in protocol.items()} | {"run": header.run}
     choice = choose_job(job, preset, setting or [], before=before)
     made = choice.job
     names = _site_names(sites) if sites else None
@@ -115,6 +122,12 @@ def make(
             "least_sites=…)."
         )
     write_variant(job, target, choice.changes, sites=names, scope=scope or choice.scope, start_model=model)
+    if header is not None and header.protocol_sha256 not in (None, digest(made.protocol)):
+        say(
+            "The model was trained under another protocol than this job has, and sites that agreed to that one "
+            "alone refuse it (PROTOCOL_MISMATCH). Give the whole download as --model, or set protocol.… so.",
+            style="yellow",
+        )
     console.print(f"job: {target}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -203,11 +203,11 @@ def show_plan(
     rules = read_site_policy(policy or local / policy_file(read.scope), local)
     trains = read.kind == TRAINING
     refusal: HistoflareError | None = _refused_otherwise(read, rules, site, trains=trains)
-    if not trains:
+    if read.most_evaluations:
         limit = rules.protection.evaluations if rules.protection else "any number of"
-        out.print(
-            f"An evaluation: no ε. The policy lets {limit} evaluations over a patient out.", highlight=False
-        )
+        which = "An evaluation" if not trains else "At its end an evaluation of its model"
+        out.print(f"{which}: no ε. The policy lets {limit} evaluations over a patient out.", highlight=False)
+    if not trains:
         if refusal is None and rules.protection is not None and read.answer_seconds is None:
             refusal = JobError(
                 "Under this policy job.toml must say answer_seconds.", reason="PRIVACY_INVALID"

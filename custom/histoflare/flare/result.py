@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 
+from histoflare.errors import HistoflareError
+from histoflare.flare.job_files import CONFIG_FOLDER, MOST_BYTES, PROTOCOL_FILE, SERVER_APP, read_toml
+from histoflare.flare.job_schema import complete
 from histoflare.flare.outcome import SiteOutcome, find_outcomes, read_rows
 from histoflare.flare.record import EVALUATION_FILE, SITES_FILE
 from histoflare.model_file import GLOBAL_MODEL_FILE
+from histoflare.privacy.protocol import digest
 from histoflare.rounds.state import State
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.records import RunRecords
@@ -100,6 +105,28 @@ def read_rounds(folder: Path) -> list[dict[str, Any]]:
 def count_finished(rows: Sequence[Mapping[str, Any]]) -> int:
     """Return how many rounds were brought to their end."""
     return sum(bool(row.get("finished", True)) for row in rows)
+
+
+def find_protocol(model: Path, sha256: str) -> dict[str, Any] | None:
+    """Return the protocol that a model was trained under, if its job lies beside it, as in a download.
+
+    Args:
+        model: Its file. sha256: The protocol's hash, as the model's header has it; no other one is returned.
+    """
+    workspace = model.parent
+    places = [
+        workspace / SERVER_APP,
+        workspace / CONFIG_FOLDER.parent,
+        workspace.parent / "job" / CONFIG_FOLDER.parent,
+    ]
+    for place in places:
+        with suppress(HistoflareError, OSError):
+            path = place / CONFIG_FOLDER.name / PROTOCOL_FILE
+            with path.open("rb") as file:
+                protocol = complete(read_toml(str(path), file.read(MOST_BYTES + 1)))
+            if digest(protocol) == sha256:
+                return protocol
+    return None
 
 
 def load_site_states(sites: Mapping[str, SiteConfiguration], run: str) -> dict[str, State]:
