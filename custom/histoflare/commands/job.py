@@ -124,8 +124,8 @@ def make(
     write_variant(job, target, choice.changes, sites=names, scope=scope or choice.scope, start_model=model)
     if header is not None and header.protocol_sha256 not in (None, digest(made.protocol)):
         say(
-            "The model was trained under another protocol than this job has, and sites that agreed to that one "
-            "alone refuse it (PROTOCOL_MISMATCH). Give the whole download as --model, or set protocol.… so.",
+            "The model was trained under another protocol than this job has; sites that agreed to that alone "
+            "refuse it (PROTOCOL_MISMATCH). Give the whole download as --model, or set protocol.… so.",
             style="yellow",
         )
     console.print(f"job: {target}", highlight=False, markup=False, soft_wrap=True)

@@ -135,17 +135,17 @@ REASONS_IN_WORDS = {
 ADVICE = {
     "BUDGET_EXHAUSTED": (
         "The job costs more than a patient there has left. Make one that costs less ('histoflare job "
-        "make JOB --set privacy.target_epsilon=…'; more noise or fewer rounds), or leave the site out "
-        "('--sites')."
+        "make JOB --set privacy.target_epsilon=… --out NEW'; more noise or fewer rounds), or leave "
+        "the site out ('--sites')."
     ),
     "COHORT_INVALID": (
-        "What does not fit stands in the site's own log. If it is encoder, patch size or labels, submit"
-        " a job that fits: on one workstation 'histoflare poc start --sites …' makes it and shows its "
-        "command."
+        "What does not fit stands in the site's own log. If it is encoder, patch size or labels, "
+        "submit a job that fits: on one workstation 'histoflare poc start --sites …' makes it and "
+        "shows its command."
     ),
     "EVALUATION_ONLY": (
-        "List the site under evaluation_only in job.toml: it is then asked about the model at the end, "
-        "and never in a round."
+        "List it, with evaluate = true, under evaluation_only in the job's job.toml: it is then asked"
+        " about the model at the end, and in no round."
     ),
     "JOB_INVALID": (
         "Make the job from one that came with this version; 'histoflare job show JOB' says what is "
@@ -159,33 +159,34 @@ ADVICE = {
         "Leave patience and best_metric out of the job, or have the site's policy let the figure out."
     ),
     "PRIVACY_MISMATCH": (
-        "Ask for the scope that goes with the job's mechanism ('histoflare job make JOB --scope …'; "
-        "'histoflare job show JOB' prints both)."
+        "Ask for the scope that goes with the job's mechanism ('histoflare job make JOB --scope … "
+        "--out NEW'; 'histoflare job show JOB' prints both)."
     ),
     "PROTOCOL_MISMATCH": (
-        "Submit a job with the protocol that the sites agreed to ('histoflare job show JOB' prints its "
-        "hash, 'histoflare poc status' the command of the job that fits), or put this one into every "
-        "kit."
+        "Submit a job with the protocol that the sites agreed to ('histoflare job show JOB' prints "
+        "its hash, 'histoflare poc status' the command of the job that fits), or put this one into "
+        "every kit."
     ),
     "RESOLUTION_NOT_NAMED": (
         "Name the resolution that the sites agree on in the protocol ('histoflare job make JOB --set "
-        "protocol.mpp=…'), and put that protocol into every kit."
+        "protocol.mpp=… --out NEW'), and put that protocol into every kit."
     ),
     "WEIGHT_NOT_ALLOWED": (
-        "Weigh the sites equally ('histoflare job make JOB --set strategy.weighting=uniform')."
+        "Weigh the sites equally ('histoflare job make JOB --set strategy.weighting=uniform --out NEW')."
     ),
 }
 """What a lead can do about a refusal, where there is something."""
 
 AT_SITE = {
     "BUDGET_EXHAUSTED": (
-        "'histoflare privacy plan JOB --site local/histoflare.toml' says what a job would cost and what"
-        " is left; 'histoflare ledger close RUN --site local/histoflare.toml' gives back what a run "
-        "that will not go on has reserved."
+        "'histoflare privacy plan JOB --site local/histoflare.toml' says what a job would cost and "
+        "what is left; 'histoflare ledger close RUN --site local/histoflare.toml' gives back what a "
+        "run that will not go on has reserved."
     ),
     "COHORT_INVALID": (
         "Check the data: 'histoflare manifest check MANIFEST' and 'histoflare bags show BAGS', or "
-        "'histoflare masks check IMAGES'; bags of another kind are made anew by 'histoflare prepare'."
+        "'histoflare masks check IMAGES --labels LABELS'; bags of another kind are made anew by "
+        "'histoflare prepare'."
     ),
     "EVALUATION_ONLY": (
         "Nothing, if that is meant; else set evaluation_only = false in local/histoflare.toml."
@@ -200,12 +201,12 @@ AT_SITE = {
         "the lead for the kit anew."
     ),
     "LEDGER_DAMAGED": (
-        "'histoflare ledger verify --site local/histoflare.toml' says where; put the latest copy back "
-        "and bind it with 'histoflare ledger move --site local/histoflare.toml'."
+        "'histoflare ledger verify --site local/histoflare.toml' says where; put the latest copy back"
+        " and bind it with 'histoflare ledger move --site local/histoflare.toml'."
     ),
     "LEDGER_FOREIGN": (
-        "Name this site's own ledger and key in local/histoflare.toml; 'histoflare ledger show --site "
-        "local/histoflare.toml' says whose this one is."
+        "Name this site's own ledger and key in local/histoflare.toml; 'histoflare ledger show --site"
+        " local/histoflare.toml' says whose this one is."
     ),
     "LEDGER_FULL": "Make room on the disk of the ledger.",
     "LEDGER_MISSING": (
@@ -224,8 +225,8 @@ AT_SITE = {
         "--site local/histoflare.toml')."
     ),
     "PROTOCOL_MISMATCH": (
-        "If the consortium agreed on this protocol, the lead has to make a kit with it; if not, nothing"
-        " is to be done here."
+        "If the consortium agreed on this protocol, the lead has to make a kit with it; if not, "
+        "nothing is to be done here."
     ),
     "RESOLUTION_NOT_NAMED": (
         "Nothing here: the lead has to name mpp in the job's protocol, as these images are at it."
@@ -233,8 +234,8 @@ AT_SITE = {
     "ROLE_CHANGED": "Put the split of the manifest back as it was when these patients were first used.",
     "SITE_NOT_CONFIGURED": "Complete local/histoflare.toml.",
     "TRAINER_DIED": (
-        "Look in the log before this for what it died of, such as too little memory; it is started anew"
-        " by itself in the next round."
+        "Look in the log before this for what it died of, such as too little memory; it is started "
+        "anew by itself in the next round."
     ),
     "TRAINING_FAILED": "The lines before this in the job's log say of what.",
 }
