@@ -140,12 +140,16 @@ def _say(outcome: SiteOutcome, rounds: int | None) -> str:
             f"No answer in {_say_rounds(outcome.silent)}: it was not there, or the round ended before."
         )
     if outcome.evaluated is not None:
-        parts.append(
-            f"No figures on the model: {_say_code(outcome.evaluated)}"
-            if outcome.evaluated
-            else "It evaluated the model."
-        )
+        parts.append(_say_evaluated(outcome))
     return " ".join(parts)
+
+
+def _say_evaluated(outcome: SiteOutcome) -> str:
+    if not outcome.evaluated:
+        return "It evaluated the model."
+    if outcome.evaluated in outcome.refused:
+        return "For the same reason it did not evaluate the model."
+    return f"It did not evaluate the model: {_say_code(outcome.evaluated)}"
 
 
 def _say_code(code: str) -> str:
