@@ -28,6 +28,7 @@ from histoflare.flare.job_variant import write_variant
 from histoflare.flare.record import BEST_EVALUATION_FILE, EARLIER_ROUNDS_FILE, ROUNDS_FILE, SITES_FILE
 from histoflare.flare.result import read_result
 from histoflare.flare.workflow import AskingScatterAndGather
+from histoflare.rounds.strategy import OWN
 from histoflare.site.messages import digest_of
 
 from .stand_in import StandInEngine, come_from
@@ -88,7 +89,11 @@ class Server:
         self.workflow._current_round = 3
         self.workflow.communicator = Communicator(self.workflow, replies)
         self.workflow.aggregator = SimpleNamespace(
-            accept=lambda *_: accepts, taking_part=sorted(replies) if accepts else [], metrics={}, stamps={}
+            accept=lambda *_: accepts,
+            taking_part=sorted(replies) if accepts else [],
+            metrics={},
+            stamps={},
+            notes={},
         )
         self.folder = folder
 
@@ -134,7 +139,8 @@ class Asking:
         self.workflow._engine = self.engine
         self.asked: list[tuple[int, Any, list[str]]] = []
         self.workflow.communicator = self
-        model = make_model_learnable({"w": np.ones(10, np.float32)}, {})
+        own = {f"{OWN}momentum": np.full(10, 7, np.float32)}  # what a strategy keeps at the server
+        model = make_model_learnable({"w": np.ones(10, np.float32), **own}, {})
         self.workflow._global_weights = model
         self.workflow.persistor = SimpleNamespace(load_best=lambda _: model if best else None)
         self.replies, self.gone = replies, set[str]()
@@ -145,7 +151,9 @@ class Asking:
     def broadcast_and_wait(self, task: Task, fl_ctx: FLContext, targets: list[str], *arguments: Any) -> None:
         assert (task.name, task.data.get_header(ASKED)) == ("evaluate", None)
         index = task.data.get_cookie(AppConstants.CONTRIBUTION_ROUND)
-        self.asked.append((index, from_shareable(task.data).data["w"].sum(), targets))
+        data = from_shareable(task.data).data
+        assert set(data) == {"w"}, "what the server keeps is not sent"
+        self.asked.append((index, data["w"].sum(), targets))
         for site in set(targets) & set(self.replies):
             result = self.replies[site]
             result.add_cookie(AppConstants.CONTRIBUTION_ROUND, index)

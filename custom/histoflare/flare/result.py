@@ -19,6 +19,7 @@ from histoflare.flare.record import EVALUATION_FILE, SITES_FILE
 from histoflare.model_file import GLOBAL_MODEL_FILE
 from histoflare.privacy.protocol import digest
 from histoflare.rounds.state import State
+from histoflare.rounds.strategy import split
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.records import RunRecords
 
@@ -89,7 +90,7 @@ def read_result(folder: Path) -> FederationResult:
     model = folder / GLOBAL_MODEL_FILE
     rows, evaluation_round = read_rows(folder)
     return FederationResult(
-        state=load_file(model) if model.is_file() else None,
+        state=split(load_file(model))[0] if model.is_file() else None,
         rounds=rows,
         evaluation=_read(folder / EVALUATION_FILE) or {},
         pseudonyms=_read(folder / SITES_FILE) or {},

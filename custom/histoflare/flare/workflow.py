@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 
 from nvflare.apis.controller_spec import ClientTask, Task
+from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
-from nvflare.app_common.abstract.model import ModelLearnable, model_learnable_to_dxo
+from nvflare.app_common.abstract.model import ModelLearnable, ModelLearnableKey
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
@@ -31,8 +32,9 @@ from histoflare.flare.record import (
     RunRecord,
     run_folder,
 )
-from histoflare.flare.tensors import tensor_bytes
+from histoflare.flare.tensors import as_arrays, as_state, tensor_bytes
 from histoflare.rounds.patience import Patience
+from histoflare.rounds.strategy import split
 from histoflare.site.configuration import is_pseudonym
 from histoflare.storage import write_json
 
@@ -132,7 +134,8 @@ class AskingScatterAndGather(ScatterAndGather):
         self._collector = self._engine.get_component("collector")
         self._collector.reset(fl_ctx)
         fl_ctx.set_prop(AppConstants.CURRENT_ROUND, index, private=True, sticky=True)
-        data = model_learnable_to_dxo(model).to_shareable()
+        asked, _ = split(as_state(model[ModelLearnableKey.WEIGHTS]))  # what the strategy keeps here stays
+        data = DXO(DataKind.WEIGHTS, data=as_arrays(asked)).to_shareable()
         data.add_cookie(AppConstants.CONTRIBUTION_ROUND, index)
         sites = sorted(client.name for client in self._engine.get_clients())
         there = [site for site in sites if self.get_client_disconnect_time(site) is None]
@@ -169,6 +172,7 @@ class AskingScatterAndGather(ScatterAndGather):
         if event_type == AppEventType.ROUND_DONE and self._current is not None:
             self._current.taking_part = list(self.aggregator.taking_part)
             self._current.stamps = dict(self.aggregator.stamps)
+            self._current.notes = dict(self.aggregator.notes)
             self._record.write(self._current, fl_ctx, finished=True)
             self._board.write(self._current, fl_ctx)
             self._current = None
