@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +24,7 @@ from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
 
 from histoflare.errors import JobError
+from histoflare.flare import workflow as module
 from histoflare.flare.aggregator import MetricsCollector
 from histoflare.flare.headers import ASKED, PSEUDONYM, RELEASE
 from histoflare.flare.job_variant import write_variant
@@ -323,6 +326,36 @@ def test_a_job_that_flare_ends_for_its_refusals_says_so(tmp_path: Path) -> None:
     aborted.trigger("panic")
     row = server.run(list(SITES), aborted)
     assert row["given_up"] == "2 of 3 sites refused, and at least 2 updates are needed"
+
+
+def test_a_job_ends_soon_after_too_many_have_refused_and_not_before_the_others_were_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lead reads at once what each site has against the job."""
+    said: list[str] = []
+    for heard in ("BUDGET_EXHAUSTED", None):
+        server = Server(
+            tmp_path, dict.fromkeys(("a", "b"), make_reply("REFUSED_KIT_CHANGED")), strategy="fedavg"
+        )
+        if heard:
+            server.workflow.communicator.replies["c"] = make_reply(f"REFUSED_{heard}")
+        server.workflow.aggregator.taking_part = []
+        monkeypatch.setattr(server.workflow, "system_panic", lambda reason, _: said.append(reason))
+        server.engine.new_context = lambda server=server: nullcontext(server.engine.context("server"))  # type: ignore[attr-defined]
+        monkeypatch.setattr(module, "HEARING_SECONDS", 60.0 if heard else 0.05)
+        if heard is None:  # the last site does not answer: the round would last until its time is over
+            wait = server.workflow.communicator.broadcast_and_wait
+            monkeypatch.setattr(
+                server.workflow.communicator,
+                "broadcast_and_wait",
+                lambda *arguments, wait=wait: (wait(*arguments), time.sleep(0.3)),
+            )
+        row = server.run(list(SITES))
+        answered = {"a": "KIT_CHANGED", "b": "KIT_CHANGED"} | ({"c": heard} if heard else {})
+        assert row["refused"] == answered
+        assert row["given_up"].startswith(f"{len(answered)} of 3 sites refused")
+    assert said[0].startswith("round 4: 3 of 3 sites refused"), "all have answered: it ends with the round"
+    assert said[1] == "2 sites refused", "else after some seconds"
 
 
 def test_a_job_that_somebody_aborts_was_not_given_up(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from pathlib import Path
 
@@ -40,6 +41,11 @@ from histoflare.storage import write_json
 
 TASK_CHECK_SECONDS = 0.05
 """Between two looks of the server at who has answered."""
+
+
+HEARING_SECONDS = 3.0
+"""How long sites are still heard after so many have refused that the run ends: what each of them has against
+the job is then known at once, and not one by one."""
 
 
 class AskingScatterAndGather(ScatterAndGather):
@@ -84,6 +90,7 @@ class AskingScatterAndGather(ScatterAndGather):
         self._last_round = job.rounds - 1
         self._job = job
         self._collector: MetricsCollector | None = None
+        self._giving_up: threading.Timer | None = None
         self._record = RunRecord()
         self._board = Board()
         self._current: RoundRecord | None = None
@@ -109,6 +116,8 @@ class AskingScatterAndGather(ScatterAndGather):
                 task, fl_ctx, there, len(there), wait_time_after_min_received, abort_signal
             )
         self._current.ended = time.monotonic()
+        if self._giving_up is not None:
+            self._giving_up.cancel()
         self._require_updates(fl_ctx, abort_signal)
         self._keep_best(fl_ctx)
 
@@ -202,6 +211,10 @@ class AskingScatterAndGather(ScatterAndGather):
     ) -> bool:
         if self._current is not None and not is_unknown_task:
             self._note(self._current, client_name, result, fl_ctx)
+        if self._current is not None and not is_unknown_task and self._is_hopeless(self._current):
+            self._record.write(self._current, fl_ctx, finished=False)
+            self._give_up_soon(self._current)  # FLARE would do it here
+            return False
         accepted: bool = super()._accept_train_result(client_name, result, fl_ctx, is_unknown_task)
         if self._current is not None and not is_unknown_task:
             if not accepted:
@@ -222,6 +235,23 @@ class AskingScatterAndGather(ScatterAndGather):
         if isinstance(pseudonym, str) and is_pseudonym(pseudonym):
             self._record.name(site, pseudonym, fl_ctx)
 
+    def _is_hopeless(self, current: RoundRecord) -> bool:
+        """Return whether so many sites have refused that the round cannot have the updates it needs."""
+        refused = len(current.refused)
+        most = self._current_num_targets - self._min_clients
+        return self.ignore_result_error is not True and refused > max(most, 0)
+
+    def _give_up_soon(self, current: RoundRecord) -> None:
+        if self._giving_up is None:
+            self._giving_up = threading.Timer(HEARING_SECONDS, self._give_up, (current,))
+            self._giving_up.daemon = True
+            self._giving_up.start()
+
+    def _give_up(self, current: RoundRecord) -> None:
+        if self._current is current:
+            with self._engine.new_context() as fl_ctx:
+                self.system_panic(f"{len(current.refused)} sites refused", fl_ctx)
+
     def _require_updates(self, fl_ctx: FLContext, abort_signal: Signal | None) -> None:
         """End the job if a round ended with fewer updates than it needs (its time is over, sites are gone).
 
@@ -233,16 +263,15 @@ class AskingScatterAndGather(ScatterAndGather):
         self._current.taking_part = []
         left = sum(self.get_client_disconnect_time(site) is None for site in self._current.sites)
         ended = abort_signal is not None and abort_signal.triggered
-        if not ended:
-            self._current.given_up = f"{came} of at least {self._min_clients} updates came"
-        # FLARE ends a job by itself where too few sites are left, or too many refuse; the record says why.
-        elif left < self._min_clients:
+        if ended and left < self._min_clients:  # FLARE ends a job by itself then; the record says why
             self._current.given_up = f"{left} of at least {self._min_clients} sites are left"
-        elif (refused := len(self._current.refused)) > self._current_num_targets - self._min_clients:
+        elif self._is_hopeless(self._current):
             self._current.given_up = (
-                f"{refused} of {self._current_num_targets} sites refused, and at least {self._min_clients} "
-                "updates are needed"
+                f"{len(self._current.refused)} of {self._current_num_targets} sites refused, and at least "
+                f"{self._min_clients} updates are needed"
             )
+        elif not ended:
+            self._current.given_up = f"{came} of at least {self._min_clients} updates came"
         self._record.write(self._current, fl_ctx, finished=False)
         if not ended:
             self.system_panic(f"round {self._current_round + 1}: {self._current.given_up}", fl_ctx)
