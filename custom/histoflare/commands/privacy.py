@@ -203,7 +203,7 @@ def show_plan(
     rules = read_site_policy(policy or local / policy_file(read.scope), local)
     trains = read.kind == TRAINING
     refusal: HistoflareError | None = _refused_otherwise(read, rules, site, trains=trains)
-    if read.most_evaluations:
+    if read.most_evaluations and not (trains and as_json):
         limit = rules.protection.evaluations if rules.protection else "any number of"
         which = "An evaluation" if not trains else "At its end an evaluation of its model"
         out.print(f"{which}: no ε. The policy lets {limit} evaluations over a patient out.", highlight=False)
@@ -237,6 +237,7 @@ def show_plan(
         facts = {
             "job": read.name,
             "rounds": read.rounds,
+            "evaluations": read.most_evaluations,
             "mechanism": read.plan.mechanism,
             "spend": spend.to_json(),
             "patients_to_train_on": found.patients,
