@@ -170,6 +170,7 @@ REASONS = frozenset(
         "RECORDS_INVALID",
         "REPLY_CHANGED",
         "REPLY_NOT_ALLOWED",
+        "RESOLUTION_NOT_NAMED",
         "ROLE_CHANGED",
         "ROUND_INVALID",
         "RUN_INVALID",

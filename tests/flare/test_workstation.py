@@ -41,7 +41,7 @@ def test_a_job_that_the_sites_refuse(
 
     monkeypatch.setattr(Federation, "stop", stopped)
     with pytest.raises(JobError) as caught:
-        run_on_workstation(job, sites, {}, tmp_path / "run", repository / "jobs" / "mem_evaluate", phase)
+        run_on_workstation(job, sites, {}, tmp_path / "run", phase)
     assert caught.value.reason == "JOB_FAILED"
     assert "stopped after 0 of 2 rounds" in str(caught.value)
     # FLARE ends the job as soon as one refusal makes least_sites unreachable.

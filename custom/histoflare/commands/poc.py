@@ -119,7 +119,7 @@ def _write_job(
     """Write the job that fits the sites into the workspace, if it is not ``job``; return its folder."""
     from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_variant import write_variant
-    from histoflare.flare.workstation import for_fewer_sites
+    from histoflare.flare.workstation import evaluated_by, for_fewer_sites
     from histoflare.privacy.plan import Open
     from histoflare.site.data import check_resolutions
     from histoflare.site.found_data import find_data
@@ -143,6 +143,9 @@ def _write_job(
         raise JobError(f"{job}: this command writes its job to {folder}; copy yours to another folder first.")
     shutil.rmtree(folder, ignore_errors=True)
     changes = choice.changes | for_fewer_sites(choice.job, len(training))
+    external = [name for name, site in usable.items() if site.evaluation_only]
+    if choice.job.evaluate and external and not choice.job.evaluation_only:
+        changes |= evaluated_by(external)
     if not changes and choice.scope is None:
         return job
     return write_variant(job, folder / job.resolve().name, changes, scope=choice.scope)

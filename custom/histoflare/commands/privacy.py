@@ -205,12 +205,12 @@ def show_plan(
     local = real_path(site).parent
     rules = read_site_policy(policy or local / policy_file(read.scope), local)
     trains = read.kind == TRAINING
-    refusal: HistoflareError | None = _refused_otherwise(read, rules, local, trains=trains)
-    if not trains:
+    refusal: HistoflareError | None = _refused_otherwise(read, rules, site, trains=trains)
+    if read.most_evaluations and not (trains and as_json):
         limit = rules.protection.evaluations if rules.protection else "any number of"
-        out.print(
-            f"An evaluation: no ε. The policy lets {limit} evaluations over a patient out.", highlight=False
-        )
+        which = "An evaluation" if not trains else "At its end an evaluation of its model"
+        out.print(f"{which}: no ε. The policy lets {limit} evaluations over a patient out.", highlight=False)
+    if not trains:
         if refusal is None and rules.protection is not None and read.answer_seconds is None:
             refusal = JobError(
                 "Under this policy job.toml must say answer_seconds.", reason="PRIVACY_INVALID"
@@ -240,6 +240,7 @@ def show_plan(
         facts = {
             "job": read.name,
             "rounds": read.rounds,
+            "evaluations": read.most_evaluations,
             "mechanism": read.plan.mechanism,
             "spend": spend.to_json(),
             "patients_to_train_on": found.patients,
@@ -295,13 +296,16 @@ def _say_refusal(refusal: HistoflareError | None) -> None:
         out.print(str(refusal), highlight=False, markup=False)
 
 
-def _refused_otherwise(job: Job, policy: Policy, local: Path, trains: bool) -> JobError | None:
-    """Return why a site would refuse a job whatever its budget, as far as its own folder says."""
+def _refused_otherwise(job: Job, policy: Policy, site: Path, trains: bool) -> JobError | None:
+    """Return why a site would refuse a job whatever its budget, as far as its own file and folder say."""
     from histoflare.flare.admission import check_agreement, check_strategy
     from histoflare.flare.kit_signature import verify_kit
     from histoflare.privacy.own_policy import check_taking_part
     from histoflare.privacy.protocol import PROTOCOL_FILE
+    from histoflare.site.configuration import read_site_file
+    from histoflare.site.data import check_resolution_named
 
+    local = site.parent
     try:
         if (local.parent / "startup").is_dir():
             verify_kit(local.parent)
@@ -313,6 +317,7 @@ def _refused_otherwise(job: Job, policy: Policy, local: Path, trains: bool) -> J
         )
         if (local / PROTOCOL_FILE).is_file():
             check_agreement(job, local)
+        check_resolution_named(job.task, read_site_file(site))
         if trains:
             check_strategy(policy, job.plan, job.strategy, job.transport)
     except JobError as error:

@@ -16,7 +16,7 @@ from histoflare.commands.clock import PhaseClock
 from histoflare.commands.options import Runtime
 from histoflare.errors import HistoflareError
 from histoflare.flare.job import Job
-from histoflare.flare.result import FederationResult
+from histoflare.flare.result import FederationResult, FederationRun
 from histoflare.flare.simulator import run_simulation
 from histoflare.flare.workstation import run_on_workstation
 from histoflare.rounds.patience import Patience
@@ -26,8 +26,7 @@ from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import SiteData
 
 EVALUATION_JOBS = {"bags": "mem_evaluate", "images": "dhunet_evaluate"}
-"""Kind of data → folder beside a job's, with which the sites are asked about its last model. Without it they
-are not."""
+"""Kind of data → folder beside a job's, with which sites are asked about a model later."""
 
 FEDERATION_FOLDER = "federation"
 LEDGERS_FOLDER = "ledgers"
@@ -140,7 +139,6 @@ def _poc(
     experiment: Experiment, cohorts: Mapping[str, SiteData], out: Path, bars: Progress, clock: PhaseClock
 ) -> Federated:
     job = experiment.job
-    evaluation = job.folder.parent / EVALUATION_JOBS[job.task.data]
     rounds = _Rounds(bars, job.rounds, "FLARE processes")
 
     @contextmanager
@@ -156,19 +154,10 @@ def _poc(
         experiment.sites,
         experiment.external,
         out / FEDERATION_FOLDER,
-        evaluation if evaluation.is_dir() else None,
         phase,
         rounds.show,
     )
-    result, asked = run.training, run.evaluation
-    return Federated(
-        state=_state(result),
-        site_states=run.site_states,
-        participation=result.rounds,
-        evaluated=None if asked is None else asked.evaluation,
-        evaluation_refused={} if asked is None else asked.refused,
-        pseudonyms=result.pseudonyms | ({} if asked is None else asked.pseudonyms),
-    )
+    return _of_processes(run)
 
 
 def _simulator(
@@ -178,11 +167,19 @@ def _simulator(
     rounds = _Rounds(bars, job.rounds, "FLARE's simulator")
     with clock.phase("federated rounds"):
         run = run_simulation(job, experiment.sites, rounds.show)
+    return _of_processes(run)
+
+
+def _of_processes(run: FederationRun) -> Federated:
+    """Return what came out of a job that FLARE ran."""
+    result = run.training
     return Federated(
-        state=_state(run.training),
+        state=_state(result),
         site_states=run.site_states,
-        participation=run.training.rounds,
-        pseudonyms=run.training.pseudonyms,
+        participation=result.rounds,
+        evaluated=None if result.evaluation_round is None else result.evaluation,
+        evaluation_refused=result.evaluation_refused,
+        pseudonyms=result.pseudonyms,
     )
 
 

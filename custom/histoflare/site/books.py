@@ -25,8 +25,9 @@ from histoflare.privacy.policy import Policy
 from histoflare.privacy.release_store import ReleaseStore
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import read_roles
-from histoflare.site.ledgers import audit_log_of, note_refusal, open_ledger
+from histoflare.site.ledgers import audit_log_of, open_ledger
 from histoflare.site.messages import Arrays, EvaluateAnswer, TrainAnswer, digest_of
+from histoflare.site.refusals import note_refusal
 from histoflare.site.run_name import is_run_name
 from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
 
