@@ -458,3 +458,10 @@ def test_a_link_is_no_file_of_a_job(tmp_path: Path) -> None:
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(JobError):
         read_job(job)
+
+
+def test_a_job_whose_strategy_does_not_fit_its_protection_is_none(repository: Path) -> None:
+    """Whoever reads it says so: the lead before it is submitted, the server, a site."""
+    with pytest.raises(JobError) as caught:
+        try_variant(repository / "jobs" / "mem_dpsgd", {"strategy.share": ["head"]})
+    assert caught.value.reason == "PRIVACY_INVALID"
