@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +12,7 @@ import typer
 
 from histoflare.commands.console import console, out, progress, say, say_fitted, say_refused
 from histoflare.commands.options import (
-    DEMO_JOB,
+    DEMO_JOBS,
     DEVICE_HELP,
     EPSILONS_HELP,
     RUNTIME_HELP,
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from histoflare.site.configuration import SiteConfiguration
     from histoflare.slides.mosaic import MosaicParameters
 
+PATCHES_WITHOUT_SLIDE = 4
+"""Patches in the bag of a made-up patient without a slide: cheap."""
+
 
 def demo(
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for everything the demo makes.")] = Path(
@@ -37,14 +42,20 @@ def demo(
         Path | None,
         typer.Option(help="Your own slides: a folder with one <site>/manifest.csv (or <site>.csv) per site."),
     ] = None,
-    job: Annotated[Path, typer.Option(help="The job folder.")] = DEMO_JOB,
+    job: Annotated[
+        Path | None,
+        typer.Option(help="One job folder instead of the two chapters (jobs/mem_fedavg, jobs/mem_dpsgd)."),
+    ] = None,
     preset: Preset = None,
     runtime: Annotated[Runtime, typer.Option(help=RUNTIME_HELP)] = Runtime.POC,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds instead of the job's.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed instead of the job's.")] = None,
     patch_px: Annotated[int | None, typer.Option(min=32, help="Patch edge instead of the job's.")] = None,
     hospitals: Annotated[int, typer.Option(min=2, help="Made-up hospitals (without --slides).")] = 4,
-    slides_per_hospital: Annotated[int, typer.Option(min=4, help="Made-up slides of each.")] = 20,
+    slides_per_hospital: Annotated[int, typer.Option(min=4, help="Made-up slides of each.")] = 8,
+    patients_per_hospital: Annotated[
+        int, typer.Option(min=0, help="Further made-up patients of each, as bags without a slide.")
+    ] = 200,
     encoder: Annotated[str | None, typer.Option(help="Encoder instead of the job's, see prepare.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Weight file of the encoder.")] = None,
     weights_sha256: Annotated[str | None, typer.Option(help="SHA-256 the weight file must have.")] = None,
@@ -53,47 +64,60 @@ def demo(
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Federate four made-up hospitals and an external one, from slides on disk to a report.
+    """Federate four made-up hospitals and an external one, from slides on disk to a report in two chapters.
 
     Makes the slides (or takes yours), cuts and encodes their mosaics, provisions and starts a FLARE server
-    and a client per hospital, trains MEM there, asks each hospital about the model, ends them, trains the
-    bounds (each hospital alone; all pooled) and compares them all. Writes a report for the consortium and a
-    page with pictures for each hospital. What is there is not made again. A slide that cannot be used is
-    listed and costs no other; the exit code is then 3.
+    and a client per hospital, trains MEM there without protection and then under DP-SGD, asks each hospital
+    about the models, ends them, trains the bounds (each hospital alone; all pooled) and compares them all.
+    Writes a report for the consortium and a page with pictures for each hospital. What is there is not made
+    again. A slide that cannot be used is listed and costs no other; the exit code is then 3.
+
+    Of a made-up hospital's patients only the first have slides; of the others there is a bag of the same kind
+    of tissue, drawn and encoded without a slide in between. They are many, so that figures can be told apart.
 
     Example: histoflare demo --out demo-run
 
     Example: histoflare demo --slides my-sites --out my-run --rounds 20
     """
+    from histoflare.commands.chapters import run_chapters
     from histoflare.commands.clock import PhaseClock
     from histoflare.commands.console import print_json
     from histoflare.commands.earlier_run import claim_output
     from histoflare.commands.experiment import PAGE_FILE, run_experiment, write_site_pages
     from histoflare.commands.runtimes import FEDERATION_FOLDER, Experiment
     from histoflare.commands.sites import find_sites
-    from histoflare.flare.job_choice import choose_job
+    from histoflare.errors import JobError
     from histoflare.report.consortium import results_table
     from histoflare.site.configuration import SiteConfiguration
+    from histoflare.slides.synthetic import SyntheticCohort
 
     if runtime == Runtime.POC:
         from histoflare.flare.poc import refuse_running
 
         refuse_running(out_dir / FEDERATION_FOLDER)
+    if job is None and preset is not None:
+        raise JobError("A preset belongs to one job: name it, too (--job jobs/mem_dpsgd).")
+    jobs = DEMO_JOBS if job is None else (job,)
     budgets, where = read_epsilons(epsilons), read_device(device)
     clock = PhaseClock()
+    cohort = None
     with progress() as bars:
         if slides is None:
             slides = out_dir / "slides"
+            cohort = SyntheticCohort(
+                hospitals,
+                slides_per_hospital=slides_per_hospital,
+                more_patients=patients_per_hospital,
+                more_external=patients_per_hospital // 2,
+            )
             with clock.phase("make slides"):
-                _make_slides(slides, hospitals, slides_per_hospital, bars)
+                _make_slides(slides, cohort, bars)
         with clock.phase("prepare bags"):
             found = find_sites(slides)
             claim_output(out_dir, {"sites": found.to_json()})
             changes = {"rounds": rounds, "seed": seed, "task.patch_px": patch_px}
-            if choose_job(job, preset).job.answer_seconds is not None:
-                changes["answer_seconds"] = 1  # all sites are of one user, who may know how long they work
-            chosen, network = _choose_job(
-                job, preset, out_dir, found.sites, changes, (encoder, weights, weights_sha256, where)
+            chosen, network = _choose_jobs(
+                jobs, preset, out_dir, found.sites, changes, (encoder, weights, weights_sha256, where)
             )
             sites = {
                 name: SiteConfiguration(
@@ -105,18 +129,27 @@ def demo(
                 )
                 for name, path in (found.sites | found.external).items()
             }
+            if cohort is not None:
+                _make_undrawn_bags(cohort, sites, chosen[0], network, bars)
             left_out = sum(
-                _prepare(name, site, chosen, network, workers, bars) for name, site in sites.items()
+                _prepare(name, site, chosen[0], network, workers, bars, only_there=cohort is not None)
+                for name, site in sites.items()
             )
-        experiment = Experiment(
-            job=chosen,
-            sites={name: sites[name] for name in found.sites},
-            external={name: sites[name] for name in found.external},
-            runtime=runtime,
-            device=where,
-        )
-        outcome = run_experiment(experiment, out_dir, bars, clock, budgets)
-        pages = write_site_pages(experiment, outcome, out_dir, bars, clock)
+        experiments = [
+            Experiment(
+                job=each,
+                sites={name: sites[name] for name in found.sites},
+                external={name: sites[name] for name in found.external},
+                runtime=runtime,
+                device=where,
+            )
+            for each in chosen
+        ]
+        if len(experiments) == 2:
+            outcome = run_chapters(*experiments, out_dir, bars, clock, budgets)
+        else:
+            outcome = run_experiment(experiments[0], out_dir, bars, clock, budgets)
+        pages = write_site_pages(experiments[-1], outcome, out_dir, bars, clock)
     if as_json:
         print_json(outcome.report)
     else:
@@ -129,32 +162,53 @@ def demo(
     raise typer.Exit(3 if left_out or outcome.refused else 0)
 
 
-def _make_slides(folder: Path, hospitals: int, slides_per_hospital: int, bars: Progress) -> None:
-    from histoflare.slides.synthetic import SyntheticCohort, make_slides
+def _make_slides(folder: Path, cohort: SyntheticCohort, bars: Progress) -> None:
+    from histoflare.slides.synthetic import make_slides, plan_slides
 
-    cohort = SyntheticCohort(hospitals=hospitals, slides_per_hospital=slides_per_hospital)
-    wanted = sum(cohort.sites.values())
+    planned = plan_slides(cohort)
+    wanted = sum(slide.drawn for slide in planned)
     manifests = [folder / site / "manifest.csv" for site in cohort.sites]
-    if all(path.exists() for path in manifests) and len(list(folder.glob("*/slides/*.tif"))) == wanted:
+    listed = sum(len(path.read_text().splitlines()) - 1 for path in manifests if path.exists())
+    if listed == len(planned) and len(list(folder.glob("*/slides/*.tif"))) == wanted:
         say(f"{folder}: the slides are there already")
         return
     bar = bars.add_task("make slides", total=wanted)
     make_slides(folder, cohort, progress=lambda done, total: bars.update(bar, completed=done, total=total))
 
 
-def _choose_job(
-    folder: Path,
+def _make_undrawn_bags(
+    cohort: SyntheticCohort, sites: dict[str, SiteConfiguration], job: Job, encoder: Encoder, bars: Progress
+) -> None:
+    """Make the bags of the patients of whom there is no slide."""
+    from histoflare.bags.synthetic_bags import FieldParameters, make_undrawn_bags
+    from histoflare.site.data import bags_of
+
+    places = {name: bags_of(site) for name, site in sites.items()}
+    bar = bars.add_task("bags without slides", total=None)
+    make_undrawn_bags(
+        {name: manifest for name, (manifest, _) in places.items()},
+        {name: folder for name, (_, folder) in places.items()},
+        encoder,
+        cohort,
+        FieldParameters(PATCHES_WITHOUT_SLIDE, job.task.patch_px or 224, job.task.mpp or 0.5),
+        lambda done, total: bars.update(bar, completed=done, total=total),
+    )
+
+
+def _choose_jobs(
+    folders: Sequence[Path],
     preset: str | None,
     out_dir: Path,
     manifests: dict[str, Path],
     changes: dict[str, Any],
     wanted_encoder: tuple[str | None, Path | None, str | None, str],
-) -> tuple[Job, Encoder]:
-    """Return the job with the changes asked for, and its encoder; with it goes the job that evaluates.
+) -> tuple[list[Job], Encoder]:
+    """Return the jobs with the changes asked for, and their encoder; with them goes the job that evaluates.
 
-    Its labels are those of the manifests, where these are others.
+    Their labels are those of the manifests, where these are others.
     """
-    from histoflare.bags.encoder import load_encoder, load_encoder_of
+    from histoflare.bags.efficientnet import find_packaged_weights
+    from histoflare.bags.encoder import EFFICIENTNET, RANDOM_ID, load_encoder, load_encoder_of
     from histoflare.commands.runtimes import EVALUATION_JOBS
     from histoflare.errors import JobError
     from histoflare.flare.job import read_job
@@ -163,41 +217,61 @@ def _choose_job(
     from histoflare.flare.workstation import write_evaluation
     from histoflare.site.found_data import FoundData, Patches, find_labels
 
-    job = choose_job(folder, preset, changes=changes).job
+    job = choose_job(folders[0], preset, changes=changes).job
     spec, weights, sha256, device = wanted_encoder
+    if spec is None and job.task.encoder == RANDOM_ID and weights is None and find_packaged_weights():
+        spec = EFFICIENTNET  # real features, where the extra is installed that has them
     if spec is None:
         encoder = load_encoder_of(job.task.encoder, weights, sha256, device, job.task.patch_px)
     else:
         encoder = load_encoder(spec, weights, sha256, device, job.task.patch_px)
     patches = Patches(encoder.id, encoder.features, job.task.patch_px, job.task.mpp)  # as they will be made
-    choice = choose_job(
-        folder, preset, found=FoundData(find_labels(manifests.values()), patches), changes=changes
-    )
-    say_fitted(choice)
+    found = FoundData(find_labels(manifests.values()), patches)
     jobs = out_dir / "job"
-    evaluation = folder.parent / EVALUATION_JOBS["bags"]
-    if folder.parent.resolve() == jobs.resolve():
-        raise JobError(
-            f"{folder}: this command writes its jobs to {jobs}; copy yours to another folder first."
-        )
-    for name in (folder.name, EVALUATION_JOBS["bags"]):
-        shutil.rmtree(jobs / name, ignore_errors=True)
-    chosen = read_job(write_variant(folder, jobs / folder.name, choice.changes, scope=choice.scope))
-    if evaluation.is_dir():
-        write_evaluation(evaluation, jobs, chosen)
+    chosen = []
+    for folder in folders:
+        asked = dict(changes)
+        if choose_job(folder, preset).job.answer_seconds is not None:
+            asked["answer_seconds"] = 1  # all sites are of one user, who may know how long they work
+        choice = choose_job(folder, preset, found=found, changes=asked)
+        say_fitted(choice)
+        evaluation = folder.parent / EVALUATION_JOBS["bags"]
+        if folder.parent.resolve() == jobs.resolve():
+            raise JobError(
+                f"{folder}: this command writes its jobs to {jobs}; copy yours to another folder first."
+            )
+        own = jobs if len(folders) == 1 else jobs / folder.name  # each with the evaluation under its scope
+        for name in (folder.name, EVALUATION_JOBS["bags"]):
+            shutil.rmtree(own / name, ignore_errors=True)
+        chosen.append(read_job(write_variant(folder, own / folder.name, choice.changes, scope=choice.scope)))
+        if evaluation.is_dir():
+            write_evaluation(evaluation, own, chosen[-1])
     return chosen, encoder
 
 
 def _prepare(
-    name: str, site: SiteConfiguration, job: Job, encoder: Encoder, workers: int | None, bars: Progress
+    name: str,
+    site: SiteConfiguration,
+    job: Job,
+    encoder: Encoder,
+    workers: int | None,
+    bars: Progress,
+    *,
+    only_there: bool,
 ) -> int:
-    """Make the site's bags; return how many slides were left out."""
+    """Make the bags of the site's slides; return how many slides were left out.
+
+    Args:
+        only_there: Whether slides of the manifest that are not there have bags of another kind.
+    """
     from histoflare.bags.prepare import prepare
     from histoflare.site.data import bags_of
     from histoflare.slides.manifest import read_manifest
 
     manifest_file, bags = bags_of(site)
-    manifest = read_manifest(manifest_file, labels=job.task.labels)
+    manifest = read_manifest(manifest_file, labels=job.task.labels, check_files=not only_there)
+    if only_there:
+        manifest = replace(manifest, rows=tuple(row for row in manifest.rows if row.slide.is_file()))
     bar = bars.add_task(f"prepare {name}", total=len(manifest.rows))
     report = prepare(
         manifest, bags, encoder, _mosaic_parameters(job), workers, on_row=lambda _: bars.advance(bar)

@@ -12,7 +12,8 @@ import typer
 from histoflare.errors import JobError
 
 DEFAULT_JOB = Path("jobs/mem_fedavg")
-DEMO_JOB = Path("jobs/mem_dpsgd")
+DEMO_JOBS = (Path("jobs/mem_fedavg"), Path("jobs/mem_dpsgd"))
+"""The two chapters of the demo: without protection, and with."""
 
 
 Preset = Annotated[
