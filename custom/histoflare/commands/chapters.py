@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +14,12 @@ from histoflare.commands.clock import PhaseClock
 from histoflare.commands.experiment import Outcome, load_experiment, run_loaded, write_report
 from histoflare.commands.options import Runtime
 from histoflare.commands.runtimes import Experiment, up_for
-from histoflare.errors import JobError
+from histoflare.flare.job import Job
 from histoflare.report.chapters import join_chapters
 from histoflare.rounds.evaluation import evaluate_difference, merge_predictions
 from histoflare.rounds.local import predict
+from histoflare.rounds.state import State
+from histoflare.rounds.task import PredictionTable
 from histoflare.seeds import derive_seed
 
 UNPROTECTED_FOLDER = "unprotected"
@@ -54,33 +56,40 @@ def run_chapters(
     with up as running:
         first = run_loaded(unprotected, loaded, beside, bars, clock, (), running)
         second = run_loaded(protected, loaded, out, bars, clock, epsilons, running)
-    report = join_chapters(first.report, second.report, _cost(unprotected, protected, first, second))
+    cohorts = {
+        site: second.cohorts[site]
+        for site in sorted(protected.sites)
+        if site in first.cohorts and site in second.cohorts
+    }
+
+    def ask(job: Job, state: State) -> Any:
+        return merge_predictions(
+            {site: predict(job.task, state, data, "test", protected.device) for site, data in cohorts.items()}
+        )
+
+    with clock.phase("evaluation"):
+        free, private = (
+            ask(each.job, each.job.strategy.personalize(outcome.federated.state, {}))
+            for each, outcome in ((unprotected, first), (protected, second))
+        )
+        own = {site: ask(unprotected.job, state) for site, state in first.local.items()}
+        seed = derive_seed(protected.job.seed, "chapters")
+        gains = {
+            first.federated.pseudonyms.get(site, site): _less(free, table, seed)
+            for site, table in own.items()
+        }
+        cost = _less(free, private, seed)
+    report = join_chapters(first.report, second.report, gains, cost)
     write_report(report, out)
     return replace(second, report=report)
 
 
-def _cost(unprotected: Experiment, protected: Experiment, first: Outcome, second: Outcome) -> dict[str, Any]:
-    """Return what the unprotected model's figures are above the protected one's, on the same patients."""
-    names = sorted(set(protected.sites) & set(first.cohorts) & set(second.cohorts))
-    cohorts = {site: second.cohorts[site] for site in names}
-
-    def ask(experiment: Experiment, outcome: Outcome) -> Any:
-        job = experiment.job
-        state = job.strategy.personalize(outcome.federated.state, {})
-        tables: Mapping[str, Any] = {
-            site: predict(job.task, state, data, "test", experiment.device) for site, data in cohorts.items()
-        }
-        return merge_predictions(tables)
-
-    seed = derive_seed(protected.job.seed, "cost of privacy")
+def _less(one: PredictionTable, other: PredictionTable, seed: int) -> dict[str, Any]:
+    """Return the figures of one model less those of another, with their intervals, as a report has them."""
     found: dict[str, Any] = {}
-    try:
-        one, other = ask(unprotected, first), ask(protected, second)
-        for name in one.measures:
-            figure = evaluate_difference(one, other, name, seed=seed)
-            found[name] = figure.value
-            if figure.value is not None and figure.low is not None:
-                found[f"{name}_ci95"] = [figure.low, figure.high]
-    except (JobError, IndexError):  # nobody to test on
-        return {}
+    for name in one.measures if len(one.patients) else ():
+        figure = evaluate_difference(one, other, name, seed=seed)
+        found[name] = figure.value
+        if figure.value is not None and figure.low is not None:
+            found[f"{name}_ci95"] = [figure.low, figure.high]
     return found

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from histoflare.flare.job import Job
     from histoflare.site.configuration import SiteConfiguration
     from histoflare.slides.mosaic import MosaicParameters
+    from histoflare.slides.synthetic import SyntheticCohort
 
 PATCHES_WITHOUT_SLIDE = 4
 """Patches in the bag of a made-up patient without a slide: cheap."""

@@ -29,7 +29,7 @@ from histoflare.rounds.bounds import POOLED, Bounds, Courses, plan_bounds, train
 from histoflare.rounds.comparison import Comparison, compare
 from histoflare.rounds.local import predict
 from histoflare.rounds.runner import run_in_process
-from histoflare.rounds.state import digest, n_bytes
+from histoflare.rounds.state import State, digest, n_bytes
 from histoflare.rounds.strategy import count_sent_by_job
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import SiteData, check_resolutions, device_of, load_site_data, pool_site_data
@@ -53,12 +53,14 @@ class Outcome:
         cohorts: Site or external cohort → its data.
         federated: What came out of the job.
         refused: Site or external cohort that has no part in the figures → why.
+        local: Site → the model of its own data alone, trained as the job's.
     """
 
     report: dict[str, Any]
     cohorts: Mapping[str, Any]
     federated: Federated
     refused: Mapping[str, str] = field(default_factory=dict)
+    local: Mapping[str, State] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ def run_loaded(
     )
     why = {site: f"{error.reason}: {explain(error.reason)}" for site, error in (refused | untested).items()}
     why |= {site: f"{error.reason}: {error}" for site, error in lost.items()}
-    return Outcome(report, {**cohorts, **outside}, federated, why)
+    return Outcome(report, {**cohorts, **outside}, federated, why, bounds.protected.local)
 
 
 def _load(

@@ -106,7 +106,7 @@ def federation_up(
     Nothing of it is left running, however this ends.
 
     Args:
-        jobs: Those that will run in it; the sites agree to their protocols and have a policy for their scopes.
+        jobs: Those that will run in it; the sites agree to their protocols and have policies of their scopes.
         sites: Sites that train. external: Sites that only evaluate (``evaluation_only``).
         workspace: Folder for kits, logs, and under ``results`` what the jobs left.
         phase: Times the parts.

@@ -1,10 +1,10 @@
 """A report in two chapters: federated beside its bounds, and what the privacy of each patient costs.
 
-Both chapters are runs of one question on the same sites, one after the other in the same federation. The first
-protects nothing; the second has a privacy plan. ``report.json`` is the second one's, as a site could let it
-out, with two more keys:
+Both chapters are runs of one question on the same sites, one after the other in the same federation. The
+first protects nothing; the second has a privacy plan. ``report.json`` is the second one's with two more keys:
 
-- ``unprotected_run``: the first one's report, whole.
+- ``unprotected_run``: the first one's report, with ``gain_over_local``: site → the figures of the federated
+  model less those of the site's own, on the test patients of all sites, as below.
 - ``cost_of_privacy``: the figures of the first one's federated model less those of the second one's, on the
   same test patients: ``{figure: number, figure_ci95: [low, high]}``.
 """
@@ -21,6 +21,7 @@ from histoflare.report.headline import FEW_PATIENTS, Headline, chance_of, choose
 
 UNPROTECTED_RUN = "unprotected_run"
 COST = "cost_of_privacy"
+GAIN = "gain_over_local"
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,14 @@ class Chapter:
 
 
 def join_chapters(
-    unprotected: Mapping[str, Any], protected: Mapping[str, Any], cost: Mapping[str, Any]
+    unprotected: Mapping[str, Any],
+    protected: Mapping[str, Any],
+    gains: Mapping[str, Mapping[str, Any]],
+    cost: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the report of both."""
-    return {**protected, UNPROTECTED_RUN: dict(unprotected), COST: dict(cost)}
+    """Return the report of both, see the module's text."""
+    first = {**unprotected, GAIN: {site: dict(gain) for site, gain in gains.items()}}
+    return {**protected, UNPROTECTED_RUN: first, COST: dict(cost)}
 
 
 def write_chapters(report: Mapping[str, Any]) -> list[Chapter]:
@@ -51,6 +56,31 @@ def write_chapters(report: Mapping[str, Any]) -> list[Chapter]:
         ),
         Chapter("What privacy costs", say_cost(report), _join(write_headline(report))),
     ]
+
+
+def say_gain(report: Mapping[str, Any], headline: Headline) -> str:
+    """Return whether the federated model is better than each site's own, from the paired differences."""
+    metric = headline.metric
+    gains = [
+        (each[metric], *each[f"{metric}_ci95"])
+        for each in report.get(GAIN, {}).values()
+        if each.get(f"{metric}_ci95")
+    ]
+    federated = report["federated"]
+    if not gains or not federated or federated["n_patients"] < FEW_PATIENTS:
+        return headline.verdict
+    if is_at_chance(report, metric):
+        return "The unprotected model is at chance: the settings or the data are the reason, not privacy."
+    better = sum(low > 0 for _, low, _ in gains)
+    worse = sum(high < 0 for *_, high in gains)
+    least = min(gains)
+    between = f"{least[0]:.3f} of {NAMES[metric]} (95 % interval {least[1]:.3f} to {least[2]:.3f})"
+    if better == len(gains):
+        whose = "every site's own model" if better > 1 else "the site's own model"
+        return f"The federated model is better than {whose}, by {between} at least."
+    said = f"The federated model is better than {better} of {len(gains)} sites' own models"
+    said += f" and worse than {worse}" if worse else ""
+    return f"{said}; the least difference is {between}."
 
 
 def say_cost(report: Mapping[str, Any]) -> str:

@@ -59,7 +59,7 @@ def make_slides(
 ) -> dict[str, Path]:
     """Write the slides of ``cohort`` and one manifest per site; slides that are there already are made again.
 
-    A manifest also lists the slides that are not drawn; read it with ``check_files=False`` where there are any.
+    A manifest also lists the slides that are not drawn: read it with ``check_files=False`` then.
 
     Args:
         out_dir: Gets ``<site>/manifest.csv`` and ``<site>/slides/*.tif``.

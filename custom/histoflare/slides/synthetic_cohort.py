@@ -22,6 +22,13 @@ LABELS = ("glandular", "solid")
 EXTERNAL = "external"
 EXTERNAL_STYLE = 1000  # its index, so that the number of hospitals does not change its look
 AGE_BANDS = ("40-49", "50-59", "60-69", "70-79", "80-89")
+CLASS_MIX = (0.8, 0.2, 0.7, 0.3)
+"""Share of the first class among the patients without drawn slides, hospital by hospital, in turn: hospitals see
+unlike mixes of patients, and that is where the model of one alone fails elsewhere. The external site has half."""
+
+TEST_SHARE = 0.3
+"""Of the patients without drawn slides."""
+
 SCANNERS = {0.25: "Synth 40x", 0.5: "Synth 20x"}
 
 # OD vectors of two sources, between which hospitals lie
@@ -142,7 +149,8 @@ def plan_slides(cohort: SyntheticCohort) -> list[PlannedSlide]:
     """Return all slides of ``cohort``, site by site.
 
     The classes take turns by patient, and of five pairs of patients the second is for testing: a site of four
-    slides or more trains and tests on both classes. Patients without drawn slides come after the others.
+    slides or more trains and tests on both classes. Patients without drawn slides come after the others; their
+    classes are those of :data:`CLASS_MIX`, and :data:`TEST_SHARE` of them are for testing.
     """
     planned: list[PlannedSlide] = []
     for index, (site, count) in enumerate(cohort.sites.items()):
@@ -160,8 +168,12 @@ def plan_slides(cohort: SyntheticCohort) -> list[PlannedSlide]:
             rng = np.random.default_rng(derive_seed(cohort.seed, "patient", site, patient))
             traits = (("F", "M")[rng.integers(2)], AGE_BANDS[rng.integers(len(AGE_BANDS))])
             split: Split = "test" if site == EXTERNAL or (rank // 2) % 5 == 1 else "train"
+            label = LABELS[rank % 2]
+            if rank >= drawn:
+                share = 0.5 if site == EXTERNAL else CLASS_MIX[index % len(CLASS_MIX)]
+                label = LABELS[int(rng.random() >= share)]
+                split = "test" if site == EXTERNAL or rng.random() < TEST_SHARE else "train"
             for number in range(1, slides + 1):
-                label = LABELS[rank % 2]
                 planned.append(
                     PlannedSlide(site, patient, number, label, split, *traits, style, drawn=rank < drawn)
                 )
