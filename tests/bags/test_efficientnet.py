@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0: the package's weights and no others, in a network that is the one they were made for."""
+"""EfficientNet-Lite0: the package's weights and no others, in the network they were made for."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ def test_its_features_are_those_of_the_weights() -> None:
     encoder = load_encoder(EFFICIENTNET, device="cpu")
     assert encoder.id == "efficientnet-lite0:579344248a93" and encoder.features == 1280
     assert load_encoder_of(encoder.id, device="cpu").id == encoder.id
-    patches = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    patches = torch.randint(
+        0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     found = encoder.encode(patches)
     # ReLU6 and an average: from 0 to 6, and trained weights leave most of the 1280 quiet.
-    assert found.shape == (2, 1280) and 0 <= found.min() and found.max() <= 6
+    assert found.shape == (2, 1280) and found.min() >= 0 and found.max() <= 6
     weights = find_packaged_weights()
     assert weights is not None
     own = EfficientNetLiteFeatures()

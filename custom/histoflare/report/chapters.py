@@ -50,10 +50,9 @@ def write_chapters(report: Mapping[str, Any]) -> list[Chapter]:
     if not first:
         return []
     headline = write_headline(first)
+    title = "Federated, beside each site alone and all data in one place"
     return [
-        Chapter(
-            "Federated, beside each site alone and all data in one place", headline.verdict, headline.result
-        ),
+        Chapter(title, say_gain(first, headline), headline.result),
         Chapter("What privacy costs", say_cost(report), _join(write_headline(report))),
     ]
 
@@ -61,6 +60,8 @@ def write_chapters(report: Mapping[str, Any]) -> list[Chapter]:
 def say_gain(report: Mapping[str, Any], headline: Headline) -> str:
     """Return whether the federated model is better than each site's own, from the paired differences."""
     metric = headline.metric
+    if is_at_chance(report, metric):
+        return "The unprotected model is at chance: the settings or the data are the reason, not privacy."
     gains = [
         (each[metric], *each[f"{metric}_ci95"])
         for each in report.get(GAIN, {}).values()
@@ -69,8 +70,6 @@ def say_gain(report: Mapping[str, Any], headline: Headline) -> str:
     federated = report["federated"]
     if not gains or not federated or federated["n_patients"] < FEW_PATIENTS:
         return headline.verdict
-    if is_at_chance(report, metric):
-        return "The unprotected model is at chance: the settings or the data are the reason, not privacy."
     better = sum(low > 0 for _, low, _ in gains)
     worse = sum(high < 0 for *_, high in gains)
     least = min(gains)

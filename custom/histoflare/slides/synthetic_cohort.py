@@ -23,8 +23,10 @@ EXTERNAL = "external"
 EXTERNAL_STYLE = 1000  # its index, so that the number of hospitals does not change its look
 AGE_BANDS = ("40-49", "50-59", "60-69", "70-79", "80-89")
 CLASS_MIX = (0.8, 0.2, 0.7, 0.3)
-"""Share of the first class among the patients without drawn slides, hospital by hospital, in turn: hospitals see
-unlike mixes of patients, and that is where the model of one alone fails elsewhere. The external site has half."""
+"""Share of the first class among the patients without drawn slides, hospital by hospital, in turn.
+
+Hospitals see unlike mixes of patients, and that is why the model of one alone fails elsewhere. The external
+site has as many of each."""
 
 TEST_SHARE = 0.3
 """Of the patients without drawn slides."""
@@ -149,8 +151,8 @@ def plan_slides(cohort: SyntheticCohort) -> list[PlannedSlide]:
     """Return all slides of ``cohort``, site by site.
 
     The classes take turns by patient, and of five pairs of patients the second is for testing: a site of four
-    slides or more trains and tests on both classes. Patients without drawn slides come after the others; their
-    classes are those of :data:`CLASS_MIX`, and :data:`TEST_SHARE` of them are for testing.
+    slides or more trains and tests on both classes. Patients without drawn slides come after the others:
+    their classes follow :data:`CLASS_MIX`, and :data:`TEST_SHARE` of them are for testing.
     """
     planned: list[PlannedSlide] = []
     for index, (site, count) in enumerate(cohort.sites.items()):
