@@ -4,7 +4,7 @@ Each seed assembles the slides anew (which tiles, hospitals, patients, which of 
 trains anew, so the spread is over data and training. Needs the tiles of LC25000 (HISTOFLARE_TEST_DATA).
 
 The features are EfficientNet-Lite0's where the extra ``demo`` is installed, else random ones. ``--protected``
-trains the job of the demo's second chapter, beside its bounds without noise: with so few patients no noise that
+trains the job of the second chapter, beside its bounds without noise: with so few patients no noise that
 protects them leaves anything, but without it the settings must learn.
 
     python tests/benchmarks/bench_lung.py [--seeds 11,12,13,14,15] [--protected]
