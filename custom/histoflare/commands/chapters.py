@@ -33,6 +33,7 @@ def run_chapters(
     bars: Progress,
     clock: PhaseClock,
     epsilons: Sequence[float],
+    note: str = "",
 ) -> Outcome:
     """Run both in one federation, and write the report of both, its page and the models to ``out``.
 
@@ -41,6 +42,7 @@ def run_chapters(
     Args:
         unprotected, protected: Of the same sites, cohorts and runtime.
         epsilons: As for :func:`histoflare.commands.experiment.run_experiment`.
+        note: What the page says of the data.
 
     Returns:
         The outcome of the protected run, with the report of both.
@@ -79,7 +81,7 @@ def run_chapters(
             for site, table in own.items()
         }
         cost = _less(free, private, seed)
-    report = join_chapters(first.report, second.report, gains, cost)
+    report = join_chapters(first.report, second.report, gains, cost, note)
     write_report(report, out)
     return replace(second, report=report)
 

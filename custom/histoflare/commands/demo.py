@@ -147,7 +147,7 @@ def demo(
             for each in chosen
         ]
         if len(experiments) == 2:
-            outcome = run_chapters(*experiments, out_dir, bars, clock, budgets)
+            outcome = run_chapters(*experiments, out_dir, bars, clock, budgets, _note(cohort))
         else:
             outcome = run_experiment(experiments[0], out_dir, bars, clock, budgets)
         pages = write_site_pages(experiments[-1], outcome, out_dir, bars, clock)
@@ -161,6 +161,22 @@ def demo(
         say(f"each site's own: {', '.join(str(path) for path in pages)}")
     say_refused(outcome.refused)
     raise typer.Exit(3 if left_out or outcome.refused else 0)
+
+
+def _note(cohort: SyntheticCohort | None) -> str:
+    """Return what made-up data are."""
+    if cohort is None:
+        return ""
+    from histoflare.slides.synthetic import plan_slides
+
+    planned = plan_slides(cohort)
+    everyone = {slide.patient for slide in planned}
+    without = {slide.patient for slide in planned if not slide.drawn}
+    return (
+        f"All data are generated. Of {len(everyone)} patients {len(everyone) - len(without)} have slides. "
+        f"Each of the other {len(without)} has a bag of {PATCHES_WITHOUT_SLIDE} patches of the same kind of "
+        "tissue, drawn and encoded without a slide in between."
+    )
 
 
 def _make_slides(folder: Path, cohort: SyntheticCohort, bars: Progress) -> None:

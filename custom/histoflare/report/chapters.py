@@ -1,12 +1,13 @@
 """A report in two chapters: federated beside its bounds, and what the privacy of each patient costs.
 
 Both chapters are runs of one question on the same sites, one after the other in the same federation. The
-first protects nothing; the second has a privacy plan. ``report.json`` is the second one's with two more keys:
+first protects nothing; the second has a privacy plan. ``report.json`` is the second one's and has besides:
 
 - ``unprotected_run``: the first one's report, with ``gain_over_local``: site → the figures of the federated
   model less those of the site's own, on the test patients of all sites, as below.
 - ``cost_of_privacy``: the figures of the first one's federated model less those of the second one's, on the
   same test patients: ``{figure: number, figure_ci95: [low, high]}``.
+- ``note``: what a reader must know of the data; empty if nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from histoflare.report.headline import FEW_PATIENTS, Headline, chance_of, choose
 UNPROTECTED_RUN = "unprotected_run"
 COST = "cost_of_privacy"
 GAIN = "gain_over_local"
+NOTE = "note"
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,11 @@ def join_chapters(
     protected: Mapping[str, Any],
     gains: Mapping[str, Mapping[str, Any]],
     cost: Mapping[str, Any],
+    note: str = "",
 ) -> dict[str, Any]:
     """Return the report of both, see the module's text."""
     first = {**unprotected, GAIN: {site: dict(gain) for site, gain in gains.items()}}
-    return {**protected, UNPROTECTED_RUN: first, COST: dict(cost)}
+    return {**protected, UNPROTECTED_RUN: first, COST: dict(cost), NOTE: note}
 
 
 def write_chapters(report: Mapping[str, Any]) -> list[Chapter]:
