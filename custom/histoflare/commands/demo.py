@@ -88,6 +88,7 @@ def demo(
     from histoflare.commands.runtimes import FEDERATION_FOLDER, Experiment
     from histoflare.commands.sites import find_sites
     from histoflare.errors import JobError
+    from histoflare.report.chapters import write_chapters
     from histoflare.report.consortium import results_table
     from histoflare.site.configuration import SiteConfiguration
     from histoflare.slides.synthetic import SyntheticCohort
@@ -154,6 +155,8 @@ def demo(
     if as_json:
         print_json(outcome.report)
     else:
+        for number, chapter in enumerate(write_chapters(outcome.report), start=1):
+            out.print(f"Chapter {number}: {chapter.verdict}", highlight=False, markup=False)
         out.print(results_table(outcome.report))
         spent = " · ".join(f"{phase} {seconds:.0f} s" for phase, seconds in clock.seconds.items())
         console.print(spent, style="dim", highlight=False)
