@@ -63,15 +63,17 @@ def write_chapters(report: Mapping[str, Any]) -> list[Chapter]:
 def say_gain(report: Mapping[str, Any], headline: Headline) -> str:
     """Return whether the federated model is better than each site's own, from the paired differences."""
     metric = headline.metric
-    if is_at_chance(report, metric):
-        return "The unprotected model is at chance: the settings or the data are the reason, not privacy."
     gains = [
         (each[metric], *each[f"{metric}_ci95"])
         for each in report.get(GAIN, {}).values()
         if each.get(f"{metric}_ci95")
     ]
     federated = report["federated"]
-    if not gains or not federated or federated["n_patients"] < FEW_PATIENTS:
+    if not federated or federated["n_patients"] < FEW_PATIENTS:
+        return headline.verdict
+    if is_at_chance(report, metric):
+        return "The unprotected model is at chance: the settings or the data are the reason, not privacy."
+    if not gains:
         return headline.verdict
     better = sum(low > 0 for _, low, _ in gains)
     worse = sum(high < 0 for *_, high in gains)
@@ -95,13 +97,14 @@ def say_cost(report: Mapping[str, Any]) -> str:
     metric = choose_metric(first)
     what, epsilon = NAMES[metric], _epsilon(report)
     federated = first["federated"]
-    if is_at_chance(first, metric):
+    cost, interval = report[COST].get(metric), report[COST].get(f"{metric}_ci95")
+    few = not federated or federated["n_patients"] < FEW_PATIENTS
+    if not few and is_at_chance(first, metric):
         return (
             "What privacy costs cannot be told: the unprotected model is at chance, too. The settings or the "
             "data are the reason, not privacy."
         )
-    cost, interval = report[COST].get(metric), report[COST].get(f"{metric}_ci95")
-    if cost is None or not interval or federated["n_patients"] < FEW_PATIENTS:
+    if cost is None or not interval or few:
         patients = count(federated["n_patients"] if federated else 0, "test patient")
         return f"With {patients} this run cannot tell what privacy costs."
     low, high = interval
