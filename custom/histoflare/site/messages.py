@@ -49,9 +49,9 @@ class TrainerSetup:
     seed: int
     run: str
     plan: PrivacyPlan = field(default_factory=Open)
-    transport: Transport = PLAIN
     roles: Mapping[str, str] | None = None
     split: SplitRule = DEFAULT_SPLIT
+    transport: Transport = PLAIN
 
 
 @dataclass(frozen=True)
