@@ -148,7 +148,9 @@ def demo(
             for each in chosen
         ]
         if len(experiments) == 2:
-            outcome = run_chapters(*experiments, out_dir, bars, clock, budgets, _note(cohort))
+            outcome = run_chapters(
+                experiments[0], experiments[1], out_dir, bars, clock, budgets, _note(cohort)
+            )
         else:
             outcome = run_experiment(experiments[0], out_dir, bars, clock, budgets)
         pages = write_site_pages(experiments[-1], outcome, out_dir, bars, clock)

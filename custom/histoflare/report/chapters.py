@@ -104,7 +104,7 @@ def say_cost(report: Mapping[str, Any]) -> str:
             "What privacy costs cannot be told: the unprotected model is at chance, too. The settings or the "
             "data are the reason, not privacy."
         )
-    if cost is None or not interval or few:
+    if cost is None or interval is None or few:
         patients = count(federated["n_patients"] if federated else 0, "test patient")
         return f"With {patients} this run cannot tell what privacy costs."
     low, high = interval
@@ -122,7 +122,7 @@ def is_at_chance(report: Mapping[str, Any], metric: str) -> bool:
     """Return whether guessing lies within or above the federated model's interval."""
     figures, chance = report["federated"] or {}, chance_of(metric, report)
     interval = figures.get(f"{metric}_ci95")
-    return bool(interval) and chance is not None and interval[0] <= chance
+    return interval is not None and chance is not None and bool(interval[0] <= chance)
 
 
 def _epsilon(report: Mapping[str, Any]) -> str:
