@@ -114,6 +114,8 @@ def _make(
             if not _is_there(targets[slide.slide_id], _header(encoder, seed, field))
         ]
         done += len(of_site) - len(wanted)
+        if progress is not None and done:
+            progress(done, len(slides))
         # One field is drawn while another is encoded: NumPy and PyTorch both let go of the interpreter.
         with writing_to(folders[site]), ThreadPoolExecutor(1, thread_name_prefix="tissue") as pool:
             drawn = deque(pool.submit(_draw, slide, seed, field) for slide, _ in wanted[:AHEAD])
