@@ -15,7 +15,7 @@ install: $(STAMP) ## make .venv with everything in constraints.txt
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("histoflare needs Python >= 3.11; set PYTHON=python3.11 or newer") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,demo]'
 	@touch $@
 
 lint: $(STAMP) ## ruff (style and imports) and mypy (types, strict)

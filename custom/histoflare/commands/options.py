@@ -12,7 +12,8 @@ import typer
 from histoflare.errors import JobError
 
 DEFAULT_JOB = Path("mem_fedavg")
-DEMO_JOB = Path("mem_dpsgd")
+DEMO_JOBS = (Path("mem_fedavg"), Path("mem_dpsgd"))
+"""The two chapters of the demo: without protection, and with."""
 JOB_HELP = "A job that comes with histoflare, by its name, or a job folder."
 
 JOB_PATCH_MPP, JOB_PATCH_PX = 0.5, 224

@@ -18,7 +18,7 @@ from histoflare.errors import HistoflareError
 from histoflare.flare.job import Job
 from histoflare.flare.result import FederationResult, FederationRun
 from histoflare.flare.simulator import run_simulation
-from histoflare.flare.workstation import run_on_workstation
+from histoflare.flare.workstation import Workstation, federation_up
 from histoflare.rounds.patience import Patience
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State
@@ -78,7 +78,12 @@ class Federated:
 
 
 def federate(
-    experiment: Experiment, cohorts: Mapping[str, SiteData], out: Path, bars: Progress, clock: PhaseClock
+    experiment: Experiment,
+    cohorts: Mapping[str, SiteData],
+    out: Path,
+    bars: Progress,
+    clock: PhaseClock,
+    running: Workstation | None = None,
 ) -> Federated:
     """Run an experiment's job.
 
@@ -86,12 +91,44 @@ def federate(
         cohorts: The sites' data; only a job that runs in this process looks at them.
         out: Folder for what a federation makes.
         bars: Shows how far it is. clock: Times the parts.
+        running: A federation that is up for this job; None starts one, where the runtime has processes.
 
     Raises:
         HistoflareError: The job did not finish.
     """
-    run = {Runtime.POC: _poc, Runtime.SIMULATOR: _simulator, Runtime.INPROCESS: _in_process}
+    if running is not None:
+        return _in_federation(running, experiment.job, bars)
+    if experiment.runtime == Runtime.POC:
+        with up_for([experiment], out, bars, clock) as own:
+            return _in_federation(own, experiment.job, bars)
+    run = {Runtime.SIMULATOR: _simulator, Runtime.INPROCESS: _in_process}
     return run[experiment.runtime](_with_new_ledgers(experiment, out), cohorts, out, bars, clock)
+
+
+@contextmanager
+def up_for(
+    experiments: Sequence[Experiment], out: Path, bars: Progress, clock: PhaseClock
+) -> Iterator[Workstation]:
+    """Start a federation for several experiments on the same sites, and end it when the block is left.
+
+    Every site has one new ledger, in which all their jobs are booked.
+
+    Raises:
+        HistoflareError: The federation could not be started.
+    """
+
+    @contextmanager
+    def phase(name: str) -> Iterator[None]:
+        bar = None if name == "federated rounds" else bars.add_task(name, total=None)
+        with clock.phase(name):
+            yield
+        if bar is not None:
+            bars.update(bar, total=1, completed=1)
+
+    first = _with_new_ledgers(experiments[0], out)
+    jobs = [experiment.job for experiment in experiments]
+    with federation_up(jobs, first.sites, first.external, out / FEDERATION_FOLDER, phase) as running:
+        yield running
 
 
 def with_refused(federated: Federated, refused: Mapping[str, HistoflareError], asked: bool) -> Federated:
@@ -135,29 +172,8 @@ def _with_new_ledgers(experiment: Experiment, out: Path) -> Experiment:
     return replace(experiment, sites=own(experiment.sites), external=own(experiment.external))
 
 
-def _poc(
-    experiment: Experiment, cohorts: Mapping[str, SiteData], out: Path, bars: Progress, clock: PhaseClock
-) -> Federated:
-    job = experiment.job
-    rounds = _Rounds(bars, job.rounds, "FLARE processes")
-
-    @contextmanager
-    def phase(name: str) -> Iterator[None]:
-        bar = None if name == "federated rounds" else bars.add_task(name, total=None)
-        with clock.phase(name):
-            yield
-        if bar is not None:
-            bars.update(bar, total=1, completed=1)
-
-    run = run_on_workstation(
-        job,
-        experiment.sites,
-        experiment.external,
-        out / FEDERATION_FOLDER,
-        phase,
-        rounds.show,
-    )
-    return _of_processes(run)
+def _in_federation(running: Workstation, job: Job, bars: Progress) -> Federated:
+    return _of_processes(running.run(job, _Rounds(bars, job.rounds, "FLARE processes").show))
 
 
 def _simulator(

@@ -26,6 +26,7 @@ from histoflare.flare.result import (
 )
 from histoflare.flare.site_policy import policy_file
 from histoflare.privacy.policy import POLICIES
+from histoflare.privacy.protocol import digest as protocol_digest
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.storage import write_text
 
@@ -40,39 +41,38 @@ OnRounds = Callable[[int, float | None], None]
 """Called with the number of finished rounds and the sites' mean training loss, as far as it is known."""
 
 
-def run_on_workstation(
-    job: Job,
-    sites: Mapping[str, SiteConfiguration],
-    external: Mapping[str, SiteConfiguration],
-    workspace: Path,
-    phase: Phase,
-    on_rounds: OnRounds | None = None,
-) -> FederationRun:
-    """Provision a federation, start it, run a job in it, and end it.
-
-    The job has its sites asked about the model after its last round, also the external ones. Nothing of the
-    federation is left running, however this ends.
+class Workstation:
+    """A running federation on this machine; its jobs run one after the other. Made by :func:`federation_up`.
 
     Args:
-        job: The job; the sites agree to its protocol.
-        sites: Sites that train. external: Sites that only evaluate (``evaluation_only``).
-        workspace: Folder for kits, logs, and under ``results`` what the jobs left.
+        federation: Started. sites: Sites that train. external: Sites that only evaluate.
         phase: Times the parts.
-
-    Raises:
-        JobError: A job did not finish (JOB_FAILED); the message says who refused and why.
-        HistoflareError: The federation could not be started, or its server ended.
     """
-    with phase("provision"):
-        federation = Federation.prepare(
-            workspace, {**sites, **external}, agreement_of(job, workspace / "policies")
-        )
-    with federation:
-        with phase("start"):
-            federation.start()
-        with phase("federated rounds"), _scratch() as scratch:
-            changes = for_fewer_sites(job, len(sites)) | evaluated_by(external)
-            everyone = sorted({**sites, **external})
+
+    def __init__(
+        self,
+        federation: Federation,
+        sites: Mapping[str, SiteConfiguration],
+        external: Mapping[str, SiteConfiguration],
+        phase: Phase,
+    ) -> None:
+        self._federation = federation
+        self._sites, self._external, self._phase = sites, external, phase
+
+    def run(self, job: Job, on_rounds: OnRounds | None = None) -> FederationRun:
+        """Run a job; its sites are asked about the model after its last round, also the external ones.
+
+        Args:
+            job: One of those that the federation was started for.
+
+        Raises:
+            JobError: The job did not finish (JOB_FAILED); the message says who refused and why.
+            HistoflareError: The federation's server ended.
+        """
+        federation, sites = self._federation, self._sites
+        with self._phase("federated rounds"), _scratch() as scratch:
+            changes = for_fewer_sites(job, len(sites)) | evaluated_by(self._external)
+            everyone = sorted({**sites, **self._external})
             variant = write_variant(job.folder, scratch / job.name, changes, sites=everyone)
 
             def tell(job_id: str, finished: int) -> None:
@@ -80,9 +80,40 @@ def run_on_workstation(
                     on_rounds(finished, read_mean_loss(sites, job_id))
 
             run, training = _run_job(federation, variant, job.rounds, tell)
+        return FederationRun(training, load_site_states(sites, run))
+
+
+@contextmanager
+def federation_up(
+    jobs: Sequence[Job],
+    sites: Mapping[str, SiteConfiguration],
+    external: Mapping[str, SiteConfiguration],
+    workspace: Path,
+    phase: Phase,
+) -> Iterator[Workstation]:
+    """Provision a federation and start it; end it when the block is left.
+
+    Nothing of it is left running, however this ends.
+
+    Args:
+        jobs: Those that will run in it; the sites agree to their protocols and have policies of their scopes.
+        sites: Sites that train. external: Sites that only evaluate (``evaluation_only``).
+        workspace: Folder for kits, logs, and under ``results`` what the jobs left.
+        phase: Times the parts.
+
+    Raises:
+        HistoflareError: The federation could not be started.
+    """
+    with phase("provision"):
+        federation = Federation.prepare(
+            workspace, {**sites, **external}, agreement_of(jobs, workspace / "policies")
+        )
+    with federation:
+        with phase("start"):
+            federation.start()
+        yield Workstation(federation, sites, external, phase)
         with phase("stop"):
             federation.stop()
-    return FederationRun(training, load_site_states(sites, run))
 
 
 def for_fewer_sites(job: Job, sites: int) -> dict[str, Any]:
@@ -95,15 +126,23 @@ def evaluated_by(external: Iterable[str]) -> dict[str, Any]:
     return {"evaluate": True, "evaluation_only": sorted(external) or None}
 
 
-def agreement_of(job: Job, folder: Path) -> Agreement:
-    """Return what sites on one workstation agree to; their policy is written into ``folder``.
+def agreement_of(jobs: Sequence[Job], folder: Path) -> Agreement:
+    """Return what sites on one workstation agree to; their policies are written into ``folder``.
 
     Raises:
-        JobError: This package has no policy of the job's scope (SCOPE_UNKNOWN).
+        JobError: This package has no policy of a job's scope (SCOPE_UNKNOWN).
     """
-    policy = folder / policy_file(job.scope)
-    write_policy(job.scope, policy)
-    return Agreement(job.folder, policies=(policy,), default_scope=job.scope)
+    policies = {policy_file(job.scope): job.scope for job in jobs}
+    for name, scope in policies.items():
+        write_policy(scope, folder / name)
+    protocols = {protocol_digest(job.protocol): job.folder for job in jobs}
+    first, *more = protocols.values()
+    return Agreement(
+        first,
+        policies=tuple(folder / name for name in sorted(policies)),
+        default_scope=jobs[0].scope,
+        more=tuple(more),
+    )
 
 
 def write_policy(scope: str, path: Path) -> None:
