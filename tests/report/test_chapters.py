@@ -39,11 +39,12 @@ def unprotected() -> dict[str, Any]:
     return at(full_report(), 0.9)
 
 
+MEAN = of(0.07, 0.03, 0.11)
 GAINS = {"clinic-a": of(0.1, 0.05, 0.15), "clinic-b": of(0.04, 0.01, 0.07)}
 
 
-def gain(report: dict[str, Any], gains: dict[str, Any]) -> str:
-    report = report | {"gain_over_local": gains}
+def gain(report: dict[str, Any], gains: dict[str, Any], mean: dict[str, Any] | None = None) -> str:
+    report = report | {"gain_over_local": gains, "gain_on_average": mean or MEAN}
     return say_gain(report, write_headline(report))
 
 
@@ -55,9 +56,16 @@ def test_better_than_every_site_needs_every_interval_above_zero(unprotected: dic
     assert "worse than 1" in gain(unprotected, GAINS | {"clinic-b": of(-0.05, -0.08, -0.02)})
 
 
+def test_on_average_it_takes_the_interval_of_the_mean(unprotected: dict[str, Any]) -> None:
+    undecided = GAINS | {"clinic-b": of(0.02, -0.01, 0.05)}
+    assert "is better than the sites' own by 0.070" in gain(unprotected, undecided)
+    assert "not to be told apart" in gain(unprotected, undecided, of(0.02, -0.01, 0.05))
+    assert "is worse than the sites' own by 0.040" in gain(unprotected, undecided, of(-0.04, -0.06, -0.01))
+
+
 def test_what_privacy_costs(unprotected: dict[str, Any], protected: dict[str, Any]) -> None:
     def said(cost: dict[str, Any], report: dict[str, Any] = protected) -> str:
-        return say_cost(join_chapters(unprotected, report, GAINS, cost))
+        return say_cost(join_chapters(unprotected, report, GAINS, MEAN, cost))
 
     assert "costs 0.050" in said(of(0.05, 0.02, 0.08))
     assert "at most 0.060" in said(of(0.02, -0.02, 0.06))
@@ -70,7 +78,7 @@ def test_an_unprotected_model_at_chance_is_no_cost_of_privacy(
     unprotected: dict[str, Any], protected: dict[str, Any]
 ) -> None:
     """The settings are the reason then, and no figure of a cost is given."""
-    joined = join_chapters(at(unprotected, 0.5), at(protected, 0.5), GAINS, of(0.0, -0.02, 0.02))
+    joined = join_chapters(at(unprotected, 0.5), at(protected, 0.5), GAINS, MEAN, of(0.0, -0.02, 0.02))
     for chapter in write_chapters(joined):
         assert "not privacy" in chapter.verdict
         assert "costs at most" not in chapter.verdict
@@ -79,7 +87,7 @@ def test_an_unprotected_model_at_chance_is_no_cost_of_privacy(
 def test_the_page_has_both_chapters(
     tmp_path: Path, unprotected: dict[str, Any], protected: dict[str, Any]
 ) -> None:
-    joined = join_chapters(unprotected, protected, GAINS, of(0.05, 0.02, 0.08))
+    joined = join_chapters(unprotected, protected, GAINS, MEAN, of(0.05, 0.02, 0.08))
     write_page(joined, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     for chapter in write_chapters(joined):

@@ -28,7 +28,7 @@ def test_what_two_models_share_does_not_widen_the_interval() -> None:
     one[:60] = 1 - one[:60]
     other = one.copy()
     other[60:70] = 1 - other[60:70]
-    found = evaluate_difference(table(one, labels), table(other, labels), "accuracy")
+    found = evaluate_difference(table(one, labels), [table(other, labels)], "accuracy")
     assert found.value == pytest.approx(10 / 200)
     sd = (0.05 * 0.95 / 200) ** 0.5
     assert found.low is not None and found.high is not None
@@ -41,11 +41,29 @@ def test_what_two_models_share_does_not_widen_the_interval() -> None:
 def test_the_same_model_twice_differs_by_nothing() -> None:
     labels = np.arange(40) % 2
     same = table(labels, labels)
-    found = evaluate_difference(same, same, "balanced_accuracy")
+    found = evaluate_difference(same, [same], "balanced_accuracy")
     assert (found.value, found.low, found.high) == (0.0, 0.0, 0.0)
 
 
 def test_other_patients_are_refused() -> None:
     labels = np.arange(4) % 2
     with pytest.raises(JobError):
-        evaluate_difference(table(labels, labels), table(labels[:2], labels[:2]), "accuracy")
+        evaluate_difference(table(labels, labels), [table(labels[:2], labels[:2])], "accuracy")
+    with pytest.raises(JobError):
+        evaluate_difference(table(labels, labels), [], "accuracy")
+
+
+def test_the_mean_of_several_models_is_what_is_taken_off() -> None:
+    """Right on all, and others right on 0.8 and 0.6: 1 - 0.7; the interval is that of the mean's terms."""
+    labels = np.arange(200) % 2
+    off = []
+    for wrong in (slice(0, 40), slice(40, 120)):
+        predicted = labels.copy()
+        predicted[wrong] = 1 - predicted[wrong]
+        off.append(table(predicted, labels))
+    found = evaluate_difference(table(labels, labels), off, "accuracy")
+    assert found.value == pytest.approx(0.3)
+    # each patient's term is 1/2 with share 0.6, else 0
+    sd = (0.25 * 0.6 * 0.4 / 200) ** 0.5
+    assert found.low is not None and found.high is not None
+    assert found.high - found.low == pytest.approx(2 * 1.96 * sd, rel=0.15)

@@ -77,20 +77,21 @@ def run_chapters(
         own = {site: ask(unprotected.job, state) for site, state in first.local.items()}
         seed = derive_seed(protected.job.seed, "chapters")
         gains = {
-            first.federated.pseudonyms.get(site, site): _less(free, table, seed)
+            first.federated.pseudonyms.get(site, site): _less(free, [table], seed)
             for site, table in own.items()
         }
-        cost = _less(free, private, seed)
-    report = join_chapters(first.report, second.report, gains, cost, note)
+        on_average = _less(free, list(own.values()), seed)
+        cost = _less(free, [private], seed)
+    report = join_chapters(first.report, second.report, gains, on_average, cost, note)
     write_report(report, out)
     return replace(second, report=report)
 
 
-def _less(one: PredictionTable, other: PredictionTable, seed: int) -> dict[str, Any]:
-    """Return the figures of one model less those of another, with their intervals, as a report has them."""
+def _less(one: PredictionTable, others: Sequence[PredictionTable], seed: int) -> dict[str, Any]:
+    """Return a model's figures less the mean of others', with their intervals, as a report has them."""
     found: dict[str, Any] = {}
-    for name in one.measures if len(one.patients) else ():
-        figure = evaluate_difference(one, other, name, seed=seed)
+    for name in one.measures if others and len(one.patients) else ():
+        figure = evaluate_difference(one, others, name, seed=seed)
         found[name] = figure.value
         if figure.value is not None and figure.low is not None:
             found[f"{name}_ci95"] = [figure.low, figure.high]

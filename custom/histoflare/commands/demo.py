@@ -62,7 +62,7 @@ def demo(
     slides_per_hospital: Annotated[int, typer.Option(min=4, help="Made-up slides of each.")] = 8,
     patients_per_hospital: Annotated[
         int, typer.Option(min=0, help="Further made-up patients of each, as bags without a slide.")
-    ] = 200,
+    ] = 100,
     encoder: Annotated[str | None, typer.Option(help="Encoder instead of the job's, see prepare.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Weight file of the encoder.")] = None,
     weights_sha256: Annotated[str | None, typer.Option(help="SHA-256 the weight file must have.")] = None,

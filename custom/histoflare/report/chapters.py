@@ -4,7 +4,8 @@ Both chapters are runs of one question on the same sites, one after the other in
 first protects nothing; the second has a privacy plan. ``report.json`` is the second one's and has besides:
 
 - ``unprotected_run``: the first one's report, with ``gain_over_local``: site → the figures of the federated
-  model less those of the site's own, on the test patients of all sites, as below.
+  model less those of the site's own, on the test patients of all sites, as below; and ``gain_on_average``:
+  the same less the mean of the sites' own models.
 - ``cost_of_privacy``: the figures of the first one's federated model less those of the second one's, on the
   same test patients: ``{figure: number, figure_ci95: [low, high]}``.
 - ``note``: what a reader must know of the data; empty if nothing.
@@ -23,6 +24,7 @@ from histoflare.report.headline import FEW_PATIENTS, Headline, chance_of, choose
 UNPROTECTED_RUN = "unprotected_run"
 COST = "cost_of_privacy"
 GAIN = "gain_over_local"
+ON_AVERAGE = "gain_on_average"
 NOTE = "note"
 
 
@@ -39,11 +41,13 @@ def join_chapters(
     unprotected: Mapping[str, Any],
     protected: Mapping[str, Any],
     gains: Mapping[str, Mapping[str, Any]],
+    on_average: Mapping[str, Any],
     cost: Mapping[str, Any],
     note: str = "",
 ) -> dict[str, Any]:
     """Return the report of both, see the module's text."""
-    first = {**unprotected, GAIN: {site: dict(gain) for site, gain in gains.items()}}
+    each = {site: dict(gain) for site, gain in gains.items()}
+    first = {**unprotected, GAIN: each, ON_AVERAGE: dict(on_average)}
     return {**protected, UNPROTECTED_RUN: first, COST: dict(cost), NOTE: note}
 
 
@@ -61,7 +65,7 @@ def write_chapters(report: Mapping[str, Any]) -> list[Chapter]:
 
 
 def say_gain(report: Mapping[str, Any], headline: Headline) -> str:
-    """Return whether the federated model is better than each site's own, from the paired differences."""
+    """Return whether the federated model is better than the sites' own, from the paired differences."""
     metric = headline.metric
     gains = [
         (each[metric], *each[f"{metric}_ci95"])
@@ -82,9 +86,17 @@ def say_gain(report: Mapping[str, Any], headline: Headline) -> str:
     if better == len(gains):
         whose = "every site's own model" if better > 1 else "the site's own model"
         return f"The federated model is better than {whose}, by {between} at least."
-    said = f"The federated model is better than {better} of {len(gains)} sites' own models"
-    said += f" and worse than {worse}" if worse else ""
-    return f"{said}; the least difference is {between}."
+    each = f"it is better than {better} of {len(gains)}"
+    each += f" and worse than {worse}" if worse else ""
+    mean, interval = report.get(ON_AVERAGE, {}).get(metric), report.get(ON_AVERAGE, {}).get(f"{metric}_ci95")
+    if mean is None or interval is None:
+        return f"Of the sites' own models, {each}; the least difference is {between}."
+    low, high = interval
+    by = f"{abs(mean):.3f} of {NAMES[metric]} on average (95 % interval {low:.3f} to {high:.3f})"
+    if low <= 0 <= high:
+        return f"The federated model and the sites' own are not to be told apart: {by}; {each}."
+    than = "better" if mean > 0 else "worse"
+    return f"The federated model is {than} than the sites' own by {by}; taken one by one, {each}."
 
 
 def say_cost(report: Mapping[str, Any]) -> str:

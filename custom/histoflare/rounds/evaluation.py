@@ -200,29 +200,38 @@ def _fewest(support: Support | None, columns: Columns, owner: NDArray[np.intp]) 
 
 
 def evaluate_difference(
-    one: PredictionTable, other: PredictionTable, name: str, *, seed: int = 0, bootstraps: int = 1000
+    one: PredictionTable,
+    others: Sequence[PredictionTable],
+    name: str,
+    *,
+    seed: int = 0,
+    bootstraps: int = 1000,
 ) -> Figure:
-    """Return a figure of ``one`` less that of ``other``: two models that were asked about the same rows.
+    """Return a figure of ``one`` less the mean of that of ``others``: models asked about the same rows.
 
-    The bootstrap draws the same patients for both, so what is hard for both models does not widen the
-    interval (Efron & Tibshirani 1993, the paired bootstrap).
+    The bootstrap draws the same patients for all, so what is hard for all models does not widen the interval
+    (Efron & Tibshirani 1993, the paired bootstrap).
 
     Args:
-        one, other: Their rows are the same, in the same order.
+        one: A model's predictions.
+        others: Those of one other model or more; the rows of all are the same, in the same order.
         name: The figure.
         seed, bootstraps: As for :func:`evaluate`.
 
     Raises:
-        JobError: There is no row, or the rows are not of the same patients.
+        JobError: There is no row, no other model, or the rows are not of the same patients.
     """
-    _check(one)
-    _check(other)
-    if not len(one.patients) or list(one.patients) != list(other.patients):
-        raise JobError("Two models can be compared on the same rows only, and there must be some.")
-    first, second = one.measures[name], other.measures[name]
+    for table in (one, *others):
+        _check(table)
+        if not len(one.patients) or list(one.patients) != list(table.patients):
+            raise JobError("Models can be compared on the same rows only, and there must be some.")
+    if not others:
+        raise JobError("There is no model to compare with.")
 
     def less(columns: Columns, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        return first(one.columns, weights) - second(other.columns, weights)
+        found = [other.measures[name](other.columns, weights) for other in others]
+        difference: NDArray[np.float64] = one.measures[name](one.columns, weights) - np.mean(found, axis=0)
+        return difference
 
     both = Rows(one.columns, {name: less}, one.supports, one.why_missing, one.patients, {})
     return _evaluate_whole(both, seed, bootstraps, {})[name]

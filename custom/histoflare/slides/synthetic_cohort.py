@@ -28,8 +28,12 @@ CLASS_MIX = (0.8, 0.2, 0.7, 0.3)
 Hospitals see unlike mixes of patients, and that is why the model of one alone fails elsewhere. The external
 site has as many of each."""
 
-TEST_SHARE = 0.3
-"""Of the patients without drawn slides."""
+TEST_SHARE = 0.5
+"""Of the patients without drawn slides: many, so that intervals are narrow.
+
+How hard the demo's task is was fixed by unprotected runs alone, on a cohort of another seed (101; some 50
+training patients a hospital, two training seeds): balanced accuracy over all test patients federated 0.89 and
+0.90, the hospitals' own models 0.79 to 0.90, pooled 0.85 and 0.87."""
 
 SCANNERS = {0.25: "Synth 40x", 0.5: "Synth 20x"}
 
