@@ -11,29 +11,44 @@ import typer
 
 from histoflare.commands.console import console, make_table, out, print_json, say
 from histoflare.commands.options import JOB_HELP, Preset
+from histoflare.commands.result import show_result
 from histoflare.errors import HistoflareError, JobError
 from histoflare.shipped import find_job
 
 if TYPE_CHECKING:
     from histoflare.flare.admin import Admin
 
-app = typer.Typer(no_args_is_help=True, help="Look at a job folder, or make a variant of one to submit.")
+app = typer.Typer(
+    no_args_is_help=True, help="Look at a job, make a variant of one, submit it, see what came back."
+)
+app.command("result")(show_result)
 
 
 @app.command()
 def show(
     job: Annotated[Path, typer.Argument(help=JOB_HELP)],
     preset: Preset = None,
+    policies: Annotated[
+        Path | None,
+        typer.Option(help="Say what these policies allow: a kit, a folder of kits, provisioning, a policy."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Show what a job asks of the sites: purpose, scope, protocol with its hash, and every variable.
+    """Show what a job asks of the sites: purpose, scope, protocol with its hash, start, cost, every variable.
 
     Example: histoflare job show mem_fedavg
 
-    Example: histoflare job show mem_dpsgd --preset per-site
+    Example: histoflare job show mem_dpsgd --preset per-site --policies provisioning
     """
     from rich.table import Column, Table
 
+    from histoflare.commands.job_facts import (
+        find_allowances,
+        find_cost,
+        say_allowance,
+        say_cost,
+        say_start,
+    )
     from histoflare.flare.job_choice import choose_job
     from histoflare.privacy.protocol import digest
 
@@ -61,13 +76,18 @@ def show(
         "run",
     )
     facts |= {name: getattr(read, name) for name in more}
+    facts |= {"starts": say_start(read), "cost": find_cost(read)}
+    allowed = None if policies is None else find_allowances(read, policies)
     if as_json:
-        print_json(facts)
+        print_json(facts | ({} if allowed is None else {"allowed": allowed}))
         return
+    facts["cost"] = say_cost(read, facts["cost"])
     table = Table("name", Column("value", overflow="fold"), title=read.name, show_header=False)
     for name, value in _lines(facts):
         table.add_row(name, str(value))
     out.print(table)
+    for each in allowed or ():
+        out.print(say_allowance(each), highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -87,13 +107,14 @@ def make(
     """Make a variant of a job: other figures, some of the sites, a model to start from.
 
     A variable that the protocol decides (rounds, labels, encoder, resolution) changes the protocol, and with
-    it its hash: sites refuse it until they have agreed.
+    it its hash: sites refuse it until they have agreed. The command says so, and what to agree on.
 
     A model goes to the server alone, so a job with one names its sites. An evaluation has the protocol that
     the model was trained under, where the job lies beside it as in a download, and asks about its run.
 
     Example: histoflare job make mem_evaluate --model result/JOB_ID --sites a,b --out ask
     """
+    from histoflare.commands.job_facts import say_protocol_change
     from histoflare.flare.job import read_job
     from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_schema import EVALUATION
@@ -132,6 +153,8 @@ def make(
             style="yellow",
         )
     console.print(f"job: {target}", highlight=False, markup=False, soft_wrap=True)
+    if said := say_protocol_change(read_job(job).protocol, made.protocol, target):
+        console.print(said, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -222,7 +245,7 @@ def resume(
         stopped = replace(stopped, sites=tuple(_site_names(sites)))
     write_resumed(stopped, target)
     console.print(
-        f"job: {target} (run {stopped.run}, from round {stopped.next_round} on)",
+        f"job: {target} (run {stopped.run}, from round {stopped.next_round + 1} on)",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -31,3 +31,9 @@ def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path]) -> Non
         if place in taken:
             raise JobError(f"{output}: two outputs cannot be one file; give each its own.")
         taken.add(place)
+
+
+def refuse_overwriting(target: Path, *inputs: Path) -> None:
+    """Raise :class:`JobError` if a page is to be written over a folder, or over what it is made of."""
+    if target.is_dir() or any(target.resolve() == path.resolve() for path in inputs):
+        raise JobError(f"{target}: a folder, or a file that is read here; give another one with --out.")

@@ -64,7 +64,7 @@ def read_run(folder: Path) -> StoppedRun:
             "round is submitted again as it was.",
             reason="MODEL_FILE_MISSING",
         )
-    configuration, meta_file = _job_of(folder, workspace)
+    configuration, meta_file = find_job(folder, workspace)
     model = workspace / GLOBAL_MODEL_FILE
     for path in (configuration, meta_file, model, workspace / ROUNDS_FILE):
         refuse_links(folder, path)
@@ -160,8 +160,15 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _job_of(folder: Path, workspace: Path) -> tuple[Path, Path]:
-    """Return the job's configuration folder and its ``meta.json``."""
+def find_job(folder: Path, workspace: Path) -> tuple[Path, Path]:
+    """Return a run's configuration folder and its ``meta.json``.
+
+    Args:
+        folder: The server's folder of the job, or a download. workspace: In it, where the rounds lie.
+
+    Raises:
+        JobError: They are not there.
+    """
     for configuration, meta in (
         (folder / "job" / CONFIG_FOLDER, folder / "job" / META_FILE),
         (workspace / "app_server" / "config", workspace / META_FILE),

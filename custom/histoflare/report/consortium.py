@@ -16,16 +16,10 @@ from histoflare.report.figures import CLASSIFICATION, Kind, kind_of
 from histoflare.report.guarantee import build_guarantee
 from histoflare.report.headline import closing_words
 from histoflare.report.participation import site_rounds
+from histoflare.report.report_file import FORMAT
 from histoflare.report.site_names import SiteNames
 from histoflare.rounds.comparison import Comparison
 from histoflare.rounds.evaluation import Metrics
-
-NEEDED = frozenset(
-    {"job", "runtime", "strategy", "task", "encoder", "seed", "rounds", "privacy", "participation", "sites"}
-    | {"federated", "pooled", "local_on_all_sites", "external", "external_other_models", "seconds"}
-    | {"model_sha256", "guarantee", "accuracy_against_epsilon"}
-)
-"""Keys that every report has. ``encoder`` is the task's encoder, or its network where it has none."""
 
 PHASES = ("training", "waiting", "idle")
 """Of a site in a round: its task sent until its reply; until the last reply; the rest of the round."""
@@ -127,6 +121,7 @@ def build_report(facts: RunFacts, comparison: Comparison) -> dict[str, Any]:
         numbers=facts.numbers,
     )
     return {
+        "format": FORMAT,
         "job": facts.job,
         "runtime": facts.runtime,
         "strategy": names.apply_each(facts.strategy),

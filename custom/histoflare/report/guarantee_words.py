@@ -115,9 +115,12 @@ def say_not_covered(guarantee: Mapping[str, Any]) -> str:
         parts.append(f"{number} evaluation{'' if number == 1 else 's'} of the last model at the sites")
     if number := found["metrics_of_rounds"]:
         parts.append(f"metrics that sites sent in the rounds, {number} in all")
-    parts.append(
-        "this report's own figures, those of the bounds (local, pooled) and at other budgets among them"
-    )
+    if found.get("own_figures", True):
+        parts.append(
+            "this report's own figures, those of the bounds (local, pooled) and at other budgets among them"
+        )
+    if not parts:
+        return ""
     return f"Not covered, for there is no noise in it: {'; '.join(parts)}."
 
 

@@ -47,8 +47,8 @@ def write_headline(report: Mapping[str, Any]) -> Headline:
     """Return the result of ``report`` in words. Any figure may be missing."""
     metric = choose_metric(report)
     federated = report["federated"]
-    cautions = [*_missing_sites(report), *_late_sites(report), *_unfinished(report)]
-    privacy = _privacy(report["guarantee"])
+    cautions = say_participation(report)
+    privacy = say_privacy(report["guarantee"])
     complete = all(each.complete for each in site_rounds(report))
     subset = "" if complete else "Not every site took part in every round it was asked in. "
     if not federated or federated[metric] is None:
@@ -80,6 +80,11 @@ def closing_words(reports: Sequence[Mapping[str, Any]]) -> str:
         sentence if len(seeds) == len(reports) else f"Seed {', '.join(map(str, seeds))}: {sentence}"
         for sentence, seeds in found.items()
     )
+
+
+def say_participation(report: Mapping[str, Any]) -> list[str]:
+    """Return who is missing, who was late, and whether the run ended before its last round."""
+    return [*_missing_sites(report), *_late_sites(report), *_unfinished(report)]
 
 
 def say_late(each: SiteRounds, report: Mapping[str, Any], whose: str | None = None) -> str:
@@ -242,7 +247,8 @@ def _limits(report: Mapping[str, Any], metric: str) -> list[str]:
     return found
 
 
-def _privacy(guarantee: Mapping[str, Any]) -> str:
+def say_privacy(guarantee: Mapping[str, Any]) -> str:
+    """Return the run's ε in one line."""
     said = say_guarantee(guarantee)
     bounded = guarantee["mechanism"] != "open" and not guarantee["epsilon_is_infinite"]
     return f"{said} It holds if {guarantee['holds_if']}." if bounded and len(guarantee["sites"]) > 1 else said
@@ -311,7 +317,7 @@ def _missing_sites(report: Mapping[str, Any]) -> list[str]:
         if site not in never
     ]
     unknown = [each.site for each in sites if each.site not in report["sites"]]
-    if unknown:
+    if unknown and report["sites"]:
         found.append(f"Not in the figures: {', '.join(unknown)}.")
     nobody = sum(not row["taking_part"] for row in report["participation"] if row.get("finished", True))
     if nobody:

@@ -27,11 +27,14 @@ from histoflare.report.headline import chance_of, count, mean_of, write_headline
 from histoflare.report.participation import finished_rounds, site_rounds
 from histoflare.report.privacy_section import make_privacy_section
 from histoflare.report.rendering import flatten, write_template
+from histoflare.report.report_file import fill_missing
+from histoflare.report.returned import WHICH, is_returned, write_returned_headline
 
 RUNTIMES = {
     "poc": "real FLARE server and client processes on one workstation",
     "production": "FLARE in production",
     "simulator": "FLARE's simulator",
+    "federation": "a FLARE server and its clients",
     "inprocess": "one process, without FLARE; nothing was sent over a network",
 }
 UNTESTED = "no test patients"
@@ -64,13 +67,14 @@ class Group:
 def write_page(report: Mapping[str, Any], path: Path) -> None:
     """Write the page of ``report`` (see :func:`histoflare.report.consortium.build_report`) to ``path``.
 
-    Reports of before a key was added can be shown too; what they do not say is left out.
+    Parts that a report does not have are not on its page.
 
     Raises:
         KeyError: It is no such report.
         OSError: The disk is full or the folder cannot be written.
     """
-    headline = write_headline(report)
+    report = fill_missing(report)
+    headline = write_returned_headline(report) if is_returned(report) else write_headline(report)
     kind = kind_of(report)
     charted = put_first(headline.metric, kind.charted)[:MOST_CHARTS]
     rounds = site_rounds(report)
@@ -94,6 +98,7 @@ def write_page(report: Mapping[str, Any], path: Path) -> None:
         guessing=any(chance_of(metric, report) is not None for metric in charted),
         elsewhere=_elsewhere(report),
         evaluated=_evaluated(report),
+        which=WHICH[report["evaluated_model"]],
         rounds=rounds,
         finished=finished_rounds(report),
         participation=draw_participation("rounds", {each.site: each.statuses for each in rounds}),
@@ -342,6 +347,7 @@ def _settings(report: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
         kind_of(report).model: report["encoder"],
         "SHA-256 of the model": report["model_sha256"],
     }
+    run = {name: value for name, value in run.items() if value is not None}
     parts = {"Run": run, "Strategy": report["strategy"], "Task": report["task"]}
     if report["guarantee"].get("plan"):
         parts["Privacy plan"] = report["guarantee"]["plan"]

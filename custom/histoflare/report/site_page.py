@@ -22,10 +22,12 @@ from histoflare.report.bounds import models_of, name_model
 from histoflare.report.figures import kind_of
 from histoflare.report.guarantee_words import say_site
 from histoflare.report.headline import say_late
+from histoflare.report.own_run import OwnRun, make_own_privacy, say_spent
 from histoflare.report.page import RUNTIMES, UNTESTED, Group, Row
 from histoflare.report.participation import REFUSED_AT_SERVER, site_rounds
 from histoflare.report.privacy_section import make_privacy_section
 from histoflare.report.rendering import write_template
+from histoflare.report.report_file import fill_missing
 
 LARGEST_PICTURE_BYTES = 60_000
 
@@ -152,6 +154,7 @@ class SitePage:
         scale: Of the attention pictures; None if there are none.
         classes: Those with outlines and figures, of a segmentation.
         warnings: What is odd about the data.
+        own: The run by the site's own ledger, log and notes; None: ``report`` says what left.
     """
 
     site: str
@@ -163,6 +166,7 @@ class SitePage:
     scale: AttentionScale | None = None
     classes: Sequence[ClassKey] = ()
     warnings: Sequence[str] = ()
+    own: OwnRun | None = None
 
 
 def sent_rows(report: Mapping[str, Any], name: str, update_bytes: int | None = None) -> list[SentRow]:
@@ -199,7 +203,8 @@ def write_site_page(page: SitePage, path: Path) -> None:
         OSError: The disk is full or the folder cannot be written.
     """
     name = page.alias or page.site
-    report, kind = page.report, kind_of(page.report)
+    report = fill_missing(page.report)
+    kind = kind_of(report)
     figures = report["sites"].get(name)
     groups = []
     if figures:
@@ -209,6 +214,7 @@ def write_site_page(page: SitePage, path: Path) -> None:
             Row(name_model(report, model), figures[model], model, *missing) for model in models_of(report)
         ]
         groups.append(Group("This site's test patients", note, rows))
+    privacy = make_privacy_section(report) if page.own is None else make_own_privacy(page.own)
     mine = [each for each in site_rounds(report) if each.site == name]
     test_rows = [row for row in page.slides if row.split == "test"]
     tested = [row for row in test_rows if isinstance(row, SlideRow) and row.probabilities]
@@ -231,9 +237,9 @@ def write_site_page(page: SitePage, path: Path) -> None:
         sent_rounds=sum(row.status in ("took", "unused") for row in page.sent),
         counted=any(row.size_bytes is not None for row in page.sent),
         runtime=RUNTIMES.get(report["runtime"], report["runtime"]),
-        late="".join(say_late(each, report, "This site") for each in mine),
-        privacy=make_privacy_section(report),
-        own_spending=say_site(report["guarantee"], name),
+        late=page.own.late if page.own else "".join(say_late(each, report, "This site") for each in mine),
+        privacy=privacy,
+        own_spending=say_spent(page.own.spent) if page.own else say_site(report["guarantee"], name),
     )
 
 

@@ -158,6 +158,7 @@ class SiteWork:
             {"name": setup.strategy.name, **vars(setup.strategy)},
             None if setup.roles is None else setup.plan.to_json(),
             {record.patient for record in cohort.train},
+            vars(setup.split),
         )
 
     def _predict(self, state: State, site_state: State, split: str) -> PredictionTable:

@@ -44,6 +44,7 @@ from histoflare.privacy.ledger import moves
 from histoflare.privacy.ledger.books import STEWARD, WORKSTATION
 from histoflare.privacy.ledger.chain import normalised
 from histoflare.privacy.ledger.events import GAUSSIAN, UNPROTECTED, mechanism_of, trust_of
+from histoflare.privacy.ledger.history import RunHistory, summarise_history
 from histoflare.privacy.ledger.place import Place
 from histoflare.privacy.ledger.rules import (
     TRAIN,
@@ -505,6 +506,11 @@ class Ledger:
         """Return what left without protection, by run and kind, in the order of their first entries."""
         with self._sessions.reading() as (books, _, _):
             return summarise_disclosures(books)
+
+    def history(self, run: str) -> RunHistory:
+        """Return what happened in one run: what was paid for, what left and when; no patient is named."""
+        with self._sessions.reading() as (books, entries, _):
+            return summarise_history(books, entries, run)
 
     def verify(self) -> Verification:
         """Read and verify everything; :class:`LedgerError` (LEDGER_DAMAGED) if anything is not as written."""
