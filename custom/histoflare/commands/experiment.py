@@ -28,7 +28,7 @@ from histoflare.rounds.bounds import POOLED, Bounds, Courses, plan_bounds, train
 from histoflare.rounds.comparison import Comparison, compare
 from histoflare.rounds.local import predict
 from histoflare.rounds.runner import run_in_process
-from histoflare.rounds.state import digest, n_bytes
+from histoflare.rounds.state import State, digest, n_bytes
 from histoflare.rounds.strategy import count_sent_by_job
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import SiteData, check_resolutions, device_of, load_site_data, pool_site_data
@@ -52,12 +52,14 @@ class Outcome:
         cohorts: Site or external cohort → its data.
         federated: What came out of the job.
         refused: Site or external cohort that has no part in the figures → why.
+        local: Site → the model that its own data alone gave.
     """
 
     report: dict[str, Any]
     cohorts: Mapping[str, Any]
     federated: Federated
     refused: Mapping[str, str] = field(default_factory=dict)
+    local: Mapping[str, State] = field(default_factory=dict)
 
 
 def run_experiment(
@@ -155,7 +157,7 @@ def run_experiment(
     write_page(report, out / PAGE_FILE)
     why = {site: f"{error.reason}: {explain(error.reason)}" for site, error in (refused | untested).items()}
     why |= {site: f"{error.reason}: {error}" for site, error in lost.items()}
-    return Outcome(report, {**cohorts, **outside}, federated, why)
+    return Outcome(report, {**cohorts, **outside}, federated, why, bounds.protected.local)
 
 
 def _load(
@@ -246,11 +248,8 @@ def write_site_pages(
     paths = []
     with clock.phase("pages"):
         for site, configuration in everyone.items():
-            model = job.task.build_model()
-            model.load_state_dict(
-                job.strategy.personalize(federated.state, federated.site_states.get(site, {}))
-            )
-            model.to(device_of(configuration)).eval()
+            own = job.strategy.personalize(federated.state, federated.site_states.get(site, {}))
+            model = load_model(job, own, configuration)
             known: dict[str, Any] = {
                 "alias": federated.pseudonyms.get(site, ""),
                 "update_bytes": update_bytes,
@@ -259,13 +258,22 @@ def write_site_pages(
             if job.task.data == "images":
                 from histoflare.site.image_pictures import build_image_site_page
 
-                page = build_image_site_page(site, data, job.task, model, report, **known)
+                local = outcome.local.get(site)
+                alone = None if local is None else load_model(job, local, configuration)
+                page = build_image_site_page(site, data, job.task, model, report, alone=alone, **known)
             else:
                 page = build_site_page(site, configuration, data, job.task, model, report, **known)
             paths.append(out / f"site-{site}.html")
             write_site_page(page, paths[-1])
             bars.advance(bar)
     return paths
+
+
+def load_model(job: Job, state: State, configuration: SiteConfiguration) -> Any:
+    """Return the job's model with the weights of ``state``, in evaluation mode, on a site's device."""
+    model = job.task.build_model()
+    model.load_state_dict(state)
+    return model.to(device_of(configuration)).eval()
 
 
 def _build_report(
