@@ -27,10 +27,10 @@ test: lint ## lint, then every test: the quick ones first and side by side, the 
 	$(BIN)/python -m pytest -m 'not slow' -n logical --maxprocesses 4 --dist loadfile
 	$(BIN)/python -m pytest -m slow
 
-OUT ?= $(if $(SLIDES),$(notdir $(patsubst %/,%,$(SLIDES)))-run,demo-run)
+OUT ?= $(if $(SLIDES),$(notdir $(patsubst %/,%,$(SLIDES)))-run,$(if $(TASK),$(TASK)-run,demo-run))
 
-demo: $(STAMP) ## four hospitals and an external one through FLARE: demo-run/report.json (SLIDES=folder for your own: folder-run/)
-	$(BIN)/histoflare demo --out $(OUT) $(if $(SLIDES),--slides $(SLIDES)) $(DEMO_ARGS)
+demo: $(STAMP) ## four hospitals and an external one through FLARE: demo-run/report.json (SLIDES=folder for your own: folder-run/; TASK=segmentation)
+	$(BIN)/histoflare demo --out $(OUT) $(if $(SLIDES),--slides $(SLIDES)) $(if $(TASK),--task $(TASK)) $(DEMO_ARGS)
 
 poc: $(STAMP) ## start a federation for the console and leave it up (SITES=folder BAGS=folder for your own)
 	$(BIN)/histoflare poc start --workspace poc-run $(if $(SITES),--sites $(SITES)) $(if $(BAGS),--bags $(BAGS)) $(POC_ARGS)

@@ -201,6 +201,7 @@ REASONS = frozenset(
         "TOO_FEW_PATIENTS",
         "TRAINER_DIED",
         "TRAINING_FAILED",
+        "TRANSPORT_UNFIT",
         "UPDATES_INVALID",
         "WEIGHTS_INVALID",
         "WEIGHT_NOT_ALLOWED",

@@ -159,7 +159,7 @@ def measure_dhunet(
 
     changes = {
         "rounds": rounds,
-        "strategy.transfer": transfer,
+        "transport.name": transfer,
         "task.labels": list(LABELS),
         "task.background": LABELS[0],
         "task.window_px": 224,

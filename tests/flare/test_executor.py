@@ -26,7 +26,7 @@ from histoflare.flare.executor import SiteExecutor
 from histoflare.flare.headers import METRICS, TOTAL_ROUNDS, WEIGHT
 from histoflare.privacy.plan import Open
 from histoflare.privacy.policy import POLICIES, read_policy
-from histoflare.rounds.fedavg import FedAvg
+from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.site.books import Books
 from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE, SiteConfiguration, read_site_file
 from histoflare.site.trainer import EvaluateAnswer, TrainAnswer, TrainerSetup

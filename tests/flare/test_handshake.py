@@ -129,6 +129,12 @@ class TestAdmission:
         assert admitted is not None and admitted.policy.name == "open" and admitted.rounds == 30
         assert handshake.redeem(fl_ctx) is None, "a token works once"
 
+    def test_what_was_released_in_one_task_cannot_leave_in_the_next(self, site: Site) -> None:
+        handshake.redeem(site.admit())
+        handshake.release(TENSORS, 10, Open())
+        handshake.redeem(site.admit())
+        assert handshake.take_release(TENSORS) is None
+
     def test_a_token_of_the_job_s_own_making_is_none(self, site: Site) -> None:
         fl_ctx = site.engine.context("clinic-a")
         fl_ctx.set_prop("histoflare_admitted", "0" * 32, private=True, sticky=False)
@@ -313,7 +319,7 @@ class TestAdmissionUnderProtection:
         """It keeps layers at the site: booked steps could start from what nobody booked."""
         site = self.site(tmp_path, repository, {"strategy.share": ["head"]})
         listed = read_own_policy(site.kit / OWN_POLICY_FILE).strategies
-        assert read_application(site.configuration).strategy.name in listed
+        assert "fedavg" in listed
         assert handshake.refusal(site.admit("train")) == "PRIVACY_INVALID"
 
     def test_the_steward_s_own_budget_is_the_one_that_counts(self, tmp_path: Path, repository: Path) -> None:

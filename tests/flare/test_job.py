@@ -36,7 +36,7 @@ from histoflare.flare.workstation import write_evaluation
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.privacy.protocol import digest
-from histoflare.rounds.strategy import STRATEGIES
+from histoflare.rounds.strategies import STRATEGIES
 from histoflare.slides.splits import SplitRule
 
 JOBS = sorted((Path(__file__).resolve().parents[2] / "jobs").iterdir())

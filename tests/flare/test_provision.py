@@ -29,7 +29,7 @@ from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.own_policy_file import read_site_policy
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.privacy.protocol import digest, read_protocols
-from histoflare.rounds.strategy import STRATEGIES
+from histoflare.rounds.strategies import STRATEGIES
 from histoflare.site.configuration import read_site_file
 
 SITES = ("hospital-a", "hospital-b", "hospital-c", "hospital-d", "external")

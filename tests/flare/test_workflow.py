@@ -83,7 +83,11 @@ class Server:
         self.workflow._current_round = 3
         self.workflow.communicator = Communicator(self.workflow, replies)
         self.workflow.aggregator = SimpleNamespace(
-            accept=lambda *_: accepts, taking_part=sorted(replies) if accepts else [], metrics={}, stamps={}
+            accept=lambda *_: accepts,
+            taking_part=sorted(replies) if accepts else [],
+            metrics={},
+            stamps={},
+            notes={},
         )
         self.folder = folder
 

@@ -12,10 +12,10 @@ from histoflare.bags.task import MemTask
 from histoflare.errors import JobError, ManifestError
 from histoflare.masks.image_manifest import read_image_manifest, write_image_manifest
 from histoflare.rounds.evaluation import evaluate
-from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import predict
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import digest, model_state
+from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import Strategy
 from histoflare.site.configuration import SiteConfiguration, read_site_file, write_site_file
 from histoflare.site.data import device_of, load_site_data, pool_site_data, read_roles

@@ -14,6 +14,7 @@ from histoflare.commands.options import (
     DEVICE_HELP,
     EPSILONS_HELP,
     RUNTIME_HELP,
+    DemoTask,
     Preset,
     Runtime,
     read_device,
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from histoflare.bags.network_encoder import Encoder
+    from histoflare.commands.clock import PhaseClock
+    from histoflare.commands.experiment import Outcome
     from histoflare.flare.job import Job
     from histoflare.site.configuration import SiteConfiguration
     from histoflare.slides.mosaic import MosaicParameters
@@ -38,6 +41,9 @@ def demo(
         typer.Option(help="Your own slides: a folder with one <site>/manifest.csv (or <site>.csv) per site."),
     ] = None,
     job: Annotated[Path, typer.Option(help="The job folder.")] = DEMO_JOB,
+    task: Annotated[
+        DemoTask, typer.Option(help="What to learn; segmentation takes images with masks, or makes them.")
+    ] = DemoTask.CLASSIFICATION,
     preset: Preset = None,
     runtime: Annotated[Runtime, typer.Option(help=RUNTIME_HELP)] = Runtime.POC,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds instead of the job's.")] = None,
@@ -64,15 +70,15 @@ def demo(
     Example: histoflare demo --out demo-run
 
     Example: histoflare demo --slides my-sites --out my-run --rounds 20
+
+    Example: histoflare demo --task segmentation --out segmentation-run
     """
     from histoflare.commands.clock import PhaseClock
-    from histoflare.commands.console import print_json
     from histoflare.commands.earlier_run import claim_output
-    from histoflare.commands.experiment import PAGE_FILE, run_experiment, write_site_pages
+    from histoflare.commands.experiment import run_experiment, write_site_pages
     from histoflare.commands.runtimes import FEDERATION_FOLDER, Experiment
     from histoflare.commands.sites import find_sites
     from histoflare.flare.job_choice import choose_job
-    from histoflare.report.consortium import results_table
     from histoflare.site.configuration import SiteConfiguration
 
     if runtime == Runtime.POC:
@@ -80,6 +86,15 @@ def demo(
 
         refuse_running(out_dir / FEDERATION_FOLDER)
     budgets, where = read_epsilons(epsilons), read_device(device)
+    if task == DemoTask.SEGMENTATION:
+        from histoflare.commands.demo_segmentation import JOB, PRESET, run_segmentation_demo
+
+        chosen_job, chosen_preset = (JOB, preset or PRESET) if job == DEMO_JOB else (job, preset)
+        outcome, pages, clock = run_segmentation_demo(
+            out_dir, slides, chosen_job, chosen_preset, runtime, where, {"rounds": rounds, "seed": seed}
+        )
+        _show(outcome, pages, clock, out_dir, as_json=as_json)
+        raise typer.Exit(3 if outcome.refused else 0)
     clock = PhaseClock()
     with progress() as bars:
         if slides is None:
@@ -117,6 +132,15 @@ def demo(
         )
         outcome = run_experiment(experiment, out_dir, bars, clock, budgets)
         pages = write_site_pages(experiment, outcome, out_dir, bars, clock)
+    _show(outcome, pages, clock, out_dir, as_json=as_json)
+    raise typer.Exit(3 if left_out or outcome.refused else 0)
+
+
+def _show(outcome: Outcome, pages: list[Path], clock: PhaseClock, out_dir: Path, *, as_json: bool) -> None:
+    from histoflare.commands.console import print_json
+    from histoflare.commands.experiment import PAGE_FILE
+    from histoflare.report.consortium import results_table
+
     if as_json:
         print_json(outcome.report)
     else:
@@ -126,7 +150,6 @@ def demo(
         say(f"report: {out_dir / PAGE_FILE}")
         say(f"each site's own: {', '.join(str(path) for path in pages)}")
     say_refused(outcome.refused)
-    raise typer.Exit(3 if left_out or outcome.refused else 0)
 
 
 def _make_slides(folder: Path, hospitals: int, slides_per_hospital: int, bars: Progress) -> None:

@@ -27,9 +27,9 @@ from histoflare.report.site_page import write_site_page
 from histoflare.rounds.bounds import POOLED, Bounds, Courses, plan_bounds, train_bounds, without_noise
 from histoflare.rounds.comparison import Comparison, compare
 from histoflare.rounds.local import predict
+from histoflare.rounds.round import count_sent_by_job
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, digest, n_bytes
-from histoflare.rounds.strategy import count_sent_by_job
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import SiteData, check_resolutions, device_of, load_site_data, pool_site_data
 from histoflare.site.overlap import check_apart
@@ -242,8 +242,7 @@ def write_site_pages(
         for site, at in {**experiment.sites, **experiment.external}.items()
         if site in outcome.cohorts
     }
-    sent = job.strategy.sent_names(federated.state)
-    update_bytes = n_bytes({name: federated.state[name] for name in sent})
+    update_bytes = n_bytes(job.transport.pack(job.strategy.sent(federated.state)))
     bar = bars.add_task("pages of the sites", total=len(everyone))
     paths = []
     with clock.phase("pages"):
@@ -288,7 +287,7 @@ def _build_report(
     facts = RunFacts(
         job=job.name,
         runtime=experiment.runtime.value,
-        strategy={"name": job.strategy.name, **asdict(job.strategy)},
+        strategy={"name": job.strategy.name, **asdict(job.strategy), "transport": job.transport.name},
         task=job.task.to_json(),
         seed=job.seed,
         rounds=job.rounds,

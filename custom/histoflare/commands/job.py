@@ -108,7 +108,7 @@ def make(
     made = choice.job
     names = _site_names(sites) if sites else None
     if model is not None:
-        read_state(model, like=made.strategy.begin(model_state(made.task.build_model())))
+        read_state(model, like=model_state(made.task.build_model()))
     if names is not None and len(names) < made.least_sites:
         raise JobError(
             f"--sites names {len(names)}, and the job needs updates of {made.least_sites} (--set "

@@ -30,7 +30,7 @@ def show_policy(
     from histoflare.flare.site_policy import known_models
     from histoflare.privacy.own_policy import layers
     from histoflare.privacy.own_policy_file import read_layers
-    from histoflare.rounds.strategy import STRATEGIES
+    from histoflare.rounds.strategies import STRATEGIES
 
     local = site.absolute().parent
     if (local.parent / "startup").is_dir():

@@ -192,7 +192,7 @@ def show_plan(
     from histoflare.flare.site_policy import policy_file
     from histoflare.privacy.accountant import epsilon
     from histoflare.privacy.own_policy_file import read_site_policy
-    from histoflare.rounds.strategy import count_sent_by_job
+    from histoflare.rounds.round import count_sent_by_job
     from histoflare.site.configuration import read_site_file
     from histoflare.site.data import device_of, slides_of_a_patient
     from histoflare.site.likely_time import likely_seconds
@@ -311,7 +311,7 @@ def _refused_otherwise(job: Job, policy: Policy, local: Path, trains: bool) -> J
         if (local / PROTOCOL_FILE).is_file():
             check_agreement(job, local)
         if trains:
-            check_strategy(policy, job.plan, job.strategy)
+            check_strategy(policy, job.plan, job.strategy, job.transport)
     except JobError as error:
         return error
     return None

@@ -199,6 +199,7 @@ def _in_process(
             job.rounds,
             job.seed,
             job.plan,
+            transport=job.transport,
             on_round=rounds.advance,
             device=experiment.device,
             patience=Patience(job.best_metric, job.patience) if job.best_metric and job.patience else None,
@@ -210,8 +211,11 @@ def _in_process(
             "asked": [*took, *failed],
             "taking_part": list(took),
             "refused": {site: error.reason for site, error in failed.items()},
+            **notes,
         }
-        for index, (took, failed) in enumerate(zip(run.participation, run.refused, strict=True))
+        for index, (took, failed, notes) in enumerate(
+            zip(run.participation, run.refused, run.notes, strict=True)
+        )
     ]
     if run.patience is not None:
         for row, mean in zip(rows, run.patience.means, strict=True):

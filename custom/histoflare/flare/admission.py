@@ -64,7 +64,7 @@ class Admission(Filter):
                 )
             if task == TRAIN:
                 check_patience(admitted.policy, job)
-                check_strategy(admitted.policy, admitted.books.plan, job.strategy)
+                check_strategy(admitted.policy, admitted.books.plan, job.strategy, job.transport)
                 admitted.books.reserve()  # the whole job, before its first gradient
             elif admitted.policy.protection is not None and job.answer_seconds is None:
                 raise JobError(
@@ -151,9 +151,9 @@ def check_patience(policy: Policy, job: Job) -> None:
         )
 
 
-def check_strategy(policy: Policy, plan: PrivacyPlan, strategy: Any) -> None:
+def check_strategy(policy: Policy, plan: PrivacyPlan, strategy: Any, transport: Any) -> None:
     """Refuse a strategy under which the guarantee does not hold, or that sends what the policy keeps."""
-    plan.check_strategy(strategy)
+    plan.check_strategy(strategy, transport)
     if not policy.counts and getattr(strategy, "weighting", None) == "samples":
         raise JobError(
             'The job weighs sites by their samples; under this policy it must say weighting "uniform".',

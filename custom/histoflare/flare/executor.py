@@ -183,6 +183,7 @@ class SiteExecutor(Executor):
                 configuration=configuration,
                 task=job.task,  # which admission has compared with the protocol
                 strategy=job.strategy,
+                transport=job.transport,
                 seed=job.seed,
                 run=books.run,
                 plan=books.plan,

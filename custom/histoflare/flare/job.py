@@ -1,8 +1,8 @@
 """A job: what its ``job.toml`` and ``protocol.toml`` say, read the same way by lead, server and site.
 
 Words and numbers only. A name in a table finds the class in a registry of this package (:data:`TASKS`,
-``rounds.strategy.STRATEGIES``, :data:`MECHANISMS`), and what the class makes of its numbers is all that a job
-can do.
+``rounds.strategies.STRATEGIES``, ``rounds.transport.TRANSPORTS``, :data:`MECHANISMS`), and what the class
+makes of its numbers is all that a job can do.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from histoflare.errors import HistoflareError, JobError
 from histoflare.flare.job_files import CONFIG_FOLDER, META_FILE, read_tables
 from histoflare.flare.job_schema import AGREED, MOST_SITES, TABLES, TRAINING, check_tables, invalid
 from histoflare.privacy.plan import Open, PrivacyPlan
-from histoflare.rounds.strategy import STRATEGIES, count_sent_by_job
+from histoflare.rounds.round import count_sent_by_job
+from histoflare.rounds.strategies import STRATEGIES
+from histoflare.rounds.transport import PLAIN, TRANSPORTS, Transport, check_readable
 from histoflare.slides.splits import SplitRule
 
 TASKS = {"mem": "histoflare.bags.task:MemTask", "segmentation": "histoflare.masks.task:MaskTask"}
@@ -55,6 +57,7 @@ class Job:
         run: Name of the run that it goes on after, or asks about; None for a new one.
         task: What is learned (has the methods of ``rounds.task.Task``).
         strategy: How the sites work together (``rounds.strategy.Strategy``).
+        transport: How an update travels.
         weights: How many numbers a site sends in a round; 0 where nothing protects them.
         scope: The privacy scope it asks for; empty where FLARE alone knows (at a site).
         protocol: What the consortium agreed on.
@@ -77,6 +80,7 @@ class Job:
     run: str | None
     task: Any
     strategy: Any
+    transport: Transport
     weights: int
     scope: str
     protocol: dict[str, Any]
@@ -158,8 +162,10 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
     asked: PrivacyPlan = _make("privacy", job["privacy"], MECHANISMS) if "privacy" in job else Open()
     decided = {name: agreed[name] for name in AGREED if name in agreed} | {"seed": job["seed"]}
     task: Any = _make("task", job["task"], TASKS, decided)
-    asked.check_task(task)
     strategy: Any = _make("strategy", job["strategy"], STRATEGIES)
+    transport: Any = _make("transport", job["transport"], TRANSPORTS) if "transport" in job else PLAIN
+    asked.check_job(strategy, task, transport)
+    check_readable(strategy, transport)
     _check_least_sites(job, strategy)
     if patience:
         _check_all_are_asked(strategy, job["seed"])
@@ -178,6 +184,7 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
         run=job.get("run"),
         task=task,
         strategy=strategy,
+        transport=transport,
         weights=weights,
         scope="",
         protocol=agreed,
@@ -193,6 +200,10 @@ def _check_least_sites(job: Mapping[str, Any], strategy: Any) -> None:
     asked = strategy.participants(0, [str(site) for site in range(least)], job["seed"])
     if job["kind"] == TRAINING and len(asked) < least:
         raise invalid([f"least_sites: at most {len(asked)}, for the strategy asks no more sites in a round"])
+    if job["kind"] == TRAINING and least < strategy.least_updates:
+        raise invalid(
+            [f"least_sites: at least {strategy.least_updates}, which {strategy.name} needs a round"]
+        )
 
 
 def _check_all_are_asked(strategy: Any, seed: int) -> None:

@@ -1,7 +1,7 @@
 """What ``job.toml`` and ``protocol.toml`` may say outside their parts: a schema of words and numbers.
 
 It imports neither torch nor a task: FLARE's client process looks at every job that is deployed, and stays
-small. What stands in the tables of task, strategy and privacy is looked at where they are made
+small. What stands in the tables of task, strategy, transport and privacy is looked at where they are made
 (``flare.job``).
 """
 
@@ -32,7 +32,7 @@ MOST_SITES = 10_000
 MOST_ROUNDS = 1_000_000
 LONGEST_ROUND_S = 30 * 86400
 LONGEST_ANSWER_S = 86400
-TABLES = {"task": "name", "strategy": "name", "privacy": "mechanism"}
+TABLES = {"task": "name", "strategy": "name", "transport": "name", "privacy": "mechanism"}
 """Table of a job → which of its fields names the part."""
 
 
@@ -137,7 +137,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 """Variable outside the tables → whether a value will do, and what will do in words."""
 
 _NEEDED = ("format", "kind", "purpose", "least_sites", "round_seconds", "seed", "task", "strategy")
-_OF_TRAINING = ("best_metric", "start_round", "privacy")
+_OF_TRAINING = ("best_metric", "start_round", "transport", "privacy")
 
 VARIABLES = (*_FIELDS, *TABLES, "rounds", "protocol")
 """First parts of the names that a variant of a job may change."""

@@ -30,6 +30,7 @@ class RoundRecord:
         given_up: Why the run ended with this round; empty if it did not.
         stamps: Site → what its gate says of the update: ``scope``, ``mechanism``, ``spend`` (what one patient
             spent in this round), ``seeded_noise``.
+        notes: What the strategy says of the round (``rounds.strategy.ServerOutcome.notes``).
         metrics: Site → metrics of the model it received, as far as its policy let them out.
         validation: Mean over the sites of the figure that says which model is best; None if not all said it.
         stopped: Why the run ends with this round, before its last (``rounds.patience.Patience.to_json``).
@@ -47,6 +48,7 @@ class RoundRecord:
     taking_part: list[str] = field(default_factory=list)
     given_up: str = ""
     stamps: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)
     validation: float | None = None
     stopped: dict[str, Any] | None = None
@@ -82,7 +84,7 @@ class RoundRecord:
             "validation": self.validation,
             "stopped": self.stopped,
         }
-        return row | {name: value for name, value in ending.items() if value is not None}
+        return row | self.notes | {name: value for name, value in ending.items() if value is not None}
 
     def _seconds(self, site: str) -> dict[str, float]:
         now = time.monotonic()

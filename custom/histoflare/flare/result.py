@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from histoflare.flare.record import EVALUATION_FILE, ROUNDS_FILE, SITES_FILE
 from histoflare.model_file import GLOBAL_MODEL_FILE
 from histoflare.rounds.state import State
+from histoflare.rounds.strategy import split
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.records import RunRecords
 
@@ -67,7 +68,7 @@ def read_result(folder: Path) -> FederationResult:
     """Read a server's run folder (``workspace`` in a download). What is not there is empty."""
     model = folder / GLOBAL_MODEL_FILE
     return FederationResult(
-        state=load_file(model) if model.is_file() else None,
+        state=split(load_file(model))[0] if model.is_file() else None,
         rounds=read_rounds(folder),
         evaluation=_read(folder / EVALUATION_FILE) or {},
         pseudonyms=_read(folder / SITES_FILE) or {},

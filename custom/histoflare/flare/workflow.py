@@ -100,6 +100,7 @@ class AskingScatterAndGather(ScatterAndGather):
         if event_type == AppEventType.ROUND_DONE and self._current is not None:
             self._current.taking_part = list(self.aggregator.taking_part)
             self._current.stamps = dict(self.aggregator.stamps)
+            self._current.notes = dict(self.aggregator.notes)
             self._record.write(self._current, fl_ctx, finished=True)
             self._board.write(self._current, fl_ctx)
             self._current = None

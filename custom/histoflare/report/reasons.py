@@ -123,6 +123,7 @@ REASONS_IN_WORDS = {
     "TOO_FEW_PATIENTS": "The site has fewer patients than its own policy asks for.",
     "TRAINER_DIED": "The site's training process ended unexpectedly; it starts anew in the next round.",
     "TRAINING_FAILED": "Training failed at the site; the cause is in the site's own log.",
+    "TRANSPORT_UNFIT": "The strategy needs each update, and the transport shows the server only their sum.",
     "UPDATES_INVALID": "The update was not usable and was left out.",
     "WEIGHTS_INVALID": "The sites' weights in the average are wrong.",
     "WEIGHT_NOT_ALLOWED": "The site's policy does not let out how much data stands behind its update.",

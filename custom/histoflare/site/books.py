@@ -46,7 +46,7 @@ class Books:
     Args:
         configuration: The site's. policy: Of the job's scope. plan: The job's, settled for its rounds.
         rounds: Of the job. run: Its run; the same for a job that goes on after another.
-        weights: How many numbers leave in a round (``rounds.strategy.count_sent_by_job``).
+        weights: How many numbers leave in a round (``rounds.round.count_sent_by_job``).
         labels: Of the task. data: The kind of data it is trained on, ``"bags"`` or ``"images"``.
         split: The protocol's rule, for a manifest without a split column.
 

@@ -146,7 +146,7 @@ def _make_row(
     predicted = None
     if model is not None:
         predicted = predict_mask(model, task, read.image)
-        row = replace(row, dice=_dice(task, confusion(read.mask, predicted, len(task.labels))))
+        row = replace(row, dice=dice_of(task, confusion(read.mask, predicted, len(task.labels))))
     if not draw:
         return row
     outlines = draw_outlines(read.image, read.mask, predicted, _foreground(task), len(task.labels))
@@ -194,7 +194,7 @@ def draw_mask(mask: Classes, task: MaskTask) -> str:
     return encode_flat(picture)
 
 
-def _dice(task: MaskTask, matrix: NDArray[np.int64]) -> dict[str, float | None]:
+def dice_of(task: MaskTask, matrix: NDArray[np.int64]) -> dict[str, float | None]:
     """Return the Dice of each class of an image's confusion (k, k); None: the class is in neither mask."""
     found: dict[str, float | None] = {}
     for index in _foreground(task):
