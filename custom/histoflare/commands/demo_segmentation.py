@@ -1,4 +1,4 @@
-"""``histoflare demo --task segmentation``: from generated images to a federated DHUnet, masks and a report."""
+"""``histoflare demo --task segmentation``: generated images, a federated DHUnet, its masks and a report."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 JOB = Path("jobs/dhunet_fedavg")
 PRESET = "generated-nuclei"
 IMAGES = SyntheticImages(patients=16, images_per_patient=1, side_px=128, stain_power=4.0)
-"""Four hospitals of 10 patients for training and 6 for testing, whose stains differ much. Chosen once, by runs
-that nothing protected, so that a hospital's own model is no use elsewhere and all images together are."""
+"""Four hospitals of 10 patients for training and 6 for testing, whose stains differ much. Chosen once, by
+unprotected runs, so that a hospital's own model is of less use elsewhere than one of all images."""
 
 
 def run_segmentation_demo(
@@ -104,9 +104,8 @@ def draw_generated(
     """
     job = experiment.job
     state = job.strategy.personalize(outcome.federated.state, {})
-    anywhere = SiteConfiguration(device=experiment.device)
-    federated = load_model(job, state, anywhere)
-    alone = {site: load_model(job, local, anywhere) for site, local in sorted(outcome.local.items())}
+    federated = load_model(job, state, experiment.device)
+    alone = {site: load_model(job, local, experiment.device) for site, local in sorted(outcome.local.items())}
     names = list(alone)
     firsts: dict[str, Any] = {}
     for planned in plan_images(made):

@@ -248,7 +248,7 @@ def write_site_pages(
     with clock.phase("pages"):
         for site, configuration in everyone.items():
             own = job.strategy.personalize(federated.state, federated.site_states.get(site, {}))
-            model = load_model(job, own, configuration)
+            model = load_model(job, own, device_of(configuration))
             known: dict[str, Any] = {
                 "alias": federated.pseudonyms.get(site, ""),
                 "update_bytes": update_bytes,
@@ -258,7 +258,7 @@ def write_site_pages(
                 from histoflare.site.image_pictures import build_image_site_page
 
                 local = outcome.local.get(site)
-                alone = None if local is None else load_model(job, local, configuration)
+                alone = None if local is None else load_model(job, local, device_of(configuration))
                 page = build_image_site_page(site, data, job.task, model, report, alone=alone, **known)
             else:
                 page = build_site_page(site, configuration, data, job.task, model, report, **known)
@@ -268,11 +268,11 @@ def write_site_pages(
     return paths
 
 
-def load_model(job: Job, state: State, configuration: SiteConfiguration) -> Any:
-    """Return the job's model with the weights of ``state``, in evaluation mode, on a site's device."""
+def load_model(job: Job, state: State, device: str) -> Any:
+    """Return the job's model with the weights of ``state``, in evaluation mode, on ``device``."""
     model = job.task.build_model()
     model.load_state_dict(state)
-    return model.to(device_of(configuration)).eval()
+    return model.to(device).eval()
 
 
 def _build_report(
