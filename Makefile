@@ -43,4 +43,4 @@ bench: $(STAMP) ## the measured figures of the README, one after the other
 
 clean: ## remove the environment, the demo and caches
 	@test ! -f poc-run/federation.json || $(BIN)/histoflare poc stop --workspace poc-run
-	rm -rf $(VENV) demo-run poc-run .mypy_cache .ruff_cache .pytest_cache .hypothesis build custom/*.egg-info
+	rm -rf $(VENV) demo-run segmentation-run poc-run .mypy_cache .ruff_cache .pytest_cache .hypothesis build custom/*.egg-info
