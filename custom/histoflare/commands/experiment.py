@@ -235,7 +235,10 @@ def _warn(text: str) -> None:
 def write_site_pages(
     experiment: Experiment, outcome: Outcome, out: Path, bars: Progress, clock: PhaseClock
 ) -> list[Path]:
-    """Write each site's own page, with pictures, to ``site-<name>.html``; return the paths."""
+    """Write each site's own page, with pictures, to ``site-<name>.html``; return the paths.
+
+    A site whose data cannot be read any more gets none, and ends nothing.
+    """
     job, federated = experiment.job, outcome.federated
     everyone = {
         site: at
@@ -254,17 +257,22 @@ def write_site_pages(
                 "update_bytes": update_bytes,
             }
             data, report = outcome.cohorts[site], outcome.report
-            if job.task.data == "images":
-                from histoflare.site.image_pictures import build_image_site_page
+            try:
+                if job.task.data == "images":
+                    from histoflare.site.image_pictures import build_image_site_page
 
-                local = outcome.local.get(site)
-                alone = None if local is None else load_model(job, local, device_of(configuration))
-                page = build_image_site_page(site, data, job.task, model, report, alone=alone, **known)
-            else:
-                page = build_site_page(site, configuration, data, job.task, model, report, **known)
+                    local = outcome.local.get(site)
+                    alone = None if local is None else load_model(job, local, device_of(configuration))
+                    page = build_image_site_page(site, data, job.task, model, report, alone=alone, **known)
+                else:
+                    page = build_site_page(site, configuration, data, job.task, model, report, **known)
+            except HistoflareError as error:
+                _warn(f"{site} gets no page ({error.reason}): {error}")
+                continue
+            finally:
+                bars.advance(bar)
             paths.append(out / f"site-{site}.html")
             write_site_page(page, paths[-1])
-            bars.advance(bar)
     return paths
 
 
