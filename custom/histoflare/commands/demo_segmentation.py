@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 JOB = Path("jobs/dhunet_fedavg")
 PRESET = "generated-nuclei"
 IMAGES = SyntheticImages(patients=16, images_per_patient=1, side_px=128, stain_power=4.0)
-"""Four hospitals of 10 patients for training and 6 for testing. Their stains differ much, so that a hospital's
-own model has seen little of what the others have."""
+"""Four hospitals, 10 patients of each for training and 6 for testing. Their stains differ much, so that a
+hospital's own model has seen little of what the others have."""
 
 
 def run_segmentation_demo(
