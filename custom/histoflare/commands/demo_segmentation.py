@@ -20,8 +20,9 @@ from histoflare.flare.job import Job, read_job
 from histoflare.flare.job_choice import choose_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.workstation import write_evaluation
+from histoflare.masks.importers import MANIFEST
 from histoflare.masks.metrics import confusion
-from histoflare.masks.synthetic_images import MANIFEST, make_images
+from histoflare.masks.synthetic_images import make_images
 from histoflare.report.generated import GeneratedImage
 from histoflare.report.page import write_page
 from histoflare.site.configuration import SiteConfiguration
