@@ -160,14 +160,17 @@ def test_sites_with_images_get_their_own_pages(tmp_path: Path, repository: Path)
     }
     cohorts = {site: load_site_data(site, job.task, at) for site, at in sites.items()}
     federated = Federated(job.task.build_model().state_dict(), {}, [])
-    outcome = Outcome(full_report(**segmentation_facts()), cohorts, federated)
+    own = {"tnbc-1": federated.state}  # the other site's own model failed
+    outcome = Outcome(full_report(**segmentation_facts()), cohorts, federated, local=own)
     experiment = Experiment(job, sites, {}, Runtime.INPROCESS)
     with progress() as bars:
         paths = write_site_pages(experiment, outcome, tmp_path / "out", bars, PhaseClock())
     assert [path.name for path in paths] == ["site-tnbc-1.html", "site-dsb-2.html"]
     for site, path in zip(sites, paths, strict=True):
         parsed = parse(path)
-        assert len(parsed.named("img")) == 2 * 3
+        masks = 3 if site in own else 2  # given, federated, alone
+        assert len(parsed.named("img")) == (2 + masks) * 3
+        assert parsed.text.count("Mask of the model of this site alone") == 3 * (site in own)
         _, rows = predict(job.task, federated.state, cohorts[site], "test").listed()
         assert all(f"Dice {float(dice):.3f}" in parsed.text for _, _, dice in rows)
 

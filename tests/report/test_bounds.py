@@ -84,7 +84,7 @@ def test_the_page_names_every_bound_with_its_epsilon(tmp_path: Path, seed: int |
     for model in ("local", "pooled"):
         assert f"{model} (ε = {say_epsilon(report['bounds'][model])}{void})" in page.text
         assert f"{model}, unprotected" in page.text
-    assert "pooled, unprotected 225 4 – 1 0 ∞ –" in page.text
+    assert "pooled, unprotected 225 4 1 0 ∞ –" in page.text
     for value, _ in figures_in({key: report[key] for key in report if key != "participation"}):
         assert ("–" if value is None else f"{value:.3f}") in page.text
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from histoflare.commands.run import summarise
+from histoflare.commands.run import show_summary, summarise
 from histoflare.errors import JobError
 from histoflare.privacy.accountant import epsilon
 from histoflare.privacy.plan import UpdateNoise
@@ -20,6 +20,7 @@ from histoflare.report.guarantee_words import say_epsilon
 from histoflare.report.report_file import ALWAYS, PARTS
 from histoflare.rounds.comparison import Comparison, SiteComparison
 from histoflare.rounds.evaluation import Figure, Metrics
+from tests.report.made import full_report, row
 
 FIGURES = {
     "accuracy": Figure(0.8, 0.6, 0.9),
@@ -217,3 +218,13 @@ def test_a_report_always_has_a_guarantee() -> None:
     assert build_report(FACTS, comparison())["guarantee"]["epsilon_is_infinite"] is True
     with pytest.raises(JobError, match="without its plan"):
         build_report(replace(FACTS, mechanism="dp-sgd"), comparison())
+
+
+def test_the_table_says_how_many_rounds_ran() -> None:
+    rows = [row(index, ["a"]) for index in range(3)]
+    stopped = full_report(participation=rows, rounds=30)
+    assert "3 of 30 rounds" in str(results_table(stopped).title)
+    assert ": 3 rounds," in str(results_table(full_report(participation=rows, rounds=3)).title)
+    summary = summarise([stopped | {"job": "j"}])
+    assert summary["rounds_run"] == [3]
+    assert "3 of 30 rounds" in str(show_summary(summary).title)

@@ -17,6 +17,7 @@ from histoflare.commands.options import (
     EPSILONS_HELP,
     JOB_HELP,
     RUNTIME_HELP,
+    DemoTask,
     Preset,
     Runtime,
     read_device,
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from histoflare.bags.network_encoder import Encoder
+    from histoflare.commands.clock import PhaseClock
+    from histoflare.commands.experiment import Outcome
     from histoflare.commands.sites import SiteFolder
     from histoflare.flare.job import Job
     from histoflare.site.configuration import SiteConfiguration
@@ -53,6 +56,9 @@ def demo(
     job: Annotated[
         Path | None, typer.Option(help=f"{JOB_HELP} Instead of the two chapters (mem_fedavg, mem_dpsgd).")
     ] = None,
+    task: Annotated[
+        DemoTask, typer.Option(help="What to learn; segmentation takes images with masks, or makes them.")
+    ] = DemoTask.CLASSIFICATION,
     preset: Preset = None,
     runtime: Annotated[Runtime, typer.Option(help=RUNTIME_HELP)] = Runtime.POC,
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds instead of the job's.")] = None,
@@ -85,15 +91,14 @@ def demo(
     Example: histoflare demo --out demo-run
 
     Example: histoflare demo --slides my-sites --out my-run --rounds 20
+
+    Example: histoflare demo --task segmentation --out segmentation-run
     """
     from histoflare.commands.chapters import run_chapters
     from histoflare.commands.clock import PhaseClock
-    from histoflare.commands.console import print_json
-    from histoflare.commands.experiment import PAGE_FILE, run_experiment, write_site_pages
+    from histoflare.commands.experiment import run_experiment, write_site_pages
     from histoflare.commands.runtimes import FEDERATION_FOLDER, Experiment
     from histoflare.commands.sites import find_sites
-    from histoflare.report.chapters import write_chapters
-    from histoflare.report.consortium import results_table
     from histoflare.shipped import find_job
     from histoflare.site.configuration import SiteConfiguration
     from histoflare.slides.synthetic import SyntheticCohort
@@ -102,12 +107,26 @@ def demo(
         from histoflare.flare.poc import refuse_running
 
         refuse_running(out_dir / FEDERATION_FOLDER)
+    budgets, where = read_epsilons(epsilons), read_device(device)
+    if task == DemoTask.SEGMENTATION:
+        from histoflare.commands.demo_segmentation import JOB, PRESET, run_segmentation_demo
+
+        chosen_job, chosen_preset = (JOB, preset or PRESET) if job is None else (job, preset)
+        outcome, pages, clock = run_segmentation_demo(
+            out_dir,
+            slides,
+            find_job(chosen_job),
+            chosen_preset,
+            runtime,
+            where,
+            {"rounds": rounds, "seed": seed},
+        )
+        _show(outcome, pages, clock, out_dir, as_json=as_json)
+        raise typer.Exit(3 if outcome.refused else 0)
     if job is None and preset is not None:
         raise JobError("A preset belongs to one job: name it, too (--job mem_dpsgd).")
-    jobs = DEMO_JOBS if job is None else (job,)
-    budgets, where = read_epsilons(epsilons), read_device(device)
     clock = PhaseClock()
-    folders = [find_job(each) for each in jobs]
+    folders = [find_job(each) for each in (DEMO_JOBS if job is None else (job,))]
     changes = {"rounds": rounds, "seed": seed, "task.patch_px": patch_px}
     cohort = None
     with progress() as bars:
@@ -158,6 +177,16 @@ def demo(
         else:
             outcome = run_experiment(experiments[0], out_dir, bars, clock, budgets)
         pages = write_site_pages(experiments[-1], outcome, out_dir, bars, clock)
+    _show(outcome, pages, clock, out_dir, as_json=as_json)
+    raise typer.Exit(3 if left_out or outcome.refused else 0)
+
+
+def _show(outcome: Outcome, pages: list[Path], clock: PhaseClock, out_dir: Path, *, as_json: bool) -> None:
+    from histoflare.commands.console import print_json
+    from histoflare.commands.experiment import PAGE_FILE
+    from histoflare.report.chapters import write_chapters
+    from histoflare.report.consortium import results_table
+
     if as_json:
         print_json(outcome.report)
     else:
@@ -169,7 +198,6 @@ def demo(
         say(f"report: {out_dir / PAGE_FILE}")
         say(f"each site's own: {', '.join(str(path) for path in pages)}")
     say_refused(outcome.refused)
-    raise typer.Exit(3 if left_out or outcome.refused else 0)
 
 
 def _note(cohort: SyntheticCohort | None) -> str:

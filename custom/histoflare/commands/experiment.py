@@ -291,7 +291,10 @@ def _warn(text: str) -> None:
 def write_site_pages(
     experiment: Experiment, outcome: Outcome, out: Path, bars: Progress, clock: PhaseClock
 ) -> list[Path]:
-    """Write each site's own page, with pictures, to ``site-<name>.html``; return the paths."""
+    """Write each site's own page, with pictures, to ``site-<name>.html``; return the paths.
+
+    A site whose data cannot be read any more gets none, and ends nothing.
+    """
     job, federated = experiment.job, outcome.federated
     everyone = {
         site: at
@@ -303,26 +306,37 @@ def write_site_pages(
     paths = []
     with clock.phase("pages"):
         for site, configuration in everyone.items():
-            model = job.task.build_model()
-            model.load_state_dict(
-                job.strategy.personalize(federated.state, federated.site_states.get(site, {}))
-            )
-            model.to(device_of(configuration)).eval()
+            own = job.strategy.personalize(federated.state, federated.site_states.get(site, {}))
+            model = load_model(job, own, device_of(configuration))
             known: dict[str, Any] = {
                 "alias": federated.pseudonyms.get(site, ""),
                 "update_bytes": update_bytes,
             }
             data, report = outcome.cohorts[site], outcome.report
-            if job.task.data == "images":
-                from histoflare.site.image_pictures import build_image_site_page
+            try:
+                if job.task.data == "images":
+                    from histoflare.site.image_pictures import build_image_site_page
 
-                page = build_image_site_page(site, data, job.task, model, report, **known)
-            else:
-                page = build_site_page(site, configuration, data, job.task, model, report, **known)
+                    local = outcome.local.get(site)
+                    alone = None if local is None else load_model(job, local, device_of(configuration))
+                    page = build_image_site_page(site, data, job.task, model, report, alone=alone, **known)
+                else:
+                    page = build_site_page(site, configuration, data, job.task, model, report, **known)
+            except HistoflareError as error:
+                _warn(f"{site} gets no page ({error.reason}): {error}")
+                continue
+            finally:
+                bars.advance(bar)
             paths.append(out / f"site-{site}.html")
             write_site_page(page, paths[-1])
-            bars.advance(bar)
     return paths
+
+
+def load_model(job: Job, state: State, device: str) -> Any:
+    """Return the job's model with the weights of ``state``, in evaluation mode, on ``device``."""
+    model = job.task.build_model()
+    model.load_state_dict(state)
+    return model.to(device).eval()
 
 
 def _build_report(

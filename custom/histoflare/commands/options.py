@@ -36,6 +36,13 @@ class Runtime(StrEnum):
     INPROCESS = "inprocess"
 
 
+class DemoTask(StrEnum):
+    """What a demo learns."""
+
+    CLASSIFICATION = "classification"
+    SEGMENTATION = "segmentation"
+
+
 class PlaneName(StrEnum):
     """From which corner of a slide pixels are counted (``slides.planes``)."""
 
