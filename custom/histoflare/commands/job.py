@@ -153,7 +153,8 @@ def make(
             style="yellow",
         )
     console.print(f"job: {target}", highlight=False, markup=False, soft_wrap=True)
-    if said := say_protocol_change(read_job(job).protocol, made.protocol, target):
+    of_the_model = header is not None and header.protocol_sha256 == digest(made.protocol)
+    if not of_the_model and (said := say_protocol_change(read_job(job).protocol, made.protocol, target)):
         console.print(said, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
