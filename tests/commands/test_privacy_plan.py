@@ -75,7 +75,7 @@ def test_the_samplers_part_of_delta_is_said_and_counted(
 def test_a_job_that_states_its_noise_is_refused_for_its_sampler_too(
     repository: Path, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = {"privacy.target_epsilon": None, "privacy.noise_multiplier": 300.0}
+    changes = {"privacy.budget_share": None, "privacy.noise_multiplier": 300.0}
     job = write_variant(repository / "jobs" / "mem_update_dp", tmp_path / "variant", changes)
     assert plan(job, site)[0] == 0
     monkeypatch.setattr(sampler, "DISTANCE", 2.0**-40)

@@ -291,8 +291,8 @@ class TestAdmissionUnderProtection:
         ("changes", "reason"),
         [
             ({"strategy.weighting": "samples"}, "WEIGHT_NOT_ALLOWED"),
-            ({"privacy.target_epsilon": 8.1}, "BUDGET_EXHAUSTED"),
-            ({"privacy.noise_multiplier": 0.0, "privacy.target_epsilon": None}, "BUDGET_EXHAUSTED"),
+            ({"privacy.budget_epsilon": 8.1, "privacy.budget_share": 1.0}, "BUDGET_EXHAUSTED"),
+            ({"privacy.noise_multiplier": 0.0, "privacy.budget_share": None}, "BUDGET_EXHAUSTED"),
             ({"privacy.noise_seed": 1}, "PRIVACY_MISMATCH"),
             ({"privacy.record": "slide", "privacy.slides_per_patient": 1}, "PRIVACY_MISMATCH"),
         ],
@@ -320,7 +320,7 @@ class TestAdmissionUnderProtection:
         site = self.site(tmp_path, repository)  # calibrated to the kit's 8
         site.own("# epsilon = 4.0", "epsilon = 7.5")
         assert handshake.refusal(site.admit("train")) == "BUDGET_EXHAUSTED"
-        site = self.site(tmp_path / "other", repository, {"privacy.target_epsilon": 7.4})
+        site = self.site(tmp_path / "other", repository, {"privacy.budget_epsilon": 7.4, "privacy.budget_share": 1.0})
         site.own("# epsilon = 4.0", "epsilon = 7.5")
         admitted = handshake.redeem(site.admit("train"))
         assert admitted is not None and admitted.books.budget.epsilon == 7.5
