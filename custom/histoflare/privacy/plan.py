@@ -147,7 +147,7 @@ class Open(PrivacyPlan):
 
 
 @dataclass(frozen=True)
-class _Noisy(PrivacyPlan):
+class Noisy(PrivacyPlan):
     """What the plans with noise have in common: how the job states it.
 
     Attributes:
@@ -253,7 +253,7 @@ class _Noisy(PrivacyPlan):
 
 
 @dataclass(frozen=True)
-class DpSgd(_Noisy):
+class DpSgd(Noisy):
     """Differentially private SGD in the trainer (Abadi et al. 2016; Adnan et al. 2022).
 
     Each step draws every record with probability ``sample_rate``, clips the gradient of each drawn one to
@@ -345,7 +345,7 @@ class DpSgd(_Noisy):
 
 
 @dataclass(frozen=True)
-class UpdateNoise(_Noisy):
+class UpdateNoise(Noisy):
     """Clip and noise of the update as a whole (FedDP, Pan et al. 2024).
 
     The update (all floating-point tensors that leave, as one vector) is clipped to the L2 norm ``clip_norm``,
@@ -439,7 +439,7 @@ class UpdateNoise(_Noisy):
         return f"Update noise: the whole update, clipped to {self.clip_norm:g}, {_stated(self)}, {where}."
 
 
-def _stated(plan: _Noisy) -> str:
+def _stated(plan: Noisy) -> str:
     if plan.noise_multiplier is None:
         return (
             f"noise with which the job takes {plan.budget_share:.4g} of a budget of ε = "
