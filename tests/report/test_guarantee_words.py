@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.plan import DpSgd, UpdateNoise
+from histoflare.privacy.words import say_delta
 from histoflare.report.guarantee_words import (
     WEAK,
     say_chance,
-    say_delta,
     say_epsilon,
     say_guarantee,
     say_how,

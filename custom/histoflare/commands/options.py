@@ -20,6 +20,14 @@ Preset = Annotated[
     typer.Option("--preset", help="Take the figures of a preset of the job (its folder presets/)."),
 ]
 
+SiteOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--site", help="A site's kit, or its own file local/histoflare.toml; none: the kit of this folder."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
 
 class Runtime(StrEnum):
     """Where a job's server and sites run."""

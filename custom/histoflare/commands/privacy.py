@@ -16,9 +16,11 @@ from histoflare.commands.policy import show_policy
 from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.accountant import ACCOUNTANTS
 from histoflare.privacy.spend import ADD_OR_REMOVE_ONE, UNIT
+from histoflare.privacy.words import say_cost, say_delta, say_epsilon, say_room
 
 if TYPE_CHECKING:
     from histoflare.flare.job import Job
+    from histoflare.privacy.budget import Budget
     from histoflare.privacy.policy import Policy
 
 app = typer.Typer(no_args_is_help=True)
@@ -34,7 +36,7 @@ class Accountant(StrEnum):
 
 
 MEANINGS = {
-    "rdp": "Rényi DP; a little too high, and what budgets are counted in",
+    "rdp": "Rényi DP at its best order; a little too high",
     "pld": "privacy loss distribution; tight",
     "gaussian": "exact; only where nothing is sampled",
 }
@@ -46,8 +48,9 @@ INSTEAD = {
 """Whose figure stands for ``pld``'s → what to say of it."""
 
 GUARANTEE = (
-    f"Per {UNIT}, with all slides; neighbouring cohorts: {ADD_OR_REMOVE_ONE}. For jobs fixed beforehand: a "
-    "budget for jobs chosen after seeing results takes a little more noise, and its sampler takes "
+    f"Per {UNIT}, with all slides; neighbouring cohorts: {ADD_OR_REMOVE_ONE}. These are for jobs fixed "
+    "beforehand, and admit nothing: a ledger, for jobs chosen after seeing results, counts at one order of "
+    "its budget, as above. The sampler takes "
     "(1 + e^epsilon) x 2^-113 of delta for each number drawn (privacy plan counts it for a job)."
 )
 
@@ -74,7 +77,9 @@ Delta = Annotated[
     float,
     typer.Option(help="With which probability epsilon may fail to hold; well below 1 ÷ number of patients."),
 ]
-Which = Annotated[Accountant | None, typer.Option(help="Only this way of counting; none: all that apply.")]
+BudgetEpsilon = Annotated[float, typer.Option(help="ε of the patient's lifetime budget, above 0.")]
+How = Annotated[bool, typer.Option("--how", help="Show also what other ways of counting say.")]
+Which = Annotated[Accountant | None, typer.Option(help="With --how only this other way of counting; none: all that apply.")]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON; an infinite epsilon is null, and said to be infinite.")
 ]
@@ -96,51 +101,62 @@ def show_epsilon(
     sample_rate: SampleRate,
     steps: Steps,
     delta: Delta,
+    budget_epsilon: BudgetEpsilon = 8.0,
     accountant: Which = None,
+    how: How = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the epsilon of training with noise.
+    """Show what training with noise spends of a patient's lifetime budget, as a site's ledger counts it.
 
     Example: histoflare privacy epsilon --noise-multiplier 4 --sample-rate 0.0454 --steps 3966 --delta 1e-4
     """
     from histoflare.privacy.accountant import count
+    from histoflare.privacy.budget import Budget
     from histoflare.privacy.spend import Spend
 
     spend = Spend(noise_multiplier, sample_rate, steps)
     _check_delta(delta, sample_rate)
-    figures = {name: count([spend], delta, name) for name in _asked(accountant, sample_rate)}
+    budget = Budget(budget_epsilon, delta)
+    cost = budget.cost(spend)
     if as_json:
+        figures = {name: count([spend], delta, name) for name in _asked(accountant, sample_rate)}
         answers: list[dict[str, Any]] = [
             {
                 "accountant": name,
-                "epsilon": figure if math.isfinite(figure) else None,
+                "epsilon": _json(figure),
                 "epsilon_is_infinite": math.isinf(figure),
                 "bound_of": whose,
             }
             for name, (figure, whose) in figures.items()
         ]
-        print_json(_facts(delta) | spend.to_json() | {"answers": answers})
+        print_json(_facts(delta) | spend.to_json() | _spent(budget, cost) | {"answers": answers})
         return
-    _print_table(
-        f"epsilon at delta {delta:g}: noise multiplier {noise_multiplier:g}, sample rate {sample_rate:g}, "
-        f"{steps:,} steps",
-        "epsilon",
-        [(name, _shown(figure), _meaning(name, whose)) for name, (figure, whose) in figures.items()],
-    )
-    if any(math.isinf(figure) for figure, _ in figures.values()):
-        out.print("∞: this protects nobody.", highlight=False)
+    spent = say_cost(budget.epsilon_of(cost), budget.epsilon)
+    _say(f"This spends ε = {spent} at δ = {say_delta(delta)}; {say_room(budget, cost, cost)}.")
+    if math.isinf(cost):
+        _say("∞: this protects nobody.")
+    if how or accountant is not None:
+        figures = {name: count([spend], delta, name) for name in _asked(accountant, sample_rate)}
+        _print_table(
+            f"ε at δ = {say_delta(delta)}: noise multiplier {noise_multiplier:g}, sample rate {sample_rate:g}, "
+            f"{steps:,} steps",
+            ("ε",),
+            [(name, say_epsilon(figure), _meaning(name, whose)) for name, (figure, whose) in figures.items()],
+        )
 
 
 @app.command("calibrate")
 def show_noise(
-    target_epsilon: Annotated[float, typer.Option(help="The most that it may cost, above 0.")],
+    target_epsilon: Annotated[float, typer.Option(help="ε of the patient's lifetime budget, above 0.")],
     sample_rate: SampleRate,
     steps: Steps,
     delta: Delta,
+    share: Annotated[float, typer.Option(help="Which part of that budget the job may take.")] = 1.0,
     accountant: Which = None,
+    how: How = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the least noise multiplier with which training costs at most an epsilon.
+    """Show the least noise multiplier with which training fits a budget, and what a ledger books for it.
 
     The noise itself is the multiplier × the sensitivity. DP-SGD per patient: × clip_norm. Noise on a site's
     whole update, for one patient: × 2 × clip_norm.
@@ -148,27 +164,41 @@ def show_noise(
     Example: histoflare privacy calibrate --target-epsilon 8 --sample-rate 1 --steps 150 --delta 1e-5
     """
     from histoflare.privacy.accountant import calibrate, count
+    from histoflare.privacy.budget import Budget
     from histoflare.privacy.spend import Spend
 
     _check_delta(delta, sample_rate)
-    figures = {}
-    for name in _asked(accountant, sample_rate):
-        noise = calibrate(target_epsilon, delta, sample_rate=sample_rate, steps=steps, accountant=name)
-        figures[name] = noise, count([Spend(noise, sample_rate, steps)], delta, name)[1]
+    budget = Budget(target_epsilon, delta)
+    noise = budget.calibrate(sample_rate, steps, share)
+    cost = budget.cost(Spend(noise, sample_rate, steps))
+    others: dict[str, tuple[float, str, float]] = {}
+    if how or as_json or accountant is not None:
+        for name in _asked(accountant, sample_rate):
+            least = calibrate(target_epsilon, delta, sample_rate=sample_rate, steps=steps, accountant=name)
+            spend = Spend(least, sample_rate, steps)
+            others[name] = least, count([spend], delta, name)[1], budget.spent([spend])
     if as_json:
         answers = [
-            {"accountant": name, "noise_multiplier": noise, "bound_of": whose}
-            for name, (noise, whose) in figures.items()
+            {"accountant": name, "noise_multiplier": least, "bound_of": whose, "ledger_epsilon": _json(booked)}
+            for name, (least, whose, booked) in others.items()
         ]
-        asked = {"target_epsilon": target_epsilon, "sample_rate": sample_rate, "steps": steps}
-        print_json(_facts(delta) | asked | {"answers": answers})
+        asked = {"target_epsilon": target_epsilon, "share": share, "sample_rate": sample_rate, "steps": steps}
+        found = {"noise_multiplier": noise} | _spent(budget, cost)
+        print_json(_facts(delta) | asked | found | {"answers": answers})
         return
-    _print_table(
-        f"Least noise for epsilon {target_epsilon:g} at delta {delta:g}: sample rate {sample_rate:g}, "
-        f"{steps:,} steps",
-        "noise multiplier",
-        [(name, f"{noise:.5g}", _meaning(name, whose)) for name, (noise, whose) in figures.items()],
+    spent = say_cost(budget.epsilon_of(cost), budget.epsilon)
+    _say(
+        f"Noise multiplier {noise:.5g}: this spends ε = {spent} at δ = {say_delta(delta)}; {say_room(budget, cost, cost)}."
     )
+    if others:
+        _print_table(
+            f"Least noise for ε = {target_epsilon:g} at δ = {say_delta(delta)}, had all been fixed beforehand",
+            ("noise multiplier", "a ledger books"),
+            [
+                (name, f"{least:.5g}", say_cost(booked, budget.epsilon), _meaning(name, whose))
+                for name, (least, whose, booked) in others.items()
+            ],
+        )
 
 
 @app.command("plan")
@@ -262,7 +292,7 @@ def show_plan(
         table.add_row("budget", _shown(found.budget.epsilon))
         out.print(table)
         about = (
-            f"{read.plan.describe()} δ = {delta:g}, of which the sampler of the noise takes "
+            f"{read.plan.describe()} δ = {say_delta(delta)}, of which the sampler of the noise takes "
             f"{found.sampler_delta:.1g} ({weights:,} weights). {found.patients} patients to train on. ε is "
             "counted at the one order that suits the budget, by which jobs are admitted; a lower budget has "
             "another."
@@ -270,7 +300,7 @@ def show_plan(
         out.print(about, highlight=False, markup=False)
         if delta * found.patients >= 1:
             out.print(
-                f"[red]δ = {delta:g} is not below 1 ÷ {found.patients} patients: it would let one of them be "
+                f"[red]δ = {say_delta(delta)} is not below 1 ÷ {found.patients} patients: it would let one of them be "
                 "published.[/red]",
                 highlight=False,
             )
@@ -365,17 +395,22 @@ def _facts(delta: float) -> dict[str, Any]:
     return {"unit": UNIT, "neighboring_relation": ADD_OR_REMOVE_ONE, "delta": delta}
 
 
-def _print_table(title: str, column: str, rows: Iterable[tuple[str, str, str]]) -> None:
-    table = make_table("accountant", column, "what it is", title=title)
+def _print_table(title: str, columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
+    table = make_table("accountant", *columns, "what it is", title=title)
     for row in rows:
         table.add_row(*row)
     out.print(table)
-    out.print(GUARANTEE, highlight=False)
+    _say(GUARANTEE)
 
 
-def _shown(figure: float) -> str:
-    if math.isnan(figure):
-        return "unknown"
-    if math.isinf(figure):
-        return "∞"
-    return f"{figure:,.0f}" if figure >= 1000 else f"{figure:.4g}"
+def _spent(budget: Budget, cost: float) -> dict[str, Any]:
+    """Return what a ledger books, as JSON."""
+    return {
+        "budget_epsilon": budget.epsilon,
+        "ledger_epsilon": _json(budget.epsilon_of(cost)),
+        "further": budget.room_for(cost, cost),
+    }
+
+
+def _say(text: str) -> None:
+    out.print(text, highlight=False, markup=False)

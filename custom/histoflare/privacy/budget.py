@@ -130,13 +130,13 @@ class Budget:
         most = int((self.allowance * (1 + _TOLERANCE) - spent) / cost)
         return most if self.admits(spent + most * cost) else most - 1
 
-    def admits(self, rho: float) -> bool:
-        """Return whether a total ``rho`` at ``order`` is within the allowance; never for ∞ or NaN.
+    def admits(self, rho: float, share: float = 1.0) -> bool:
+        """Return whether a total ``rho`` at ``order`` is within a share of the allowance; never for ∞ or NaN.
 
         Up to 1e-9 of the allowance too much is let pass: a job calibrated to the whole budget, or costs that
         were added up in another order, must not fail by a rounding.
         """
-        return rho <= self.allowance * (1 + _TOLERANCE)
+        return rho <= share * self.allowance * (1 + _TOLERANCE)
 
     def sampler_delta(self, numbers: int) -> float:
         """Return what ``numbers`` samples take of ``delta``, in [0, 1]; see ``privacy.sampler``."""

@@ -33,6 +33,12 @@ def say_epsilon(value: float | None) -> str:
     return f"{exact.quantize(Decimal(1).scaleb(-decimals), rounding=ROUND_CEILING):,f}".replace(",", "\u202f")
 
 
+def say_delta(delta: float) -> str:
+    """Return δ as short as it can be said: ``1e-5``."""
+    digits, _, power = f"{delta:g}".partition("e")
+    return f"{digits}e{int(power)}" if power else digits
+
+
 def say_cost(epsilon: float | None, budget_epsilon: float) -> str:
     """Return what is spent of a budget: ``4.5 of 8``."""
     return f"{say_epsilon(epsilon)} of {budget_epsilon:g}"

@@ -19,12 +19,6 @@ def say_epsilon(figure: Mapping[str, Any]) -> str:
     return words.say_epsilon(figure["epsilon"])
 
 
-def say_delta(delta: float) -> str:
-    """Return δ as short as it can be said: ``1e-5``."""
-    digits, _, power = f"{delta:g}".partition("e")
-    return f"{digits}e{int(power)}" if power else digits
-
-
 def say_sampler(guarantee: Mapping[str, Any]) -> str:
     """Return which part of δ the sampler of the noise takes; nothing where that is not known."""
     taken = guarantee.get("sampler_delta")
@@ -48,7 +42,7 @@ def say_guarantee(guarantee: Mapping[str, Any]) -> str:
     figures = f"ε = {words.say_cost(federation['epsilon'], budget['epsilon'])}"
     if guarantee["epsilon_is_infinite"]:
         return f"{figures}: nothing protects the updates."
-    delta = say_delta(guarantee["delta"])
+    delta = words.say_delta(guarantee["delta"])
     sentence = f"This job spends {figures} for each {guarantee['unit']}, at δ = {delta}; {say_room(guarantee)}"
     if guarantee["against_server"]["epsilon_is_infinite"]:
         sentence += ". That is against whoever sees the combined models only; against the server ε = ∞"
@@ -68,7 +62,7 @@ def say_how(guarantee: Mapping[str, Any]) -> list[str]:
     tight = guarantee["accountants"][-1]
     found = [
         f"ε is that of a Rényi filter for a budget of ε = {budget['epsilon']:g} at δ = "
-        f"{say_delta(budget['delta'])}, which counts at the one order {budget['order']:g} and holds whatever "
+        f"{words.say_delta(budget['delta'])}, which counts at the one order {budget['order']:g} and holds whatever "
         "jobs are chosen after seeing results (Feldman & Zrnic 2021). A site's ledger counts in its own "
         "budget: where the site has narrowed that, its figure is another one.",
         f"It holds for each {guarantee['unit']}, {guarantee['neighbouring_relation']}. The same "
@@ -97,7 +91,7 @@ def say_title(guarantee: Mapping[str, Any]) -> str:
     if guarantee["epsilon_is_infinite"]:
         return "Privacy: none (ε = ∞)"
     spent = words.say_cost(guarantee["epsilon"], guarantee["budget"]["epsilon"])
-    return f"Privacy: spends ε = {spent} at δ = {say_delta(guarantee['delta'])}"
+    return f"Privacy: spends ε = {spent} at δ = {words.say_delta(guarantee['delta'])}"
 
 
 def say_site(guarantee: Mapping[str, Any], site: str) -> str:
@@ -128,7 +122,7 @@ def say_published(
     true, tight = say_epsilon(reserved["filter"]), list(reserved)[-1]
     return (
         f"The source of these settings states ε = {published:g}; what a patient of a site spends over all "
-        f"{rounds} rounds, at δ = {say_delta(delta)}, is ε = {true} ("
+        f"{rounds} rounds, at δ = {words.say_delta(delta)}, is ε = {true} ("
         f"{say_epsilon(reserved['rdp'])} by RDP at its best order, as such figures are mostly stated; "
         f"{say_epsilon(reserved[tight])} by {ACCOUNTANTS[tight]})."
     )
