@@ -112,7 +112,7 @@ def _state(run: RunSummary) -> str:
     return "open" if run.released < run.rounds else "complete"
 
 
-def saysay_date(unix_time: int) -> str:
+def say_date(unix_time: int) -> str:
     """Return a time in UTC."""
     from datetime import UTC, datetime
 

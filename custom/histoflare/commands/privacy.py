@@ -12,7 +12,6 @@ import typer
 
 from histoflare.commands.console import make_table, out, print_json
 from histoflare.commands.options import Preset
-from histoflare.commands.policy import show_policy
 from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.accountant import ACCOUNTANTS
 from histoflare.privacy.spend import ADD_OR_REMOVE_ONE, UNIT
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from histoflare.privacy.policy import Policy
 
 app = typer.Typer(no_args_is_help=True)
-app.command("policy")(show_policy)
 
 
 class Accountant(StrEnum):

@@ -231,6 +231,12 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 }
 """Entry of :class:`Narrowing` → whether a value of it can be used, and what it must be."""
 
+ENTRIES = (*TAKES_PART, "scopes", *_RULES)
+"""What a site's own policy can say."""
+
+LISTS = (*TAKES_PART, "scopes", "metrics", "records")
+"""Those of them that are lists of names."""
+
 
 def _problems(content: Mapping[str, Any]) -> list[str]:
     problems = [
