@@ -76,7 +76,13 @@ def plans(rounds: int, patients: int) -> dict[str, tuple[MemTask, PrivacyPlan]]:
     found: dict[str, tuple[MemTask, PrivacyPlan]] = {"federated, no protection": (plain, Open())}
     for target in (8.0, 3.0, 1.0):
         plan = DpSgd(
-            budget_epsilon=target, budget_share=1.0, delta=DELTA, clip_norm=1.0, sample_rate=RATE, batch_size=batch, steps=STEPS
+            budget_epsilon=target,
+            budget_share=1.0,
+            delta=DELTA,
+            clip_norm=1.0,
+            sample_rate=RATE,
+            batch_size=batch,
+            steps=STEPS,
         )
         found[f"DP-SGD, patient, ε = {target:g}"] = (
             replace(TASK, learning_rate=0.3),

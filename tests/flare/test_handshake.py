@@ -320,7 +320,9 @@ class TestAdmissionUnderProtection:
         site = self.site(tmp_path, repository)  # calibrated to the kit's 8
         site.own("# epsilon = 4.0", "epsilon = 7.5")
         assert handshake.refusal(site.admit("train")) == "BUDGET_EXHAUSTED"
-        site = self.site(tmp_path / "other", repository, {"privacy.budget_epsilon": 7.4, "privacy.budget_share": 1.0})
+        site = self.site(
+            tmp_path / "other", repository, {"privacy.budget_epsilon": 7.4, "privacy.budget_share": 1.0}
+        )
         site.own("# epsilon = 4.0", "epsilon = 7.5")
         admitted = handshake.redeem(site.admit("train"))
         assert admitted is not None and admitted.books.budget.epsilon == 7.5

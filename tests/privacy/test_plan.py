@@ -60,7 +60,15 @@ def test_a_patient_can_turn_a_clipped_update_round() -> None:
     "plan",
     [
         DpSgd(budget_epsilon=3.0, budget_share=1.0, delta=1e-5, sample_rate=0.2, steps=3),
-        DpSgd(budget_epsilon=3.0, budget_share=1.0, delta=1e-5, sample_rate=0.2, steps=3, record="slide", slides_per_patient=2),
+        DpSgd(
+            budget_epsilon=3.0,
+            budget_share=1.0,
+            delta=1e-5,
+            sample_rate=0.2,
+            steps=3,
+            record="slide",
+            slides_per_patient=2,
+        ),
         UpdateNoise(budget_epsilon=3.0, budget_share=1.0, delta=1e-5),
         UpdateNoise(budget_epsilon=3.0, budget_share=1.0, delta=1e-5, noise_location="server"),
     ],
@@ -181,7 +189,9 @@ def test_what_a_plan_draws() -> None:
     assert UpdateNoise(noise_multiplier=1.0).numbers(3, 100) == 300
     assert DpSgd(budget_epsilon=1.0, budget_share=1.0, sample_rate=1.0, steps=5).numbers(3, 100) == 1500
     # Where records are drawn each takes a uniform: of so many at most, for how many there are is secret.
-    assert DpSgd(budget_epsilon=1.0, budget_share=1.0, sample_rate=0.1, steps=5).numbers(3, 100) == 15 * (100 + 2**20)
+    assert DpSgd(budget_epsilon=1.0, budget_share=1.0, sample_rate=0.1, steps=5).numbers(3, 100) == 15 * (
+        100 + 2**20
+    )
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -249,7 +259,9 @@ def test_a_place_for_the_noise_that_is_none_is_refused() -> None:
         UpdateNoise(noise_multiplier=1.0, noise_location="cloud")
 
 
-@pytest.mark.parametrize("plan", [Open(), DpSgd(noise_multiplier=2.0), UpdateNoise(budget_epsilon=1.0, budget_share=1.0)])
+@pytest.mark.parametrize(
+    "plan", [Open(), DpSgd(noise_multiplier=2.0), UpdateNoise(budget_epsilon=1.0, budget_share=1.0)]
+)
 def test_a_plan_says_itself_as_plain_data(plan: PrivacyPlan) -> None:
     assert plan.to_json()["mechanism"] == plan.mechanism
     assert plan.describe()

@@ -257,7 +257,9 @@ def test_a_second_job_finds_what_the_first_has_left(tmp_path: Path) -> None:
         books(at, plan, run="second").reserve()
     assert caught.value.reason == "BUDGET_EXHAUSTED"
     books(
-        at, DpSgd(budget_epsilon=0.5, budget_share=1.0, sample_rate=0.2, steps=2).settled(ROUNDS, WEIGHTS), run="third"
+        at,
+        DpSgd(budget_epsilon=0.5, budget_share=1.0, sample_rate=0.2, steps=2).settled(ROUNDS, WEIGHTS),
+        run="third",
     ).reserve()
 
 

@@ -15,6 +15,7 @@ from histoflare.errors import HistoflareError, JobError
 
 if TYPE_CHECKING:
     from histoflare.flare.admin import Admin
+    from histoflare.flare.job import Job
 
 app = typer.Typer(no_args_is_help=True, help="Look at a job folder, or make a variant of one to submit.")
 
@@ -59,6 +60,7 @@ def show(
         "run",
     )
     facts |= {name: getattr(read, name) for name in more}
+    spends = _say_cost(read)
     if as_json:
         print_json(facts)
         return
@@ -66,6 +68,8 @@ def show(
     for name, value in _lines(facts):
         table.add_row(name, str(value))
     out.print(table)
+    if spends:
+        out.print(spends, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -161,6 +165,19 @@ def submit(
     out.print(table)
     if status != COMPLETED:
         raise JobError(f"The job {job_id} ended with {status}.{refusals}", reason="JOB_FAILED")
+
+
+def _say_cost(job: Job) -> str:
+    """Return what a job spends of the budget that it is made for; nothing where nothing protects."""
+    from histoflare.privacy.plan import Noisy
+    from histoflare.privacy.words import say_cost, say_delta, say_room
+
+    if not isinstance(job.plan, Noisy):
+        return ""
+    budget = job.plan.budget()
+    cost = budget.cost(job.plan.spend().times(job.rounds))
+    spent = say_cost(budget.epsilon_of(cost), budget.epsilon)
+    return f"This job spends ε = {spent} at δ = {say_delta(budget.delta)}; {say_room(budget, cost, cost)}."
 
 
 def _say_refusals(admin: Admin, job_id: str) -> str:

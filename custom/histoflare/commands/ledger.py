@@ -17,7 +17,7 @@ from histoflare.commands.ledger_tables import (
     show_summary,
     show_unprotected,
 )
-from histoflare.commands.options import SiteOption
+from histoflare.commands.options import AsJson, How, SiteOption
 from histoflare.errors import JobError, LedgerError
 
 if TYPE_CHECKING:
@@ -145,8 +145,8 @@ def show(
     ] = None,
     epsilon: Annotated[float | None, typer.Option(help="The budget's ε instead; with --delta.")] = None,
     delta: Annotated[float | None, typer.Option(help="The budget's δ; with --epsilon.")] = None,
-    how: Annotated[bool, typer.Option("--how", help="Show also how it was computed, and the mechanisms.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    how: How = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show whose it is and where, what was reserved, booked, let out or failed, and what is left.
 
@@ -176,15 +176,15 @@ def show(
 def verify(site: SiteOption = None, ledger: LedgerFile = None, key: KeyFile = None) -> None:
     """Check every entry, every patient and every cohort of the ledger. The exit code is 1 if it is damaged.
 
-    Example: histoflare ledger verify
+    Example: histoflare ledger verify --site /srv/kit
     """
     opened = _open(site, ledger, key)
     found = opened.verify()
     ahead = f" ({found.ahead} of them after a crash; the next job catches up)" if found.ahead else ""
     say_plainly(
         f"{opened.path}: whole. {found.entries} entries{ahead} from {say_date(found.first_unix_time)} to "
-        f"{say_date(found.last_unix_time)}, {found.patients} patients, {found.cohorts} cohorts: every link of "
-        "the chain, every hash and the head are as they were written."
+        f"{say_date(found.last_unix_time)}, {found.patients} patients, {found.cohorts} cohorts: every link "
+        "of the chain, every hash and the head are as they were written."
     )
 
 
@@ -231,7 +231,9 @@ def close(
         typer.confirm(f"Close {run}? Its rounds that are not booked yet will not be trained.", abort=True)
     closed = opened.close(run)
     rounds = sum(reservation.rounds for reservation in closed)
-    say_plainly(f"{run}: closed. Of {rounds} reserved rounds those that were booked stay charged, and no others.")
+    say_plainly(
+        f"{run}: closed. Of {rounds} reserved rounds those that were booked stay charged, and no others."
+    )
 
 
 def _open(site: Path | None, ledger: Path | None, key: Path | None) -> Ledger:

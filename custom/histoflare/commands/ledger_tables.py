@@ -49,10 +49,12 @@ def show_summary(summary: Summary, scopes: Sequence[str], how: bool) -> None:
     of = f" ({', '.join(scopes)})" if scopes else ""
     spent = say_cost(summary.epsilon, summary.budget_epsilon)
     say_plainly(
-        f"Spent of the lifetime budget{of}: ε = {spent} at δ = {say_delta(summary.delta)}, by the most exposed "
-        f"of {summary.patients} patients; {_say_left(summary)}"
+        f"Spent of the lifetime budget{of}: ε = {spent} at δ = {say_delta(summary.delta)}, by the most "
+        f"exposed of {summary.patients} patients; {_say_left(summary)}"
     )
-    table = make_table("run", "patients", "rounds", "ε", title="each run by itself; ε do not add up, see --how")
+    table = make_table(
+        "run", "patients", "rounds", "ε", title="each run by itself; ε do not add up, see --how"
+    )
     table.show_lines = True
     for run in summary.runs:
         table.add_row(*_row(run))
@@ -75,9 +77,9 @@ def _say_left(summary: Summary) -> str:
 def _show_how(summary: Summary) -> None:
     taken = sampler_delta(summary.budget_epsilon, NUMBERS_EVER)
     say_plainly(
-        f"ε is that of ρ = {summary.rho:.4g} of {summary.allowance:.4g} at the one Rényi order of this budget, "
-        "by which jobs are admitted. Shares of ρ add up from job to job, and ε does not: the first job of all "
-        "costs most. Another budget has another order, and other figures."
+        f"ε is that of ρ = {summary.rho:.4g} of {summary.allowance:.4g} at the one Rényi order of this "
+        "budget, by which jobs are admitted. Shares of ρ add up from job to job, and ε does not: the first "
+        "job of all costs most. Another budget has another order, and other figures."
     )
     say_plainly(
         f"The same events, had they been fixed beforehand: ε = {say_epsilon(summary.epsilon_rdp)} by RDP, "

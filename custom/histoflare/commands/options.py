@@ -26,6 +26,7 @@ SiteOption = Annotated[
         "--site", help="A site's kit, or its own file local/histoflare.toml; none: the kit of this folder."
     ),
 ]
+How = Annotated[bool, typer.Option("--how", help="Show also how it was computed, and other ways to count.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

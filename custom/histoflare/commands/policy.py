@@ -120,7 +120,9 @@ def check(site: SiteOption = None) -> None:
     nothing = [what for what in ("purposes", "strategies", "models") if not getattr(own, what)]
     scopes = [name for name in signed if own.takes_part(name)]
     if nothing or not scopes:
-        _say(f"The site takes part in no job: {', '.join([*nothing, *([] if scopes else ['scopes'])])}: none.")
+        _say(
+            f"The site takes part in no job: {', '.join([*nothing, *([] if scopes else ['scopes'])])}: none."
+        )
     else:
         _say(f"The policies can be used. Scopes: {', '.join(scopes)}.")
 

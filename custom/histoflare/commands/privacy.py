@@ -5,24 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from histoflare.commands.console import make_table, out, print_json
-from histoflare.commands.options import Preset
-from histoflare.errors import HistoflareError, JobError
+from histoflare.commands.options import AsJson, How
+from histoflare.commands.privacy_plan import show_plan
+from histoflare.errors import JobError
 from histoflare.privacy.accountant import ACCOUNTANTS
 from histoflare.privacy.spend import ADD_OR_REMOVE_ONE, UNIT
 from histoflare.privacy.words import say_cost, say_delta, say_epsilon, say_room
 
 if TYPE_CHECKING:
-    from histoflare.flare.job import Job
     from histoflare.privacy.budget import Budget
-    from histoflare.privacy.policy import Policy
 
 app = typer.Typer(no_args_is_help=True)
+app.command("plan")(show_plan)
 
 
 class Accountant(StrEnum):
@@ -76,10 +75,8 @@ Delta = Annotated[
     typer.Option(help="With which probability epsilon may fail to hold; well below 1 ÷ number of patients."),
 ]
 BudgetEpsilon = Annotated[float, typer.Option(help="ε of the patient's lifetime budget, above 0.")]
-How = Annotated[bool, typer.Option("--how", help="Show also what other ways of counting say.")]
-Which = Annotated[Accountant | None, typer.Option(help="With --how only this other way of counting; none: all that apply.")]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print JSON; an infinite epsilon is null, and said to be infinite.")
+Which = Annotated[
+    Accountant | None, typer.Option(help="With --how only this other way of counting; none: all that apply.")
 ]
 
 
@@ -136,8 +133,8 @@ def show_epsilon(
     if how or accountant is not None:
         figures = {name: count([spend], delta, name) for name in _asked(accountant, sample_rate)}
         _print_table(
-            f"ε at δ = {say_delta(delta)}: noise multiplier {noise_multiplier:g}, sample rate {sample_rate:g}, "
-            f"{steps:,} steps",
+            f"ε at δ = {say_delta(delta)}: noise multiplier {noise_multiplier:g}, sample rate "
+            f"{sample_rate:g}, {steps:,} steps",
             ("ε",),
             [(name, say_epsilon(figure), _meaning(name, whose)) for name, (figure, whose) in figures.items()],
         )
@@ -177,7 +174,12 @@ def show_noise(
             others[name] = least, count([spend], delta, name)[1], budget.spent([spend])
     if as_json:
         answers = [
-            {"accountant": name, "noise_multiplier": least, "bound_of": whose, "ledger_epsilon": _json(booked)}
+            {
+                "accountant": name,
+                "noise_multiplier": least,
+                "bound_of": whose,
+                "ledger_epsilon": _json(booked),
+            }
             for name, (least, whose, booked) in others.items()
         ]
         asked = {"target_epsilon": target_epsilon, "share": share, "sample_rate": sample_rate, "steps": steps}
@@ -186,179 +188,18 @@ def show_noise(
         return
     spent = say_cost(budget.epsilon_of(cost), budget.epsilon)
     _say(
-        f"Noise multiplier {noise:.5g}: this spends ε = {spent} at δ = {say_delta(delta)}; {say_room(budget, cost, cost)}."
+        f"Noise multiplier {noise:.5g}: this spends ε = {spent} at δ = {say_delta(delta)}; "
+        f"{say_room(budget, cost, cost)}."
     )
     if others:
         _print_table(
-            f"Least noise for ε = {target_epsilon:g} at δ = {say_delta(delta)}, had all been fixed beforehand",
+            f"Least noise for ε = {target_epsilon:g} at δ = {say_delta(delta)}, had all been fixed before",
             ("noise multiplier", "a ledger books"),
             [
                 (name, f"{least:.5g}", say_cost(booked, budget.epsilon), _meaning(name, whose))
                 for name, (least, whose, booked) in others.items()
             ],
         )
-
-
-@app.command("plan")
-def show_plan(
-    job: Annotated[Path, typer.Argument(help="A job folder, e.g. jobs/mem_dpsgd.")],
-    site: Annotated[Path, typer.Option(help="The site's own file, e.g. local/histoflare.toml.")],
-    policy: Annotated[
-        Path | None, typer.Option(help="A signed policy; none: policy_<scope>.toml beside the site's file.")
-    ] = None,
-    preset: Preset = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show what a job would cost this site's patients, and whether the site would admit it. Books nothing.
-
-    The exit code is 3 if the site would refuse it.
-
-    Example: histoflare privacy plan jobs/mem_dpsgd --site local/histoflare.toml
-    """
-    from histoflare.flare.job_choice import choose_job
-    from histoflare.flare.job_schema import TRAINING
-    from histoflare.flare.site_policy import policy_file
-    from histoflare.privacy.accountant import epsilon
-    from histoflare.privacy.own_policy_file import read_site_policy
-    from histoflare.rounds.strategy import count_sent_by_job
-    from histoflare.site.configuration import read_site_file
-    from histoflare.site.data import device_of, slides_of_a_patient
-    from histoflare.site.likely_time import likely_seconds
-    from histoflare.site.preview import preview
-
-    read, configuration = choose_job(job, preset).job, read_site_file(site)
-    local = site.absolute().parent
-    rules = read_site_policy(policy or local / policy_file(read.scope), local)
-    trains = read.kind == TRAINING
-    refusal: HistoflareError | None = _refused_otherwise(read, rules, local, trains=trains)
-    if not trains:
-        limit = rules.protection.evaluations if rules.protection else "any number of"
-        out.print(
-            f"An evaluation: no ε. The policy lets {limit} evaluations over a patient out.", highlight=False
-        )
-        if refusal is None and rules.protection is not None and read.answer_seconds is None:
-            refusal = JobError(
-                "Under this policy job.toml must say answer_seconds.", reason="PRIVACY_INVALID"
-            )
-        _say_refusal(refusal)
-        raise typer.Exit(0 if refusal is None else 3)
-    weights = count_sent_by_job(read.strategy, read.task)
-    found = preview(
-        configuration,
-        rules,
-        read.plan,
-        read.rounds,
-        weights,
-        list(read.task.labels),
-        read.task.data,
-        read.split,
-    )
-    refusal = refusal or found.refusal
-    spend = read.plan.spend().times(read.rounds)
-    tight = "pld" if spend.sample_rate < 1 else "gaussian"
-    delta = found.budget.delta
-    tightly = epsilon([spend], delta, tight)
-    most_slides = slides_of_a_patient(configuration, list(read.task.labels), read.task.data)
-    device = device_of(configuration)
-    takes = likely_seconds(read.task, read.plan, max(1, found.patients), most_slides, device)
-    if as_json:
-        facts = {
-            "job": read.name,
-            "rounds": read.rounds,
-            "mechanism": read.plan.mechanism,
-            "spend": spend.to_json(),
-            "patients_to_train_on": found.patients,
-            "budget": found.budget.epsilon,
-            "spent": _json(found.before),
-            "job_alone": _json(found.alone),
-            f"job_alone_by_{tight}": _json(tightly),
-            "together": _json(found.after),
-            "weights": weights,
-            "sampler_delta": found.sampler_delta,
-            "answer_seconds": read.answer_seconds,
-            "likely_seconds": takes,
-            "admitted": refusal is None,
-            "reason": refusal and refusal.reason,
-        }
-        print_json(_facts(delta) | facts)
-    else:
-        table = make_table("for one patient, the most exposed", "ε", title=f"{job}: {read.rounds} rounds")
-        table.add_row("spent so far", _shown(found.before))
-        table.add_row("this job", _shown(found.alone))
-        table.add_row(f"this job by {tight}, for comparison", _shown(tightly))
-        table.add_row("together", _shown(found.after))
-        table.add_row("budget", _shown(found.budget.epsilon))
-        out.print(table)
-        about = (
-            f"{read.plan.describe()} δ = {say_delta(delta)}, of which the sampler of the noise takes "
-            f"{found.sampler_delta:.1g} ({weights:,} weights). {found.patients} patients to train on. ε is "
-            "counted at the one order that suits the budget, by which jobs are admitted; a lower budget has "
-            "another."
-        )
-        out.print(about, highlight=False, markup=False)
-        if delta * found.patients >= 1:
-            out.print(
-                f"[red]δ = {say_delta(delta)} is not below 1 ÷ {found.patients} patients: it would let one of them be "
-                "published.[/red]",
-                highlight=False,
-            )
-        out.print(_on_time(read.answer_seconds, takes), highlight=False)
-        if refusal is None:
-            out.print(
-                "This site would admit the job (bags or images were not looked at, nor a kit elsewhere).",
-                highlight=False,
-            )
-        _say_refusal(refusal)
-    raise typer.Exit(0 if refusal is None else 3)
-
-
-def _say_refusal(refusal: HistoflareError | None) -> None:
-    from histoflare.report.reasons import explain
-
-    if refusal is not None:
-        out.print(f"Refused ({refusal.reason}): {explain(refusal.reason)}", style="red", highlight=False)
-        out.print(str(refusal), highlight=False, markup=False)
-
-
-def _refused_otherwise(job: Job, policy: Policy, local: Path, trains: bool) -> JobError | None:
-    """Return why a site would refuse a job whatever its budget, as far as its own folder says."""
-    from histoflare.flare.admission import check_agreement, check_strategy
-    from histoflare.flare.kit_signature import verify_kit
-    from histoflare.privacy.own_policy import check_taking_part
-    from histoflare.privacy.protocol import PROTOCOL_FILE
-
-    try:
-        if (local.parent / "startup").is_dir():
-            verify_kit(local.parent)
-        check_taking_part(
-            policy,
-            purpose=job.purpose,
-            strategy_name=job.strategy.name,
-            model_name=job.task.model_name,
-        )
-        if (local / PROTOCOL_FILE).is_file():
-            check_agreement(job, local)
-        if trains:
-            check_strategy(policy, job.plan, job.strategy)
-    except JobError as error:
-        return error
-    return None
-
-
-def _on_time(public: int | None, takes: float | None) -> str:
-    """Say whether a round will be done by its public time; the disk and other work get half of it."""
-    if public is None:
-        return "No public time of answers."
-    said = f"Answers come {public} s after the opening"
-    if takes is None:
-        return f"{said}. How long a round takes cannot be measured beforehand."
-    if 2 * takes <= public:
-        return f"{said}; the longest likely round takes {takes:.1f} s here."
-    return (
-        f"[red]{said}, and the longest likely round takes {takes:.1f} s here: ask the lead for "
-        f"answer_seconds of at least {math.ceil(2 * takes)}.[/red] Late answers come after twice as long, "
-        "and that they are late is not covered by ε."
-    )
 
 
 def _json(figure: float) -> float | None:

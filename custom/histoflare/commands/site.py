@@ -17,7 +17,7 @@ def _group() -> None:
 
 @app.command()
 def where(site: SiteOption = None, as_json: AsJson = False) -> None:
-    """Show where logs, records, ledger, key, policies, bags and the audit log are, and whether they are there.
+    """Show where logs, records, ledger, key, policies, bags and the audit log are, and whether they exist.
 
     The exit code is 1 if the site's file cannot be used, so that not all is known.
 

@@ -30,8 +30,8 @@ class Narrowing:
     Attributes:
         minimum_patients: At least the limit. metrics: Some of the limit's, or none. counts: Only false, where
             the limit is true.
-        epsilon, delta, evaluations, job_share: At most the limit, in a scope with a budget. A lower ε or δ has another
-            Rényi order (see ``privacy.budget``).
+        epsilon, delta, evaluations, job_share: At most the limit, in a scope with a budget. A lower ε or δ
+            has another Rényi order (see ``privacy.budget``).
         records: Some of the limit's, at least one. seeded_noise: As counts.
     """
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from histoflare.errors import JobError
 from histoflare.privacy.own_policy import OWN_POLICY_FILE
-from histoflare.privacy.own_policy_file import ENTRIES, LISTS, TAKES_PART, read_layers
+from histoflare.privacy.own_policy_file import ENTRIES, LISTS, read_layers
+from histoflare.privacy.policy import TAKES_PART
 from histoflare.storage import write_text
 
 
@@ -27,7 +28,8 @@ def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
         name, equals, text = (part.strip() for part in pair.partition("="))
         if not equals or name not in ENTRIES:
             raise JobError(
-                f"'{pair}': give NAME=VALUE, where NAME is one of {', '.join(ENTRIES)}.", reason="POLICY_INVALID"
+                f"'{pair}': give NAME=VALUE, where NAME is one of {', '.join(ENTRIES)}.",
+                reason="POLICY_INVALID",
             )
         if name in LISTS:
             names = [each.strip() for each in text.split(",") if each.strip()]

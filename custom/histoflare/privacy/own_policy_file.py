@@ -154,8 +154,8 @@ def read_layers(
         text: What ``policy.toml`` is to say, to be looked at in place of what it says.
 
     Raises:
-        JobError: As :func:`read_site_policy`, with all faults of the site's own policy at once; or there is no
-            signed policy (POLICY_INVALID).
+        JobError: As :func:`read_site_policy`, with all faults of the site's own policy at once; or there is
+            no signed policy (POLICY_INVALID).
     """
     signed = {}
     for path in sorted(local.glob(POLICY_FILE.format("*"))):

@@ -56,8 +56,8 @@ class PrivacyPlan(ABC):
                 public, like the job's model. Each is noised, and a part of δ goes to the sampler.
 
         Raises:
-            JobError: No noise reaches the share that the job asks for, or the sampler takes more than a tenth of
-                δ (PRIVACY_INVALID).
+            JobError: No noise reaches the share that the job asks for, or the sampler takes more than a tenth
+                of δ (PRIVACY_INVALID).
         """
 
     @abstractmethod
@@ -242,9 +242,7 @@ class Noisy(PrivacyPlan):
 
     def without_noise(self, seed: int) -> Self:
         """Return the plan with its clip and its steps, and with noise 0."""
-        return replace(
-            self, noise_multiplier=0.0, budget_share=None, published_epsilon=None, noise_seed=seed
-        )
+        return replace(self, noise_multiplier=0.0, budget_share=None, published_epsilon=None, noise_seed=seed)
 
     def _settled_noise(self) -> float:
         if self.noise_multiplier is None:

@@ -44,6 +44,11 @@ def say_cost(epsilon: float | None, budget_epsilon: float) -> str:
     return f"{say_epsilon(epsilon)} of {budget_epsilon:g}"
 
 
+def say_share(share: float) -> str:
+    """Return a share of a budget in percent, rounded up as an ε is."""
+    return "∞" if share == math.inf else f"{say_epsilon(100 * share)} %".replace(".0 %", " %")
+
+
 def say_room(budget: Budget, cost: float, spent: float) -> str:
     """Return how many more jobs like one fit into a budget, in words.
 
@@ -51,20 +56,24 @@ def say_room(budget: Budget, cost: float, spent: float) -> str:
         budget: The budget.
         cost: ρ of one such job at the budget's order. spent: ρ of all that was spent, this job included.
     """
-    return say_further(budget.room_for(cost, spent), nothing_left=budget.share_of(spent) > ALL_BUT)
+    return say_further(budget.room_for(cost, spent), budget.share_of(spent))
 
 
-def say_further(further: int | None, *, nothing_left: bool = False) -> str:
+def say_further(further: int | None, share: float) -> str:
     """Return how many more jobs like one fit, in words.
 
     Args:
         further: How many; None: any number.
-        nothing_left: Whether not even a small job fits any more.
+        share: Of the budget's allowance, spent with the one.
     """
     if further is None:
         return "any number more like it fit"
+    if further == 0 and share > 1 + 1e-6:
+        return "that is more than there is"
     if further == 0:
-        return "nothing is left for a second" if nothing_left else "too little is left for a second like it"
+        return (
+            "nothing is left for a second" if share > ALL_BUT else "too little is left for a second like it"
+        )
     if further >= MANY:
         return f"more than {MANY} more like it fit"
     return "1 more like it fits" if further == 1 else f"{further} more like it fit"

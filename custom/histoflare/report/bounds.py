@@ -19,8 +19,8 @@ def state_bounds(courses: Courses, unprotected: Courses | None, batch_size: int 
     """Return model → what it was trained with, as plain JSON.
 
     ``steps`` are optimizer steps of all rounds, ``[least, most]`` of the sites for local models; the
-    federation takes those of ``pooled``. ``epsilon`` is what a patient spends of the job's budget, the most of
-    any site's for local models. ``batch_size`` is the divisor of DP-SGD, else that of the task.
+    federation takes those of ``pooled``. ``epsilon`` is what a patient spends of the job's budget, the most
+    of any site's for local models. ``batch_size`` is the divisor of DP-SGD, else that of the task.
 
     Args:
         courses, unprotected: See :mod:`histoflare.rounds.bounds`; None where nothing protects anyway.

@@ -24,10 +24,10 @@ def budget_entry(
 ) -> dict[str, Any]:
     """Return one point of accuracy against ε, as plain JSON.
 
-    ``epsilon`` is what a patient of a site that takes part in every round spends of the plan's budget. The figures
-    are those on the test patients of all sites. ``site_mean`` and ``local_mean`` are the mean over the
-    sites of the kind's main figure, each site on its own test patients: of the federated model, and of the
-    sites' own without noise.
+    ``epsilon`` is what a patient of a site that takes part in every round spends of the plan's budget. The
+    figures are those on the test patients of all sites. ``site_mean`` and ``local_mean`` are the mean over
+    the sites of the kind's main figure, each site on its own test patients: of the federated model, and of
+    the sites' own without noise.
 
     Args:
         plan: Settled.

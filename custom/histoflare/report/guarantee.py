@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from histoflare.errors import JobError
-from histoflare.privacy.sampler import sampler_delta
 from histoflare.privacy.budget import Budget
+from histoflare.privacy.sampler import sampler_delta
 from histoflare.privacy.spend import ADD_OR_REMOVE_ONE, UNIT, Spend
 from histoflare.report.guarantee_words import say_published
 from histoflare.report.participation import SiteRounds, update_left
@@ -26,6 +26,7 @@ from histoflare.report.participation import SiteRounds, update_left
 Events = Counter[Spend]
 
 UNPROTECTED = Spend(noise_multiplier=0.0)
+
 
 def state_epsilon(value: float) -> dict[str, Any]:
     """Return ε as JSON, which has no infinity."""
@@ -46,7 +47,8 @@ def build_guarantee(
     """Return what a run guaranteed, as plain JSON.
 
     ``epsilon`` is the bottom line: the most that any site's patient spent of the ``budget``, by its filter;
-    infinite where nothing protects or the noise can be repeated. ``against_server`` is the same for the server itself.
+    infinite where nothing protects or the noise can be repeated. ``against_server`` is the same for the
+    server itself.
 
     Args:
         mechanism: What protected the updates; ``"open"``: nothing, and all else is left out.

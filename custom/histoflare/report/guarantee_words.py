@@ -1,7 +1,8 @@
-"""A guarantee in sentences: one figure, the budget's; how else it could be counted in sentences of its own."""
+"""A guarantee in sentences: one figure, the budget's; other ways to count stand apart."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,7 +44,9 @@ def say_guarantee(guarantee: Mapping[str, Any]) -> str:
     if guarantee["epsilon_is_infinite"]:
         return f"{figures}: nothing protects the updates."
     delta = words.say_delta(guarantee["delta"])
-    sentence = f"This job spends {figures} for each {guarantee['unit']}, at δ = {delta}; {say_room(guarantee)}"
+    sentence = (
+        f"This job spends {figures} for each {guarantee['unit']}, at δ = {delta}; {say_room(guarantee)}"
+    )
     if guarantee["against_server"]["epsilon_is_infinite"]:
         sentence += ". That is against whoever sees the combined models only; against the server ε = ∞"
     return f"{sentence}. {WEAK}" if guarantee["epsilon"] > WEAK_EPSILON else f"{sentence}."
@@ -52,7 +55,7 @@ def say_guarantee(guarantee: Mapping[str, Any]) -> str:
 def say_room(guarantee: Mapping[str, Any]) -> str:
     """Return how many more jobs like this one a patient's budget holds, if nothing else was spent of it."""
     share, further = guarantee["budget"]["share"], guarantee["budget"]["further"]
-    said = words.say_further(further, nothing_left=share is None or share > words.ALL_BUT)
+    said = words.say_further(further, math.inf if share is None else share)
     return said if further == 0 else f"{said} where nothing else was spent"
 
 
@@ -62,24 +65,20 @@ def say_how(guarantee: Mapping[str, Any]) -> list[str]:
     tight = guarantee["accountants"][-1]
     found = [
         f"ε is that of a Rényi filter for a budget of ε = {budget['epsilon']:g} at δ = "
-        f"{words.say_delta(budget['delta'])}, which counts at the one order {budget['order']:g} and holds whatever "
-        "jobs are chosen after seeing results (Feldman & Zrnic 2021). A site's ledger counts in its own "
-        "budget: where the site has narrowed that, its figure is another one.",
+        f"{words.say_delta(budget['delta'])}, which counts at the one order {budget['order']:g} and holds "
+        "whatever jobs are chosen after seeing results (Feldman & Zrnic 2021). A site's ledger counts in its "
+        "own budget: where the site has narrowed that, its figure is another one.",
         f"It holds for each {guarantee['unit']}, {guarantee['neighbouring_relation']}. The same "
-        f"events, had they been fixed beforehand: ε = {say_epsilon(federation['rdp'])} by RDP at its "
-        f"best order, {say_epsilon(federation[tight])} by {ACCOUNTANTS[tight]}. Nothing is admitted by these.",
+        f"events, had they been fixed before: ε = {say_epsilon(federation['rdp'])} by RDP at its "
+        f"best order, {say_epsilon(federation[tight])} by {ACCOUNTANTS[tight]}. Nothing is admitted by "
+        "these.",
     ]
     if budget["share"] is not None:
         found.append(
-            f"The job reserved {share_in_words(budget['share'])} of the budget. Shares of jobs add up; ε does "
-            "not: the first job of all costs most of it."
+            f"The job reserved {words.say_share(budget['share'])} of the budget. Shares of jobs add up; "
+            "ε does not: the first job of all costs most of it."
         )
     return found
-
-
-def share_in_words(share: float) -> str:
-    """Return a share of a budget in percent, rounded up."""
-    return f"{words.say_epsilon(100 * share)} %"
 
 
 def say_title(guarantee: Mapping[str, Any]) -> str:
@@ -102,8 +101,8 @@ def say_site(guarantee: Mapping[str, Any], site: str) -> str:
     void = " (void)" if guarantee["seeded_noise"] else ""
     cost = words.say_cost(spent["filter"]["epsilon"], guarantee["budget"]["epsilon"])
     return (
-        f"In this run a patient of this site spent ε = {cost}{void} in {spent['updates']} updates; the site's "
-        "ledger has what was spent in all."
+        f"In this run a patient of this site spent ε = {cost}{void} in {spent['updates']} updates; the "
+        "site's ledger has what was spent in all."
     )
 
 

@@ -53,7 +53,7 @@ REASONS_IN_WORDS = {
     "JOB_FAILED": "The job ended with an error.",
     "JOB_INVALID": "The job is configured wrongly.",
     "JOB_REFUSED": "The job was refused.",
-    "JOB_SHARE_EXCEEDED": "The job takes more of the privacy budget than the site's policy lets one job have.",
+    "JOB_SHARE_EXCEEDED": "The job takes more of the privacy budget than the site's policy lets one job.",
     "JOB_VERSION": "The job is of another version of histoflare than the site has.",
     "KIT_CHANGED": "A file of the site's startup kit is not as it was signed, so the site takes no job.",
     "LEDGER_DAMAGED": "The site's privacy ledger is damaged; no job until a person has looked at it.",

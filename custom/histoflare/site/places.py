@@ -46,8 +46,8 @@ def find_site_of(given: Path | None = None) -> Path:
             if (local / SITE_FILE).is_file() or any(local.glob(POLICY_FILE.format("*"))):
                 return local / SITE_FILE
     raise JobError(
-        f"{folders[0]}: no site's kit there ({LOCAL}/{SITE_FILE}). Go into the kit's folder, or give it, or the "
-        "site's file, with --site.",
+        f"{folders[0]}: no site's kit there ({LOCAL}/{SITE_FILE}). Go into the kit's folder, or give it, or "
+        "the site's file, with --site.",
         reason="SITE_NOT_CONFIGURED",
     )
 

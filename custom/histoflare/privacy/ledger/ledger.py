@@ -234,8 +234,8 @@ class Ledger:
 
         Raises:
             LedgerError: A patient would be charged more than the budget (BUDGET_EXHAUSTED), or for this run
-                more than its share (JOB_SHARE_EXCEEDED), a patient has another role in the ledger (ROLE_CHANGED), nobody is in the cohort
-                (SITE_HAS_NO_TRAINING_DATA).
+                more than its share (JOB_SHARE_EXCEEDED), a patient has another role in the ledger
+                (ROLE_CHANGED), nobody is in the cohort (SITE_HAS_NO_TRAINING_DATA).
             JobError: The arguments cannot be used (PRIVACY_INVALID).
         """
         if type(rounds) is not int or rounds < 1:
@@ -302,7 +302,8 @@ class Ledger:
 
         Raises:
             LedgerError: An event beyond the reserved ones, and the budget has no room for it
-                (BUDGET_EXHAUSTED), or the run's share (JOB_SHARE_EXCEEDED); the reservation was closed, or is not of this ledger (NOT_ADMITTED).
+                (BUDGET_EXHAUSTED), or the run's share (JOB_SHARE_EXCEEDED); the reservation was closed, or
+                is not of this ledger (NOT_ADMITTED).
         """
         return self._book(reservation, round_index, model_sha256, budget, job_share, again=False)
 

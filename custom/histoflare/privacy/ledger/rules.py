@@ -100,7 +100,8 @@ def admit_share(
     """Refuse what makes a run cost more than the share of a budget that one job may take.
 
     Args:
-        cost: ρ of what is asked for. job_share: Of the allowance. without: A reservation that is in it already.
+        cost: ρ of what is asked for. job_share: Of the allowance.
+        without: A reservation that is in it already.
     """
     for id_, account in books.accounts.items():
         if account.reservation.run == run and id_ != without and account.events:
