@@ -29,10 +29,10 @@ from histoflare.report.consortium import say_missing
 from histoflare.report.guarantee_words import say_epsilon
 from histoflare.rounds import bounds
 from histoflare.rounds.comparison import compare
-from histoflare.rounds.cyclic import CyclicWeightTransfer
-from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import predict
 from histoflare.rounds.runner import run_in_process
+from histoflare.rounds.strategies.cyclic import CyclicWeightTransfer
+from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_cohort, load_site_data
 from histoflare.slides.manifest import read_manifest

@@ -15,7 +15,7 @@ from histoflare.errors import JobError
 from histoflare.flare.site_policy import known_models, policy_file, write_first_policy
 from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.policy import POLICIES, read_policy
-from histoflare.rounds.strategy import STRATEGIES
+from histoflare.rounds.strategies import STRATEGIES
 from histoflare.site.configuration import SITE_FILE
 from tests.report.parsed import assert_loads_nothing, parse
 

@@ -172,7 +172,6 @@ def test_what_a_site_would_refuse_for_other_reasons_is_said(
             ({"purpose": "marketing"}, "PURPOSE_NOT_ALLOWED"),
             ({"rounds": 29}, "PROTOCOL_MISMATCH"),
             ({"strategy.weighting": "samples"}, "WEIGHT_NOT_ALLOWED"),
-            ({"strategy.share": ["head"]}, "PRIVACY_INVALID"),
         ]
     ):
         variant = write_variant(job, tmp_path / f"variant-{number}", changes)

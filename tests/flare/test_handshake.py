@@ -58,6 +58,7 @@ class Site:
     ) -> None:
         self.kit = root / "kit"
         self.scope = scope
+        root.mkdir(parents=True, exist_ok=True)
         self.file = policy_file(scope)
         deployed = write_variant(repository / "jobs" / job, root / "job", changes or {})
         self.configuration = deployed / CONFIG_FOLDER
@@ -129,6 +130,12 @@ class TestAdmission:
         assert admitted is not None and admitted.policy.name == "open" and admitted.rounds == 30
         assert handshake.redeem(fl_ctx) is None, "a token works once"
 
+    def test_what_was_released_in_one_task_cannot_leave_in_the_next(self, site: Site) -> None:
+        handshake.redeem(site.admit())
+        handshake.release(TENSORS, 10, Open())
+        handshake.redeem(site.admit())
+        assert handshake.take_release(TENSORS) is None
+
     def test_a_token_of_the_job_s_own_making_is_none(self, site: Site) -> None:
         fl_ctx = site.engine.context("clinic-a")
         fl_ctx.set_prop("histoflare_admitted", "0" * 32, private=True, sticky=False)
@@ -159,8 +166,34 @@ class TestAdmission:
         site.rewrite("job.toml", 'name = "mem"\n', f'name = "mem"\n{line}\n')
         assert handshake.refusal(site.admit()) == "JOB_INVALID"
 
-    def test_a_job_of_one_kind_has_no_task_of_the_other(self, site: Site) -> None:
-        assert handshake.refusal(site.admit("evaluate")) == "TASK_UNEXPECTED"
+    def test_only_a_training_that_says_so_asks_about_its_model(
+        self, tmp_path: Path, repository: Path
+    ) -> None:
+        asks = Site(tmp_path / "asks", repository)
+        assert handshake.redeem(asks.admit("train")) is not None
+        assert handshake.redeem(asks.admit("evaluate")) is not None
+        for task in ("submit_model", "validate"):
+            assert handshake.refusal(asks.admit(task)) == "TASK_UNEXPECTED"
+        silent = Site(tmp_path / "silent", repository, {"evaluate": False})
+        assert handshake.redeem(silent.admit("train")) is not None
+        assert handshake.refusal(silent.admit("evaluate")) == "TASK_UNEXPECTED"
+
+    def test_images_of_a_stated_resolution_want_a_protocol_that_names_one(
+        self, tmp_path: Path, repository: Path
+    ) -> None:
+        """The site cannot compare its scale with that of the others; what to set stands in its own log."""
+        site = Site(tmp_path, repository, job="dhunet_fedavg")
+        write_protocols(site.kit / PROTOCOL_FILE, [read_job(repository / "jobs" / "dhunet_fedavg").protocol])
+        file = site.kit / SITE_FILE
+        file.write_text(file.read_text() + 'images = "images.csv"\n')
+        images = site.kit / "images.csv"
+        images.write_text("image,mask,patient\ni.png,m.png,p\n")
+        assert handshake.redeem(site.admit()) is not None
+        images.write_text("image,mask,patient,mpp\ni.png,m.png,p,0.25\n")
+        fl_ctx = site.admit()
+        assert handshake.redeem(fl_ctx) is None and handshake.refusal(fl_ctx) == "RESOLUTION_NOT_NAMED"
+        (event,) = AuditLog(site.ledger.with_name("ledger.audit.jsonl")).read()
+        assert "protocol.mpp" in event["detail"] and "0.25" in event["detail"] and event["do"]
 
     @pytest.mark.parametrize(
         "line",
@@ -313,7 +346,7 @@ class TestAdmissionUnderProtection:
         """It keeps layers at the site: booked steps could start from what nobody booked."""
         site = self.site(tmp_path, repository, {"strategy.share": ["head"]})
         listed = read_own_policy(site.kit / OWN_POLICY_FILE).strategies
-        assert read_application(site.configuration).strategy.name in listed
+        assert "fedavg" in listed
         assert handshake.refusal(site.admit("train")) == "PRIVACY_INVALID"
 
     def test_the_steward_s_own_budget_is_the_one_that_counts(self, tmp_path: Path, repository: Path) -> None:

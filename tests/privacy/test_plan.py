@@ -18,7 +18,9 @@ from histoflare.privacy.noise import SeededNoise
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.privacy.spend import Spend
 
-DECLARED = {"linear": True, "keeps": (), "equal_weights": True, "transfer": "float32"}
+DECLARED = {"name": "some", "linear": True, "keeps": (), "equal_weights": True, "sees_data": False}
+EXACT = SimpleNamespace(name="exact", readable=True, exact=True)
+ROUNDING = SimpleNamespace(name="rounding", readable=True, exact=False)
 
 
 def declared(**changes: Any) -> SimpleNamespace:
@@ -114,22 +116,32 @@ def test_noise_at_the_server_is_added_once_to_the_sum() -> None:
 
 def test_noise_at_the_server_needs_equal_weights() -> None:
     plan = UpdateNoise(noise_multiplier=3.0, noise_location="server")
-    plan.check_strategy(declared())
+    plan.check_strategy(declared(), EXACT)
     for other in (declared(equal_weights=False), declared(linear=False)):
         with pytest.raises(JobError, match="uniform") as caught:
-            plan.check_strategy(other)
+            plan.check_strategy(other, EXACT)
         assert caught.value.reason == "PRIVACY_INVALID"
-        replace(plan, noise_location="client").check_strategy(other)
-    with pytest.raises(JobError, match="float32"):
-        plan.check_strategy(declared(transfer="float16"))
+        replace(plan, noise_location="client").check_strategy(other, EXACT)
+    with pytest.raises(JobError, match="rounding") as caught:
+        plan.check_strategy(declared(), ROUNDING)
+    assert caught.value.reason == "PRIVACY_INVALID"
+    replace(plan, noise_location="client").check_strategy(declared(), ROUNDING)
+
+
+def test_dp_sgd_refuses_a_strategy_that_looks_at_data() -> None:
+    with pytest.raises(JobError) as caught:
+        DpSgd(noise_multiplier=2.0).check_strategy(declared(sees_data=True), EXACT)
+    assert caught.value.reason == "PRIVACY_INVALID"
+    for plan in (Open(), UpdateNoise(noise_multiplier=1.0)):
+        plan.check_strategy(declared(sees_data=True), EXACT)
 
 
 @pytest.mark.parametrize("plan", [Open(), DpSgd(noise_multiplier=2.0), UpdateNoise(noise_multiplier=1.0)])
-@pytest.mark.parametrize("left_out", DECLARED)
+@pytest.mark.parametrize("left_out", [name for name in DECLARED if name != "name"])
 def test_a_strategy_that_does_not_declare_itself_is_refused(plan: PrivacyPlan, left_out: str) -> None:
-    plan.check_strategy(declared())
+    plan.check_strategy(declared(), EXACT)
     with pytest.raises(JobError, match=left_out) as caught:
-        plan.check_strategy(SimpleNamespace(**{n: v for n, v in DECLARED.items() if n != left_out}))
+        plan.check_strategy(SimpleNamespace(**{n: v for n, v in DECLARED.items() if n != left_out}), EXACT)
     assert caught.value.reason == "PRIVACY_INVALID"
 
 
@@ -141,9 +153,9 @@ def test_a_tiny_sample_rate_is_not_rounded_away() -> None:
 
 def test_no_layer_stays_at_the_site_under_dp_sgd() -> None:
     plan = DpSgd(noise_multiplier=4.0)
-    plan.check_strategy(declared())
+    plan.check_strategy(declared(), EXACT)
     with pytest.raises(JobError, match="share must be null"):
-        plan.check_strategy(declared(keeps=("personal layers",)))
+        plan.check_strategy(declared(keeps=("personal layers",)), EXACT)
     UpdateNoise(noise_multiplier=4.0).check_strategy(declared(keeps=("personal layers",)))
 
 

@@ -54,6 +54,14 @@ def comparison(external: bool = True) -> Comparison:
     )
 
 
+def test_what_a_strategy_says_of_sites_is_under_their_pseudonyms() -> None:
+    row = {"round": 0, "asked": ["a", "b"], "taking_part": ["a", "b"], "refused": {}, "no_answer": []}
+    row |= {"rejected": {"b": "UPDATES_INVALID"}, "contribution": {"a": 1.0, "b": 0.0}}
+    report = build_report(replace(FACTS, participation=[row], pseudonyms={"b": "north"}), comparison())
+    assert report["participation"][0]["rejected"] == {"north": "UPDATES_INVALID"}
+    assert report["participation"][0]["contribution"] == {"a": 1.0, "north": 0.0}
+
+
 def test_the_shape_scripts_rely_on() -> None:
     report = build_report(FACTS, comparison())
     assert {"runtime", "strategy", "seed", "rounds", "sites", "pooled", "external"} <= set(report)

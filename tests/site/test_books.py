@@ -20,15 +20,13 @@ from histoflare.privacy.policy import POLICIES, Policy, read_policy
 from histoflare.site.books import Books
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.ledgers import (
-    LONGEST_DETAIL,
-    MOST_NOTED,
     audit_log_of,
     ledger_holds,
-    note_refusal,
     on_workstation,
     open_ledger,
 )
 from histoflare.site.messages import EvaluateAnswer, TrainAnswer, digest_of
+from histoflare.site.refusals import LONGEST_DETAIL, MOST_NOTED, note_refusal
 from histoflare.slides.splits import SplitRule
 from tests.privacy.ledgers import SITE, steward_ledger
 

@@ -19,6 +19,7 @@ from histoflare.commands.ledger_tables import (
 )
 from histoflare.commands.options import AsJson, How, SiteOption
 from histoflare.errors import JobError, LedgerError
+from histoflare.storage import real_path
 
 if TYPE_CHECKING:
     from histoflare.privacy.budget import Budget
@@ -64,8 +65,8 @@ def create(
         ledger, key = named
     if ledger is None or key is None:
         raise typer.BadParameter("say where the ledger and its key are to be: --ledger and --key")
-    ledger, key = ledger.absolute(), key.absolute()
-    if named is not None and named != (ledger, key):
+    ledger, key = real_path(ledger), real_path(key)
+    if named is not None and tuple(map(real_path, named)) != (ledger, key):
         raise JobError(
             f"{site}: names a ledger already, {named[0]}. A site has one for all jobs and kits: use that "
             "one, or take the two lines out if there has never been one.",
@@ -131,7 +132,7 @@ def move(
     say_plainly(
         f"{'bound to' if moved else 'was already bound to'} {place.ledger}, key {place.key}, on {place.host}"
     )
-    if both and site is not None and name_ledger(site, opened.path.absolute(), opened.key_path.absolute()):
+    if both and site is not None and name_ledger(site, opened.path, real_path(opened.key_path)):
         say_plainly(f"{site}: names it now.")
 
 
@@ -279,13 +280,13 @@ def _budgets(
     if (policy_file is None) == (epsilon is None and delta is None) and (policy_file or epsilon or delta):
         raise typer.BadParameter("give a budget with --policy, or with --epsilon and --delta")
     if policy_file is not None:
-        holds = [read_site_policy(policy_file, site and site.absolute().parent)]
+        holds = [read_site_policy(policy_file, site and real_path(site).parent)]
     elif epsilon is not None or delta is not None:
         if epsilon is None or delta is None:
             raise typer.BadParameter("give both --epsilon and --delta")
         return {Budget(epsilon, delta): []}
     elif site is not None and any(site.parent.glob("policy_*.toml")):
-        signed, own = read_layers(site.absolute().parent)
+        signed, own = read_layers(real_path(site).parent)
         holds = [narrowed(policy, own) for name, policy in signed.items() if own.takes_part(name)]
     else:
         return {}

@@ -11,9 +11,16 @@ import typer
 
 from histoflare.errors import JobError
 
-DEFAULT_JOB = Path("jobs/mem_fedavg")
-DEMO_JOB = Path("jobs/mem_dpsgd")
+DEFAULT_JOB = Path("mem_fedavg")
+DEMO_JOBS = (Path("mem_fedavg"), Path("mem_dpsgd"))
+"""The two chapters of the demo: without protection, and with."""
+JOB_HELP = "A job that comes with histoflare, by its name, or a job folder."
 
+JOB_PATCH_MPP, JOB_PATCH_PX = 0.5, 224
+"""Patches that every shipped MEM job asks for; slides are prepared for these unless told otherwise."""
+
+PATCH_MPP_HELP = "Resolution of the patches in µm/px; the default is that of the jobs mem_*."
+PATCH_PX_HELP = "Side of a patch in pixels; the default is that of the jobs mem_*, their presets' 1000."
 
 Preset = Annotated[
     str | None,

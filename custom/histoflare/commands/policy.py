@@ -10,6 +10,7 @@ import typer
 from histoflare.commands.console import make_table, out, print_json
 from histoflare.commands.options import AsJson, SiteOption
 from histoflare.errors import HistoflareError, JobError
+from histoflare.storage import real_path
 
 if TYPE_CHECKING:
     from histoflare.privacy.own_policy import StewardPolicy
@@ -130,7 +131,7 @@ def check(site: SiteOption = None) -> None:
 def _local(site: Path | None) -> Path:
     from histoflare.site.places import find_site_of
 
-    return find_site_of(site).absolute().parent
+    return real_path(find_site_of(site)).parent
 
 
 def _read(local: Path) -> tuple[dict[str, Policy], StewardPolicy, list[str]]:
@@ -138,7 +139,7 @@ def _read(local: Path) -> tuple[dict[str, Policy], StewardPolicy, list[str]]:
     from histoflare.flare.kit_signature import verify_kit
     from histoflare.flare.site_policy import known_models
     from histoflare.privacy.own_policy_file import read_layers
-    from histoflare.rounds.strategy import STRATEGIES
+    from histoflare.rounds.strategies import STRATEGIES
 
     if (local.parent / "startup").is_dir():
         verify_kit(local.parent)

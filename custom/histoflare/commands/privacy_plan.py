@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from histoflare.commands.console import make_table, out, print_json
-from histoflare.commands.options import AsJson, How, Preset, SiteOption
+from histoflare.commands.options import JOB_HELP, AsJson, How, Preset, SiteOption
 from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.spend import ADD_OR_REMOVE_ONE, UNIT
 from histoflare.privacy.words import say_cost, say_delta, say_epsilon, say_further, say_share
+from histoflare.shipped import find_job
+from histoflare.storage import real_path
 
 if TYPE_CHECKING:
     from histoflare.flare.job import Job
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def show_plan(
-    job: Annotated[Path, typer.Argument(help="A job folder, e.g. jobs/mem_dpsgd.")],
+    job: Annotated[Path, typer.Argument(help=JOB_HELP)],
     site: SiteOption = None,
     policy: Annotated[
         Path | None,
@@ -39,18 +41,19 @@ def show_plan(
     elsewhere, as a lead does, at the job and a signed policy alone. Nothing is booked. The exit code is 3 if
     the job would be refused.
 
-    Example: histoflare privacy plan jobs/mem_dpsgd
+    Example: histoflare privacy plan mem_dpsgd
 
-    Example: histoflare privacy plan jobs/mem_dpsgd --site kits/histoflare/prod_00/hospital-a
+    Example: histoflare privacy plan mem_dpsgd --site kits/histoflare/prod_00/hospital-a
     """
     from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_schema import TRAINING
     from histoflare.flare.site_policy import policy_file
     from histoflare.privacy.own_policy_file import read_site_policy
     from histoflare.privacy.policy import POLICIES, read_policy
-    from histoflare.rounds.strategy import count_sent_by_job
+    from histoflare.rounds.round import count_sent_by_job
     from histoflare.site.places import find_site_of
 
+    job = find_job(job)
     read = choose_job(job, preset).job
     try:
         where: Path | None = find_site_of(site)
@@ -60,13 +63,13 @@ def show_plan(
         where = None
     if where is None:
         signed = read_policy(policy or POLICIES / f"{read.scope}.toml")
-        _show_costs(job, read, signed, how, as_json)
+        _show_costs(read, signed, how, as_json)
         return
-    local = where.absolute().parent
+    local = real_path(where).parent
     signed_file = policy or local / policy_file(read.scope)
     signed, rules = read_policy(signed_file), read_site_policy(signed_file, local)
     trains = read.kind == TRAINING
-    refusal: HistoflareError | None = _refused_otherwise(read, rules, local, trains=trains)
+    refusal: HistoflareError | None = _refused_otherwise(read, rules, where, trains=trains)
     if not trains:
         _show_evaluation(read, rules, refusal)
         return
@@ -85,6 +88,7 @@ def show_plan(
         facts = {
             "job": read.name,
             "rounds": read.rounds,
+            "evaluations": read.most_evaluations,
             "mechanism": read.plan.mechanism,
             "spend": read.plan.spend().times(read.rounds).to_json(),
             "patients_to_train_on": found.patients,
@@ -103,7 +107,8 @@ def show_plan(
         }
         print_json(_facts(found.budget.delta) | facts)
     else:
-        _show_preview(job, read, found, signed, rules)
+        _show_preview(read, found, signed, rules)
+        _say_evaluations(read, rules)
         _say(_on_time(read.answer_seconds, takes))
         if how:
             _show_how(read, rules, weights, found.sampler_delta)
@@ -113,11 +118,11 @@ def show_plan(
     raise typer.Exit(0 if refusal is None else 3)
 
 
-def _show_costs(job: Path, read: Job, signed: Policy, how: bool, as_json: bool) -> None:
+def _show_costs(read: Job, signed: Policy, how: bool, as_json: bool) -> None:
     """Say what a job costs beside what a signed policy allows, without a site."""
     from histoflare.flare.job_schema import TRAINING
     from histoflare.privacy.ledger.rules import refuse_share
-    from histoflare.rounds.strategy import count_sent_by_job
+    from histoflare.rounds.round import count_sent_by_job
     from histoflare.site.books import check_plan
 
     protection = signed.protection
@@ -156,7 +161,7 @@ def _show_costs(job: Path, read: Job, signed: Policy, how: bool, as_json: bool) 
         print_json(_facts(budget.delta) | facts)
     else:
         said = say_further(budget.room_for(cost, cost), budget.share_of(cost))
-        _say(f"{job}: {read.rounds} rounds under {signed.name}.")
+        _say(f"{read.name}: {read.rounds} rounds under {signed.name}.")
         _say(
             f"This job spends ε = {say_cost(budget.epsilon_of(cost), budget.epsilon)} at δ = "
             f"{say_delta(budget.delta)}; {said}."
@@ -175,12 +180,12 @@ def _show_costs(job: Path, read: Job, signed: Policy, how: bool, as_json: bool) 
     raise typer.Exit(0 if refusal is None else 3)
 
 
-def _show_preview(job: Path, read: Job, found: Preview, signed: Policy, rules: Policy) -> None:
+def _show_preview(read: Job, found: Preview, signed: Policy, rules: Policy) -> None:
     """Say what a job would cost a site's most exposed patient, beside what both layers of policy allow."""
     budget, outer, own = found.budget, _protection(signed), _protection(rules)
     spent = say_cost(found.alone, budget.epsilon)
     left = "" if math.isnan(found.before) else f"; {say_further(found.further, 1 - found.left)}"
-    _say(f"{job}: {read.rounds} rounds under {rules.name}.")
+    _say(f"{read.name}: {read.rounds} rounds under {rules.name}.")
     _say(f"This job spends ε = {spent} of the most exposed patient at δ = {say_delta(budget.delta)}{left}.")
     table = make_table("", "this job", "the kit allows", "this site allows")
     rows = [
@@ -222,9 +227,18 @@ def _show_how(read: Job, rules: Policy, weights: int, taken: float) -> None:
     )
 
 
+def _say_evaluations(read: Job, rules: Policy) -> None:
+    """Say how many evaluations the policy lets out, of a job that asks for any."""
+    from histoflare.flare.job_schema import TRAINING
+
+    if read.most_evaluations:
+        limit = rules.protection.evaluations if rules.protection else "any number of"
+        which = "An evaluation" if read.kind != TRAINING else "At its end an evaluation of its model"
+        _say(f"{which}: no ε. The policy lets {limit} evaluations over a patient out.")
+
+
 def _show_evaluation(read: Job, rules: Policy, refusal: HistoflareError | None) -> None:
-    limit = rules.protection.evaluations if rules.protection else "any number of"
-    _say(f"An evaluation: no ε. The policy lets {limit} evaluations over a patient out.")
+    _say_evaluations(read, rules)
     if refusal is None and rules.protection is not None and read.answer_seconds is None:
         refusal = JobError("Under this policy job.toml must say answer_seconds.", reason="PRIVACY_INVALID")
     _say_refusal(refusal)
@@ -239,13 +253,16 @@ def _say_refusal(refusal: HistoflareError | None) -> None:
         _say(str(refusal))
 
 
-def _refused_otherwise(job: Job, policy: Policy, local: Path, trains: bool) -> JobError | None:
-    """Return why a site would refuse a job whatever its budget, as far as its own folder says."""
+def _refused_otherwise(job: Job, policy: Policy, site: Path, trains: bool) -> JobError | None:
+    """Return why a site would refuse a job whatever its budget, as far as its own file and folder say."""
     from histoflare.flare.admission import check_agreement, check_strategy
     from histoflare.flare.kit_signature import verify_kit
     from histoflare.privacy.own_policy import check_taking_part
     from histoflare.privacy.protocol import PROTOCOL_FILE
+    from histoflare.site.configuration import read_site_file
+    from histoflare.site.data import check_resolution_named
 
+    local = real_path(site).parent
     try:
         if (local.parent / "startup").is_dir():
             verify_kit(local.parent)
@@ -257,8 +274,9 @@ def _refused_otherwise(job: Job, policy: Policy, local: Path, trains: bool) -> J
         )
         if (local / PROTOCOL_FILE).is_file():
             check_agreement(job, local)
+        check_resolution_named(job.task, read_site_file(site))
         if trains:
-            check_strategy(policy, job.plan, job.strategy)
+            check_strategy(policy, job.plan, job.strategy, job.transport)
     except JobError as error:
         return error
     return None

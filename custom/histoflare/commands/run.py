@@ -14,6 +14,7 @@ from histoflare.commands.options import (
     DEFAULT_JOB,
     DEVICE_HELP,
     EPSILONS_HELP,
+    JOB_HELP,
     RUNTIME_HELP,
     Preset,
     Runtime,
@@ -21,6 +22,7 @@ from histoflare.commands.options import (
     read_epsilons,
 )
 from histoflare.errors import JobError
+from histoflare.shipped import find_job
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,7 +43,7 @@ def run(
             help="Folder with one <site>/ of bags each (histoflare prepare); none: beside manifests."
         ),
     ] = None,
-    job: Annotated[Path, typer.Option(help="The job folder.")] = DEFAULT_JOB,
+    job: Annotated[Path, typer.Option(help=JOB_HELP)] = DEFAULT_JOB,
     runtime: Annotated[Runtime, typer.Option(help=RUNTIME_HELP)] = Runtime.INPROCESS,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "1",
     preset: Preset = None,
@@ -62,7 +64,7 @@ def run(
 
     Example: histoflare run --sites my-sites --bags my-run/bags --out run --set rounds=50
 
-    Example: histoflare run --job jobs/dhunet_fedavg --sites my-images --out run --set rounds=20
+    Example: histoflare run --job dhunet_fedavg --sites my-images --out run --set rounds=20
     """
     from histoflare.commands.clock import PhaseClock
     from histoflare.commands.earlier_run import claim_output
@@ -76,6 +78,7 @@ def run(
     from histoflare.site.found_data import find_data
     from histoflare.storage import write_json
 
+    job = find_job(job)
     data = read_job(job).task.data
     found = find_sites(sites, data)
     if "seed" in parse_settings(setting or []):

@@ -10,6 +10,7 @@ from typing import Any
 from histoflare.errors import ManifestError
 from histoflare.flare.kits import SERVER, SITE_NAME
 from histoflare.site.configuration import SiteConfiguration
+from histoflare.storage import real_path
 
 EXTERNAL = "external"
 
@@ -72,7 +73,7 @@ def find_sites(folder: Path, data: str = "bags") -> SiteFolder:
 
 def with_ledgers(sites: Mapping[str, SiteConfiguration], workspace: Path) -> dict[str, SiteConfiguration]:
     """Return sites whose ledgers, and apart from them their keys, are in a workspace; none is made here."""
-    folder = workspace.absolute()
+    folder = workspace.resolve()
     return {
         name: replace(
             site,
@@ -94,6 +95,6 @@ def configure_site(
         settings: Of :class:`SiteConfiguration`.
     """
     if data == "images":
-        return SiteConfiguration(images=manifest.resolve(), **settings)
+        return SiteConfiguration(images=real_path(manifest), **settings)
     of_site = (bags / name if bags else manifest.parent / "bags").resolve()
-    return SiteConfiguration(manifest.resolve(), of_site, **settings)
+    return SiteConfiguration(real_path(manifest), of_site, **settings)

@@ -1,9 +1,9 @@
 """How a job asks for its updates to be protected, and what a site does to an update before it leaves.
 
-A privacy plan is one named step between local training and the way out. Every runtime takes it through
-``rounds.strategy.site_round``, so no strategy and no job can go round it. It is data: the job states it, each
-site's policy says which mechanism it must be, and what it costs (:meth:`PrivacyPlan.spend`) follows from its
-public numbers alone.
+A privacy plan says how a site trains, and is one named step between local training and the way out. Every
+runtime takes it through ``rounds.round.site_round``, so no strategy and no job can go round it. It is data:
+the job states it, each site's policy says which mechanism it must be, and what it costs
+(:meth:`PrivacyPlan.spend`) follows from its public numbers alone.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from histoflare.errors import JobError
+from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.accountant import MOST_DELTA
 from histoflare.privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from histoflare.privacy.spend import Spend
@@ -33,6 +33,26 @@ MOST_RECORDS = 2**20
 
 SMALLEST_CLIP, LARGEST_CLIP, LARGEST_NOISE = 1e-6, 1e6, 1e6
 """Of a job's settings: nobody needs others, and far beyond them numbers of 32 bits do not add up."""
+
+
+class Training(Protocol):
+    """A site's training in one round, in the ways that a plan can choose from (``rounds.strategy``)."""
+
+    def plainly(self) -> Any:
+        """Train as the task has it, and return what came out.
+
+        Raises:
+            HistoflareError, OSError: Training failed.
+        """
+
+    def by_record(self, plan: Any) -> Any:
+        """Train under DP-SGD with the numbers of ``plan``, and return what came out."""
+
+    def not_at_all(self, why: Exception) -> Any:
+        """Return the model as it was, with the reason for the site's own log."""
+
+    def tells_of_data(self, error: Exception) -> bool:
+        """Return whether an error of :meth:`plainly` depends on the site's data."""
 
 
 class PrivacyPlan(ABC):
@@ -52,7 +72,7 @@ class PrivacyPlan(ABC):
         """Return the plan with its noise fixed for a job of ``rounds`` rounds, at participation in each.
 
         Args:
-            weights: How many numbers leave a site in a round (``rounds.strategy.count_sent_by_job``):
+            weights: How many numbers leave a site in a round (``rounds.round.count_sent_by_job``):
                 public, like the job's model. Each is noised, and a part of δ goes to the sampler.
 
         Raises:
@@ -76,6 +96,22 @@ class PrivacyPlan(ABC):
             seed: Of samples, which have nothing to hide then.
         """
 
+    def train(self, training: Training) -> Any:
+        """Train in the way that this plan needs, and return what came out.
+
+        An error that depends on the site's data would leave without noise: then nothing was trained, and the
+        update is one of zeros.
+
+        Raises:
+            HistoflareError: Training failed, and that tells nothing of the data.
+        """
+        try:
+            return training.plainly()
+        except (HistoflareError, OSError) as error:
+            if not training.tells_of_data(error):
+                raise
+            return training.not_at_all(error)
+
     def release(self, tensors: Mapping[str, Tensor], noise: NoiseSource) -> dict[str, Tensor]:
         """Return what leaves in place of ``tensors``: the same names, shapes and dtypes."""
         return dict(tensors)
@@ -90,19 +126,32 @@ class PrivacyPlan(ABC):
             return SecureNoise()
         return SeededNoise(derive_seed(self.noise_seed, "noise", *parts))
 
-    def check_strategy(self, strategy: Any) -> None:
+    def check_job(self, strategy: Any, task: Any, transport: Any) -> None:
+        """Raise :class:`JobError` if a job's parts do not fit this plan: :meth:`check_task`, then
+        :meth:`check_strategy`."""
+        self.check_task(task)
+        self.check_strategy(strategy, transport)
+
+    def check_strategy(self, strategy: Any, transport: Any) -> None:
         """Raise :class:`JobError` if the guarantee does not hold with how the sites work together.
 
-        It is decided by what the strategy declares (``rounds.strategy.Strategy``); one that does not declare
-        it is refused.
+        It is decided by what the two declare (``rounds.strategy.Strategy``, ``rounds.transport.Transport``);
+        one that does not declare it is refused (PRIVACY_INVALID).
+
+        Args:
+            strategy: How the sites work together. transport: How an update travels.
         """
-        for name, kind in (("linear", bool), ("keeps", tuple), ("equal_weights", bool), ("transfer", str)):
-            if not isinstance(getattr(strategy, name, None), kind):
-                raise JobError(
-                    f"The strategy {getattr(strategy, 'name', strategy)} does not declare {name}; without it "
-                    "no privacy plan can be checked. See histoflare.rounds.strategy.Strategy.",
-                    reason="PRIVACY_INVALID",
-                )
+        for part, asked in (
+            (strategy, {"linear": bool, "keeps": tuple, "equal_weights": bool, "sees_data": bool}),
+            (transport, {"readable": bool, "exact": bool}),
+        ):
+            for name, kind in asked.items():
+                if not isinstance(getattr(part, name, None), kind):
+                    raise JobError(
+                        f"{getattr(part, 'name', part)} does not declare {name}; without it no privacy plan "
+                        "can be checked. See histoflare.rounds.strategy and histoflare.rounds.transport.",
+                        reason="PRIVACY_INVALID",
+                    )
 
     def check_task(self, task: Any) -> None:  # noqa: B027 (most plans take any)
         """Raise :class:`JobError` if a task cannot be trained under this plan."""
@@ -136,6 +185,10 @@ class Open(PrivacyPlan):
     def spend(self) -> Spend:
         """Return an event without noise: ε = ∞."""
         return Spend(noise_multiplier=0.0)
+
+    def train(self, training: Training) -> Any:
+        """Train as the task has it; every error is told."""
+        return training.plainly()
 
     def without_noise(self, seed: int) -> Self:
         """Return the plan itself."""
@@ -306,14 +359,24 @@ class DpSgd(Noisy):
         if not hasattr(task, "record_losses"):
             raise JobError(
                 "This task has no loss of one patient alone, which DP-SGD needs. Segmentation is protected "
-                "by noise on the update (jobs/dhunet_feddp).",
+                "by noise on the update (dhunet_feddp).",
                 reason="MODEL_NOT_PRIVATE",
             )
         super().check_task(task)
 
-    def check_strategy(self, strategy: Any) -> None:
-        """Every step must start from what was released: nothing may stay at the site from round to round."""
-        super().check_strategy(strategy)
+    def train(self, training: Training) -> Any:
+        """Train with the gradient of each record by itself, clipped and noised."""
+        return training.by_record(self)
+
+    def check_strategy(self, strategy: Any, transport: Any) -> None:
+        """Every step must see the data through its own noise alone, and start from what was released."""
+        super().check_strategy(strategy, transport)
+        if strategy.sees_data:
+            raise JobError(
+                f"The strategy {strategy.name} looks at training data beside the loss, and DP-SGD protects "
+                "the loss of each record alone: choose another strategy.",
+                reason="PRIVACY_INVALID",
+            )
         if strategy.keeps:
             raise JobError(
                 f"Under DP-SGD a site keeps nothing of its own, but this strategy keeps "
@@ -410,9 +473,9 @@ class UpdateNoise(Noisy):
             )
         return given
 
-    def check_strategy(self, strategy: Any) -> None:
+    def check_strategy(self, strategy: Any, transport: Any) -> None:
         """Noise in a sum is noise in each update only if the sum is all that is used, with equal weights."""
-        super().check_strategy(strategy)
+        super().check_strategy(strategy, transport)
         if self.noise_location != "server":
             return
         if not (strategy.linear and strategy.equal_weights):
@@ -421,9 +484,10 @@ class UpdateNoise(Noisy):
                 "them in no other way (linear), with equal weights (fedavg with weighting = uniform).",
                 reason="PRIVACY_INVALID",
             )
-        if strategy.transfer != "float32":
+        if not transport.exact:
             raise JobError(
-                "Half precision comes after the noise, which the server adds here: transfer must be float32.",
+                f"The transport {transport.name} rounds what it carries, which has to follow the noise, and "
+                "here the server adds that: use transport float32.",
                 reason="PRIVACY_INVALID",
             )
 

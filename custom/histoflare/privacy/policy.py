@@ -17,6 +17,7 @@ from typing import Any
 
 from histoflare.errors import JobError
 from histoflare.privacy.budget import Budget
+from histoflare.shipped import PROVISIONING
 
 MECHANISMS = ("open", "dp-sgd", "update-noise", "server-noise")
 """``open``: updates leave as they were trained: no clipping, no noise, nothing booked, ε = ∞. The others are
@@ -93,7 +94,7 @@ class Policy:
         }
 
 
-POLICIES = Path(__file__).parent / "policies"
+POLICIES = PROVISIONING / "policies"
 """The policies that come with this package, one ``<scope>.toml`` each; a kit gets a copy of its own."""
 
 

@@ -194,6 +194,8 @@ def _row(index: int, row: Sequence[str] | Mapping[str, Any], runtime: str) -> di
         "given_up",
         "validation",
         "stopped",
+        "rejected",
+        "contribution",
     )
     known = {name: row[name] for name in optional if name in row}
     return {

@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from histoflare.report.bounds import models_of, name_model, say_epsilon_of, say_steps
+from histoflare.report.chapters import UNPROTECTED_RUN, write_chapters
 from histoflare.report.charts import (
     PHASES,
     STATUSES,
@@ -81,6 +82,8 @@ def write_page(report: Mapping[str, Any], path: Path) -> None:
         public=True,
         report=report,
         headline=headline,
+        chapters=write_chapters(report),
+        first=_first_chapter(report),
         kind=kind,
         metrics=put_first(headline.metric, kind.shown),
         models={model: name_model(report, model) for model in models_of(report)},
@@ -105,6 +108,21 @@ def write_page(report: Mapping[str, Any], path: Path) -> None:
         privacy=make_privacy_section(report),
         settings=_settings(report),
     )
+
+
+def _first_chapter(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of a report's first chapter, if it has two."""
+    first = report.get(UNPROTECTED_RUN)
+    if not first:
+        return {}
+    metric = write_headline(first).metric
+    return {
+        "metric": metric,
+        "tiles": _tiles(first, metric),
+        "chart": _interval_chart(first, metric, "first-figures"),
+        "groups": _groups(first),
+        "metrics": put_first(metric, kind_of(first).shown),
+    }
 
 
 def _tiles(report: Mapping[str, Any], metric: str) -> list[Row]:
@@ -190,7 +208,7 @@ def _mean(rows: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
     return means | missing
 
 
-def _interval_chart(report: Mapping[str, Any], metric: str) -> Markup:
+def _interval_chart(report: Mapping[str, Any], metric: str, name: str = "figures") -> Markup:
     groups = []
     for group in _groups(report):
         marks = []
@@ -201,7 +219,7 @@ def _interval_chart(report: Mapping[str, Any], metric: str) -> Markup:
         each = [figures[metric] for figures in group.each if figures and figures[metric] is not None]
         note = group.note.partition(",")[0] if "patient" in group.note else ""
         groups.append(MarkGroup(group.label, note, marks, each))
-    return draw_intervals(f"figures-{metric}", title_of(metric), groups, chance_of(metric, report))
+    return draw_intervals(f"{name}-{metric}", title_of(metric), groups, chance_of(metric, report))
 
 
 def _elsewhere(report: Mapping[str, Any]) -> list[Group]:

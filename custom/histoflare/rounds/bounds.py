@@ -41,9 +41,10 @@ from typing import Any
 from histoflare.errors import HistoflareError
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan
 from histoflare.privacy.spend import Spend
-from histoflare.rounds.fedavg import FedAvg
+from histoflare.rounds.round import count_sent_by_job, server_round, site_round
 from histoflare.rounds.state import State, model_state
-from histoflare.rounds.strategy import Strategy, count_sent_by_job, server_round, site_round
+from histoflare.rounds.strategies.fedavg import FedAvg
+from histoflare.rounds.strategy import Strategy
 from histoflare.rounds.task import Task
 
 POOLED = "pooled"
@@ -207,7 +208,7 @@ def train_alone(
 ) -> State:
     """Return the model that ``data`` alone give: a federation of one site, called ``name``."""
     alone = _alone(strategy)
-    state = alone.begin(model_state(task.build_model()))
+    state = model_state(task.build_model())
     kept: State = {}
     for index, steps in enumerate(course.steps):
         if not steps:
@@ -227,18 +228,14 @@ def train_alone(
             device=device,
             steps=steps,
         )
-        state, kept = server_round(alone, state, [outcome.update], [name], plan), outcome.site_state
+        state = server_round(alone, state, [outcome.update], [name], plan).model
+        kept = outcome.site_state
     return alone.personalize(state, kept)
 
 
 def _alone(strategy: Strategy) -> FedAvg:
     """Return the strategy of one site that keeps for itself what the job's sites keep."""
-    return FedAvg(
-        weighting="uniform",
-        share=strategy.share,
-        batch_norm=strategy.batch_norm,
-        transfer=strategy.transfer,
-    )
+    return FedAvg(weighting="uniform", share=strategy.share, batch_norm=strategy.batch_norm)
 
 
 def _without_noise(course: Course, seed: int) -> Course:

@@ -197,3 +197,32 @@ def _fewest(support: Support | None, columns: Columns, owner: NDArray[np.intp]) 
     parts = support(columns)  # (n, parts)
     counts = [len(np.unique(owner[rows])) for rows in parts.T]
     return min((count for count in counts if count), default=0)
+
+
+def evaluate_difference(
+    one: PredictionTable, other: PredictionTable, name: str, *, seed: int = 0, bootstraps: int = 1000
+) -> Figure:
+    """Return a figure of ``one`` less that of ``other``: two models that were asked about the same rows.
+
+    The bootstrap draws the same patients for both, so what is hard for both models does not widen the
+    interval (Efron & Tibshirani 1993, the paired bootstrap).
+
+    Args:
+        one, other: Their rows are the same, in the same order.
+        name: The figure.
+        seed, bootstraps: As for :func:`evaluate`.
+
+    Raises:
+        JobError: There is no row, or the rows are not of the same patients.
+    """
+    _check(one)
+    _check(other)
+    if not len(one.patients) or list(one.patients) != list(other.patients):
+        raise JobError("Two models can be compared on the same rows only, and there must be some.")
+    first, second = one.measures[name], other.measures[name]
+
+    def less(columns: Columns, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        return first(one.columns, weights) - second(other.columns, weights)
+
+    both = Rows(one.columns, {name: less}, one.supports, one.why_missing, one.patients, {})
+    return _evaluate_whole(both, seed, bootstraps, {})[name]

@@ -25,8 +25,9 @@ from histoflare.privacy.policy import Policy
 from histoflare.privacy.release_store import ReleaseStore
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import read_roles
-from histoflare.site.ledgers import audit_log_of, note_refusal, open_ledger
+from histoflare.site.ledgers import audit_log_of, open_ledger
 from histoflare.site.messages import Arrays, EvaluateAnswer, TrainAnswer, digest_of
+from histoflare.site.refusals import note_refusal
 from histoflare.site.run_name import is_run_name
 from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
 
@@ -46,7 +47,7 @@ class Books:
     Args:
         configuration: The site's. policy: Of the job's scope. plan: The job's, settled for its rounds.
         rounds: Of the job. run: Its run; the same for a job that goes on after another.
-        weights: How many numbers leave in a round (``rounds.strategy.count_sent_by_job``).
+        weights: How many numbers leave in a round (``rounds.round.count_sent_by_job``).
         labels: Of the task. data: The kind of data it is trained on, ``"bags"`` or ``"images"``.
         split: The protocol's rule, for a manifest without a split column.
 

@@ -11,6 +11,7 @@ from histoflare.privacy.own_policy_file import POLICY_FILE
 from histoflare.privacy.protocol import PROTOCOL_FILE
 from histoflare.site.configuration import SITE_FILE, SiteConfiguration, read_site_file
 from histoflare.site.ledgers import audit_path_of
+from histoflare.storage import real_path
 
 LOCAL = "local"
 """Folder of a startup kit with what is the site's own."""
@@ -54,7 +55,7 @@ def find_site_of(given: Path | None = None) -> Path:
 
 def kit_of(site: Path) -> Path | None:
     """Return the startup kit that a site's file is in; None if it is in none."""
-    kit = site.absolute().parent.parent
+    kit = real_path(site).parent.parent
     return kit if (kit / "startup").is_dir() else None
 
 
@@ -64,8 +65,8 @@ def list_places(site: Path) -> tuple[list[Place], JobError | None]:
     Args:
         site: The site's file.
     """
-    local, kit = site.absolute().parent, kit_of(site)
-    found: list[tuple[str, Path | None]] = [("startup kit", kit), ("the site's file", site.absolute())]
+    local, kit = real_path(site).parent, kit_of(site)
+    found: list[tuple[str, Path | None]] = [("startup kit", kit), ("the site's file", real_path(site))]
     found += [(f"signed policy {_scope(path)}", path) for path in sorted(local.glob(POLICY_FILE.format("*")))]
     found += [("own policy", local / OWN_POLICY_FILE), ("agreed protocol", local / PROTOCOL_FILE)]
     problem = None

@@ -40,7 +40,7 @@ SITE = "site"
 ROUND = "round"
 RUN_FILE = "run.json"
 LOSS_FILE = "loss.json"
-BEFORE = {"batch_norm": "shared", "transfer": "float32"}
+BEFORE = {"batch_norm": "shared"}
 """Of a strategy, where notes of an earlier version do not say."""
 
 
