@@ -65,7 +65,7 @@ def test_no_noise_is_infinite_and_still_json() -> None:
 
 def test_the_table_says_what_it_promises() -> None:
     said = " ".join(run("epsilon", "--noise-multiplier", 0.05, *WHOLE, "--how").split())
-    assert "31\u202f045" in said, "FedDP's noise, over all its rounds, rounded up"
+    assert "31 044" in said, "FedDP's noise, over all its rounds, rounded up"
     assert "Per patient" in said and "add or remove one" in said
     assert "gaussian" not in run("epsilon", "--noise-multiplier", 4, *EVENT, "--how")
 

@@ -107,7 +107,7 @@ def change(
 def check(site: SiteOption = None) -> None:
     """Say all that is wrong with this site's policies at once. The exit code is 1 if the site takes no job.
 
-    Example: histoflare policy check
+    Example: histoflare policy check --site /srv/kit
     """
     local = _local(site)
     faults = _faults(local)
