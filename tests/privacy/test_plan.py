@@ -156,7 +156,7 @@ def test_no_layer_stays_at_the_site_under_dp_sgd() -> None:
     plan.check_strategy(declared(), EXACT)
     with pytest.raises(JobError, match="share must be null"):
         plan.check_strategy(declared(keeps=("personal layers",)), EXACT)
-    UpdateNoise(noise_multiplier=4.0).check_strategy(declared(keeps=("personal layers",)))
+    UpdateNoise(noise_multiplier=4.0).check_strategy(declared(keeps=("personal layers",)), EXACT)
 
 
 MANY = 1_600_000  # weights: of a MEM with 1,024 features, as in Adnan et al. 2022
