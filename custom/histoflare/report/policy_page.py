@@ -17,7 +17,6 @@ MEANINGS = {
     "counts": "whether numbers of slides and patients may leave",
     "records": "whose contribution training limits",
     "seeded_noise": "whether noise may be repeatable, which voids every promise",
-    "metrics": "figures that may leave",
 }
 """Entry of a policy → what it says, in the order of the page."""
 
@@ -32,6 +31,9 @@ def write_policy_page(facts: Mapping[str, Any], path: Path) -> None:
     scopes = {
         name: {
             **scope,
+            "metrics": {
+                layer: _say(scope["entries"]["metrics"][layer]) for layer in ("signed", "own", "holds")
+            },
             "rows": [
                 (meaning, *(_say(scope["entries"][entry][layer]) for layer in ("signed", "own", "holds")))
                 for entry, meaning in MEANINGS.items()
