@@ -131,6 +131,7 @@ REASONS = frozenset(
         "JOB_FAILED",
         "JOB_INVALID",
         "JOB_REFUSED",
+        "JOB_SHARE_EXCEEDED",
         "JOB_VERSION",
         "KIT_CHANGED",
         "LEDGER_DAMAGED",

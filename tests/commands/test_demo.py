@@ -109,8 +109,8 @@ def test_the_demo_trains_under_protection(
     for site in found["sites"]:
         assert cost["sites"][site]["updates"] == 3
         assert 0 < cost["sites"][site]["pld"]["epsilon"] <= cost["sites"][site]["rdp"]["epsilon"] <= 8.0
-        kept = tmp_path / "ledgers" / site
-        ledger = Ledger(kept / "ledger" / "ledger.sqlite", kept / "keys" / "ledger.key")
+        key = tmp_path / "ledger-keys" / site / "ledger.key"
+        ledger = Ledger(tmp_path / "ledgers" / site / "ledger.sqlite", key)
         (run,) = ledger.summary(Budget(8.0, 1e-5)).runs
         assert (run.rounds, run.booked, run.released) == (3, 3, 3)
     tried = [entry["epsilon"] for entry in found["accuracy_against_epsilon"]]

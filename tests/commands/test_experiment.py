@@ -84,8 +84,8 @@ def reported(job: Job, folder: Path, *epsilons: float) -> tuple[dict[str, Any], 
 @pytest.mark.parametrize(
     "plan",
     [
-        UpdateNoise(target_epsilon=3.0, noise_seed=5),
-        DpSgd(target_epsilon=3.0, sample_rate=0.5, batch_size=5, steps=2, noise_seed=5),
+        UpdateNoise(budget_epsilon=3.0, budget_share=1.0, noise_seed=5),
+        DpSgd(budget_epsilon=3.0, budget_share=1.0, sample_rate=0.5, batch_size=5, steps=2, noise_seed=5),
     ],
 )
 def test_accuracy_against_epsilon(plan: UpdateNoise | DpSgd, tmp_path: Path, repository: Path) -> None:
@@ -101,7 +101,7 @@ def test_accuracy_against_epsilon(plan: UpdateNoise | DpSgd, tmp_path: Path, rep
     assert own["noise_multiplier"] < smaller["noise_multiplier"]
     cohorts = {site: load_site_cohort(site, job.task, made) for site, made in sites_of(tmp_path).items()}
     for entry, tried in (
-        (smaller, replace(plan, target_epsilon=1.0).settled(2, 1000)),
+        (smaller, replace(plan, budget_epsilon=1.0, budget_share=1.0).settled(2, 1000)),
         (unprotected, plan.settled(2, 1000).without_noise(job.seed)),
     ):
         run = run_in_process(job.task, cohorts, job.strategy, 2, job.seed, tried)

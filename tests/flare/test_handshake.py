@@ -324,8 +324,8 @@ class TestAdmissionUnderProtection:
         ("changes", "reason"),
         [
             ({"strategy.weighting": "samples"}, "WEIGHT_NOT_ALLOWED"),
-            ({"privacy.target_epsilon": 8.1}, "BUDGET_EXHAUSTED"),
-            ({"privacy.noise_multiplier": 0.0, "privacy.target_epsilon": None}, "BUDGET_EXHAUSTED"),
+            ({"privacy.budget_epsilon": 8.1, "privacy.budget_share": 1.0}, "BUDGET_EXHAUSTED"),
+            ({"privacy.noise_multiplier": 0.0, "privacy.budget_share": None}, "BUDGET_EXHAUSTED"),
             ({"privacy.noise_seed": 1}, "PRIVACY_MISMATCH"),
             ({"privacy.record": "slide", "privacy.slides_per_patient": 1}, "PRIVACY_MISMATCH"),
         ],
@@ -350,10 +350,13 @@ class TestAdmissionUnderProtection:
         assert handshake.refusal(site.admit("train")) == "PRIVACY_INVALID"
 
     def test_the_steward_s_own_budget_is_the_one_that_counts(self, tmp_path: Path, repository: Path) -> None:
-        site = self.site(tmp_path, repository)  # calibrated to the kit's 8
-        site.own("# epsilon = 4.0", "epsilon = 7.5")
+        site = self.site(tmp_path, repository)  # a quarter of the kit's 8
+        site.own("# epsilon = 4.0", "epsilon = 2.0")
         assert handshake.refusal(site.admit("train")) == "BUDGET_EXHAUSTED"
-        site = self.site(tmp_path / "other", repository, {"privacy.target_epsilon": 7.4})
+        site = self.site(tmp_path / "share", repository)
+        site.own("# job_share = 0.25", "job_share = 0.2")
+        assert handshake.refusal(site.admit("train")) == "JOB_SHARE_EXCEEDED"
+        site = self.site(tmp_path / "other", repository)
         site.own("# epsilon = 4.0", "epsilon = 7.5")
         admitted = handshake.redeem(site.admit("train"))
         assert admitted is not None and admitted.books.budget.epsilon == 7.5
@@ -381,13 +384,16 @@ class TestAdmissionUnderProtection:
         assert handshake.refusal(fl_ctx) == reason
 
     def test_a_new_kit_finds_what_its_patients_have_spent(self, tmp_path: Path, repository: Path) -> None:
-        first = self.site(tmp_path / "first", repository)
+        half = {"privacy.budget_share": 0.5}
+        first = self.site(tmp_path / "first", repository, half)
         assert handshake.redeem(first.admit("train")) is not None
-        for kit in ("second", "third"):
-            site = self.site(tmp_path / kit, repository, {"run": kit})
+        for kit in ("second", "third", "fourth"):
+            site = self.site(tmp_path / kit, repository, half | {"run": kit})
             own = (first.kit / SITE_FILE).read_text()
             (site.kit / SITE_FILE).write_text(own)  # as the steward carries it over
-            assert handshake.refusal(site.admit("train")) == "BUDGET_EXHAUSTED"
+            admitted = site.admit("train")
+            assert (handshake.redeem(admitted) is not None) == (kit == "second"), "two halves"
+            assert kit == "second" or handshake.refusal(admitted) == "BUDGET_EXHAUSTED"
 
     def test_something_else_in_the_place_of_the_plan_is_refused(
         self, tmp_path: Path, repository: Path

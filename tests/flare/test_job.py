@@ -321,7 +321,7 @@ def test_a_variant_says_any_plain_value(tmp_path: Path, value: Any) -> None:
 def test_of_two_ways_to_say_one_thing_the_last_holds() -> None:
     assert parse_settings(["privacy.noise_multiplier=4"]) == {
         "privacy.noise_multiplier": 4,
-        "privacy.target_epsilon": None,
+        "privacy.budget_share": None,
     }
     assert parse_settings(["task.local_epochs=2", "purpose=care"])["purpose"] == "care"
 

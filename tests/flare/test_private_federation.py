@@ -98,7 +98,8 @@ def running(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Itera
 
 
 SETTINGS: dict[str, Any] = {
-    "privacy.target_epsilon": 1.0,
+    "privacy.budget_epsilon": 1.0,
+    "privacy.budget_share": 1.0,
     "privacy.noise_seed": 11,
     "privacy.sample_rate": 0.5,
     "privacy.batch_size": 3,
@@ -149,7 +150,9 @@ def test_a_site_without_the_budget_drops_out_before_its_first_step_and_the_other
 
 def test_the_next_job_pays_for_the_one_before(running: Running) -> None:
     """ε = 8 fits an empty ledger, and not one that has spent 1."""
-    _, result, _ = running.run(running.variant(**{**SETTINGS, "privacy.target_epsilon": 8.0}))
+    _, result, _ = running.run(
+        running.variant(**{**SETTINGS, "privacy.budget_epsilon": 8.0, "privacy.budget_share": 1.0})
+    )
     assert set(result.refused.values()) == {"BUDGET_EXHAUSTED"}
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from histoflare.commands.run import show_summary, summarise
 from histoflare.errors import JobError
-from histoflare.privacy.accountant import epsilon
+from histoflare.privacy.budget import Budget
 from histoflare.privacy.plan import UpdateNoise
 from histoflare.report.consortium import RunFacts, build_report, results_table
 from histoflare.report.figures import CLASSIFICATION
@@ -203,8 +203,8 @@ def test_the_table_says_what_the_run_cost() -> None:
         Console(file=written, width=120, force_terminal=colours).print(results_table(report))
         return " ".join(written.getvalue().split())
 
-    true = say_epsilon(state_epsilon(epsilon([plan.spend().times(2)], plan.delta)))
-    assert f"For each patient ε = {true} at δ = 1e-5" in shown(plan)
+    true = say_epsilon(state_epsilon(Budget(8.0, plan.delta).spent([plan.spend().times(2)])))
+    assert f"This job spends ε = {true} of 8 for each patient, at δ = 1e-5" in shown(plan)
     assert "states ε = 1; what a patient of a site spends" in shown(plan)
     assert shown(plan).count("[bold]b") == 2, "a name is no markup"
     seeded = replace(plan, noise_seed=1)

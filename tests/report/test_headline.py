@@ -225,7 +225,7 @@ def test_what_some_seeds_say_is_said_of_these() -> None:
     ]
     said = closing_words(reports)
     assert "Seed 1, 3: At chance: Guessing gives 0.5" in said
-    assert said.count("For each patient ε = ") == 1 and not said.startswith("Seed")
+    assert said.count("This job spends ε = ") == 1 and not said.startswith("Seed")
 
 
 def test_the_agreed_metric_is_spoken_of_or_its_absence() -> None:

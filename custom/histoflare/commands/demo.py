@@ -315,6 +315,8 @@ def _write_jobs(
         asked, job = dict(changes), choose_job(folder, preset, changes=changes).job
         if job.answer_seconds is not None:
             asked["answer_seconds"] = 1  # all sites are of one user, who may know how long they work
+        if len(folders) > 1 and getattr(job.asked, "budget_share", None) is not None:
+            asked["privacy.budget_share"] = 1.0  # the chapters' ledgers are thrown away with the workspace
         task = job.task
         patches = Patches(encoder.id, encoder.features, task.patch_px, task.mpp)  # as they will be made
         choices.append(choose_job(folder, preset, found=FoundData(labels, patches), changes=asked))

@@ -486,7 +486,8 @@ def _other_plans(job: Job, epsilons: Sequence[float]) -> list[PrivacyPlan]:
     plans: list[PrivacyPlan] = []
     for epsilon in epsilons:
         try:
-            asked: Any = replace(job.asked, target_epsilon=epsilon, noise_multiplier=None)  # type: ignore[type-var]
+            whole = {"budget_epsilon": epsilon, "budget_share": 1.0, "noise_multiplier": None}
+            asked: Any = replace(job.asked, **whole)  # type: ignore[type-var]
             plan = asked.settled(job.rounds, count_sent_by_job(job.strategy, job.task))
         except HistoflareError as error:
             _warn(f"ε = {epsilon:g} is left out: {error}")

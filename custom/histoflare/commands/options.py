@@ -27,6 +27,15 @@ Preset = Annotated[
     typer.Option("--preset", help="Take the figures of a preset of the job (its folder presets/)."),
 ]
 
+SiteOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--site", help="A site's kit, or its own file local/histoflare.toml; none: the kit of this folder."
+    ),
+]
+How = Annotated[bool, typer.Option("--how", help="Show also how it was computed, and other ways to count.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
 
 class Runtime(StrEnum):
     """Where a job's server and sites run."""

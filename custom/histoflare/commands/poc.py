@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from histoflare.commands.console import console, make_table, out, print_json, progress, say, say_fitted
-from histoflare.commands.options import DEFAULT_JOB, JOB_HELP, Preset
+from histoflare.commands.options import DEFAULT_JOB, JOB_HELP, AsJson, Preset
+from histoflare.commands.sites import with_ledgers
 from histoflare.errors import HistoflareError, JobError
 from histoflare.shipped import find_job
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 
 Workspace = Annotated[Path, typer.Option("--workspace", help="Folder for the kits and logs.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 DEFAULT_WORKSPACE = Path("poc-run")
 JOB_FOLDER = "job"
@@ -80,6 +80,7 @@ def start(
         if sites is not None
         else _made_up(workspace / "sites", job, task)
     )
+    chosen = with_ledgers(chosen, workspace)
     agreed = _write_job(workspace, job, preset, chosen, task.data)
     with console.status("kits"):
         federation = Federation.prepare(workspace, chosen, Agreement(agreed, project=project))

@@ -14,6 +14,7 @@ from rich.progress import Progress
 
 from histoflare.commands.clock import PhaseClock
 from histoflare.commands.options import Runtime
+from histoflare.commands.sites import KEYS_FOLDER, LEDGERS_FOLDER, with_ledgers
 from histoflare.errors import HistoflareError
 from histoflare.flare.job import Job
 from histoflare.flare.result import FederationResult, FederationRun
@@ -29,7 +30,6 @@ EVALUATION_JOBS = {"bags": "mem_evaluate", "images": "dhunet_evaluate"}
 """Kind of data → folder beside a job's, with which sites are asked about a model later."""
 
 FEDERATION_FOLDER = "federation"
-LEDGERS_FOLDER = "ledgers"
 
 
 @dataclass(frozen=True)
@@ -156,20 +156,13 @@ def _with_new_ledgers(experiment: Experiment, out: Path) -> Experiment:
 
     The sites of an experiment belong to one user, who may repeat it; a hospital's ledger is for good.
     """
-    folder = (out / LEDGERS_FOLDER).resolve()
-    shutil.rmtree(folder, ignore_errors=True)
-
-    def own(sites: Mapping[str, SiteConfiguration]) -> dict[str, SiteConfiguration]:
-        return {
-            name: replace(
-                site,
-                ledger=folder / name / "ledger" / "ledger.sqlite",
-                ledger_key=folder / name / "keys" / "ledger.key",
-            )
-            for name, site in sites.items()
-        }
-
-    return replace(experiment, sites=own(experiment.sites), external=own(experiment.external))
+    for folder in (LEDGERS_FOLDER, KEYS_FOLDER):
+        shutil.rmtree(out / folder, ignore_errors=True)
+    return replace(
+        experiment,
+        sites=with_ledgers(experiment.sites, out),
+        external=with_ledgers(experiment.external, out),
+    )
 
 
 def _in_federation(running: Workstation, job: Job, bars: Progress) -> Federated:

@@ -34,6 +34,9 @@ RESULTS_FOLDER = "results"
 MINIMUM_PATIENTS = 1
 """Of a policy on one workstation, whose user sees every patient anyway. A hospital's own asks for more."""
 
+JOB_SHARE = 1.0
+"""Of such a policy: what is tried out in a throw-away workspace may be tried at the whole budget."""
+
 Phase = Callable[[str], AbstractContextManager[None]]
 """Times a named part of the work."""
 
@@ -148,7 +151,7 @@ def agreement_of(jobs: Sequence[Job], folder: Path) -> Agreement:
 def write_policy(scope: str, path: Path) -> None:
     """Write this package's policy of a scope, for sites that all belong to one user.
 
-    It lets figures of few patients out, for they leave nobody's house.
+    It lets figures of few patients out, for they leave nobody's house, and one job take a whole budget.
 
     Raises:
         JobError: There is no such policy (SCOPE_UNKNOWN).
@@ -156,8 +159,10 @@ def write_policy(scope: str, path: Path) -> None:
     source = POLICIES / f"{scope}.toml"
     if not source.is_file():
         raise JobError(f"This package has no policy for the scope '{scope}'.", reason="SCOPE_UNKNOWN")
-    own = f"minimum_patients = {MINIMUM_PATIENTS}"
-    write_text(path, re.sub(r"^minimum_patients = \d+$", own, source.read_text(), flags=re.MULTILINE))
+    text = source.read_text()
+    for name, own in (("minimum_patients", MINIMUM_PATIENTS), ("job_share", JOB_SHARE)):
+        text = re.sub(rf"^{name} = [\d.]+$", f"{name} = {own}", text, flags=re.MULTILINE)
+    write_text(path, text)
 
 
 def write_evaluation(

@@ -53,6 +53,7 @@ REASONS_IN_WORDS = {
     "JOB_FAILED": "The job ended with an error.",
     "JOB_INVALID": "The job is configured wrongly.",
     "JOB_REFUSED": "The job was refused.",
+    "JOB_SHARE_EXCEEDED": "The job takes more of the privacy budget than the site's policy lets one job.",
     "JOB_VERSION": "The job is of another version of histoflare than the site has.",
     "KIT_CHANGED": "A file of the site's startup kit is not as it was signed, so the site takes no job.",
     "LEDGER_DAMAGED": "The site's privacy ledger is damaged; no job until a person has looked at it.",
@@ -136,7 +137,7 @@ REASONS_IN_WORDS = {
 ADVICE = {
     "BUDGET_EXHAUSTED": (
         "The job costs more than a patient there has left. Make one that costs less ('histoflare job "
-        "make JOB --set privacy.target_epsilon=… --out NEW'; more noise or fewer rounds), or leave "
+        "make JOB --set privacy.budget_share=… --out NEW'; more noise or fewer rounds), or leave "
         "the site out ('--sites')."
     ),
     "COHORT_INVALID": (
@@ -155,6 +156,10 @@ ADVICE = {
     "JOB_VERSION": (
         "Take the job that came with the version of histoflare that the site has, or have the site "
         "install yours."
+    ),
+    "JOB_SHARE_EXCEEDED": (
+        "Make a job that takes less ('histoflare job make JOB --set privacy.budget_share=… --out NEW'); "
+        "'histoflare privacy plan JOB' says what it takes and what the policy lets one job."
     ),
     "METRIC_NOT_ALLOWED": (
         "Leave patience and best_metric out of the job, or have the site's policy let the figure out."
@@ -201,6 +206,9 @@ AT_SITE = {
         "In the kit's folder 'histoflare kit check .' lists the files; take the changes back, or ask "
         "the lead for the kit anew."
     ),
+    "JOB_SHARE_EXCEEDED": (
+        "Nothing here, if one job is to take no more; 'histoflare policy show' says how much it may take."
+    ),
     "LEDGER_DAMAGED": (
         "'histoflare ledger verify --site local/histoflare.toml' says where; put the latest copy back"
         " and bind it with 'histoflare ledger move --site local/histoflare.toml'."
@@ -217,13 +225,10 @@ AT_SITE = {
     "LEDGER_MOVED": (
         "If it was moved or restored on purpose: 'histoflare ledger move --site local/histoflare.toml'."
     ),
-    "METRIC_NOT_ALLOWED": (
-        "'histoflare privacy policy --site local/histoflare.toml' lists the figures that may leave."
-    ),
-    "POLICY_INVALID": "'histoflare privacy policy --site local/histoflare.toml' says what is wrong.",
+    "METRIC_NOT_ALLOWED": "'histoflare policy show --all' lists the figures that may leave.",
+    "POLICY_INVALID": "'histoflare policy check' says all that is wrong.",
     "PRIVACY_MISMATCH": (
-        "Nothing here: tell the lead which mechanism the policy asks for ('histoflare privacy policy "
-        "--site local/histoflare.toml')."
+        "Nothing here: tell the lead which mechanism the policy asks for ('histoflare policy show')."
     ),
     "PROTOCOL_MISMATCH": (
         "If the consortium agreed on this protocol, the lead has to make a kit with it; if not, "
@@ -243,8 +248,8 @@ AT_SITE = {
 """What a site's own people can do about a refusal, where the error does not say it."""
 
 TAKES_PART = (
-    "What this site takes part in stands in its own local/policy.toml; 'histoflare privacy policy --site "
-    "local/histoflare.toml' shows it."
+    "What this site takes part in stands in its own local/policy.toml; 'histoflare policy show' shows it, "
+    "and 'histoflare policy set' changes it."
 )
 
 

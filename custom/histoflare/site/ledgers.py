@@ -84,9 +84,14 @@ def audit_log_of(configuration: SiteConfiguration) -> AuditLog:
 
     A site that has no ledger, and can but refuse, has it among its records.
     """
+    return AuditLog(audit_path_of(configuration))
+
+
+def audit_path_of(configuration: SiteConfiguration) -> Path:
+    """Return where that log is."""
     if configuration.ledger is None:
-        return AuditLog(configuration.records / AUDIT_FILE)
-    return AuditLog(configuration.ledger.with_suffix(f".{AUDIT_FILE}"))
+        return configuration.records / AUDIT_FILE
+    return configuration.ledger.with_suffix(f".{AUDIT_FILE}")
 
 
 def ledger_holds(configuration: SiteConfiguration, sha256: str) -> bool:
