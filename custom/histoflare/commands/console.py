@@ -21,6 +21,8 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from histoflare.commands.plain_progress import PlainProgress
+
 if TYPE_CHECKING:
     from histoflare.flare.job_choice import Choice
 
@@ -38,7 +40,12 @@ class RateColumn(ProgressColumn):
 
 
 def progress() -> Progress:
-    """Return a progress display (stderr) with a bar, a count, the rate, and the time gone and left."""
+    """Return a progress display (stderr): a bar, a count, the rate, and the time gone and left.
+
+    Where stderr is no terminal, such as a log, it writes plain lines as things happen.
+    """
+    if not console.is_terminal:
+        return PlainProgress(say)
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=16),
