@@ -1,8 +1,8 @@
 """How much MEM attends to each patch of a slide as GeoJSON, for QuPath 0.4 and later.
 
-Each patch is a tile, the kind of detection whose measurements QuPath shows as a map in colour (Measure ▸ Show
-measurement maps). Its classification is the range in which its attention lies, in the colours of the heat map,
-so that it is coloured from the start and the list of classes is the legend.
+Each patch is a tile, the kind of detection whose measurements QuPath shows as a map in colour (Measure ▸
+Show measurement maps). Its classification is the range in which its attention lies, in a colour of the heat
+map, so that it is coloured from the start and the list of classes is the legend.
 
 QuPath reads ``measurements`` as an object from 0.4 on (``QuPathTypeAdapters.java``), as which it writes them.
 """
@@ -10,6 +10,7 @@ QuPath reads ``measurements`` as an object from 0.4 on (``QuPathTypeAdapters.jav
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,7 @@ def write_attention(
 
 
 def _names(limit: float) -> list[str]:
-    """Return the classes' names, from least to most attention. QuPath takes a colon for a class of a class."""
+    """Return the classes' names, from least to most attention; QuPath splits them at colons."""
     inner = [f"{limit ** (2 * each / CLASSES - 1):.3g}" for each in range(1, CLASSES)]
-    between = [f"attention {low} to {high}" for low, high in zip(inner, inner[1:], strict=False)]
+    between = [f"attention {low} to {high}" for low, high in pairwise(inner)]
     return [f"attention below {inner[0]}", *between, f"attention above {inner[-1]}"]

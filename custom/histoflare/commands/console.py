@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -75,6 +76,15 @@ def say_refused(refused: Mapping[str, str]) -> None:
     """Say who had no part in a run, and why."""
     if refused:
         say("left out:" + "".join(f"\n  {site}: {why}" for site, why in refused.items()), "yellow")
+
+
+def show_left_out(entries: Iterable[tuple[str, str]]) -> None:
+    """Print what was left out (heading, message); nothing if there is none."""
+    for number, (head, message) in enumerate(entries):
+        if not number:
+            out.print("left out:", highlight=False)
+        for text, indent in ((head, 2), (message, 6)):
+            out.print(Padding(Text(text, overflow="fold"), (0, 0, 0, indent), expand=False))
 
 
 def make_table(*columns: str, title: str | None = None) -> Table:

@@ -31,3 +31,23 @@ def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path]) -> Non
         if place in taken:
             raise JobError(f"{output}: two outputs cannot be one file; give each its own.")
         taken.add(place)
+
+
+def check_output_folders(folders: Iterable[Path | None], inputs: Iterable[Path]) -> None:
+    """Refuse folders for outputs that are files, or that hold what is read: results would be taken for it.
+
+    Args:
+        folders: Where files will be made; None for those that were not asked for.
+        inputs: Files and folders that are read.
+
+    Raises:
+        JobError: A folder cannot be one; nothing was written.
+    """
+    read = [path.resolve() for path in inputs]
+    for folder in folders:
+        if folder is None:
+            continue
+        if folder.exists() and not folder.is_dir():
+            raise JobError(f"{folder}: is a file; of several slides, give a folder.")
+        if any(folder.resolve() == (path if path.is_dir() else path.parent) for path in read):
+            raise JobError(f"{folder}: what is read lies there; give another folder.")

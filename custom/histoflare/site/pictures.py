@@ -43,6 +43,7 @@ MOST_PICTURES = 24
 THREADS = 2
 ORDER = {"test": 0, "validation": 1, "train": 2}
 
+
 @dataclass(frozen=True)
 class _Plan:
     """A slide to be drawn; ``relative``: attention to each patch (n,), the average being 1."""
