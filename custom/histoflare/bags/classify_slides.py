@@ -15,7 +15,8 @@ from histoflare.slides.sources import Source
 
 
 def classify_slides(
-    classifier: SlideClassifier,
+    load: Callable[[], SlideClassifier],
+    labels: Sequence[str],
     sources: Sequence[Source],
     table_path: Path,
     *,
@@ -33,6 +34,8 @@ def classify_slides(
     Columns ``p_<class>`` are the probabilities.
 
     Args:
+        load: Loads the model and its encoder; called once, if a slide is to be done at all.
+        labels: The model's classes.
         model_sha256: Of the model file; rows of another model are made anew.
         folders: Where each slide's files go, named after its :attr:`Source.file_id`.
         plane: Of the files.
@@ -44,17 +47,24 @@ def classify_slides(
     Raises:
         JobError, EncoderError, OSError: As :func:`fill_table`.
     """
-    names = {label: f"p_{label}" for label in classifier.labels}
+    names = {label: f"p_{label}" for label in labels}
     table = Table(
         table_path,
         ["predicted", *names.values(), "patches"],
         {"model_sha256": model_sha256, "given_mpp": "", "plane": plane if folders.wanted else ""},
     )
 
+    classifier: list[SlideClassifier] = []
+
+    def start(kept: int, wanted: int) -> None:
+        if wanted:  # what is wrong with the model or its encoder is no fault of a slide
+            classifier.append(load())
+        on_start(kept, wanted)
+
     def classify(source: Source) -> dict[str, Any]:
         files = folders.of(source.file_id)
         with open_with_default(source.path, source.mpp, default_mpp) as slide:
-            answer, mosaic = classifier.answer(
+            answer, mosaic = classifier[0].answer(
                 slide,
                 attend=bool(files.wanted),
                 threads=threads,
@@ -76,6 +86,6 @@ def classify_slides(
         classify,
         files=lambda source: folders.of(source.file_id).wanted,
         own_settings=lambda source: {"given_mpp": say_given(source.mpp, default_mpp)},
-        on_start=on_start,
+        on_start=start,
         on_row=on_row,
     )

@@ -182,12 +182,12 @@ def _classify_many(
     from histoflare.slides.sources import find_sources
 
     sources = find_sources(path)
-    classifier = _load(header, encoder)
     from histoflare.bags.classify_slides import classify_slides
 
     report = follow_table(
         lambda on_start, on_row, on_part: classify_slides(
-            classifier,
+            lambda: _load(header, encoder),
+            header.labels,
             sources,
             table,
             model_sha256=fingerprint(header.path).sha256,

@@ -34,20 +34,20 @@ def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path]) -> Non
 
 
 def check_output_folders(folders: Iterable[Path | None], inputs: Iterable[Path]) -> None:
-    """Refuse folders for outputs that are files, or that hold what is read: results would be taken for it.
+    """Refuse folders for outputs that are files, or lie in a folder that is read: they would be read next.
 
     Args:
         folders: Where files will be made; None for those that were not asked for.
-        inputs: Files and folders that are read.
+        inputs: Files and folders that are read; of a folder everything below it.
 
     Raises:
         JobError: A folder cannot be one; nothing was written.
     """
-    read = [path.resolve() for path in inputs]
+    read = [path.resolve() for path in inputs if path.is_dir()]
     for folder in folders:
         if folder is None:
             continue
         if folder.exists() and not folder.is_dir():
             raise JobError(f"{folder}: is a file; of several slides, give a folder.")
-        if any(folder.resolve() == (path if path.is_dir() else path.parent) for path in read):
-            raise JobError(f"{folder}: what is read lies there; give another folder.")
+        if any(folder.resolve().is_relative_to(path) for path in read):
+            raise JobError(f"{folder}: lies in the folder that is read; give another one.")

@@ -57,19 +57,6 @@ class Source:
         return file_id(self.path, self.written)
 
 
-def is_several(path: Path) -> bool:
-    """Tell whether ``path`` is a manifest, or a folder that is not a slide by itself (DICOM, Mirax)."""
-    if path.suffix.lower() == ".csv":
-        return True
-    if not path.is_dir():
-        return False
-    try:
-        opened = opening_file(path)
-    except SlideError:
-        return not (path / "Slidedat.ini").is_file()
-    return opened.suffix.lower() in SLIDE_SUFFIXES and not (path / "Slidedat.ini").is_file()
-
-
 def find_sources(path: Path, *, images: bool = False) -> list[Source]:
     """Return the slides at ``path``: a manifest's rows in their order, a folder's files sorted, or the file.
 
