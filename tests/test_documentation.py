@@ -48,6 +48,7 @@ PLACEHOLDERS = {
     "N": "4",
     "GDC_MANIFEST": "gdc.txt",
     "FOLDER": "a-folder",
+    "CSV": "results.csv",
     "QUPATH.geojson": "a.geojson",
     "MASK": "mask.tiff",
     "JOB": "jobs/mem_fedavg",

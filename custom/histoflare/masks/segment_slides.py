@@ -42,9 +42,9 @@ def segment_slides(
     """Segment every slide or image; return the rows of the table ``results.csv`` in ``folder``.
 
     A slide's mask is ``<id>.tiff``, an image's ``<id>.png``, ``<id>`` being :attr:`Source.file_id`. Columns
-    ``share_<class>`` are shares of the tissue, or of an image's pixels. ``mm2_<class>`` are areas: of an image
-    that does not say its resolution at the model's, and none where that says none either. A slide that was
-    stopped in its middle goes on there.
+    ``share_<class>`` are shares of the tissue, or of an image's pixels. ``mm2_<class>`` are areas: of an
+    image that does not say its resolution at the model's, and none where that says none either. A slide that
+    was stopped in its middle goes on there.
 
     Args:
         load: Loads the model; called once, if a slide is to be done at all.
