@@ -50,6 +50,7 @@ PLACEHOLDERS = {
     "N": "4",
     "GDC_MANIFEST": "gdc.txt",
     "FOLDER": "a-folder",
+    "CSV": "results.csv",
     "QUPATH.geojson": "a.geojson",
     "MASK": "mask.tiff",
     "JOB": "mem_fedavg",

@@ -46,7 +46,7 @@ app = typer.Typer(
     name="histoflare",
     help="Federated learning on whole-slide images that never leave their hospital.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
