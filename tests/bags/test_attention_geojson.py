@@ -43,6 +43,6 @@ def test_a_tile_per_patch_with_its_attention(tmp_path: Path) -> None:
 
 def test_attention_that_is_no_number_is_refused(tmp_path: Path) -> None:
     plane = Plane("level0", (0, 0), (400, 400))
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError):
         write_attention(tmp_path / "a.geojson", np.array([np.nan]), 4.0, np.array([[0, 0]]), 100, plane)
     assert not list(tmp_path.iterdir())
