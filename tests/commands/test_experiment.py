@@ -94,7 +94,7 @@ def test_accuracy_against_epsilon(plan: UpdateNoise | DpSgd, tmp_path: Path, rep
     own, smaller, unprotected = report["accuracy_against_epsilon"]
     assert [entry["is_own"] for entry in (own, smaller, unprotected)] == [True, False, False]
     assert own["balanced_accuracy"] == report["federated"]["balanced_accuracy"], "it is not run again"
-    assert own["epsilon"] == report["guarantee"]["reserved"]["rdp"]["epsilon"]
+    assert own["epsilon"] == report["guarantee"]["reserved"]["filter"]["epsilon"]
     assert own["epsilon"] == pytest.approx(3.0, rel=0.1)
     assert smaller["epsilon"] == pytest.approx(1.0, rel=0.1)
     assert unprotected["epsilon_is_infinite"] is True
