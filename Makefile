@@ -14,9 +14,11 @@ install: $(STAMP) ## make .venv with everything in constraints.txt
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("histoflare needs Python >= 3.11; set PYTHON=python3.11 or newer") if sys.version_info < (3, 11) else None'
+	@echo "Installing histoflare into $(VENV): $$(grep -c == constraints.txt) packages, 2 GB on disk with PyTorch for the CPU, more with CUDA. This takes minutes."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,demo]'
 	@touch $@
+	@echo "Installed: $(BIN)/histoflare -h"
 
 lint: $(STAMP) ## ruff (style and imports) and mypy (types, strict)
 	$(BIN)/ruff check .
@@ -27,9 +29,9 @@ test: lint ## lint, then every test: the quick ones first and side by side, the 
 	$(BIN)/python -m pytest -m 'not slow' -n logical --maxprocesses 4 --dist loadfile
 	$(BIN)/python -m pytest -m slow
 
-# What a person gives as SLIDES, OUT, SITES and BAGS reaches the shell in its environment: paths may have blanks.
-demo: $(STAMP) ## four hospitals and an external one through FLARE: demo-run/report.json (SLIDES=folder for your own: folder-run/)
-	$(BIN)/histoflare demo --out "$${OUT:-$$(basename "$${SLIDES:-demo}")-run}" $${SLIDES:+--slides "$$SLIDES"} $(DEMO_ARGS)
+# What a person gives as SLIDES, OUT, TASK, SITES and BAGS reaches the shell in its environment: paths may have blanks.
+demo: $(STAMP) ## four hospitals and an external one through FLARE: demo-run/report.json (SLIDES=folder for your own: folder-run/; TASK=segmentation)
+	$(BIN)/histoflare demo --out "$${OUT:-$$(basename "$${SLIDES:-$${TASK:-demo}}")-run}" $${SLIDES:+--slides "$$SLIDES"} $${TASK:+--task "$$TASK"} $(DEMO_ARGS)
 
 poc: $(STAMP) ## start a federation for the console and leave it up (SITES=folder BAGS=folder for your own)
 	$(BIN)/histoflare poc start --workspace poc-run $${SITES:+--sites "$$SITES"} $${BAGS:+--bags "$$BAGS"} $(POC_ARGS)
@@ -43,7 +45,7 @@ bench: $(STAMP) ## the measured figures of the README, one after the other
 clean: ## remove the environment, the demo and caches; what has a privacy ledger in it stays
 	@test ! -f poc-run/federation.json || $(BIN)/histoflare poc stop --workspace poc-run
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist custom/*.egg-info
-	@for run in demo-run poc-run; do \
+	@for run in demo-run segmentation-run poc-run; do \
 	  if [ -n "$$(find $$run -name '*.sqlite' 2>/dev/null | head -n 1)" ]; then \
 	    echo "$$run stays: it has privacy ledgers, which say what was spent on whom; to remove it all the same: rm -r $$run"; \
 	  else rm -rf $$run; fi; done

@@ -19,6 +19,7 @@ from histoflare.cli import app
 from histoflare.flare.job import read_job
 from histoflare.flare.job_choice import choose_job
 from histoflare.model_file import save_model
+from histoflare.report.reasons import ADVICE, AT_SITE, TAKES_PART
 from histoflare.shipped import JOBS, job_names
 from tests.flare.bags_on_disk import relabel, write_site
 from tests.masks.made import make_site as make_image_site
@@ -49,6 +50,7 @@ PLACEHOLDERS = {
     "N": "4",
     "GDC_MANIFEST": "gdc.txt",
     "FOLDER": "a-folder",
+    "CSV": "results.csv",
     "QUPATH.geojson": "a.geojson",
     "MASK": "mask.tiff",
     "JOB": "mem_fedavg",
@@ -171,6 +173,26 @@ def test_a_command_can_be_typed(path: Path, line: str) -> None:
     for word in arguments:
         if re.match(r"(jobs|provisioning|poc|docs|custom|tests)/", word):
             assert (ROOT / word).exists(), f"{line}: there is no {word}"
+
+
+ADVISED = sorted(
+    {
+        line
+        for text in (*ADVICE.values(), *AT_SITE.values(), TAKES_PART)
+        for line in re.findall(r"'(histoflare [^']+)'", text)
+    }
+)
+
+
+@pytest.mark.parametrize("line", ADVISED)
+def test_a_command_that_a_refusal_advises_can_be_typed(line: str) -> None:
+    try:
+        parse(arguments_of(line))
+    except typer.Exit:
+        return  # --version
+    except UsageError as error:
+        missing = type(error).__name__ == "MissingParameter"
+        assert missing and is_bare(arguments_of(line)), f"{line}\n{error.format_message()}"
 
 
 @pytest.mark.parametrize(

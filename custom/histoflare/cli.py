@@ -26,11 +26,13 @@ from histoflare.commands import (
     masks,
     mosaic,
     poc,
+    policy,
     prepare,
     privacy,
     report,
     run,
     segment,
+    site,
     slide,
     synthetic,
 )
@@ -44,7 +46,7 @@ app = typer.Typer(
     name="histoflare",
     help="Federated learning on whole-slide images that never leave their hospital.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -85,6 +87,8 @@ app.add_typer(privacy.app, name="privacy")
 app.add_typer(
     ledger.app, name="ledger", help="A site's privacy ledger: make, move, show, check, export, close runs."
 )
+app.add_typer(policy.app, name="policy")
+app.add_typer(site.app, name="site", help="Where a site keeps what.")
 app.add_typer(kit.app, name="kit", help="Startup kits and their signature.")
 app.add_typer(job.app, name="job", help="Look at a job folder, or make a variant of one to submit.")
 app.command("resume")(job.resume)

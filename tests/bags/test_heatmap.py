@@ -5,13 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import openslide
 import pytest
 import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from histoflare.bags.heatmap import NO_PATCH, BagAttention, write_heat
+from histoflare.bags.heatmap import (
+    FLATTEST,
+    NO_PATCH,
+    BagAttention,
+    attention_levels,
+    attention_limit,
+    write_heat,
+)
 from histoflare.bags.mem import MEM, InputNorm
 from histoflare.slides.mask_pyramid import MaskPyramid
 from histoflare.slides.overlay import attention_colours
@@ -55,16 +63,19 @@ def test_memories_that_saturate_stay_finite() -> None:
     assert np.allclose(attention.added(bag[:1]), 1.0)
 
 
-@pytest.mark.parametrize(("l0_patch_px", "repeat"), [(1000, 16), (224, 4), (64, 1), (65, 2)])
-def test_the_heat_map_lies_on_the_slide(tmp_path: Path, l0_patch_px: int, repeat: int) -> None:
+@pytest.mark.parametrize(
+    ("columns", "l0_patch_px", "repeat"),
+    [(150, 1000, 16), (257, 224, 4), (257, 64, 1), (257, 65, 2), (5, 1000, 64), (5, 64, 64)],
+)
+def test_the_heat_map_lies_on_the_slide(tmp_path: Path, columns: int, l0_patch_px: int, repeat: int) -> None:
     l0_coords = l0_patch_px * np.array([[0, 0], [2, 1], [3, 0]])
     levels = np.array([0.0, 0.5, 1.0])
-    l0_size_px = (int(4.4 * l0_patch_px), int(2.5 * l0_patch_px))
+    l0_size_px = (int((columns - 0.6) * l0_patch_px), int(2.5 * l0_patch_px))
     (tmp_path / "scratch").mkdir()
     plane = Plane("bounds", (0, 0), l0_size_px)
     mpp = write_heat(tmp_path / "h.tiff", levels, l0_coords, l0_patch_px, plane, 0.5, tmp_path / "scratch")
     assert mpp == pytest.approx(l0_patch_px * 0.5 / repeat)
-    expected = np.full((3, 5), NO_PATCH, np.uint8)
+    expected = np.full((3, columns), NO_PATCH, np.uint8)
     expected[0, 0], expected[1, 2], expected[0, 3] = 0, 127, 254
     large = np.kron(expected, np.ones((repeat, repeat), np.uint8))
     assert np.array_equal(tifffile.imread(tmp_path / "h.tiff"), large)
@@ -77,6 +88,24 @@ def test_the_heat_map_lies_on_the_slide(tmp_path: Path, l0_patch_px: int, repeat
     assert (shown[large == NO_PATCH] == 255).all()
 
 
+@pytest.mark.parametrize("columns", [2, 40, 700])
+def test_every_heat_map_is_a_pyramid(tmp_path: Path, columns: int) -> None:
+    """OpenSlide (and with it QuPath) and tifffile find levels, each half as large as the one above."""
+    side = 224
+    l0_coords = side * np.array([[0, 0], [1, 1]])
+    plane = Plane("bounds", (0, 0), (columns * side, 40 * side))
+    write_heat(tmp_path / "h.tiff", np.array([0.0, 1.0]), l0_coords, side, plane, 0.5, tmp_path)
+    with openslide.OpenSlide(tmp_path / "h.tiff") as opened, tifffile.TiffFile(tmp_path / "h.tiff") as tiff:
+        assert opened.properties["openslide.vendor"] == "generic-tiff"
+        sizes = list(opened.level_dimensions)
+        (series,) = tiff.series
+        assert [(level.shape[1], level.shape[0]) for level in series.levels] == sizes
+        below = opened.read_region((0, 0), 1, (1, 1)).getpixel((0, 0))
+    assert len(sizes) >= 2 and max(sizes[-1]) <= 256
+    assert sizes[1:] == [(width // 2, height // 2) for width, height in sizes[:-1]]
+    assert below[:3] == tuple(attention_colours(np.array([0.0]))[0])
+
+
 def test_patches_off_the_grid_are_refused(tmp_path: Path) -> None:
     plane = Plane("level0", (0, 0), (640, 640))
     with pytest.raises(ValueError, match="grid"):
@@ -84,16 +113,17 @@ def test_patches_off_the_grid_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("l0_xy", [(256, 128), (300, 190), (-20, 7)])
-def test_a_heat_map_begins_where_its_plane_does(tmp_path: Path, l0_xy: tuple[int, int]) -> None:
+@pytest.mark.parametrize("columns", [7, 257])
+def test_a_heat_map_begins_where_its_plane_does(tmp_path: Path, l0_xy: tuple[int, int], columns: int) -> None:
     """Each pixel's middle lies in the patch whose value it has, wherever the plane's corner cuts the grid."""
     side = 64
     l0_coords = side * np.array([[4, 2], [5, 2], [7, 4]])
-    plane = Plane("bounds", l0_xy, (400, 300))
+    plane = Plane("bounds", l0_xy, (side * columns - 48, 300))
     mpp = write_heat(tmp_path / "h.tiff", np.array([0.0, 0.5, 1.0]), l0_coords, side, plane, 0.5, tmp_path)
     l0_per_px = mpp / 0.5
-    assert l0_per_px == (64 if l0_xy == (256, 128) else 4)
+    assert l0_per_px == (1 if columns == 7 else 64 if l0_xy == (256, 128) else 4)
     values = tifffile.imread(tmp_path / "h.tiff")
-    assert values.shape[1] * l0_per_px >= 400 and values.shape[0] * l0_per_px >= 300
+    assert values.shape[1] * l0_per_px >= side * columns - 48 and values.shape[0] * l0_per_px >= 300
     y, x = (
         (np.arange(n) + 0.5) * l0_per_px + corner for n, corner in zip(values.shape, l0_xy[::-1], strict=True)
     )
@@ -104,3 +134,17 @@ def test_a_heat_map_begins_where_its_plane_does(tmp_path: Path, l0_xy: tuple[int
     assert np.array_equal(values, expected)
     with MaskPyramid(tmp_path / "h.tiff") as opened:
         assert opened.plane == plane
+
+
+def test_levels_are_symmetric_about_the_average() -> None:
+    """Twice the average is as far from the middle as half of it; beyond the limit is the end."""
+    levels = attention_levels(np.array([0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 9.0]), limit=4.0)
+    assert levels == pytest.approx([0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0])
+
+
+def test_even_attention_looks_even_and_an_outlier_does_not_set_the_scale() -> None:
+    assert attention_limit([]) == FLATTEST
+    assert attention_limit([np.array([0.99, 1.01])]) == FLATTEST
+    assert attention_limit([np.array([0.5, 2.0] * 10)]) == pytest.approx(2.0)
+    assert attention_limit([np.array([0.5, 2.0] * 200), np.array([50.0])]) == pytest.approx(2.0)
+    assert attention_limit([np.zeros(5)]) == 100.0

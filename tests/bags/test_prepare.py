@@ -26,6 +26,7 @@ from histoflare.bags.bag import read_bag, write_bag
 from histoflare.bags.folder import read_left_out, writing_to
 from histoflare.bags.prepare import prepare
 from histoflare.errors import BagError, EncoderError
+from histoflare.slides import files
 from histoflare.slides.files import fingerprint
 from histoflare.slides.manifest import read_manifest
 from histoflare.slides.mosaic import MosaicParameters, build_mosaic
@@ -116,7 +117,7 @@ def test_a_touched_slide_is_hashed_once_and_kept(
     prepare(manifest, bags, encoder, parameters)
     os.utime(manifest.rows[0].slide, ns=(0, 10**18))
     hashed = []
-    monkeypatch.setattr(prepare_module, "fingerprint", lambda path: hashed.append(path) or fingerprint(path))
+    monkeypatch.setattr(files, "fingerprint", lambda path: hashed.append(path) or fingerprint(path))
     for _ in range(2):
         assert statuses(prepare(manifest, bags, encoder, parameters)) == ["kept"]
     assert len(hashed) == 1

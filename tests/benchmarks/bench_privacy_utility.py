@@ -76,14 +76,20 @@ def plans(rounds: int, patients: int) -> dict[str, tuple[MemTask, PrivacyPlan]]:
     found: dict[str, tuple[MemTask, PrivacyPlan]] = {"federated, no protection": (plain, Open())}
     for target in (8.0, 3.0, 1.0):
         plan = DpSgd(
-            target_epsilon=target, delta=DELTA, clip_norm=1.0, sample_rate=RATE, batch_size=batch, steps=STEPS
+            budget_epsilon=target,
+            budget_share=1.0,
+            delta=DELTA,
+            clip_norm=1.0,
+            sample_rate=RATE,
+            batch_size=batch,
+            steps=STEPS,
         )
         found[f"DP-SGD, patient, ε = {target:g}"] = (
             replace(TASK, learning_rate=0.3),
             plan.settled(rounds, count_sent_by_job(FedAvg(), TASK)),
         )
     for target in (8.0, 3.0, 1.0):
-        plan = UpdateNoise(target_epsilon=target, delta=DELTA, clip_norm=0.01)
+        plan = UpdateNoise(budget_epsilon=target, budget_share=1.0, delta=DELTA, clip_norm=0.01)
         found[f"update noise, patient, ε = {target:g}"] = (
             plain,
             plan.settled(rounds, count_sent_by_job(FedAvg(), TASK)),

@@ -105,10 +105,10 @@ def measure_speed(folder: Path, batch: int, *, quick: bool) -> dict[str, float |
     import torch
     from monai.inferers import SlidingWindowInferer
 
-    from histoflare.commands.segment import TaskModel
     from histoflare.masks.segmenter import segment_slide
     from histoflare.masks.slide_grid import TissueMap, plan_grid, read_windows
     from histoflare.masks.task import MaskTask
+    from histoflare.masks.task_model import TaskModel
     from histoflare.slides.reader import Slide
 
     task = MaskTask(

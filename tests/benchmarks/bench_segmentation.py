@@ -98,7 +98,9 @@ def make_task(network: str, seed: int) -> MaskTask:
 
 def make_plan(task: MaskTask, rounds: int, seed: int | None = None) -> UpdateNoise:
     """Return FedDP with the least noise that costs a patient ``EPSILON`` over all rounds."""
-    plan = UpdateNoise(target_epsilon=EPSILON, delta=DELTA, clip_norm=CLIP_NORM, noise_seed=seed)
+    plan = UpdateNoise(
+        budget_epsilon=EPSILON, budget_share=1.0, delta=DELTA, clip_norm=CLIP_NORM, noise_seed=seed
+    )
     return plan.settled(rounds, count_sent_by_job(FedAvg(), task))
 
 

@@ -102,7 +102,7 @@ def test_the_own_page_of_a_site_with_images(images_site: list[str], tmp_path: Pa
     assert found.exit_code == 0, found.output
     assert_loads_nothing(out)
     parsed = parse(out)
-    assert len(parsed.named("img")) == 2 * 2
+    assert len(parsed.named("img")) == (2 + 2) * 2  # image, outlines; given and federated mask
     assert "2 images of 3, test images first" in parsed.text
     assert str(tmp_path) not in out.read_text(), "no paths on a page"
 

@@ -24,7 +24,8 @@ class StandInEngine:
     ) -> None:
         self.folder = folder
         self.configuration = configuration or folder
-        self.job = SimpleNamespace(**{"transport": PLAIN, "rounds": 3, "seed": 0, **job})
+        known = {"transport": PLAIN, "rounds": 3, "seed": 0, "training_sites": sorted, "most_evaluations": 1}
+        self.job = SimpleNamespace(**{**known, **job})
         self.sites = sites
         self.events: list[str] = []
 

@@ -204,6 +204,13 @@ def test_an_evaluation_is_answered_once(tmp_path: Path) -> None:
     assert site.ask("evaluate").get_return_code() == "REFUSED_EVALUATED_ALREADY"
 
 
+def test_a_training_that_keeps_a_best_model_is_told_of_both(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.engine.job.most_evaluations = 2
+    codes = [site.ask("evaluate").get_return_code() for _ in range(3)]
+    assert codes == [ReturnCode.OK, ReturnCode.OK, "REFUSED_EVALUATED_ALREADY"]
+
+
 @pytest.mark.parametrize("index", [-1, 3, 1.0, None])
 def test_only_rounds_of_the_protocol_are_trained(tmp_path: Path, index: Any) -> None:
     assert Site(tmp_path).ask(index=index).get_return_code() == "REFUSED_ROUND_INVALID"

@@ -175,7 +175,7 @@ def test_dice_against_epsilon(tmp_path: Path) -> None:
 
 def test_without_a_figure_for_guessing_the_interval_is_still_said() -> None:
     entry = {"epsilon": 8.0, "epsilon_is_infinite": False, "dice_ci95": [0.02, 0.1]}
-    assert "ε = 8.00 the interval is 0.02 to 0.10. What guessing gives" in say_chance(entry, "dice", None)
+    assert "ε = 8.0 the interval is 0.02 to 0.10. What guessing gives" in say_chance(entry, "dice", None)
     assert "there is no interval" in say_chance(entry, "jaccard", None)
 
 

@@ -169,8 +169,8 @@ def test_the_pool_of_adnan_s_hospitals_has_the_paper_s_epsilon() -> None:
     assert epsilon(courses.local["site_0"].spends, 1e-4, "rdp") == pytest.approx(6.5, abs=0.2)
 
 
-def test_a_target_epsilon_holds_in_the_pool_too() -> None:
-    asked = DpSgd(target_epsilon=3.0, sample_rate=0.4, batch_size=8, steps=2)
+def test_a_share_of_a_budget_holds_in_the_pool_too() -> None:
+    asked = DpSgd(budget_epsilon=3.0, budget_share=1.0, sample_rate=0.4, batch_size=8, steps=2)
     plan = asked.settled(5, 12)
     courses = plan_bounds(RowTask(), toy_sites(4), FedAvg(), 5, 0, plan, asked)
     pooled = courses.pooled.plan

@@ -33,7 +33,7 @@ from histoflare.site.work import SiteWork
 
 from ..masks.made import LABELS, TASK, make_site
 
-PLAN = UpdateNoise(clip_norm=0.5, target_epsilon=8.0).settled(1, 10**6)
+PLAN = UpdateNoise(clip_norm=0.5, budget_epsilon=8.0, budget_share=1.0).settled(1, 10**6)
 KEEPING = FedAvg(weighting="uniform", batch_norm="local-statistics")
 POLICY = replace(read_policy(POLICIES / "dp-update.toml"), minimum_patients=2)
 

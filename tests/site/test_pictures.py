@@ -18,10 +18,7 @@ from histoflare.report.site_page import write_site_page
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_cohort
 from histoflare.site.pictures import (
-    FLATTEST,
     attend_relative,
-    attention_levels,
-    attention_limit,
     build_site_page,
 )
 from histoflare.slides.manifest import read_manifest
@@ -143,17 +140,3 @@ def test_attention_is_relative_to_the_average_patch() -> None:
     assert relative.mean() == pytest.approx(1.0)
     assert relative.std() > 0.01
     assert attend_relative(model, features[:1].repeat(5, 1)) == pytest.approx(np.ones(5))
-
-
-def test_levels_are_symmetric_about_the_average() -> None:
-    """Twice the average is as far from the middle as half of it; beyond the limit is the end."""
-    levels = attention_levels(np.array([0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 9.0]), limit=4.0)
-    assert levels == pytest.approx([0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0])
-
-
-def test_even_attention_looks_even_and_an_outlier_does_not_set_the_scale() -> None:
-    assert attention_limit([]) == FLATTEST
-    assert attention_limit([np.array([0.99, 1.01])]) == FLATTEST
-    assert attention_limit([np.array([0.5, 2.0] * 10)]) == pytest.approx(2.0)
-    assert attention_limit([np.array([0.5, 2.0] * 200), np.array([50.0])]) == pytest.approx(2.0)
-    assert attention_limit([np.zeros(5)]) == 100.0

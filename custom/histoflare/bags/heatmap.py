@@ -12,6 +12,7 @@ bag: 1 is as much as the average.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
@@ -35,6 +36,15 @@ COARSEST_MPP = 32.0
 
 PX_PER_PATCH_OFF_GRID = 16
 """Pixels for a side of a patch where the plane's corner lies inside one: edges are then at most 1/32 off."""
+
+FLATTEST = 1.25
+"""The colours span at least 1/1.25 to 1.25 times the average, so that even attention looks even."""
+
+WIDEST = 100.0
+"""… and at most 1/100 to 100 times."""
+
+MOST_IN_ONE_TILE_PX = 256
+"""A map whose sides have no more pixels would be one tile without levels, and no pyramid."""
 
 
 class BagAttention:
@@ -86,6 +96,27 @@ class BagAttention:
         return relative
 
 
+def attention_limit(slides: Iterable[NDArray[np.float64]]) -> float:
+    """Return where the colours end: 98 % of all patches lie between 1/limit and limit times the average."""
+    every = [_distance(relative) for relative in slides if len(relative)]
+    if not every:
+        return FLATTEST
+    limit = float(np.exp(np.percentile(np.concatenate(every), 98)))
+    return min(max(limit, FLATTEST), WIDEST)
+
+
+def attention_levels(relative: NDArray[np.float64], limit: float) -> NDArray[np.float64]:
+    """Return levels (n,) from 0 (1/limit times the average or less) over 0.5 (the average) to 1."""
+    levels = 0.5 + np.log(np.maximum(relative, 1e-12)) / (2 * np.log(limit))
+    clipped: NDArray[np.float64] = levels.clip(0.0, 1.0)
+    return clipped
+
+
+def _distance(relative: NDArray[np.float64]) -> NDArray[np.float64]:
+    distance: NDArray[np.float64] = np.abs(np.log(np.maximum(relative, 1e-12)))
+    return distance
+
+
 def write_heat(
     path: Path,
     levels: NDArray[np.float64],
@@ -98,8 +129,9 @@ def write_heat(
     """Write levels as a pyramidal TIFF that lies on a plane of the slide; return its mpp.
 
     A value is round(254 · level), its palette :func:`attention_colours`; 255 (white) is where there is no
-    patch. A patch is one pixel, or 2 x 2, 4 x 4 … equal ones where one would be coarser than 32 µm, or where
-    the plane's corner lies inside a patch.
+    patch. A patch is one pixel, or 2 x 2, 4 x 4 … equal ones where one would be coarser than 32 µm, where the
+    plane's corner lies inside a patch, or where the whole map would fit into one tile: it has two levels at
+    least.
 
     Args:
         path: File to write, whole or not at all.
@@ -120,6 +152,9 @@ def write_heat(
     repeat = 1 << max(0, math.ceil(math.log2(um_patch / COARSEST_MPP)))
     if any(corner % l0_patch_px for corner in plane.l0_xy):
         repeat = max(repeat, PX_PER_PATCH_OFF_GRID)
+    longest = math.ceil(max(plane.l0_size_px) / l0_patch_px)
+    while longest * repeat <= MOST_IN_ONE_TILE_PX:
+        repeat *= 2
     # the grid of patches on level 0, and a last row and column of none
     last = (l0_coords // l0_patch_px).max(axis=0, initial=0) + 1
     grid = np.full((last[1] + 1, last[0] + 1), NO_PATCH, np.uint8)

@@ -30,20 +30,12 @@ from histoflare.bags.folder import (
 from histoflare.bags.network_encoder import Encoder
 from histoflare.bags.patches import MosaicPatchDataset, iterate_batches
 from histoflare.errors import BagError, EncoderError, SlideError
-from histoflare.slides.files import SlideFingerprint, fingerprint, slide_files
+from histoflare.slides.files import SlideFingerprint, fingerprint, fingerprint_if_same
+from histoflare.slides.left_out import say_left_out
 from histoflare.slides.manifest import Manifest, ManifestRow
 from histoflare.slides.mosaic import Mosaic, MosaicParameters, build_mosaic
-from histoflare.slides.reader import Slide
+from histoflare.slides.reader import Slide, open_with_default
 from histoflare.slides.resolution import check_given_mpp
-
-# These say that there is nothing on a sound slide to make a bag of; everything else is a failure.
-NOTHING_THERE = {
-    "SLIDE_NO_TISSUE",
-    "SLIDE_DARK_BACKGROUND",
-    "SLIDE_NO_PATCHES",
-    "SLIDE_TOO_SMALL",
-    "BAG_EMPTY",
-}
 
 # Pixels of a batch of patches in memory (3 bytes each), and patches at most.
 BATCH_PX = 1 << 23
@@ -166,7 +158,7 @@ def _plan(run: Preparation, row: ManifestRow) -> Planned | RowResult:
         if patches is not None:
             return _result(run, row, "kept", started, patches=patches)
         identity = fingerprint(row.slide)
-        slide = _open(row, run.default_mpp)
+        slide = open_with_default(row.slide, row.mpp, run.default_mpp)
         try:
             mosaic = build_mosaic(slide, run.parameters, threads=run.workers)
             if not mosaic.chosen:
@@ -179,14 +171,6 @@ def _plan(run: Preparation, row: ManifestRow) -> Planned | RowResult:
     except Exception as error:
         return _left_out(run, row, started, error)
     return Planned(slide, identity, mosaic, time.monotonic() - started)
-
-
-def _open(row: ManifestRow, default_mpp: float | None) -> Slide:
-    slide = Slide(row.slide, mpp=row.mpp)
-    if slide.info.mpp is not None or default_mpp is None:
-        return slide
-    slide.close()
-    return Slide(row.slide, mpp=default_mpp)
 
 
 def _make(run: Preparation, row: ManifestRow, plan: Planned) -> RowResult:
@@ -246,34 +230,27 @@ def _patches_up_to_date(run: Preparation, row: ManifestRow) -> int | None:
     # None: the slide's own was used, which the same file still has.
     if header.given_mpp not in ([None, run.default_mpp] if row.mpp is None else [row.mpp]):
         return None
-    stats = [file.stat() for file in slide_files(row.slide)]
-    size_bytes, mtime_ns = sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
-    if size_bytes != header.slide_size_bytes:
+    if header.slide_sha256 is None:  # a bag that was made without a slide
         return None
-    if mtime_ns != header.slide_mtime_ns:
-        if fingerprint(row.slide).sha256 != header.slide_sha256:
-            return None
+    known = SlideFingerprint(header.slide_sha256, header.slide_size_bytes, header.slide_mtime_ns)
+    same = fingerprint_if_same(row.slide, known)
+    if same is None:
+        return None
+    if same != known:
         try:
             bag = read_bag(path)
         except BagError:
             return None
         # A copied or touched slide: note its new time, so that the next run need not hash it again.
-        save_bag(path, replace(bag, header=replace(header, slide_mtime_ns=mtime_ns)))
+        save_bag(path, replace(bag, header=replace(header, slide_mtime_ns=same.mtime_ns)))
     return patches
 
 
 def _left_out(run: Preparation, row: ManifestRow, started: float, error: Exception) -> RowResult:
     """Return the result of a row that ``error`` left without a bag."""
-    if isinstance(error, (SlideError, EncoderError)):
-        reason, message = error.reason, str(error)
-    else:
-        reason = "SLIDE_READ_FAILED"
-        message = (
-            f"{row.slide}: cannot be used ({type(error).__name__}: {error}). Copy it again, or leave it out."
-        )
+    status, reason, message = say_left_out(row.slide, error)
     if bag_path(run.folder, run.manifest.row_id(row)).exists():
         message += " Its earlier bag was left as it is."
-    status = "skipped" if reason in NOTHING_THERE else "failed"
     return _result(run, row, status, started, reason=reason, message=message)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,6 +21,8 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 from rich.text import Text
+
+from histoflare.commands.plain_progress import PlainProgress
 
 if TYPE_CHECKING:
     from histoflare.flare.job_choice import Choice
@@ -38,7 +41,12 @@ class RateColumn(ProgressColumn):
 
 
 def progress() -> Progress:
-    """Return a progress display (stderr) with a bar, a count, the rate, and the time gone and left."""
+    """Return a progress display (stderr): a bar, a count, the rate, and the time gone and left.
+
+    Where stderr is no terminal, such as a log, it writes plain lines as things happen.
+    """
+    if not console.is_terminal:
+        return PlainProgress(say)
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=16),
@@ -68,6 +76,15 @@ def say_refused(refused: Mapping[str, str]) -> None:
     """Say who had no part in a run, and why."""
     if refused:
         say("left out:" + "".join(f"\n  {site}: {why}" for site, why in refused.items()), "yellow")
+
+
+def show_left_out(entries: Iterable[tuple[str, str]]) -> None:
+    """Print what was left out (heading, message); nothing if there is none."""
+    for number, (head, message) in enumerate(entries):
+        if not number:
+            out.print("left out:", highlight=False)
+        for text, indent in ((head, 2), (message, 6)):
+            out.print(Padding(Text(text, overflow="fold"), (0, 0, 0, indent), expand=False))
 
 
 def make_table(*columns: str, title: str | None = None) -> Table:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from histoflare.commands.console import console, make_table, out, print_json
+from histoflare.commands.console import console, make_table, out, print_json, say
 from histoflare.commands.options import JOB_HELP, Preset
 from histoflare.commands.result import show_result
 from histoflare.errors import HistoflareError, JobError
@@ -109,25 +109,32 @@ def make(
     A variable that the protocol decides (rounds, labels, encoder, resolution) changes the protocol, and with
     it its hash: sites refuse it until they have agreed. The command says so, and what to agree on.
 
-    A model goes to the server alone, so a job with one names its sites.
+    A model goes to the server alone, so a job with one names its sites. An evaluation has the protocol that
+    the model was trained under, where the job lies beside it as in a download, and asks about its run.
 
-    Example: histoflare job make mem_evaluate --model demo-run/model.safetensors --sites a,b --out ask
+    Example: histoflare job make mem_evaluate --model result/JOB_ID --sites a,b --out ask
     """
     from histoflare.commands.job_facts import say_protocol_change
     from histoflare.flare.job import read_job
     from histoflare.flare.job_choice import choose_job
+    from histoflare.flare.job_schema import EVALUATION
     from histoflare.flare.job_variant import write_variant
     from histoflare.flare.persistor import read_state
+    from histoflare.flare.result import find_protocol
     from histoflare.model_file import read_model_header
+    from histoflare.privacy.protocol import digest
     from histoflare.rounds.state import model_state
 
     job = find_job(job)
-    before = None
+    before = header = None
     if model is not None:
         header = read_model_header(model)
         header.check_data(read_job(job).task.data)
         model = header.path
         before = {f"task.{name}": value for name, value in header.task.items() if name != "seed"}
+        if read_job(job).kind == EVALUATION:
+            protocol = find_protocol(model, header.protocol_sha256 or "") or {}
+            before |= {f"protocol.{name}": value for name, value in protocol.items()} | {"run": header.run}
     choice = choose_job(job, preset, setting or [], before=before)
     made = choice.job
     names = _site_names(sites) if sites else None
@@ -139,8 +146,15 @@ def make(
             "least_sites=…)."
         )
     write_variant(job, target, choice.changes, sites=names, scope=scope or choice.scope, start_model=model)
+    if header is not None and header.protocol_sha256 not in (None, digest(made.protocol)):
+        say(
+            "The model was trained under another protocol than this job has; sites that agreed to that alone "
+            "refuse it (PROTOCOL_MISMATCH). Give the whole download as --model, or set protocol.… so.",
+            style="yellow",
+        )
     console.print(f"job: {target}", highlight=False, markup=False, soft_wrap=True)
-    if said := say_protocol_change(read_job(job).protocol, made.protocol, target):
+    of_the_model = header is not None and header.protocol_sha256 == digest(made.protocol)
+    if not of_the_model and (said := say_protocol_change(read_job(job).protocol, made.protocol, target)):
         console.print(said, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -166,7 +180,7 @@ def submit(
     job = find_job(job)
     choice = choose_job(job, preset)
     admin = Admin(read_administrator(kit), kit)
-    refusals = ""
+    sites = ""
     try:
         with TemporaryDirectory(prefix="histoflare-") as scratch:
             submitted = job
@@ -179,29 +193,33 @@ def submit(
             return
         with console.status("submitted") as shown:
             status = admin.wait(job_id, choice.job.longest_seconds, shown.update)
-        if status != COMPLETED:
-            refusals = _say_refusals(admin, job_id)
+        sites = _say_sites(admin, job_id, choice.job.rounds)
     finally:
         admin.disconnect()
     table = make_table("job", "name", "status")
     table.add_row(job_id, job.resolve().name, status)
     out.print(table)
     if status != COMPLETED:
-        raise JobError(f"The job {job_id} ended with {status}.{refusals}", reason="JOB_FAILED")
+        raise JobError(f"The job {job_id} ended with {status}.{sites}", reason="JOB_FAILED")
+    console.print(sites.lstrip("\n"), highlight=False, markup=False, soft_wrap=True)
 
 
-def _say_refusals(admin: Admin, job_id: str) -> str:
-    """Return which sites refused a job that failed, why, and what a lead can do about it."""
+def _say_sites(admin: Admin, job_id: str, rounds: int) -> str:
+    """Return how each site fared in a job that has ended, and what a lead can do about it."""
+    from histoflare.flare.outcome import say_advice, say_sites
     from histoflare.flare.result import read_result
-    from histoflare.report.reasons import advise, explain
 
     with TemporaryDirectory(prefix="histoflare-") as scratch:
         try:
-            refused = read_result(admin.download(job_id, Path(scratch)) / "workspace").refused
+            deployment = admin.deployment(job_id)
+            result = read_result(admin.download(job_id, Path(scratch)) / "workspace")
         except (HistoflareError, OSError, ValueError):
             return ""  # how it ended is known all the same
-    lines = [f"{site}: {code}: {explain(code)}" for site, code in sorted(refused.items())]
-    lines += sorted({advice for code in refused.values() if (advice := advise(code))})
+    outcomes = result.outcomes(deployment)
+    lines = [f"Given up: {result.given_up}."] if result.given_up else []
+    lines += [*say_sites(outcomes, rounds), *say_advice(outcomes)]
+    if any(outcome.codes for outcome in outcomes.values()):
+        lines.append("More than its code leaves no site: what its own people can do stands in its log.txt.")
     return "".join(f"\n  {line}" for line in lines)
 
 

@@ -63,17 +63,22 @@ def find_cost(job: Job) -> dict[str, Any] | None:
 
 
 def say_cost(job: Job, cost: Mapping[str, Any] | None) -> str:
-    """Return a job's cost in words."""
+    """Return what a job spends of the budget that it is made for, in words: the figure of the ledgers."""
     from histoflare.flare.job_schema import EVALUATION
-    from histoflare.report.guarantee_words import ACCOUNTANTS, say_delta, say_epsilon
+    from histoflare.privacy.plan import Noisy
+    from histoflare.privacy.words import say_cost as say_part
+    from histoflare.privacy.words import say_delta, say_room
 
     if job.kind == EVALUATION:
         return "no ε: an evaluation leaves without noise, as often as a policy says"
     if cost is None:
         return "nothing protects the updates: ε = ∞"
-    figures = [f"{say_epsilon(cost[name])} ({ACCOUNTANTS[name]})" for name in ACCOUNTANTS if name in cost]
+    assert isinstance(job.plan, Noisy)
+    budget = job.plan.budget()
+    spent = budget.cost(job.plan.spend().times(job.rounds))
+    part, delta = say_part(budget.epsilon_of(spent), budget.epsilon), say_delta(budget.delta)
     void = "; void, as its noise can be repeated" if cost["seeded_noise"] else ""
-    return f"ε = {', '.join(figures)} at δ = {say_delta(cost['delta'])} for each patient, all rounds{void}"
+    return f"ε = {part} at δ = {delta} for each patient, all rounds; {say_room(budget, spent, spent)}{void}"
 
 
 def find_allowances(job: Job, places: Path) -> list[dict[str, Any]]:
@@ -100,7 +105,8 @@ def find_allowances(job: Job, places: Path) -> list[dict[str, Any]]:
 
 def say_allowance(found: Mapping[str, Any]) -> str:
     """Return one entry of :func:`find_allowances` in words."""
-    from histoflare.report.guarantee_words import say_delta, say_epsilon
+    from histoflare.privacy.words import say_delta
+    from histoflare.report.guarantee_words import say_epsilon
 
     said = "no ε is counted"
     if found["epsilon_allowed"] is not None:

@@ -9,13 +9,16 @@ from typing import Annotated
 import typer
 
 from histoflare.commands.console import console, say
+from histoflare.commands.options import SiteOption
 from histoflare.errors import JobError
 from histoflare.shipped import PROVISIONING
 from histoflare.storage import write_text
 
 app = typer.Typer(no_args_is_help=True, help="Startup kits and their signature.")
 
-Kit = Annotated[Path, typer.Argument(help="Folder with startup and local.")]
+Kit = Annotated[
+    Path | None, typer.Argument(help="Folder with startup and local, or a site's file; none: this folder's.")
+]
 
 
 @app.command()
@@ -36,13 +39,19 @@ def project(
 
 
 @app.command()
-def check(kit: Kit) -> None:
+def check(kit: Kit = None, site: SiteOption = None) -> None:
     """Compare a kit with what was signed, as its client does at its start.
 
     Example: histoflare kit check kits/histoflare/prod_00/hospital-a
     """
     from histoflare.flare.kit_signature import verify_kit
+    from histoflare.site.places import find_site_of, kit_of
 
+    if kit is None or kit.is_file():
+        named = find_site_of(kit or site)
+        kit = kit_of(named)
+        if kit is None:
+            raise JobError(f"{named}: lies in no startup kit, a folder with startup and local.")
     if not (kit / "startup").is_dir():
         raise JobError(f"{kit}: no startup kit there; a kit is a folder with startup and local.")
     if (kit / "startup" / "fed_admin.json").is_file():

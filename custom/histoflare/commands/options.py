@@ -12,7 +12,8 @@ import typer
 from histoflare.errors import JobError
 
 DEFAULT_JOB = Path("mem_fedavg")
-DEMO_JOB = Path("mem_dpsgd")
+DEMO_JOBS = (Path("mem_fedavg"), Path("mem_dpsgd"))
+"""The two chapters of the demo: without protection, and with."""
 JOB_HELP = "A job that comes with histoflare, by its name, or a job folder."
 
 JOB_PATCH_MPP, JOB_PATCH_PX = 0.5, 224
@@ -26,6 +27,15 @@ Preset = Annotated[
     typer.Option("--preset", help="Take the figures of a preset of the job (its folder presets/)."),
 ]
 
+SiteOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--site", help="A site's kit, or its own file local/histoflare.toml; none: the kit of this folder."
+    ),
+]
+How = Annotated[bool, typer.Option("--how", help="Show also how it was computed, and other ways to count.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
 
 class Runtime(StrEnum):
     """Where a job's server and sites run."""
@@ -33,6 +43,13 @@ class Runtime(StrEnum):
     POC = "poc"
     SIMULATOR = "simulator"
     INPROCESS = "inprocess"
+
+
+class DemoTask(StrEnum):
+    """What a demo learns."""
+
+    CLASSIFICATION = "classification"
+    SEGMENTATION = "segmentation"
 
 
 class PlaneName(StrEnum):

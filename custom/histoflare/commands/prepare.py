@@ -171,10 +171,7 @@ def follow(manifest: Manifest, work: Callable[[OnRow, OnPatches], PrepareReport]
 
 def show_report(report: PrepareReport, folder: Path) -> None:
     """Print what was made, and what was left out and why."""
-    from rich.padding import Padding
-    from rich.text import Text
-
-    from histoflare.commands.console import out
+    from histoflare.commands.console import out, show_left_out
 
     patches = sum(row.patches for row in report.rows)
     counts = ", ".join(f"{report.count(status)} {STATUS_NAMES[status]}" for status in STATUS_NAMES)
@@ -184,12 +181,13 @@ def show_report(report: PrepareReport, folder: Path) -> None:
         highlight=False,
         markup=False,
     )
-    if report.left_out:
-        out.print("left out:", highlight=False)
-        for row in report.left_out:
-            head = f"line {row.line}: {row.slide}, {row.status} ({row.reason})"
-            for text, indent in ((head, 2), (row.message.removeprefix(f"{row.slide}: "), 6)):
-                out.print(Padding(Text(text, overflow="fold"), (0, 0, 0, indent), expand=False))
+    show_left_out(
+        (
+            f"line {row.line}: {row.slide}, {row.status} ({row.reason})",
+            row.message.removeprefix(f"{row.slide}: "),
+        )
+        for row in report.left_out
+    )
     if report.not_in_manifest:
         listed = ", ".join(report.not_in_manifest[:5])
         more = len(report.not_in_manifest) - 5

@@ -1,80 +1,51 @@
-"""``histoflare segment``: one slide, from its file to a mask of classes."""
+"""``histoflare segment``: slides or images, from their files to masks of classes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from histoflare.commands.console import console, make_table, out, print_json, progress
+from histoflare.commands.console import console, make_table, out, print_json, progress, say
 from histoflare.commands.options import MODEL_HELP, PLANE_HELP, PlaneName
-from histoflare.commands.outputs import check_outputs
+from histoflare.commands.outputs import check_output_folders, check_outputs
+from histoflare.commands.several import follow_table, show_table
 from histoflare.commands.slide import MPP_HELP
+from histoflare.errors import JobError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from numpy.typing import NDArray
-
     from histoflare.masks.segmenter import SegmentedSlide
-    from histoflare.masks.task import MaskTask
+    from histoflare.masks.task_model import TaskModel
+    from histoflare.model_file import ModelHeader
     from histoflare.slides.reader import Slide
 
 
-@dataclass(frozen=True)
-class TaskModel:
-    """A task and its trained network as a model of windows (``masks.segmenter.WindowModel``)."""
-
-    task: MaskTask
-    network: torch.nn.Module
-
-    @property
-    def labels(self) -> Sequence[str]:
-        """Names of the classes."""
-        return self.task.labels
-
-    @property
-    def background(self) -> str | None:
-        """The class of what is no tissue."""
-        return self.task.background
-
-    @property
-    def mpp(self) -> float | None:
-        """Resolution of the windows in µm/px."""
-        return self.task.mpp
-
-    @property
-    def window_px(self) -> int:
-        """Side of a window."""
-        return self.task.window_px
-
-    @property
-    def stride_px(self) -> int:
-        """Distance of windows."""
-        return self.task.stride_px
-
-    @property
-    def patch_px(self) -> int:
-        """Side of a window's probabilities."""
-        return self.task.patch_px
-
-    def probabilities(self, windows: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the class probabilities (b, k, p, p) of ``windows`` (b, w, w, 3)."""
-        return self.task.window_probabilities(self.network, windows)
-
-
 def segment(
-    slide: Annotated[Path, typer.Argument(help="Slide file, or the folder of a DICOM series.")],
+    slide: Annotated[
+        Path,
+        typer.Argument(
+            help="Slide file, or the folder of a DICOM series; or of many: a folder of slides or images, a "
+            "manifest (CSV) of which the column slide or image is enough."
+        ),
+    ],
     model: Annotated[Path, typer.Option(help=MODEL_HELP)],
-    mask: Annotated[Path, typer.Option("--out", help="The mask: a pyramidal TIFF of class indices.")],
+    mask: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            help="The mask: a pyramidal TIFF of class indices. Of many: a folder for masks and results.csv; "
+            "--geojson and --overlay are folders too.",
+        ),
+    ],
     geojson: Annotated[Path | None, typer.Option(help="Outlines of the classes for QuPath.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Picture of the slide and its classes (PNG).")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     plane: Annotated[PlaneName, typer.Option(help=PLANE_HELP)] = PlaneName.BOUNDS,
-    mpp: Annotated[float | None, typer.Option(help=MPP_HELP)] = None,
+    mpp: Annotated[
+        float | None, typer.Option(help=MPP_HELP + " Of many: of those that do not say it.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Windows given to the network at once.", min=1)] = 8,
     threads: Annotated[int, typer.Option(help="Threads that read windows.", min=1)] = 1,
     again: Annotated[bool, typer.Option("--again", help="Forget an unfinished mask; begin anew.")] = False,
@@ -86,37 +57,45 @@ def segment(
     plane of the slide they lie. Where there is no tissue the mask has the model's background class, else 255.
     A command that was stopped goes on where it was.
 
+    Many slides have a mask each in the folder --out, named after the slide and a hash of its path, and a row
+    in results.csv there. One that cannot be used has the reason in its row and costs no other; the exit code
+    is then 3. Of images (PNG, JPEG, TIFF) every pixel gets a class, and the mask is a PNG.
+
     A research model's answer is not a diagnosis.
 
     Example: histoflare segment a.svs --model demo-run --out a.mask.tiff --geojson a.geojson --overlay a.png
+
+    Example: histoflare segment slides --model demo-run --out masks --geojson outlines
     """
     from histoflare.model_file import read_model_header
     from histoflare.slides.files import fingerprint
     from histoflare.slides.reader import Slide
+    from histoflare.slides.resolution import check_given_mpp
 
     header = read_model_header(model)
     header.check_data("images")
-    check_outputs([mask, geojson, overlay], [slide, header.path])
+    check_given_mpp(mpp, "--mpp")
+    many = is_many(slide, mask)
+    if many:
+        check_output_folders([mask, geojson, overlay], [slide, header.path])
+    else:
+        check_outputs([mask, geojson, overlay], [slide, header.path])
     if header.mpp is None:
-        console.print(
-            "note: the model does not say its resolution; the slide is taken as its finest level is",
-            style="yellow",
-            highlight=False,
+        say(
+            "note: the model does not say its resolution; the slide is taken as its finest level is", "yellow"
         )
+    if many:
+        options = {"plane": plane.value, "batch": batch, "threads": threads, "again": again}
+        raise typer.Exit(_segment_many(slide, header, mask, geojson, overlay, device, mpp, options, as_json))
     with Slide(slide, mpp=mpp) as opened, progress() as bar:
         # Loading PyTorch and the network takes seconds: what may be wrong with the slide comes before.
         _check_slide(opened, header.mpp)
         loaded = _load(header.path, device)
         from histoflare.masks.segmenter import segment_slide
+        from histoflare.masks.slide_files import MaskFiles, write_mask_files
 
         windows = bar.add_task("windows", total=None)
-
-        def write_extras(result: SegmentedSlide) -> None:
-            if geojson is not None:
-                write_geojson(geojson, result, loaded.task.background)
-            if overlay is not None:
-                write_overlay(overlay, opened, result, loaded.task.background)
-
+        files = MaskFiles(geojson, overlay)
         result = segment_slide(
             opened,
             loaded,
@@ -127,19 +106,64 @@ def segment(
             plane=plane.value,
             again=again,
             on_progress=lambda done, total: bar.update(windows, completed=done, total=total),
-            also=[write_extras],
+            also=[lambda result: write_mask_files(files, opened, result, loaded.background)],
         )
     _show(result, [path for path in (mask, geojson, overlay) if path is not None], as_json=as_json)
+
+
+def is_many(path: Path, out_path: Path) -> bool:
+    """Tell whether many are meant: by a manifest, or by a folder whose masks do not go to one TIFF."""
+    if path.suffix.lower() == ".csv":
+        return True
+    return path.is_dir() and out_path.suffix.lower() not in (".tif", ".tiff")
+
+
+def _segment_many(
+    path: Path,
+    header: ModelHeader,
+    folder: Path,
+    geojson: Path | None,
+    overlay: Path | None,
+    device: str,
+    mpp: float | None,
+    options: dict[str, Any],
+    as_json: bool,
+) -> int:
+    """Make the masks and the table of results; return the exit code."""
+    from histoflare.slides.files import fingerprint
+    from histoflare.slides.sources import find_sources
+
+    sources = find_sources(path, images=True)
+    if (geojson or overlay) and any(source.kind == "image" for source in sources):
+        raise JobError(f"{path}: holds images; --geojson and --overlay are of slides. Leave them out.")
+    from histoflare.masks.segment_slides import TABLE_FILE, segment_slides
+    from histoflare.masks.slide_files import MaskFiles
+
+    report = follow_table(
+        lambda on_start, on_row, on_part: segment_slides(
+            lambda: _load(header.path, device),
+            header.labels,
+            sources,
+            folder,
+            model_sha256=fingerprint(header.path).sha256,
+            folders=MaskFiles(geojson, overlay),
+            default_mpp=mpp,
+            on_start=on_start,
+            on_row=on_row,
+            on_windows=lambda source, done, total: on_part(f"{source.path.name}: window {done} of {total}"),
+            **options,
+        )
+    )
+    show_table(report, folder / TABLE_FILE, as_json=as_json)
+    return report.exit_code
 
 
 def _load(path: Path, device: str) -> TaskModel:
     """Return the model in a file, on its device."""
     from histoflare.bags.encoder import choose_device
-    from histoflare.masks.task import MaskTask
-    from histoflare.model_file import read_model_file
+    from histoflare.masks.task_model import load_task_model
 
-    loaded = read_model_file(path, MaskTask)
-    return TaskModel(loaded.task, loaded.build_model().to(choose_device(device)))
+    return load_task_model(path, choose_device(device))
 
 
 def _check_slide(slide: Slide, mpp: float | None) -> None:
@@ -148,47 +172,6 @@ def _check_slide(slide: Slide, mpp: float | None) -> None:
 
     slide.l0_per_px(slide.mpp if mpp is None else mpp)
     find_tissue(slide, um_patch=COARSEST_MASK_MPP * MASK_PX_PER_PATCH)
-
-
-def write_geojson(path: Path, result: SegmentedSlide, background: str | None) -> None:
-    """Write the outlines of the classes other than ``background``."""
-    from histoflare.masks.outlines import write_outlines
-    from histoflare.slides.mask_overlay import class_colours
-    from histoflare.slides.mask_pyramid import MaskPyramid
-
-    with MaskPyramid(result.path) as opened:
-        write_outlines(
-            path,
-            opened,
-            result.labels,
-            class_colours(len(result.labels)),
-            l0_per_px=result.l0_per_px,
-            without=[] if background is None else [background],
-        )
-
-
-def write_overlay(path: Path, slide: Slide, result: SegmentedSlide, background: str | None) -> None:
-    """Write a picture of the slide with the classes other than ``background`` in colour."""
-    from histoflare.slides.mask_overlay import draw_classes
-    from histoflare.slides.mask_pyramid import MaskPyramid
-    from histoflare.slides.overlay import read_picture
-    from histoflare.storage import atomic_path
-
-    notes = [
-        f"{result.area_mm2(index):.3g} mm2, {result.share(index):.1%}" for index in range(len(result.labels))
-    ]
-    with MaskPyramid(result.path) as opened:
-        picture = draw_classes(
-            read_picture(slide),
-            opened,
-            result.l0_per_px,
-            result.labels,
-            notes,
-            mpp=slide.mpp,
-            without=[] if background is None else [background],
-        )
-    with atomic_path(path) as partial:
-        picture.save(partial, "PNG")
 
 
 def _show(result: SegmentedSlide, files: Sequence[Path], *, as_json: bool) -> None:

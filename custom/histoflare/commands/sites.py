@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from histoflare.site.configuration import SiteConfiguration
 from histoflare.storage import real_path
 
 EXTERNAL = "external"
+
+LEDGERS_FOLDER, KEYS_FOLDER = "ledgers", "ledger-keys"
+"""In a workspace: the ledgers of its sites, and apart from them their keys."""
 
 USUAL_NAMES = {"bags": "manifest.csv", "images": "images.csv"}
 """Kind of data (``Task.data``) → the name of its manifest in a site's own folder."""
@@ -65,6 +69,19 @@ def find_sites(folder: Path, data: str = "bags") -> SiteFolder:
     if problems:
         raise ManifestError(f"{folder}: cannot be used as a folder of sites.", problems=problems)
     return SiteFolder(found, external)
+
+
+def with_ledgers(sites: Mapping[str, SiteConfiguration], workspace: Path) -> dict[str, SiteConfiguration]:
+    """Return sites whose ledgers, and apart from them their keys, are in a workspace; none is made here."""
+    folder = workspace.resolve()
+    return {
+        name: replace(
+            site,
+            ledger=folder / LEDGERS_FOLDER / name / "ledger.sqlite",
+            ledger_key=folder / KEYS_FOLDER / name / "ledger.key",
+        )
+        for name, site in sites.items()
+    }
 
 
 def configure_site(

@@ -41,7 +41,9 @@ def slides(
     """
     from histoflare.slides.synthetic import SyntheticCohort, make_slides
 
-    cohort = SyntheticCohort(hospitals, external, slides_per_hospital, slides_external, um_field, seed)
+    cohort = SyntheticCohort(
+        hospitals, external, slides_per_hospital, slides_external, um_field=um_field, seed=seed
+    )
     _show(_with_bar("slides", lambda tick: make_slides(out, cohort, tick)), as_json)
 
 

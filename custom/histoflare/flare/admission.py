@@ -21,7 +21,7 @@ from histoflare.flare import handshake
 from histoflare.flare.application import check_folder
 from histoflare.flare.handshake import Admitted
 from histoflare.flare.job import Job, job_of
-from histoflare.flare.job_schema import TASK_OF, TRAIN
+from histoflare.flare.job_schema import TRAIN
 from histoflare.flare.kit_signature import check_running_kit
 from histoflare.privacy.own_policy import check_taking_part
 from histoflare.privacy.own_policy_file import read_site_policy
@@ -30,7 +30,8 @@ from histoflare.privacy.policy import Policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, digest, read_protocols
 from histoflare.site.books import Books
 from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
-from histoflare.site.ledgers import note_refusal
+from histoflare.site.data import check_resolution_named
+from histoflare.site.refusals import note_refusal, say_refusal
 
 
 class Admission(Filter):
@@ -58,9 +59,10 @@ class Admission(Filter):
                 self._admitted[job_id] = self._check(fl_ctx)
             admitted = self._admitted[job_id]
             job, task = admitted.job, fl_ctx.get_prop(FLContextKey.TASK_NAME)
-            if task != TASK_OF[job.kind]:
+            if task not in job.tasks:
                 raise JobError(
-                    f"A job of the kind {job.kind} has no task {task!r}.", reason="TASK_UNEXPECTED"
+                    f"This job has the tasks {', '.join(job.tasks)}, and not {task!r}.",
+                    reason="TASK_UNEXPECTED",
                 )
             if task == TRAIN:
                 check_patience(admitted.policy, job)
@@ -74,14 +76,18 @@ class Admission(Filter):
                 )
             handshake.admit(admitted, fl_ctx)
         except HistoflareError as error:
-            self.logger.warning("this job is not admitted: %s", error)
-            with suppress(HistoflareError):
-                note_refusal(_site_file(fl_ctx), job_id, error)
-            handshake.refuse(error.reason, fl_ctx)
-        except Exception:
+            self._refuse(error, fl_ctx)
+        except Exception as error:
             self.logger.warning("this job is not admitted: it could not be checked", exc_info=True)
-            handshake.refuse("NOT_ADMITTED", fl_ctx)
+            self._refuse(JobError(f"It could not be checked: {error!r}", reason="NOT_ADMITTED"), fl_ctx)
         return shareable
+
+    def _refuse(self, error: HistoflareError, fl_ctx: FLContext) -> None:
+        job_id = fl_ctx.get_job_id()
+        handshake.refuse(error.reason, fl_ctx)
+        say_refusal(self.logger.warning, job_id, error)
+        with suppress(Exception):
+            note_refusal(_site_file(fl_ctx), job_id, error)
 
     def _check(self, fl_ctx: FLContext) -> Admitted:
         """Return what the job may do.
@@ -106,6 +112,7 @@ class Admission(Filter):
         )
         agreed = check_agreement(job, local)
         _check_rules(agreed)
+        check_resolution_named(job.task, _site_file(fl_ctx))
         rounds = agreed["stop"]["rounds"]
         books = Books(
             _site_file(fl_ctx),

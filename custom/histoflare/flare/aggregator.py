@@ -118,7 +118,8 @@ class SiteOrderAggregator(StampedAggregator):
         self._combined = True  # what comes now is of this round, and too late
         engine = fl_ctx.get_engine()
         weights = _weights(fl_ctx)
-        sites = sorted({client.name for client in engine.get_clients()} | set(self._updates))
+        there = {client.name for client in engine.get_clients()} | set(self._updates)
+        sites = job_of(fl_ctx).training_sites(there)
         try:
             if self._updates:
                 updates = list(self._updates.values())
@@ -179,10 +180,14 @@ class MetricsCollector(StampedAggregator):
         """Keep a site's metrics."""
         self._evaluations[site] = _read_metrics(dxo.data)
 
+    def write(self, name: str, fl_ctx: FLContext) -> None:
+        """Write the metrics to a file of the run folder. What comes after that is too late."""
+        self._combined = True
+        write_json(run_folder(fl_ctx) / name, dict(sorted(self._evaluations.items())))
+
     def aggregate(self, fl_ctx: FLContext) -> Shareable:
         """Write the metrics and return the model."""
-        self._combined = True
-        write_json(run_folder(fl_ctx) / EVALUATION_FILE, dict(sorted(self._evaluations.items())))
+        self.write(EVALUATION_FILE, fl_ctx)
         shareable: Shareable = DXO(DataKind.WEIGHTS, data=_weights(fl_ctx)).to_shareable()
         return shareable
 

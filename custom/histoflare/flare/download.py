@@ -18,7 +18,7 @@ from histoflare.flare.job_schema import EVALUATION
 from histoflare.flare.persistor import BEST_MODEL_FILE
 from histoflare.flare.record import EVALUATION_FILE, EVALUATION_ROUND_FILE, ROUNDS_FILE, SITES_FILE
 from histoflare.flare.result import FederationResult, read_result
-from histoflare.flare.resume import find_job, job_name, refuse_links
+from histoflare.flare.resume import find_configuration, job_name, refuse_links
 from histoflare.model_file import GLOBAL_MODEL_FILE, read_model_header
 from histoflare.privacy.protocol import digest as protocol_digest
 from histoflare.report.consortium import RunFacts, build_report
@@ -73,7 +73,7 @@ def read_download(folder: Path) -> Download:
             f"{folder}: no {ROUNDS_FILE} there. Give the folder that a job's download made (it has the "
             "job's id as its name and workspace/ in it). A job that began no round has none."
         )
-    configuration, meta_file = find_job(folder, workspace)
+    configuration, meta_file = find_configuration(folder, workspace)
     for path in (configuration, meta_file, *(workspace / name for name in READ)):
         refuse_links(folder, path)
     meta = _read_json(meta_file, dict)

@@ -12,7 +12,7 @@ import importlib
 import json
 import math
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +22,17 @@ from nvflare.apis.fl_context import FLContext
 
 from histoflare.errors import HistoflareError, JobError
 from histoflare.flare.job_files import CONFIG_FOLDER, META_FILE, read_tables
-from histoflare.flare.job_schema import AGREED, MOST_SITES, TABLES, TRAINING, check_tables, invalid
+from histoflare.flare.job_schema import (
+    AGREED,
+    EVALUATE,
+    EVALUATION,
+    MOST_SITES,
+    TABLES,
+    TASK_OF,
+    TRAINING,
+    check_tables,
+    invalid,
+)
 from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.rounds.round import count_sent_by_job
 from histoflare.rounds.strategies import STRATEGIES
@@ -52,6 +62,8 @@ class Job:
         round_seconds: How long a round waits for the sites that it asked; it ends when all have answered.
         answer_seconds: How long after its opening a site answers a task, done or not; None: at once.
         seed: The job's seed.
+        evaluate: Whether the sites are asked about the model after the last round of a training, and about
+            the best one if one was kept. evaluation_only: Sites that are asked then, and in no round.
         best_metric: Metric of the sites' validation patients that says which model is kept as the best.
         patience: Rounds without a new best after which the run ends; None: it runs all rounds.
         run: Name of the run that it goes on after, or asks about; None for a new one.
@@ -75,6 +87,8 @@ class Job:
     round_seconds: int
     answer_seconds: int | None
     seed: int
+    evaluate: bool
+    evaluation_only: tuple[str, ...]
     best_metric: str | None
     patience: int | None
     run: str | None
@@ -95,7 +109,27 @@ class Job:
         All its rounds, a minute beside each for combining and sending, and half an hour for FLARE, which
         waits up to 15 minutes for the last word of a site that is gone.
         """
-        return (self.rounds - self.start_round) * (self.round_seconds + 60) + 1800
+        asked = self.rounds - self.start_round + self.most_evaluations * (self.kind == TRAINING)
+        return asked * (self.round_seconds + 60) + 1800
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What its server may ask a site for."""
+        return (TASK_OF[self.kind], EVALUATE) if self.evaluate else (TASK_OF[self.kind],)
+
+    @property
+    def most_evaluations(self) -> int:
+        """How many evaluations a site answers: one of its model, and one of the best if a metric chooses it.
+
+        Under a privacy plan there is no best model: no site lets the figures out that would choose it.
+        """
+        if self.kind == EVALUATION:
+            return 1
+        return int(self.evaluate) * (1 + (self.best_metric is not None and isinstance(self.asked, Open)))
+
+    def training_sites(self, there: Iterable[str]) -> list[str]:
+        """Return which of the sites that are there are asked for updates, in order."""
+        return sorted(set(there) - set(self.evaluation_only))
 
 
 def read_job(folder: Path) -> Job:
@@ -178,6 +212,8 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
         start_round=job.get("start_round", 0),
         **{name: job[name] for name in ("kind", "purpose", "least_sites", "round_seconds", "seed")},
         answer_seconds=job.get("answer_seconds"),
+        evaluate=job.get("evaluate", False),
+        evaluation_only=tuple(job.get("evaluation_only", ())),
         # what ends a run is agreed on: the protocol's own metric, unless the job says which
         best_metric=job.get("best_metric", agreed["metric"] if patience else None),
         patience=patience,

@@ -59,6 +59,15 @@ class SeededPersistor(ModelPersistor):
         before = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND)) - 1  # the model as this round began with it
         self._write(BEST_MODEL_FILE, model, fl_ctx, before, {"metric": metric, "value": value})
 
+    def load_best(self, fl_ctx: FLContext) -> ModelLearnable | None:
+        """Return the best global model as :meth:`save_best` left it; None if there is none."""
+        path = run_folder(fl_ctx) / BEST_MODEL_FILE
+        if not path.is_file():
+            return None
+        job = job_of(fl_ctx)
+        state = read_state(path, like=model_state(job.task.build_model()))
+        return make_model_learnable(as_arrays(state), {})
+
     def _write(
         self,
         name: str,

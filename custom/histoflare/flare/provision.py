@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from nvflare.apis.fl_constant import AdminCommandNames
 from nvflare.lighter.constants import CtxKey, ProvFileName
 from nvflare.lighter.entity import Participant
 from nvflare.lighter.spec import Builder, Project, ProvisionContext
@@ -324,6 +325,9 @@ def _limit_admins(local: Path, at_site: bool) -> None:
             rights["server-predeployed-flwr"] = "none"
             if at_site:
                 rights["shell_commands"] = "none"
+            elif role in ("project_admin", "lead"):
+                # FLARE's tools send them there. It is the server's own log, which a download has too.
+                rights[AdminCommandNames.GET_JOB_LOG] = rights["download_job"]
 
 
 def _close_commands(local: Path) -> None:

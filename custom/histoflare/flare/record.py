@@ -16,6 +16,9 @@ from histoflare.storage import write_json
 ROUNDS_FILE = "rounds.json"
 SITES_FILE = "sites.json"
 EVALUATION_FILE = "evaluation.json"
+"""Site → what it says of the model."""
+BEST_EVALUATION_FILE = "best_evaluation.json"
+"""As the one before, of the best model by the job's metric; where a best one was kept."""
 EVALUATION_ROUND_FILE = "evaluation_round.json"
 """Who was asked about the model after a job's last round, who answered, and who refused with which code."""
 
@@ -81,7 +84,7 @@ class RoundRecord:
             "bytes_down": self.bytes_down,
             "unix_time": round(time.time(), 3),
         }
-        ending = {
+        ending: dict[str, Any] = {
             "given_up": self.given_up or None,
             "validation": self.validation,
             "stopped": self.stopped,

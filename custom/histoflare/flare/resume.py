@@ -64,7 +64,7 @@ def read_run(folder: Path) -> StoppedRun:
             "round is submitted again as it was.",
             reason="MODEL_FILE_MISSING",
         )
-    configuration, meta_file = find_job(folder, workspace)
+    configuration, meta_file = find_configuration(folder, workspace)
     model = workspace / GLOBAL_MODEL_FILE
     for path in (configuration, meta_file, model, workspace / ROUNDS_FILE):
         refuse_links(folder, path)
@@ -160,7 +160,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def find_job(folder: Path, workspace: Path) -> tuple[Path, Path]:
+def find_configuration(folder: Path, workspace: Path) -> tuple[Path, Path]:
     """Return a run's configuration folder and its ``meta.json``.
 
     Args:

@@ -23,7 +23,7 @@ class AskingShareableGenerator(FullModelShareableGenerator):
     def learnable_to_shareable(self, model_learnable: ModelLearnable, fl_ctx: FLContext) -> Shareable:
         """Return the task of this round."""
         job = job_of(fl_ctx)
-        sites = sorted(client.name for client in fl_ctx.get_engine().get_clients())
+        sites = job.training_sites(client.name for client in fl_ctx.get_engine().get_clients())
         job.strategy.check_sites(sites)
         asked = job.strategy.participants(fl_ctx.get_prop(AppConstants.CURRENT_ROUND), sites, job.seed)
         model, own = split(as_state(model_learnable[ModelLearnableKey.WEIGHTS]))

@@ -52,7 +52,7 @@ def predict_image(
     stride_px: int,
     patch_px: int,
     batch_size: int,
-    fallback: int = 0,
+    fallback: int | None = 0,
 ) -> NDArray[np.uint8]:
     """Return the most probable class of each pixel of an image.
 
@@ -65,10 +65,13 @@ def predict_image(
         window_px, stride_px: Of the windows in pixels of the image.
         patch_px: Side of a window as the network sees it.
         fallback: Class of pixels for which the network gives numbers that are not finite. A network that was
-            broken by noise shall be seen as useless, and not stop its own evaluation.
+            broken by noise shall be seen as useless, and not stop its own evaluation. None: that is an error.
 
     Returns:
         uint8 (h, w) class indices.
+
+    Raises:
+        JobError: Without ``fallback``, the network gives numbers that are not finite (NOT_FINITE).
     """
     height, width = image.shape[:2]
     scale = patch_px / window_px
@@ -82,7 +85,12 @@ def predict_image(
         mode="gaussian",
     )
     pixels = _normalised(pixels).to(next(model.parameters()).device)
-    blended = inferer(pixels, lambda windows: _or_else(model(windows), fallback))
+
+    def probabilities(windows: Tensor) -> Tensor:
+        logits = model(windows)
+        return _probabilities(logits) if fallback is None else _or_else(logits, fallback)
+
+    blended = inferer(pixels, probabilities)
     assert isinstance(blended, Tensor)
     blended = blended[:, :, : small[0], : small[1]]  # (1, k, h', w')
     if blended.shape[2:] != (height, width):

@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from histoflare.privacy.accountant import MOST_DELTA
 from histoflare.privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from histoflare.privacy.spend import Spend
 from histoflare.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from histoflare.privacy.budget import Budget
 
 RECORDS = ("patient", "slide")
 LOCATIONS = ("client", "server")
@@ -73,8 +76,8 @@ class PrivacyPlan(ABC):
                 public, like the job's model. Each is noised, and a part of δ goes to the sampler.
 
         Raises:
-            JobError: No noise reaches the ε that the job asks for, or the sampler takes more than a tenth of
-                δ (PRIVACY_INVALID).
+            JobError: No noise reaches the share that the job asks for, or the sampler takes more than a tenth
+                of δ (PRIVACY_INVALID).
         """
 
     @abstractmethod
@@ -197,23 +200,26 @@ class Open(PrivacyPlan):
 
 
 @dataclass(frozen=True)
-class _Noisy(PrivacyPlan):
+class Noisy(PrivacyPlan):
     """What the plans with noise have in common: how the job states it.
 
     Attributes:
         clip_norm: C, the L2 norm to which each contribution is clipped; above 0.
-        delta: δ of the job's ε.
-        noise_multiplier: z; the noise has standard deviation z·C. Or
-        target_epsilon: The ε at ``delta`` that the whole job may cost a patient; each site then takes the
-            least noise with which the job fits an empty budget of this ε (``privacy.budget``).
+        delta: δ of the budget.
+        budget_epsilon: ε at ``delta`` of the budget that a patient has for all jobs together, in which this
+            one is counted (``privacy.budget``): what the sites' policies grant.
+        budget_share: Which part of that budget's allowance the whole job takes, in (0, 1]; each site then
+            takes the least noise with which it does. Shares of jobs add up; their ε do not. Or
+        noise_multiplier: z; the noise has standard deviation z·C.
         published_epsilon: What the source of these settings claims, to be shown beside the true figure.
         noise_seed: See :class:`PrivacyPlan`.
     """
 
     clip_norm: float = 1.0
     delta: float = 1e-5
+    budget_epsilon: float = 8.0
+    budget_share: float | None = None
     noise_multiplier: float | None = None
-    target_epsilon: float | None = None
     published_epsilon: float | None = None
     noise_seed: int | None = None
 
@@ -233,8 +239,8 @@ class _Noisy(PrivacyPlan):
             )
         if not (_above_zero(self.delta) and self.delta <= MOST_DELTA):
             problems.append(f"privacy.delta: a number above 0 and at most {MOST_DELTA}, not {self.delta!r}")
-        if (self.noise_multiplier is None) == (self.target_epsilon is None):
-            problems.append("privacy: give noise_multiplier or target_epsilon, one of them")
+        if (self.noise_multiplier is None) == (self.budget_share is None):
+            problems.append("privacy: give budget_share or noise_multiplier, one of them")
         if self.noise_multiplier is not None and not (
             self.noise_multiplier == 0
             or (_above_zero(self.noise_multiplier) and self.noise_multiplier <= LARGEST_NOISE)
@@ -243,8 +249,10 @@ class _Noisy(PrivacyPlan):
                 f"privacy.noise_multiplier: at least 0, at most {LARGEST_NOISE:g}, not "
                 f"{self.noise_multiplier!r}"
             )
-        if self.target_epsilon is not None and not _above_zero(self.target_epsilon):
-            problems.append(f"privacy.target_epsilon: a number above 0, not {self.target_epsilon!r}")
+        if not _above_zero(self.budget_epsilon):
+            problems.append(f"privacy.budget_epsilon: a number above 0, not {self.budget_epsilon!r}")
+        if self.budget_share is not None and not (_above_zero(self.budget_share) and self.budget_share <= 1):
+            problems.append(f"privacy.budget_share: above 0 and at most 1, not {self.budget_share!r}")
         if self.published_epsilon is not None and not _above_zero(self.published_epsilon):
             problems.append(f"privacy.published_epsilon: a number above 0, not {self.published_epsilon!r}")
         if self.noise_seed is not None and type(self.noise_seed) is not int:
@@ -253,7 +261,7 @@ class _Noisy(PrivacyPlan):
 
     def numbers(self, rounds: int, weights: int) -> int:
         """Return one for each weight in each step; where records are drawn, one for each of them too."""
-        like = replace(self, noise_multiplier=1.0, target_epsilon=None).spend()
+        like = replace(self, noise_multiplier=1.0, budget_share=None).spend()
         return (weights + (MOST_RECORDS if like.sample_rate < 1 else 0)) * like.steps * rounds
 
     def check_task(self, task: Any) -> None:
@@ -265,22 +273,29 @@ class _Noisy(PrivacyPlan):
             )
 
     def settled(self, rounds: int, weights: int) -> Self:
-        """Return the plan with ``noise_multiplier`` in place of ``target_epsilon``."""
-        if self.target_epsilon is None:
+        """Return the plan with ``noise_multiplier`` in place of ``budget_share``."""
+        if self.budget_share is None:
             return self
+
+        like = replace(self, noise_multiplier=1.0, budget_share=None).spend()
+        budget = self.budget().without_sampler(self.numbers(rounds, weights))
+        least = budget.calibrate(like.sample_rate, like.steps * rounds, self.budget_share)
+        # A spend's noise is in units of the sensitivity; the plan's in units of clip_norm.
+        return replace(self, noise_multiplier=least / like.noise_multiplier, budget_share=None)
+
+    def budget(self) -> Budget:
+        """Return the budget in which the job is counted.
+
+        Raises:
+            JobError: It allows nothing at all (PRIVACY_INVALID).
+        """
         from histoflare.privacy.budget import Budget  # scipy's optimizers take their time
 
-        like = replace(self, noise_multiplier=1.0, target_epsilon=None).spend()
-        budget = Budget(self.target_epsilon, self.delta).without_sampler(self.numbers(rounds, weights))
-        least = budget.calibrate(like.sample_rate, like.steps * rounds)
-        # A spend's noise is in units of the sensitivity; the plan's in units of clip_norm.
-        return replace(self, noise_multiplier=least / like.noise_multiplier, target_epsilon=None)
+        return Budget(self.budget_epsilon, self.delta)
 
     def without_noise(self, seed: int) -> Self:
         """Return the plan with its clip and its steps, and with noise 0."""
-        return replace(
-            self, noise_multiplier=0.0, target_epsilon=None, published_epsilon=None, noise_seed=seed
-        )
+        return replace(self, noise_multiplier=0.0, budget_share=None, published_epsilon=None, noise_seed=seed)
 
     def _settled_noise(self) -> float:
         if self.noise_multiplier is None:
@@ -289,7 +304,7 @@ class _Noisy(PrivacyPlan):
 
 
 @dataclass(frozen=True)
-class DpSgd(_Noisy):
+class DpSgd(Noisy):
     """Differentially private SGD in the trainer (Abadi et al. 2016; Adnan et al. 2022).
 
     Each step draws every record with probability ``sample_rate``, clips the gradient of each drawn one to
@@ -391,7 +406,7 @@ class DpSgd(_Noisy):
 
 
 @dataclass(frozen=True)
-class UpdateNoise(_Noisy):
+class UpdateNoise(Noisy):
     """Clip and noise of the update as a whole (FedDP, Pan et al. 2024).
 
     The update (all floating-point tensors that leave, as one vector) is clipped to the L2 norm ``clip_norm``,
@@ -486,9 +501,12 @@ class UpdateNoise(_Noisy):
         return f"Update noise: the whole update, clipped to {self.clip_norm:g}, {_stated(self)}, {where}."
 
 
-def _stated(plan: _Noisy) -> str:
+def _stated(plan: Noisy) -> str:
     if plan.noise_multiplier is None:
-        return f"noise for ε = {plan.target_epsilon:g} at δ = {plan.delta:g}"
+        return (
+            f"noise with which the job takes {plan.budget_share:.4g} of a budget of ε = "
+            f"{plan.budget_epsilon:g} at δ = {plan.delta:g}"
+        )
     return f"noise multiplier {plan.noise_multiplier:.4g}"
 
 

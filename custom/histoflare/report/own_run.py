@@ -8,9 +8,10 @@ from datetime import datetime
 
 from markupsafe import Markup
 
+from histoflare.privacy.words import say_delta
 from histoflare.report.charts import draw_lines
 from histoflare.report.figures import NAMES
-from histoflare.report.guarantee_words import say_delta, say_epsilon
+from histoflare.report.guarantee_words import say_epsilon
 from histoflare.report.privacy_section import PrivacySection
 
 UPDATE, EVALUATION, FAILED, UNANSWERED = "update", "evaluation", "failed", "unanswered"

@@ -66,6 +66,13 @@ def finished_rounds(report: Mapping[str, Any]) -> int:
     return sum(row.get("finished", True) for row in report["participation"])
 
 
+def say_rounds(report: Mapping[str, Any]) -> str:
+    """Return how many rounds were finished: ``30 rounds``, or ``12 of 30 rounds``."""
+    done, planned = finished_rounds(report), report["rounds"]
+    noun = "round" if planned == 1 else "rounds"
+    return f"{planned} {noun}" if done == planned else f"{done} of {planned} {noun}"
+
+
 def _rejected(row: Mapping[str, Any]) -> Mapping[str, str]:
     """Return site → why the strategy did not use its update of this round, a code."""
     rejected: Mapping[str, str] = row.get("rejected", {})

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from histoflare.report.figures import NAMES, kind_of, put_first
 from histoflare.report.guarantee_words import say_epsilon
-from histoflare.report.headline import Headline, count, say_participation, say_privacy
+from histoflare.report.headline import Headline, count, say_participation, say_privacy, say_privacy_plainly
 from histoflare.report.participation import SiteRounds, finished_rounds, list_rounds, site_rounds
 from histoflare.report.reasons import advise, explain
 
@@ -41,7 +41,9 @@ def write_returned_headline(report: Mapping[str, Any]) -> Headline:
             else "Nobody has been asked yet how good the model is."
         )
         said = f"{_say_rounds(report)} {unsaid}" if finished_rounds(report) else _say_rounds(report)
-    return Headline(metric, said, curve, tuple(dict.fromkeys(cautions)), say_privacy(report["guarantee"]))
+    guarantee = report["guarantee"]
+    privacy = say_privacy(guarantee), say_privacy_plainly(guarantee)
+    return Headline(metric, said, curve, tuple(dict.fromkeys(cautions)), *privacy)
 
 
 def say_refusals(report: Mapping[str, Any]) -> list[str]:

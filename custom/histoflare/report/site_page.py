@@ -21,10 +21,10 @@ from PIL import Image
 from histoflare.report.bounds import models_of, name_model
 from histoflare.report.figures import kind_of
 from histoflare.report.guarantee_words import say_site
-from histoflare.report.headline import say_late
+from histoflare.report.headline import say_late, say_privacy_plainly, say_threshold
 from histoflare.report.own_run import OwnRun, make_own_privacy, say_spent
 from histoflare.report.page import RUNTIMES, UNTESTED, Group, Row
-from histoflare.report.participation import REFUSED_AT_SERVER, site_rounds
+from histoflare.report.participation import REFUSED_AT_SERVER, say_rounds, site_rounds
 from histoflare.report.privacy_section import make_privacy_section
 from histoflare.report.rendering import write_template
 from histoflare.report.report_file import fill_missing
@@ -76,6 +76,7 @@ class ImagePictures:
 
     Attributes:
         image: As it is. outlines: With the outlines of both masks.
+        masks: (caption, picture): the given mask, and those of models, classes in their colours.
         annotated: The share of its pixels that somebody annotated.
     """
 
@@ -83,6 +84,7 @@ class ImagePictures:
     outlines: str = ""
     annotated: float = 1.0
     notes: tuple[str, ...] = ()
+    masks: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,9 @@ class LeftOutRow:
 
 @dataclass(frozen=True)
 class SentRow:
-    """What left the site in one round (from 1), one of ``report.charts.STATUSES``.
+    """What left the site in one round (from 1), one of ``report.charts.STATUSES``, or ``absent``.
+
+    An absent site was sent no task; one that is ``silent`` was, and answered late or not at all.
 
     ``size_bytes`` is that of the tensors; None if nothing left or it was not counted.
     """
@@ -182,6 +186,8 @@ def sent_rows(report: Mapping[str, Any], name: str, update_bytes: int | None = N
     for status, row in zip(mine.statuses, report["participation"], strict=True):
         reason = row.get("refused", {}).get(name, "")
         shown = "unused" if reason == REFUSED_AT_SERVER else status
+        if status == "silent" and name in row.get("absent", []):
+            shown = "absent"
         left = shown in ("took", "unused")
         rows.append(
             SentRow(
@@ -238,6 +244,15 @@ def write_site_page(page: SitePage, path: Path) -> None:
         counted=any(row.size_bytes is not None for row in page.sent),
         runtime=RUNTIMES.get(report["runtime"], report["runtime"]),
         late=page.own.late if page.own else "".join(say_late(each, report, "This site") for each in mine),
+        rounds="" if page.own else say_rounds(report),
+        plain_privacy="" if page.own else say_privacy_plainly(report["guarantee"]),
+        threshold=say_threshold(
+            (figures or {}).get("federated"),
+            report.get("task", {}).get("labels", ()),
+            "on this site's test patients",
+        ),
+        timed=any(row.when for row in page.sent),
+        metrics_sent=any(row.metrics for row in page.sent),
         privacy=privacy,
         own_spending=say_spent(page.own.spent) if page.own else say_site(report["guarantee"], name),
     )
@@ -271,5 +286,12 @@ def encode_picture(image: Image.Image, largest_bytes: int = LARGEST_PICTURE_BYTE
         image = image.resize(smaller, Image.Resampling.LANCZOS)
 
 
-def _data_uri(buffer: io.BytesIO) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+def encode_flat(image: Image.Image) -> str:
+    """Return a picture of few colours as a PNG data URI, with each pixel as it is."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return _data_uri(buffer, "png")
+
+
+def _data_uri(buffer: io.BytesIO, kind: str = "jpeg") -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -21,7 +21,7 @@ time in another order, until the steps are taken.
 Noise of DP-SGD. A job that states ``noise_multiplier`` has the same one in the pool; the pool's ε is then
 another, as it is in Adnan et al. 2022 (Sci Rep 12:1953): their combined model (Table 4) has q = 32/705 where
 a hospital has 32/165, the steps of all hospitals together, noise 4.0, and so ε = 2.90. A job that states
-``target_epsilon`` has the noise in the pool that costs the same ε there.
+``budget_share`` has the noise in the pool that takes the same share there.
 
 Pooled need not be above federated under noise. A federation averages the noise of its sites, and the pool
 takes all steps one after the other, at the same learning rate. With noise on updates a federation averages n

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from histoflare.bags.bag import Bag, read_bag
 from histoflare.bags.cohort import BagRecord, Cohort
 from histoflare.bags.folder import bag_path, read_left_out
+from histoflare.bags.heatmap import attention_levels, attention_limit
 from histoflare.bags.mem import MEM
 from histoflare.bags.task import MemTask
 from histoflare.errors import BagError, SlideError
@@ -41,12 +42,6 @@ PICTURE_PX = 720
 MOST_PICTURES = 24
 THREADS = 2
 ORDER = {"test": 0, "validation": 1, "train": 2}
-
-FLATTEST = 1.25
-"""The colours span at least 1/1.25 to 1.25 times the average, so that even attention looks even."""
-
-WIDEST = 100.0
-"""… and at most 1/100 to 100 times."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +87,11 @@ def build_site_page(
     manifest_file, bags = bags_of(configuration)
     manifest = read_manifest(manifest_file, labels=task.labels, check_files=False)
     by_id = {manifest.row_id(row): row for row in manifest.rows}
-    records = sorted(cohort.records, key=lambda record: (ORDER[record.split], record.slide_id))
+    there = {name for name, row in by_id.items() if row.slide.exists()}  # they get the pictures
+    records = sorted(
+        cohort.records,
+        key=lambda record: (record.slide_id not in there, ORDER[record.split], record.slide_id),
+    )
     rows, plans = [], []
     for number, record in enumerate(records):
         features = cohort.features(record)
@@ -131,27 +130,6 @@ def attend_relative(model: MEM, features: torch.Tensor) -> NDArray[np.float64]:
         attention = model.attend(features[None]).attention[0]  # (m, n), each row sums to 1
     relative: NDArray[np.float64] = attention.double().mean(dim=0).numpy(force=True) * len(features)  # (n,)
     return relative
-
-
-def attention_limit(slides: Iterable[NDArray[np.float64]]) -> float:
-    """Return where the colours end: 98 % of all patches lie between 1/limit and limit times the average."""
-    every = [_distance(relative) for relative in slides if len(relative)]
-    if not every:
-        return FLATTEST
-    limit = float(np.exp(np.percentile(np.concatenate(every), 98)))
-    return min(max(limit, FLATTEST), WIDEST)
-
-
-def attention_levels(relative: NDArray[np.float64], limit: float) -> NDArray[np.float64]:
-    """Return levels (n,) from 0 (1/limit times the average or less) over 0.5 (the average) to 1."""
-    levels = 0.5 + np.log(np.maximum(relative, 1e-12)) / (2 * np.log(limit))
-    clipped: NDArray[np.float64] = levels.clip(0.0, 1.0)
-    return clipped
-
-
-def _distance(relative: NDArray[np.float64]) -> NDArray[np.float64]:
-    distance: NDArray[np.float64] = np.abs(np.log(np.maximum(relative, 1e-12)))
-    return distance
 
 
 def _draw(plan: _Plan, limit: float) -> SlidePictures:

@@ -96,6 +96,24 @@ def fingerprint(path: Path) -> SlideFingerprint:
     return SlideFingerprint(sha256, size_bytes, mtime_ns)
 
 
+def fingerprint_if_same(path: Path, known: SlideFingerprint) -> SlideFingerprint | None:
+    """Return the fingerprint of the slide at ``path`` if it has the bytes of ``known``, else None.
+
+    A slide of the same size and time of change is taken for the same, and not read.
+
+    Raises:
+        SlideError: As :func:`fingerprint`.
+        OSError: A file cannot be looked at.
+    """
+    stats = [file.stat() for file in slide_files(path)]
+    if sum(stat.st_size for stat in stats) != known.size_bytes:
+        return None
+    if max(stat.st_mtime_ns for stat in stats) == known.mtime_ns:
+        return known
+    found = fingerprint(path)
+    return found if found.sha256 == known.sha256 else None
+
+
 def opening_file(path: Path) -> Path:
     """Return the file to open for ``path``: itself, or for a folder the slide that it holds.
 
@@ -139,6 +157,11 @@ def opening_file(path: Path) -> Path:
             reason="SLIDE_UNSUPPORTED",
         )
     return found[0]
+
+
+def dicom_slides(folder: Path) -> list[Path]:
+    """Return the first file of each DICOM series in ``folder`` (not below it), sorted."""
+    return sorted(_dicom_series(_files_in(folder)).values())
 
 
 def _dicom_series(files: Iterable[Path]) -> dict[bytes, Path]:

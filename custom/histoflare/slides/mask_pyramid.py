@@ -155,6 +155,16 @@ class MaskPyramid:
         )
 
 
+def is_own_pyramid(path: Path) -> bool:
+    """Tell whether :func:`write_mask_pyramid` wrote the file: its description says in which plane it lies."""
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            said = json.loads(tiff.pages[0].aspage().description)
+        return isinstance(said, dict) and "histoflare" in said
+    except (OSError, tifffile.TiffFileError, IndexError, ValueError, AttributeError):
+        return False
+
+
 def halve_classes(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the most frequent value of each 2x2 block: uint8 (h, w) -> (h // 2, w // 2).
 

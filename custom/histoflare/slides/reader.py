@@ -339,6 +339,19 @@ def _whole_step(longest_px: int, lv_per_px: float) -> int:
     return next(whole, longest_px)
 
 
+def open_with_default(path: Path, mpp: float | None, default_mpp: float | None) -> Slide:
+    """Return the slide opened at ``mpp``, or at ``default_mpp`` if that is None and the slide states none.
+
+    Raises:
+        SlideError: As :class:`Slide`.
+    """
+    slide = Slide(path, mpp=mpp)
+    if slide.info.mpp is not None or default_mpp is None:
+        return slide
+    slide.close()
+    return Slide(path, mpp=default_mpp)
+
+
 def _open(path: Path) -> openslide.OpenSlide:
     file = opening_file(path)
     try:
