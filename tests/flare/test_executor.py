@@ -204,12 +204,18 @@ def test_an_evaluation_is_answered_once(tmp_path: Path) -> None:
     assert site.ask("evaluate").get_return_code() == "REFUSED_EVALUATED_ALREADY"
 
 
-def test_a_question_that_fails_is_counted_all_the_same(tmp_path: Path) -> None:
+def test_a_question_that_fails_is_counted_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Figures or a refusal is one bit of a patient for each model that a server could make."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise HistoflareError("no memory", reason="TRAINING_FAILED")
+
     site = Site(tmp_path)
-    StandInTrainer.error = HistoflareError("no memory", reason="TRAINING_FAILED")
-    assert site.ask("evaluate").get_return_code() != ReturnCode.OK
-    StandInTrainer.error = None
+    with monkeypatch.context() as failing:
+        failing.setattr(StandInTrainer, "evaluate", fail)
+        assert site.ask("evaluate").get_return_code() != ReturnCode.OK
     assert site.ask("evaluate").get_return_code() == "REFUSED_EVALUATED_ALREADY"
 
 
