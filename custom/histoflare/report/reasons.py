@@ -95,6 +95,7 @@ REASONS_IN_WORDS = {
     "REPLY_NOT_ALLOWED": "The reply held something that the site's policy does not let out.",
     "RESOLUTION_NOT_NAMED": "The site's images state their µm/px and the protocol names none, so that sites "
     "cannot be compared.",
+    "RESULTS_BUSY": "Another command was writing the same table of results.",
     "ROLE_CHANGED": "A patient that was for training, validation or testing would be for another of them.",
     "ROUND_INVALID": "The server asked for a round that the agreed protocol does not have.",
     "RUN_INVALID": "The earlier run that this one goes on from cannot be used.",
