@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("histoflare needs Python >= 3.11; set PYTHON=python3.11 or newer") if sys.version_info < (3, 11) else None'
 	@echo "Installing histoflare into $(VENV): $$(grep -c == constraints.txt) packages, 2 GB on disk with PyTorch for the CPU, more with CUDA. This takes minutes."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,demo]'
 	@touch $@
 	@echo "Installed: $(BIN)/histoflare -h"
 
@@ -29,13 +29,12 @@ test: lint ## lint, then every test: the quick ones first and side by side, the 
 	$(BIN)/python -m pytest -m 'not slow' -n logical --maxprocesses 4 --dist loadfile
 	$(BIN)/python -m pytest -m slow
 
-OUT ?= $(if $(SLIDES),$(notdir $(patsubst %/,%,$(SLIDES)))-run,demo-run)
-
-demo: $(STAMP) ## four hospitals and an external one through FLARE: demo-run/report.json (SLIDES=folder for your own: folder-run/)
-	$(BIN)/histoflare demo --out $(OUT) $(if $(SLIDES),--slides $(SLIDES)) $(DEMO_ARGS)
+# What a person gives as SLIDES, OUT, TASK, SITES and BAGS reaches the shell in its environment: paths may have blanks.
+demo: $(STAMP) ## four hospitals and an external one through FLARE: demo-run/report.json (SLIDES=folder for your own: folder-run/; TASK=segmentation)
+	$(BIN)/histoflare demo --out "$${OUT:-$$(basename "$${SLIDES:-$${TASK:-demo}}")-run}" $${SLIDES:+--slides "$$SLIDES"} $${TASK:+--task "$$TASK"} $(DEMO_ARGS)
 
 poc: $(STAMP) ## start a federation for the console and leave it up (SITES=folder BAGS=folder for your own)
-	$(BIN)/histoflare poc start --workspace poc-run $(if $(SITES),--sites $(SITES)) $(if $(BAGS),--bags $(BAGS)) $(POC_ARGS)
+	$(BIN)/histoflare poc start --workspace poc-run $${SITES:+--sites "$$SITES"} $${BAGS:+--bags "$$BAGS"} $(POC_ARGS)
 
 poc-stop: $(STAMP) ## end what 'make poc' started
 	$(BIN)/histoflare poc stop --workspace poc-run
@@ -43,6 +42,10 @@ poc-stop: $(STAMP) ## end what 'make poc' started
 bench: $(STAMP) ## the measured figures of the README, one after the other
 	@for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
 
-clean: ## remove the environment, the demo and caches
+clean: ## remove the environment, the demo and caches; what has a privacy ledger in it stays
 	@test ! -f poc-run/federation.json || $(BIN)/histoflare poc stop --workspace poc-run
-	rm -rf $(VENV) demo-run poc-run .mypy_cache .ruff_cache .pytest_cache .hypothesis build custom/*.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist custom/*.egg-info
+	@for run in demo-run segmentation-run poc-run; do \
+	  if [ -n "$$(find $$run -name '*.sqlite' 2>/dev/null | head -n 1)" ]; then \
+	    echo "$$run stays: it has privacy ledgers, which say what was spent on whom; to remove it all the same: rm -r $$run"; \
+	  else rm -rf $$run; fi; done

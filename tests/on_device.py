@@ -27,10 +27,10 @@ from histoflare.privacy.gradients import sum_of_clipped_gradients
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.rounds.bounds import Bounds, plan_bounds, train_bounds, without_noise
 from histoflare.rounds.comparison import compare
-from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import predict, reproducible
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import digest
+from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.site import trainer
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_data
@@ -71,7 +71,11 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def one_federation(plan: PrivacyPlan, device: str) -> list[str]:
     """Return the digests of the models of a federation and of its bounds, with noise and without."""
-    sites, pooled, strategy = {"a": memory_bags(0), "b": memory_bags(1)}, memory_bags(2), FedAvg("uniform")
+    sites, pooled, strategy = (
+        {"a": memory_bags(0), "b": memory_bags(1)},
+        memory_bags(2),
+        FedAvg(weighting="uniform"),
+    )
     states = [run_in_process(MEM_TASK, sites, strategy, 1, 0, plan, device=device).state]
     courses = plan_bounds(MEM_TASK, sites, strategy, 1, 0, plan)
     for each in (courses, without_noise(courses, 0)):
@@ -151,7 +155,7 @@ def test_a_site_of_bags_follows_its_file(plan: PrivacyPlan, tmp_path: Path, repo
     task = replace(job.task, memories=2, dim=4, hidden=8, max_patches=16)
     site = replace(write_site(tmp_path, "a", slides=12), device=STUB, records=tmp_path / "records")
     said: list[str] = []
-    work = SiteWork(TrainerSetup("a", site, task, FedAvg("uniform"), 1, "run", plan), said.append)
+    work = SiteWork(TrainerSetup("a", site, task, FedAvg(weighting="uniform"), 1, "run", plan), said.append)
     arrays = {name: tensor.numpy() for name, tensor in task.build_model().state_dict().items()}
     with Watch() as watch:
         work.train(arrays, 0, 1, ["validation/auc"])

@@ -19,6 +19,8 @@ from histoflare.cli import app
 from histoflare.flare.job import read_job
 from histoflare.flare.job_choice import choose_job
 from histoflare.model_file import save_model
+from histoflare.report.reasons import ADVICE, AT_SITE, TAKES_PART
+from histoflare.shipped import JOBS, job_names
 from tests.flare.bags_on_disk import relabel, write_site
 from tests.masks.made import make_site as make_image_site
 
@@ -51,7 +53,7 @@ PLACEHOLDERS = {
     "CSV": "results.csv",
     "QUPATH.geojson": "a.geojson",
     "MASK": "mask.tiff",
-    "JOB": "jobs/mem_fedavg",
+    "JOB": "mem_fedavg",
     "KIT": "a-kit",
     "FILE": "a-file",
     "JOB_ID": "0",
@@ -162,13 +164,35 @@ def test_a_command_can_be_typed(path: Path, line: str) -> None:
         raise AssertionError(f"{line}\n{error.format_message()}") from None
     except typer.Exit:
         return  # --help
-    folder = values.get("job")
-    if folder is not None and Path(folder).parts[0] == "jobs":
+    job = values.get("job")
+    if job is not None and str(job) in job_names():
         settings = values.get("setting") or []
-        choose_job(ROOT / folder, values.get("preset"), settings)  # the job, its preset, its variables
+        choose_job(JOBS / job, values.get("preset"), settings)  # the job, its preset, its variables
+    elif job is not None:
+        assert f"--out {job}" in path.read_text(), f"{line}: nothing makes {job}"
     for word in arguments:
         if re.match(r"(jobs|provisioning|poc|docs|custom|tests)/", word):
             assert (ROOT / word).exists(), f"{line}: there is no {word}"
+
+
+ADVISED = sorted(
+    {
+        line
+        for text in (*ADVICE.values(), *AT_SITE.values(), TAKES_PART)
+        for line in re.findall(r"'(histoflare [^']+)'", text)
+    }
+)
+
+
+@pytest.mark.parametrize("line", ADVISED)
+def test_a_command_that_a_refusal_advises_can_be_typed(line: str) -> None:
+    try:
+        parse(arguments_of(line))
+    except typer.Exit:
+        return  # --version
+    except UsageError as error:
+        missing = type(error).__name__ == "MissingParameter"
+        assert missing and is_bare(arguments_of(line)), f"{line}\n{error.format_message()}"
 
 
 @pytest.mark.parametrize(
@@ -176,7 +200,7 @@ def test_a_command_can_be_typed(path: Path, line: str) -> None:
     [
         "histoflare run --sites a --out b --preset-of x",
         "histoflare rnu --sites a --out b",
-        "histoflare job make jobs/mem_fedavg",
+        "histoflare job make mem_fedavg",
         "histoflare privacy calibrate --target-epsilon eight --sample-rate 0.1 --steps 5 --delta 1e-5",
     ],
 )
@@ -189,21 +213,21 @@ def test_a_wrong_command_is_noticed(line: str) -> None:
 
 LUNG = ("LUAD", "LUSC")
 QUICK = ["--set", "rounds=1"]
-SLOW = "run --job jobs/dhunet_fedavg --preset small-nuclei"
+SLOW = "run --job dhunet_fedavg --preset small-nuclei"
 RUNS: dict[str, list[str]] = {
     "run --sites lung --bags": QUICK,
-    "run --job jobs/mem_dpsgd --sites my-sites": QUICK,
-    "run --job jobs/mem_dpsgd --preset adnan": QUICK,
+    "run --job mem_dpsgd --sites my-sites": QUICK,
+    "run --job mem_dpsgd --preset adnan": QUICK,
     "privacy calibrate": [],
     "privacy epsilon": [],
     "synthetic images": ["--sites", "2", "--patients", "3", "--images-per-patient", "1", "--side-px", "256"],
     "masks check": [],
     SLOW: [*QUICK, "--set", "task.local_steps=1"],
     "job show": [],
-    "job make jobs/mem_fedavg": [],
-    "job make jobs/mem_dpsgd": [],
-    "job make jobs/dhunet_fedavg": [],
-    "job make jobs/mem_evaluate": [],
+    "job make mem_fedavg": [],
+    "job make mem_dpsgd": [],
+    "job make dhunet_fedavg": [],
+    "job make mem_evaluate": [],
 }
 """Command → what makes it quick. They run in the order of the README, in one folder, as they stand."""
 
@@ -240,7 +264,6 @@ def test_every_command_runs_or_says_why_not() -> None:
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of somebody who follows the README with data of another kind than the shipped jobs name."""
     folder = tmp_path_factory.mktemp("reader")
-    (folder / "jobs").symlink_to(ROOT / "jobs")
     for sites, bags in (("my-sites", "my-run/bags"), ("lung", "lung-run/bags")):
         for name in ("clinic-a", "clinic-b", "external"):
             site = relabel(write_site(folder / sites, name, encoder="imported:uni", features=16), *LUNG)
@@ -249,7 +272,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
             site.bags.rename(folder / bags / name)
     make_image_site(folder / "clinic-a", 0, patients=3, side_px=64)
     model = folder / "result" / "JOB_ID" / "workspace" / "global_model.safetensors"
-    task = read_job(ROOT / "jobs" / "mem_fedavg").task
+    task = read_job(JOBS / "mem_fedavg").task
     model.parent.mkdir(parents=True)
     save_model(model, task.build_model().state_dict(), task, mosaic=None, training={})
     return folder

@@ -26,11 +26,13 @@ from histoflare.commands import (
     masks,
     mosaic,
     poc,
+    policy,
     prepare,
     privacy,
     report,
     run,
     segment,
+    site,
     slide,
     synthetic,
 )
@@ -85,6 +87,8 @@ app.add_typer(privacy.app, name="privacy")
 app.add_typer(
     ledger.app, name="ledger", help="A site's privacy ledger: make, move, show, check, export, close runs."
 )
+app.add_typer(policy.app, name="policy")
+app.add_typer(site.app, name="site", help="Where a site keeps what.")
 app.add_typer(kit.app, name="kit", help="Startup kits and their signature.")
 app.add_typer(job.app, name="job", help="Look at a job folder, or make a variant of one to submit.")
 app.command("resume")(job.resume)

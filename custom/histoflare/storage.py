@@ -25,6 +25,15 @@ PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
 
 
+def real_path(path: Path) -> Path:
+    """Return the full path of a file, without ``..`` and without links in its folders.
+
+    Two ways to one file are then one text, and it is found where a folder on the way is gone. The file itself
+    may be a link, into an archive of slides for example, and keeps its name.
+    """
+    return path.resolve() if path.name == ".." else path.parent.resolve() / path.name
+
+
 def make_folder(folder: Path, *, public: bool = False) -> None:
     """Make ``folder``, and those above it that are missing.
 

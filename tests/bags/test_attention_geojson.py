@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from histoflare.bags.attention_geojson import CLASSES, write_attention
 from histoflare.slides.planes import Plane
@@ -38,3 +39,10 @@ def test_a_tile_per_patch_with_its_attention(tmp_path: Path) -> None:
     colours = [each["classification"]["color"] for each in told]
     assert len({tuple(colour) for colour in colours}) == 3 and CLASSES == 5
     assert all(type(channel) is int for colour in colours for channel in colour)
+
+
+def test_attention_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    plane = Plane("level0", (0, 0), (400, 400))
+    with pytest.raises(ValueError):
+        write_attention(tmp_path / "a.geojson", np.array([np.nan]), 4.0, np.array([[0, 0]]), 100, plane)
+    assert not list(tmp_path.iterdir())

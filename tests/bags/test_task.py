@@ -14,10 +14,10 @@ from torch import Tensor
 from histoflare.bags.task import BagBatch, MemTask, collate
 from histoflare.errors import BagError, JobError
 from histoflare.rounds.evaluation import evaluate
-from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import predict, train_locally
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import digest, model_state
+from histoflare.rounds.strategies.fedavg import FedAvg
 
 from .stand_in import MemoryBags, Record, memory_bags
 

@@ -28,9 +28,9 @@ from histoflare.commands.console import make_table, out
 from histoflare.flare import processes
 from histoflare.flare.job import read_job
 from histoflare.flare.job_variant import write_variant
+from histoflare.flare.kit_scripts import ARENAS, FLAT, START_SCRIPT
 from histoflare.flare.kits import Agreement
 from histoflare.flare.poc import COMPLETED, Federation
-from histoflare.flare.provision import ARENAS, FLAT, START_SCRIPT
 from histoflare.flare.result import read_rounds
 from histoflare.rounds.state import model_state
 from histoflare.site.configuration import SiteConfiguration
@@ -159,7 +159,7 @@ def measure_dhunet(
 
     changes = {
         "rounds": rounds,
-        "strategy.transfer": transfer,
+        "transport.name": transfer,
         "task.labels": list(LABELS),
         "task.background": LABELS[0],
         "task.window_px": 224,

@@ -25,11 +25,11 @@ from histoflare.privacy.accountant import epsilon
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.rounds.bounds import plan_bounds, train_alone
 from histoflare.rounds.evaluation import evaluate, merge_predictions
-from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import predict
+from histoflare.rounds.round import count_sent_by_job
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State
-from histoflare.rounds.strategy import count_sent_by_job
+from histoflare.rounds.strategies.fedavg import FedAvg
 
 SITES, FEATURES, PATCHES = 4, 32, 20
 DELTA = 1e-5
@@ -76,14 +76,20 @@ def plans(rounds: int, patients: int) -> dict[str, tuple[MemTask, PrivacyPlan]]:
     found: dict[str, tuple[MemTask, PrivacyPlan]] = {"federated, no protection": (plain, Open())}
     for target in (8.0, 3.0, 1.0):
         plan = DpSgd(
-            target_epsilon=target, delta=DELTA, clip_norm=1.0, sample_rate=RATE, batch_size=batch, steps=STEPS
+            budget_epsilon=target,
+            budget_share=1.0,
+            delta=DELTA,
+            clip_norm=1.0,
+            sample_rate=RATE,
+            batch_size=batch,
+            steps=STEPS,
         )
         found[f"DP-SGD, patient, ε = {target:g}"] = (
             replace(TASK, learning_rate=0.3),
             plan.settled(rounds, count_sent_by_job(FedAvg(), TASK)),
         )
     for target in (8.0, 3.0, 1.0):
-        plan = UpdateNoise(target_epsilon=target, delta=DELTA, clip_norm=0.01)
+        plan = UpdateNoise(budget_epsilon=target, budget_share=1.0, delta=DELTA, clip_norm=0.01)
         found[f"update noise, patient, ε = {target:g}"] = (
             plain,
             plan.settled(rounds, count_sent_by_job(FedAvg(), TASK)),
@@ -108,12 +114,12 @@ def run(seed: int, patients: int, rounds: int) -> dict[str, tuple[float, float, 
     for name, (task, plan) in plans(rounds, patients).items():
         task = replace(task, seed=seed)
         started = time.perf_counter()
-        state = run_in_process(task, sites, FedAvg("uniform"), rounds, seed, plan).state
+        state = run_in_process(task, sites, FedAvg(weighting="uniform"), rounds, seed, plan).state
         seconds = time.perf_counter() - started
         rows[name] = (*score(task, dict.fromkeys(sites, state), sites), seconds)
         if isinstance(plan, Open):
             started = time.perf_counter()
-            strategy = FedAvg("uniform")
+            strategy = FedAvg(weighting="uniform")
             courses = plan_bounds(task, sites, strategy, rounds, seed).local
             alone = [
                 train_alone(task, sites[site], course, strategy, seed, name=site)

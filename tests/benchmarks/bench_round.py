@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from histoflare.bags.predictions import Predictions
-from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.runner import run_in_process
+from histoflare.rounds.strategies.fedavg import FedAvg
 
 SITES = {f"site_{index}": None for index in range(4)}
 

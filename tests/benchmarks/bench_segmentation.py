@@ -44,11 +44,11 @@ from histoflare.privacy.accountant import epsilon
 from histoflare.privacy.plan import UpdateNoise
 from histoflare.rounds.bounds import POOLED, plan_bounds, train_alone
 from histoflare.rounds.evaluation import evaluate
-from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import predict
+from histoflare.rounds.round import count_sent_by_job
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, model_state
-from histoflare.rounds.strategy import count_sent_by_job
+from histoflare.rounds.strategies.fedavg import FedAvg
 
 LABELS = ("background", "nucleus")
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -98,7 +98,9 @@ def make_task(network: str, seed: int) -> MaskTask:
 
 def make_plan(task: MaskTask, rounds: int, seed: int | None = None) -> UpdateNoise:
     """Return FedDP with the least noise that costs a patient ``EPSILON`` over all rounds."""
-    plan = UpdateNoise(target_epsilon=EPSILON, delta=DELTA, clip_norm=CLIP_NORM, noise_seed=seed)
+    plan = UpdateNoise(
+        budget_epsilon=EPSILON, budget_share=1.0, delta=DELTA, clip_norm=CLIP_NORM, noise_seed=seed
+    )
     return plan.settled(rounds, count_sent_by_job(FedAvg(), task))
 
 
@@ -135,20 +137,22 @@ def run(work: Work) -> tuple[Work, dict[str, Row]]:
     started = time.perf_counter()
     states: Mapping[str, State]
     if work.arm == "local":
-        courses = plan_bounds(task, sites, FedAvg("uniform"), work.rounds, work.seed).local
+        courses = plan_bounds(task, sites, FedAvg(weighting="uniform"), work.rounds, work.seed).local
         states = {
-            site: train_alone(task, sites[site], course, FedAvg("uniform"), work.seed, name=site)
+            site: train_alone(task, sites[site], course, FedAvg(weighting="uniform"), work.seed, name=site)
             for site, course in courses.items()
         }
     elif work.arm == "pooled":
-        course = plan_bounds(task, sites, FedAvg("uniform"), work.rounds, work.seed).pooled
+        course = plan_bounds(task, sites, FedAvg(weighting="uniform"), work.rounds, work.seed).pooled
         data = pooled_images(list(sites.values()))
-        states = {POOLED: train_alone(task, data, course, FedAvg("uniform"), work.seed, name=POOLED)}
+        states = {
+            POOLED: train_alone(task, data, course, FedAvg(weighting="uniform"), work.seed, name=POOLED)
+        }
     elif work.arm == "untrained":
         states = {"untrained": model_state(task.build_model())}
     else:
         plan = make_plan(task, work.rounds, work.seed) if work.arm == "feddp" else None
-        strategy = FedAvg("uniform", transfer="float16" if work.arm == "float16" else "float32")
+        strategy = FedAvg(weighting="uniform")
         states = {work.arm: run_in_process(task, sites, strategy, work.rounds, work.seed, plan).state}
     seconds = time.perf_counter() - started
     found = {}

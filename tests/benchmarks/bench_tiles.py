@@ -1,15 +1,11 @@
 """Tiles per second: ``Slide.read`` beside a raw OpenSlide loop over the same coordinates and threads.
 
     .venv/bin/python tests/benchmarks/bench_tiles.py [--quick] [--json FILE]
-    .venv/bin/python tests/benchmarks/bench_tiles.py --mosaic 82000 [--turns 3]
 
 A tiled JPEG pyramid is made in a temporary folder (16384 x 16384 px at 0.25 µm/px, tiles of 256 px) and tiles
 of it read at level 0. Each reader and the raw loop alternate every 50 tiles, several times over with freshly
 opened slides (cold tile cache, warm file cache); shown is the median over these turns of the rate and of the
 ratio to the raw loop in the same turn. Others' readers are measured where they are installed.
-
-``--mosaic SIDE`` times a mosaic of 224 px patches on a slide of SIDE x SIDE px: its tissue, and its patches'
-colours read one by one and in blocks, alternately. Both give the same colours.
 """
 
 from __future__ import annotations
@@ -210,46 +206,6 @@ def run(quick: bool) -> list[dict[str, Any]]:
     return results
 
 
-def time_mosaic(side_px: int, turns: int) -> dict[str, Any]:
-    """Return the seconds (medians) of a mosaic's parts, and how many times as long one by one takes."""
-    from histoflare.slides import mosaic
-
-    parameters = mosaic.MosaicParameters(patch_px=224)
-    seconds: dict[str, list[float]] = {"tissue": [], "one by one": [], "blocks": []}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "bench.tif"
-        write_slide(path, side_px)
-        for _ in range(turns):
-            with Slide(path) as slide:
-                l0_patch_px = round(parameters.patch_px * slide.l0_per_px(parameters.mpp))
-                started = time.perf_counter()
-                l0_xy, _ = mosaic._find_candidates(slide, parameters, l0_patch_px)
-                seconds["tissue"].append(time.perf_counter() - started)
-                side = round(l0_patch_px / slide.l0_per_px(parameters.cluster_mpp))
-                slide.drop_cache()
-                started = time.perf_counter()
-                alone = [
-                    slide.read((int(x), int(y)), (side, side), parameters.cluster_mpp)
-                    .reshape(-1, 3)
-                    .mean(axis=0)
-                    for x, y in l0_xy
-                ]
-                seconds["one by one"].append(time.perf_counter() - started)
-                slide.drop_cache()
-                started = time.perf_counter()
-                together = mosaic._mean_colours(slide, parameters, l0_patch_px, l0_xy, 1)
-                seconds["blocks"].append(time.perf_counter() - started)
-            np.testing.assert_array_equal(together, np.array(alone))
-    medians = {f"{name} (s)": round(statistics.median(times), 2) for name, times in seconds.items()}
-    ratios = [one / other for one, other in zip(seconds["one by one"], seconds["blocks"], strict=True)]
-    return {
-        "slide_px": side_px,
-        "patches": len(l0_xy),
-        **medians,
-        "ratio": round(statistics.median(ratios), 2),
-    }
-
-
 def main() -> None:
     """Measure, print a table, and write JSON if asked to."""
     parser = argparse.ArgumentParser(
@@ -257,12 +213,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="a small slide, to see that it runs")
     parser.add_argument("--json", type=Path, help="file for the figures")
-    parser.add_argument("--mosaic", type=int, metavar="SIDE", help="time a mosaic's parts instead")
-    parser.add_argument("--turns", type=int, default=3, help="of --mosaic")
     options = parser.parse_args()
-    if options.mosaic:
-        print(json.dumps(time_mosaic(options.mosaic, options.turns), indent=2))
-        return
     results = run(options.quick)
     print(
         f"{TILE_PX} px tiles at level 0; {os.cpu_count()} CPUs, Python {platform.python_version()}, ", end=""

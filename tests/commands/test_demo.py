@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from histoflare.commands.options import DEMO_JOB
+from histoflare.bags.efficientnet import find_packaged_weights
+from histoflare.commands.options import DEMO_JOBS
 from histoflare.flare import processes
 from histoflare.flare.poc import STATE_FILE
 from histoflare.privacy.budget import Budget
@@ -22,6 +23,7 @@ from histoflare.privacy.ledger import Ledger
 pytestmark = pytest.mark.slow
 
 SMALL = ["--hospitals", "2", "--slides-per-hospital", "6", "--rounds", "3", "--patch-px", "112"]
+SMALL += ["--patients-per-hospital", "6"]
 
 
 def histoflare(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -54,7 +56,8 @@ def test_the_report_compares_all_models(run_folder: Path) -> None:
     found = report(run_folder)
     assert set(found["sites"]) == {"hospital-1", "hospital-2"}
     assert found["external"]["n_slides"] > 0
-    assert found["encoder"] == "densenet121-random:v1"
+    pretrained = find_packaged_weights() is not None
+    assert found["encoder"] == ("efficientnet-lite0:579344248a93" if pretrained else "densenet121-random:v1")
     assert "no clipping" in found["privacy"]
     for text in (json.dumps(found), (run_folder / "report.html").read_text()):
         assert str(run_folder) not in text
@@ -93,12 +96,12 @@ def test_the_same_demo_gives_the_same_bytes_through_flare(
 def test_the_demo_trains_under_protection(
     run_folder: Path, tmp_path: Path, repository: Path, runtime: str
 ) -> None:
-    """The job that ``make demo`` runs: booked at every site, and the report says what it cost."""
+    """The second chapter's job: booked at every site, and the report says what it cost."""
     (tmp_path / "slides").symlink_to(run_folder / "slides")
     (tmp_path / "bags").symlink_to(run_folder / "bags")
     budgets = ["--epsilons", "1" if runtime == "poc" else ""]
     job = repository / "jobs" / "mem_dpsgd"
-    assert job.relative_to(repository) == DEMO_JOB
+    assert job.name == str(DEMO_JOBS[1])
     histoflare("demo", "--out", tmp_path, "--job", job, "--runtime", runtime, *budgets, *SMALL)
     found = report(tmp_path)
     cost = found["guarantee"]
@@ -106,8 +109,8 @@ def test_the_demo_trains_under_protection(
     for site in found["sites"]:
         assert cost["sites"][site]["updates"] == 3
         assert 0 < cost["sites"][site]["pld"]["epsilon"] <= cost["sites"][site]["rdp"]["epsilon"] <= 8.0
-        kept = tmp_path / "ledgers" / site
-        ledger = Ledger(kept / "ledger" / "ledger.sqlite", kept / "keys" / "ledger.key")
+        key = tmp_path / "ledger-keys" / site / "ledger.key"
+        ledger = Ledger(tmp_path / "ledgers" / site / "ledger.sqlite", key)
         (run,) = ledger.summary(Budget(8.0, 1e-5)).runs
         assert (run.rounds, run.booked, run.released) == (3, 3, 3)
     tried = [entry["epsilon"] for entry in found["accuracy_against_epsilon"]]
@@ -118,6 +121,26 @@ def test_the_demo_trains_under_protection(
         assert "add or remove one" in page and "Balanced accuracy against ε" in page
         for figures in found["evaluated_at_sites"].values():
             assert not {"n_patients", "n_slides"} & set(figures), "counts stay"
+
+
+def test_both_chapters_run_in_one_federation(run_folder: Path, tmp_path: Path) -> None:
+    """As ``make demo`` runs them: one ledger a site, and the report holds both runs and their difference."""
+    (tmp_path / "slides").symlink_to(run_folder / "slides")
+    (tmp_path / "bags").symlink_to(run_folder / "bags")
+    histoflare("demo", "--out", tmp_path, "--runtime", "poc", "--epsilons", "", *SMALL)
+    found = report(tmp_path)
+    first = found["unprotected_run"]
+    assert (first["job"], found["job"]) == ("mem_fedavg", "mem_dpsgd")
+    assert first["guarantee"]["mechanism"] == "open" and found["guarantee"]["mechanism"] == "dp-sgd"
+    assert first["protocol"]["sha256"] == found["protocol"]["sha256"], "one question"
+    assert first["model_sha256"] == report(run_folder)["model_sha256"], "the same run as by itself"
+    cost = first["federated"]["accuracy"] - found["federated"]["accuracy"]
+    assert found["cost_of_privacy"]["accuracy"] == pytest.approx(cost)
+    for site, gain in first["gain_over_local"].items():
+        own = first["local_on_all_sites"][site]["accuracy"]
+        assert gain["accuracy"] == pytest.approx(first["federated"]["accuracy"] - own)
+    assert (tmp_path / "unprotected" / "model.safetensors").is_file()
+    assert (tmp_path / "report.html").read_text().count("Chapter 2") == 1
 
 
 def test_ctrl_c_ends_everything_and_the_same_command_goes_on(

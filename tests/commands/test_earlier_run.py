@@ -16,8 +16,13 @@ def test_the_same_run_goes_on_and_another_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "run"
     claim_output(out, SITES)
     (out / "seed-1" / "job").mkdir(parents=True)
-    claim_output(out, {**SITES, "sites": {"b": "/b.csv"}})  # nothing has come of it yet
+    (out / "bags").mkdir()
     claim_output(out, SITES)
+    assert (out / "seed-1").is_dir(), "it may go on"
+    claim_output(out, {**SITES, "sites": {"b": "/b.csv"}})  # nothing has come of it yet
+    assert sorted(path.name for path in out.iterdir()) == ["bags", "inputs.json"], "half of another run"
+    claim_output(out, SITES)
+    (out / "seed-1").mkdir()
     (out / "seed-1" / "report.json").touch()
     claim_output(out, SITES)
     with pytest.raises(JobError, match=r"another run left \(with other sites\).*--out") as caught:
@@ -35,6 +40,7 @@ def test_what_an_earlier_version_left_is_not_ours(tmp_path: Path, left: str) -> 
 
 
 def test_a_folder_with_slides_and_bags_only_is_free(tmp_path: Path) -> None:
-    for name in ("slides", "bags"):
+    for name in ("slides", "bags", "records"):
         (tmp_path / name).mkdir()
     claim_output(tmp_path, SITES)
+    assert (tmp_path / "records").is_dir(), "made by nobody known"

@@ -29,10 +29,10 @@ from histoflare.report.consortium import say_missing
 from histoflare.report.guarantee_words import say_epsilon
 from histoflare.rounds import bounds
 from histoflare.rounds.comparison import compare
-from histoflare.rounds.cyclic import CyclicWeightTransfer
-from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import predict
 from histoflare.rounds.runner import run_in_process
+from histoflare.rounds.strategies.cyclic import CyclicWeightTransfer
+from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_cohort, load_site_data
 from histoflare.slides.manifest import read_manifest
@@ -84,8 +84,8 @@ def reported(job: Job, folder: Path, *epsilons: float) -> tuple[dict[str, Any], 
 @pytest.mark.parametrize(
     "plan",
     [
-        UpdateNoise(target_epsilon=3.0, noise_seed=5),
-        DpSgd(target_epsilon=3.0, sample_rate=0.5, batch_size=5, steps=2, noise_seed=5),
+        UpdateNoise(budget_epsilon=3.0, budget_share=1.0, noise_seed=5),
+        DpSgd(budget_epsilon=3.0, budget_share=1.0, sample_rate=0.5, batch_size=5, steps=2, noise_seed=5),
     ],
 )
 def test_accuracy_against_epsilon(plan: UpdateNoise | DpSgd, tmp_path: Path, repository: Path) -> None:
@@ -94,14 +94,14 @@ def test_accuracy_against_epsilon(plan: UpdateNoise | DpSgd, tmp_path: Path, rep
     own, smaller, unprotected = report["accuracy_against_epsilon"]
     assert [entry["is_own"] for entry in (own, smaller, unprotected)] == [True, False, False]
     assert own["balanced_accuracy"] == report["federated"]["balanced_accuracy"], "it is not run again"
-    assert own["epsilon"] == report["guarantee"]["reserved"]["rdp"]["epsilon"]
+    assert own["epsilon"] == report["guarantee"]["reserved"]["filter"]["epsilon"]
     assert own["epsilon"] == pytest.approx(3.0, rel=0.1)
     assert smaller["epsilon"] == pytest.approx(1.0, rel=0.1)
     assert unprotected["epsilon_is_infinite"] is True
     assert own["noise_multiplier"] < smaller["noise_multiplier"]
     cohorts = {site: load_site_cohort(site, job.task, made) for site, made in sites_of(tmp_path).items()}
     for entry, tried in (
-        (smaller, replace(plan, target_epsilon=1.0).settled(2, 1000)),
+        (smaller, replace(plan, budget_epsilon=1.0, budget_share=1.0).settled(2, 1000)),
         (unprotected, plan.settled(2, 1000).without_noise(job.seed)),
     ):
         run = run_in_process(job.task, cohorts, job.strategy, 2, job.seed, tried)
@@ -160,14 +160,17 @@ def test_sites_with_images_get_their_own_pages(tmp_path: Path, repository: Path)
     }
     cohorts = {site: load_site_data(site, job.task, at) for site, at in sites.items()}
     federated = Federated(job.task.build_model().state_dict(), {}, [])
-    outcome = Outcome(full_report(**segmentation_facts()), cohorts, federated)
+    own = {"tnbc-1": federated.state}  # the other site's own model failed
+    outcome = Outcome(full_report(**segmentation_facts()), cohorts, federated, local=own)
     experiment = Experiment(job, sites, {}, Runtime.INPROCESS)
     with progress() as bars:
         paths = write_site_pages(experiment, outcome, tmp_path / "out", bars, PhaseClock())
     assert [path.name for path in paths] == ["site-tnbc-1.html", "site-dsb-2.html"]
     for site, path in zip(sites, paths, strict=True):
         parsed = parse(path)
-        assert len(parsed.named("img")) == 2 * 3
+        masks = 3 if site in own else 2  # given, federated, alone
+        assert len(parsed.named("img")) == (2 + masks) * 3
+        assert parsed.text.count("Mask of the model of this site alone") == 3 * (site in own)
         _, rows = predict(job.task, federated.state, cohorts[site], "test").listed()
         assert all(f"Dice {float(dice):.3f}" in parsed.text for _, _, dice in rows)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from histoflare.errors import HistoflareError, JobError
 from histoflare.flare import admin as admin_module
 from histoflare.flare.admin import Admin
 from histoflare.flare.job import read_job
-from histoflare.flare.job_variant import try_variant
+from histoflare.flare.job_variant import try_variant, write_variant
 from histoflare.model_file import describe_model, read_model_file, save_model, write_model_file
+from histoflare.privacy.protocol import digest as digest_protocol
 from histoflare.rounds.state import digest, model_state
 
 
@@ -92,6 +94,27 @@ def test_a_job_starts_from_a_model_file_or_a_run_s_folder(tmp_path: Path, reposi
         assert digest(start.state) == digest(state)
 
 
+def test_an_evaluation_of_a_download_has_the_protocol_that_its_model_was_trained_under(
+    tmp_path: Path, repository: Path
+) -> None:
+    """Nothing is copied by hand; without the job beside it the command says that sites will refuse."""
+    changes = {**TINY, "rounds": 7, "protocol.split.test_fraction": 0.3}
+    trained = write_variant(repository / "jobs" / "mem_fedavg", tmp_path / "result" / "job", changes)
+    job = read_job(trained)
+    task, state = job.task, model_state(job.task.build_model())
+    facts = describe_model(
+        task, mosaic=task.mosaic, protocol_sha256=digest_protocol(job.protocol), run="run-1", round_index=6
+    )
+    write_model_file(tmp_path / "result" / "workspace" / "global_model.safetensors", state, facts)
+    options = ("job", "make", repository / "jobs" / "mem_evaluate", "--sites", "a,b")
+    said = run(*options, "--model", tmp_path / "result", "--out", tmp_path / "ask")
+    made = read_job(tmp_path / "ask")
+    assert (made.protocol, made.run) == (job.protocol, "run-1") and "PROTOCOL_MISMATCH" not in said
+    copy = shutil.copy(tmp_path / "result" / "workspace" / "global_model.safetensors", tmp_path)
+    said = run(*options, "--model", copy, "--out", tmp_path / "alone")
+    assert "PROTOCOL_MISMATCH" in said and read_job(tmp_path / "alone").protocol != job.protocol
+
+
 def test_a_model_of_another_kind_or_of_nobody_s_is_refused(tmp_path: Path, repository: Path) -> None:
     task = try_variant(repository / "jobs" / "mem_fedavg", TINY).task
     state = model_state(task.build_model())
@@ -164,15 +187,17 @@ class TestSubmit:
         monkeypatch.setattr(Admin, "submit", lambda self, folder: seen.append(read_job(folder)) or "1")
         monkeypatch.setattr(Admin, "wait", lambda *_: "FINISHED:EXECUTION_EXCEPTION")
         monkeypatch.setattr(Admin, "download", download)
+        monkeypatch.setattr(Admin, "deployment", lambda *_: ["server: OK", "a: OK", "c: JOB_VERSION"])
         folder = repository / "jobs" / "mem_dpsgd"
         with pytest.raises(JobError, match="ended with FINISHED:EXECUTION_EXCEPTION") as caught:
             run("job", "submit", folder, "--kit", tmp_path, "--preset", "adnan", "--wait")
         assert [job.rounds for job in seen] == [116]
         lines = str(caught.value).splitlines()
-        assert [line.split(":")[:2] for line in lines[1:3]] == [
-            ["  a", " COHORT_INVALID"],
-            ["  b", " PROTOCOL_MISMATCH"],
+        assert [line.split(": ")[:2] for line in lines[1:3]] == [
+            ["  a", "COHORT_INVALID"],
+            ["  b", "PROTOCOL_MISMATCH"],
         ]
+        assert lines[3].startswith("  c: did not take the job: JOB_VERSION")
         assert "histoflare poc start --sites" in str(caught.value) and "every kit" in str(caught.value)
 
 

@@ -16,8 +16,21 @@ from histoflare.flare.site_policy import write_first_policy
 from histoflare.privacy.ledger import Ledger
 from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.policy import POLICIES
+from histoflare.privacy.words import say_epsilon
 from histoflare.site.configuration import SiteConfiguration, write_site_file
-from tests.privacy.ledgers import ABOUT, BUDGET, FILLED, ROLES, SITE, copied, fill, new_ledger, paths, reserve
+from tests.privacy.ledgers import (
+    ABOUT,
+    BUDGET,
+    FILLED,
+    ROLES,
+    SITE,
+    SPEND,
+    copied,
+    fill,
+    new_ledger,
+    paths,
+    reserve,
+)
 
 ASKED = ("--epsilon", BUDGET.epsilon, "--delta", BUDGET.delta)
 
@@ -43,21 +56,73 @@ def files(tmp_path: Path) -> list[object]:
 
 
 def test_show_says_what_is_left(files: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("histoflare.commands.ledger.out", Console(width=80))
+    monkeypatch.setattr("histoflare.commands.ledger_tables.out", Console(width=80))
     shown = run("show", *files, *ASKED)
     summary = Ledger(*paths(tmp_path)).summary(BUDGET)
-    assert f"ε = {summary.epsilon:.4g} as jobs are admitted by" in shown
-    assert f"{summary.epsilon_rdp:.4g} by RDP, {summary.epsilon_pld:.4g} by PLD" in shown
+    assert f"ε = {say_epsilon(summary.epsilon)} of 8 at δ = 1e-5" in shown
+    assert "RDP" not in shown and "PLD" not in shown and "ρ" not in shown
+    how = run("show", *files, *ASKED, "--how")
+    assert f"{say_epsilon(summary.epsilon_rdp)} by RDP, {say_epsilon(summary.epsilon_pld)} by PLD" in how
     rows = [[cell.strip() for cell in line.split("│")] for line in shown.splitlines() if "│" in line]
     first, second = (
         [" ".join(cells).strip() for cells in zip(*part, strict=True)] for part in (rows[:4], rows[4:8])
     )
-    assert first[1:5] == ["run (open)", ABOUT, "3", "3 reserved 2 booked 1 released 1 failed"]
-    assert second[1:5] == ["gone (closed)", ABOUT, "3", "2 reserved 0 booked 0 released 0 failed"]
+    alone = say_epsilon(BUDGET.spent([SPEND.times(3)]))
+    counts = "3 reserved 2 booked 1 released 1 failed"
+    assert first[1:5] == [f"run (open) {ABOUT}", "3", counts, alone]
+    counts = "2 reserved 0 booked 0 released 0 failed"
+    assert second[1:5] == [f"gone (closed) {ABOUT}", "3", counts, "0"]
     assert not any(name in shown for name in ROLES)
     printed = json.loads(run("show", *files, *ASKED, "--json"))
-    assert {name: printed[name] for name in summary.to_json()} == summary.to_json()
-    assert [(row["about"], row["failed"]) for row in printed["runs"]] == [(ABOUT, 1), (ABOUT, 0)]
+    (found,) = printed["budgets"]
+    assert found == summary.to_json() | {"scopes": []}
+    assert [(row["about"], row["failed"]) for row in found["runs"]] == [(ABOUT, 1), (ABOUT, 0)]
+
+
+def test_its_tables_hold_at_80_columns(
+    files: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job's name is a UUID; no figure is cut, and none is broken over two lines."""
+    ledger, run_name = Ledger(*paths(tmp_path)), "0f8b1b1e-52f1-4f6e-9a35-2a6d3c1f0b77"
+    reserve(ledger, run_name, 4)
+    monkeypatch.setattr("histoflare.commands.ledger_tables.out", Console(width=80))
+    shown = run("show", *files, *ASKED)
+    table = [line for line in shown.splitlines() if line[:1] in "│┃┏┡├└"]
+    assert max(map(len, table)) <= 80 and "…" not in "".join(table)
+    assert any(run_name in line for line in table)
+    assert any(say_epsilon(BUDGET.spent([SPEND.times(4)])) in line for line in table)
+
+
+def test_from_the_kits_folder_everything_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(new_ledger(tmp_path))
+    path, key = paths(tmp_path)
+    local = tmp_path / "kit" / "local"
+    local.mkdir(parents=True)
+    write_site_file(
+        local / "histoflare.toml",
+        SiteConfiguration(tmp_path / "m.csv", tmp_path / "bags", ledger=path, ledger_key=key),
+    )
+    for scope in ("dp-patient", "dp-update", "open"):
+        (local / f"policy_{scope}.toml").write_bytes((POLICIES / f"{scope}.toml").read_bytes())
+    write_first_policy(local)
+    own = local / OWN_POLICY_FILE
+    asked = ("show", "--json")
+    for folder in (local.parent, local):
+        monkeypatch.chdir(folder)
+        (found,) = json.loads(run(*asked))["budgets"]
+        assert (found["budget_epsilon"], found["scopes"]) == (8.0, ["dp-patient", "dp-update"])
+        assert "whole" in run("verify")
+    own.write_text(own.read_text() + "[scope.dp-patient]\nepsilon = 3.0\n")
+    monkeypatch.chdir(tmp_path)
+    budgets = json.loads(run(*asked, "--site", local.parent))["budgets"]
+    assert [(each["budget_epsilon"], each["scopes"]) for each in budgets] == [
+        (3.0, ["dp-patient"]),
+        (8.0, ["dp-update"]),
+    ]
+    assert "Spent of the lifetime budget (dp-patient): ε = " in run("show", "--site", local)
+    with pytest.raises(JobError) as caught:
+        run("show")
+    assert caught.value.reason == "SITE_NOT_CONFIGURED"
 
 
 def test_show_says_whose_it_is_and_what_left_unprotected(files: list[object], tmp_path: Path) -> None:
@@ -73,7 +138,7 @@ def test_show_says_whose_it_is_and_what_left_unprotected(files: list[object], tm
         ("evaluation", "run", 1),
         ("update", "open run", 1),
     ]
-    assert "rho" not in printed, "a budget was not named"
+    assert printed["budgets"] == [], "a budget was not named"
     copy = paths(copied(tmp_path / "data", tmp_path / "copy" / "data").parent)
     copied(tmp_path / "keys", tmp_path / "copy" / "keys")
     assert "bound there, not here" in run("show", "--ledger", copy[0], "--key", copy[1])
@@ -154,14 +219,15 @@ def test_the_site_file_says_where_the_ledger_is_and_its_policy_may_lower_the_bud
     assert f"{FILLED} entries" in run("verify", "--site", site)
     write_first_policy(tmp_path)
     shown = json.loads(run("show", "--site", site, "--policy", POLICIES / "dp-patient.toml", "--json"))
+    (shown,) = shown["budgets"]
     assert (shown["budget_epsilon"], shown["delta"]) == (8.0, 1e-5)
     own = tmp_path / OWN_POLICY_FILE
     own.write_text(own.read_text() + "[scope.dp-patient]\nepsilon = 3.0\n")
     shown = json.loads(run("show", "--site", site, "--policy", POLICIES / "dp-patient.toml", "--json"))
-    assert shown["budget_epsilon"] == 3.0
+    assert shown["budgets"][0]["budget_epsilon"] == 3.0
     write_first_policy(tmp_path)
     shown = json.loads(run("show", "--site", site, "--policy", POLICIES / "open.toml", "--json"))
-    assert set(shown) == {"ledger", "unprotected"}, "a policy without a budget: what left, and no ε"
+    assert shown["budgets"] == [], "a policy without a budget: what left, and no ε"
     write_site_file(site, SiteConfiguration(tmp_path / "m.csv", tmp_path / "bags"))
     with pytest.raises(LedgerError) as caught:
         run("show", "--site", site)
@@ -201,7 +267,6 @@ def test_close_asks_first(files: list[object], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        ["verify"],
         ["verify", "--ledger", "a"],
         ["verify", "--site", "s", "--key", "k"],
         ["show", "--ledger", "a/b", "--key", "k", "--epsilon", "1"],

@@ -12,8 +12,9 @@ from histoflare.commands.poc import _facts, _write_job
 from histoflare.errors import HistoflareError, ManifestError
 from histoflare.flare import poc
 from histoflare.flare.job import read_job
-from histoflare.flare.kits import Kits
+from histoflare.flare.kits import Agreement, Kits
 from histoflare.flare.poc import STATE_FILE, Federation, refuse_running
+from histoflare.shipped import JOBS
 from histoflare.storage import write_json
 from tests.flare.bags_on_disk import write_site
 
@@ -48,17 +49,6 @@ def test_so_can_that_of_a_refusal(workspace: Path, monkeypatch: pytest.MonkeyPat
     assert shlex.split(command) == ["histoflare", "poc", "stop", "--workspace", str(workspace)]
 
 
-def test_kits_in_a_temporary_folder_come_into_the_workspace(tmp_path: Path) -> None:
-    temporary = tmp_path / "histoflare-kits-x"
-    (temporary / "kits" / "server" / "jobs").mkdir(parents=True)
-    (tmp_path / "my run" / "kits" / "earlier").mkdir(parents=True)
-    kits = Kits("x", str(temporary / "kits"), "server", "lead", (), 1, str(temporary))
-    kits.leave_temporary(tmp_path / "my run")
-    assert (tmp_path / "my run" / "kits" / "server" / "jobs").is_dir() and not temporary.exists()
-    kits.leave_temporary(tmp_path / "my run")  # once more: nothing is lost
-    assert (tmp_path / "my run" / "kits" / "server" / "jobs").is_dir()
-
-
 def test_the_job_is_one_that_the_sites_that_are_there_can_run(
     repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,3 +65,9 @@ def test_the_job_is_one_that_the_sites_that_are_there_can_run(
     assert "b will refuse the job (MANIFEST_INVALID)" in capsys.readouterr().err
     with pytest.raises(ManifestError, match="trian"):
         _write_job(tmp_path, job, None, {"b": sites["b"]}, "bags")
+
+
+def test_a_workspace_in_which_results_would_be_lost_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    with pytest.raises(HistoflareError, match="loses the results") as caught:
+        Federation.prepare(tmp_path / "a\\b", {}, Agreement(JOBS / "mem_fedavg"))
+    assert caught.value.reason == "FEDERATION_FAILED" and not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""``histoflare privacy policy``: the two layers side by side, and what holds."""
+"""``histoflare policy``: the two layers side by side, what holds, and how a steward changes it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from histoflare.cli import app
@@ -14,8 +15,9 @@ from histoflare.errors import JobError
 from histoflare.flare.site_policy import known_models, policy_file, write_first_policy
 from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.policy import POLICIES, read_policy
-from histoflare.rounds.strategy import STRATEGIES
+from histoflare.rounds.strategies import STRATEGIES
 from histoflare.site.configuration import SITE_FILE
+from tests.report.parsed import assert_loads_nothing, parse
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def add(site: Path, text: str) -> None:
 
 
 def shown(site: Path, *options: str) -> str:
-    result = CliRunner().invoke(app, ["privacy", "policy", "--site", str(site), *options])
+    result = CliRunner().invoke(app, ["policy", "show", "--site", str(site), *options])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == 0
@@ -63,7 +65,9 @@ def test_what_the_steward_narrows_stands_between_the_kit_s_and_what_holds(site: 
     entries = facts(site, "--scope", "dp-patient")["scopes"]["dp-patient"]["entries"]
     assert entries["epsilon"] == {"signed": 8.0, "own": 2.5, "holds": 2.5}
     assert entries["evaluations"] == {"signed": 10, "own": 0, "holds": 0}
-    rows = [[cell.strip() for cell in line.split("│")] for line in shown(site).splitlines() if "│" in line]
+    assert "auc" not in shown(site), "lists of figures only where they are asked for"
+    everything = shown(site, "--all")
+    rows = [[cell.strip() for cell in line.split("│")] for line in everything.splitlines() if "│" in line]
     assert ["", "epsilon", "8.0", "2.5", "2.5", ""] in rows
     assert ["", "delta", "1e-05", "", "1e-05", ""] in rows
     metrics = "".join(row[2] for row in rows if len(row) == 6)
@@ -108,3 +112,88 @@ def test_a_kit_that_was_changed_is_said_first(site: Path, tmp_path: Path) -> Non
     with pytest.raises(JobError) as caught:
         shown(local / SITE_FILE)
     assert caught.value.reason == "KIT_CHANGED"
+
+
+def change(site: Path, *arguments: str) -> None:
+    result = CliRunner().invoke(app, ["policy", "set", *arguments, "--site", str(site)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0
+
+
+def test_a_steward_narrows_it_line_by_line_and_comments_stay(site: Path) -> None:
+    own = site.with_name(OWN_POLICY_FILE)
+    comments = [line for line in own.read_text().splitlines() if line.startswith("# ") and " = " not in line]
+    change(site, "minimum_patients=10", "purposes=research,education", "scopes=dp-patient")
+    change(site, "epsilon=4", "job_share=0.25", "--scope", "dp-patient")
+    found = facts(site)
+    assert found["purposes"] == ["research", "education"]
+    assert not found["scopes"]["open"]["takes_part"]
+    entries = found["scopes"]["dp-patient"]["entries"]
+    assert [entries[name]["holds"] for name in ("minimum_patients", "epsilon", "job_share")] == [10, 4, 0.25]
+    assert all(comment in own.read_text() for comment in comments)
+    change(site, "epsilon=", "--scope", "dp-patient")
+    change(site, "scopes=", "purposes=")
+    found = facts(site)
+    assert found["scopes"]["dp-patient"]["entries"]["epsilon"]["holds"] == 8.0
+    assert found["scopes"]["open"]["takes_part"] and found["purposes"] == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("epsilon=9", "--scope", "dp-patient"),
+        ("epsilon=nothing", "--scope", "dp-patient"),
+        ("epsilon=4",),  # open has no budget
+        ("minimum_patients=1",),
+        ("purposes=research", "--scope", "dp-patient"),
+        ("epsilom=4", "--scope", "dp-patient"),
+        ("epsilon=4", "--scope", "dp-patent"),
+        ("epsilon",),
+    ],
+)
+def test_nothing_is_written_that_would_not_hold(site: Path, arguments: tuple[str, ...]) -> None:
+    before = site.with_name(OWN_POLICY_FILE).read_bytes()
+    with pytest.raises(JobError) as caught:
+        change(site, *arguments)
+    assert caught.value.reason == "POLICY_INVALID"
+    assert site.with_name(OWN_POLICY_FILE).read_bytes() == before
+
+
+def test_check_says_every_fault_at_once(site: Path) -> None:
+    result = CliRunner().invoke(app, ["policy", "check", "--site", str(site)])
+    assert result.exit_code == 0 and "dp-patient" in result.stdout
+    add(site, 'minimum_patients = "many"\nfoo = 1\nscopes = ["dp-pacient"]\ncounts = true\n')
+    add(site, "[scope.dp-patient]\nepsilon = 9\n[scope.dp-update]\n")
+    own = site.with_name(OWN_POLICY_FILE)
+    own.write_text(own.read_text().replace('scopes = ["dp-pacient"]\n', ""))
+    result = CliRunner().invoke(app, ["policy", "check", "--site", str(site)])
+    assert result.exit_code == 1
+    for fault in (
+        "minimum_patients: must be",
+        "foo: no entry",
+        "epsilon: 9",
+        "scope dp-update: not in",
+        "counts",
+    ):
+        assert fault in result.stdout
+
+
+def test_the_page_says_what_holds_and_loads_nothing(site: Path, tmp_path: Path) -> None:
+    change(site, "epsilon=4", "--scope", "dp-patient")
+    change(site, "scopes=dp-patient")
+    target = tmp_path / "policy.html"
+    shown(site, "--html", str(target))
+    assert_loads_nothing(target)
+    text = parse(target).text
+    assert "the lifetime budget ε of each patient, over all jobs together 4 8 4" in text
+    assert "open: off" in text
+
+
+def test_its_tables_hold_at_80_columns(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("histoflare.commands.policy.out", Console(width=80, emoji=False))
+    change(site, "epsilon=2.125", "delta=1e-6", "--scope", "dp-patient")
+    table = [line for line in shown(site).splitlines() if line[:1] in "│┃┏┡├└"]
+    assert max(map(len, table)) <= 80 and "…" not in "".join(table)
+    rows = [[cell.strip() for cell in line.split("│")] for line in table]
+    assert ["", "epsilon", "8.0", "2.125", "2.125", ""] in rows

@@ -12,7 +12,9 @@ from histoflare.cli import app
 from histoflare.commands.privacy import Accountant
 from histoflare.errors import JobError
 from histoflare.privacy.accountant import ACCOUNTANTS, calibrate, epsilon
+from histoflare.privacy.budget import Budget
 from histoflare.privacy.spend import Spend
+from histoflare.privacy.words import say_epsilon
 
 EVENT = ["--sample-rate", 0.2, "--steps", 945, "--delta", 1e-4]
 WHOLE = ["--sample-rate", 1, "--steps", 150, "--delta", 1e-5]
@@ -62,10 +64,32 @@ def test_no_noise_is_infinite_and_still_json() -> None:
 
 
 def test_the_table_says_what_it_promises() -> None:
-    said = " ".join(run("epsilon", "--noise-multiplier", 0.05, *WHOLE).split())
-    assert "31,044" in said, "FedDP's noise, over all its rounds"
+    said = " ".join(run("epsilon", "--noise-multiplier", 0.05, *WHOLE, "--how").split())
+    assert "31 044" in said, "FedDP's noise, over all its rounds, rounded up"
     assert "Per patient" in said and "add or remove one" in said
-    assert "gaussian" not in run("epsilon", "--noise-multiplier", 4, *EVENT)
+    assert "gaussian" not in run("epsilon", "--noise-multiplier", 4, *EVENT, "--how")
+
+
+def test_one_figure_comes_first_and_it_is_the_ledgers() -> None:
+    budget, spend = Budget(8.0, 1e-4), Spend(4.0, 0.2, 945)
+    said = run("epsilon", "--noise-multiplier", 4, *EVENT)
+    assert f"ε = {say_epsilon(budget.spent([spend]))} of 8 at δ = 0.0001" in said
+    assert "RDP" not in said and "accountant" not in said
+    found = json.loads(run("epsilon", "--noise-multiplier", 4, *EVENT, "--json"))
+    assert found["ledger_epsilon"] == budget.spent([spend])
+
+
+def test_the_noise_for_a_share_is_what_the_ledger_admits_so_often() -> None:
+    budget = Budget(8.0, 1e-5)
+    found = json.loads(run("calibrate", "--target-epsilon", 8, *WHOLE, "--share", 0.25, "--json"))
+    cost = budget.cost(Spend(found["noise_multiplier"], 1, 150))
+    assert budget.admits(4 * cost) and not budget.admits(4.01 * cost)
+    assert (found["ledger_epsilon"], found["further"]) == (budget.epsilon_of(cost), 3)
+    by_rdp = next(each for each in found["answers"] if each["accountant"] == "rdp")
+    least = Spend(by_rdp["noise_multiplier"], 1, 150)
+    assert by_rdp["ledger_epsilon"] == budget.spent([least]), "what a ledger books for another's noise"
+    said = run("calibrate", "--target-epsilon", 8, *WHOLE)
+    assert "ε = 8.0 of 8 at δ = 1e-5; nothing is left for a second" in " ".join(said.split())
 
 
 def test_a_plainer_bound_is_said_to_be_one() -> None:
@@ -85,6 +109,9 @@ def test_noise_for_an_epsilon() -> None:
         name: {
             "noise_multiplier": calibrate(8, 1e-5, sample_rate=1, steps=150, accountant=name),
             "bound_of": "rdp" if name == "rdp" else "gaussian",
+            "ledger_epsilon": Budget(8.0, 1e-5).spent(
+                [Spend(calibrate(8, 1e-5, sample_rate=1, steps=150, accountant=name), 1, 150)]
+            ),
         }
         for name in ACCOUNTANTS
     }
@@ -108,7 +135,7 @@ def test_noise_for_an_epsilon() -> None:
             "at least 100",
         ),
         (["epsilon", "--noise-multiplier", 1, *EVENT, "--accountant", "gaussian"], "without sampling"),
-        (["calibrate", "--target-epsilon", 0, *WHOLE], "target_epsilon: a number above 0"),
+        (["calibrate", "--target-epsilon", 0, *WHOLE], "epsilon: a number above 0"),
         (["calibrate", "--target-epsilon", 1e-3, *WHOLE, "--steps", 10**12], "a noise multiplier above"),
     ],
 )

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -16,12 +17,15 @@ from histoflare.flare.job import read_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.site_policy import policy_file, write_first_policy
 from histoflare.privacy import sampler
+from histoflare.privacy.budget import Budget
 from histoflare.privacy.ledger import Ledger
 from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
 from histoflare.site.books import Books
 from histoflare.site.configuration import SITE_FILE, read_site_file
+from histoflare.slides.manifest import read_manifest
+from tests.flare.bags_on_disk import write_bags
 from tests.privacy.ledgers import paths, site_lines
 
 
@@ -30,6 +34,8 @@ def site(tmp_path: Path) -> Path:
     """Return the file of a site with six training patients, its policies beside it."""
     rows = [f"{n}.tif,p{n},{('glandular', 'solid')[n % 2]},{'test' if n > 5 else 'train'}" for n in range(8)]
     (tmp_path / "m.csv").write_text("\n".join(["slide,patient,label,split", *rows]) + "\n")
+    manifest = read_manifest(tmp_path / "m.csv", check_files=False)
+    write_bags(manifest, tmp_path / "bags", np.random.default_rng(0))
     lines = site_lines(tmp_path / "steward")
     (tmp_path / SITE_FILE).write_text(f'manifest = "m.csv"\nbags = "bags"\n{lines}')
     for scope in ("dp-patient", "dp-update", "open"):
@@ -48,7 +54,11 @@ def test_a_job_that_fits_is_shown_and_nothing_is_booked(repository: Path, site: 
     code, facts = plan(repository / "jobs" / name, site)
     assert (code, facts["admitted"], facts["reason"]) == (0, True, None)
     assert facts["spent"] == 0 and facts["patients_to_train_on"] == 6
-    assert facts["job_alone"] == facts["together"] == pytest.approx(8.0, abs=0.01)
+    budget = Budget(8.0, 1e-5)
+    quarter = budget.epsilon_of(0.25 * budget.allowance)
+    assert facts["job_alone"] == facts["together"] == pytest.approx(quarter, abs=0.01)
+    assert facts["job_alone"] <= quarter
+    assert (facts["further"], facts["share"]) == (3, pytest.approx(0.25, abs=0.001))
     assert facts["budget"] == 8.0
     assert Ledger(*paths(site.parent / "steward")).verify().entries == 1
 
@@ -64,7 +74,7 @@ def test_the_samplers_part_of_delta_is_said_and_counted(
     code, facts = plan(repository / "jobs" / name, site)
     assert (code, facts["weights"]) == (0, weights)
     assert facts["sampler_delta"] == pytest.approx((1 + math.exp(8)) * 2.0**-113 * numbers)
-    said = CliRunner().invoke(app, ["privacy", "plan", str(job.folder), "--site", str(site)]).stdout
+    said = CliRunner().invoke(app, ["privacy", "plan", str(job.folder), "--site", str(site), "--how"]).stdout
     assert f"{facts['sampler_delta']:.1g}" in said
     monkeypatch.setattr(sampler, "DISTANCE", 1.01e-6 / ((1 + math.exp(8)) * numbers))
     with pytest.raises(JobError, match="sampler") as caught:
@@ -75,7 +85,7 @@ def test_the_samplers_part_of_delta_is_said_and_counted(
 def test_a_job_that_states_its_noise_is_refused_for_its_sampler_too(
     repository: Path, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = {"privacy.target_epsilon": None, "privacy.noise_multiplier": 300.0}
+    changes = {"privacy.budget_share": None, "privacy.noise_multiplier": 300.0}
     job = write_variant(repository / "jobs" / "mem_update_dp", tmp_path / "variant", changes)
     assert plan(job, site)[0] == 0
     monkeypatch.setattr(sampler, "DISTANCE", 2.0**-40)
@@ -87,12 +97,17 @@ def test_what_was_spent_before_counts(repository: Path, site: Path) -> None:
     job = read_job(repository / "jobs" / "mem_dpsgd")
     policy = read_policy(site.parent / policy_file("dp-patient"))
     labels = list(job.task.labels)
-    Books(
-        read_site_file(site), policy, job.plan, rounds=30, weights=1000, run="first", labels=labels
-    ).reserve()
+    for run, before, fits in (("a", 0.0, True), ("b", 0.25, True), ("c", 0.5, True), ("d", 0.75, True)):
+        code, facts = plan(repository / "jobs" / "mem_update_dp", site)
+        assert (code == 0, facts["admitted"]) == (fits, fits)
+        budget = Budget(8.0, 1e-5)
+        assert facts["spent"] == pytest.approx(budget.epsilon_of(before * budget.allowance), abs=0.01)
+        Books(
+            read_site_file(site), policy, job.plan, rounds=30, weights=1000, run=run, labels=labels
+        ).reserve()
     code, facts = plan(repository / "jobs" / "mem_update_dp", site)
     assert (code, facts["admitted"], facts["reason"]) == (3, False, "BUDGET_EXHAUSTED")
-    assert facts["spent"] == pytest.approx(8.0, abs=0.01)
+    assert facts["spent"] == pytest.approx(8.0, abs=0.01), "four quarters"
     assert facts["together"] > 8.0
 
 
@@ -101,6 +116,39 @@ def test_the_sites_own_epsilon_is_the_budget(repository: Path, site: Path) -> No
     own.write_text(own.read_text() + "[scope.dp-patient]\nepsilon = 2.0\n")
     code, facts = plan(repository / "jobs" / "mem_dpsgd", site)
     assert (code, facts["budget"], facts["reason"]) == (3, 2.0, "BUDGET_EXHAUSTED")
+
+
+def test_a_policy_says_how_much_of_a_budget_one_job_may_take(
+    repository: Path, site: Path, tmp_path: Path
+) -> None:
+    job = repository / "jobs" / "mem_dpsgd"
+    for share, reason in ((0.5, None), (0.51, "JOB_SHARE_EXCEEDED")):
+        asked = write_variant(job, tmp_path / str(share), {"privacy.budget_share": share})
+        assert plan(asked, site)[1]["reason"] == reason
+    own = site.with_name(OWN_POLICY_FILE)
+    own.write_text(own.read_text() + "[scope.dp-patient]\njob_share = 0.2\n")
+    assert plan(job, site)[1]["reason"] == "JOB_SHARE_EXCEEDED"
+
+
+def test_bags_are_looked_at(repository: Path, site: Path) -> None:
+    next((site.parent / "bags").glob("*.h5")).unlink()
+    code, facts = plan(repository / "jobs" / "mem_dpsgd", site)
+    assert (code, facts["reason"]) == (3, "COHORT_INVALID")
+    site.write_text(f"{site.read_text()}prepare = true\n")
+    assert plan(repository / "jobs" / "mem_dpsgd", site)[0] == 0, "the site makes them itself"
+
+
+def test_a_lead_sees_the_cost_beside_what_a_policy_allows(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = repository / "jobs" / "mem_dpsgd"
+    result = CliRunner().invoke(app, ["privacy", "plan", str(job)])
+    assert result.exit_code == 0
+    assert "spends ε = 4.5 of 8 at δ = 1e-5; 3 more like it fit" in result.stdout
+    whole = write_variant(job, tmp_path / "whole", {"privacy.budget_share": 1.0})
+    result = CliRunner().invoke(app, ["privacy", "plan", str(whole), "--json"])
+    assert (result.exit_code, json.loads(result.stdout)["reason"]) == (3, "JOB_SHARE_EXCEEDED")
 
 
 def test_the_wrong_policy_and_no_budget_are_said(repository: Path, site: Path) -> None:
@@ -124,7 +172,6 @@ def test_what_a_site_would_refuse_for_other_reasons_is_said(
             ({"purpose": "marketing"}, "PURPOSE_NOT_ALLOWED"),
             ({"rounds": 29}, "PROTOCOL_MISMATCH"),
             ({"strategy.weighting": "samples"}, "WEIGHT_NOT_ALLOWED"),
-            ({"strategy.share": ["head"]}, "PRIVACY_INVALID"),
         ]
     ):
         variant = write_variant(job, tmp_path / f"variant-{number}", changes)
@@ -165,7 +212,7 @@ def test_a_site_without_a_ledger_knows_of_nothing_spent(repository: Path, site: 
     site.write_text('manifest = "m.csv"\nbags = "bags"\n')
     code, facts = plan(repository / "jobs" / "mem_dpsgd", site)
     assert (code, facts["reason"], facts["spent"]) == (3, "LEDGER_MISSING", None)
-    assert facts["job_alone"] == pytest.approx(8.0, abs=0.01)
+    assert facts["job_alone"] == pytest.approx(4.4, abs=0.01)
 
 
 def test_an_evaluation_has_no_epsilon(repository: Path, site: Path, tmp_path: Path) -> None:
@@ -198,5 +245,9 @@ def test_the_table_says_it_in_words(repository: Path, site: Path) -> None:
     arguments = ["privacy", "plan", str(repository / "jobs" / "mem_dpsgd"), "--site", str(site)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0
-    for words in ("spent so far", "this job", "budget", "would admit the job", "DP-SGD"):
+    for words in ("spent so far", "this job", "the kit allows", "this site allows", "would admit the job"):
         assert words in result.stdout
+    assert "spends ε = 4.5 of 8 of the most exposed patient at δ = 1e-5; 3 more like it fit" in result.stdout
+    assert "RDP" not in result.stdout
+    how = CliRunner().invoke(app, [*arguments, "--how"]).stdout
+    assert "DP-SGD" in how and "by RDP at its best order" in how and "by pld" in how

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -11,7 +13,15 @@ from typer.testing import CliRunner
 from histoflare.cli import app
 from histoflare.errors import JobError
 from histoflare.model_file import save_model
+from histoflare.privacy.accountant import epsilon
+from histoflare.privacy.budget import Budget
+from histoflare.privacy.ledger import Booking
+from histoflare.privacy.spend import Spend
+from histoflare.report.guarantee_words import say_epsilon
 from histoflare.site.configuration import SiteConfiguration, write_site_file
+from histoflare.site.ledgers import audit_log_of, on_workstation, open_ledger
+from histoflare.site.records import RunRecords
+from histoflare.slides.manifest import read_manifest
 from tests.flare.bags_on_disk import write_site
 from tests.masks.made import TASK as MASK_TASK
 from tests.masks.made import make_site
@@ -19,6 +29,10 @@ from tests.report.made import full_report
 from tests.report.made_masks import segmentation_facts
 from tests.report.parsed import assert_loads_nothing, parse
 from tests.site.test_pictures import TASK
+
+BAG_TASK = replace(
+    TASK, labels=["glandular", "solid"], encoder="densenet121-random:v1", features=1024, patch_px=224
+)
 
 
 @pytest.fixture
@@ -48,11 +62,7 @@ def test_what_is_no_report_is_refused_and_nothing_is_written(content: str, tmp_p
 
 
 def test_a_sites_own_page(report_file: Path, tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    task = replace(
-        TASK, labels=["glandular", "solid"], encoder="densenet121-random:v1", features=1024, patch_px=224
-    )
+    task = BAG_TASK
     configuration = write_site(tmp_path, "graz")
     write_site_file(tmp_path / "histoflare.toml", configuration)
     save_model(tmp_path / "model.safetensors", task.build_model().state_dict(), task)
@@ -66,7 +76,7 @@ def test_a_sites_own_page(report_file: Path, tmp_path: Path) -> None:
     ]
     out = tmp_path / "site-graz.html"
     found = CliRunner().invoke(
-        app, ["report", "site", str(tmp_path / "histoflare.toml"), *arguments, "--out", str(out)]
+        app, ["report", "site", "--site", str(tmp_path / "histoflare.toml"), *arguments, "--out", str(out)]
     )
     assert found.exit_code == 0, found.output
     assert "graz" in parse(out).text
@@ -80,7 +90,7 @@ def images_site(tmp_path: Path) -> list[str]:
     write_site_file(tmp_path / "histoflare.toml", configuration)
     model = tmp_path / "model.safetensors"
     save_model(model, MASK_TASK.build_model().state_dict(), MASK_TASK)
-    return [str(tmp_path / "histoflare.toml"), "--name", "tnbc-1", "--model", str(model)]
+    return ["--site", str(tmp_path / "histoflare.toml"), "--name", "tnbc-1", "--model", str(model)]
 
 
 def test_the_own_page_of_a_site_with_images(images_site: list[str], tmp_path: Path) -> None:
@@ -92,7 +102,7 @@ def test_the_own_page_of_a_site_with_images(images_site: list[str], tmp_path: Pa
     assert found.exit_code == 0, found.output
     assert_loads_nothing(out)
     parsed = parse(out)
-    assert len(parsed.named("img")) == 2 * 2
+    assert len(parsed.named("img")) == (2 + 2) * 2  # image, outlines; given and federated mask
     assert "2 images of 3, test images first" in parsed.text
     assert str(tmp_path) not in out.read_text(), "no paths on a page"
 
@@ -105,5 +115,75 @@ def test_report_and_model_of_two_kinds_are_refused(
     arguments[arguments.index("tnbc-1")] = "graz"
     found = CliRunner().invoke(app, arguments)
     assert isinstance(found.exception, JobError)
-    assert "the model of a segmentation, the report is of a classification" in str(found.exception)
+    assert "is the model of a segmentation, the run of" in str(found.exception)
     assert not out.exists()
+
+
+# a site's own page, without anything of a lead's
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> SiteConfiguration:
+    """A site that trained two protected rounds of one run, answered one of them, and refused another run."""
+    configuration = on_workstation("graz", write_site(tmp_path, "graz"))
+    write_site_file(tmp_path / "histoflare.toml", configuration)
+    ledger, log = open_ledger(configuration), audit_log_of(configuration)
+    budget = Budget(8.0, 1e-5)
+    asked: dict[str, Any] = {"about": "dp-patient: dp-sgd", "spend": Spend(4.0, 0.5, 3), "rounds": 5}
+    roles = {f"p{index}": "train" for index in range(7)}
+    reserved = ledger.reserve(run="run-1", roles=roles, budget=budget, **asked)
+    first, second = (ledger.book(reserved, index, f"{index}" * 64, budget) for index in (0, 1))
+    assert isinstance(first, Booking) and isinstance(second, Booking)
+    ledger.release(first, "a" * 64)
+    ledger.fail(second)
+    log.write("refused", run="run-0", reason="PURPOSE_NOT_ALLOWED", detail="not for <this>")
+    log.write("released", run="run-1", kind="update", round=0)
+    log.write("refused", run="run-2", reason="BUDGET_EXHAUSTED", detail="too much")
+    records = RunRecords(configuration.records, "run-1", "graz")
+    records.claim(BAG_TASK.to_json(), {"name": "fedavg"}, None)
+    for index, loss in enumerate((2.5, 1.5)):
+        records.add_scalars(index, {"loss": loss})
+    return configuration
+
+
+def site_page(tmp_path: Path, *options: str) -> str:
+    out = tmp_path / "page.html"
+    arguments = ["report", "site", "--site", str(tmp_path / "histoflare.toml"), "--out", str(out), *options]
+    found = CliRunner().invoke(app, arguments)
+    if isinstance(found.exception, JobError):
+        raise found.exception
+    assert found.exit_code == 0, found.output
+    assert_loads_nothing(out)
+    return parse(out).text
+
+
+def test_own_records_say_what_left_and_what_it_cost(own: SiteConfiguration, tmp_path: Path) -> None:
+    said = site_page(tmp_path)
+    assert "run run-1" in said and "Updates left the site in 1 of 5 rounds." in said
+    assert "update let out 7 yes, booked" in said
+    assert "failed: nothing left, and the round is paid for 7 yes, booked" in said
+    # Opened, the run is charged its five reserved rounds of three steps.
+    charged = say_epsilon({"epsilon": epsilon([Spend(4.0, 0.5, 15)], 1e-5, "rdp")})
+    assert f"spent ε = {charged} (RDP)" in said and "2 of 5 reserved rounds are booked" in said
+    assert "Mean training loss" in said
+    assert "Other runs of this site: run-0, run-2" in said
+
+
+def test_a_run_that_was_refused_says_why_in_the_sites_words(own: SiteConfiguration, tmp_path: Path) -> None:
+    said = site_page(tmp_path, "--run", "run-0")
+    assert "No update left the site. Refused with PURPOSE_NOT_ALLOWED (1×)." in said
+    assert "not for <this>" in said and "nothing left, and nothing was spent" in said
+    with pytest.raises(JobError, match="no run of this site; there are: run-0, run-2, run-1"):
+        site_page(tmp_path, "--run", "run-9")
+
+
+def test_the_answers_to_an_evaluation_are_on_the_page(own: SiteConfiguration, tmp_path: Path) -> None:
+    assert own.manifest is not None
+    manifest = read_manifest(own.manifest, BAG_TASK.labels, check_files=False)
+    row = next(row for row in manifest.rows if row.split == "test")
+    records = RunRecords(own.records, "run-1", "graz")
+    header = ["slide", "patient", "label", "predicted", "p_glandular", "p_solid"]
+    shares = ["0.125", "0.875"] if row.label == "solid" else ["0.875", "0.125"]
+    records.write_predictions("test", header, [[manifest.row_id(row), row.patient, "", "", *shares]])
+    said = site_page(tmp_path)
+    assert "names the right label for 1 of 1 test slide" in said and "0.875" in said

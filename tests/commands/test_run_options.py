@@ -30,7 +30,7 @@ app.command()(run.run)
         (["--set", "rounds"], "takes name=value"),
         (["--seeds", "1,1"], "a seed twice"),
         (["--seeds", "one"], "whole numbers separated by commas"),
-        (["--job", "nowhere"], "nowhere: not a job folder"),
+        (["--job", "nowhere"], "nowhere: no such job"),
     ],
 )
 def test_options_that_cannot_be_meant(

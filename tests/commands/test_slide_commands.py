@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +14,13 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from histoflare.commands import manifest, mosaic, slide
+from histoflare.commands import manifest, mosaic, prepare, slide
 from histoflare.errors import ManifestError, SlideError
 from histoflare.slides.mosaic import Mosaic
 from histoflare.slides.pyramid import write_pyramid
 from histoflare.slides.splits import SplitRule
+
+JOBS = Path(__file__).parents[2] / "jobs"
 
 app = typer.Typer()
 app.add_typer(slide.app, name="slide")
@@ -178,3 +183,11 @@ def test_manifest_tcga(tmp_path: Path) -> None:
     assert "94 + 117" in shown and "5 + 5" in shown and "884" not in shown and "1269" in shown
     shown = run("manifest", "check", tmp_path / "m" / "indivumed.csv", "--no-files")
     assert "LUAD 5, LUSC 5" in shown
+
+
+@pytest.mark.parametrize("command", [mosaic.mosaic, prepare.prepare])
+@pytest.mark.parametrize("job", sorted(path.name for path in JOBS.glob("mem_*")))
+def test_patches_are_by_default_what_the_shipped_jobs_ask_for(command: Callable[..., None], job: str) -> None:
+    protocol = tomllib.loads((JOBS / job / "app" / "config" / "protocol.toml").read_text())
+    defaults = {name: each.default for name, each in inspect.signature(command).parameters.items()}
+    assert (defaults["patch_mpp"], defaults["patch_px"]) == (protocol["mpp"], protocol["patch_px"])

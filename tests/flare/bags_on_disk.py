@@ -8,7 +8,7 @@ import numpy as np
 
 from histoflare.bags.bag import BAG_VERSION, Bag, BagHeader, write_bag
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.slides.manifest import ManifestRow, write_manifest
+from histoflare.slides.manifest import Manifest, ManifestRow, write_manifest
 
 LABELS = ("glandular", "solid")
 ENCODER = "densenet121-random:v1"
@@ -43,6 +43,19 @@ def write_site(
         for index in range(slides)
     ]
     manifest = write_manifest(root / site / "manifest.csv", rows)
+    write_bags(manifest, root / site / "bags", rng, encoder, features, longer)
+    return SiteConfiguration(root / site / "manifest.csv", root / site / "bags")
+
+
+def write_bags(
+    manifest: Manifest,
+    folder: Path,
+    rng: np.random.Generator,
+    encoder: str = ENCODER,
+    features: int = FEATURES,
+    longer: int = 1,
+) -> None:
+    """Write a bag of 3 to 6 patches, or ``longer`` times as many, for each slide of a manifest."""
     for row in manifest.rows:
         n = longer * int(rng.integers(3, 7))
         values = rng.normal(0.0, 1.0, (n, features)).astype(np.float32)
@@ -59,8 +72,7 @@ def write_site(
             patch_px=224,
         )
         coords = np.zeros((n, 2), dtype=np.int64)
-        write_bag(root / site / "bags" / f"{manifest.row_id(row)}.h5", Bag(header, values, coords))
-    return SiteConfiguration(root / site / "manifest.csv", root / site / "bags")
+        write_bag(folder / f"{manifest.row_id(row)}.h5", Bag(header, values, coords))
 
 
 def relabel(site: SiteConfiguration, *labels: str, column: str = "label") -> SiteConfiguration:

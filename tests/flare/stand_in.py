@@ -9,6 +9,8 @@ from typing import Any
 from nvflare.apis.fl_constant import FLContextKey, ReservedKey
 from nvflare.apis.fl_context import FLContext, FLContextManager
 
+from histoflare.rounds.transport import PLAIN
+
 
 class StandInEngine:
     """Hands out sites and folders, notes the events that are fired, and has a job (:func:`job_of_engine`)."""
@@ -22,7 +24,8 @@ class StandInEngine:
     ) -> None:
         self.folder = folder
         self.configuration = configuration or folder
-        self.job = SimpleNamespace(**job)
+        known = {"transport": PLAIN, "rounds": 3, "seed": 0, "training_sites": sorted, "most_evaluations": 1}
+        self.job = SimpleNamespace(**{**known, **job})
         self.sites = sites
         self.events: list[str] = []
 

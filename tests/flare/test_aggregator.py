@@ -22,8 +22,9 @@ from histoflare.flare.aggregator import MetricsCollector, SiteOrderAggregator
 from histoflare.flare.headers import METRICS, RELEASE, WEIGHT
 from histoflare.flare.record import EVALUATION_FILE
 from histoflare.privacy.plan import Open, PrivacyPlan, UpdateNoise
-from histoflare.rounds.fedavg import FedAvg
-from histoflare.rounds.strategy import Strategy, Update, server_round
+from histoflare.rounds.round import server_round
+from histoflare.rounds.strategies.fedavg import FedAvg
+from histoflare.rounds.strategy import Strategy, Update
 from histoflare.site.messages import digest_of
 
 from .stand_in import StandInEngine, come_from, job_of_engine
@@ -123,7 +124,7 @@ def trusting(noise_multiplier: float = 4.0) -> Shareable:
 def test_a_server_that_would_add_less_noise_than_its_sites_count_on_combines_nothing(
     tmp_path: Path, plan: PrivacyPlan
 ) -> None:
-    server = Server(tmp_path, FedAvg("uniform"))
+    server = Server(tmp_path, FedAvg(weighting="uniform"))
     server.engine.job.plan = plan
     assert server.accept("a", trusting())
     np.testing.assert_array_equal(server.aggregate()["w"], START["w"])
@@ -132,7 +133,7 @@ def test_a_server_that_would_add_less_noise_than_its_sites_count_on_combines_not
 
 
 def test_a_trusted_server_adds_the_noise_once(tmp_path: Path) -> None:
-    server = Server(tmp_path, FedAvg("uniform"))
+    server = Server(tmp_path, FedAvg(weighting="uniform"))
     server.engine.job.plan = UpdateNoise(noise_multiplier=4.0, clip_norm=1e-2, noise_location="server")
     for site in SITES:
         assert server.accept(site, trusting())
@@ -149,7 +150,7 @@ def test_the_order_of_arrival_does_not_matter(tmp_path: Path) -> None:
         found.append(server.aggregate())
     updates = [Update(site, {"w": torch.tensor(change)}, 3.0) for site, change in changes.items()]
     state = {name: torch.from_numpy(array) for name, array in START.items()}
-    expected = server_round(FedAvg(), state, updates, SITES)
+    expected = server_round(FedAvg(), state, updates, SITES).model
     for combined in found:
         assert {name: array.tobytes() for name, array in combined.items()} == {
             name: tensor.numpy().tobytes() for name, tensor in expected.items()
@@ -242,7 +243,7 @@ def test_the_next_round_starts_empty(server: Server) -> None:
 
 
 def test_a_round_that_cannot_be_combined_ends_the_job_and_nobody_took_part(tmp_path: Path) -> None:
-    server = Server(tmp_path, FedAvg("fixed", {"a": 0.0, "b": 1.0, "c": 1.0}))
+    server = Server(tmp_path, FedAvg(weighting="fixed", weights={"a": 0.0, "b": 1.0, "c": 1.0}))
     assert server.accept("a", reply())
     server.aggregate()
     assert EventType.FATAL_SYSTEM_ERROR in server.engine.events

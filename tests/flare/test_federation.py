@@ -26,10 +26,13 @@ from histoflare.flare.job_variant import write_variant
 from histoflare.flare.kits import Agreement
 from histoflare.flare.persistor import BEST_MODEL_FILE
 from histoflare.flare.poc import COMPLETED, Federation
+from histoflare.flare.record import BEST_EVALUATION_FILE
 from histoflare.flare.result import read_result
 from histoflare.flare.resume import read_run, write_resumed
 from histoflare.model_file import GLOBAL_MODEL_FILE, read_model_file, read_model_header
 from histoflare.privacy.protocol import digest as protocol_digest
+from histoflare.rounds.evaluation import evaluate
+from histoflare.rounds.local import predict
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, digest
 from histoflare.site.configuration import SiteConfiguration
@@ -139,6 +142,11 @@ def running(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Itera
         yield running
 
 
+def read_best(folder: Path) -> dict[str, dict[str, float]]:
+    best: dict[str, dict[str, float]] = json.loads((folder / BEST_EVALUATION_FILE).read_text())
+    return best
+
+
 def test_staggered_sites_end_with_the_weights_of_the_in_process_runner(running: Running) -> None:
     """Real MEM, six rounds, another order of arrival in each: the same bytes."""
     running.delay(
@@ -163,6 +171,15 @@ def test_staggered_sites_end_with_the_weights_of_the_in_process_runner(running: 
     told = (best.training["metric"], best.training["value"])
     assert told == (METRIC, pytest.approx(max(means)))
     assert best.round == means.index(max(means)) - 1, "of the model with which that round began"
+    # At the end every site was asked about both.
+    result = read_result(folder)
+    assert result.evaluation_round is not None and result.evaluation_round["taking_part"] == list(SITES)
+    task, cohorts = model.task, {site: load(model.task, site, where) for site, where in running.sites.items()}
+    for file, said in ((GLOBAL_MODEL_FILE, result.evaluation), (BEST_MODEL_FILE, read_best(folder))):
+        state = load_file(folder / file)
+        tables = {site: predict(task, state, cohort, "test") for site, cohort in cohorts.items()}
+        expected = {site: evaluate(table, bootstraps=0)["accuracy"].value for site, table in tables.items()}
+        assert {site: figures["accuracy"] for site, figures in said.items()} == pytest.approx(expected)
     at_server = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert {f"{METRIC}/{site}" for site in SITES} <= set(at_server.Tags()["scalars"])
     where = running.sites["clinic-a"].records / job_id / "tensorboard"

@@ -36,7 +36,7 @@ from histoflare.flare.workstation import write_evaluation
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.privacy.protocol import digest
-from histoflare.rounds.strategy import STRATEGIES
+from histoflare.rounds.strategies import STRATEGIES
 from histoflare.slides.splits import SplitRule
 
 JOBS = sorted((Path(__file__).resolve().parents[2] / "jobs").iterdir())
@@ -321,7 +321,7 @@ def test_a_variant_says_any_plain_value(tmp_path: Path, value: Any) -> None:
 def test_of_two_ways_to_say_one_thing_the_last_holds() -> None:
     assert parse_settings(["privacy.noise_multiplier=4"]) == {
         "privacy.noise_multiplier": 4,
-        "privacy.target_epsilon": None,
+        "privacy.budget_share": None,
     }
     assert parse_settings(["task.local_epochs=2", "purpose=care"])["purpose"] == "care"
 
@@ -418,7 +418,7 @@ def test_a_round_ends_and_can_end_well(tmp_path: Path, changes: dict[str, Any], 
 def test_what_just_fits_into_a_round_is_taken() -> None:
     job = try_variant(FEDAVG, {"answer_seconds": 60, "round_seconds": 121, "strategy.clients_per_round": 2})
     assert (job.round_seconds, job.least_sites) == (121, 2)
-    assert job.longest_seconds == job.rounds * 181 + 1800
+    assert job.longest_seconds == (job.rounds + 1) * 181 + 1800, "with the question about the model"
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
@@ -458,3 +458,10 @@ def test_a_link_is_no_file_of_a_job(tmp_path: Path) -> None:
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(JobError):
         read_job(job)
+
+
+def test_a_job_whose_strategy_does_not_fit_its_protection_is_none(repository: Path) -> None:
+    """Whoever reads it says so: the lead before it is submitted, the server, a site."""
+    with pytest.raises(JobError) as caught:
+        try_variant(repository / "jobs" / "mem_dpsgd", {"strategy.share": ["head"]})
+    assert caught.value.reason == "PRIVACY_INVALID"

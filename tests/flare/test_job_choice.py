@@ -100,9 +100,10 @@ def test_images_that_agree_on_a_resolution(repository: Path, tmp_path: Path) -> 
     folder = repository / "jobs" / "dhunet_fedavg"
     same = find_data({"a": site("a", 0.25, 0.25), "b": site("b", 0.2505)}, "images")
     assert choose_job(folder, found=same).fitted == {"protocol.mpp": 0.25}
-    for other in (site("c", 0.5), site("d", "")):
-        mixed = find_data({"a": site("a", 0.25), "other": other}, "images")
-        assert choose_job(folder, found=mixed).fitted == {}
+    unsaid = find_data({"a": site("a", 0.25), "d": site("d", "")}, "images")
+    assert choose_job(folder, found=unsaid).fitted == {"protocol.mpp": 0.25}
+    for others in ({"a": site("a", 0.25), "c": site("c", 0.5)}, {"d": site("d", "")}):
+        assert choose_job(folder, found=find_data(others, "images")).fitted == {}
     apart = {"a": site("a", 0.25), "c": site("c", 0.5)}
     with pytest.raises(MaskError, match=r"a: 0\.25; c: 0\.5"):
         check_resolutions(read_job(folder).task, apart)

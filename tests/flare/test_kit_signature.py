@@ -634,12 +634,11 @@ def test_what_is_the_site_s_own(path: str, own: bool) -> None:
     assert is_own(path) is own
 
 
-@pytest.mark.parametrize("name", ["my kit", "it's", 'a"b', "a#b", "a\\b", "tab\tkit"])
-def test_a_folder_from_which_no_job_could_start_is_said_at_the_start(tmp_path: Path, name: str) -> None:
+def test_a_folder_in_which_results_would_be_lost_is_said_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="Move the kit"):
-        require_usable_folder(tmp_path / name)
+        require_usable_folder(tmp_path / "a\\b")
 
 
-@pytest.mark.parametrize("name", ["kit", "klinik-zürich", "a(b)&c;$d*"])
+@pytest.mark.parametrize("name", ["kit", "my kit", "it's", 'a"b', "Köln #1", "a(b)&c;$d*"])
 def test_all_others_are_fine(tmp_path: Path, name: str) -> None:
     require_usable_folder(tmp_path / name)

@@ -50,7 +50,7 @@ class Running:
         self.small = write_variant(
             jobs / "dhunet_fedavg",
             folder / "small",
-            {**SMALL, "rounds": 2, "strategy.batch_norm": "local-statistics", "strategy.transfer": "float16"},
+            {**SMALL, "rounds": 2, "strategy.batch_norm": "local-statistics", "transport.name": "float16"},
         )
         self.full = write_variant(jobs / "dhunet_feddp", folder / "full", FULL)
         self.evaluation = jobs / "dhunet_evaluate"

@@ -20,7 +20,7 @@ from histoflare.flare.resume import read_run, write_resumed
 from histoflare.flare.workstation import write_evaluation
 from histoflare.model_file import GLOBAL_MODEL_FILE
 from histoflare.privacy.budget import Budget
-from histoflare.privacy.ledger import Ledger
+from histoflare.privacy.ledger import EVALUATION, Ledger
 from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.policy import POLICIES
 from histoflare.rounds.runner import run_in_process
@@ -98,7 +98,8 @@ def running(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Itera
 
 
 SETTINGS: dict[str, Any] = {
-    "privacy.target_epsilon": 1.0,
+    "privacy.budget_epsilon": 1.0,
+    "privacy.budget_share": 1.0,
     "privacy.noise_seed": 11,
     "privacy.sample_rate": 0.5,
     "privacy.batch_size": 3,
@@ -112,6 +113,10 @@ def test_a_site_without_the_budget_drops_out_before_its_first_step_and_the_other
     status, result, folder = running.run(variant)
     assert status == COMPLETED
     rich = [site for site in SITES if site != POOR]
+    (listed,) = running.federation.admin.jobs()  # as a console's list_jobs has it
+    assert listed["status"] == f"{COMPLETED} (BUDGET_EXHAUSTED: {POOR})"
+    log = (running.federation.kits.kit(POOR) / "log.txt").read_text()
+    assert "refused: BUDGET_EXHAUSTED" in log and "histoflare ledger close" in log
     for row in result.rounds:
         assert row["taking_part"] == rich
         assert row["refused"] == {POOR: "BUDGET_EXHAUSTED"}
@@ -145,13 +150,16 @@ def test_a_site_without_the_budget_drops_out_before_its_first_step_and_the_other
 
 def test_the_next_job_pays_for_the_one_before(running: Running) -> None:
     """ε = 8 fits an empty ledger, and not one that has spent 1."""
-    _, result, _ = running.run(running.variant(**{**SETTINGS, "privacy.target_epsilon": 8.0}))
+    _, result, _ = running.run(
+        running.variant(**{**SETTINGS, "privacy.budget_epsilon": 8.0, "privacy.budget_share": 1.0})
+    )
     assert set(result.refused.values()) == {"BUDGET_EXHAUSTED"}
 
 
 def test_a_resumed_run_has_one_reservation_and_pays_each_round_once(running: Running) -> None:
     federation = running.federation
-    job_id = federation.admin.submit(running.variant(**SETTINGS, seed=5, **{"privacy.steps": 3}))
+    variant = running.variant(**SETTINGS, seed=5, evaluate=True, **{"privacy.steps": 3})
+    job_id = federation.admin.submit(variant)
     until = time.monotonic() + 60
     while len([row for row in federation.rounds(job_id) if row.get("finished", True)]) < 2:
         assert time.monotonic() < until
@@ -160,8 +168,14 @@ def test_a_resumed_run_has_one_reservation_and_pays_each_round_once(running: Run
     federation.follow(job_id, timeout_s=60.0)
     stopped = read_run(federation.admin.download(job_id, running.folder / "results"))
     assert 2 <= stopped.next_round < ROUNDS, "it was to be stopped half-way"
-    status, _, _ = running.run(write_resumed(stopped, running.folder / "resumed"))
+    status, result, _ = running.run(write_resumed(stopped, running.folder / "resumed"))
     assert status == COMPLETED
+    # At its end every site was asked about the model, also the one that could not afford the training.
+    assert set(result.evaluation) == set(SITES) and result.evaluation_refused == {}
+    for site, figures in result.evaluation.items():
+        assert "auc" in figures and not {"n_patients", "n_slides"} & set(figures), "counts stay"
+        (told,) = [left for left in running.ledger(site).disclosures() if left.run == job_id]
+        assert (told.what, told.times) == (EVALUATION, 1), "an event of its own"
     for site in ("clinic-a", "clinic-c"):
         (run,) = [run for run in running.ledger(site).summary(BUDGET).runs if run.run == job_id]
         assert run.rounds == ROUNDS

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -27,15 +28,16 @@ from histoflare.flare.provision import SitePolicyBuilder, check_names, project_f
 from histoflare.flare.site_policy import known_models, policy_file
 from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.own_policy_file import read_site_policy
-from histoflare.privacy.policy import POLICIES, read_policy
+from histoflare.privacy.policy import read_policy
 from histoflare.privacy.protocol import digest, read_protocols
-from histoflare.rounds.strategy import STRATEGIES
+from histoflare.rounds.strategies import STRATEGIES
 from histoflare.site.configuration import read_site_file
 
 SITES = ("hospital-a", "hospital-b", "hospital-c", "hospital-d", "external")
 
 
 SERVER = "server.consortium.example"
+LEAD = "lead@consortium.example"
 SCRIPTS = {f"startup/{name}.sh" for name in ("start", "sub_start", "stop_fl")}
 
 
@@ -206,6 +208,50 @@ class TestSignature:
         with pytest.raises(JobError) as caught:
             verify_kit(kit)
         assert caught.value.reason == "KIT_CHANGED" and f"changed: {path}" in str(caught.value)
+
+
+STUB = """#!/usr/bin/env bash
+printf '%s\\n' "$@" > "$SAID"
+"""
+
+
+@pytest.mark.parametrize("name", ["my kit", "it's", 'a"b', "Köln #1", "a\\b", "$HOME;x", "-k"])
+@pytest.mark.parametrize(
+    ("participant", "script"),
+    [
+        ("hospital-a", "start.sh"),
+        ("hospital-a", "sub_start.sh"),
+        (SERVER, "sub_start.sh"),
+        (LEAD, "fl_admin.sh"),
+    ],
+)
+def test_the_scripts_work_wherever_the_kit_is(
+    kits: Path, tmp_path: Path, participant: str, script: str, name: str
+) -> None:
+    """Python, or what start.sh goes on with, is called once, with the kit's path in one piece."""
+    kit = shutil.copytree(kits / participant, tmp_path / name / "kit")
+    python = tmp_path / "bin" / "python3"
+    python.parent.mkdir()
+    for stub in (python, *([kit / "startup" / "sub_start.sh"] if script == "start.sh" else [])):
+        stub.write_text(STUB)
+        stub.chmod(0o755)
+    said = tmp_path / "said"
+    environment = {**os.environ, "PATH": f"{python.parent}:{os.environ['PATH']}", "SAID": str(said)}
+    arguments = ["--once"] if script == "sub_start.sh" else []
+    done = subprocess.run(
+        ["bash", str(kit / "startup" / script), *arguments],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    until = time.monotonic() + 20
+    while not said.exists() and time.monotonic() < until:
+        time.sleep(0.05)  # start.sh leaves what it starts in the background
+    words = said.read_text().split("\n")
+    place = {"start.sh": [], "sub_start.sh": [str(kit)], "fl_admin.sh": [f"{kit}/startup/.."]}[script]
+    assert words[words.index("-m", 2) + 1 :][:1] == place if place else words == ["", ""]
 
 
 def test_a_steward_s_own_settings_leave_the_signature_alone(kits: Path, tmp_path: Path) -> None:
@@ -478,13 +524,6 @@ def test_a_missing_policy_ends_the_command(repository: Path, tmp_path: Path) -> 
     done = provision(tmp_path / "provisioning" / "project.yml", tmp_path, tmp_path)
     assert done.returncode != 0
     assert "policies/dp-update.toml: not found" in done.stdout + done.stderr
-
-
-def test_the_policy_here_is_the_package_s(repository: Path) -> None:
-    folder = repository / "provisioning" / "policies"
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
-        path.name: path.read_bytes() for path in POLICIES.glob("*.toml")
-    }
 
 
 def test_one_workstation_has_the_builders_of_production(repository: Path) -> None:

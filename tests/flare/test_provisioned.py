@@ -148,6 +148,7 @@ class Provisioned:
         said = self.said("localhost")
         for site in SITES:
             assert f"{site}: JOB_INVALID" in said, said[-3000:]
+            assert "refused: JOB_INVALID" in (self.kits.kit(site) / "log.txt").read_text()
             assert not [job_id for job_id in refused if (self.kits.kit(site) / job_id).exists()]
 
     def rows(self, job_id: str) -> list[dict[str, Any]]:
@@ -169,7 +170,7 @@ def weaken(kit: Path) -> None:
 
 @pytest.fixture(scope="module")
 def provisioned(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Provisioned:
-    return Provisioned(tmp_path_factory.mktemp("provisioned"), repository)
+    return Provisioned(tmp_path_factory.mktemp("Köln's provisioned"), repository)
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +253,10 @@ def test_a_site_whose_kit_was_changed_refuses_the_next_job(running: Provisioned)
     rows = running.rows(job_id)
     assert [row["taking_part"] for row in rows] == [["clinic-a"]] * 2
     assert [row["refused"] for row in rows] == [{"clinic-b": "KIT_CHANGED"}] * 2
+    # The log of the process that starts the jobs has it too, where else it says that RC is 0.
+    said = (running.kits.kit("clinic-b") / "log.txt").read_text()
+    (line,) = [line for line in said.splitlines() if f"job {job_id}: refused: KIT_CHANGED" in line]
+    assert "changed: local/policy_open.toml" in line and "histoflare kit check" in line
 
 
 def test_a_site_that_names_no_ledger_takes_no_job_and_is_told_what_to_do(running: Provisioned) -> None:

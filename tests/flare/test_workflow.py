@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,21 +13,28 @@ from typing import Any
 import numpy as np
 import pytest
 from nvflare.apis.controller_spec import Task
-from nvflare.apis.dxo import DXO, DataKind
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.bcast_manager import BcastTaskManager
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
+from nvflare.app_common.abstract.model import make_model_learnable
+from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
+from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
 
 from histoflare.errors import JobError
-from histoflare.flare.headers import ASKED, PSEUDONYM
+from histoflare.flare import workflow as module
+from histoflare.flare.aggregator import MetricsCollector
+from histoflare.flare.headers import ASKED, PSEUDONYM, RELEASE
 from histoflare.flare.job_variant import write_variant
-from histoflare.flare.record import EARLIER_ROUNDS_FILE, ROUNDS_FILE, SITES_FILE
+from histoflare.flare.record import BEST_EVALUATION_FILE, EARLIER_ROUNDS_FILE, ROUNDS_FILE, SITES_FILE
 from histoflare.flare.result import read_result
 from histoflare.flare.workflow import AskingScatterAndGather
+from histoflare.rounds.strategy import OWN
+from histoflare.site.messages import digest_of
 
-from .stand_in import StandInEngine
+from .stand_in import StandInEngine, come_from
 
 SITES = ("a", "b", "c")
 
@@ -83,7 +92,11 @@ class Server:
         self.workflow._current_round = 3
         self.workflow.communicator = Communicator(self.workflow, replies)
         self.workflow.aggregator = SimpleNamespace(
-            accept=lambda *_: accepts, taking_part=sorted(replies) if accepts else [], metrics={}, stamps={}
+            accept=lambda *_: accepts,
+            taking_part=sorted(replies) if accepts else [],
+            metrics={},
+            stamps={},
+            notes={},
         )
         self.folder = folder
 
@@ -116,6 +129,98 @@ def test_only_the_sites_asked_get_the_task_and_all_of_them_are_waited_for(
     row = server.run(asked)
     assert server.workflow.communicator.arguments == (asked, len(asked), 0, None)
     assert (row["asked"], row["taking_part"], row["sites"]) == (asked, asked, list(SITES))
+
+
+class Asking:
+    """A workflow whose rounds are over, with the collector that takes what sites say of its model."""
+
+    def __init__(self, folder: Path, replies: dict[str, Shareable], best: bool = False, **job: Any) -> None:
+        self.workflow = workflow(folder, "fedavg", {"rounds": 5, "evaluation_only": ["c"], **job})
+        self.engine = StandInEngine(folder, SITES)
+        self.collector = MetricsCollector()
+        self.engine.get_component = lambda _: self.collector  # type: ignore[attr-defined]
+        self.workflow._engine = self.engine
+        self.asked: list[tuple[int, Any, list[str]]] = []
+        self.workflow.communicator = self
+        own = {f"{OWN}momentum": np.full(10, 7, np.float32)}  # what a strategy keeps at the server
+        model = make_model_learnable({"w": np.ones(10, np.float32), **own}, {})
+        self.workflow._global_weights = model
+        self.workflow.persistor = SimpleNamespace(load_best=lambda _: model if best else None)
+        self.replies, self.gone = replies, set[str]()
+
+    def get_client_disconnect_time(self, site: str) -> float | None:
+        return 1.0 if site in self.gone else None
+
+    def broadcast_and_wait(self, task: Task, fl_ctx: FLContext, targets: list[str], *arguments: Any) -> None:
+        assert (task.name, task.data.get_header(ASKED)) == ("evaluate", None)
+        index = task.data.get_cookie(AppConstants.CONTRIBUTION_ROUND)
+        data = from_shareable(task.data).data
+        assert set(data) == {"w"}, "what the server keeps is not sent"
+        self.asked.append((index, data["w"].sum(), targets))
+        for site in set(targets) & set(self.replies):
+            result = self.replies[site]
+            result.add_cookie(AppConstants.CONTRIBUTION_ROUND, index)
+            client_task = SimpleNamespace(client=SimpleNamespace(name=site), task=task, result=result)
+            self.workflow._prepare_train_task_data(client_task, fl_ctx)
+            task.result_received_cb(client_task, come_from(site, fl_ctx))
+
+    def run(self, monkeypatch: pytest.MonkeyPatch, aborted: bool = False) -> None:
+        monkeypatch.setattr(ScatterAndGather, "control_flow", lambda *_: None)
+        signal = Signal()
+        if aborted:
+            signal.trigger(True)
+        self.workflow.control_flow(signal, self.engine.context("server"))
+
+
+def figures(**said: float) -> Shareable:
+    spend = {"digest": digest_of(said), "scope": "open", "mechanism": "open", "spend": None}
+    return DXO(DataKind.METRICS, data=said, meta={RELEASE: {**spend, "seeded_noise": False}}).to_shareable()
+
+
+def test_after_the_rounds_every_site_is_asked_about_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that only evaluate, and about the best model too; a refusal is written down, and no more."""
+    replies = {"a": figures(auc=0.5), "b": make_reply("REFUSED_TOO_FEW_PATIENTS"), "c": figures(auc=0.75)}
+    asking = Asking(tmp_path, replies, best=True)
+    asking.run(monkeypatch)
+    assert asking.asked == [(5, 10.0, list(SITES)), (6, 10.0, list(SITES))]
+    result = read_result(tmp_path)
+    assert result.evaluation == {"a": {"auc": 0.5}, "c": {"auc": 0.75}}
+    assert json.loads((tmp_path / BEST_EVALUATION_FILE).read_text()) == result.evaluation
+    assert result.evaluation_refused == {"b": "TOO_FEW_PATIENTS"}
+    assert result.rounds == [] and result.finished_rounds == 0, "it is no round"
+    outcomes = result.outcomes()
+    assert [outcomes[site].evaluated for site in SITES] == ["", "TOO_FEW_PATIENTS", ""]
+
+
+@pytest.mark.parametrize(
+    ("job", "aborted"), [({"evaluate": False, "evaluation_only": None}, False), ({}, True)]
+)
+def test_a_job_that_does_not_say_so_or_was_aborted_asks_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: dict[str, Any], aborted: bool
+) -> None:
+    asking = Asking(tmp_path, {}, **job)
+    asking.run(monkeypatch, aborted)
+    assert asking.asked == [] and read_result(tmp_path).evaluation_round is None
+
+
+def test_what_is_no_answer_and_who_is_gone_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unstamped = DXO(DataKind.METRICS, data={"auc": 1.0}).to_shareable()
+    asking = Asking(tmp_path, {"a": unstamped, "b": update()})
+    asking.gone = {"c"}
+    asking.run(monkeypatch)
+    assert [targets for _, _, targets in asking.asked] == [["a", "b"]]
+    result = read_result(tmp_path)
+    assert result.evaluation == {} and result.evaluation_refused == dict.fromkeys("ab", "UPDATES_INVALID")
+    assert result.evaluation_round is not None and result.evaluation_round["absent"] == ["c"]
+
+
+def test_a_site_that_only_evaluates_is_asked_in_no_round(tmp_path: Path) -> None:
+    server = Server(tmp_path, {"a": update()}, strategy="fedavg", evaluation_only=["c"], least_sites=1)
+    assert server.run(["a", "b"])["sites"] == ["a", "b"]
 
 
 def test_the_record_says_who_refused_why_and_who_was_silent(tmp_path: Path) -> None:
@@ -221,6 +326,36 @@ def test_a_job_that_flare_ends_for_its_refusals_says_so(tmp_path: Path) -> None:
     aborted.trigger("panic")
     row = server.run(list(SITES), aborted)
     assert row["given_up"] == "2 of 3 sites refused, and at least 2 updates are needed"
+
+
+def test_a_job_ends_soon_after_too_many_have_refused_and_not_before_the_others_were_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lead reads at once what each site has against the job."""
+    said: list[str] = []
+    for heard in ("BUDGET_EXHAUSTED", None):
+        server = Server(
+            tmp_path, dict.fromkeys(("a", "b"), make_reply("REFUSED_KIT_CHANGED")), strategy="fedavg"
+        )
+        if heard:
+            server.workflow.communicator.replies["c"] = make_reply(f"REFUSED_{heard}")
+        server.workflow.aggregator.taking_part = []
+        monkeypatch.setattr(server.workflow, "system_panic", lambda reason, _: said.append(reason))
+        server.engine.new_context = lambda server=server: nullcontext(server.engine.context("server"))  # type: ignore[attr-defined]
+        monkeypatch.setattr(module, "HEARING_SECONDS", 60.0 if heard else 0.05)
+        if heard is None:  # the last site does not answer: the round would last until its time is over
+            wait = server.workflow.communicator.broadcast_and_wait
+            monkeypatch.setattr(
+                server.workflow.communicator,
+                "broadcast_and_wait",
+                lambda *arguments, wait=wait: (wait(*arguments), time.sleep(0.3)),
+            )
+        row = server.run(list(SITES))
+        answered = {"a": "KIT_CHANGED", "b": "KIT_CHANGED"} | ({"c": heard} if heard else {})
+        assert row["refused"] == answered
+        assert row["given_up"].startswith(f"{len(answered)} of 3 sites refused")
+    assert said[0].startswith("round 4: 3 of 3 sites refused"), "all have answered: it ends with the round"
+    assert said[1] == "2 sites refused", "else after some seconds"
 
 
 def test_a_job_that_somebody_aborts_was_not_given_up(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from histoflare.flare import processes
 from histoflare.flare.job import read_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.poc import STATE_FILE, Federation
-from histoflare.flare.workstation import run_on_workstation
+from histoflare.flare.workstation import federation_up
 
 from .bags_on_disk import write_site
 
@@ -40,8 +40,9 @@ def test_a_job_that_the_sites_refuse(
         yield
 
     monkeypatch.setattr(Federation, "stop", stopped)
-    with pytest.raises(JobError) as caught:
-        run_on_workstation(job, sites, {}, tmp_path / "run", repository / "jobs" / "mem_evaluate", phase)
+    up = federation_up([job], sites, {}, tmp_path / "run", phase)
+    with pytest.raises(JobError) as caught, up as running:
+        running.run(job)
     assert caught.value.reason == "JOB_FAILED"
     assert "stopped after 0 of 2 rounds" in str(caught.value)
     # FLARE ends the job as soon as one refusal makes least_sites unreachable.

@@ -16,7 +16,7 @@ from histoflare.masks.resolution import agreed_mpp, read_stated_mpps
         ({"a": [0.5, 0.5], "b": [0.5]}, 0.5),
         ({"a": [0.499, 0.5, 0.5], "b": [0.504]}, 0.5),  # within 1 % of what most say
         ({"a": [0.5], "b": [0.4975]}, 0.4975),
-        ({"a": [0.5, None], "b": [0.5]}, None),
+        ({"a": [0.5, None], "b": [0.5]}, 0.5),
         ({"a": [None], "b": []}, None),
         ({}, None),
     ],

@@ -18,11 +18,12 @@ from histoflare.masks.task import MaskTask
 from histoflare.model_file import read_model_file, save_model
 from histoflare.privacy.plan import DpSgd, Open, UpdateNoise
 from histoflare.rounds.evaluation import evaluate, merge_predictions
-from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import predict, train_locally
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import digest, model_state
+from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import PERSONAL
+from histoflare.rounds.transport import Float16, Float32
 
 from .made import LABELS, TASK, make_image, make_site
 
@@ -184,10 +185,10 @@ def test_half_precision_comes_after_the_noise(sites: dict[str, ImageCohort]) -> 
     """What is sent is the released update, rounded; half the bytes, and the state moves by the rounding."""
     plan = UpdateNoise(clip_norm=1.0, noise_multiplier=0.1, noise_seed=3)
     runs = {
-        transfer: run_in_process(
-            GROUP, sites, FedAvg(weighting="uniform", transfer=transfer), rounds=1, seed=1, plan=plan
+        transport.name: run_in_process(
+            GROUP, sites, FedAvg(weighting="uniform"), rounds=1, seed=1, plan=plan, transport=transport
         )
-        for transfer in ("float32", "float16")
+        for transport in (Float32(), Float16())
     }
     assert runs["float16"].bytes_up * 2 == runs["float32"].bytes_up
     for name, full in runs["float32"].state.items():
@@ -195,9 +196,9 @@ def test_half_precision_comes_after_the_noise(sites: dict[str, ImageCohort]) -> 
             change = (full - runs["float32"].initial[name]).abs().max()
             assert (runs["float16"].state[name] - full).abs().max() <= 2**-10 * (change + 1)
     assert digest(runs["float16"].state) != digest(runs["float32"].state)
-    with pytest.raises(JobError, match="Half precision comes after the noise"):
+    with pytest.raises(JobError, match="float16"):
         UpdateNoise(noise_multiplier=1.0, noise_location="server").check_strategy(
-            FedAvg(weighting="uniform", transfer="float16")
+            FedAvg(weighting="uniform"), Float16()
         )
 
 

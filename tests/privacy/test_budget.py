@@ -135,3 +135,36 @@ def test_a_delta_that_is_none_is_refused(value: Any) -> None:
 def test_a_budget_that_allows_nothing_is_refused() -> None:
     with pytest.raises(JobError, match="allows nothing at any Rényi order"):
         Budget(1e-6, 1e-9)
+
+
+@given(
+    share=st.floats(0.01, 1.0),
+    epsilon=st.sampled_from([0.5, 1.0, 3.0, 8.0]),
+    rate=st.sampled_from([0.2, 1.0]),
+)
+@settings(max_examples=25, deadline=None)
+def test_shares_add_up_and_are_never_exceeded(share: float, epsilon: float, rate: float) -> None:
+    """Costs at one Rényi order add up (Mironov 2017, Proposition 1); ε of the sum is that of one long job."""
+    budget = Budget(epsilon, 1e-5)
+    spend = Spend(budget.calibrate(rate, 40, share), rate, 40)
+    cost = budget.cost(spend)
+    assert cost <= share * budget.allowance
+    more = budget.room_for(cost, cost)
+    assert more is not None and more >= math.floor(1 / share + 1e-9) - 1
+    assert budget.admits((more + 1) * cost) and not budget.admits((more + 2) * cost)
+    together = budget.spent([spend] * (more + 1))
+    assert together == pytest.approx(budget.spent([spend.times(more + 1)]), rel=1e-9)
+    assert together <= epsilon * (1 + 1e-9)
+
+
+def test_room_for_what_costs_nothing_or_everything() -> None:
+    budget = Budget(8.0, 1e-5)
+    assert budget.room_for(0.0) is None
+    assert budget.room_for(math.inf) == 0
+    assert budget.room_for(budget.allowance / 4) == 4, "a rounding is no reason to lose one"
+    assert budget.room_for(budget.allowance / 4, budget.allowance) == 0
+    with pytest.raises(JobError):
+        budget.room_for(-1.0)
+    for share in (0.0, 1.01, math.nan):
+        with pytest.raises(JobError, match="share"):
+            budget.calibrate(1.0, 10, share)

@@ -8,6 +8,7 @@ import stat
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -526,3 +527,22 @@ def test_threads_of_one_process_may_share_a_ledger(ledger: Ledger) -> None:
     assert len(set(ids)) == 40
     summary = ledger.summary(BUDGET)
     assert (summary.runs[0].booked, summary.runs[0].released) == (40, 40)
+
+
+def test_a_run_takes_no_more_than_its_share_however_often_it_is_asked_again(tmp_path: Path) -> None:
+    """A server that asks for rounds again and again spends the run's share, and not the whole budget."""
+    ledger, half = new_ledger(tmp_path), most_rounds() // 2
+    share = BUDGET.cost(SPEND.times(half)) / BUDGET.allowance
+    asked: dict[str, Any] = {"about": ABOUT, "spend": SPEND, "roles": ROLES, "budget": BUDGET}
+    with pytest.raises(LedgerError) as caught:
+        ledger.reserve(run="run", rounds=half + 1, job_share=share, **asked)
+    assert caught.value.reason == "JOB_SHARE_EXCEEDED"
+    reservation = ledger.reserve(run="run", rounds=half - 1, job_share=share, **asked)
+    for index in range(half):
+        ledger.book(reservation, index, sha(f"model {index}"), BUDGET, share)
+    with pytest.raises(LedgerError) as caught:
+        ledger.book(reservation, half, sha("one more"), BUDGET, share)
+    assert caught.value.reason == "JOB_SHARE_EXCEEDED"
+    with pytest.raises(LedgerError):
+        ledger.reserve(run="run", rounds=1, job_share=share, **asked)
+    ledger.reserve(run="another", rounds=1, job_share=share, **asked)

@@ -46,6 +46,7 @@ budgets = {
     "evaluations": st.integers(0, 20),
     "records": some(RECORDS, least=1),
     "seeded_noise": st.booleans(),
+    "job_share": st.sampled_from([0.1, 0.5, 1.0]) | st.floats(0.01, 1.0),
 }
 outer = {"minimum_patients": st.integers(1, 20), "metrics": some(METRICS), "counts": st.booleans()}
 protections = st.builds(Protection, **budgets)
@@ -85,6 +86,7 @@ def holds_within(inner: Policy, limit: Policy) -> None:
     assert within.evaluations <= bound.evaluations
     assert set(within.records) <= set(bound.records) and within.records
     assert bound.seeded_noise or not within.seeded_noise
+    assert within.job_share <= bound.job_share
 
 
 @given(policy=policies, own=stewards)

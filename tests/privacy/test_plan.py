@@ -18,7 +18,9 @@ from histoflare.privacy.noise import SeededNoise
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.privacy.spend import Spend
 
-DECLARED = {"linear": True, "keeps": (), "equal_weights": True, "transfer": "float32"}
+DECLARED = {"name": "some", "linear": True, "keeps": (), "equal_weights": True, "sees_data": False}
+EXACT = SimpleNamespace(name="exact", readable=True, exact=True)
+ROUNDING = SimpleNamespace(name="rounding", readable=True, exact=False)
 
 
 def declared(**changes: Any) -> SimpleNamespace:
@@ -59,16 +61,24 @@ def test_a_patient_can_turn_a_clipped_update_round() -> None:
 @pytest.mark.parametrize(
     "plan",
     [
-        DpSgd(target_epsilon=3.0, delta=1e-5, sample_rate=0.2, steps=3),
-        DpSgd(target_epsilon=3.0, delta=1e-5, sample_rate=0.2, steps=3, record="slide", slides_per_patient=2),
-        UpdateNoise(target_epsilon=3.0, delta=1e-5),
-        UpdateNoise(target_epsilon=3.0, delta=1e-5, noise_location="server"),
+        DpSgd(budget_epsilon=3.0, budget_share=1.0, delta=1e-5, sample_rate=0.2, steps=3),
+        DpSgd(
+            budget_epsilon=3.0,
+            budget_share=1.0,
+            delta=1e-5,
+            sample_rate=0.2,
+            steps=3,
+            record="slide",
+            slides_per_patient=2,
+        ),
+        UpdateNoise(budget_epsilon=3.0, budget_share=1.0, delta=1e-5),
+        UpdateNoise(budget_epsilon=3.0, budget_share=1.0, delta=1e-5, noise_location="server"),
     ],
 )
 def test_a_settled_job_fits_its_budget_and_hardly_less_noise_does(plan: Any) -> None:
     budget = Budget(3.0, 1e-5)
     settled = plan.settled(10, 10**6)
-    assert settled.target_epsilon is None
+    assert settled.budget_share is None and settled.budget_epsilon == 3.0
     assert budget.admits(budget.cost(settled.spend().times(10)))
     less = replace(settled, noise_multiplier=settled.noise_multiplier * 0.999)
     assert not budget.admits(budget.cost(less.spend().times(10)))
@@ -106,22 +116,32 @@ def test_noise_at_the_server_is_added_once_to_the_sum() -> None:
 
 def test_noise_at_the_server_needs_equal_weights() -> None:
     plan = UpdateNoise(noise_multiplier=3.0, noise_location="server")
-    plan.check_strategy(declared())
+    plan.check_strategy(declared(), EXACT)
     for other in (declared(equal_weights=False), declared(linear=False)):
         with pytest.raises(JobError, match="uniform") as caught:
-            plan.check_strategy(other)
+            plan.check_strategy(other, EXACT)
         assert caught.value.reason == "PRIVACY_INVALID"
-        replace(plan, noise_location="client").check_strategy(other)
-    with pytest.raises(JobError, match="float32"):
-        plan.check_strategy(declared(transfer="float16"))
+        replace(plan, noise_location="client").check_strategy(other, EXACT)
+    with pytest.raises(JobError, match="rounding") as caught:
+        plan.check_strategy(declared(), ROUNDING)
+    assert caught.value.reason == "PRIVACY_INVALID"
+    replace(plan, noise_location="client").check_strategy(declared(), ROUNDING)
+
+
+def test_dp_sgd_refuses_a_strategy_that_looks_at_data() -> None:
+    with pytest.raises(JobError) as caught:
+        DpSgd(noise_multiplier=2.0).check_strategy(declared(sees_data=True), EXACT)
+    assert caught.value.reason == "PRIVACY_INVALID"
+    for plan in (Open(), UpdateNoise(noise_multiplier=1.0)):
+        plan.check_strategy(declared(sees_data=True), EXACT)
 
 
 @pytest.mark.parametrize("plan", [Open(), DpSgd(noise_multiplier=2.0), UpdateNoise(noise_multiplier=1.0)])
-@pytest.mark.parametrize("left_out", DECLARED)
+@pytest.mark.parametrize("left_out", [name for name in DECLARED if name != "name"])
 def test_a_strategy_that_does_not_declare_itself_is_refused(plan: PrivacyPlan, left_out: str) -> None:
-    plan.check_strategy(declared())
+    plan.check_strategy(declared(), EXACT)
     with pytest.raises(JobError, match=left_out) as caught:
-        plan.check_strategy(SimpleNamespace(**{n: v for n, v in DECLARED.items() if n != left_out}))
+        plan.check_strategy(SimpleNamespace(**{n: v for n, v in DECLARED.items() if n != left_out}), EXACT)
     assert caught.value.reason == "PRIVACY_INVALID"
 
 
@@ -133,10 +153,10 @@ def test_a_tiny_sample_rate_is_not_rounded_away() -> None:
 
 def test_no_layer_stays_at_the_site_under_dp_sgd() -> None:
     plan = DpSgd(noise_multiplier=4.0)
-    plan.check_strategy(declared())
+    plan.check_strategy(declared(), EXACT)
     with pytest.raises(JobError, match="share must be null"):
-        plan.check_strategy(declared(keeps=("personal layers",)))
-    UpdateNoise(noise_multiplier=4.0).check_strategy(declared(keeps=("personal layers",)))
+        plan.check_strategy(declared(keeps=("personal layers",)), EXACT)
+    UpdateNoise(noise_multiplier=4.0).check_strategy(declared(keeps=("personal layers",)), EXACT)
 
 
 MANY = 1_600_000  # weights: of a MEM with 1,024 features, as in Adnan et al. 2022
@@ -148,7 +168,7 @@ def apart(monkeypatch: pytest.MonkeyPatch, distance: float) -> None:
 
 
 def test_a_sampler_that_takes_more_than_a_tenth_of_delta_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = DpSgd(target_epsilon=8.0, delta=1e-5, sample_rate=1.0, steps=1)
+    plan = DpSgd(budget_epsilon=8.0, budget_share=1.0, delta=1e-5, sample_rate=1.0, steps=1)
     plan.settled(60, MANY)
     # (1 + e^8) 2^-50 · 1.6e6 · 60 = 2.5e-4
     apart(monkeypatch, 2.0**-50)
@@ -156,19 +176,19 @@ def test_a_sampler_that_takes_more_than_a_tenth_of_delta_is_refused(monkeypatch:
         plan.settled(60, MANY)
     assert caught.value.reason == "PRIVACY_INVALID"
     plan.settled(60, 300)
-    UpdateNoise(target_epsilon=2.0, delta=1e-5).settled(60, MANY)
+    UpdateNoise(budget_epsilon=2.0, budget_share=1.0, delta=1e-5).settled(60, MANY)
 
 
 def test_an_epsilon_far_beyond_any_use_is_refused_for_the_sampler() -> None:
     with pytest.raises(JobError, match="sampler"):
-        UpdateNoise(target_epsilon=60.0, delta=1e-5).settled(60, MANY)
+        UpdateNoise(budget_epsilon=60.0, budget_share=1.0, delta=1e-5).settled(60, MANY)
 
 
 @pytest.mark.parametrize("steps", [1, 4])
 def test_noise_is_settled_for_what_the_sampler_leaves_of_delta(
     monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
-    plan = DpSgd(target_epsilon=3.0, delta=1e-5, sample_rate=1.0, steps=steps)
+    plan = DpSgd(budget_epsilon=3.0, budget_share=1.0, delta=1e-5, sample_rate=1.0, steps=steps)
     ideal = plan.settled(10, MANY).noise_multiplier
     apart(monkeypatch, 0.099e-5 / ((1 + math.exp(3)) * MANY * 10 * steps))
     settled = plan.settled(10, MANY).noise_multiplier
@@ -179,9 +199,11 @@ def test_noise_is_settled_for_what_the_sampler_leaves_of_delta(
 def test_what_a_plan_draws() -> None:
     assert Open().numbers(3, 100) == 0
     assert UpdateNoise(noise_multiplier=1.0).numbers(3, 100) == 300
-    assert DpSgd(target_epsilon=1.0, sample_rate=1.0, steps=5).numbers(3, 100) == 1500
+    assert DpSgd(budget_epsilon=1.0, budget_share=1.0, sample_rate=1.0, steps=5).numbers(3, 100) == 1500
     # Where records are drawn each takes a uniform: of so many at most, for how many there are is secret.
-    assert DpSgd(target_epsilon=1.0, sample_rate=0.1, steps=5).numbers(3, 100) == 15 * (100 + 2**20)
+    assert DpSgd(budget_epsilon=1.0, budget_share=1.0, sample_rate=0.1, steps=5).numbers(3, 100) == 15 * (
+        100 + 2**20
+    )
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -211,12 +233,14 @@ def test_noise_is_secret_unless_a_seed_is_given() -> None:
 @pytest.mark.parametrize(
     ("numbers", "says"),
     [
-        ({}, "noise_multiplier or target_epsilon"),
-        ({"noise_multiplier": 1.0, "target_epsilon": 1.0}, "one of them"),
+        ({}, "budget_share or noise_multiplier"),
+        ({"noise_multiplier": 1.0, "budget_share": 1.0}, "one of them"),
         ({"noise_multiplier": -1.0}, "at least 0"),
         ({"noise_multiplier": math.nan}, "at least 0"),
         ({"noise_multiplier": math.inf}, "at least 0"),
-        ({"target_epsilon": 0}, "target_epsilon"),
+        ({"budget_share": 0}, "budget_share"),
+        ({"budget_share": 1.01}, "budget_share"),
+        ({"budget_share": 0.5, "budget_epsilon": 0}, "budget_epsilon"),
         ({"noise_multiplier": 1.0, "clip_norm": 0.0}, "clip_norm"),
         ({"noise_multiplier": 1.0, "clip_norm": math.inf}, "clip_norm"),
         ({"noise_multiplier": 1.0, "delta": 0.0}, "delta"),
@@ -247,7 +271,9 @@ def test_a_place_for_the_noise_that_is_none_is_refused() -> None:
         UpdateNoise(noise_multiplier=1.0, noise_location="cloud")
 
 
-@pytest.mark.parametrize("plan", [Open(), DpSgd(noise_multiplier=2.0), UpdateNoise(target_epsilon=1.0)])
+@pytest.mark.parametrize(
+    "plan", [Open(), DpSgd(noise_multiplier=2.0), UpdateNoise(budget_epsilon=1.0, budget_share=1.0)]
+)
 def test_a_plan_says_itself_as_plain_data(plan: PrivacyPlan) -> None:
     assert plan.to_json()["mechanism"] == plan.mechanism
     assert plan.describe()
@@ -255,4 +281,4 @@ def test_a_plan_says_itself_as_plain_data(plan: PrivacyPlan) -> None:
 
 def test_a_plan_that_is_not_settled_has_no_cost_yet() -> None:
     with pytest.raises(JobError, match="not settled"):
-        DpSgd(target_epsilon=1.0).spend()
+        DpSgd(budget_epsilon=1.0, budget_share=1.0).spend()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from histoflare.privacy.accountant import epsilon
+from histoflare.privacy.budget import Budget
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.report.bounds import models_of, name_model, state_bounds
 from histoflare.report.budgets import budget_entry
@@ -26,6 +26,7 @@ from tests.report.test_page import figures_in, written
 SITES = ["amsterdam", "graz", HOSTILE, "nijmegen"]
 PLAN = DpSgd(noise_multiplier=1.1, sample_rate=0.2, batch_size=8, steps=2)
 QUIET = UpdateNoise(noise_multiplier=60.0)
+BUDGET = Budget(8.0, 1e-5)
 IN_POOL = DpSgd(noise_multiplier=1.1, sample_rate=0.05, batch_size=8, steps=8)
 
 
@@ -54,9 +55,9 @@ def test_every_bound_states_what_it_spends() -> None:
     courses = courses_of(PLAN, IN_POOL)
     stated = json.loads(json.dumps(state_bounds(courses, without_noise(courses, 1), None), allow_nan=False))
     assert list(stated) == ["local", "pooled", "local_unprotected", "pooled_unprotected"]
-    assert stated["local"]["epsilon"] == epsilon([PLAN.spend().times(30)], PLAN.delta, "rdp"), "the most"
+    assert stated["local"]["epsilon"] == BUDGET.spent([PLAN.spend().times(30)]), "the most"
     assert stated["local"]["steps"] == [30, 60]
-    assert stated["pooled"]["epsilon"] == epsilon(courses.pooled.spends, PLAN.delta, "rdp")
+    assert stated["pooled"]["epsilon"] == pytest.approx(BUDGET.spent(courses.pooled.spends), rel=1e-12)
     assert (stated["pooled"]["steps"], stated["pooled"]["sample_rate"]) == ([225, 225], 0.05)
     for model in ("local_unprotected", "pooled_unprotected"):
         assert (stated[model]["epsilon"], stated[model]["noise_multiplier"]) == (None, 0.0)
@@ -84,7 +85,7 @@ def test_the_page_names_every_bound_with_its_epsilon(tmp_path: Path, seed: int |
     for model in ("local", "pooled"):
         assert f"{model} (ε = {say_epsilon(report['bounds'][model])}{void})" in page.text
         assert f"{model}, unprotected" in page.text
-    assert "pooled, unprotected 225 4 – 1 0 ∞ –" in page.text
+    assert "pooled, unprotected 225 4 1 0 ∞ –" in page.text
     for value, _ in figures_in({key: report[key] for key in report if key != "participation"}):
         assert ("–" if value is None else f"{value:.3f}") in page.text
 

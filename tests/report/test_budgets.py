@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from histoflare.privacy.accountant import epsilon
+from histoflare.privacy.budget import Budget
 from histoflare.privacy.plan import Open, UpdateNoise
 from histoflare.report.budgets import budget_entry
 from histoflare.rounds.comparison import Comparison, SiteComparison
@@ -38,7 +38,7 @@ BOUNDS = Comparison(
 def test_an_entry_of_a_noisy_plan() -> None:
     plan = UpdateNoise(noise_multiplier=20.0)
     entry = json.loads(json.dumps(budget_entry(plan, 7, FOUND, BOUNDS, is_own=True), allow_nan=False))
-    assert entry["epsilon"] == epsilon([plan.spend().times(7)], plan.delta, "rdp")
+    assert entry["epsilon"] == Budget(8.0, 1e-5).spent([plan.spend().times(7)])
     assert entry["epsilon_is_infinite"] is False
     assert (entry["mechanism"], entry["rounds"], entry["is_own"]) == ("update-noise", 7, True)
     assert (entry["delta"], entry["noise_multiplier"], entry["seeded_noise"]) == (1e-5, 20.0, False)

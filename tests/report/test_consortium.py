@@ -9,16 +9,18 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from histoflare.commands.run import summarise
+from histoflare.commands.run import show_summary, summarise
 from histoflare.errors import JobError
-from histoflare.privacy.accountant import epsilon
+from histoflare.privacy.budget import Budget
 from histoflare.privacy.plan import UpdateNoise
-from histoflare.report.consortium import NEEDED, RunFacts, build_report, results_table
+from histoflare.report.consortium import RunFacts, build_report, results_table
 from histoflare.report.figures import CLASSIFICATION
 from histoflare.report.guarantee import state_epsilon
 from histoflare.report.guarantee_words import say_epsilon
+from histoflare.report.report_file import ALWAYS, PARTS
 from histoflare.rounds.comparison import Comparison, SiteComparison
 from histoflare.rounds.evaluation import Figure, Metrics
+from tests.report.made import full_report, row
 
 FIGURES = {
     "accuracy": Figure(0.8, 0.6, 0.9),
@@ -52,6 +54,14 @@ def comparison(external: bool = True) -> Comparison:
         if external
         else {},
     )
+
+
+def test_what_a_strategy_says_of_sites_is_under_their_pseudonyms() -> None:
+    row = {"round": 0, "asked": ["a", "b"], "taking_part": ["a", "b"], "refused": {}, "no_answer": []}
+    row |= {"rejected": {"b": "UPDATES_INVALID"}, "contribution": {"a": 1.0, "b": 0.0}}
+    report = build_report(replace(FACTS, participation=[row], pseudonyms={"b": "north"}), comparison())
+    assert report["participation"][0]["rejected"] == {"north": "UPDATES_INVALID"}
+    assert report["participation"][0]["contribution"] == {"a": 1.0, "north": 0.0}
 
 
 def test_the_shape_scripts_rely_on() -> None:
@@ -193,8 +203,8 @@ def test_the_table_says_what_the_run_cost() -> None:
         Console(file=written, width=120, force_terminal=colours).print(results_table(report))
         return " ".join(written.getvalue().split())
 
-    true = say_epsilon(state_epsilon(epsilon([plan.spend().times(2)], plan.delta)))
-    assert f"For each patient ε = {true} at δ = 1e-5" in shown(plan)
+    true = say_epsilon(state_epsilon(Budget(8.0, plan.delta).spent([plan.spend().times(2)])))
+    assert f"This job spends ε = {true} of 8 for each patient, at δ = 1e-5" in shown(plan)
     assert "states ε = 1; what a patient of a site spends" in shown(plan)
     assert shown(plan).count("[bold]b") == 2, "a name is no markup"
     seeded = replace(plan, noise_seed=1)
@@ -204,7 +214,17 @@ def test_the_table_says_what_the_run_cost() -> None:
 
 
 def test_a_report_always_has_a_guarantee() -> None:
-    assert set(build_report(FACTS, comparison())) >= NEEDED
+    assert set(build_report(FACTS, comparison())) >= {*ALWAYS, *PARTS} - {"evaluated_model"}
     assert build_report(FACTS, comparison())["guarantee"]["epsilon_is_infinite"] is True
     with pytest.raises(JobError, match="without its plan"):
         build_report(replace(FACTS, mechanism="dp-sgd"), comparison())
+
+
+def test_the_table_says_how_many_rounds_ran() -> None:
+    rows = [row(index, ["a"]) for index in range(3)]
+    stopped = full_report(participation=rows, rounds=30)
+    assert "3 of 30 rounds" in str(results_table(stopped).title)
+    assert ": 3 rounds," in str(results_table(full_report(participation=rows, rounds=3)).title)
+    summary = summarise([stopped | {"job": "j"}])
+    assert summary["rounds_run"] == [3]
+    assert "3 of 30 rounds" in str(show_summary(summary).title)

@@ -11,6 +11,7 @@ import pytest
 
 from histoflare.errors import JobError
 from histoflare.privacy.accountant import epsilon
+from histoflare.privacy.budget import Budget
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.privacy.spend import Spend
 from histoflare.report.guarantee import build_guarantee
@@ -51,20 +52,24 @@ INFINITE = {"epsilon": None, "epsilon_is_infinite": True}
 @pytest.mark.parametrize(("plan", "tight"), [(SAMPLED, "pld"), (WHOLE, "gaussian")])
 def test_every_figure_is_the_accountants(plan: PrivacyPlan, tight: str) -> None:
     found = guarantee(plan, [stamped(plan, index) for index in range(4)])
-    assert found["accountants"] == ["rdp", tight]
+    assert found["accountants"] == ["filter", "rdp", tight]
+    budget = Budget(8.0, 1e-5)
     assert (found["unit"], found["neighbouring_relation"]) == ("patient", "add or remove one")
     for site in SITES:
         spent = found["sites"][site]
         for number, after in enumerate(spent["after_round"], start=1):
             assert (after["round"], after["updates"]) == (number - 1, number)
-            for accountant in ("rdp", tight):
-                expected = epsilon([plan.spend().times(number)], plan.to_json()["delta"], accountant)
-                assert after[accountant] == figure(expected)
-                if number == 4:
-                    assert spent[accountant] == found["federation"][accountant] == figure(expected)
-                    assert found["reserved"][accountant] == figure(expected)
-        assert after[tight]["epsilon"] < after["rdp"]["epsilon"]
-    assert found["epsilon"] == found["federation"]["rdp"]["epsilon"] == found["against_server"]["epsilon"]
+            assert after["filter"] == figure(budget.spent([plan.spend().times(number)]))
+        for accountant in ("rdp", tight):
+            expected = epsilon([plan.spend().times(4)], plan.to_json()["delta"], accountant)
+            assert spent[accountant] == found["federation"][accountant] == figure(expected)
+            assert found["reserved"][accountant] == figure(expected)
+        assert spent["filter"] == after["filter"] == found["reserved"]["filter"]
+        assert spent[tight]["epsilon"] < spent["rdp"]["epsilon"]
+    assert found["epsilon"] == found["federation"]["filter"]["epsilon"] == found["against_server"]["epsilon"]
+    cost = budget.cost(plan.spend().times(4))
+    assert found["budget"]["share"] == pytest.approx(cost / budget.allowance)
+    assert found["budget"]["further"] == budget.room_for(cost, cost)
 
 
 def test_the_figure_that_the_paper_states_for_its_pooled_slides() -> None:
@@ -99,19 +104,10 @@ def test_a_site_that_missed_rounds_spent_less() -> None:
             assert found["sites"][site][accountant] == figure(expected)
     curve = found["sites"]["nijmegen"]["after_round"]
     assert [after["updates"] for after in curve[:9]] == [0, 0, 0, 1, 2, 3, 4, 4, 5]
-    assert curve[2]["rdp"] == figure(0.0)
-    assert curve[6]["rdp"] == curve[7]["rdp"], "a round it refused costs it nothing"
+    assert curve[2]["filter"] == figure(0.0)
+    assert curve[6]["filter"] == curve[7]["filter"], "a round it refused costs it nothing"
     assert found["federation"]["rdp"] == found["sites"]["amsterdam"]["rdp"], "the greatest"
     assert found["reserved"]["rounds"] == 30
-
-
-def test_the_tighter_figure_stands_at_some_rounds_and_at_each_sites_last_update() -> None:
-    sites = protected_report(SAMPLED)["guarantee"]["sites"]
-    for spent in sites.values():
-        known = [after["updates"] for after in spent["after_round"] if "pld" in after]
-        assert len(known) <= 11
-        assert known[-1] == spent["updates"]
-        assert set(known[:-1]) <= set(range(3, 31, 3))
 
 
 def test_what_left_and_was_not_used_was_spent_all_the_same() -> None:
@@ -171,7 +167,7 @@ def test_noise_at_the_server_does_not_protect_against_it() -> None:
     assert found["mechanism"] == "server-noise"
     assert found["noise_location"] == "server"
     assert found["against_server"] == INFINITE
-    assert found["epsilon"] == epsilon([plan.spend()], plan.delta, "rdp")
+    assert found["epsilon"] == Budget(8.0, plan.delta).spent([plan.spend()])
 
 
 def test_no_noise_is_infinite_and_no_round_is_nothing() -> None:
@@ -227,12 +223,12 @@ def test_equal_sites_are_accounted_once(monkeypatch: pytest.MonkeyPatch) -> None
     found = guarantee(SAMPLED, rows)
     assert found["sites"]["b"]["pld"]["epsilon"] == 200
     assert len(asked) == len(set(asked))
-    assert sum(accountant == "pld" for accountant, _ in asked) == 10
+    assert sum(accountant == "pld" for accountant, _ in asked) == 1
 
 
 def test_the_samplers_part_of_delta_is_that_of_all_rounds_at_their_epsilon() -> None:
     rows = [stamped(SAMPLED, index) for index in range(2)]
     found = guarantee(SAMPLED, rows, numbers=10**9)
-    expected = (1 + math.exp(found["reserved"]["rdp"]["epsilon"])) * 2.0**-113 * 10**9
+    expected = (1 + math.exp(found["reserved"]["filter"]["epsilon"])) * 2.0**-113 * 10**9
     assert found["sampler_delta"] == pytest.approx(expected, rel=1e-9)
     assert guarantee(SAMPLED, rows)["sampler_delta"] is None, "nothing is said of what is not known"

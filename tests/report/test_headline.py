@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 from histoflare.privacy.plan import UpdateNoise
-from histoflare.report.headline import closing_words, write_headline
+from histoflare.report.headline import closing_words, say_threshold, write_headline
 from histoflare.rounds.comparison import SiteComparison
 from histoflare.rounds.evaluation import Figure
 from tests.report.made import full_report, metrics, protected_report, row
@@ -221,7 +225,7 @@ def test_what_some_seeds_say_is_said_of_these() -> None:
     ]
     said = closing_words(reports)
     assert "Seed 1, 3: At chance: Guessing gives 0.5" in said
-    assert said.count("For each patient ε = ") == 1 and not said.startswith("Seed")
+    assert said.count("This job spends ε = ") == 1 and not said.startswith("Seed")
 
 
 def test_the_agreed_metric_is_spoken_of_or_its_absence() -> None:
@@ -237,3 +241,29 @@ def test_an_interval_that_does_not_exist_decides_nothing() -> None:
     bare = replace(made, figures={**made.figures, "balanced_accuracy": Figure(0.8)})
     assert "cannot tell" in write_headline(complete(federated=bare)).verdict
     assert "no models of single sites" in write_headline(complete(local={})).verdict
+
+
+def test_a_good_ranking_with_the_wrong_threshold_is_said() -> None:
+    def said(auc: float, balanced: float) -> str:
+        return say_threshold({"auc": auc, "balanced_accuracy": balanced}, ["glandular", "solid"], "here")
+
+    assert said(1.0, 0.5).startswith("AUC 1.000 and balanced accuracy 0.500 (here)")
+    assert "at least 1.00" in said(1.0, 0.5)
+    assert said(0.7, 0.55) == "" and said(0.9, 0.8) == "" and said(0.5, 0.5) == ""
+    assert say_threshold({"auc": 1.0, "balanced_accuracy": 0.5}, ["a", "b", "c"], "here") == ""
+    figures = metrics(0.5, 46)
+    figures = replace(figures, figures=figures.figures | {"auc": Figure(1.0)})
+    assert any(
+        caution.startswith("AUC 1.000") for caution in write_headline(complete(federated=figures)).cautions
+    )
+
+
+@given(st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=2, max_size=30))
+def test_a_ranking_has_a_threshold_as_good_as_its_auc_says(rows: list[tuple[int, bool]]) -> None:
+    scores, labels = np.array([score for score, _ in rows]), np.array([label for _, label in rows])
+    if labels.all() or not labels.any():
+        return
+    best = max(
+        (np.mean(scores[labels] >= at) + np.mean(scores[~labels] < at)) / 2 for at in [*np.unique(scores), 99]
+    )
+    assert best >= 1 - np.sqrt((1 - roc_auc_score(labels, scores)) / 2) - 1e-9

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from histoflare.commands import demo_segmentation
 from histoflare.errors import REASONS
+from histoflare.privacy.plan import UpdateNoise
+from histoflare.report.generated import GeneratedImage
 from histoflare.report.page import write_page
 from histoflare.report.reasons import REASONS_IN_WORDS
+from histoflare.report.rendering import write_interval
+from histoflare.report.site_page import encode_picture
 from histoflare.rounds.comparison import SiteComparison
-from tests.report.made import HOSTILE, full_report, many_sites, metrics, row
+from histoflare.rounds.evaluation import Figure
+from tests.report.made import HOSTILE, full_report, many_sites, metrics, protected_report, row
 from tests.report.parsed import Parsed, assert_loads_nothing, parse
 
 
@@ -143,3 +152,59 @@ def test_many_rounds_are_drawn_as_strips(tmp_path: Path) -> None:
     cells = [rect for rect in page.named("rect") if rect["class"].startswith("cell")]
     assert len(cells) < 12 * 20
     assert "One grey line for each of 12 sites" in page.text
+
+
+def test_a_page_has_pictures_of_generated_images_and_else_none(tmp_path: Path) -> None:
+    picture = encode_picture(Image.new("RGB", (40, 30)))
+    image = GeneratedImage("one", "hospital-1", [("Image", picture, False), ("True mask", picture, True)])
+    write_page(full_report(), tmp_path / "report.html", [image])
+    assert_loads_nothing(tmp_path / "report.html")
+    page = parse(tmp_path / "report.html")
+    assert len(page.named("img")) == 2
+    assert "Generated: no patient and no hospital is in these pictures." in page.text
+    bare = written(full_report(), tmp_path)
+    assert not bare.named("img") and "Generated" not in bare.text
+
+
+def test_only_what_the_program_drew_can_be_shown() -> None:
+    """The maker of such pictures is handed what images are drawn from, and reads no file of a site."""
+    source = Path(demo_segmentation.__file__).parents[1]
+    makers = [path.name for path in source.rglob("*.py") if "GeneratedImage(" in path.read_text()]
+    assert makers == ["demo_segmentation.py"]
+    body = inspect.getsource(demo_segmentation.draw_generated)
+    assert "render_image(" in body
+    assert not any(word in body for word in (".read(", "open(", "cohorts", "experiment.sites", "Path"))
+
+
+def test_findings_come_before_accountants_and_noise(tmp_path: Path) -> None:
+    plan = UpdateNoise(noise_multiplier=60.0)
+    text = written(protected_report(plan), tmp_path).text
+    for word in ("RDP", "Gaussian", "multiplier"):
+        assert text.index("Who took part") < text.index(word), word
+    assert text.index("ε = ") < text.index("Figures"), "the privacy itself is said at the top"
+
+
+def test_in_one_process_nothing_was_sent_and_no_size_says_so(tmp_path: Path) -> None:
+    text = written(full_report(runtime="inprocess"), tmp_path).text
+    assert "nothing was sent" in text and "had they been sent" in text
+    assert "sent by the sites" not in text
+    assert "sent by the sites" in written(full_report(), tmp_path).text
+
+
+def test_no_interval_says_why(tmp_path: Path) -> None:
+    few = replace(
+        metrics(0.8, 2),
+        figures={"balanced_accuracy": Figure(1.0, patients=1, no_interval="2 patients: no interval")},
+    )
+    for name in ("accuracy", "auc"):
+        few.figures[name] = few.figures["balanced_accuracy"]  # type: ignore[index]
+    page = written(full_report(federated=few), tmp_path)
+    assert "2 patients: no interval" in page.text
+    assert "1.00–1.00" not in page.text
+    narrow = write_interval((0.9961, 0.9999))
+    assert narrow == "0.996–1.000"
+
+
+def test_a_figure_that_no_site_let_out_has_no_column(tmp_path: Path) -> None:
+    text = written(full_report(), tmp_path).text  # graz let out its AUC alone
+    assert "From no site: balanced accuracy, accuracy; not let out, or no such figure there." in text

@@ -17,6 +17,7 @@ from histoflare.report.site_page import (
     ImagePictures,
     ImageRow,
     LeftOutRow,
+    SentRow,
     SitePage,
     SlidePictures,
     SlideRow,
@@ -116,16 +117,42 @@ def test_rows_of_what_left() -> None:
             row(3, ["a", "b"], asked=["a"], taking_part=["a"]),
             row(4, ["a", "b"], taking_part=["a"], refused={"b": "TOO_FEW_PATIENTS"}),
             row(5, ["a", "b"], taking_part=["a"], refused={"b": "UPDATES_INVALID"}),
+            row(6, ["a", "b"], taking_part=["a"], no_answer=["b"], absent=["b"]),
         ]
     )
     rows = sent_rows(report, "b", 10)
-    assert [each.status for each in rows] == ["took", "silent", "unused", "unasked", "refused", "unused"]
-    assert [each.size_bytes for each in rows] == [10, None, 10, None, None, 10], (
+    statuses = ["took", "silent", "unused", "unasked", "refused", "unused", "absent"]
+    assert [each.status for each in rows] == statuses
+    assert [each.size_bytes for each in rows] == [10, None, 10, None, None, 10, None], (
         "an update that the server refused had left"
     )
     assert rows[0].when is not None
     assert rows[0].when.isoformat() == "2023-11-14T22:13:20+00:00"
     assert sent_rows(report, "a stranger") == []
+
+
+def test_a_site_that_was_not_there_was_not_late(tmp_path: Path) -> None:
+    rows = [row(0, ["a", "b"]), row(1, ["a", "b"], taking_part=["a"], no_answer=["b"], absent=["b"])]
+    report = full_report(participation=rows, rounds=2)
+    parsed = written(page(site="b", report=report, sent=sent_rows(report, "b", 10)), tmp_path)
+    assert "not there: no task was sent" in parsed.text
+    assert "late" not in parsed.text.lower()
+
+
+def test_the_rounds_stand_behind_the_slides_and_pictures_enlarge(tmp_path: Path) -> None:
+    parsed = written(page(), tmp_path)
+    assert parsed.text.index("All slides") < parsed.text.index("What left the site")
+    enlarged = [each for each in parsed.named("details") if each.get("class", "").startswith("enlarge")]
+    assert len(enlarged) == len(parsed.named("img")) > 0
+
+
+def test_a_column_without_an_entry_is_not_there(tmp_path: Path) -> None:
+    full = written(page(), tmp_path).text
+    bare = [SentRow(1, "took"), SentRow(2, "refused", "STOPPED")]
+    empty = written(page(sent=bare), tmp_path).text
+    for heading in ("size of tensors", "metrics sent"):
+        assert heading in full and heading not in empty
+    assert "ended (UTC)" not in empty
 
 
 @pytest.mark.parametrize(("site", "is_late"), [("graz", True), ("amsterdam", False)])
@@ -204,7 +231,7 @@ def test_unannotated_parts_and_notes_are_said(tmp_path: Path) -> None:
         ImageRow("i2", "p2", "test", {}, ImagePictures(notes=("Not shown (X)",))),
     ]
     parsed = written(image_page(slides=images), tmp_path)
-    assert "Given mask; 42 % annotated" in parsed.text
+    assert "Outlines: given; 42 % annotated" in parsed.text
     assert "Pale: not annotated" in parsed.text
     assert "Not shown (X)" in parsed.text
     assert "No test image was shown to the federated model." in parsed.text

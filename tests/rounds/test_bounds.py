@@ -14,11 +14,11 @@ from histoflare.privacy.accountant import epsilon
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.privacy.spend import Spend
 from histoflare.rounds.bounds import POOLED, Course, plan_bounds, train_alone, train_bounds, without_noise
-from histoflare.rounds.cyclic import CyclicWeightTransfer
-from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.patience import Patience
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, digest
+from histoflare.rounds.strategies.cyclic import CyclicWeightTransfer
+from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import Strategy
 from histoflare.seeds import derive_seed
 
@@ -128,10 +128,10 @@ def test_a_site_without_training_data_has_no_bound() -> None:
 def test_a_federation_of_one_is_its_own_bound(plan: PrivacyPlan) -> None:
     """Local and pooled alike: the same mechanism, to the last bit."""
     sites, task = toy_sites(1), RowTask()
-    courses = plan_bounds(task, sites, FedAvg("uniform"), 4, 7, plan)
-    federated = run_in_process(task, sites, FedAvg("uniform"), 4, 7, plan).state
+    courses = plan_bounds(task, sites, FedAvg(weighting="uniform"), 4, 7, plan)
+    federated = run_in_process(task, sites, FedAvg(weighting="uniform"), 4, 7, plan).state
     for course in (courses.local["site_0"], courses.pooled):
-        found = train_alone(task, sites["site_0"], course, FedAvg("uniform"), 7, name="site_0")
+        found = train_alone(task, sites["site_0"], course, FedAvg(weighting="uniform"), 7, name="site_0")
         assert digest(found) == digest(federated)
 
 
@@ -169,8 +169,8 @@ def test_the_pool_of_adnan_s_hospitals_has_the_paper_s_epsilon() -> None:
     assert epsilon(courses.local["site_0"].spends, 1e-4, "rdp") == pytest.approx(6.5, abs=0.2)
 
 
-def test_a_target_epsilon_holds_in_the_pool_too() -> None:
-    asked = DpSgd(target_epsilon=3.0, sample_rate=0.4, batch_size=8, steps=2)
+def test_a_share_of_a_budget_holds_in_the_pool_too() -> None:
+    asked = DpSgd(budget_epsilon=3.0, budget_share=1.0, sample_rate=0.4, batch_size=8, steps=2)
     plan = asked.settled(5, 12)
     courses = plan_bounds(RowTask(), toy_sites(4), FedAvg(), 5, 0, plan, asked)
     pooled = courses.pooled.plan
@@ -190,7 +190,7 @@ def test_under_noise_on_updates_every_bound_spends_what_a_site_does() -> None:
 
 def test_a_site_that_is_asked_less_often_spends_less() -> None:
     plan = UpdateNoise(noise_multiplier=20.0)
-    strategy = FedAvg("uniform", clients_per_round=1)
+    strategy = FedAvg(weighting="uniform", clients_per_round=1)
     courses = plan_bounds(ToyTask(), toy_sites(3), strategy, 6, 0, plan)
     assert sum(len(course.spends) for course in courses.local.values()) == 6
     assert len(courses.pooled.spends) == 6
@@ -200,7 +200,7 @@ def test_without_noise_only_the_noise_is_gone() -> None:
     """As the limit of ever less noise: the same samples, clip and steps; and the same again."""
     plan = DpSgd(noise_multiplier=1.0, sample_rate=0.3, batch_size=8, clip_norm=0.01, steps=3)
     sites, task = toy_sites(3), RowTask()
-    protected = plan_bounds(task, sites, FedAvg("uniform"), 4, 0, plan)
+    protected = plan_bounds(task, sites, FedAvg(weighting="uniform"), 4, 0, plan)
     free = without_noise(protected, seed=5)
     assert [course.steps for course in free.local.values()] == [(3,) * 4] * 3
     assert free.pooled.steps == protected.pooled.steps
@@ -208,7 +208,9 @@ def test_without_noise_only_the_noise_is_gone() -> None:
     pooled = free.pooled.plan
     assert pooled == replace(protected.pooled.plan, noise_multiplier=0.0, noise_seed=5)
     data = pooled_of(sites)
-    found = [train_alone(task, data, free.pooled, FedAvg("uniform"), 0, name=POOLED) for _ in range(2)]
+    found = [
+        train_alone(task, data, free.pooled, FedAvg(weighting="uniform"), 0, name=POOLED) for _ in range(2)
+    ]
     assert digest(found[0]) == digest(found[1])
     moved = torch.cat([(found[0][n] - t).flatten() for n, t in task.build_model().state_dict().items()])
     # 36 steps of at most (number drawn, some 8) · 0.01 / 8 · learning rate 0.1

@@ -9,9 +9,9 @@ import pytest
 from histoflare.rounds.bounds import Bounds, plan_bounds, train_bounds
 from histoflare.rounds.comparison import compare
 from histoflare.rounds.evaluation import evaluate
-from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import predict
 from histoflare.rounds.runner import run_in_process
+from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.seeds import derive_seed
 
 from .toy import ToyTask, toy_table

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from histoflare.errors import JobError
-from histoflare.rounds.cyclic import CyclicWeightTransfer
 from histoflare.rounds.local import train_locally
+from histoflare.rounds.round import server_round
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import model_state
-from histoflare.rounds.strategy import Update, server_round
+from histoflare.rounds.strategies.cyclic import CyclicWeightTransfer
+from histoflare.rounds.strategy import Update
 from histoflare.seeds import derive_seed
 
 from .toy import ToyTask, toy_sites

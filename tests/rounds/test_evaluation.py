@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
 
 from histoflare.bags.predictions import Predictions, weighted_auc
 from histoflare.errors import JobError
-from histoflare.rounds.evaluation import evaluate, merge_predictions
+from histoflare.rounds.evaluation import evaluate, interval_of_no_spread, merge_predictions
 
 
 def table(
@@ -112,7 +113,8 @@ def test_perfect_useless_and_reversed() -> None:
     patients = [f"p{i}" for i in range(20)]
     for scores, area in ((labels, 1.0), (np.full(20, 0.5), 0.5), (1 - labels, 0.0)):
         auc = evaluate(Predictions(np.stack([1 - scores, scores], axis=1), labels, patients, {}))["auc"]
-        assert (auc.value, auc.low, auc.high) == (area, area, area)
+        a = 0.025 ** (1 / 10)  # Clopper & Pearson 1934, 10 of 10
+        assert (auc.value, auc.low, auc.high) == pytest.approx((area, a * area, 1 - a * (1 - area)))
 
 
 @pytest.mark.parametrize("figure", ["accuracy", "balanced_accuracy", "auc"])
@@ -146,10 +148,46 @@ def test_one_class_has_no_auc_and_says_why() -> None:
     assert auc.value == pytest.approx(expected)
 
 
-def test_a_single_patient_has_no_interval() -> None:
-    rows = table(n=8, slides_per_patient=8)
+@pytest.mark.parametrize("patients", [1, 2, 4])
+def test_few_patients_have_no_interval_and_it_is_said(patients: int) -> None:
+    rows = table(n=8 * patients, slides_per_patient=8)
     accuracy = evaluate(rows)["accuracy"]
     assert accuracy.value is not None and accuracy.low is None and accuracy.high is None
+    assert accuracy.no_interval is not None and accuracy.no_interval.startswith(f"{patients} patient")
+    assert evaluate(rows, bootstraps=0)["accuracy"].no_interval is None, "none was asked for"
+
+
+def test_a_class_of_few_patients_has_no_interval_and_no_number_is_said() -> None:
+    labels = np.array([0] * 20 + [1] * 4)
+    patients = [f"p{i}" for i in range(24)]
+    found = evaluate(Predictions(np.eye(2)[labels], labels, patients, {}))
+    for figure in found.figures.values():
+        assert figure.low is None and figure.no_interval is not None and "4" not in figure.no_interval
+
+
+@pytest.mark.parametrize("n", [5, 11, 40])
+def test_where_all_are_right_the_interval_is_clopper_and_pearsons(n: int) -> None:
+    labels = np.array([0, 1] * n)
+    patients = [f"p{i}" for i in range(2 * n)]
+    exact = binomtest(n, n).proportion_ci(method="exact")
+    right = evaluate(Predictions(np.eye(2)[labels], labels, patients, {}))
+    wrong = evaluate(Predictions(np.eye(2)[1 - labels], labels, patients, {}))
+    one = evaluate(Predictions(np.eye(2)[np.ones_like(labels)], labels, patients, {}))
+    for figure in right.figures.values():
+        assert (figure.low, figure.high) == pytest.approx((exact.low, exact.high))
+    none = binomtest(0, n).proportion_ci(method="exact")
+    for figure in wrong.figures.values():
+        assert (figure.low, figure.high) == pytest.approx((none.low, none.high))
+    balanced = one["balanced_accuracy"]  # one class all right, the other all wrong
+    assert (balanced.low, balanced.high) == pytest.approx((exact.low / 2, (1 + none.high) / 2))
+
+
+def test_the_interval_without_spread_covers_the_truth_as_often_as_it_says() -> None:
+    """The chance that all of n are right, and the interval then misses a share p, is at most 2.5 %."""
+    for n in (5, 10, 30):
+        low, _ = interval_of_no_spread(1.0, n)
+        for p in np.linspace(0.01, 0.999, 200):
+            assert p >= low or p**n < 0.025
 
 
 def test_the_seed_and_nothing_else_makes_the_interval() -> None:

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from histoflare.errors import JobError
-from histoflare.rounds.fedavg import FedAvg
+from histoflare.rounds.round import server_round
 from histoflare.rounds.state import State, digest
-from histoflare.rounds.strategy import Update, server_round
+from histoflare.rounds.strategies.fedavg import FedAvg
+from histoflare.rounds.strategy import Update
 
 SITES = ["a", "b", "c", "d"]
 SIZES = st.integers(min_value=0, max_value=1000)
@@ -30,6 +31,10 @@ def updates_of(weights: Mapping[str, float], scale: float = 0.1) -> list[Update]
     return [
         Update(site, random_state(10 + i, scale), weight) for i, (site, weight) in enumerate(weights.items())
     ]
+
+
+def combined_of(strategy: FedAvg, start: State, updates: list[Update], sites: list[str] = SITES) -> State:
+    return server_round(strategy, start, updates, sites).model
 
 
 def oracle(start: State, updates: list[Update], weights: list[float]) -> dict[str, np.ndarray]:
@@ -52,7 +57,7 @@ def test_it_is_algorithm_1_to_the_last_bit_in_any_order_of_arrival(sizes: list[i
     updates = updates_of(dict(zip(SITES, map(float, sizes), strict=False)))
     expected = oracle(start, updates, [float(size) for size in sizes])
     shuffle.shuffle(updates)
-    combined = server_round(FedAvg(), start, updates, SITES)
+    combined = combined_of(FedAvg(), start, updates, SITES)
     for name, tensor in combined.items():
         np.testing.assert_array_equal(tensor.numpy(), expected[name])
 
@@ -62,7 +67,7 @@ def test_it_is_algorithm_1_to_the_last_bit_in_any_order_of_arrival(sizes: list[i
 def test_the_mean_lies_between_the_sites_models(sizes: list[int]) -> None:
     start = random_state(0)
     updates = updates_of(dict(zip(SITES, map(float, sizes), strict=False)))
-    combined = server_round(FedAvg(), start, updates, SITES)
+    combined = combined_of(FedAvg(), start, updates, SITES)
     for name, tensor in combined.items():
         models = torch.stack([start[name] + update.tensors[name] for update in updates])
         assert bool((tensor >= models.amin(dim=0) - 1e-6).all())
@@ -73,7 +78,7 @@ def test_a_site_with_all_the_weight_gives_its_model() -> None:
     start, local = random_state(0), random_state(1)
     update = {name: local[name] - start[name] for name in start}
     others = updates_of({"b": 0.0, "c": 0.0})
-    combined = server_round(FedAvg(), start, [Update("a", update, 5.0), *others], SITES)
+    combined = combined_of(FedAvg(), start, [Update("a", update, 5.0), *others], SITES)
     for name in start:
         torch.testing.assert_close(combined[name], local[name], rtol=2**-23, atol=2**-24)
 
@@ -81,18 +86,22 @@ def test_a_site_with_all_the_weight_gives_its_model() -> None:
 def test_opposite_updates_cancel_and_weights_scale_together() -> None:
     start, change = random_state(0), random_state(1)
     back = {name: -tensor for name, tensor in change.items()}
-    same = server_round(FedAvg(), start, [Update("a", change, 3.0), Update("b", back, 3.0)], SITES)
+    same = combined_of(FedAvg(), start, [Update("a", change, 3.0), Update("b", back, 3.0)], SITES)
     assert digest(same) == digest(start)
-    once = server_round(FedAvg(), start, updates_of({"a": 1.0, "b": 3.0}), SITES)
-    twice = server_round(FedAvg(), start, updates_of({"a": 2.0, "b": 6.0}), SITES)
+    once = combined_of(FedAvg(), start, updates_of({"a": 1.0, "b": 3.0}), SITES)
+    twice = combined_of(FedAvg(), start, updates_of({"a": 2.0, "b": 6.0}), SITES)
     assert digest(once) == digest(twice)
 
 
 def test_weightings() -> None:
     start, updates = random_state(0), updates_of({"a": 1.0, "b": 9.0})
     fixed = FedAvg(weighting="fixed", weights={"a": 3.0, "b": 1.0, "c": 1.0, "d": 1.0})
-    for strategy, weights in ((FedAvg(), [1.0, 9.0]), (FedAvg("uniform"), [1.0, 1.0]), (fixed, [3.0, 1.0])):
-        combined = server_round(strategy, start, updates, SITES)
+    for strategy, weights in (
+        (FedAvg(), [1.0, 9.0]),
+        (FedAvg(weighting="uniform"), [1.0, 1.0]),
+        (fixed, [3.0, 1.0]),
+    ):
+        combined = combined_of(strategy, start, updates, SITES)
         for name, expected in oracle(start, updates, weights).items():
             np.testing.assert_array_equal(combined[name].numpy(), expected)
 
@@ -102,7 +111,7 @@ def test_uniform_is_the_plain_mean_of_the_sites_models_of_feddp() -> None:
     start = random_state(0)
     updates = updates_of({"north": 900.0, "south": 1.0, "west": 30.0})
     models = [{name: start[name] + update.tensors[name] for name in start} for update in updates]
-    combined = server_round(FedAvg(weighting="uniform"), start, updates, ["north", "south", "west"])
+    combined = combined_of(FedAvg(weighting="uniform"), start, updates, ["north", "south", "west"])
     for name, tensor in combined.items():
         expected = sum(model[name].double() for model in models) / 3
         torch.testing.assert_close(tensor.double(), expected, atol=1e-6, rtol=0)
@@ -110,8 +119,8 @@ def test_uniform_is_the_plain_mean_of_the_sites_models_of_feddp() -> None:
 
 def test_only_sample_weighting_tells_a_sites_size() -> None:
     assert FedAvg().weight("a", 17) == 17.0
-    assert FedAvg("uniform").weight("a", 17) == 1.0
-    assert FedAvg("fixed", {"a": 0.5}).weight("a", 17) == 0.5
+    assert FedAvg(weighting="uniform").weight("a", 17) == 1.0
+    assert FedAvg(weighting="fixed", weights={"a": 0.5}).weight("a", 17) == 0.5
 
 
 def test_participants_are_a_seeded_subset_in_site_order() -> None:
@@ -153,7 +162,7 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any]) -> None:
 
 def test_sites_that_do_not_fit_are_refused() -> None:
     with pytest.raises(JobError, match="no entry for b"):
-        FedAvg("fixed", {"a": 1.0}).check_sites(["a", "b"])
+        FedAvg(weighting="fixed", weights={"a": 1.0}).check_sites(["a", "b"])
     for sites in ([], ["a", "a"]):
         with pytest.raises(JobError, match="each once"):
             FedAvg().check_sites(sites)

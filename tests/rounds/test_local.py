@@ -10,6 +10,7 @@ from histoflare.errors import JobError
 from histoflare.rounds.local import predict, train_locally
 from histoflare.rounds.state import digest, model_state
 
+from .throwaway import Pushing
 from .toy import ToyTask, toy_table
 
 TASK = ToyTask(hidden=6, dropout=0.5, batch_norm=True)
@@ -67,14 +68,12 @@ def test_one_full_batch_step_is_gradient_descent() -> None:
     assert result.mean_loss == pytest.approx(np.log(2))
 
 
-def test_a_correction_is_added_to_the_gradient() -> None:
+def test_a_hook_adds_to_the_gradient() -> None:
     # With the term c the step is lr·(g + c): the difference of two one-step runs is -lr·c.
     data, task = toy_table(2, n=10), ToyTask(batch_size=10, learning_rate=0.5)
     state = model_state(task.build_model())
     plain = train_locally(task, state, data, seed=0).state
-    pushed = train_locally(
-        task, state, data, seed=0, correction=lambda name, p: torch.full_like(p, 2.0)
-    ).state
+    pushed = train_locally(task, state, data, seed=0, hook=Pushing(2.0)).state
     for name in plain:
         torch.testing.assert_close(pushed[name] - plain[name], torch.full_like(plain[name], -1.0))
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from histoflare.errors import JobError
 from histoflare.rounds.evaluation import evaluate
-from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import predict
 from histoflare.rounds.patience import Patience, validate
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import digest
+from histoflare.rounds.strategies.fedavg import FedAvg
 
 from .toy import ToyTask, toy_sites
 

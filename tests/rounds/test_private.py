@@ -22,6 +22,7 @@ from histoflare.rounds.state import digest, load_state, model_state
 from histoflare.rounds.task import PerRecord
 
 from ..bags.stand_in import MemoryBags, Record, memory_bags
+from .throwaway import Pushing
 from .toy import RowTask, ToyTask, toy_table
 
 
@@ -126,13 +127,11 @@ def test_records_come_one_at_a_time() -> None:
     assert seen == [(1, slides) for slides in (6, 4, 3, 2, 1)]  # nobody is padded to another's slides
 
 
-def test_a_correction_is_added_after_clip_and_noise() -> None:
+def test_a_hook_adds_after_clip_and_noise() -> None:
     # SGD with rate 0.5 and one step: the difference of two runs is -0.5·c, though c is far above the clip.
     task = RowTask(learning_rate=0.5)
     plain = train(task, plan=Plan(clip_norm=1e-3, steps=1)).state
-    pushed = train(
-        task, plan=Plan(clip_norm=1e-3, steps=1), correction=lambda name, p: torch.full_like(p, 40.0)
-    ).state
+    pushed = train(task, plan=Plan(clip_norm=1e-3, steps=1), hook=Pushing(40.0)).state
     for name in plain:
         torch.testing.assert_close(pushed[name] - plain[name], torch.full_like(plain[name], -20.0))
 

@@ -9,11 +9,11 @@ import torch
 
 from histoflare.errors import JobError
 from histoflare.rounds.bounds import plan_bounds, train_bounds
-from histoflare.rounds.cyclic import CyclicWeightTransfer
-from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import predict
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, digest
+from histoflare.rounds.strategies.cyclic import CyclicWeightTransfer
+from histoflare.rounds.strategies.fedavg import FedAvg
 
 from .toy import Table, ToyTask, toy_sites
 

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -12,20 +13,16 @@ from torch import Tensor
 from histoflare.errors import JobError
 from histoflare.privacy.noise import NoiseSource
 from histoflare.privacy.plan import Open, UpdateNoise
-from histoflare.rounds.fedavg import FedAvg
-from histoflare.rounds.local import Correction, predict
+from histoflare.rounds.local import predict
+from histoflare.rounds.round import server_round, site_round
 from histoflare.rounds.runner import run_in_process
-from histoflare.rounds.state import State, add_weighted_mean, digest
-from histoflare.rounds.strategy import (
-    EXTRA,
-    SiteOutcome,
-    SiteRound,
-    Strategy,
-    Update,
-    make_strategy,
-    site_round,
-)
+from histoflare.rounds.state import State, digest
+from histoflare.rounds.strategies import make_strategy
+from histoflare.rounds.strategies.fedavg import FedAvg
+from histoflare.rounds.strategy import Strategy, Update
+from histoflare.rounds.transport import PLAIN, check_readable
 
+from .throwaway import Median, Momentum, Scaffold
 from .toy import Table, ToyTask, toy_sites, toy_table
 
 
@@ -48,57 +45,77 @@ def test_personal_heads_learn_what_no_single_model_can() -> None:
     assert sum(accuracies(FedAvg())) == pytest.approx(1.0)  # what is right here is wrong there
 
 
-@dataclass(frozen=True)
-class Scaffold(Strategy):
-    """SCAFFOLD (Karimireddy et al. 2020), option II: control variates at both ends."""
-
-    name: ClassVar[str] = "scaffold"
-    linear: ClassVar[bool] = True
-    kept: ClassVar[tuple[str, ...]] = ("control variates",)
-    equal_weights: ClassVar[bool] = True
-    learning_rate: float = 0.1
-
-    def begin(self, state: State) -> State:
-        return {**state, **{EXTRA + name: torch.zeros_like(tensor) for name, tensor in state.items()}}
-
-    def participants(self, round_index: int, sites: Sequence[str], seed: int) -> tuple[str, ...]:
-        return tuple(sites)
-
-    def correction(self, ctx: SiteRound) -> Correction:
-        return lambda name, parameter: ctx.global_state[EXTRA + name] - ctx.site_state.get(name, 0.0)
-
-    def local_round(self, ctx: SiteRound) -> SiteOutcome:
-        outcome = super().local_round(ctx)
-        scale = outcome.training.n_steps * self.learning_rate
-        control = {
-            name: ctx.site_state.get(name, 0.0) - ctx.global_state[EXTRA + name] - change / scale
-            for name, change in outcome.update.tensors.items()
-        }
-        change = {EXTRA + name: control[name] - ctx.site_state.get(name, 0.0) for name in control}
-        update = replace(outcome.update, tensors={**outcome.update.tensors, **change})
-        return replace(outcome, update=update, site_state=control)
-
-    def combine(self, global_state: State, updates: Sequence[Update]) -> State:
-        return add_weighted_mean(global_state, [u.tensors for u in updates], [1.0] * len(updates))
-
-
 def test_control_variates_fit_the_interface() -> None:
-    """Site state, a correction of the gradients and tensors beside the model's: what SCAFFOLD needs."""
+    """Site state, a term in the gradients, and tensors sent both ways: what SCAFFOLD needs."""
     sites = toy_sites(3)
     result = run_in_process(ToyTask(), sites, Scaffold(), rounds=5, seed=0)
-    names = [name for name in result.state if not name.startswith(EXTRA)]
-    for name in names:
+    for name in result.state:
         # The server's control variate stays the mean of the sites' (all take part in every round).
         mean = torch.stack([result.site_states[site][name] for site in sites]).mean(dim=0)
-        torch.testing.assert_close(result.state[EXTRA + name], mean, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(result.own[name], mean, rtol=1e-4, atol=1e-6)
         assert bool((mean != 0).any())
-    assert list(Scaffold().personalize(result.state, {})) == names
-    # With one site the corrections cancel: it is plain training.
+    # With one site the terms cancel: it is plain training.
     alone = {"only": toy_table(3)}
     ours = run_in_process(ToyTask(), alone, Scaffold(), rounds=3, seed=0).state
     plain = run_in_process(ToyTask(), alone, FedAvg(), rounds=3, seed=0).state
     for name in plain:
         torch.testing.assert_close(ours[name], plain[name], rtol=1e-4, atol=1e-6)
+
+
+def test_momentum_stays_at_the_server() -> None:
+    """v ← βv + Δ, W ← W + v (Hsu et al. 2019), worked out from the updates of plain averaging."""
+    sites, task = toy_sites(3), ToyTask()
+    state, velocity = run_in_process(task, sites, Momentum(), 0, 0).state, None
+    momentum = run_in_process(task, sites, Momentum(beta=0.5), 3, 0)
+    for index in range(3):
+        plain = run_in_process(
+            task, sites, FedAvg(weighting="uniform"), index + 1, 0, start_round=index, initial_state=state
+        ).state
+        step = {name: plain[name].double() - state[name] for name in state}
+        velocity = {name: 0.5 * velocity[name] + step[name] if velocity else step[name] for name in state}
+        state = {name: (state[name] + velocity[name]).float() for name in state}
+    for name, tensor in state.items():
+        torch.testing.assert_close(momentum.state[name], tensor, rtol=1e-5, atol=1e-6)
+    # Nobody is sent the momentum: down goes the model alone, 3 rounds to 3 sites, 12 numbers of 4 bytes.
+    assert momentum.bytes_down == momentum.bytes_up == 3 * 3 * 12 * 4
+
+
+def test_what_a_strategy_keeps_at_the_server_is_no_variance() -> None:
+    """A momentum of running variances may well be below zero; only the model's are kept at zero or above."""
+    task = ToyTask(hidden=4, batch_norm=True)
+    begun = run_in_process(task, toy_sites(2), Momentum(), 0, 0)
+    down = {name: torch.zeros_like(tensor) for name, tensor in Momentum().sent(begun.state).items()}
+    down["norm.running_var"] = torch.full((4,), -5.0)
+    made = server_round(Momentum(), begun.state, [Update("a", down, 1.0)], ["a"], own=begun.own)
+    assert bool((made.model["norm.running_var"] == 0).all())
+    assert bool((made.own["norm.running_var"] == -5).all())
+
+
+def test_a_strategy_says_what_it_made_of_each_update() -> None:
+    run = run_in_process(ToyTask(), toy_sites(3), Median(), 2, 0)
+    assert [set(notes["contribution"]) for notes in run.notes] == [set(toy_sites(3))] * 2
+    assert run_in_process(ToyTask(), toy_sites(3), FedAvg(), 1, 0).notes == ({},)
+
+
+def test_fewer_updates_than_a_strategy_needs_end_the_round() -> None:
+    class Needy(Median):
+        least_updates: ClassVar[int] = 3
+
+    state = run_in_process(ToyTask(), toy_sites(2), FedAvg(), 0, 0).state
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    updates = [Update(site, zeros, 1.0) for site in ("a", "b")]
+    with pytest.raises(JobError) as caught:
+        server_round(Needy(), state, updates, ["a", "b", "c"])
+    assert caught.value.reason == "UPDATES_INVALID"
+
+
+def test_a_transport_that_hides_updates_takes_a_linear_strategy() -> None:
+    hiding = SimpleNamespace(name="hidden", readable=False)
+    check_readable(FedAvg(), hiding)
+    check_readable(Median(), PLAIN)
+    with pytest.raises(JobError) as caught:
+        check_readable(Median(), hiding)
+    assert caught.value.reason == "TRANSPORT_UNFIT"
 
 
 class Halving(Open):
@@ -134,10 +151,10 @@ def test_training_that_diverges_is_an_update_of_noise_under_protection() -> None
     """That it diverged depends on the data; said without noise, it would leave without protection."""
     task = replace(ToyTask(), learning_rate=3e38, local_epochs=5)
     with pytest.raises(JobError) as caught:
-        run_in_process(task, toy_sites(2), FedAvg("uniform"), 1, 0)
+        run_in_process(task, toy_sites(2), FedAvg(weighting="uniform"), 1, 0)
     assert caught.value.reason == "TRAINING_FAILED"
     plan = UpdateNoise(noise_multiplier=2.0, clip_norm=1.0, noise_seed=3)
-    run = run_in_process(task, toy_sites(2), FedAvg("uniform"), 1, 0, plan)
+    run = run_in_process(task, toy_sites(2), FedAvg(weighting="uniform"), 1, 0, plan)
     moved = {name: run.state[name] - start for name, start in run.initial.items()}
     assert all(bool(tensor.isfinite().all()) and bool((tensor != 0).any()) for tensor in moved.values())
     assert all(math.isnan(loss) for loss in run.losses[0].values())
@@ -174,7 +191,7 @@ def test_a_site_does_not_depend_on_the_other_sites() -> None:
 
 
 def test_strategies_are_made_by_name() -> None:
-    assert make_strategy("fedavg", weighting="uniform") == FedAvg("uniform")
+    assert make_strategy("fedavg", weighting="uniform") == FedAvg(weighting="uniform")
     with pytest.raises(JobError, match=r"no strategy 'fedsgd'; there are: cyclic, fedavg"):
         make_strategy("fedsgd")
     with pytest.raises(JobError, match=r"takes no momentum; it takes: .*weighting"):

@@ -1,30 +1,29 @@
-"""What every registered strategy must do; a new one is covered by being registered."""
+"""What every strategy must do, and apart from it what one owes that calls itself linear.
+
+A new strategy is covered by being registered. The ones of ``throwaway`` are covered too: they use what no
+shipped strategy does.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 import torch
 
 from histoflare.errors import JobError
 from histoflare.privacy.plan import DpSgd, Open, UpdateNoise
+from histoflare.rounds.round import count_sent, count_sent_by_job, server_round, site_round
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, add, digest, model_state
-from histoflare.rounds.strategy import (
-    STRATEGIES,
-    SiteOutcome,
-    Strategy,
-    Update,
-    count_sent,
-    count_sent_by_job,
-    make_strategy,
-    server_round,
-    site_round,
-)
+from histoflare.rounds.strategies import STRATEGIES, make_strategy
+from histoflare.rounds.strategy import ServerRound, SiteOutcome, Strategy, Update, join, split
+from histoflare.rounds.transport import PLAIN
 
+from .throwaway import THROWAWAY
 from .toy import ToyTask, toy_sites
 
 TASK = ToyTask(hidden=4, batch_norm=True)
@@ -32,20 +31,35 @@ DATA = toy_sites(3)
 SITES = list(DATA)
 
 
-@pytest.fixture(params=sorted(STRATEGIES))
+def make(name: str, **fields: Any) -> Strategy:
+    """Return a registered or a throw-away strategy."""
+    return THROWAWAY[name](**fields) if name in THROWAWAY else make_strategy(name, **fields)
+
+
+def changed(strategy: Strategy, **fields: Any) -> Strategy:
+    """Return it with other fields."""
+    return make(strategy.name, **{**asdict(strategy), **fields})
+
+
+def keeps_equal_weights(strategy: Strategy) -> Strategy:
+    """Return it with equal weights where it has a choice."""
+    return changed(strategy, weighting="uniform") if hasattr(strategy, "weighting") else strategy
+
+
+@pytest.fixture(params=sorted({*STRATEGIES, *THROWAWAY}))
 def strategy(request: pytest.FixtureRequest) -> Strategy:
-    return make_strategy(request.param)
+    return make(request.param)
 
 
-def start_state(strategy: Strategy) -> State:
-    return strategy.begin(model_state(TASK.build_model()))
+def start_model() -> State:
+    return model_state(TASK.build_model())
 
 
-def outcome_of(strategy: Strategy, site: str, state: State, site_state: State | None = None) -> SiteOutcome:
+def outcome_of(strategy: Strategy, site: str, model: State, site_state: State | None = None) -> SiteOutcome:
     return site_round(
         TASK,
         strategy,
-        state,
+        join(model, strategy.downlink(strategy.begin(model))),
         DATA[site],
         site=site,
         site_state=site_state or {},
@@ -56,13 +70,15 @@ def outcome_of(strategy: Strategy, site: str, state: State, site_state: State | 
     )
 
 
-def good_update(strategy: Strategy, state: State) -> Update:
-    return outcome_of(strategy, strategy.participants(0, SITES, 1)[0], state).update
+def good_updates(strategy: Strategy, model: State) -> list[Update]:
+    """Return as many updates of a first round as the strategy needs, or one."""
+    asked = strategy.participants(0, SITES, 1)[: strategy.least_updates]
+    return [outcome_of(strategy, site, model).update for site in asked]
 
 
 def test_it_is_named_as_registered_and_its_fields_are_json(strategy: Strategy) -> None:
-    assert type(make_strategy(strategy.name)) is type(strategy)
-    assert make_strategy(strategy.name, **json.loads(json.dumps(asdict(strategy)))) == strategy
+    assert type(make(strategy.name)) is type(strategy)
+    assert make(strategy.name, **json.loads(json.dumps(asdict(strategy)))) == strategy
 
 
 def test_participants_are_sites_in_site_order_and_everybody_has_a_turn(strategy: Strategy) -> None:
@@ -76,11 +92,13 @@ def test_participants_are_sites_in_site_order_and_everybody_has_a_turn(strategy:
 
 
 def test_a_site_sends_what_the_strategy_says_and_changes_nothing_it_was_given(strategy: Strategy) -> None:
-    state = start_state(strategy)
-    before = digest(state)
-    update = outcome_of(strategy, SITES[0], state).update
-    assert digest(state) == before
-    assert list(update.tensors) == strategy.sent_names(state)
+    model = start_model()
+    before = digest(model)
+    update = outcome_of(strategy, SITES[0], model).update
+    assert digest(model) == before
+    assert {n: (t.shape, t.dtype) for n, t in update.tensors.items()} == {
+        n: (t.shape, t.dtype) for n, t in strategy.sent(model).items()
+    }
     assert all(tensor.is_floating_point() for tensor in update.tensors.values())
     assert math.isfinite(update.weight) and update.weight >= 0
     assert any(bool((tensor != 0).any()) for tensor in update.tensors.values())
@@ -102,28 +120,85 @@ def test_the_same_seed_gives_the_same_bytes(strategy: Strategy) -> None:
     assert digest(first.state) == digest(again.state) != digest(other.state)
 
 
+def test_a_run_goes_on_from_what_server_and_sites_kept(strategy: Strategy) -> None:
+    whole = run_in_process(TASK, DATA, strategy, 4, 1)
+    half = run_in_process(TASK, DATA, strategy, 2, 1)
+    rest = run_in_process(
+        TASK,
+        DATA,
+        strategy,
+        4,
+        1,
+        start_round=2,
+        initial_state=half.state,
+        initial_own=half.own,
+        site_states=half.site_states,
+    )
+    assert digest(rest.state) == digest(whole.state)
+    assert digest(rest.own) == digest(whole.own)
+
+
+def test_the_server_keeps_the_form_of_what_it_began_with(strategy: Strategy) -> None:
+    model = start_model()
+    own = strategy.begin(model)
+    made = server_round(strategy, model, good_updates(strategy, model), SITES, own=own)
+    for after, before in ((made.model, model), (made.own, own)):
+        assert {n: (t.shape, t.dtype) for n, t in after.items()} == {
+            n: (t.shape, t.dtype) for n, t in before.items()
+        }
+    assert json.loads(json.dumps(made.notes())) == made.notes()
+
+
+def test_what_goes_down_is_the_model_and_what_is_declared(strategy: Strategy) -> None:
+    model = start_model()
+    own = strategy.begin(model)
+    assert set(strategy.downlink(own)) <= set(own)
+    assert split(join(model, own)) == (model, own)
+
+
 def test_an_update_of_zeros_changes_nothing(strategy: Strategy) -> None:
-    state = start_state(strategy)
-    update = good_update(strategy, state)
-    zeros = {name: torch.zeros_like(tensor) for name, tensor in update.tensors.items()}
-    assert digest(server_round(strategy, state, [Update(update.site, zeros, 1.0)], SITES)) == digest(state)
+    model = start_model()
+    zeros = [
+        replace(update, tensors={name: torch.zeros_like(tensor) for name, tensor in update.tensors.items()})
+        for update in good_updates(strategy, model)
+    ]
+    assert digest(server_round(strategy, model, zeros, SITES).model) == digest(model)
 
 
 def test_one_participant_alone_gives_its_model(strategy: Strategy) -> None:
-    state = start_state(strategy)
-    outcome = outcome_of(strategy, SITES[0], state)
-    combined = server_round(strategy, state, [outcome.update], SITES)
-    for name, expected in add(state, outcome.update.tensors).items():
+    if strategy.least_updates > 1:
+        pytest.skip("it needs several")
+    model = start_model()
+    outcome = outcome_of(strategy, SITES[0], model)
+    combined = server_round(strategy, model, [outcome.update], SITES).model
+    for name, expected in add(model, split(outcome.update.tensors)[0]).items():
         torch.testing.assert_close(combined[name], expected, rtol=1e-6, atol=1e-7)
+
+
+def test_the_order_of_arrival_changes_no_bit(strategy: Strategy) -> None:
+    """With numbers so far apart that a float64 sum depends on its order: (1e17 + 1) - 1e17 is not 1."""
+    strategy = keeps_equal_weights(strategy)
+    model = {name: torch.zeros_like(tensor) for name, tensor in start_model().items()}
+    asked = strategy.participants(0, SITES, 1)
+    like = strategy.sent(model)
+    sent = [
+        Update(site, {name: torch.full_like(tensor, value) for name, tensor in like.items()}, 1.0)
+        for site, value in zip(asked, (1.0, 1e17, -1e17), strict=False)
+    ]
+    first = server_round(strategy, model, sent, SITES)
+    for arrived in (sent[::-1], sent[1:] + sent[:1]):
+        again = server_round(strategy, model, arrived, SITES)
+        assert digest(again.model) == digest(first.model)
+        assert digest(again.own) == digest(first.own)
 
 
 @pytest.mark.parametrize(
     "fault",
-    ["nan", "inf", "shape", "missing", "unknown", "dtype", "weight", "site", "double", "none", "zero"],
+    ["nan", "inf", "shape", "missing", "unknown", "dtype", "weight", "site", "double", "none", "negative"],
 )
 def test_a_bad_update_is_refused_and_never_averaged(strategy: Strategy, fault: str) -> None:
-    state = start_state(strategy)
-    good = good_update(strategy, state)
+    model = start_model()
+    good, *others = good_updates(strategy, model)
     tensors = dict(good.tensors)
     name = next(iter(tensors))
     site, weight = good.site, 1.0
@@ -140,55 +215,80 @@ def test_a_bad_update_is_refused_and_never_averaged(strategy: Strategy, fault: s
             tensors[name] = tensors[name].double()
         case "weight":
             weight = float("nan")
+        case "negative":
+            weight = -1.0
         case "site":
             site = "stranger"
-    updates = {"double": [good, good], "none": []}.get(fault, [Update(site, tensors, weight)])
-    if fault == "zero":
-        updates = [Update(good.site, tensors, -1.0)]
+    updates = {"double": [good, good], "none": []}.get(fault, [Update(site, tensors, weight), *others])
     with pytest.raises(JobError):
-        server_round(strategy, state, updates, SITES)
+        server_round(strategy, model, updates, SITES)
 
 
 def test_partial_sharing_keeps_the_rest_at_home(strategy: Strategy) -> None:
-    partial = make_strategy(strategy.name, share=["body"])
-    state = start_state(partial)
-    outcome = outcome_of(partial, SITES[0], state)
-    assert set(outcome.update.tensors) == {"body.weight", "body.bias"}
-    combined = server_round(partial, state, [outcome.update], SITES)
-    assert torch.equal(combined["head.weight"], state["head.weight"])
+    partial = changed(strategy, share=["body"])
+    model = start_model()
+    outcome = outcome_of(partial, SITES[0], model)
+    assert set(split(outcome.update.tensors)[0]) == {"body.weight", "body.bias"}
+    combined = server_round(partial, model, good_updates(partial, model), SITES).model
+    assert torch.equal(combined["head.weight"], model["head.weight"])
     personal = partial.personalize(combined, outcome.site_state)
     assert torch.equal(personal["body.weight"], combined["body.weight"])
-    assert not torch.equal(personal["head.weight"], state["head.weight"])
-    assert list(personal) == list(model_state(TASK.build_model()))
+    assert not torch.equal(personal["head.weight"], model["head.weight"])
+    assert list(personal) == list(start_model())
 
 
 def test_it_declares_what_a_privacy_plan_asks(strategy: Strategy) -> None:
-    assert isinstance(vars(type(strategy))["linear"], bool), "of its own, not inherited"
-    assert isinstance(vars(type(strategy))["kept"], tuple)
-    for plan in (Open(), UpdateNoise(noise_multiplier=1.0), DpSgd(noise_multiplier=1.0)):
-        plan.check_strategy(strategy)
+    for name, kind in (("linear", bool), ("kept", tuple), ("sees_data", bool)):
+        assert isinstance(vars(type(strategy))[name], kind), f"{name}: of its own, not inherited"
+    for plan in (Open(), UpdateNoise(noise_multiplier=1.0)):
+        plan.check_strategy(strategy, PLAIN)
+    if strategy.keeps or strategy.sees_data:
+        with pytest.raises(JobError):
+            DpSgd(noise_multiplier=1.0).check_strategy(strategy, PLAIN)
+    else:
+        DpSgd(noise_multiplier=1.0).check_strategy(strategy, PLAIN)
 
 
-def test_what_it_declares_to_be_linear_and_equal_is(strategy: Strategy) -> None:
-    """The next state follows from the sum of the updates alone: noise in one of them is noise in it."""
-    if not strategy.equal_weights and strategy.name == "fedavg":
-        strategy = make_strategy("fedavg", weighting="uniform")
-    if not (strategy.linear and strategy.equal_weights):
-        pytest.skip("it declares that it is not")
-    state = start_state(strategy)
-    sites = strategy.participants(0, SITES, 1)
-    made = [outcome_of(strategy, site, state).update for site in sites]
+def test_what_stays_at_a_site_is_what_it_keeps(strategy: Strategy) -> None:
+    for fields in ({}, {"share": ["body"]}, {"batch_norm": "local"}):
+        other = changed(strategy, **fields)
+        kept = outcome_of(other, SITES[0], start_model()).site_state
+        assert bool(kept) == bool(other.keeps), "nothing is kept that is not declared"
+        if fields:
+            with pytest.raises(JobError):
+                DpSgd(noise_multiplier=1.0).check_strategy(other, PLAIN)
+
+
+def test_a_job_noises_as_many_numbers_as_a_site_sends(strategy: Strategy) -> None:
+    for share in (None, ["body"]):
+        other, model = changed(strategy, share=share), start_model()
+        sent = sum(t.numel() for t in outcome_of(other, SITES[0], model).update.tensors.values())
+        assert count_sent(other, model) == count_sent_by_job(other, TASK) == sent
+
+
+@pytest.fixture(params=sorted(name for name in {*STRATEGIES, *THROWAWAY} if make(name).linear))
+def linear(request: pytest.FixtureRequest) -> Strategy:
+    return keeps_equal_weights(make(request.param))
+
+
+def test_the_next_state_of_a_linear_strategy_follows_from_the_sum_alone(linear: Strategy) -> None:
+    """Noise in one of the updates is noise in their sum, and in nothing else."""
+    assert linear.equal_weights
+    model = start_model()
+    own = linear.begin(model)
+    made = [outcome_of(linear, site, model).update for site in linear.participants(0, SITES, 1)]
     generator = torch.Generator().manual_seed(0)
     shift = {n: torch.randn(t.shape, generator=generator, dtype=t.dtype) for n, t in made[0].tensors.items()}
 
-    def shifted(index: int) -> State:
-        moved = [
-            Update(u.site, add(u.tensors, shift), u.weight) if i == index else u for i, u in enumerate(made)
-        ]
-        return strategy.combine(state, moved)
+    def combined(updates: list[Update]) -> State:
+        outcome = linear.combine(ServerRound(model, own, updates, SITES))
+        return join(outcome.model, outcome.own)
 
-    first = shifted(0)
-    plain = strategy.combine(state, made)
+    def shifted(index: int) -> State:
+        moved = replace(made[index], tensors=add(made[index].tensors, shift))
+        return combined([moved if i == index else update for i, update in enumerate(made)])
+
+    first, plain = shifted(0), combined(made)
     for index in range(len(made)):
         for name, tensor in shifted(index).items():
             torch.testing.assert_close(tensor, first[name], rtol=1e-4, atol=1e-5)
@@ -198,19 +298,11 @@ def test_what_it_declares_to_be_linear_and_equal_is(strategy: Strategy) -> None:
         )
 
 
-def test_what_stays_at_a_site_is_what_it_keeps(strategy: Strategy) -> None:
-    for changes in ({}, {"share": ["body"]}, {"batch_norm": "local"}):
-        changed = make_strategy(strategy.name, **{**asdict(strategy), **changes})
-        kept = outcome_of(changed, SITES[0], start_state(changed)).site_state
-        assert bool(kept) == bool(changed.keeps), "nothing is kept that is not declared"
-        if changes:
-            with pytest.raises(JobError, match="keeps"):
-                DpSgd(noise_multiplier=1.0).check_strategy(changed)
+def test_the_suite_sees_a_strategy_that_is_not_linear() -> None:
+    """The median does not follow from the sum: were it declared linear, the test above would fail."""
 
+    class Pretending(type(make("median"))):  # type: ignore[misc]
+        linear = True
 
-def test_a_job_noises_as_many_numbers_as_a_site_sends(strategy: Strategy) -> None:
-    for share in (None, ["body"]):
-        changed = make_strategy(strategy.name, **{**asdict(strategy), "share": share})
-        state = start_state(changed)
-        sent = sum(t.numel() for t in outcome_of(changed, SITES[0], state).update.tensors.values())
-        assert count_sent(changed, state) == count_sent_by_job(changed, TASK) == sent
+    with pytest.raises(AssertionError):
+        test_the_next_state_of_a_linear_strategy_follows_from_the_sum_alone(Pretending())

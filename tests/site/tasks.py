@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from histoflare.bags.task import BagBatch, MemTask
 from histoflare.errors import BagError, HistoflareError
 from histoflare.privacy.plan import Open
-from histoflare.rounds.fedavg import FedAvg
+from histoflare.rounds.round import site_round
 from histoflare.rounds.state import State, model_state
-from histoflare.rounds.strategy import SiteOutcome, Strategy, site_round
+from histoflare.rounds.strategies.fedavg import FedAvg
+from histoflare.rounds.strategy import SiteOutcome, Strategy
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_cohort
 from histoflare.site.trainer import KIT_MALLOC, TrainerSetup

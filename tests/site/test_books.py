@@ -20,15 +20,13 @@ from histoflare.privacy.policy import POLICIES, Policy, read_policy
 from histoflare.site.books import Books
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.ledgers import (
-    LONGEST_DETAIL,
-    MOST_NOTED,
     audit_log_of,
     ledger_holds,
-    note_refusal,
     on_workstation,
     open_ledger,
 )
 from histoflare.site.messages import EvaluateAnswer, TrainAnswer, digest_of
+from histoflare.site.refusals import LONGEST_DETAIL, MOST_NOTED, note_refusal
 from histoflare.slides.splits import SplitRule
 from tests.privacy.ledgers import SITE, steward_ledger
 
@@ -61,7 +59,8 @@ def is_empty(configuration: SiteConfiguration) -> bool:
 
 def policy(**changes: Any) -> Policy:
     read = read_policy(POLICIES / "dp-patient.toml")
-    protection = {name: changes.pop(name) for name in ("epsilon", "evaluations") if name in changes}
+    names = ("epsilon", "evaluations", "job_share")
+    protection = {"job_share": 1.0} | {name: changes.pop(name) for name in names if name in changes}
     assert read.protection is not None
     return replace(read, protection=replace(read.protection, **protection), **changes)
 
@@ -242,7 +241,7 @@ def test_a_job_whose_sampler_takes_too_much_of_delta_is_refused_before_it_reserv
 
 
 def test_the_sites_own_lower_epsilon_is_its_budget(tmp_path: Path) -> None:
-    plan = DpSgd(target_epsilon=3.0, sample_rate=0.2, steps=2).settled(ROUNDS, WEIGHTS)
+    plan = DpSgd(budget_epsilon=3.0, budget_share=1.0, sample_rate=0.2, steps=2).settled(ROUNDS, WEIGHTS)
     own = StewardPolicy(everywhere=Narrowing(epsilon=2.0))
     books(site(tmp_path / "a"), plan, policy(epsilon=3.0)).reserve()
     with pytest.raises(LedgerError, match="budget is ε = 2"):
@@ -251,14 +250,26 @@ def test_the_sites_own_lower_epsilon_is_its_budget(tmp_path: Path) -> None:
 
 def test_a_second_job_finds_what_the_first_has_left(tmp_path: Path) -> None:
     at = site(tmp_path)
-    plan = DpSgd(target_epsilon=7.0, sample_rate=0.2, steps=2).settled(ROUNDS, WEIGHTS)
+    plan = DpSgd(budget_epsilon=7.0, budget_share=1.0, sample_rate=0.2, steps=2).settled(ROUNDS, WEIGHTS)
     books(at, plan, run="first").reserve()
     with pytest.raises(LedgerError) as caught:
         books(at, plan, run="second").reserve()
     assert caught.value.reason == "BUDGET_EXHAUSTED"
     books(
-        at, DpSgd(target_epsilon=0.5, sample_rate=0.2, steps=2).settled(ROUNDS, WEIGHTS), run="third"
+        at,
+        DpSgd(budget_epsilon=0.5, budget_share=1.0, sample_rate=0.2, steps=2).settled(ROUNDS, WEIGHTS),
+        run="third",
     ).reserve()
+
+
+def test_one_job_takes_no_more_than_its_share(tmp_path: Path) -> None:
+    whole, half = (
+        DpSgd(budget_share=share, sample_rate=0.2, steps=2).settled(ROUNDS, WEIGHTS) for share in (1.0, 0.5)
+    )
+    with pytest.raises(LedgerError) as caught:
+        books(site(tmp_path), whole, policy(job_share=0.5)).reserve()
+    assert caught.value.reason == "JOB_SHARE_EXCEEDED"
+    books(site(tmp_path), half, policy(job_share=0.5)).reserve()
 
 
 @pytest.mark.parametrize(
@@ -351,6 +362,20 @@ def test_evaluations_are_counted(tmp_path: Path) -> None:
             MODEL, "test", "task", lambda: answer
         )
     assert caught.value.reason == "EVALUATION_NOT_ALLOWED"
+
+
+def test_a_question_in_a_training_job_lets_nobody_in_for_whom_nothing_is_reserved(tmp_path: Path) -> None:
+    """The manifest grows while a job runs; a question about the model must not make that its cohort."""
+    at = site(tmp_path / "s", test=6)
+    of_job = books(at)
+    of_job.reserve()
+    with (tmp_path / "s" / "manifest.csv").open("a", newline="") as file:
+        csv.writer(file).writerow(["new.tif", "p-new", "solid", "train"])
+    reserved = dict(of_job.roles or {})
+    with pytest.raises(JobError) as caught:
+        of_job.evaluate(MODEL, "test", "question", lambda: EvaluateAnswer({"auc": 0.5}, 2))
+    assert caught.value.reason == "COHORT_INVALID"
+    assert of_job.roles == reserved and "p-new" not in reserved
 
 
 def test_an_evaluation_over_too_few_patients_is_not_counted(tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ from histoflare.bags.task import MemTask
 from histoflare.errors import JobError, ManifestError
 from histoflare.masks.image_manifest import read_image_manifest, write_image_manifest
 from histoflare.rounds.evaluation import evaluate
-from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.local import predict
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import digest, model_state
+from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import Strategy
 from histoflare.site.configuration import SiteConfiguration, read_site_file, write_site_file
-from histoflare.site.data import device_of, load_site_data, pool_site_data, read_roles
+from histoflare.site.data import check_resolution_named, device_of, load_site_data, pool_site_data, read_roles
 from histoflare.site.ledgers import on_workstation
 from histoflare.site.messages import TrainerSetup
 from histoflare.site.work import SiteWork
@@ -58,6 +58,23 @@ def test_a_site_without_the_job_s_kind_of_data_says_so(tmp_path: Path, site: Sit
             with pytest.raises(JobError, match=names) as refused:
                 ask("a", task, where)
             assert refused.value.reason == "SITE_NOT_CONFIGURED"
+
+
+def test_images_that_state_their_resolution_want_a_task_that_names_one(site: SiteConfiguration) -> None:
+    """Without one nobody compares the sites; images that state nothing are taken as they are."""
+    assert site.images is not None and TASK.mpp is None
+    check_resolution_named(TASK, site)
+    rows = read_image_manifest(site.images).rows
+    write_image_manifest(site.images, [replace(rows[0], mpp=0.25), *rows[1:]])
+    for ask in (lambda: check_resolution_named(TASK, site), lambda: load_site_data("a", TASK, site)):
+        with pytest.raises(JobError) as refused:
+            ask()
+        assert refused.value.reason == "RESOLUTION_NOT_NAMED"
+        assert "0.25" in str(refused.value) and "protocol.mpp" in str(refused.value)
+    named = replace(TASK, mpp=0.25)
+    check_resolution_named(named, site)
+    assert len(load_site_data("a", named, site).records) == len(rows)
+    check_resolution_named(MemTask(["a", "b"], "e:v1"), site)
 
 
 def test_roles_are_the_manifest_s(site: SiteConfiguration) -> None:

@@ -19,9 +19,9 @@ from histoflare.masks.metrics import MaskPredictions
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.privacy.policy import POLICIES, Policy, read_policy
 from histoflare.rounds.evaluation import evaluate, merge_predictions
-from histoflare.rounds.fedavg import FedAvg
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, digest, model_state
+from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import PERSONAL
 from histoflare.site.books import Books
 from histoflare.site.configuration import SiteConfiguration
@@ -33,7 +33,7 @@ from histoflare.site.work import SiteWork
 
 from ..masks.made import LABELS, TASK, make_site
 
-PLAN = UpdateNoise(clip_norm=0.5, target_epsilon=8.0).settled(1, 10**6)
+PLAN = UpdateNoise(clip_norm=0.5, budget_epsilon=8.0, budget_share=1.0).settled(1, 10**6)
 KEEPING = FedAvg(weighting="uniform", batch_norm="local-statistics")
 POLICY = replace(read_policy(POLICIES / "dp-update.toml"), minimum_patients=2)
 
@@ -189,7 +189,7 @@ def test_notes_of_an_earlier_version_are_of_the_same_job(tmp_path: Path) -> None
     text = path.read_text()
     assert '"batch_norm"' in text
     content = json.loads(text)
-    del content["strategy"]["batch_norm"], content["strategy"]["transfer"]
+    del content["strategy"]["batch_norm"]
     path.write_text(json.dumps(content))
     SiteWork(setup, lambda _: None).prepare()
     with pytest.raises(JobError, match="another task, strategy"):

@@ -20,7 +20,7 @@ from .tasks import SHARED_BODY, TASK, first_state, setup_of
 
 WEIGHTS = 10_000
 """At least as many as the model has."""
-PLAN = UpdateNoise(clip_norm=1.0, target_epsilon=4.0).settled(1, WEIGHTS)
+PLAN = UpdateNoise(clip_norm=1.0, budget_epsilon=4.0, budget_share=1.0).settled(1, WEIGHTS)
 
 
 @pytest.fixture(params=[0o000, 0o022], ids=oct)

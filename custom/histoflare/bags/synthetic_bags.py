@@ -6,29 +6,38 @@ of patches instead of a mosaic chosen from a slide: its header names no mosaic, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from histoflare.bags.bag import BAG_VERSION, Bag, BagHeader, read_header
 from histoflare.bags.folder import bag_path, save_bag, writing_to
 from histoflare.bags.network_encoder import Encoder
 from histoflare.errors import BagError, JobError
-from histoflare.slides.manifest import Manifest, read_manifest
+from histoflare.slides.manifest import read_manifest
 from histoflare.slides.synthetic import PlannedSlide, SyntheticCohort, plan_slides, render_mosaic
 from histoflare.slides.synthetic_cohort import write_site_manifests
+
+AHEAD = 2
+"""Fields of tissue drawn before they are encoded."""
 
 
 @dataclass(frozen=True)
 class FieldParameters:
-    """What a bag's patches are: ``patches`` of side ``patch_px`` at ``mpp`` um/px, side by side."""
+    """What a bag's patches are: ``patches`` of side ``patch_px`` at ``mpp`` um/px, side by side.
+
+    Side and resolution are those of the jobs that come with the package, unless others are asked for.
+    """
 
     patches: int = 9
-    patch_px: int = 112
-    mpp: float = 1.0
+    patch_px: int = 224
+    mpp: float = 0.5
 
     def __post_init__(self) -> None:
         if self.patches < 1 or self.patch_px < 32 or not 0.1 <= self.mpp <= 10:
@@ -59,29 +68,79 @@ def make_bags(
     Raises:
         BagError: Another run is writing to one of the folders.
     """
-    field = field or FieldParameters()
     planned = plan_slides(cohort)
     manifests = write_site_manifests(out_dir, planned)
-    done = 0
-    for site, path in manifests.items():
-        manifest = read_manifest(path, check_files=False)
-        of_site = [slide for slide in planned if slide.site == site]
-        with writing_to(path.parent / "bags"):
-            for slide, target in zip(of_site, _bag_paths(manifest), strict=True):
-                _make_bag(target, slide, encoder, cohort.seed, field)
-                done += 1
-                if progress is not None:
-                    progress(done, len(planned))
+    folders = {site: path.parent / "bags" for site, path in manifests.items()}
+    _make(planned, manifests, folders, encoder, cohort.seed, field or FieldParameters(), progress)
     return manifests
 
 
-def _bag_paths(manifest: Manifest) -> list[Path]:
-    folder = manifest.path.parent / "bags"
-    return [bag_path(folder, manifest.row_id(row)) for row in manifest.rows]
+def make_undrawn_bags(
+    manifests: Mapping[str, Path],
+    folders: Mapping[str, Path],
+    encoder: Encoder,
+    cohort: SyntheticCohort,
+    field: FieldParameters,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write a bag for every slide of ``cohort`` that is planned and not drawn; those that are there are kept.
+
+    Args:
+        manifests: Site → its manifest, as ``slides.synthetic.make_slides`` wrote it.
+        folders: Site → the folder of its bags, beside those of its slides.
+        encoder, cohort, field, progress: As for :func:`make_bags`.
+
+    Raises:
+        BagError: Another run is writing to one of the folders.
+    """
+    undrawn = [slide for slide in plan_slides(cohort) if not slide.drawn]
+    _make(undrawn, manifests, folders, encoder, cohort.seed, field, progress)
 
 
-def _make_bag(target: Path, slide: PlannedSlide, encoder: Encoder, seed: int, field: FieldParameters) -> None:
-    header = BagHeader(
+def _make(
+    slides: Sequence[PlannedSlide],
+    manifests: Mapping[str, Path],
+    folders: Mapping[str, Path],
+    encoder: Encoder,
+    seed: int,
+    field: FieldParameters,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    done = 0
+    for site, path in manifests.items():
+        manifest = read_manifest(path, check_files=False)
+        targets = {row.slide.stem: bag_path(folders[site], manifest.row_id(row)) for row in manifest.rows}
+        of_site = [slide for slide in slides if slide.site == site]
+        wanted = [
+            (slide, targets[slide.slide_id])
+            for slide in of_site
+            if not _is_there(targets[slide.slide_id], _header(encoder, seed, field))
+        ]
+        done += len(of_site) - len(wanted)
+        if progress is not None and done:
+            progress(done, len(slides))
+        # One field is drawn while another is encoded: NumPy and PyTorch both let go of the interpreter.
+        with writing_to(folders[site]), ThreadPoolExecutor(1, thread_name_prefix="tissue") as pool:
+            drawn = deque(pool.submit(_draw, slide, seed, field) for slide, _ in wanted[:AHEAD])
+            later = iter(wanted[AHEAD:])
+            for _, target in wanted:
+                patches, corners = drawn.popleft().result()
+                if (following := next(later, None)) is not None:
+                    drawn.append(pool.submit(_draw, following[0], seed, field))
+                save_bag(target, Bag(_header(encoder, seed, field), encoder.encode(patches).numpy(), corners))
+                done += 1
+                if progress is not None:
+                    progress(done, len(slides))
+
+
+def _draw(slide: PlannedSlide, seed: int, field: FieldParameters) -> tuple[torch.Tensor, NDArray[np.int64]]:
+    """Return a slide's patches (n, 3, h, w) and their corners (n, 2)."""
+    patches, corners = render_mosaic(slide, seed, field.patches, field.patch_px, field.mpp)
+    return torch.from_numpy(np.ascontiguousarray(patches.transpose(0, 3, 1, 2))), corners
+
+
+def _header(encoder: Encoder, seed: int, field: FieldParameters) -> BagHeader:
+    return BagHeader(
         version=BAG_VERSION,
         slide_sha256=None,
         slide_size_bytes=0,
@@ -95,11 +154,6 @@ def _make_bag(target: Path, slide: PlannedSlide, encoder: Encoder, seed: int, fi
         patch_px=field.patch_px,
         l0_patch_px=field.patch_px,
     )
-    if _is_there(target, header):
-        return
-    patches, corners = render_mosaic(slide, seed, field.patches, field.patch_px, field.mpp)
-    images = torch.from_numpy(np.ascontiguousarray(patches.transpose(0, 3, 1, 2)))  # (n, 3, h, w)
-    save_bag(target, Bag(header, encoder.encode(images).numpy(), corners))
 
 
 def _is_there(target: Path, header: BagHeader) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,20 @@ INPUTS_FILE = "inputs.json"
 RESULTS = ("report.json", "summary.json", "site-*.html", "seed-*/report.json")
 """Names of what a run leaves. A run that failed before leaves none of them, and its folder is free."""
 
+UNFINISHED = ("job", "records", "federation", "ledgers", "seed-*")
+"""What a run that failed before that has begun. Bags are not among them: each says what it was made of."""
+
 
 def claim_output(out: Path, inputs: Mapping[str, Any]) -> None:
     """Make ``out`` the folder of a run on ``inputs``, or check that it is: the same run may go on there.
+
+    What another run, which came to nothing, has begun there is removed.
 
     Args:
         out: The output folder. inputs: What tells runs apart, as plain JSON: their sites, at least.
 
     Raises:
-        JobError: The results that lie there are of another run (OUTPUT_TAKEN). Nothing was changed.
+        JobError: The results that lie there are of another run (OUTPUT_TAKEN). Nothing was changed then.
     """
     path = out / INPUTS_FILE
     try:
@@ -38,6 +44,10 @@ def claim_output(out: Path, inputs: Mapping[str, Any]) -> None:
             "one. Give another folder with --out, or remove this one.",
             reason="OUTPUT_TAKEN",
         )
+    if isinstance(found, dict):  # else the folder was somebody else's, and so is what has these names
+        for begun in (each for pattern in UNFINISHED for each in out.glob(pattern)):
+            if begun.is_dir():
+                shutil.rmtree(begun)
     write_json(path, wanted)
 
 

@@ -15,6 +15,7 @@ from histoflare.commands.runtimes import Experiment, Federated, federate, with_r
 from histoflare.commands.sites import EXTERNAL
 from histoflare.errors import HistoflareError, JobError
 from histoflare.flare.job import Job
+from histoflare.flare.workstation import Workstation
 from histoflare.model_file import MODEL_FILE, save_model
 from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.privacy.protocol import digest as protocol_digest
@@ -27,9 +28,9 @@ from histoflare.report.site_page import write_site_page
 from histoflare.rounds.bounds import POOLED, Bounds, Courses, plan_bounds, train_bounds, without_noise
 from histoflare.rounds.comparison import Comparison, compare
 from histoflare.rounds.local import predict
+from histoflare.rounds.round import count_sent_by_job
 from histoflare.rounds.runner import run_in_process
-from histoflare.rounds.state import digest, n_bytes
-from histoflare.rounds.strategy import count_sent_by_job
+from histoflare.rounds.state import State, digest, n_bytes
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import SiteData, check_resolutions, device_of, load_site_data, pool_site_data
 from histoflare.site.overlap import check_apart
@@ -52,12 +53,61 @@ class Outcome:
         cohorts: Site or external cohort → its data.
         federated: What came out of the job.
         refused: Site or external cohort that has no part in the figures → why.
+        local: Site → the model of its own data alone, trained as the job's.
     """
 
     report: dict[str, Any]
     cohorts: Mapping[str, Any]
     federated: Federated
     refused: Mapping[str, str] = field(default_factory=dict)
+    local: Mapping[str, State] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The data of an experiment.
+
+    Attributes:
+        taking_part: The experiment with the sites and external cohorts whose data fit.
+        cohorts, outside: Their data.
+        refused, untested: Why those of the others do not fit.
+    """
+
+    taking_part: Experiment
+    cohorts: dict[str, Any]
+    outside: dict[str, Any]
+    refused: dict[str, HistoflareError]
+    untested: dict[str, HistoflareError]
+
+
+def load_experiment(experiment: Experiment, clock: PhaseClock) -> Loaded:
+    """Return the data of an experiment's sites; one whose data do not fit is left out, with its reason.
+
+    Raises:
+        HistoflareError: The data of no site fit the job, or two sites share a slide or, in a protected job, a
+            patient.
+    """
+    job = experiment.job
+    with clock.phase(f"load {job.task.data}"):
+        cohorts, refused = _load(experiment.sites, job, trains=True)
+        outside, untested = _load(experiment.external, job, trains=False)
+        if not cohorts:
+            raise _no_site(refused)
+        taking_part = replace(
+            experiment,
+            sites={site: experiment.sites[site] for site in cohorts},
+            external={name: experiment.external[name] for name in outside},
+        )
+        check_resolutions(job.task, taking_part.sites)
+        everyone = {**taking_part.sites, **taking_part.external}
+        for warning in check_apart(everyone, job.task.data, protected=not isinstance(job.plan, Open)):
+            _warn(warning)
+        for site, cohort in cohorts.items():
+            for warning in cohort.warnings:
+                _warn(f"{site}: {warning}")
+        for site, error in {**refused, **untested}.items():
+            _warn(f"{site} is left out ({error.reason}): {error}")
+    return Loaded(taking_part, cohorts, outside, refused, untested)
 
 
 def run_experiment(
@@ -80,29 +130,39 @@ def run_experiment(
         HistoflareError: The data of no site fit the job or no site took part (every fault at once), two sites
             share a slide or, in a protected job, a patient, or the job failed.
     """
-    job = experiment.job
-    with clock.phase(f"load {job.task.data}"):
-        cohorts, refused = _load(experiment.sites, job, trains=True)
-        outside, untested = _load(experiment.external, job, trains=False)
-        if not cohorts:
-            raise _no_site(refused)
-        taking_part = replace(
-            experiment,
-            sites={site: experiment.sites[site] for site in cohorts},
-            external={name: experiment.external[name] for name in outside},
-        )
-        check_resolutions(job.task, taking_part.sites)
-        everyone = {**taking_part.sites, **taking_part.external}
-        for warning in check_apart(everyone, job.task.data, protected=not isinstance(job.plan, Open)):
-            _warn(warning)
-        external = pool_site_data(job.task, list(outside.values()), EXTERNAL) if outside else None
-        for site, cohort in cohorts.items():
-            for warning in cohort.warnings:
-                _warn(f"{site}: {warning}")
-        for site, error in {**refused, **untested}.items():
-            _warn(f"{site} is left out ({error.reason}): {error}")
+    outcome = run_loaded(experiment, load_experiment(experiment, clock), out, bars, clock, epsilons)
+    write_report(outcome.report, out)
+    return outcome
+
+
+def write_report(report: Mapping[str, Any], out: Path) -> None:
+    """Write the report and its page to ``out``."""
+    write_json(out / REPORT_FILE, report, public=True)
+    write_page(report, out / PAGE_FILE)
+
+
+def run_loaded(
+    experiment: Experiment,
+    loaded: Loaded,
+    out: Path,
+    bars: Progress,
+    clock: PhaseClock,
+    epsilons: Sequence[float],
+    running: Workstation | None = None,
+) -> Outcome:
+    """Run the job and its bounds on data that are loaded, and write the model to ``out``, but no report.
+
+    Args and errors are those of :func:`run_experiment`.
+
+    Args:
+        running: A federation that is up for this job; None starts what the runtime needs.
+    """
+    job, taking_part = experiment.job, replace(loaded.taking_part, job=experiment.job)
+    cohorts, outside = loaded.cohorts, loaded.outside
+    refused, untested = loaded.refused, loaded.untested
+    external = pool_site_data(job.task, list(outside.values()), EXTERNAL) if outside else None
     courses = _plan_bounds(job, cohorts)  # before the rounds: what it has to say must not cost them
-    federated = federate(taking_part, cohorts, out, bars, clock)
+    federated = federate(taking_part, cohorts, out, bars, clock, running)
     lost = _never_took_part(federated, cohorts)
     with clock.phase("local and pooled bounds"):
         lost |= _unreadable(experiment, federated, _without(cohorts, lost))
@@ -151,11 +211,9 @@ def run_experiment(
         protocol_sha256=protocol_digest(job.protocol),
         training=training,
     )
-    write_json(out / REPORT_FILE, report, public=True)
-    write_page(report, out / PAGE_FILE)
     why = {site: f"{error.reason}: {explain(error.reason)}" for site, error in (refused | untested).items()}
     why |= {site: f"{error.reason}: {error}" for site, error in lost.items()}
-    return Outcome(report, {**cohorts, **outside}, federated, why)
+    return Outcome(report, {**cohorts, **outside}, federated, why, bounds.protected.local)
 
 
 def _load(
@@ -233,39 +291,52 @@ def _warn(text: str) -> None:
 def write_site_pages(
     experiment: Experiment, outcome: Outcome, out: Path, bars: Progress, clock: PhaseClock
 ) -> list[Path]:
-    """Write each site's own page, with pictures, to ``site-<name>.html``; return the paths."""
+    """Write each site's own page, with pictures, to ``site-<name>.html``; return the paths.
+
+    A site whose data cannot be read any more gets none, and ends nothing.
+    """
     job, federated = experiment.job, outcome.federated
     everyone = {
         site: at
         for site, at in {**experiment.sites, **experiment.external}.items()
         if site in outcome.cohorts
     }
-    sent = job.strategy.sent_names(federated.state)
-    update_bytes = n_bytes({name: federated.state[name] for name in sent})
+    update_bytes = n_bytes(job.transport.pack(job.strategy.sent(federated.state)))
     bar = bars.add_task("pages of the sites", total=len(everyone))
     paths = []
     with clock.phase("pages"):
         for site, configuration in everyone.items():
-            model = job.task.build_model()
-            model.load_state_dict(
-                job.strategy.personalize(federated.state, federated.site_states.get(site, {}))
-            )
-            model.to(device_of(configuration)).eval()
+            own = job.strategy.personalize(federated.state, federated.site_states.get(site, {}))
+            model = load_model(job, own, device_of(configuration))
             known: dict[str, Any] = {
                 "alias": federated.pseudonyms.get(site, ""),
                 "update_bytes": update_bytes,
             }
             data, report = outcome.cohorts[site], outcome.report
-            if job.task.data == "images":
-                from histoflare.site.image_pictures import build_image_site_page
+            try:
+                if job.task.data == "images":
+                    from histoflare.site.image_pictures import build_image_site_page
 
-                page = build_image_site_page(site, data, job.task, model, report, **known)
-            else:
-                page = build_site_page(site, configuration, data, job.task, model, report, **known)
+                    local = outcome.local.get(site)
+                    alone = None if local is None else load_model(job, local, device_of(configuration))
+                    page = build_image_site_page(site, data, job.task, model, report, alone=alone, **known)
+                else:
+                    page = build_site_page(site, configuration, data, job.task, model, report, **known)
+            except HistoflareError as error:
+                _warn(f"{site} gets no page ({error.reason}): {error}")
+                continue
+            finally:
+                bars.advance(bar)
             paths.append(out / f"site-{site}.html")
             write_site_page(page, paths[-1])
-            bars.advance(bar)
     return paths
+
+
+def load_model(job: Job, state: State, device: str) -> Any:
+    """Return the job's model with the weights of ``state``, in evaluation mode, on ``device``."""
+    model = job.task.build_model()
+    model.load_state_dict(state)
+    return model.to(device).eval()
 
 
 def _build_report(
@@ -280,7 +351,7 @@ def _build_report(
     facts = RunFacts(
         job=job.name,
         runtime=experiment.runtime.value,
-        strategy={"name": job.strategy.name, **asdict(job.strategy)},
+        strategy={"name": job.strategy.name, **asdict(job.strategy), "transport": job.transport.name},
         task=job.task.to_json(),
         seed=job.seed,
         rounds=job.rounds,
@@ -415,7 +486,8 @@ def _other_plans(job: Job, epsilons: Sequence[float]) -> list[PrivacyPlan]:
     plans: list[PrivacyPlan] = []
     for epsilon in epsilons:
         try:
-            asked: Any = replace(job.asked, target_epsilon=epsilon, noise_multiplier=None)  # type: ignore[type-var]
+            whole = {"budget_epsilon": epsilon, "budget_share": 1.0, "noise_multiplier": None}
+            asked: Any = replace(job.asked, **whole)  # type: ignore[type-var]
             plan = asked.settled(job.rounds, count_sent_by_job(job.strategy, job.task))
         except HistoflareError as error:
             _warn(f"ε = {epsilon:g} is left out: {error}")

@@ -9,33 +9,50 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from histoflare.commands.console import console, make_table, out, print_json
-from histoflare.commands.options import Preset
+from histoflare.commands.console import console, make_table, out, print_json, say
+from histoflare.commands.options import JOB_HELP, Preset
+from histoflare.commands.result import show_result
 from histoflare.errors import HistoflareError, JobError
+from histoflare.shipped import find_job
 
 if TYPE_CHECKING:
     from histoflare.flare.admin import Admin
 
-app = typer.Typer(no_args_is_help=True, help="Look at a job folder, or make a variant of one to submit.")
+app = typer.Typer(
+    no_args_is_help=True, help="Look at a job, make a variant of one, submit it, see what came back."
+)
+app.command("result")(show_result)
 
 
 @app.command()
 def show(
-    job: Annotated[Path, typer.Argument(help="A job folder, e.g. jobs/mem_fedavg.")],
+    job: Annotated[Path, typer.Argument(help=JOB_HELP)],
     preset: Preset = None,
+    policies: Annotated[
+        Path | None,
+        typer.Option(help="Say what these policies allow: a kit, a folder of kits, provisioning, a policy."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Show what a job asks of the sites: purpose, scope, protocol with its hash, and every variable.
+    """Show what a job asks of the sites: purpose, scope, protocol with its hash, start, cost, every variable.
 
-    Example: histoflare job show jobs/mem_fedavg
+    Example: histoflare job show mem_fedavg
 
-    Example: histoflare job show jobs/mem_dpsgd --preset per-site
+    Example: histoflare job show mem_dpsgd --preset per-site --policies provisioning
     """
     from rich.table import Column, Table
 
+    from histoflare.commands.job_facts import (
+        find_allowances,
+        find_cost,
+        say_allowance,
+        say_cost,
+        say_start,
+    )
     from histoflare.flare.job_choice import choose_job
     from histoflare.privacy.protocol import digest
 
+    job = find_job(job)
     read = choose_job(job, preset).job
     facts: dict[str, Any] = {
         "job": read.name,
@@ -59,18 +76,23 @@ def show(
         "run",
     )
     facts |= {name: getattr(read, name) for name in more}
+    facts |= {"starts": say_start(read), "cost": find_cost(read)}
+    allowed = None if policies is None else find_allowances(read, policies)
     if as_json:
-        print_json(facts)
+        print_json(facts | ({} if allowed is None else {"allowed": allowed}))
         return
-    table = Table("name", Column("value", overflow="fold"), title=f"{job}", show_header=False)
+    facts["cost"] = say_cost(read, facts["cost"])
+    table = Table("name", Column("value", overflow="fold"), title=read.name, show_header=False)
     for name, value in _lines(facts):
         table.add_row(name, str(value))
     out.print(table)
+    for each in allowed or ():
+        out.print(say_allowance(each), highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
 def make(
-    job: Annotated[Path, typer.Argument(help="The job folder to start from.")],
+    job: Annotated[Path, typer.Argument(help=f"Where to start from. {JOB_HELP}")],
     target: Annotated[Path, typer.Option("--out", help="Folder for the new job; must not exist.")],
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Change a variable of the job, e.g. least_sites=3.")
@@ -85,42 +107,60 @@ def make(
     """Make a variant of a job: other figures, some of the sites, a model to start from.
 
     A variable that the protocol decides (rounds, labels, encoder, resolution) changes the protocol, and with
-    it its hash: sites refuse it until they have agreed.
+    it its hash: sites refuse it until they have agreed. The command says so, and what to agree on.
 
-    A model goes to the server alone, so a job with one names its sites.
+    A model goes to the server alone, so a job with one names its sites. An evaluation has the protocol that
+    the model was trained under, where the job lies beside it as in a download, and asks about its run.
 
-    Example: histoflare job make jobs/mem_evaluate --model demo-run/model.safetensors --sites a,b --out ask
+    Example: histoflare job make mem_evaluate --model result/JOB_ID --sites a,b --out ask
     """
+    from histoflare.commands.job_facts import say_protocol_change
     from histoflare.flare.job import read_job
     from histoflare.flare.job_choice import choose_job
+    from histoflare.flare.job_schema import EVALUATION
     from histoflare.flare.job_variant import write_variant
     from histoflare.flare.persistor import read_state
+    from histoflare.flare.result import find_protocol
     from histoflare.model_file import read_model_header
+    from histoflare.privacy.protocol import digest
     from histoflare.rounds.state import model_state
 
-    before = None
+    job = find_job(job)
+    before = header = None
     if model is not None:
         header = read_model_header(model)
         header.check_data(read_job(job).task.data)
         model = header.path
         before = {f"task.{name}": value for name, value in header.task.items() if name != "seed"}
+        if read_job(job).kind == EVALUATION:
+            protocol = find_protocol(model, header.protocol_sha256 or "") or {}
+            before |= {f"protocol.{name}": value for name, value in protocol.items()} | {"run": header.run}
     choice = choose_job(job, preset, setting or [], before=before)
     made = choice.job
     names = _site_names(sites) if sites else None
     if model is not None:
-        read_state(model, like=made.strategy.begin(model_state(made.task.build_model())))
+        read_state(model, like=model_state(made.task.build_model()))
     if names is not None and len(names) < made.least_sites:
         raise JobError(
             f"--sites names {len(names)}, and the job needs updates of {made.least_sites} (--set "
             "least_sites=…)."
         )
     write_variant(job, target, choice.changes, sites=names, scope=scope or choice.scope, start_model=model)
+    if header is not None and header.protocol_sha256 not in (None, digest(made.protocol)):
+        say(
+            "The model was trained under another protocol than this job has; sites that agreed to that alone "
+            "refuse it (PROTOCOL_MISMATCH). Give the whole download as --model, or set protocol.… so.",
+            style="yellow",
+        )
     console.print(f"job: {target}", highlight=False, markup=False, soft_wrap=True)
+    of_the_model = header is not None and header.protocol_sha256 == digest(made.protocol)
+    if not of_the_model and (said := say_protocol_change(read_job(job).protocol, made.protocol, target)):
+        console.print(said, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
 def submit(
-    job: Annotated[Path, typer.Argument(help="A job folder, e.g. jobs/mem_fedavg.")],
+    job: Annotated[Path, typer.Argument(help=JOB_HELP)],
     kit: Annotated[Path, typer.Option(help="The startup kit of whoever submits it.")],
     preset: Preset = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for its end, and say how it ended.")] = False,
@@ -130,16 +170,17 @@ def submit(
     Whatever lies in or below the current folder is not looked at; FLARE's own command would take code from
     there.
 
-    Example: histoflare job submit jobs/mem_dpsgd --kit kits/histoflare/prod_00/lead@consortium.example --wait
+    Example: histoflare job submit mem_dpsgd --kit kits/histoflare/prod_00/lead@consortium.example --wait
     """
     from histoflare.flare.admin import Admin, read_administrator
     from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_variant import write_variant
     from histoflare.flare.poc import COMPLETED
 
+    job = find_job(job)
     choice = choose_job(job, preset)
     admin = Admin(read_administrator(kit), kit)
-    refusals = ""
+    sites = ""
     try:
         with TemporaryDirectory(prefix="histoflare-") as scratch:
             submitted = job
@@ -152,29 +193,33 @@ def submit(
             return
         with console.status("submitted") as shown:
             status = admin.wait(job_id, choice.job.longest_seconds, shown.update)
-        if status != COMPLETED:
-            refusals = _say_refusals(admin, job_id)
+        sites = _say_sites(admin, job_id, choice.job.rounds)
     finally:
         admin.disconnect()
     table = make_table("job", "name", "status")
     table.add_row(job_id, job.resolve().name, status)
     out.print(table)
     if status != COMPLETED:
-        raise JobError(f"The job {job_id} ended with {status}.{refusals}", reason="JOB_FAILED")
+        raise JobError(f"The job {job_id} ended with {status}.{sites}", reason="JOB_FAILED")
+    console.print(sites.lstrip("\n"), highlight=False, markup=False, soft_wrap=True)
 
 
-def _say_refusals(admin: Admin, job_id: str) -> str:
-    """Return which sites refused a job that failed, why, and what a lead can do about it."""
+def _say_sites(admin: Admin, job_id: str, rounds: int) -> str:
+    """Return how each site fared in a job that has ended, and what a lead can do about it."""
+    from histoflare.flare.outcome import say_advice, say_sites
     from histoflare.flare.result import read_result
-    from histoflare.report.reasons import advise, explain
 
     with TemporaryDirectory(prefix="histoflare-") as scratch:
         try:
-            refused = read_result(admin.download(job_id, Path(scratch)) / "workspace").refused
+            deployment = admin.deployment(job_id)
+            result = read_result(admin.download(job_id, Path(scratch)) / "workspace")
         except (HistoflareError, OSError, ValueError):
             return ""  # how it ended is known all the same
-    lines = [f"{site}: {code}: {explain(code)}" for site, code in sorted(refused.items())]
-    lines += sorted({advice for code in refused.values() if (advice := advise(code))})
+    outcomes = result.outcomes(deployment)
+    lines = [f"Given up: {result.given_up}."] if result.given_up else []
+    lines += [*say_sites(outcomes, rounds), *say_advice(outcomes)]
+    if any(outcome.codes for outcome in outcomes.values()):
+        lines.append("More than its code leaves no site: what its own people can do stands in its log.txt.")
     return "".join(f"\n  {line}" for line in lines)
 
 
@@ -201,7 +246,7 @@ def resume(
         stopped = replace(stopped, sites=tuple(_site_names(sites)))
     write_resumed(stopped, target)
     console.print(
-        f"job: {target} (run {stopped.run}, from round {stopped.next_round} on)",
+        f"job: {target} (run {stopped.run}, from round {stopped.next_round + 1} on)",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -1,28 +1,57 @@
-"""``histoflare kit``: compare a startup kit with what was signed, and sign one."""
+"""``histoflare kit``: begin a project file, compare a startup kit with what was signed, and sign one."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from histoflare.commands.console import console
+from histoflare.commands.console import console, say
+from histoflare.commands.options import SiteOption
 from histoflare.errors import JobError
+from histoflare.shipped import PROVISIONING
+from histoflare.storage import write_text
 
 app = typer.Typer(no_args_is_help=True, help="Startup kits and their signature.")
 
-Kit = Annotated[Path, typer.Argument(help="Folder with startup and local.")]
+Kit = Annotated[
+    Path | None, typer.Argument(help="Folder with startup and local, or a site's file; none: this folder's.")
+]
 
 
 @app.command()
-def check(kit: Kit) -> None:
+def project(
+    target: Annotated[Path, typer.Option("--out", help="Folder for the files; must not exist.")],
+) -> None:
+    """Write a consortium's project file and its policies, to be edited before kits are made from them.
+
+    Example: histoflare kit project --out consortium
+    """
+    if target.exists():
+        raise JobError(f"{target}: exists already; give a folder that does not.")
+    for pattern in ("README.md", "project.yml", "policies/*.toml"):
+        for source in PROVISIONING.glob(pattern):
+            write_text(target / source.relative_to(PROVISIONING), source.read_text(), public=True)
+    file = target / "project.yml"
+    say(f"Edit {file}, then: {shlex.join(['nvflare', 'provision', '-p', str(file), '-w', 'kits'])}")
+
+
+@app.command()
+def check(kit: Kit = None, site: SiteOption = None) -> None:
     """Compare a kit with what was signed, as its client does at its start.
 
     Example: histoflare kit check kits/histoflare/prod_00/hospital-a
     """
     from histoflare.flare.kit_signature import verify_kit
+    from histoflare.site.places import find_site_of, kit_of
 
+    if kit is None or kit.is_file():
+        named = find_site_of(kit or site)
+        kit = kit_of(named)
+        if kit is None:
+            raise JobError(f"{named}: lies in no startup kit, a folder with startup and local.")
     if not (kit / "startup").is_dir():
         raise JobError(f"{kit}: no startup kit there; a kit is a folder with startup and local.")
     if (kit / "startup" / "fed_admin.json").is_file():

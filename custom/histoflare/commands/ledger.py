@@ -9,22 +9,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from histoflare.commands.console import console, make_table, out, print_json
+from histoflare.commands.console import console, print_json
+from histoflare.commands.ledger_tables import (
+    say_date,
+    say_plainly,
+    show_identity,
+    show_summary,
+    show_unprotected,
+)
+from histoflare.commands.options import AsJson, How, SiteOption
 from histoflare.errors import JobError, LedgerError
-from histoflare.privacy.sampler import NUMBERS_EVER, sampler_delta
+from histoflare.storage import real_path
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from histoflare.privacy.budget import Budget
-    from histoflare.privacy.ledger import Identity, Ledger
-    from histoflare.privacy.ledger.summary import DisclosureSummary, RunSummary, Summary
+    from histoflare.privacy.ledger import Ledger
 
 app = typer.Typer(no_args_is_help=True)
 
-SiteFile = Annotated[
-    Path | None, typer.Option("--site", help="The site's own file, e.g. local/histoflare.toml.")
-]
 LedgerFile = Annotated[Path | None, typer.Option("--ledger", help="The ledger; instead of --site.")]
 KeyFile = Annotated[Path | None, typer.Option("--key", help="The ledger's key; with --ledger.")]
 
@@ -43,12 +45,11 @@ def create(
     key: Annotated[
         Path | None, typer.Option("--key", help="Where its key is to be: another folder, another backup.")
     ] = None,
-    site: Annotated[
-        Path | None, typer.Option("--site", help="The site's own file, in which the two are then named.")
-    ] = None,
+    site: SiteOption = None,
 ) -> None:
     """Make a site's ledger and its key: once, for all jobs and all kits. No job ever makes one.
 
+    The site's own file then names the two; outside a kit, and without --site, what to write there is shown.
     Run it as the user, and in the container if there is one, in which the site's client runs.
 
     Example: histoflare ledger create hospital-a --ledger /srv/histoflare/ledger.sqlite
@@ -58,13 +59,14 @@ def create(
     from histoflare.site.configuration import name_ledger, named_ledger
     from histoflare.site.ledgers import refuse_kit
 
+    site = _site(site)
     named = named_ledger(site) if site is not None else None
     if ledger is None and key is None and named is not None:
         ledger, key = named
     if ledger is None or key is None:
         raise typer.BadParameter("say where the ledger and its key are to be: --ledger and --key")
-    ledger, key = ledger.absolute(), key.absolute()
-    if named is not None and named != (ledger, key):
+    ledger, key = real_path(ledger), real_path(key)
+    if named is not None and tuple(map(real_path, named)) != (ledger, key):
         raise JobError(
             f"{site}: names a ledger already, {named[0]}. A site has one for all jobs and kits: use that "
             "one, or take the two lines out if there has never been one.",
@@ -72,17 +74,17 @@ def create(
         )
     refuse_kit(ledger, key)
     made = Ledger.create(ledger, key, name)
-    _say(f"{made.path}: made for '{name}'. Its key: {key}. Keep copies of both, in different places.")
+    say_plainly(f"{made.path}: made for '{name}'. Its key: {key}. Keep copies of both, in different places.")
     if site is not None:
         name_ledger(site, ledger, key)
-        _say(f"{site}: names them now.")
+        say_plainly(f"{site}: names them now.")
     else:
-        _say(f"For local/histoflare.toml:\nledger = {_toml(ledger)}\nledger_key = {_toml(key)}")
+        say_plainly(f"For local/histoflare.toml:\nledger = {_toml(ledger)}\nledger_key = {_toml(key)}")
 
 
 @app.command()
 def move(
-    site: SiteFile = None,
+    site: SiteOption = None,
     ledger: LedgerFile = None,
     key: KeyFile = None,
     away: Annotated[
@@ -100,18 +102,19 @@ def move(
     Copy the ledger, the key and the head beside the key; on another machine after 'move --away' here. With
     --site, --ledger and --key the site's file names the new place afterwards.
 
-    Example: histoflare ledger move --site local/histoflare.toml
+    Example: histoflare ledger move --site /srv/kit
     """
     from histoflare.site.configuration import name_ledger
     from histoflare.site.ledgers import refuse_kit
 
+    site = None if site is None else _site(site)
     both = site is not None and ledger is not None and key is not None
     opened = _open(None if both else site, ledger, key)
     if away:
         if both or name is not None:
             raise typer.BadParameter("--away closes it where it is: give --site, or --ledger and --key")
         opened.depart()
-        _say(
+        say_plainly(
             f"{opened.path}: closed; nothing more is booked here. Copy it, its key and the head beside the "
             "key, and run in the new place: histoflare ledger move."
         )
@@ -122,20 +125,20 @@ def move(
     except LedgerError as error:
         if error.reason != "LEDGER_MOVED":
             raise
-        _say(str(error))
+        say_plainly(str(error))
         typer.confirm("Is the old one gone, or will it never be used again?", abort=True)
         moved = opened.move(old_is_gone=True, site=name)
     place = opened.identity().place
-    _say(
+    say_plainly(
         f"{'bound to' if moved else 'was already bound to'} {place.ledger}, key {place.key}, on {place.host}"
     )
-    if both and site is not None and name_ledger(site, opened.path.absolute(), opened.key_path.absolute()):
-        _say(f"{site}: names it now.")
+    if both and site is not None and name_ledger(site, opened.path, real_path(opened.key_path)):
+        say_plainly(f"{site}: names it now.")
 
 
 @app.command()
 def show(
-    site: SiteFile = None,
+    site: SiteOption = None,
     ledger: LedgerFile = None,
     key: KeyFile = None,
     policy: Annotated[
@@ -143,54 +146,59 @@ def show(
     ] = None,
     epsilon: Annotated[float | None, typer.Option(help="The budget's ε instead; with --delta.")] = None,
     delta: Annotated[float | None, typer.Option(help="The budget's δ; with --epsilon.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    how: How = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show whose it is and where, what was reserved, booked, let out or failed, and what is left.
 
-    Without a budget (--policy, or --epsilon and --delta) only what left unprotected. No patient is named.
+    The budgets are those of the kit's policies and the site's own; with --ledger and --key, or outside a kit,
+    those that are given, if any. No patient is named.
 
-    Example: histoflare ledger show --site local/histoflare.toml --policy local/policy_dp-patient.toml
+    Example: histoflare ledger show
+
+    Example: histoflare ledger show --site /srv/kit --how
     """
     opened = _open(site, ledger, key)
-    budget = _budget(site, policy, epsilon, delta)
+    budgets = _budgets(None if ledger is not None else _site(site), policy, epsilon, delta)
     identity, disclosures = opened.identity(), opened.disclosures()
-    summary = None if budget is None else opened.summary(budget)
+    summaries = {budget: opened.summary(budget) for budget in budgets}
     if as_json:
         facts = {"ledger": identity.to_json(), "unprotected": [asdict(each) for each in disclosures]}
-        print_json(facts | ({} if summary is None else summary.to_json()))
+        found = [summaries[budget].to_json() | {"scopes": scopes} for budget, scopes in budgets.items()]
+        print_json(facts | {"budgets": found})
         return
-    _show_identity(identity)
-    if summary is not None:
-        _show(summary)
-    _show_unprotected(disclosures)
+    show_identity(identity)
+    for budget, scopes in budgets.items():
+        show_summary(summaries[budget], scopes, how)
+    show_unprotected(disclosures)
 
 
 @app.command()
-def verify(site: SiteFile = None, ledger: LedgerFile = None, key: KeyFile = None) -> None:
+def verify(site: SiteOption = None, ledger: LedgerFile = None, key: KeyFile = None) -> None:
     """Check every entry, every patient and every cohort of the ledger. The exit code is 1 if it is damaged.
 
-    Example: histoflare ledger verify --site local/histoflare.toml
+    Example: histoflare ledger verify --site /srv/kit
     """
     opened = _open(site, ledger, key)
     found = opened.verify()
     ahead = f" ({found.ahead} of them after a crash; the next job catches up)" if found.ahead else ""
-    _say(
-        f"{opened.path}: whole. {found.entries} entries{ahead} from {_date(found.first_unix_time)} to "
-        f"{_date(found.last_unix_time)}, {found.patients} patients, {found.cohorts} cohorts: every link of "
-        "the chain, every hash and the head are as they were written."
+    say_plainly(
+        f"{opened.path}: whole. {found.entries} entries{ahead} from {say_date(found.first_unix_time)} to "
+        f"{say_date(found.last_unix_time)}, {found.patients} patients, {found.cohorts} cohorts: every link "
+        "of the chain, every hash and the head are as they were written."
     )
 
 
 @app.command()
 def export(
     file: Annotated[Path, typer.Option("--out", help="JSON lines; must not be there yet.")],
-    site: SiteFile = None,
+    site: SiteOption = None,
     ledger: LedgerFile = None,
     key: KeyFile = None,
 ) -> None:
     """Write all entries, verified, as JSON lines. Patients are codes; who has the key can check the chain.
 
-    Example: histoflare ledger export --site local/histoflare.toml --out ledger.jsonl
+    Example: histoflare ledger export --out ledger.jsonl
     """
     from histoflare.storage import write_text
 
@@ -205,14 +213,14 @@ def export(
 @app.command()
 def close(
     run: Annotated[str, typer.Argument(help="The run's name.")],
-    site: SiteFile = None,
+    site: SiteOption = None,
     ledger: LedgerFile = None,
     key: KeyFile = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Give back what a run reserved and did not book. It then goes on only if its job is admitted anew.
 
-    Example: histoflare ledger close 20261125-mem --site local/histoflare.toml
+    Example: histoflare ledger close 20261125-mem
     """
     opened = _open(site, ledger, key)
     runs = sorted(opened.open_runs())
@@ -224,14 +232,18 @@ def close(
         typer.confirm(f"Close {run}? Its rounds that are not booked yet will not be trained.", abort=True)
     closed = opened.close(run)
     rounds = sum(reservation.rounds for reservation in closed)
-    _say(f"{run}: closed. Of {rounds} reserved rounds those that were booked stay charged, and no others.")
+    say_plainly(
+        f"{run}: closed. Of {rounds} reserved rounds those that were booked stay charged, and no others."
+    )
 
 
 def _open(site: Path | None, ledger: Path | None, key: Path | None) -> Ledger:
     from histoflare.privacy.ledger import Ledger
     from histoflare.site.configuration import read_site_file
+    from histoflare.site.places import find_site_of
 
-    if site is not None and ledger is None and key is None:
+    if ledger is None and key is None:
+        site = find_site_of(site)
         configuration = read_site_file(site)
         if configuration.ledger is None or configuration.ledger_key is None:
             raise LedgerError(
@@ -242,122 +254,48 @@ def _open(site: Path | None, ledger: Path | None, key: Path | None) -> Ledger:
         return Ledger(configuration.ledger, configuration.ledger_key)
     if site is None and ledger is not None and key is not None:
         return Ledger(ledger, key)
-    raise typer.BadParameter("give the site's own file with --site, or --ledger and --key")
+    raise typer.BadParameter("give the site's kit or file with --site, or --ledger and --key")
 
 
-def _budget(
-    site: Path | None, policy_file: Path | None, epsilon: float | None, delta: float | None
-) -> Budget | None:
-    from histoflare.privacy.budget import Budget
-    from histoflare.privacy.own_policy_file import read_site_policy
+def _site(given: Path | None) -> Path | None:
+    """Return a site's file; None outside a kit, if none was given."""
+    from histoflare.site.places import find_site_of
 
-    if policy_file is not None and epsilon is None and delta is None:
-        protection = read_site_policy(policy_file, site and site.absolute().parent).protection
-        if protection is None:
-            return None
-        return protection.budget()
-    if policy_file is None and epsilon is None and delta is None:
+    try:
+        return find_site_of(given)
+    except JobError:
+        if given is not None:
+            raise
         return None
-    if policy_file is not None or epsilon is None or delta is None:
+
+
+def _budgets(
+    site: Path | None, policy_file: Path | None, epsilon: float | None, delta: float | None
+) -> dict[Budget, list[str]]:
+    """Return the budgets to show, and the scopes that have them; of a kit all of its scopes'."""
+    from histoflare.privacy.budget import Budget
+    from histoflare.privacy.own_policy import narrowed
+    from histoflare.privacy.own_policy_file import read_layers, read_site_policy
+
+    if (policy_file is None) == (epsilon is None and delta is None) and (policy_file or epsilon or delta):
         raise typer.BadParameter("give a budget with --policy, or with --epsilon and --delta")
-    return Budget(epsilon, delta)
-
-
-def _show_identity(identity: Identity) -> None:
-    place = identity.place
-    owner = "" if identity.owner == "steward" else ", made on a workstation: for trying out, no site takes it"
-    _say(f"The ledger of '{identity.site}'{owner}. {identity.entries} entries.")
-    state = "bound there"
-    if identity.is_away:
-        state = f"closed there, {f'to go on as {identity.went_to}' if identity.went_to else 'to be moved'}"
-    elif not identity.is_here:
-        state = "bound there, not here (histoflare ledger move)"
-    _say(f"{place.ledger} on {place.host}, key {place.key}: {state}.")
-
-
-def _show_unprotected(disclosures: Sequence[DisclosureSummary]) -> None:
-    if not disclosures:
-        _say("Nothing left without protection.")
-        return
-    table = make_table(
-        *("run", "what", "times", "patients", "figures", "when"), title="left without protection: no ε"
-    )
-    for each in disclosures:
-        first, last = _date(each.first_unix_time), _date(each.last_unix_time)
-        table.add_row(
-            each.run,
-            each.what,
-            str(each.times),
-            str(each.patients),
-            ", ".join(each.figures),
-            first if first == last else f"{first}\n{last}",
-        )
-    out.print(table, markup=False)
-
-
-def _show(summary: Summary) -> None:
-    table = make_table(
-        *("run", "about", "patients", "rounds", "a round", "ε alone"),
-        title=f"{summary.patients} patients, {summary.disclosures} evaluations let out",
-    )
-    table.show_lines = True
-    table.columns[0].no_wrap = True  # to be copied
-    for run in summary.runs:
-        table.add_row(*_row(run))
-    out.print(table, markup=False)
-    at = f"at δ = {summary.delta:g}"
-    taken = sampler_delta(summary.budget_epsilon, NUMBERS_EVER)
-    _say(
-        f"Budget of each patient: ε = {summary.budget_epsilon:g} {at}. Of δ the sampler of the noise "
-        f"takes at most {taken:.1g}, over all jobs there can ever be."
-    )
-    _say(
-        f"The most exposed patient: ε = {summary.epsilon:.4g} as jobs are admitted by, "
-        f"{100 * summary.remaining:.1f} % of the budget left "
-        f"(ρ = {summary.rho:.4g} of {summary.allowance:.4g})."
-    )
-    _say(
-        f"The same events, had they been fixed beforehand: ε = {summary.epsilon_rdp:.4g} by RDP, "
-        f"{summary.epsilon_pld:.4g} by PLD."
-    )
-    _say(f"Evaluations that one patient had part in: at most {summary.most_disclosures}. They have no ε.")
-
-
-def _row(run: RunSummary) -> list[str]:
-    spend = run.spend
-    rounds = [
-        f"{run.rounds} reserved",
-        f"{run.booked} booked",
-        f"{run.released} released",
-        f"{run.failed} failed",
-    ]
-    sampled = f", rate {spend.sample_rate:.4g}" if spend.sample_rate < 1 else ""
-    steps = f"{spend.steps} steps, " if spend.steps != 1 else ""
-    return [
-        f"{run.run}\n({_state(run)})",
-        run.about,
-        str(run.patients),
-        "\n".join(rounds),
-        f"{steps}noise {spend.noise_multiplier:.4g}{sampled}",
-        f"{run.epsilon:.4g}",
-    ]
-
-
-def _state(run: RunSummary) -> str:
-    if not run.is_open:
-        return "closed"
-    return "open" if run.released < run.rounds else "complete"
+    if policy_file is not None:
+        holds = [read_site_policy(policy_file, site and real_path(site).parent)]
+    elif epsilon is not None or delta is not None:
+        if epsilon is None or delta is None:
+            raise typer.BadParameter("give both --epsilon and --delta")
+        return {Budget(epsilon, delta): []}
+    elif site is not None and any(site.parent.glob("policy_*.toml")):
+        signed, own = read_layers(real_path(site).parent)
+        holds = [narrowed(policy, own) for name, policy in signed.items() if own.takes_part(name)]
+    else:
+        return {}
+    found: dict[Budget, list[str]] = {}
+    for policy in holds:
+        if policy.protection is not None:
+            found.setdefault(policy.protection.budget(), []).append(policy.name)
+    return found
 
 
 def _toml(path: Path) -> str:
     return json.dumps(str(path), ensure_ascii=False)
-
-
-def _date(unix_time: int) -> str:
-    from datetime import UTC, datetime
-
-    return datetime.fromtimestamp(unix_time, UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _say(text: str) -> None:
-    out.print(text, soft_wrap=True, highlight=False, markup=False)

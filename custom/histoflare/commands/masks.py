@@ -9,8 +9,9 @@ import typer
 
 from histoflare.commands import mask_imports
 from histoflare.commands.mask_options import AS_JSON, LABELS, follow, split_labels
-from histoflare.commands.options import Preset
+from histoflare.commands.options import JOB_HELP, Preset
 from histoflare.errors import JobError
+from histoflare.shipped import find_job
 
 if TYPE_CHECKING:
     from histoflare.masks.images import ImageCohort
@@ -62,7 +63,7 @@ def check(
 
 @app.command()
 def pretrained(
-    job: Annotated[Path, typer.Argument(help="The job whose network is to start from it.")],
+    job: Annotated[Path, typer.Argument(help=f"Whose network is to start from it. {JOB_HELP}")],
     out: Annotated[Path, typer.Option(help="The model file to make.")],
     swin: Annotated[Path | None, typer.Option(help="Swin-T weights of ImageNet (timm, authors, HF).")] = None,
     convnext: Annotated[Path | None, typer.Option(help="ConvNeXt-T weights of ImageNet, likewise.")] = None,
@@ -72,7 +73,7 @@ def pretrained(
 
     The files are read here and nowhere else: every site gets the first model from the server.
 
-    Example: histoflare masks pretrained jobs/dhunet_fedavg --swin swin.pth --convnext convnext.pth
+    Example: histoflare masks pretrained dhunet_fedavg --swin swin.pth --convnext convnext.pth
     --out first.safetensors
     """
     from histoflare.commands.console import console
@@ -82,6 +83,7 @@ def pretrained(
     from histoflare.model_file import save_model
     from histoflare.privacy.protocol import digest
 
+    job = find_job(job)
     check_outputs([out], [path for path in (job, swin, convnext) if path is not None])
     read = choose_job(job, preset).job
     task = read.task

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from histoflare.commands.options import JOB_PATCH_MPP, JOB_PATCH_PX, PATCH_MPP_HELP, PATCH_PX_HELP
 from histoflare.commands.slide import MPP_HELP
 
 
@@ -22,8 +23,8 @@ def mosaic(
     slide: Annotated[Path, typer.Argument(help="Slide file, or the folder of a DICOM series.")],
     out: Annotated[Path, typer.Option(help="Folder for <slide>.mosaic.json and <slide>.overlay.png.")],
     mpp: Annotated[float | None, typer.Option(help=MPP_HELP)] = None,
-    patch_mpp: Annotated[float, typer.Option(help="Resolution of the patches in µm/px.")] = 0.5,
-    patch_px: Annotated[int, typer.Option(help="Side of a patch in pixels.")] = 1000,
+    patch_mpp: Annotated[float, typer.Option(help=PATCH_MPP_HELP)] = JOB_PATCH_MPP,
+    patch_px: Annotated[int, typer.Option(help=PATCH_PX_HELP)] = JOB_PATCH_PX,
     tissue_fraction: Annotated[float, typer.Option(help="Smallest share of tissue in a patch.")] = 0.7,
     clusters: Annotated[int, typer.Option(help="Number of colour clusters.")] = 9,
     fraction: Annotated[float, typer.Option(help="Share of each cluster that is chosen.")] = 0.10,
@@ -35,10 +36,11 @@ def mosaic(
 ) -> None:
     """Choose the patches that stand for a slide: tissue, colour clusters, a share of each.
 
-    The defaults are those of the papers (Kalra et al. 2020, Adnan et al. 2022). Parts of the method are
+    The patches are by default those of the shipped jobs mem_*; everything else is as in the papers (Kalra et
+    al. 2020, Adnan et al. 2022, whose patches have 1000 px). Parts of the method are
     patented: US10628736B2, US20200176102A1.
 
-    Example: histoflare mosaic a.svs --out mosaics --patch-px 224
+    Example: histoflare mosaic a.svs --out mosaics
     """
     from histoflare import storage
     from histoflare.commands.console import out as stdout

@@ -11,14 +11,30 @@ import typer
 
 from histoflare.errors import JobError
 
-DEFAULT_JOB = Path("jobs/mem_fedavg")
-DEMO_JOB = Path("jobs/mem_dpsgd")
+DEFAULT_JOB = Path("mem_fedavg")
+DEMO_JOBS = (Path("mem_fedavg"), Path("mem_dpsgd"))
+"""The two chapters of the demo: without protection, and with."""
+JOB_HELP = "A job that comes with histoflare, by its name, or a job folder."
 
+JOB_PATCH_MPP, JOB_PATCH_PX = 0.5, 224
+"""Patches that every shipped MEM job asks for; slides are prepared for these unless told otherwise."""
+
+PATCH_MPP_HELP = "Resolution of the patches in µm/px; the default is that of the jobs mem_*."
+PATCH_PX_HELP = "Side of a patch in pixels; the default is that of the jobs mem_*, their presets' 1000."
 
 Preset = Annotated[
     str | None,
     typer.Option("--preset", help="Take the figures of a preset of the job (its folder presets/)."),
 ]
+
+SiteOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--site", help="A site's kit, or its own file local/histoflare.toml; none: the kit of this folder."
+    ),
+]
+How = Annotated[bool, typer.Option("--how", help="Show also how it was computed, and other ways to count.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 class Runtime(StrEnum):
@@ -27,6 +43,13 @@ class Runtime(StrEnum):
     POC = "poc"
     SIMULATOR = "simulator"
     INPROCESS = "inprocess"
+
+
+class DemoTask(StrEnum):
+    """What a demo learns."""
+
+    CLASSIFICATION = "classification"
+    SEGMENTATION = "segmentation"
 
 
 class PlaneName(StrEnum):

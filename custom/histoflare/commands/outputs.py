@@ -33,6 +33,12 @@ def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path]) -> Non
         taken.add(place)
 
 
+def refuse_overwriting(target: Path, *inputs: Path) -> None:
+    """Raise :class:`JobError` if a page is to be written over a folder, or over what it is made of."""
+    if target.is_dir() or any(target.resolve() == path.resolve() for path in inputs):
+        raise JobError(f"{target}: a folder, or a file that is read here; give another one with --out.")
+
+
 def check_output_folders(folders: Iterable[Path | None], inputs: Iterable[Path]) -> None:
     """Refuse folders for outputs that are files, or lie in a folder that is read: they would be read next.
 

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from histoflare.commands.console import console, make_table, out, print_json, progress, say, say_fitted
-from histoflare.commands.options import DEFAULT_JOB, Preset
+from histoflare.commands.options import DEFAULT_JOB, JOB_HELP, AsJson, Preset
+from histoflare.commands.sites import with_ledgers
 from histoflare.errors import HistoflareError, JobError
+from histoflare.shipped import find_job
 
 if TYPE_CHECKING:
     from histoflare.flare.poc import Federation
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 
 Workspace = Annotated[Path, typer.Option("--workspace", help="Folder for the kits and logs.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 DEFAULT_WORKSPACE = Path("poc-run")
 JOB_FOLDER = "job"
@@ -48,7 +49,7 @@ def start(
     bags: Annotated[
         Path | None, typer.Option(help="Folder with one <site>/ of bags each; none: <site>/bags in --sites.")
     ] = None,
-    job: Annotated[Path, typer.Option(help="Job whose protocol the sites agree to.")] = DEFAULT_JOB,
+    job: Annotated[Path, typer.Option(help=f"Whose protocol the sites agree to. {JOB_HELP}")] = DEFAULT_JOB,
     preset: Preset = None,
     prepare: Annotated[
         bool, typer.Option("--prepare", help="Sites make missing or stale bags before their first round.")
@@ -72,12 +73,14 @@ def start(
     from histoflare.flare.poc import Federation, refuse_running
 
     refuse_running(workspace)
+    job = find_job(job)
     task = choose_job(job, preset).job.task
     chosen = (
         _configure(sites, bags, task.data, prepare)
         if sites is not None
         else _made_up(workspace / "sites", job, task)
     )
+    chosen = with_ledgers(chosen, workspace)
     agreed = _write_job(workspace, job, preset, chosen, task.data)
     with console.status("kits"):
         federation = Federation.prepare(workspace, chosen, Agreement(agreed, project=project))
@@ -117,7 +120,7 @@ def _write_job(
     """Write the job that fits the sites into the workspace, if it is not ``job``; return its folder."""
     from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_variant import write_variant
-    from histoflare.flare.workstation import for_fewer_sites
+    from histoflare.flare.workstation import evaluated_by, for_fewer_sites
     from histoflare.privacy.plan import Open
     from histoflare.site.data import check_resolutions
     from histoflare.site.found_data import find_data
@@ -141,6 +144,9 @@ def _write_job(
         raise JobError(f"{job}: this command writes its job to {folder}; copy yours to another folder first.")
     shutil.rmtree(folder, ignore_errors=True)
     changes = choice.changes | for_fewer_sites(choice.job, len(training))
+    external = [name for name, site in usable.items() if site.evaluation_only]
+    if choice.job.evaluate and external and not choice.job.evaluation_only:
+        changes |= evaluated_by(external)
     if not changes and choice.scope is None:
         return job
     return write_variant(job, folder / job.resolve().name, changes, scope=choice.scope)

@@ -1,4 +1,4 @@
-"""``histoflare privacy policy``: what the kit allows, what this site narrows, and what then holds."""
+"""``histoflare policy``: what the kit allows, what this site narrows, and what then holds."""
 
 from __future__ import annotations
 
@@ -8,42 +8,58 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from histoflare.commands.console import make_table, out, print_json
-from histoflare.errors import JobError
+from histoflare.commands.options import AsJson, SiteOption
+from histoflare.errors import HistoflareError, JobError
+from histoflare.storage import real_path
 
 if TYPE_CHECKING:
     from histoflare.privacy.own_policy import StewardPolicy
     from histoflare.privacy.policy import Policy
 
+app = typer.Typer(no_args_is_help=True)
 
-def show_policy(
-    site: Annotated[Path, typer.Option(help="The site's own file, e.g. local/histoflare.toml.")],
+USUAL = ("epsilon", "delta", "job_share", "minimum_patients", "evaluations")
+"""What a table shows first; the rest with ``--all``, or where the site's own says something of it."""
+
+
+@app.callback()
+def _group() -> None:
+    """A site's own layer of policy: show it beside the kit's signed one, change it, check it."""
+
+
+@app.command()
+def show(
+    site: SiteOption = None,
     scope: Annotated[str | None, typer.Option(help="This scope only.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Every entry, lists of figures too.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page for people with all of it instead.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show what the kit's signed policies say, what this site's own policy.toml says, and what holds.
 
     An error, with all that is wrong, if the site's own would widen the kit's: the site then takes no job.
 
-    Example: histoflare privacy policy --site local/histoflare.toml
-    """
-    from histoflare.flare.kit_signature import verify_kit
-    from histoflare.flare.site_policy import known_models
-    from histoflare.privacy.own_policy import layers
-    from histoflare.privacy.own_policy_file import read_layers
-    from histoflare.rounds.strategy import STRATEGIES
+    Example: histoflare policy show
 
-    local = site.absolute().parent
-    if (local.parent / "startup").is_dir():
-        verify_kit(local.parent)
-    signed, own = read_layers(local)
+    Example: histoflare policy show --site /srv/kit --html policy.html
+    """
+    from histoflare.privacy.own_policy import layers
+
+    local = _local(site)
+    signed, own, unknown = _read(local)
     if scope is not None and scope not in signed:
         raise JobError(f"{scope}: no scope of this kit; it has {', '.join(signed)}.", reason="SCOPE_UNKNOWN")
     shown = {name: policy for name, policy in signed.items() if scope in (None, name)}
-    unknown = [name for name in own.strategies if name not in STRATEGIES]
-    unknown += [name for name in own.models if name not in known_models()]
     rows = {name: layers(policy, own) for name, policy in shown.items()}
+    facts = _facts(shown, own, rows, unknown)
     if as_json:
-        print_json(_facts(shown, own, rows, unknown))
+        print_json(facts)
+        return
+    if html is not None:
+        from histoflare.report.policy_page import write_policy_page
+
+        write_policy_page(facts, html)
+        _say(f"page: {html}")
         return
     for what in ("purposes", "strategies", "models"):
         _say(f"This site takes part in {what}: {', '.join(getattr(own, what)) or 'none'}.")
@@ -52,10 +68,103 @@ def show_policy(
     for name, policy in shown.items():
         title = f"{name}: {policy.mechanism}" + ("" if own.takes_part(name) else "; takes no part in it")
         table = make_table("", "the kit, signed", "this site's own", "holds", title=title)
-        table.show_lines = True
         for entry, values in rows[name].items():
-            table.add_row(entry, *map(_shown, values))
+            if everything or entry in USUAL or values[1] is not None:
+                table.add_row(entry, *map(_shown, values))
         out.print(table, markup=False)
+    if not everything:
+        _say("Other entries hold as the kit says them: --all shows them.")
+
+
+@app.command("set")
+def change(
+    changes: Annotated[
+        list[str], typer.Argument(help="NAME=VALUE, lists with commas; nothing after = takes a line out.")
+    ],
+    site: SiteOption = None,
+    scope: Annotated[list[str] | None, typer.Option(help="In this scope only; may be given again.")] = None,
+) -> None:
+    """Change this site's own policy; comments stay, and nothing is written that would not hold.
+
+    minimum_patients: nothing that fewer patients are behind leaves. purposes, strategies, models: what the
+    site takes part in. scopes: those that it takes part in, of the kit's; the others are off. epsilon, delta,
+    evaluations: a smaller lifetime budget of each patient. job_share: which part of it one job may take.
+
+    Example: histoflare policy set minimum_patients=10 purposes=research,education scopes=dp-patient
+
+    Example: histoflare policy set epsilon=4 job_share=0.25 --scope dp-patient
+    """
+    from histoflare.privacy.own_policy_edit import change_own_policy, parse_changes
+
+    local = _local(site)
+    changed = change_own_policy(local, parse_changes(changes), scope or [])
+    _say("Changed; each job reads it anew." if changed else "It says that already.")
+    for fault in _faults(local):
+        _say(fault)
+
+
+@app.command()
+def check(site: SiteOption = None) -> None:
+    """Say all that is wrong with this site's policies at once. The exit code is 1 if the site takes no job.
+
+    Example: histoflare policy check --site /srv/kit
+    """
+    local = _local(site)
+    faults = _faults(local)
+    for fault in faults:
+        _say(fault)
+    if faults:
+        raise typer.Exit(1)
+    signed, own, unknown = _read(local)
+    if unknown:
+        _say(f"Listed, and not in this version of histoflare: {', '.join(unknown)}.")
+    nothing = [what for what in ("purposes", "strategies", "models") if not getattr(own, what)]
+    scopes = [name for name in signed if own.takes_part(name)]
+    if nothing or not scopes:
+        _say(
+            f"The site takes part in no job: {', '.join([*nothing, *([] if scopes else ['scopes'])])}: none."
+        )
+    else:
+        _say(f"The policies can be used. Scopes: {', '.join(scopes)}.")
+
+
+def _local(site: Path | None) -> Path:
+    from histoflare.site.places import find_site_of
+
+    return real_path(find_site_of(site)).parent
+
+
+def _read(local: Path) -> tuple[dict[str, Policy], StewardPolicy, list[str]]:
+    """Return both layers, and listed names that this version does not know."""
+    from histoflare.flare.kit_signature import verify_kit
+    from histoflare.flare.site_policy import known_models
+    from histoflare.privacy.own_policy_file import read_layers
+    from histoflare.rounds.strategies import STRATEGIES
+
+    if (local.parent / "startup").is_dir():
+        verify_kit(local.parent)
+    signed, own = read_layers(local)
+    unknown = [name for name in own.strategies if name not in STRATEGIES]
+    unknown += [name for name in own.models if name not in known_models()]
+    return signed, own, unknown
+
+
+def _faults(local: Path) -> list[str]:
+    """Return why the site takes no job, as far as its kit and its two layers of policy say."""
+    from histoflare.flare.kit_signature import verify_kit
+    from histoflare.privacy.own_policy_file import read_layers
+
+    found = []
+    if (local.parent / "startup").is_dir():
+        try:
+            verify_kit(local.parent)
+        except HistoflareError as error:
+            found.append(f"{error.reason}: {error}")
+    try:
+        read_layers(local)
+    except HistoflareError as error:
+        found.append(f"{error.reason}: {error}")
+    return found
 
 
 def _facts(

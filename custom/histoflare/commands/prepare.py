@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from histoflare.commands.mosaic import Selection
+from histoflare.commands.options import JOB_PATCH_MPP, JOB_PATCH_PX, PATCH_MPP_HELP, PATCH_PX_HELP
 from histoflare.errors import ManifestError
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ def prepare(
     labels: Annotated[
         str | None, typer.Option(help="Labels that may occur, with commas; without it any.")
     ] = None,
-    patch_mpp: Annotated[float, typer.Option(help="Resolution of the patches in µm/px.")] = 0.5,
-    patch_px: Annotated[int, typer.Option(help="Side of a patch in pixels.")] = 1000,
+    patch_mpp: Annotated[float, typer.Option(help=PATCH_MPP_HELP)] = JOB_PATCH_MPP,
+    patch_px: Annotated[int, typer.Option(help=PATCH_PX_HELP)] = JOB_PATCH_PX,
     tissue_fraction: Annotated[float, typer.Option(help="Smallest share of tissue in a patch.")] = 0.7,
     clusters: Annotated[int, typer.Option(help="Number of colour clusters.")] = 9,
     fraction: Annotated[float, typer.Option(help="Share of each cluster that is chosen.")] = 0.10,

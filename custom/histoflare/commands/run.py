@@ -14,6 +14,7 @@ from histoflare.commands.options import (
     DEFAULT_JOB,
     DEVICE_HELP,
     EPSILONS_HELP,
+    JOB_HELP,
     RUNTIME_HELP,
     Preset,
     Runtime,
@@ -21,6 +22,7 @@ from histoflare.commands.options import (
     read_epsilons,
 )
 from histoflare.errors import JobError
+from histoflare.shipped import find_job
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,7 +43,7 @@ def run(
             help="Folder with one <site>/ of bags each (histoflare prepare); none: beside manifests."
         ),
     ] = None,
-    job: Annotated[Path, typer.Option(help="The job folder.")] = DEFAULT_JOB,
+    job: Annotated[Path, typer.Option(help=JOB_HELP)] = DEFAULT_JOB,
     runtime: Annotated[Runtime, typer.Option(help=RUNTIME_HELP)] = Runtime.INPROCESS,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "1",
     preset: Preset = None,
@@ -62,11 +64,11 @@ def run(
 
     Example: histoflare run --sites my-sites --bags my-run/bags --out run --set rounds=50
 
-    Example: histoflare run --job jobs/dhunet_fedavg --sites my-images --out run --set rounds=20
+    Example: histoflare run --job dhunet_fedavg --sites my-images --out run --set rounds=20
     """
     from histoflare.commands.clock import PhaseClock
     from histoflare.commands.earlier_run import claim_output
-    from histoflare.commands.experiment import REPORT_FILE, run_experiment
+    from histoflare.commands.experiment import REPORT_FILE, run_experiment, write_site_pages
     from histoflare.commands.runtimes import Experiment
     from histoflare.commands.sites import find_sites
     from histoflare.flare.job import read_job
@@ -76,6 +78,7 @@ def run(
     from histoflare.site.found_data import find_data
     from histoflare.storage import write_json
 
+    job = find_job(job)
     data = read_job(job).task.data
     found = find_sites(sites, data)
     if "seed" in parse_settings(setting or []):
@@ -104,7 +107,9 @@ def run(
                 runtime=runtime,
                 device=where,
             )
-            outcome = run_experiment(experiment, folder, bars, PhaseClock(), budgets)
+            clock = PhaseClock()
+            outcome = run_experiment(experiment, folder, bars, clock, budgets)
+            write_site_pages(experiment, outcome, folder, bars, clock)
             reports.append(outcome.report)
             refused |= outcome.refused
     summary = summarise(reports)
@@ -116,7 +121,7 @@ def run(
         if words := closing_words(reports):
             out.print(words, highlight=False, markup=False)
         written = (out_dir / f"seed-{seed}" / REPORT_FILE for seed in summary["seeds"])
-        say(f"reports: {', '.join(map(str, written))}")
+        say(f"reports: {', '.join(map(str, written))}; beside each, report.html and every site's page")
     say_refused(refused)
     raise typer.Exit(3 if refused else 0)
 
@@ -148,6 +153,8 @@ def _configure(
 def summarise(reports: list[dict[str, Any]]) -> dict[str, Any]:
     """Return mean and standard deviation over the seeds' reports, per cohort, model and figure.
 
+    ``rounds`` were planned; ``rounds_run`` were brought to their end, seed by seed.
+
     ``data`` is the kind of task, as in the reports. ``missing`` says which figures do not exist, and why.
 
     ``each site``: the mean over the sites, each model on that site's test patients. ``all sites``: on the
@@ -157,6 +164,7 @@ def summarise(reports: list[dict[str, Any]]) -> dict[str, Any]:
     from histoflare.report.bounds import models_of
     from histoflare.report.consortium import own_models, say_missing
     from histoflare.report.figures import kind_of
+    from histoflare.report.participation import finished_rounds
 
     kind, models = kind_of(reports[0]), models_of(reports[0])
     missing = {sentence: None for report in reports for sentence in say_missing(report)}
@@ -174,6 +182,7 @@ def summarise(reports: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "seeds": [report["seed"] for report in reports],
         "rounds": reports[0]["rounds"],
+        "rounds_run": [finished_rounds(report) for report in reports],
         "job": reports[0]["job"],
         "data": kind.data,
         "missing": list(missing),
@@ -206,7 +215,8 @@ def show_summary(summary: dict[str, Any]) -> Table:
     kind = kind_of(summary)
     shown = [figure for figure in kind.names if figure in kind.charted]  # more do not fit in 80 columns
     seeds = ", ".join(str(seed) for seed in summary["seeds"])
-    table = Table(title=f"{summary['job']}: {summary['rounds']} rounds, seeds {seeds} (mean ± sd over seeds)")
+    title = f"{summary['job']}: {_say_rounds(summary)}, seeds {seeds} (mean ± sd over seeds)"
+    table = Table(title=title)
     table.add_column("test patients")
     table.add_column("model")
     for figure in shown:
@@ -220,6 +230,14 @@ def show_summary(summary: dict[str, Any]) -> Table:
             table.add_row(cohort, model.replace("_", ", "), *(_cell(figures[figure]) for figure in shown))
         table.add_section()
     return table
+
+
+def _say_rounds(summary: dict[str, Any]) -> str:
+    planned, run = summary["rounds"], summary["rounds_run"]
+    if set(run) == {planned}:
+        return f"{planned} rounds"
+    ends = str(run[0]) if len(set(run)) == 1 else f"{min(run)} to {max(run)}"
+    return f"{ends} of {planned} rounds"
 
 
 def _cell(spread: dict[str, float | None]) -> str:

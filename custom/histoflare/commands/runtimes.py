@@ -14,11 +14,12 @@ from rich.progress import Progress
 
 from histoflare.commands.clock import PhaseClock
 from histoflare.commands.options import Runtime
+from histoflare.commands.sites import KEYS_FOLDER, LEDGERS_FOLDER, with_ledgers
 from histoflare.errors import HistoflareError
 from histoflare.flare.job import Job
-from histoflare.flare.result import FederationResult
+from histoflare.flare.result import FederationResult, FederationRun
 from histoflare.flare.simulator import run_simulation
-from histoflare.flare.workstation import run_on_workstation
+from histoflare.flare.workstation import Workstation, federation_up
 from histoflare.rounds.patience import Patience
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State
@@ -26,11 +27,9 @@ from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import SiteData
 
 EVALUATION_JOBS = {"bags": "mem_evaluate", "images": "dhunet_evaluate"}
-"""Kind of data → folder beside a job's, with which the sites are asked about its last model. Without it they
-are not."""
+"""Kind of data → folder beside a job's, with which sites are asked about a model later."""
 
 FEDERATION_FOLDER = "federation"
-LEDGERS_FOLDER = "ledgers"
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,12 @@ class Federated:
 
 
 def federate(
-    experiment: Experiment, cohorts: Mapping[str, SiteData], out: Path, bars: Progress, clock: PhaseClock
+    experiment: Experiment,
+    cohorts: Mapping[str, SiteData],
+    out: Path,
+    bars: Progress,
+    clock: PhaseClock,
+    running: Workstation | None = None,
 ) -> Federated:
     """Run an experiment's job.
 
@@ -87,12 +91,44 @@ def federate(
         cohorts: The sites' data; only a job that runs in this process looks at them.
         out: Folder for what a federation makes.
         bars: Shows how far it is. clock: Times the parts.
+        running: A federation that is up for this job; None starts one, where the runtime has processes.
 
     Raises:
         HistoflareError: The job did not finish.
     """
-    run = {Runtime.POC: _poc, Runtime.SIMULATOR: _simulator, Runtime.INPROCESS: _in_process}
+    if running is not None:
+        return _in_federation(running, experiment.job, bars)
+    if experiment.runtime == Runtime.POC:
+        with up_for([experiment], out, bars, clock) as own:
+            return _in_federation(own, experiment.job, bars)
+    run = {Runtime.SIMULATOR: _simulator, Runtime.INPROCESS: _in_process}
     return run[experiment.runtime](_with_new_ledgers(experiment, out), cohorts, out, bars, clock)
+
+
+@contextmanager
+def up_for(
+    experiments: Sequence[Experiment], out: Path, bars: Progress, clock: PhaseClock
+) -> Iterator[Workstation]:
+    """Start a federation for several experiments on the same sites, and end it when the block is left.
+
+    Every site has one new ledger, in which all their jobs are booked.
+
+    Raises:
+        HistoflareError: The federation could not be started.
+    """
+
+    @contextmanager
+    def phase(name: str) -> Iterator[None]:
+        bar = None if name == "federated rounds" else bars.add_task(name, total=None)
+        with clock.phase(name):
+            yield
+        if bar is not None:
+            bars.update(bar, total=1, completed=1)
+
+    first = _with_new_ledgers(experiments[0], out)
+    jobs = [experiment.job for experiment in experiments]
+    with federation_up(jobs, first.sites, first.external, out / FEDERATION_FOLDER, phase) as running:
+        yield running
 
 
 def with_refused(federated: Federated, refused: Mapping[str, HistoflareError], asked: bool) -> Federated:
@@ -120,55 +156,17 @@ def _with_new_ledgers(experiment: Experiment, out: Path) -> Experiment:
 
     The sites of an experiment belong to one user, who may repeat it; a hospital's ledger is for good.
     """
-    folder = (out / LEDGERS_FOLDER).absolute()
-    shutil.rmtree(folder, ignore_errors=True)
-
-    def own(sites: Mapping[str, SiteConfiguration]) -> dict[str, SiteConfiguration]:
-        return {
-            name: replace(
-                site,
-                ledger=folder / name / "ledger" / "ledger.sqlite",
-                ledger_key=folder / name / "keys" / "ledger.key",
-            )
-            for name, site in sites.items()
-        }
-
-    return replace(experiment, sites=own(experiment.sites), external=own(experiment.external))
-
-
-def _poc(
-    experiment: Experiment, cohorts: Mapping[str, SiteData], out: Path, bars: Progress, clock: PhaseClock
-) -> Federated:
-    job = experiment.job
-    evaluation = job.folder.parent / EVALUATION_JOBS[job.task.data]
-    rounds = _Rounds(bars, job.rounds, "FLARE processes")
-
-    @contextmanager
-    def phase(name: str) -> Iterator[None]:
-        bar = None if name == "federated rounds" else bars.add_task(name, total=None)
-        with clock.phase(name):
-            yield
-        if bar is not None:
-            bars.update(bar, total=1, completed=1)
-
-    run = run_on_workstation(
-        job,
-        experiment.sites,
-        experiment.external,
-        out / FEDERATION_FOLDER,
-        evaluation if evaluation.is_dir() else None,
-        phase,
-        rounds.show,
+    for folder in (LEDGERS_FOLDER, KEYS_FOLDER):
+        shutil.rmtree(out / folder, ignore_errors=True)
+    return replace(
+        experiment,
+        sites=with_ledgers(experiment.sites, out),
+        external=with_ledgers(experiment.external, out),
     )
-    result, asked = run.training, run.evaluation
-    return Federated(
-        state=_state(result),
-        site_states=run.site_states,
-        participation=result.rounds,
-        evaluated=None if asked is None else asked.evaluation,
-        evaluation_refused={} if asked is None else asked.refused,
-        pseudonyms=result.pseudonyms | ({} if asked is None else asked.pseudonyms),
-    )
+
+
+def _in_federation(running: Workstation, job: Job, bars: Progress) -> Federated:
+    return _of_processes(running.run(job, _Rounds(bars, job.rounds, "FLARE processes").show))
 
 
 def _simulator(
@@ -178,11 +176,19 @@ def _simulator(
     rounds = _Rounds(bars, job.rounds, "FLARE's simulator")
     with clock.phase("federated rounds"):
         run = run_simulation(job, experiment.sites, rounds.show)
+    return _of_processes(run)
+
+
+def _of_processes(run: FederationRun) -> Federated:
+    """Return what came out of a job that FLARE ran."""
+    result = run.training
     return Federated(
-        state=_state(run.training),
+        state=_state(result),
         site_states=run.site_states,
-        participation=run.training.rounds,
-        pseudonyms=run.training.pseudonyms,
+        participation=result.rounds,
+        evaluated=None if result.evaluation_round is None else result.evaluation,
+        evaluation_refused=result.evaluation_refused,
+        pseudonyms=result.pseudonyms,
     )
 
 
@@ -199,6 +205,7 @@ def _in_process(
             job.rounds,
             job.seed,
             job.plan,
+            transport=job.transport,
             on_round=rounds.advance,
             device=experiment.device,
             patience=Patience(job.best_metric, job.patience) if job.best_metric and job.patience else None,
@@ -210,8 +217,11 @@ def _in_process(
             "asked": [*took, *failed],
             "taking_part": list(took),
             "refused": {site: error.reason for site, error in failed.items()},
+            **notes,
         }
-        for index, (took, failed) in enumerate(zip(run.participation, run.refused, strict=True))
+        for index, (took, failed, notes) in enumerate(
+            zip(run.participation, run.refused, run.notes, strict=True)
+        )
     ]
     if run.patience is not None:
         for row, mean in zip(rows, run.patience.means, strict=True):

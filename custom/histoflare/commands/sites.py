@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from histoflare.errors import ManifestError
 from histoflare.flare.kits import SERVER, SITE_NAME
 from histoflare.site.configuration import SiteConfiguration
+from histoflare.storage import real_path
 
 EXTERNAL = "external"
+
+LEDGERS_FOLDER, KEYS_FOLDER = "ledgers", "ledger-keys"
+"""In a workspace: the ledgers of its sites, and apart from them their keys."""
 
 USUAL_NAMES = {"bags": "manifest.csv", "images": "images.csv"}
 """Kind of data (``Task.data``) → the name of its manifest in a site's own folder."""
@@ -66,6 +71,19 @@ def find_sites(folder: Path, data: str = "bags") -> SiteFolder:
     return SiteFolder(found, external)
 
 
+def with_ledgers(sites: Mapping[str, SiteConfiguration], workspace: Path) -> dict[str, SiteConfiguration]:
+    """Return sites whose ledgers, and apart from them their keys, are in a workspace; none is made here."""
+    folder = workspace.resolve()
+    return {
+        name: replace(
+            site,
+            ledger=folder / LEDGERS_FOLDER / name / "ledger.sqlite",
+            ledger_key=folder / KEYS_FOLDER / name / "ledger.key",
+        )
+        for name, site in sites.items()
+    }
+
+
 def configure_site(
     name: str, manifest: Path, data: str, bags: Path | None, **settings: Any
 ) -> SiteConfiguration:
@@ -77,6 +95,6 @@ def configure_site(
         settings: Of :class:`SiteConfiguration`.
     """
     if data == "images":
-        return SiteConfiguration(images=manifest.resolve(), **settings)
+        return SiteConfiguration(images=real_path(manifest), **settings)
     of_site = (bags / name if bags else manifest.parent / "bags").resolve()
-    return SiteConfiguration(manifest.resolve(), of_site, **settings)
+    return SiteConfiguration(real_path(manifest), of_site, **settings)

@@ -41,7 +41,9 @@ def slides(
     """
     from histoflare.slides.synthetic import SyntheticCohort, make_slides
 
-    cohort = SyntheticCohort(hospitals, external, slides_per_hospital, slides_external, um_field, seed)
+    cohort = SyntheticCohort(
+        hospitals, external, slides_per_hospital, slides_external, um_field=um_field, seed=seed
+    )
     _show(_with_bar("slides", lambda tick: make_slides(out, cohort, tick)), as_json)
 
 
@@ -60,12 +62,14 @@ def bags(
     weights_sha256: Annotated[str | None, typer.Option(help="SHA-256 of the weight file.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     patches: Annotated[int, typer.Option(min=1, help="Patches in a bag.")] = 9,
-    patch_px: Annotated[int, typer.Option(min=32, help="Side of a patch.")] = 112,
-    mpp: Annotated[float, typer.Option(help="Resolution of the patches, in um/px.")] = 1.0,
+    patch_px: Annotated[int, typer.Option(min=32, help="Side of a patch.")] = 224,
+    mpp: Annotated[float, typer.Option(help="Resolution of the patches, in um/px.")] = 0.5,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Make bags of generated tissue without writing the slides; run again to go on after a stop.
+
+    They fit mem_fedavg and the other jobs on bags that come with histoflare, unless options say otherwise.
 
     Example: histoflare synthetic bags --out bags --count 2000
     """
@@ -97,7 +101,7 @@ def images(
 
     Example: histoflare synthetic images --out made --sites 4 --patients 12
 
-    Example: histoflare run --job jobs/dhunet_fedavg --sites made --out run --set rounds=8
+    Example: histoflare run --job dhunet_fedavg --sites made --out run --set rounds=8
     --set task.labels='["background","nucleus"]' --set task.width=24 --set task.window_px=128
     --set task.stride_px=128 --set task.patch_px=64 --set task.batch_size=8 --set task.learning_rate=0.05
     """

@@ -54,7 +54,10 @@ class Admin:
         return sorted(client.name for client in info.client_info)
 
     def jobs(self) -> list[dict[str, Any]]:
-        """Return what the server knows of its jobs: ``job_id``, ``job_name``, ``status``, …"""
+        """Return what the server knows of its jobs: ``job_id``, ``job_name``, ``status``, …
+
+        The status of one that has ended has the codes of its sites in brackets (``server_storage.KitJobs``).
+        """
         found: list[dict[str, Any]] = self._ask(lambda session: session.list_jobs())
         return found
 
@@ -71,8 +74,16 @@ class Admin:
             return str(self._ask(lambda session: session.submit_job(str(copy)), "JOB_REFUSED"))
 
     def status(self, job_id: str) -> str:
-        """Return FLARE's status of a job, e.g. RUNNING or FINISHED:COMPLETED."""
-        return str(self._ask(lambda session: session.get_job_meta(job_id))["status"])
+        """Return FLARE's status of a job, e.g. RUNNING or FINISHED:COMPLETED, without what sites said."""
+        return str(self._meta(job_id)["status"]).partition(" ")[0]
+
+    def deployment(self, job_id: str) -> list[str]:
+        """Return what FLARE noted when a job was deployed, e.g. ``"clinic-a: OK"``; none before."""
+        return list(self._meta(job_id).get("job_deploy_detail") or [])
+
+    def _meta(self, job_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = self._ask(lambda session: session.get_job_meta(job_id))
+        return found
 
     def wait(
         self, job_id: str, longest_seconds: float, on_status: Callable[[str], None] | None = None
@@ -116,7 +127,7 @@ class Admin:
     def download(self, job_id: str, target: Path) -> Path:
         """Fetch what a job left into ``target/<job id>``, and return that folder."""
         shutil.rmtree(target / job_id, ignore_errors=True)
-        return Path(self._ask(lambda session: session.download_job_result(job_id, str(target.absolute()))))
+        return Path(self._ask(lambda session: session.download_job_result(job_id, str(target.resolve()))))
 
     def abort(self, job_id: str) -> None:
         """Abort a job."""

@@ -21,16 +21,17 @@ from histoflare.flare import handshake
 from histoflare.flare.application import check_folder
 from histoflare.flare.handshake import Admitted
 from histoflare.flare.job import Job, job_of
-from histoflare.flare.job_schema import TASK_OF, TRAIN
+from histoflare.flare.job_schema import TRAIN, TRAINING
 from histoflare.flare.kit_signature import check_running_kit
 from histoflare.privacy.own_policy import check_taking_part
 from histoflare.privacy.own_policy_file import read_site_policy
 from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import Policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, digest, read_protocols
-from histoflare.site.books import Books
+from histoflare.site.books import Books, check_plan
 from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
-from histoflare.site.ledgers import note_refusal
+from histoflare.site.data import check_resolution_named
+from histoflare.site.refusals import note_refusal, say_refusal
 
 
 class Admission(Filter):
@@ -58,13 +59,16 @@ class Admission(Filter):
                 self._admitted[job_id] = self._check(fl_ctx)
             admitted = self._admitted[job_id]
             job, task = admitted.job, fl_ctx.get_prop(FLContextKey.TASK_NAME)
-            if task != TASK_OF[job.kind]:
+            if task not in job.tasks:
                 raise JobError(
-                    f"A job of the kind {job.kind} has no task {task!r}.", reason="TASK_UNEXPECTED"
+                    f"This job has the tasks {', '.join(job.tasks)}, and not {task!r}.",
+                    reason="TASK_UNEXPECTED",
                 )
-            if task == TRAIN:
+            if job.kind == TRAINING:
+                check_plan(admitted.policy, admitted.books.plan)
                 check_patience(admitted.policy, job)
-                check_strategy(admitted.policy, admitted.books.plan, job.strategy)
+                check_strategy(admitted.policy, admitted.books.plan, job.strategy, job.transport)
+            if task == TRAIN:
                 admitted.books.reserve()  # the whole job, before its first gradient
             elif admitted.policy.protection is not None and job.answer_seconds is None:
                 raise JobError(
@@ -74,14 +78,18 @@ class Admission(Filter):
                 )
             handshake.admit(admitted, fl_ctx)
         except HistoflareError as error:
-            self.logger.warning("this job is not admitted: %s", error)
-            with suppress(HistoflareError):
-                note_refusal(_site_file(fl_ctx), job_id, error)
-            handshake.refuse(error.reason, fl_ctx)
-        except Exception:
+            self._refuse(error, fl_ctx)
+        except Exception as error:
             self.logger.warning("this job is not admitted: it could not be checked", exc_info=True)
-            handshake.refuse("NOT_ADMITTED", fl_ctx)
+            self._refuse(JobError(f"It could not be checked: {error!r}", reason="NOT_ADMITTED"), fl_ctx)
         return shareable
+
+    def _refuse(self, error: HistoflareError, fl_ctx: FLContext) -> None:
+        job_id = fl_ctx.get_job_id()
+        handshake.refuse(error.reason, fl_ctx)
+        say_refusal(self.logger.warning, job_id, error)
+        with suppress(Exception):
+            note_refusal(_site_file(fl_ctx), job_id, error)
 
     def _check(self, fl_ctx: FLContext) -> Admitted:
         """Return what the job may do.
@@ -106,6 +114,7 @@ class Admission(Filter):
         )
         agreed = check_agreement(job, local)
         _check_rules(agreed)
+        check_resolution_named(job.task, _site_file(fl_ctx))
         rounds = agreed["stop"]["rounds"]
         books = Books(
             _site_file(fl_ctx),
@@ -151,9 +160,9 @@ def check_patience(policy: Policy, job: Job) -> None:
         )
 
 
-def check_strategy(policy: Policy, plan: PrivacyPlan, strategy: Any) -> None:
+def check_strategy(policy: Policy, plan: PrivacyPlan, strategy: Any, transport: Any) -> None:
     """Refuse a strategy under which the guarantee does not hold, or that sends what the policy keeps."""
-    plan.check_strategy(strategy)
+    plan.check_strategy(strategy, transport)
     if not policy.counts and getattr(strategy, "weighting", None) == "samples":
         raise JobError(
             'The job weighs sites by their samples; under this policy it must say weighting "uniform".',

@@ -23,7 +23,8 @@ from histoflare.flare.tensors import as_arrays, as_state
 from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import MECHANISMS
 from histoflare.privacy.spend import Spend
-from histoflare.rounds.strategy import Update, check_update, server_round
+from histoflare.rounds.round import check_update, server_round
+from histoflare.rounds.strategy import Update, join, split
 from histoflare.site.messages import digest_of
 from histoflare.storage import write_json
 
@@ -43,11 +44,12 @@ class StampedAggregator(Aggregator):
         self.taking_part: list[str] = []
         self.metrics: dict[str, dict[str, float | None]] = {}
         self.stamps: dict[str, dict[str, Any]] = {}
+        self.notes: dict[str, Any] = {}
         self._combined = False
 
     def reset(self, fl_ctx: FLContext) -> None:
         """Forget the round's results."""
-        self.taking_part, self.metrics, self.stamps, self._combined = [], {}, {}, False
+        self.taking_part, self.metrics, self.stamps, self.notes, self._combined = [], {}, {}, {}, False
 
     def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
         """Hold one site's result of this round, or refuse it.
@@ -107,7 +109,8 @@ class SiteOrderAggregator(StampedAggregator):
         if not isinstance(weight, float):
             raise JobError("it has no weight")
         update = Update(site=site, tensors=as_state(dxo.data), weight=weight)
-        check_update(job_of(fl_ctx).strategy, as_state(_weights(fl_ctx)), update)
+        job = job_of(fl_ctx)
+        check_update(job.strategy, split(as_state(_weights(fl_ctx)))[0], update, job.transport)
         self._updates[site] = update
 
     def aggregate(self, fl_ctx: FLContext) -> Shareable:
@@ -115,14 +118,28 @@ class SiteOrderAggregator(StampedAggregator):
         self._combined = True  # what comes now is of this round, and too late
         engine = fl_ctx.get_engine()
         weights = _weights(fl_ctx)
-        sites = sorted({client.name for client in engine.get_clients()} | set(self._updates))
+        there = {client.name for client in engine.get_clients()} | set(self._updates)
+        sites = job_of(fl_ctx).training_sites(there)
         try:
             if self._updates:
-                updates = [self._updates[site] for site in sorted(self._updates)]
+                updates = list(self._updates.values())
                 self._updates = {}  # they are gone once they are combined
                 job = job_of(fl_ctx)
                 self._check_noise(job.plan)
-                weights = as_arrays(server_round(job.strategy, as_state(weights), updates, sites, job.plan))
+                model, own = split(as_state(weights))
+                made = server_round(
+                    job.strategy,
+                    model,
+                    updates,
+                    sites,
+                    job.plan,
+                    own=own,
+                    transport=job.transport,
+                    round_index=int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND)),
+                    total_rounds=job.rounds,
+                    seed=job.seed,
+                )
+                weights, self.notes = as_arrays(join(made.model, made.own)), made.notes()
         except HistoflareError as error:
             self.taking_part = []
             self.system_panic(f"round not combined: {error}", fl_ctx)
@@ -163,10 +180,14 @@ class MetricsCollector(StampedAggregator):
         """Keep a site's metrics."""
         self._evaluations[site] = _read_metrics(dxo.data)
 
+    def write(self, name: str, fl_ctx: FLContext) -> None:
+        """Write the metrics to a file of the run folder. What comes after that is too late."""
+        self._combined = True
+        write_json(run_folder(fl_ctx) / name, dict(sorted(self._evaluations.items())))
+
     def aggregate(self, fl_ctx: FLContext) -> Shareable:
         """Write the metrics and return the model."""
-        self._combined = True
-        write_json(run_folder(fl_ctx) / EVALUATION_FILE, dict(sorted(self._evaluations.items())))
+        self.write(EVALUATION_FILE, fl_ctx)
         shareable: Shareable = DXO(DataKind.WEIGHTS, data=_weights(fl_ctx)).to_shareable()
         return shareable
 

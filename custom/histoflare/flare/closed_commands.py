@@ -15,8 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
-from nvflare.apis.fl_constant import JobConstants
+from nvflare.apis.fl_constant import FLContextKey, JobConstants
+from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.fuel.f3.cellnet.core_cell import CoreCell
 from nvflare.private.admin_defs import Message, MsgHeader, ReturnCode, error_reply, ok_reply
@@ -34,8 +36,9 @@ from histoflare.flare.closed_messages import close_messages
 from histoflare.flare.job_folders import is_job_id, remove
 from histoflare.flare.kit_check import refuse_start
 from histoflare.flare.loaders import parameters, require_known_flare
-from histoflare.site.configuration import find_site_file, read_site_file
-from histoflare.site.ledgers import note_refusal
+from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
+from histoflare.site.ledgers import audit_log_of
+from histoflare.site.refusals import list_refusals, note_refusal, say_refusal
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +84,29 @@ class ClosedCommands(FLComponent):
             close_commands()
         except HistoflareError as error:
             refuse_start(Path.cwd(), error)
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Say in the log of the process that starts the jobs, when one has ended, what it was refused for.
+
+        All else that this log has of a job is that its process ended with RC 0.
+        """
+        if event_type == EventType.JOB_COMPLETED:
+            _say_refusals(fl_ctx.get_engine(), fl_ctx.get_prop(FLContextKey.CURRENT_JOB_ID))
+
+
+_audited: dict[str, int] = {}
+"""Job → bytes of the site's audit log when it was started."""
+
+
+def _note_start(engine: Any, job_id: str) -> None:
+    with suppress(Exception):
+        _audited[job_id] = audit_log_of(_site_file(engine)).size()
+
+
+def _say_refusals(engine: Any, job_id: str) -> None:
+    with suppress(Exception):  # as with everything here, a text of an error is no reason to fail
+        for line in list_refusals(_site_file(engine), job_id, _audited.pop(job_id, 0)):
+            logger.warning(line)
 
 
 def close_commands() -> None:
@@ -138,6 +164,8 @@ class CheckedProcessor(RequestProcessor):
             return _error(req.topic, code_of(error))
         run = Path(app_ctx.args.workspace) / job_id
         was_there = os.path.lexists(run)
+        if req.topic == TrainingTopic.START_JOB:
+            _note_start(app_ctx, job_id)
         answer = self._answer(req, app_ctx)
         if answer.get_header(MsgHeader.RETURN_CODE) == ReturnCode.ERROR:
             _note(app_ctx, job_id, JobError("FLARE did not take it; its log says why."))
@@ -184,12 +212,15 @@ def _error(topic: str, code: str = JOB_INVALID) -> Message:
 
 def _note(engine: Any, job_id: str, error: Exception) -> None:
     """Write down why a job was refused before it ran, for the site's own people."""
-    logger.warning("job %s is refused: %s", job_id, error)
-    known = error if isinstance(error, HistoflareError) else JobError(repr(error))
+    known = JobError(str(error) if isinstance(error, HistoflareError) else repr(error), reason=code_of(error))
+    say_refusal(logger.warning, job_id, known)
     with suppress(HistoflareError, OSError):
-        local = Path(engine.args.workspace) / "local"
-        configuration = read_site_file(find_site_file(engine.get_client_name(), local))
-        note_refusal(configuration, job_id, JobError(str(known), reason=code_of(known)))
+        note_refusal(_site_file(engine), job_id, known)
+
+
+def _site_file(engine: Any) -> SiteConfiguration:
+    site = engine.get_client_name()
+    return read_site_file(find_site_file(site, Path(engine.args.workspace) / "local"), site)
 
 
 def _resources(body: Shareable) -> Shareable:

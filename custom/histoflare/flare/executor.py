@@ -24,8 +24,8 @@ from histoflare.flare.job import Job, job_of
 from histoflare.flare.job_schema import EVALUATE, TRAIN
 from histoflare.flare.tensors import as_arrays
 from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
-from histoflare.site.ledgers import note_refusal
 from histoflare.site.pace import EVALUATING, PREPARING, TRAINING, Pace
+from histoflare.site.refusals import note_refusal, say_refusal
 from histoflare.site.trainer import EvaluateAnswer, TrainAnswer, Trainer, TrainerSetup
 
 PACE_FILE = "pace.json"
@@ -39,7 +39,7 @@ class SiteExecutor(Executor):
         super().__init__()
         self._trainer: Trainer | None = None
         self._roles: dict[str, str] | None = None
-        self._evaluated = False
+        self._evaluated = 0
         self._pace: Pace | None = None
         self._doing = PREPARING
 
@@ -75,18 +75,26 @@ class SiteExecutor(Executor):
                 return self._evaluate(shareable, fl_ctx, admitted, abort_signal)
             return refused("TASK_UNEXPECTED")
         except HistoflareError as error:
-            self.logger.warning("this site leaves the round out: %s", error)
-            if admitted is not None:
-                note_refusal(admitted.books.configuration, admitted.books.run, error)
-            return refused(error.reason)
-        except Exception:
+            return self._refuse(error, admitted, fl_ctx)
+        except Exception as error:
             # Warning level: FLARE streams error logs to the server by default.
             self.logger.warning("the task failed", exc_info=True)
-            return refused("TRAINING_FAILED")
+            return self._refuse(HistoflareError(repr(error), reason="TRAINING_FAILED"), admitted, fl_ctx)
+
+    def _refuse(self, error: HistoflareError, admitted: Admitted | None, fl_ctx: FLContext) -> Shareable:
+        job_id = fl_ctx.get_job_id()
+        say_refusal(self.logger.warning, job_id, error)
+        if admitted is not None:
+            note_refusal(admitted.books.configuration, admitted.books.run, error, job_id)
+        return refused(error.reason)
 
     def _train(
         self, shareable: Shareable, fl_ctx: FLContext, admitted: Admitted, abort_signal: Signal
     ) -> Shareable:
+        if self._evaluated:
+            raise JobError(
+                "This job has been asked about its model: it is trained.", reason="TASK_UNEXPECTED"
+            )
         configuration = self._configuration(fl_ctx)
         if getattr(configuration, "evaluation_only", False):
             raise JobError("This site only evaluates (evaluation_only).", reason="EVALUATION_ONLY")
@@ -131,8 +139,9 @@ class SiteExecutor(Executor):
     def _evaluate(
         self, shareable: Shareable, fl_ctx: FLContext, admitted: Admitted, abort_signal: Signal
     ) -> Shareable:
-        if self._evaluated:
+        if self._evaluated >= admitted.job.most_evaluations:
             raise JobError("This job has had its answer.", reason="EVALUATED_ALREADY")
+        self._evaluated += 1  # of the attempts: a question that fails must not be asked again and again
         self._doing = EVALUATING
         configuration = self._configuration(fl_ctx)
         # None of the patients of a site that never trains has been seen: all of them are asked.
@@ -144,7 +153,6 @@ class SiteExecutor(Executor):
             return trainer.evaluate(received, split, stopped=lambda: bool(abort_signal.triggered))
 
         answer = admitted.books.evaluate(received, split, _question(admitted.job), evaluate)
-        self._evaluated = True
         handshake.release(answer.metrics, answer.patients)
         reply: Shareable = DXO(DataKind.METRICS, data=answer.metrics).to_shareable()
         return reply
@@ -183,6 +191,7 @@ class SiteExecutor(Executor):
                 configuration=configuration,
                 task=job.task,  # which admission has compared with the protocol
                 strategy=job.strategy,
+                transport=job.transport,
                 seed=job.seed,
                 run=books.run,
                 plan=books.plan,

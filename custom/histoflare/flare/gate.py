@@ -27,8 +27,9 @@ from histoflare.flare.headers import METRICS, PSEUDONYM, REFUSED, RELEASE, WEIGH
 from histoflare.privacy.own_policy_file import read_site_policy
 from histoflare.privacy.policy import Policy
 from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
-from histoflare.site.ledgers import ledger_holds, note_refusal
+from histoflare.site.ledgers import ledger_holds
 from histoflare.site.messages import digest_of
+from histoflare.site.refusals import note_refusal, say_refusal
 
 
 class Gate(Filter):
@@ -53,7 +54,7 @@ class Gate(Filter):
             local = Path(fl_ctx.get_engine().get_workspace().get_site_config_dir())
             reply = self._rebuild(shareable, read_site_policy(local / self._policy), site)
         except HistoflareError as error:
-            self.logger.warning("nothing leaves: %s", error)
+            say_refusal(self.logger.warning, fl_ctx.get_job_id(), error)
             site.note(error)
             reply = refused(error.reason)
         except Exception:

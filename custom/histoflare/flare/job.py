@@ -1,8 +1,8 @@
 """A job: what its ``job.toml`` and ``protocol.toml`` say, read the same way by lead, server and site.
 
 Words and numbers only. A name in a table finds the class in a registry of this package (:data:`TASKS`,
-``rounds.strategy.STRATEGIES``, :data:`MECHANISMS`), and what the class makes of its numbers is all that a job
-can do.
+``rounds.strategies.STRATEGIES``, ``rounds.transport.TRANSPORTS``, :data:`MECHANISMS`), and what the class
+makes of its numbers is all that a job can do.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import importlib
 import json
 import math
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,9 +22,21 @@ from nvflare.apis.fl_context import FLContext
 
 from histoflare.errors import HistoflareError, JobError
 from histoflare.flare.job_files import CONFIG_FOLDER, META_FILE, read_tables
-from histoflare.flare.job_schema import AGREED, MOST_SITES, TABLES, TRAINING, check_tables, invalid
+from histoflare.flare.job_schema import (
+    AGREED,
+    EVALUATE,
+    EVALUATION,
+    MOST_SITES,
+    TABLES,
+    TASK_OF,
+    TRAINING,
+    check_tables,
+    invalid,
+)
 from histoflare.privacy.plan import Open, PrivacyPlan
-from histoflare.rounds.strategy import STRATEGIES, count_sent_by_job
+from histoflare.rounds.round import count_sent_by_job
+from histoflare.rounds.strategies import STRATEGIES
+from histoflare.rounds.transport import PLAIN, TRANSPORTS, Transport, check_readable
 from histoflare.slides.splits import SplitRule
 
 TASKS = {"mem": "histoflare.bags.task:MemTask", "segmentation": "histoflare.masks.task:MaskTask"}
@@ -50,11 +62,14 @@ class Job:
         round_seconds: How long a round waits for the sites that it asked; it ends when all have answered.
         answer_seconds: How long after its opening a site answers a task, done or not; None: at once.
         seed: The job's seed.
+        evaluate: Whether the sites are asked about the model after the last round of a training, and about
+            the best one if one was kept. evaluation_only: Sites that are asked then, and in no round.
         best_metric: Metric of the sites' validation patients that says which model is kept as the best.
         patience: Rounds without a new best after which the run ends; None: it runs all rounds.
         run: Name of the run that it goes on after, or asks about; None for a new one.
         task: What is learned (has the methods of ``rounds.task.Task``).
         strategy: How the sites work together (``rounds.strategy.Strategy``).
+        transport: How an update travels.
         weights: How many numbers a site sends in a round; 0 where nothing protects them.
         scope: The privacy scope it asks for; empty where FLARE alone knows (at a site).
         protocol: What the consortium agreed on.
@@ -72,11 +87,14 @@ class Job:
     round_seconds: int
     answer_seconds: int | None
     seed: int
+    evaluate: bool
+    evaluation_only: tuple[str, ...]
     best_metric: str | None
     patience: int | None
     run: str | None
     task: Any
     strategy: Any
+    transport: Transport
     weights: int
     scope: str
     protocol: dict[str, Any]
@@ -91,7 +109,27 @@ class Job:
         All its rounds, a minute beside each for combining and sending, and half an hour for FLARE, which
         waits up to 15 minutes for the last word of a site that is gone.
         """
-        return (self.rounds - self.start_round) * (self.round_seconds + 60) + 1800
+        asked = self.rounds - self.start_round + self.most_evaluations * (self.kind == TRAINING)
+        return asked * (self.round_seconds + 60) + 1800
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What its server may ask a site for."""
+        return (TASK_OF[self.kind], EVALUATE) if self.evaluate else (TASK_OF[self.kind],)
+
+    @property
+    def most_evaluations(self) -> int:
+        """How many evaluations a site answers: one of its model, and one of the best if a metric chooses it.
+
+        Under a privacy plan there is no best model: no site lets the figures out that would choose it.
+        """
+        if self.kind == EVALUATION:
+            return 1
+        return int(self.evaluate) * (1 + (self.best_metric is not None and isinstance(self.asked, Open)))
+
+    def training_sites(self, there: Iterable[str]) -> list[str]:
+        """Return which of the sites that are there are asked for updates, in order."""
+        return sorted(set(there) - set(self.evaluation_only))
 
 
 def read_job(folder: Path) -> Job:
@@ -107,7 +145,7 @@ def read_job(folder: Path) -> Job:
     except (OSError, ValueError, KeyError, TypeError):
         raise JobError(
             f"{folder}: not a job folder: it has no readable {META_FILE} with a name, a scope and "
-            "min_clients. The jobs are in jobs/."
+            "min_clients."
         ) from None
     job = dataclasses.replace(read_application(folder / CONFIG_FOLDER), name=name, folder=folder, scope=scope)
     if least != job.least_sites:
@@ -158,8 +196,10 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
     asked: PrivacyPlan = _make("privacy", job["privacy"], MECHANISMS) if "privacy" in job else Open()
     decided = {name: agreed[name] for name in AGREED if name in agreed} | {"seed": job["seed"]}
     task: Any = _make("task", job["task"], TASKS, decided)
-    asked.check_task(task)
     strategy: Any = _make("strategy", job["strategy"], STRATEGIES)
+    transport: Any = _make("transport", job["transport"], TRANSPORTS) if "transport" in job else PLAIN
+    asked.check_job(strategy, task, transport)
+    check_readable(strategy, transport)
     _check_least_sites(job, strategy)
     if patience:
         _check_all_are_asked(strategy, job["seed"])
@@ -172,12 +212,15 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
         start_round=job.get("start_round", 0),
         **{name: job[name] for name in ("kind", "purpose", "least_sites", "round_seconds", "seed")},
         answer_seconds=job.get("answer_seconds"),
+        evaluate=job.get("evaluate", False),
+        evaluation_only=tuple(job.get("evaluation_only", ())),
         # what ends a run is agreed on: the protocol's own metric, unless the job says which
         best_metric=job.get("best_metric", agreed["metric"] if patience else None),
         patience=patience,
         run=job.get("run"),
         task=task,
         strategy=strategy,
+        transport=transport,
         weights=weights,
         scope="",
         protocol=agreed,
@@ -193,6 +236,10 @@ def _check_least_sites(job: Mapping[str, Any], strategy: Any) -> None:
     asked = strategy.participants(0, [str(site) for site in range(least)], job["seed"])
     if job["kind"] == TRAINING and len(asked) < least:
         raise invalid([f"least_sites: at most {len(asked)}, for the strategy asks no more sites in a round"])
+    if job["kind"] == TRAINING and least < strategy.least_updates:
+        raise invalid(
+            [f"least_sites: at least {strategy.least_updates}, which {strategy.name} needs a round"]
+        )
 
 
 def _check_all_are_asked(strategy: Any, seed: int) -> None:

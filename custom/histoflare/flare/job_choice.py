@@ -135,7 +135,8 @@ def facts_of(job: Job) -> dict[str, Any]:
     task = {name: value for name, value in job.task.to_json().items() if name != "seed"}
     strategy = {"name": job.strategy.name, **vars(job.strategy)}
     facts = {"name": job.name, "protocol": job.protocol, "task": task, "privacy": job.asked.to_json()}
-    return facts | {"strategy": strategy}
+    transport = {"name": job.transport.name, **vars(job.transport)}
+    return facts | {"strategy": strategy, "transport": transport}
 
 
 def _now(job: Job, name: str) -> Any:

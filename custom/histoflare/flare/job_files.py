@@ -154,7 +154,7 @@ def read_files(folder: Path) -> dict[str, bytes]:
     if any((folder / name).exists() for name in _OLD_FILES):
         raise JobError(
             f"{folder}: a job of an earlier version. A job now has {JOB_FILE} and {PROTOCOL_FILE} beside "
-            "FLARE's two JSON files; write them after those of jobs/mem_fedavg (docs/jobs.md says how).",
+            "FLARE's two JSON files; write them after those of mem_fedavg (docs/jobs.md says how).",
             reason="JOB_VERSION",
         )
     files = {}

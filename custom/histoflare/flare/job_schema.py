@@ -1,12 +1,13 @@
 """What ``job.toml`` and ``protocol.toml`` may say outside their parts: a schema of words and numbers.
 
 It imports neither torch nor a task: FLARE's client process looks at every job that is deployed, and stays
-small. What stands in the tables of task, strategy and privacy is looked at where they are made
+small. What stands in the tables of task, strategy, transport and privacy is looked at where they are made
 (``flare.job``).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ TRAINING, EVALUATION = "training", "evaluation"
 """The kinds of job: a model is trained in rounds, or every site is asked once what it thinks of one."""
 
 TRAIN, EVALUATE = "train", "evaluate"
-"""FLARE's tasks: what the sites are asked for in a job of either kind."""
+"""FLARE's tasks: what the sites are asked for. TASK_OF: in the rounds of a job of either kind."""
 TASK_OF = {TRAINING: TRAIN, EVALUATION: EVALUATE}
 
 AGREED = ("labels", "encoder", "network", "mpp", "patch_px", "window_px", "max_patches")
@@ -32,7 +33,8 @@ MOST_SITES = 10_000
 MOST_ROUNDS = 1_000_000
 LONGEST_ROUND_S = 30 * 86400
 LONGEST_ANSWER_S = 86400
-TABLES = {"task": "name", "strategy": "name", "privacy": "mechanism"}
+_SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+TABLES = {"task": "name", "strategy": "name", "transport": "name", "privacy": "mechanism"}
 """Table of a job → which of its fields names the part."""
 
 
@@ -56,6 +58,8 @@ def check_tables(job: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[st
     ]
     if not problems and job["kind"] == EVALUATION:
         problems = [f"{name}: not of an evaluation" for name in _OF_TRAINING if name in job]
+    if not problems and job.get("evaluation_only") and job.get("evaluate") is not True:
+        problems = ["evaluation_only: goes with evaluate = true; these sites would be asked for nothing"]
     agreed = complete(protocol)
     if not problems and job["kind"] == TRAINING and job.get("start_round", 0) >= agreed["stop"]["rounds"]:
         problems = [f"start_round: below the protocol's rounds, not {job['start_round']}"]
@@ -122,6 +126,16 @@ def _is_word(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip()) and len(value) <= 100
 
 
+def _are_names(value: Any) -> bool:
+    """Return whether a value is a list of names that sites can have (``flare.kits.SITE_NAME``)."""
+    return (
+        isinstance(value, list)
+        and len(value) <= MOST_SITES
+        and all(isinstance(name, str) and _SITE_NAME.fullmatch(name) for name in value)
+        and len(set(value)) == len(value)
+    )
+
+
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "format": _whole(FORMAT, FORMAT),
     "kind": (lambda value: value in (TRAINING, EVALUATION), f"{TRAINING} or {EVALUATION}"),
@@ -133,11 +147,13 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "best_metric": (_is_word, "the name of a metric"),
     "run": (is_run_name, "the name of a run: 1 to 64 of A-Z, a-z, 0-9, '_', '.' and '-'"),
     "start_round": _whole(0, MOST_ROUNDS),
+    "evaluate": (lambda value: type(value) is bool, "true or false"),
+    "evaluation_only": (_are_names, "a list of names of sites, each once"),
 }
 """Variable outside the tables → whether a value will do, and what will do in words."""
 
 _NEEDED = ("format", "kind", "purpose", "least_sites", "round_seconds", "seed", "task", "strategy")
-_OF_TRAINING = ("best_metric", "start_round", "privacy")
+_OF_TRAINING = ("best_metric", "start_round", "transport", "privacy", "evaluate", "evaluation_only")
 
 VARIABLES = (*_FIELDS, *TABLES, "rounds", "protocol")
 """First parts of the names that a variant of a job may change."""

@@ -171,7 +171,7 @@ class Preset:
 def read_preset(folder: Path, name: str) -> Preset:
     """Return a preset of a job folder. Its ``scope``, where it says one, goes into the job's ``meta.json``.
 
-    Where a preset has one of ``privacy.noise_multiplier`` and ``privacy.target_epsilon``, the other is taken
+    Where a preset has one of ``privacy.noise_multiplier`` and ``privacy.budget_share``, the other is taken
     out: they are two ways to say the same.
 
     Raises:
@@ -187,7 +187,7 @@ def read_preset(folder: Path, name: str) -> Preset:
 
 
 EITHER = (
-    ("privacy.noise_multiplier", "privacy.target_epsilon"),
+    ("privacy.noise_multiplier", "privacy.budget_share"),
     ("task.local_epochs", "task.local_steps"),
 )
 """Pairs of variables of which a job says one."""

@@ -11,7 +11,6 @@ from nvflare.apis.fl_constant import WorkspaceConstants
 from histoflare.errors import HistoflareError
 from histoflare.flare.job_folders import remove_applications
 from histoflare.flare.kit_signature import CLIENT_FILE, participant_of, verify_kit
-from histoflare.flare.processes import breaks_command_lines
 from histoflare.site.configuration import find_site_file, read_site_file
 from histoflare.site.ledgers import open_ledger
 
@@ -38,13 +37,16 @@ class KitCheck(FLComponent):
 
 
 def require_usable_folder(kit: Path) -> None:
-    """End this process with what is wrong if FLARE could start no job from where the kit is."""
-    if breaks_command_lines(str(kit)):
+    r"""End this process with what is wrong if what jobs make would be lost where the kit is.
+
+    FLARE packs a finished job with ``/`` for each ``\`` of its path, and then finds nothing to pack.
+    """
+    if "\\" in str(kit):
         refuse_start(
             kit,
             HistoflareError(
-                f"{kit}: FLARE starts no job from a path with a blank, a quote, '\\' or '#' in it. Move the "
-                "kit, and start it from there.",
+                f"{kit}: FLARE loses the results of a job in a path with a '\\'. Move the kit, and start "
+                "it from there.",
                 reason="FEDERATION_FAILED",
             ),
         )

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,7 @@ from histoflare.flare.provision import check_names, project_with_absolute_paths,
 from histoflare.privacy.policy import POLICIES
 from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE, SiteConfiguration, write_site_file
 from histoflare.site.ledgers import on_workstation
-from histoflare.storage import write_text
+from histoflare.storage import real_path, write_text
 
 SERVER = "server"
 LEAD = "lead@consortium.example"
@@ -38,7 +35,6 @@ MADE_HERE = "# Made by histoflare for one workstation, and made anew with every 
 SCHEME = "tcp"
 """With TLS both ways. FLARE's default, a websocket, drops messages above 4 MiB: a job with a model in it."""
 
-TEMPORARY_PREFIX = "histoflare-kits-"
 PREPARE_SECONDS = 120.0
 
 
@@ -69,7 +65,6 @@ class Kits:
         folder: One startup kit per participant.
         server, lead: Names of the server and of the project's administrator; ``sites``: of the sites.
         port: The server's TCP port.
-        temporary: Folder made for the kits if FLARE could not work with them in the workspace.
     """
 
     name: str
@@ -78,7 +73,6 @@ class Kits:
     lead: str
     sites: tuple[str, ...]
     port: int
-    temporary: str | None = None
 
     def kit(self, participant: str) -> Path:
         """Return a participant's kit."""
@@ -91,30 +85,12 @@ class Kits:
         """
         sign_kit(self.kit(participant), read_authority(Path(self.folder).parent / "state"))
 
-    def leave_temporary(self, workspace: Path) -> None:
-        """Move the kits, with the jobs in them, into their workspace if they are in a temporary folder.
-
-        There they are where those of any other workspace are: nothing is started from them any more. Where
-        they cannot be moved (a full disk) they stay.
-        """
-        if not self.temporary or not Path(self.temporary).name.startswith(TEMPORARY_PREFIX):
-            return
-        kits, place = Path(self.temporary) / KITS_FOLDER, workspace / KITS_FOLDER
-        if not kits.is_dir():
-            return
-        shutil.rmtree(place, ignore_errors=True)
-        with suppress(OSError):
-            shutil.move(kits, place)
-            shutil.rmtree(self.temporary, ignore_errors=True)
-
 
 def make_kits(workspace: Path, sites: Mapping[str, SiteConfiguration], agreement: Agreement) -> Kits:
     """Make a kit for the server, its administrator and each site, with a free port for the server.
 
     Args:
-        workspace: Gets ``project.yml``, ``home`` (which FLARE takes for the user's) and ``kits``. If its path
-            has a blank in it the kits are in a temporary folder while they are used: FLARE puts their paths
-            into command lines.
+        workspace: Gets ``project.yml``, ``home`` (which FLARE takes for the user's) and ``kits``.
         sites: Site → its own settings, written into its kit. Each gets a ledger if it has none.
         agreement: What they agreed to.
 
@@ -123,17 +99,11 @@ def make_kits(workspace: Path, sites: Mapping[str, SiteConfiguration], agreement
     """
     port = processes.free_port()
     content, server, lead = plan_project(workspace, sites, agreement, port)
-    temporary = _temporary_folder(workspace)
-    place = (Path(temporary) if temporary else workspace) / KITS_FOLDER
+    place = workspace / KITS_FOLDER
     write_text(workspace / PROJECT_FILE, MADE_HERE + yaml.safe_dump(content, sort_keys=False))
-    try:
-        _run_flare(workspace, place)
-    except BaseException:
-        if temporary:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    _run_flare(workspace, place)
     folder = place / content["name"] / "prod_00"
-    kits = Kits(uuid.uuid4().hex, str(folder), server, lead, tuple(sorted(sites)), port, temporary)
+    kits = Kits(uuid.uuid4().hex, str(folder), server, lead, tuple(sorted(sites)), port)
     missing = [who for who in (server, lead, *sites) if not (kits.kit(who) / "startup").is_dir()]
     if missing:
         raise HistoflareError(f"FLARE made no kit for {', '.join(missing)}.", reason="FEDERATION_FAILED")
@@ -157,6 +127,11 @@ def plan_project(
     if project_file.is_file() and not project_file.read_bytes().startswith(MADE_HERE.encode()):
         raise HistoflareError(
             f"{project_file}: not made by this command; give another --workspace.", reason="FEDERATION_FAILED"
+        )
+    if "\\" in str(workspace):
+        raise HistoflareError(
+            f"{workspace}: FLARE loses the results of a job in a path with a '\\'; give another folder.",
+            reason="FEDERATION_FAILED",
         )
     for agreed in (agreement.protocol, *agreement.more):
         read_agreed_protocol(agreed)
@@ -193,9 +168,9 @@ def _project(agreement: Agreement) -> dict[str, Any]:
     if agreement.project is not None:
         return project_with_absolute_paths(agreement.project)
     policy = {
-        "policies": [str(path.absolute()) for path in agreement.policies],
+        "policies": [str(real_path(path)) for path in agreement.policies],
         "default_scope": agreement.default_scope,
-        "protocol": [str(path.absolute()) for path in (agreement.protocol, *agreement.more)],
+        "protocol": [str(real_path(path)) for path in (agreement.protocol, *agreement.more)],
     }
     flare = "nvflare.lighter.impl"
     return {
@@ -270,25 +245,6 @@ def _run_flare(workspace: Path, place: Path) -> None:
         raise HistoflareError(f"FLARE cannot make the kits:\n{last}", reason="FEDERATION_FAILED")
 
 
-def _temporary_folder(workspace: Path) -> str | None:
-    """Make a folder for the kits if the workspace's path has a blank; None: they can be in there."""
-    if processes.breaks_command_lines(sys.executable):
-        raise HistoflareError(
-            f"{sys.executable}: FLARE cannot start jobs with a Python whose path has a blank or a quote in "
-            "it; move the environment.",
-            reason="FEDERATION_FAILED",
-        )
-    if not processes.breaks_command_lines(str(workspace)):
-        return None
-    folder = tempfile.mkdtemp(prefix=TEMPORARY_PREFIX)
-    if processes.breaks_command_lines(folder):
-        raise HistoflareError(
-            f"{workspace}: FLARE cannot work in a folder whose path has a blank or a quote in it.",
-            reason="FEDERATION_FAILED",
-        )
-    return folder
-
-
 def kit_environment() -> dict[str, str]:
     """Return the environment of a kit's process: this Python first, one thread, no other site's settings."""
     environment = dict(os.environ)
@@ -304,11 +260,11 @@ def _absolute(configuration: SiteConfiguration) -> SiteConfiguration:
     weights = configuration.encoder_weights
     return replace(
         configuration,
-        manifest=configuration.manifest and configuration.manifest.absolute(),
-        bags=configuration.bags and configuration.bags.absolute(),
-        images=configuration.images and configuration.images.absolute(),
-        records=configuration.records.absolute(),
-        ledger=configuration.ledger and configuration.ledger.absolute(),
-        ledger_key=configuration.ledger_key and configuration.ledger_key.absolute(),
-        encoder_weights=weights and weights.absolute(),
+        manifest=configuration.manifest and real_path(configuration.manifest),
+        bags=configuration.bags and real_path(configuration.bags),
+        images=configuration.images and real_path(configuration.images),
+        records=real_path(configuration.records),
+        ledger=configuration.ledger and real_path(configuration.ledger),
+        ledger_key=configuration.ledger_key and real_path(configuration.ledger_key),
+        encoder_weights=weights and real_path(weights),
     )

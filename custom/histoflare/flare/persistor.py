@@ -22,6 +22,8 @@ from histoflare.flare.tensors import apart, as_arrays, as_state
 from histoflare.model_file import GLOBAL_MODEL_FILE, describe_model, write_model_file
 from histoflare.privacy.protocol import digest
 from histoflare.rounds.state import State, check_tensors, model_state
+from histoflare.rounds.strategy import OWN, Strategy, join, split
+from histoflare.rounds.task import Task
 
 BEST_MODEL_FILE = "best_model.safetensors"
 """Its header's ``training`` also says ``metric`` and ``value``."""
@@ -31,16 +33,19 @@ class SeededPersistor(ModelPersistor):
     """Starts from the file that a job brings, or the task's seeded model; keeps the last global model."""
 
     def load_model(self, fl_ctx: FLContext) -> ModelLearnable:
-        """Return the first global model.
+        """Return the first global model, and with it what the strategy keeps at the server.
 
         Raises:
             JobError: An evaluation brings no model (MODEL_FILE_MISSING), or the file has another one.
         """
         job = job_of(fl_ctx)
-        state = job.strategy.begin(model_state(job.task.build_model()))
+        state = first_state(job.strategy, job.task)
         start = job.folder / START_MODEL_FILE
-        if start.is_file():
+        if start.is_file() and job.start_round > 0:
             state = read_state(start, like=state)
+        elif start.is_file():
+            model = read_state(start, like=split(state)[0])
+            state = join(model, job.strategy.begin(model))
         elif job.kind == EVALUATION or job.start_round > 0:
             raise JobError("The job brings no model to start from.", reason="MODEL_FILE_MISSING")
         return make_model_learnable(as_arrays(state), {})
@@ -53,6 +58,15 @@ class SeededPersistor(ModelPersistor):
         """Write the best global model so far, with what made it the best."""
         before = int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND)) - 1  # the model as this round began with it
         self._write(BEST_MODEL_FILE, model, fl_ctx, before, {"metric": metric, "value": value})
+
+    def load_best(self, fl_ctx: FLContext) -> ModelLearnable | None:
+        """Return the best global model as :meth:`save_best` left it; None if there is none."""
+        path = run_folder(fl_ctx) / BEST_MODEL_FILE
+        if not path.is_file():
+            return None
+        job = job_of(fl_ctx)
+        state = read_state(path, like=model_state(job.task.build_model()))
+        return make_model_learnable(as_arrays(state), {})
 
     def _write(
         self,
@@ -80,18 +94,30 @@ class SeededPersistor(ModelPersistor):
         write_model_file(run_folder(fl_ctx) / name, state, header)
 
 
+def first_state(strategy: Strategy, task: Task) -> State:
+    """Return a run's seeded global model, and with it what the strategy keeps at the server."""
+    model = model_state(task.build_model())
+    return join(model, strategy.begin(model))
+
+
 def read_state(path: Path, like: State) -> State:
-    """Return the global state in a file.
+    """Return the global model in a file, and with it what a strategy kept at the server if ``like`` has that.
+
+    Args:
+        path: The model file.
+        like: Tensors of the names, shapes and dtypes that it must have; of :func:`first_state`, or the
+            model's alone.
 
     Raises:
         JobError: The file is missing or damaged, or has not the tensors of ``like``.
     """
     try:
         # a copy: what safetensors loads is the file itself, in memory
-        state: State = {name: tensor.clone() for name, tensor in load_file(path).items()}
+        found = {name: tensor.clone() for name, tensor in load_file(path).items()}
     except FileNotFoundError:
         raise JobError(f"{path}: not found.", reason="MODEL_FILE_MISSING") from None
     except (SafetensorError, OSError) as error:
         raise JobError(f"{path}: not a model: {error}", reason="MODEL_FILE_INVALID") from None
+    state: State = {name: each for name, each in found.items() if name in like or not name.startswith(OWN)}
     check_tensors(state, like, whose=f"The model in {path.name}")
     return state

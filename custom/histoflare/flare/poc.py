@@ -3,9 +3,9 @@
 The kits are made by FLARE from the same builders as production's, so that the sites keep their policies here
 too. It is for trying out: all sites belong to one user on one machine.
 
-    with Federation.prepare(workspace, sites, Agreement(protocol=Path("jobs/mem_fedavg"))) as federation:
+    with Federation.prepare(workspace, sites, Agreement(protocol=job)) as federation:
         federation.start()
-        job_id = federation.admin.submit(Path("jobs/mem_fedavg"))
+        job_id = federation.admin.submit(job)
         federation.follow(job_id)
         result = federation.admin.download(job_id, target)
 
@@ -71,8 +71,6 @@ class Federation:
         refuse_running(workspace)
         plan_project(workspace, sites, agreement, port=0)  # what is wrong is said before anything is lost
         workspace.mkdir(parents=True, exist_ok=True)
-        if (earlier := _read_state(workspace)) is not None:
-            earlier.leave_temporary(workspace)  # its process was killed
         shutil.rmtree(workspace / "logs", ignore_errors=True)
         kits = make_kits(workspace, sites, agreement)
         write_json(workspace / STATE_FILE, asdict(kits))
@@ -220,8 +218,7 @@ class Federation:
     def stop(self) -> None:
         """End everything: the lead's shutdown first, then SIGTERM, then SIGKILL.
 
-        Signals are held back meanwhile (some seconds). Kits, logs and jobs stay; those in a temporary
-        folder (``make_kits``) come into the workspace.
+        Signals are held back meanwhile (some seconds). Kits, logs and jobs stay.
 
         Raises:
             HistoflareError: A process cannot be ended (FEDERATION_RUNNING).
@@ -234,7 +231,6 @@ class Federation:
             for process in self._started.values():
                 process.wait()
             self._started.clear()
-            self.kits.leave_temporary(self.workspace)
             with suppress(HistoflareError):
                 if _read_state(self.workspace) == self.kits:
                     (self.workspace / STATE_FILE).unlink(missing_ok=True)
@@ -314,7 +310,7 @@ def _read_state(workspace: Path) -> Kits | None:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         raise _damaged(path) from None
-    texts = (kits.name, kits.folder, kits.server, kits.lead, *kits.sites, kits.temporary or "-")
+    texts = (kits.name, kits.folder, kits.server, kits.lead, *kits.sites)
     if not all(isinstance(text, str) and text for text in texts) or not (
         type(kits.port) is int and isinstance(content["sites"], list)
     ):

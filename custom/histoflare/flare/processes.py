@@ -122,11 +122,6 @@ def _signal(processes: Sequence[psutil.Process], number: signal.Signals) -> None
             continue
 
 
-def breaks_command_lines(path: str) -> bool:
-    """Return whether FLARE starts no job with this path: it splits command lines at blanks and quotes."""
-    return any(letter.isspace() or letter in "'\"\\#" for letter in path)
-
-
 def free_port() -> int:
     """Return a TCP port that nobody listens on now. It is not kept: somebody else may take it."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from nvflare.apis.fl_constant import AdminCommandNames
 from nvflare.lighter.constants import CtxKey, ProvFileName
 from nvflare.lighter.entity import Participant
 from nvflare.lighter.spec import Builder, Project, ProvisionContext
@@ -25,15 +26,16 @@ from histoflare.flare.allowed import ALLOWED_CLASSES
 from histoflare.flare.job_files import CONFIG_FOLDER, read_tables, read_toml
 from histoflare.flare.job_schema import complete
 from histoflare.flare.kit_check import CHECK_FILE, check_configuration
+from histoflare.flare.kit_scripts import change_admin_script, change_start_scripts, keep_files_private
 from histoflare.flare.kit_signature import SIGNATURE_FILE, list_kit, sign_kit
 from histoflare.flare.processes import LOOPBACK
 from histoflare.flare.server_storage import JOBS_FOLDER, SNAPSHOTS_FOLDER
 from histoflare.flare.site_policy import PRIVACY_FILE, policy_file, privacy_configuration, write_first_policy
 from histoflare.privacy.policy import read_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
+from histoflare.shipped import JOBS, job_names
 from histoflare.site.configuration import SITE_FILE, SiteConfiguration, write_site_file
-from histoflare.site.trainer import KIT_MALLOC
-from histoflare.storage import write_json, write_text
+from histoflare.storage import real_path, write_json, write_text
 
 SITE_PROPERTY = "histoflare"
 """A client's property in ``project.yml``: what its ``histoflare.toml`` says."""
@@ -50,31 +52,6 @@ HEART_BEAT_TIMEOUT = 600
 MOST_NAME = 64
 """Letters of a name in a certificate (RFC 5280: ub-common-name, ub-organization-name)."""
 
-START_SCRIPT = "sub_start.sh"
-ARENAS = "export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-4}\n"
-"""In FLARE's start script: glibc's heaps for the threads of a process, unless its environment says so."""
-
-IMPORTS = "export PYTHONPATH=/local/custom:$PYTHONPATH\n"
-"""There: a folder outside of the kit, and the current one where the variable was not set."""
-
-SHELL = "#!/usr/bin/env bash\n"
-SAFE_IMPORTS = """\
-export PYTHONSAFEPATH=1
-PYTHONPATH="$(printf '%s' "${PYTHONPATH:-}" | tr ':' '\\n' | grep '^/' | paste -s -d ':' -)"
-if [[ -n "$PYTHONPATH" ]]; then export PYTHONPATH; else unset PYTHONPATH; fi
-"""
-"""First of all: what the environment says in full paths, and never the current folder."""
-
-ADMIN_SCRIPT = "fl_admin.sh"
-ADMIN_MODULE = "python3 -m nvflare.fuel.hci.tools.admin "
-SAFE_ADMIN_MODULE = "python3 -m histoflare.flare.admin_console "
-
-FLAT = "".join(f"export {name}=${{{name}:-{value}}}\n" for name, value in KIT_MALLOC.items())
-"""In its place."""
-
-PRIVATE = "umask 077\n"
-"""After the first line of a site's start script."""
-
 _CATEGORIES = ("submit_job", "clone_job", "manage_job", "download_job", "view", "operate", "shell_commands")
 
 
@@ -89,7 +66,8 @@ class SitePolicyBuilder(Builder):
 
     Args:
         policies: Policy files, one per scope.
-        protocol: The agreed protocol: a job's folder, or a JSON file; or a list of them.
+        protocol: The agreed protocol: the name of a job that comes with the package, a job's folder, or a
+            JSON file; or a list of them.
         trust: ``untrusted`` or ``trusted``: whether the sites trust the server with updates that have no
             noise in them. It picks the scope of a job that names none (:data:`TRUST`).
         default_scope: That scope, in place of what ``trust`` picks; one of the policies'. Where there is one
@@ -132,7 +110,7 @@ class SitePolicyBuilder(Builder):
             )
         self.default_scope = default_scope
         agreed = [protocol] if isinstance(protocol, str) else protocol
-        self.protocols = [read_agreed_protocol(folder / entry) for entry in agreed]
+        self.protocols = [read_agreed_protocol(find_agreed(folder, entry)) for entry in agreed]
         if type(heart_beat_timeout) is not int or heart_beat_timeout < 1:
             raise JobError(
                 f"heart_beat_timeout must be whole seconds, at least 1, not {heart_beat_timeout!r}."
@@ -159,28 +137,28 @@ class SitePolicyBuilder(Builder):
             _limit_jobs(local)
             _limit_admins(local, at_site=True)
             _close_commands(local)
+            _start_jobs_anywhere(local, "ClientLauncher")
             _close_loaders(local)
         server = project.get_server()
         local = Path(ctx.get_local_dir(server))
         _limit_jobs(local)
         _limit_admins(local, at_site=False)
         _keep_jobs_in_kit(local)
+        _start_jobs_anywhere(local, "ServerLauncher")
         _close_loaders(local)
         with _changed(local / ProvFileName.RESOURCES_JSON_DEFAULT) as resources:
             resources["servers"][0]["heart_beat_timeout"] = self.heart_beat_timeout
         if self.loopback:
             _listen_on_loopback(Path(ctx.get_kit_dir(server)))
         for client in project.get_clients():
-            _keep_files_private(Path(ctx.get_kit_dir(client)) / START_SCRIPT)
+            keep_files_private(Path(ctx.get_kit_dir(client)))
         for admin in project.get_admins():
-            script = Path(ctx.get_kit_dir(admin)) / ADMIN_SCRIPT
-            if script.is_file():
-                _import_safely(script, {ADMIN_MODULE: SAFE_ADMIN_MODULE})
+            change_admin_script(Path(ctx.get_kit_dir(admin)))
         for participant in (server, *project.get_clients()):
             kit = Path(ctx.get_ws_dir(participant))
             if any((kit / "startup").glob("*.crt")):  # 'nvflare package' has an empty one for the server
-                _keep_memory_flat(kit / "startup" / START_SCRIPT, ctx)
-                _import_safely(kit / "startup" / START_SCRIPT, {IMPORTS: ""})
+                if not change_start_scripts(kit / "startup"):
+                    ctx.warning(f"{kit.name}: memory may grow over rounds of large updates.")
                 _sign(kit, ctx)
 
     def _write_policy(self, local: Path) -> None:
@@ -229,7 +207,7 @@ def project_folder(arguments: Sequence[str]) -> Path:
         option, equals, value = argument.partition("=")
         if option in PROJECT_OPTIONS:
             value = value if equals else "".join(arguments[index + 1 : index + 2])
-            return Path(value).absolute().parent
+            return real_path(Path(value)).parent
     return Path.cwd()
 
 
@@ -243,16 +221,22 @@ def project_with_absolute_paths(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = yaml.safe_load(path.read_text())
         builder = next(part for part in content["builders"] if part["path"].endswith(".SitePolicyBuilder"))
         arguments = builder["args"]
-        folder = path.absolute().parent
+        folder = real_path(path).parent
         arguments["policies"] = [str(folder / policy) for policy in arguments["policies"]]
         agreed = arguments["protocol"]
         agreed = [agreed] if isinstance(agreed, str) else agreed
-        arguments["protocol"] = [str(folder / entry) for entry in agreed]
+        arguments["protocol"] = [str(find_agreed(folder, entry)) for entry in agreed]
     except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError, StopIteration):
         raise JobError(
             f"{path}: not a project file with a SitePolicyBuilder; provisioning/project.yml is one."
         ) from None
     return content
+
+
+def find_agreed(folder: Path, entry: str) -> Path:
+    """Return where an agreed protocol is: below ``folder``, else in the job of that name of the package."""
+    place = folder / entry
+    return JOBS / entry if entry in job_names() and not place.exists() else place
 
 
 def read_agreed_protocol(path: Path) -> dict[str, Any]:
@@ -263,7 +247,7 @@ def read_agreed_protocol(path: Path) -> dict[str, Any]:
     """
     if path.is_dir():
         if not (path / CONFIG_FOLDER).is_dir():
-            raise JobError(f"{path}: not a job folder (it has no {CONFIG_FOLDER}). The jobs are in jobs/.")
+            raise JobError(f"{path}: not a job folder (it has no {CONFIG_FOLDER}).")
         _, protocol = read_tables(path / CONFIG_FOLDER)
     elif path.suffix == ".toml" and path.is_file():
         protocol = read_toml(str(path), path.read_bytes())
@@ -341,6 +325,9 @@ def _limit_admins(local: Path, at_site: bool) -> None:
             rights["server-predeployed-flwr"] = "none"
             if at_site:
                 rights["shell_commands"] = "none"
+            elif role in ("project_admin", "lead"):
+                # FLARE's tools send them there. It is the server's own log, which a download has too.
+                rights[AdminCommandNames.GET_JOB_LOG] = rights["download_job"]
 
 
 def _close_commands(local: Path) -> None:
@@ -364,26 +351,11 @@ def _close_loaders(local: Path) -> None:
         )
 
 
-def _import_safely(script: Path, changes: Mapping[str, str]) -> None:
-    """Have a script of FLARE import nothing from the folder it is called in, nor from a kit.
-
-    Args:
-        changes: What stands in the script → what is to stand in its place.
-
-    Raises:
-        JobError: FLARE's script is another (FLARE_CHANGED).
-    """
-    text = script.read_text()
-    if SAFE_IMPORTS in text:
-        return
-    for line, instead in {SHELL: SHELL + SAFE_IMPORTS, **changes}.items():
-        if text.count(line) != 1:
-            raise JobError(
-                f"{script}: has no line '{line.strip()}'. Install the FLARE of constraints.txt.",
-                reason="FLARE_CHANGED",
-            )
-        text = text.replace(line, instead)
-    script.write_text(text)
+def _start_jobs_anywhere(local: Path, launcher: str) -> None:
+    """From a kit in any folder: FLARE's own launcher splits paths at blanks."""
+    with _changed(local / ProvFileName.RESOURCES_JSON_DEFAULT) as resources:
+        part = next(part for part in resources["components"] if part["id"] == "process_launcher")
+        part["path"] = f"histoflare.flare.launcher.{launcher}"
 
 
 def _listen_on_loopback(startup: Path) -> None:
@@ -391,26 +363,6 @@ def _listen_on_loopback(startup: Path) -> None:
     with _changed(startup / ProvFileName.FED_SERVER_JSON) as content:
         service = content["servers"][0]["service"]
         service["target"] = f"{LOOPBACK}:{service['target'].rpartition(':')[2]}"
-
-
-def _keep_memory_flat(script: Path, ctx: ProvisionContext) -> None:
-    """Have a process of FLARE give back what a round took.
-
-    The tensors of an update come and go in other threads each round. With a heap for every few threads, what
-    one of them has free is of no use to the others: with updates of 222 MB the server's job came to hold
-    three times what it used.
-    """
-    text = script.read_text()
-    if ARENAS not in text and FLAT not in text:
-        ctx.warning(f"{script} has no line '{ARENAS.strip()}': memory may grow over rounds of large updates.")
-    script.write_text(text.replace(ARENAS, FLAT))
-
-
-def _keep_files_private(script: Path) -> None:
-    """Have what FLARE's processes write at a site (their logs name slides) readable by its own user alone."""
-    first, rest = script.read_text().split("\n", 1)
-    if not rest.startswith(PRIVATE):
-        script.write_text(f"{first}\n{PRIVATE}{rest}")
 
 
 def _sign(kit: Path, ctx: ProvisionContext) -> None:

@@ -16,6 +16,11 @@ from histoflare.storage import write_json
 ROUNDS_FILE = "rounds.json"
 SITES_FILE = "sites.json"
 EVALUATION_FILE = "evaluation.json"
+"""Site → what it says of the model."""
+BEST_EVALUATION_FILE = "best_evaluation.json"
+"""As the one before, of the best model by the job's metric; where a best one was kept."""
+EVALUATION_ROUND_FILE = "evaluation_round.json"
+"""Who was asked about the model after a job's last round, who answered, and who refused with which code."""
 
 
 @dataclass
@@ -30,6 +35,7 @@ class RoundRecord:
         given_up: Why the run ended with this round; empty if it did not.
         stamps: Site → what its gate says of the update: ``scope``, ``mechanism``, ``spend`` (what one patient
             spent in this round), ``seeded_noise``.
+        notes: What the strategy says of the round (``rounds.strategy.ServerOutcome.notes``).
         metrics: Site → metrics of the model it received, as far as its policy let them out.
         validation: Mean over the sites of the figure that says which model is best; None if not all said it.
         stopped: Why the run ends with this round, before its last (``rounds.patience.Patience.to_json``).
@@ -47,6 +53,7 @@ class RoundRecord:
     taking_part: list[str] = field(default_factory=list)
     given_up: str = ""
     stamps: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)
     validation: float | None = None
     stopped: dict[str, Any] | None = None
@@ -77,12 +84,12 @@ class RoundRecord:
             "bytes_down": self.bytes_down,
             "unix_time": round(time.time(), 3),
         }
-        ending = {
+        ending: dict[str, Any] = {
             "given_up": self.given_up or None,
             "validation": self.validation,
             "stopped": self.stopped,
         }
-        return row | {name: value for name, value in ending.items() if value is not None}
+        return row | self.notes | {name: value for name, value in ending.items() if value is not None}
 
     def _seconds(self, site: str) -> dict[str, float]:
         now = time.monotonic()

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 
-from histoflare.flare.record import EVALUATION_FILE, ROUNDS_FILE, SITES_FILE
+from histoflare.errors import HistoflareError
+from histoflare.flare.job_files import CONFIG_FOLDER, MOST_BYTES, PROTOCOL_FILE, SERVER_APP, read_toml
+from histoflare.flare.job_schema import complete
+from histoflare.flare.outcome import SiteOutcome, find_outcomes, read_rows
+from histoflare.flare.record import EVALUATION_FILE, SITES_FILE
 from histoflare.model_file import GLOBAL_MODEL_FILE
+from histoflare.privacy.protocol import digest
 from histoflare.rounds.state import State
+from histoflare.rounds.strategy import split
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.records import RunRecords
 
@@ -24,14 +31,16 @@ class FederationResult:
     Attributes:
         state: The last global model; None if no round was finished.
         rounds: One row per round, see ``flare.record.RoundRecord.to_json``.
-        evaluation: Site → metrics, where the job was an evaluation.
+        evaluation: Site → metrics of the model, where the sites were asked.
         pseudonyms: Site → the name under which others may see it, of those that have one.
+        evaluation_round: The row of that question, where it came after the rounds of a training; else None.
     """
 
     state: State | None
     rounds: list[dict[str, Any]]
     evaluation: dict[str, dict[str, float | None]]
     pseudonyms: dict[str, str]
+    evaluation_round: dict[str, Any] | None = None
 
     @property
     def finished_rounds(self) -> int:
@@ -48,41 +57,77 @@ class FederationResult:
         """Site → fixed reason code of its last refusal."""
         return {site: code for row in self.rounds for site, code in row["refused"].items()}
 
+    @property
+    def evaluation_refused(self) -> dict[str, str]:
+        """Site → fixed reason code that it answered to the question about the model after a training."""
+        return dict(self.evaluation_round["refused"]) if self.evaluation_round else {}
+
+    @property
+    def given_up(self) -> str:
+        """Why the run ended before its last round, in the server's words; empty if it did not."""
+        return str(self.rounds[-1].get("given_up", "")) if self.rounds else ""
+
+    def outcomes(self, deployment: Sequence[Any] = ()) -> dict[str, SiteOutcome]:
+        """Return site → how it fared, see :func:`~histoflare.flare.outcome.find_outcomes`."""
+        return find_outcomes(self.rounds, self.evaluation_round, deployment)
+
 
 @dataclass(frozen=True)
 class FederationRun:
-    """What came out of a job, and of the question about its model.
+    """What came out of a job on one workstation.
 
     Attributes:
-        training: Of the job. evaluation: What each site said of the last model; None if it was not asked.
+        training: Of the job, with what its sites said of the last model if they were asked.
         site_states: Site → what the strategy keeps there.
     """
 
     training: FederationResult
-    evaluation: FederationResult | None
     site_states: dict[str, State]
 
 
 def read_result(folder: Path) -> FederationResult:
     """Read a server's run folder (``workspace`` in a download). What is not there is empty."""
     model = folder / GLOBAL_MODEL_FILE
+    rows, evaluation_round = read_rows(folder)
     return FederationResult(
-        state=load_file(model) if model.is_file() else None,
-        rounds=read_rounds(folder),
+        state=split(load_file(model))[0] if model.is_file() else None,
+        rounds=rows,
         evaluation=_read(folder / EVALUATION_FILE) or {},
         pseudonyms=_read(folder / SITES_FILE) or {},
+        evaluation_round=evaluation_round,
     )
 
 
 def read_rounds(folder: Path) -> list[dict[str, Any]]:
     """Return the rows of a run's rounds so far; none before its first."""
-    rows: list[dict[str, Any]] = _read(folder / ROUNDS_FILE) or []
-    return rows
+    return read_rows(folder)[0]
 
 
 def count_finished(rows: Sequence[Mapping[str, Any]]) -> int:
     """Return how many rounds were brought to their end."""
     return sum(bool(row.get("finished", True)) for row in rows)
+
+
+def find_protocol(model: Path, sha256: str) -> dict[str, Any] | None:
+    """Return the protocol that a model was trained under, if its job lies beside it, as in a download.
+
+    Args:
+        model: Its file. sha256: The protocol's hash, as the model's header has it; no other one is returned.
+    """
+    workspace = model.parent
+    places = [
+        workspace / SERVER_APP,
+        workspace / CONFIG_FOLDER.parent,
+        workspace.parent / "job" / CONFIG_FOLDER.parent,
+    ]
+    for place in places:
+        with suppress(HistoflareError, OSError):
+            path = place / CONFIG_FOLDER.name / PROTOCOL_FILE
+            with path.open("rb") as file:
+                protocol = complete(read_toml(str(path), file.read(MOST_BYTES + 1)))
+            if digest(protocol) == sha256:
+                return protocol
+    return None
 
 
 def load_site_states(sites: Mapping[str, SiteConfiguration], run: str) -> dict[str, State]:

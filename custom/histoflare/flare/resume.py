@@ -19,10 +19,9 @@ from histoflare.errors import JobError
 from histoflare.flare.job import read_job
 from histoflare.flare.job_files import CONFIG_FOLDER, EARLIER_ROUNDS_FILE, META_FILE, read_files
 from histoflare.flare.job_variant import write_variant
-from histoflare.flare.persistor import read_state
+from histoflare.flare.persistor import first_state, read_state
 from histoflare.flare.record import ROUNDS_FILE
 from histoflare.model_file import GLOBAL_MODEL_FILE, invalid, read_model_header
-from histoflare.rounds.state import model_state
 from histoflare.site.run_name import is_run_name
 from histoflare.storage import write_json
 
@@ -65,7 +64,7 @@ def read_run(folder: Path) -> StoppedRun:
             "round is submitted again as it was.",
             reason="MODEL_FILE_MISSING",
         )
-    configuration, meta_file = _job_of(folder, workspace)
+    configuration, meta_file = find_configuration(folder, workspace)
     model = workspace / GLOBAL_MODEL_FILE
     for path in (configuration, meta_file, model, workspace / ROUNDS_FILE):
         refuse_links(folder, path)
@@ -107,7 +106,7 @@ def write_resumed(run: StoppedRun, target: Path) -> Path:
         read = read_job(job)
         if run.next_round >= read.rounds:
             raise JobError(f"The run has finished its {read.rounds} rounds: there is nothing to go on with.")
-        read_state(run.model, like=read.strategy.begin(model_state(read.task.build_model())))
+        read_state(run.model, like=first_state(read.strategy, read.task))
         changes = {"run": run.run, "start_round": run.next_round}
         earlier = {EARLIER_ROUNDS_FILE: json.dumps(run.rows).encode()}
         return write_variant(job, target, changes, sites=run.sites, start_model=run.model, for_server=earlier)
@@ -161,8 +160,15 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _job_of(folder: Path, workspace: Path) -> tuple[Path, Path]:
-    """Return the job's configuration folder and its ``meta.json``."""
+def find_configuration(folder: Path, workspace: Path) -> tuple[Path, Path]:
+    """Return a run's configuration folder and its ``meta.json``.
+
+    Args:
+        folder: The server's folder of the job, or a download. workspace: In it, where the rounds lie.
+
+    Raises:
+        JobError: They are not there.
+    """
     for configuration, meta in (
         (folder / "job" / CONFIG_FOLDER, folder / "job" / META_FILE),
         (workspace / "app_server" / "config", workspace / META_FILE),

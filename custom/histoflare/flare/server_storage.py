@@ -6,18 +6,22 @@ changes into its kit before it builds these, so relative folders start there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.job_def_manager import SimpleJobDefManager
-from nvflare.apis.job_def import Job
+from nvflare.apis.job_def import Job, RunStatus
 from nvflare.app_common.storages.filesystem_storage import FilesystemStorage
 from nvflare.private.fed.server import job_cmds
 from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 
 from histoflare.errors import JobError
 from histoflare.flare.application import check_server_application, check_submission
+from histoflare.flare.outcome import find_outcomes, read_rows, say_codes
 
 JOBS_FOLDER = "jobs"
 SNAPSHOTS_FOLDER = "snapshots"
@@ -43,6 +47,9 @@ class KitJobs(SimpleJobDefManager):
 
     FLARE parses parts of a submission before it asks its job manager, so that step is replaced, too.
 
+    The status of a job that has ended also has the codes that sites gave, in brackets after FLARE's own word:
+    ``FINISHED:EXECUTION_EXCEPTION (BUDGET_EXHAUSTED: clinic-a)``. FLARE's tools look at how it begins.
+
     Its folder is below the server's kit; an absolute one is taken as it is.
     """
 
@@ -51,6 +58,7 @@ class KitJobs(SimpleJobDefManager):
         if not issubclass(job_cmds.JobMetaValidator, JobMetaValidator):
             raise SystemExit("The installed FLARE is not the one of constraints.txt: job_cmds is another.")
         job_cmds.JobMetaValidator = CheckedValidator
+        self._why: dict[str, str] = {}
 
     def create(
         self, meta: dict[str, Any], uploaded_content: str | bytes, fl_ctx: FLContext
@@ -69,6 +77,23 @@ class KitJobs(SimpleJobDefManager):
             Path(uploaded_content).unlink(missing_ok=True)  # as it was uploaded
         return made
 
+    def save_workspace(self, jid: str, data: Any, fl_ctx: FLContext) -> Any:
+        """Keep what a job has left, and look in it for what its sites said."""
+        with suppress(Exception):  # a record that cannot be read costs the status its codes, and no more
+            self._why[jid] = _say_why([data] if isinstance(data, str) else data)
+        return super().save_workspace(jid, data, fl_ctx)
+
+    def set_status(self, jid: str, status: RunStatus, fl_ctx: FLContext) -> None:
+        """Note a job's status; of one that has ended with the codes of its sites."""
+        why = self._why.pop(jid, "") if status.value.startswith("FINISHED") else ""
+        if status is RunStatus.FAILED_TO_RUN:
+            why = say_codes(
+                find_outcomes([], deployment=fl_ctx.get_prop(FLContextKey.JOB_DEPLOY_DETAIL) or [])
+            )
+        if why:
+            self.logger.info("job %s ended: %s (%s)", jid, status.value, why)
+        super().set_status(jid, _Said(status, why) if why else status, fl_ctx)
+
     def get_app(self, job: Job, app_name: str, fl_ctx: FLContext) -> bytes:
         """Return an application that is to be started.
 
@@ -78,6 +103,24 @@ class KitJobs(SimpleJobDefManager):
         application: bytes = super().get_app(job, app_name, fl_ctx)
         check_server_application(application, app_name)
         return application
+
+
+class _Said(str):
+    """A status of FLARE that compares as it does, and is written with more."""
+
+    value: str
+
+    def __new__(cls, status: RunStatus, why: str) -> _Said:
+        said = super().__new__(cls, status.value)
+        said.value = f"{status.value} ({why})"
+        return said
+
+
+def _say_why(folders: Sequence[str]) -> str:
+    """Return the codes in the record of a job that has ended, or else why its last round was given up."""
+    rows, evaluation = next(filter(any, (read_rows(Path(folder)) for folder in folders)), ([], None))
+    given_up = str(rows[-1].get("given_up", "")) if rows else ""
+    return say_codes(find_outcomes(rows, evaluation), given_up, completed=not given_up)
 
 
 class KitStorage(FilesystemStorage):

@@ -77,7 +77,7 @@ def run_simulation(
 
         code = _run_to_the_end(folder, workspace, configurations, sorted(sites), log_path, until, tell)
         result = _collect(workspace, code, job.rounds, log_path.read_text(errors="replace"))
-    return FederationRun(result, None, load_site_states(sites, run))
+    return FederationRun(result, load_site_states(sites, run))
 
 
 def _write_policy(local: Path, job: Job) -> None:

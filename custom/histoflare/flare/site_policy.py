@@ -8,7 +8,7 @@ from typing import Any
 
 from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.own_policy_file import POLICY_FILE, write_own_policy
-from histoflare.rounds.strategy import STRATEGIES
+from histoflare.rounds.strategies import STRATEGIES
 
 PRIVACY_FILE = "privacy.json"
 

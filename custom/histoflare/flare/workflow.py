@@ -3,36 +3,55 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from pathlib import Path
 
 from nvflare.apis.controller_spec import ClientTask, Task
+from nvflare.apis.dxo import DXO, DataKind
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
+from nvflare.app_common.abstract.model import ModelLearnable, ModelLearnableKey
+from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
 
+from histoflare.flare.aggregator import MetricsCollector
 from histoflare.flare.board import Board
 from histoflare.flare.gate import reason_of
 from histoflare.flare.headers import ASKED, PSEUDONYM
 from histoflare.flare.job import read_application
 from histoflare.flare.job_files import CONFIG_FOLDER
-from histoflare.flare.job_schema import TASK_OF, TRAINING
-from histoflare.flare.record import RoundRecord, RunRecord
-from histoflare.flare.tensors import tensor_bytes
+from histoflare.flare.job_schema import EVALUATE, TASK_OF, TRAINING
+from histoflare.flare.record import (
+    BEST_EVALUATION_FILE,
+    EVALUATION_FILE,
+    EVALUATION_ROUND_FILE,
+    RoundRecord,
+    RunRecord,
+    run_folder,
+)
+from histoflare.flare.tensors import as_arrays, as_state, tensor_bytes
 from histoflare.rounds.patience import Patience
+from histoflare.rounds.strategy import split
 from histoflare.site.configuration import is_pseudonym
+from histoflare.storage import write_json
 
 TASK_CHECK_SECONDS = 0.05
 """Between two looks of the server at who has answered."""
 
 
+HEARING_SECONDS = 3.0
+"""How long sites are still heard after so many have refused that the run ends: what each of them has against
+the job is then known at once, and not one by one."""
+
+
 class AskingScatterAndGather(ScatterAndGather):
     """Sends a round's task to the sites that the strategy asks, waits for all of them, records what happened.
 
-    Three things differ from FLARE's own:
+    Four things differ from FLARE's own:
 
     * FLARE sends the task to every site. Here only the sites asked get it, and none is told who the others
       are. A site that FLARE deems disconnected gets none until it is back.
@@ -41,6 +60,9 @@ class AskingScatterAndGather(ScatterAndGather):
       answered, with an update or a refusal, or until ``round_seconds`` are over.
     * FLARE combines whatever there is then. Here fewer than ``least_sites`` updates end the job (not where
       the strategy skips sites: then a site without an update loses its turn).
+    * After the last round of a job that says ``evaluate``, every site is asked how well the model does on its
+      test patients, also those that only evaluate; and how well the best model does, if one was kept. What a
+      site refuses then costs the job nothing.
 
     Args:
         custom: FLARE's folder for a job's own code, beside the one of its configuration. There is none here,
@@ -66,6 +88,9 @@ class AskingScatterAndGather(ScatterAndGather):
         )
         self._patience = None if job.best_metric is None else Patience(job.best_metric, job.patience)
         self._last_round = job.rounds - 1
+        self._job = job
+        self._collector: MetricsCollector | None = None
+        self._giving_up: threading.Timer | None = None
         self._record = RunRecord()
         self._board = Board()
         self._current: RoundRecord | None = None
@@ -80,7 +105,7 @@ class AskingScatterAndGather(ScatterAndGather):
         abort_signal: Signal | None = None,
     ) -> None:
         """Send the task to the sites asked, and wait for all of them that are there."""
-        sites = sorted(client.name for client in self._engine.get_clients())
+        sites = self._job.training_sites(client.name for client in self._engine.get_clients())
         asked = task.data.get_header(ASKED) or sites
         task.data.set_header(ASKED, None)
         there = [site for site in asked if self.get_client_disconnect_time(site) is None]
@@ -91,8 +116,64 @@ class AskingScatterAndGather(ScatterAndGather):
                 task, fl_ctx, there, len(there), wait_time_after_min_received, abort_signal
             )
         self._current.ended = time.monotonic()
+        if self._giving_up is not None:
+            self._giving_up.cancel()
         self._require_updates(fl_ctx, abort_signal)
         self._keep_best(fl_ctx)
+
+    def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
+        """Run the rounds, then ask about the model if the job says so."""
+        super().control_flow(abort_signal, fl_ctx)
+        if self._job.kind != TRAINING or not self._job.evaluate or abort_signal.triggered:
+            return
+        after = self._start_round + self._num_rounds
+        self._ask(EVALUATION_FILE, self._global_weights, after, abort_signal, fl_ctx)
+        best = self.persistor.load_best(fl_ctx) if self.persistor is not None else None
+        if best is not None and not abort_signal.triggered:
+            self._ask(BEST_EVALUATION_FILE, best, after + 1, abort_signal, fl_ctx)
+
+    def _ask(
+        self, file: str, model: ModelLearnable, index: int, abort_signal: Signal, fl_ctx: FLContext
+    ) -> None:
+        """Ask every site that is there about a model; write what they say, and who was asked and refused.
+
+        Args:
+            index: Of a round that the job does not have, so that no late answer is taken for one to this.
+        """
+        self._collector = self._engine.get_component("collector")
+        self._collector.reset(fl_ctx)
+        fl_ctx.set_prop(AppConstants.CURRENT_ROUND, index, private=True, sticky=True)
+        asked, _ = split(as_state(model[ModelLearnableKey.WEIGHTS]))  # what the strategy keeps here stays
+        data = DXO(DataKind.WEIGHTS, data=as_arrays(asked)).to_shareable()
+        data.add_cookie(AppConstants.CONTRIBUTION_ROUND, index)
+        sites = sorted(client.name for client in self._engine.get_clients())
+        there = [site for site in sites if self.get_client_disconnect_time(site) is None]
+        self._current = current = RoundRecord(index, sites, sites)
+        if there:
+            task = Task(
+                name=EVALUATE,
+                data=data,
+                timeout=self._job.round_seconds,
+                before_task_sent_cb=self._prepare_train_task_data,
+                result_received_cb=self._take_figures,
+            )
+            super().broadcast_and_wait(task, fl_ctx, there, len(there), 0, abort_signal)
+        current.ended = time.monotonic()
+        current.taking_part = list(self._collector.taking_part)
+        current.stamps = dict(self._collector.stamps)
+        self._collector.write(file, fl_ctx)
+        if file == EVALUATION_FILE:
+            write_json(run_folder(fl_ctx) / EVALUATION_ROUND_FILE, current.to_json())
+        self._current = None
+
+    def _take_figures(self, client_task: ClientTask, fl_ctx: FLContext) -> None:
+        site, result, current = client_task.client.name, client_task.result, self._current
+        client_task.result = None
+        if current is None or self._collector is None:
+            return
+        self._note(current, site, result, fl_ctx)
+        if not self._collector.accept(result, fl_ctx):
+            current.refused.setdefault(site, "UPDATES_INVALID")
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Write the record of a round when it is done."""
@@ -100,6 +181,7 @@ class AskingScatterAndGather(ScatterAndGather):
         if event_type == AppEventType.ROUND_DONE and self._current is not None:
             self._current.taking_part = list(self.aggregator.taking_part)
             self._current.stamps = dict(self.aggregator.stamps)
+            self._current.notes = dict(self.aggregator.notes)
             self._record.write(self._current, fl_ctx, finished=True)
             self._board.write(self._current, fl_ctx)
             self._current = None
@@ -129,6 +211,10 @@ class AskingScatterAndGather(ScatterAndGather):
     ) -> bool:
         if self._current is not None and not is_unknown_task:
             self._note(self._current, client_name, result, fl_ctx)
+        if self._current is not None and not is_unknown_task and self._is_hopeless(self._current):
+            self._record.write(self._current, fl_ctx, finished=False)
+            self._give_up_soon(self._current)  # FLARE would do it here
+            return False
         accepted: bool = super()._accept_train_result(client_name, result, fl_ctx, is_unknown_task)
         if self._current is not None and not is_unknown_task:
             if not accepted:
@@ -149,6 +235,23 @@ class AskingScatterAndGather(ScatterAndGather):
         if isinstance(pseudonym, str) and is_pseudonym(pseudonym):
             self._record.name(site, pseudonym, fl_ctx)
 
+    def _is_hopeless(self, current: RoundRecord) -> bool:
+        """Return whether so many sites have refused that the round cannot have the updates it needs."""
+        refused = len(current.refused)
+        most = self._current_num_targets - self._min_clients
+        return self.ignore_result_error is not True and refused > max(most, 0)
+
+    def _give_up_soon(self, current: RoundRecord) -> None:
+        if self._giving_up is None:
+            self._giving_up = threading.Timer(HEARING_SECONDS, self._give_up, (current,))
+            self._giving_up.daemon = True
+            self._giving_up.start()
+
+    def _give_up(self, current: RoundRecord) -> None:
+        if self._current is current:
+            with self._engine.new_context() as fl_ctx:
+                self.system_panic(f"{len(current.refused)} sites refused", fl_ctx)
+
     def _require_updates(self, fl_ctx: FLContext, abort_signal: Signal | None) -> None:
         """End the job if a round ended with fewer updates than it needs (its time is over, sites are gone).
 
@@ -160,16 +263,15 @@ class AskingScatterAndGather(ScatterAndGather):
         self._current.taking_part = []
         left = sum(self.get_client_disconnect_time(site) is None for site in self._current.sites)
         ended = abort_signal is not None and abort_signal.triggered
-        if not ended:
-            self._current.given_up = f"{came} of at least {self._min_clients} updates came"
-        # FLARE ends a job by itself where too few sites are left, or too many refuse; the record says why.
-        elif left < self._min_clients:
+        if ended and left < self._min_clients:  # FLARE ends a job by itself then; the record says why
             self._current.given_up = f"{left} of at least {self._min_clients} sites are left"
-        elif (refused := len(self._current.refused)) > self._current_num_targets - self._min_clients:
+        elif self._is_hopeless(self._current):
             self._current.given_up = (
-                f"{refused} of {self._current_num_targets} sites refused, and at least {self._min_clients} "
-                "updates are needed"
+                f"{len(self._current.refused)} of {self._current_num_targets} sites refused, and at least "
+                f"{self._min_clients} updates are needed"
             )
+        elif not ended:
+            self._current.given_up = f"{came} of at least {self._min_clients} updates came"
         self._record.write(self._current, fl_ctx, finished=False)
         if not ended:
             self.system_panic(f"round {self._current_round + 1}: {self._current.given_up}", fl_ctx)

@@ -173,8 +173,8 @@ def load_image_cohort(
         else:
             if agreed is not None:
                 warnings.append(
-                    f"no resolution is asked for, and every image is at {agreed:g} µm/px: name it in the "
-                    f"job's protocol.toml (mpp = {agreed:g}), or its model will not know its scale"
+                    f"no resolution is asked for, and the images are at {agreed:g} µm/px: no site with such "
+                    f"images trains under a protocol that names none (mpp = {agreed:g} in protocol.toml)"
                 )
     if problems:
         listed = "".join(f"\n  {problem}" for problem in problems[:LISTED_PROBLEMS])

@@ -20,7 +20,7 @@ def is_same_mpp(mpp: float, wanted_mpp: float) -> bool:
 
 
 def agreed_mpp(stated: Mapping[str, Iterable[float | None]], mpp_place: str = MPP_PLACE) -> float | None:
-    """Return the resolution in µm/px on which all images agree; None if one of them states none.
+    """Return the resolution in µm/px of the images that state one; None if none of them does.
 
     It is the one that most images state, within 1 % of which all others are.
 
@@ -48,7 +48,7 @@ def agreed_mpp(stated: Mapping[str, Iterable[float | None]], mpp_place: str = MP
             "import the other images at that, or leave them out.",
             reason="COHORT_INVALID",
         )
-    return None if None in counts else most
+    return most
 
 
 def read_stated_mpps(manifests: Mapping[str, Path]) -> dict[str, list[float | None]]:

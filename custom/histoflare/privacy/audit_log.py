@@ -56,11 +56,20 @@ class AuditLog:
             finally:
                 os.close(file)
 
-    def read(self) -> Iterator[dict[str, Any]]:
-        """Yield the events, oldest first; an unreadable line as ``{"what": "unreadable", "line": n}``."""
+    def size(self) -> int:
+        """Return how many bytes it has now: where events that are written from now on begin."""
+        return self._path.stat().st_size if self._path.exists() else 0
+
+    def read(self, from_byte: int = 0) -> Iterator[dict[str, Any]]:
+        """Yield the events, oldest first; an unreadable line as ``{"what": "unreadable", "line": n}``.
+
+        Args:
+            from_byte: Where to begin, as :meth:`size` said it; lines are counted from there.
+        """
         if not self._path.exists():
             return
         with self._path.open("rb") as file:
+            file.seek(from_byte)
             for number, line in enumerate(file, start=1):
                 try:
                     event = json.loads(line)

@@ -12,6 +12,7 @@ the outcomes, and the theorem says nothing of that. So :class:`Budget` takes its
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -101,13 +102,41 @@ class Budget:
             raise JobError(f"rho: a number of at least 0, not {rho!r}", reason="PRIVACY_INVALID")
         return max(0.0, rho + _conversion(self.order, self.delta)) if rho > 0 else 0.0
 
-    def admits(self, rho: float) -> bool:
-        """Return whether a total ``rho`` at ``order`` is within the allowance; never for ∞ or NaN.
+    def spent(self, spends: Iterable[Spend]) -> float:
+        """Return the ε that events together spend of this budget, in [0, ∞].
+
+        This is the one figure by which jobs are admitted, and the one that plans, ledgers and reports show.
+        It does not add up: the first event of all costs the conversion's own share. What adds up are shares
+        of the allowance (:meth:`share_of`).
+        """
+        return self.epsilon_of(math.fsum(self.cost(spend) for spend in spends))
+
+    def share_of(self, rho: float) -> float:
+        """Return which part of the allowance a total ``rho`` takes, from 0 on; shares of jobs add up."""
+        return rho / self.allowance
+
+    def room_for(self, cost: float, spent: float = 0.0) -> int | None:
+        """Return how many jobs of ρ = ``cost`` fit after ρ = ``spent``; None: any number, they cost nothing.
+
+        Raises:
+            JobError: A number is negative or NaN (PRIVACY_INVALID).
+        """
+        if not (cost >= 0 and spent >= 0):
+            raise JobError(f"Costs are at least 0, not {cost!r} and {spent!r}", reason="PRIVACY_INVALID")
+        if cost == 0:
+            return None
+        if not self.admits(spent + cost):
+            return 0
+        most = int((self.allowance * (1 + _TOLERANCE) - spent) / cost)
+        return most if self.admits(spent + most * cost) else most - 1
+
+    def admits(self, rho: float, share: float = 1.0) -> bool:
+        """Return whether a total ``rho`` at ``order`` is within a share of the allowance; never for ∞ or NaN.
 
         Up to 1e-9 of the allowance too much is let pass: a job calibrated to the whole budget, or costs that
         were added up in another order, must not fail by a rounding.
         """
-        return rho <= self.allowance * (1 + _TOLERANCE)
+        return rho <= share * self.allowance * (1 + _TOLERANCE)
 
     def sampler_delta(self, numbers: int) -> float:
         """Return what ``numbers`` samples take of ``delta``, in [0, 1]; see ``privacy.sampler``."""
@@ -129,23 +158,26 @@ class Budget:
             )
         return replace(self, delta=self.delta - taken)
 
-    def calibrate(self, sample_rate: float, steps: int) -> float:
-        """Return the least noise multiplier with which an event fits this budget when it is empty.
+    def calibrate(self, sample_rate: float, steps: int, share: float = 1.0) -> float:
+        """Return the least noise multiplier with which an event takes at most a share of the allowance.
 
         Found to about 2e-4 of itself and rounded up; 0.0 for 0 steps.
 
         Args:
             sample_rate: In (0, 1].
             steps: At least 0.
+            share: Of the allowance, in (0, 1]; 1: all of it.
 
         Raises:
             JobError: An argument is out of its range, or it takes a noise multiplier above a million
                 (PRIVACY_INVALID).
         """
+        if not 0 < share <= 1:
+            raise JobError(f"share: above 0 and at most 1, not {share!r}", reason="PRIVACY_INVALID")
         return least_noise(
-            lambda noise: self.cost(Spend(noise, sample_rate, steps)) <= self.allowance,
-            f"a budget of epsilon {self.epsilon:g} at delta {self.delta:g} with {steps} steps at sample rate "
-            f"{sample_rate:g}",
+            lambda noise: self.cost(Spend(noise, sample_rate, steps)) <= share * self.allowance,
+            f"a share of {share:g} of a budget of epsilon {self.epsilon:g} at delta {self.delta:g} with "
+            f"{steps} steps at sample rate {sample_rate:g}",
         )
 
 

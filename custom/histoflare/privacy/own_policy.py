@@ -30,8 +30,8 @@ class Narrowing:
     Attributes:
         minimum_patients: At least the limit. metrics: Some of the limit's, or none. counts: Only false, where
             the limit is true.
-        epsilon, delta, evaluations: At most the limit, in a scope with a budget. A lower ε or δ has another
-            Rényi order (see ``privacy.budget``).
+        epsilon, delta, evaluations, job_share: At most the limit, in a scope with a budget. A lower ε or δ
+            has another Rényi order (see ``privacy.budget``).
         records: Some of the limit's, at least one. seeded_noise: As counts.
     """
 
@@ -43,6 +43,7 @@ class Narrowing:
     evaluations: int | None = None
     records: tuple[str, ...] | None = None
     seeded_noise: bool | None = None
+    job_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ _NARROWER: Mapping[str, tuple[Callable[[Any, Any], bool], str]] = {
     "evaluations": (operator.le, "at most"),
     "records": (_is_part, "some of"),
     "seeded_noise": (operator.le, "no more than"),
+    "job_share": (operator.le, "at most"),
 }
 """Entry → whether a value is within a limit (false is less than true), and the words for that."""
 

@@ -30,7 +30,7 @@ LARGEST = 10**9
 _TEMPLATE = """\
 # This site's own policy. It is not signed: change it here at any time; each job reads it anew.
 # What then holds, beside what the kit's signed policies say:
-#   histoflare privacy policy --site local/histoflare.toml
+#   histoflare policy show      (set NAME=VALUE changes a line here, check says all that is wrong)
 
 # What this site takes part in. A job that names anything else is refused. To list a name widens nothing: how
 # its part works with what protects the updates is checked in each job. A strategy or a model that a newer
@@ -53,6 +53,7 @@ models = {models}
 # granted that every scope the site takes part in has a budget (open has none).
 # epsilon = 4.0
 # delta = 1e-6
+# job_share = 0.25
 # evaluations = 3
 # records = ["patient"]
 # seeded_noise = false
@@ -80,9 +81,21 @@ def read_own_policy(path: Path) -> StewardPolicy:
             are listed). The reason is ``POLICY_INVALID``: a site that does not say what it takes part in
             takes part in nothing.
     """
+    content = _read(path)
+    problems = _problems(content)
+    if problems:
+        raise _invalid(path, problems)
+    return _steward_policy(content)
+
+
+def _read(path: Path, text: str | None = None) -> dict[str, Any]:
+    """Return what a site's own policy says, or would with ``text`` in its place; errors as above."""
     try:
-        with path.open("rb") as file:
-            raw = file.read(MOST_BYTES + 1)
+        if text is None:
+            with path.open("rb") as file:
+                raw = file.read(MOST_BYTES + 1)
+        else:
+            raw = text.encode()
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
         what = "not found" if missing else f"cannot be read: {error.strerror or error}"
@@ -94,19 +107,23 @@ def read_own_policy(path: Path) -> StewardPolicy:
     try:
         if len(raw) > MOST_BYTES:
             raise ValueError(f"it has more than {MOST_BYTES // 1024} KiB")
-        content = tomllib.loads(raw.decode())
+        return tomllib.loads(raw.decode())
     except (ValueError, RecursionError) as error:
         raise JobError(
             f"{path}: not a TOML file that can be used: {error}", reason="POLICY_INVALID"
         ) from None
-    problems = _problems(content)
-    if problems:
-        raise _invalid(path, problems)
+
+
+def _steward_policy(content: Mapping[str, Any]) -> StewardPolicy:
+    """Return the policy of those entries that can be used."""
+    tables = content.get("scope", {})
     return StewardPolicy(
-        **{name: tuple(content[name]) for name in TAKES_PART},
-        scopes=tuple(content["scopes"]) if "scopes" in content else None,
+        **{name: tuple(content[name]) for name in TAKES_PART if _is_names(content.get(name))},
+        scopes=tuple(content["scopes"]) if _is_names(content.get("scopes")) else None,
         everywhere=_narrowing(content),
-        scope={name: _narrowing(table) for name, table in content.get("scope", {}).items()},
+        scope={name: _narrowing(table) for name, table in tables.items() if isinstance(table, dict)}
+        if isinstance(tables, dict)
+        else {},
     )
 
 
@@ -126,15 +143,19 @@ def read_site_policy(signed: Path, local: Path | None = None) -> Policy:
     return narrowed(asked, own)
 
 
-def read_layers(local: Path, asked: Policy | None = None) -> tuple[dict[str, Policy], StewardPolicy]:
+def read_layers(
+    local: Path, asked: Policy | None = None, text: str | None = None
+) -> tuple[dict[str, Policy], StewardPolicy]:
     """Return a site's signed policies by scope, and its own, which fits them all.
 
     Args:
         local: Folder with ``policy_<scope>.toml`` and ``policy.toml``.
         asked: A signed policy to be looked at in place of the one of its scope.
+        text: What ``policy.toml`` is to say, to be looked at in place of what it says.
 
     Raises:
-        JobError: As :func:`read_site_policy`, or there is no signed policy (POLICY_INVALID).
+        JobError: As :func:`read_site_policy`, with all faults of the site's own policy at once; or there is
+            no signed policy (POLICY_INVALID).
     """
     signed = {}
     for path in sorted(local.glob(POLICY_FILE.format("*"))):
@@ -154,9 +175,10 @@ def read_layers(local: Path, asked: Policy | None = None) -> tuple[dict[str, Pol
             reason="POLICY_INVALID",
         )
     path = local / OWN_POLICY_FILE
-    own = read_own_policy(path)
+    content = _read(path, text)
+    own, problems = _steward_policy(content), _problems(content)
     named = dict.fromkeys([*(own.scopes or ()), *own.scope])
-    problems = [
+    problems += [
         f"scope {_cut(name)}: not in this kit{_nearest(name, signed)}" for name in named if name not in signed
     ]
     problems += [fault for policy in signed.values() for fault in faults(policy, own)]
@@ -166,7 +188,9 @@ def read_layers(local: Path, asked: Policy | None = None) -> tuple[dict[str, Pol
 
 
 def _narrowing(content: Mapping[str, Any]) -> Narrowing:
-    given: dict[str, Any] = {name: value for name, value in content.items() if name in _RULES}
+    given: dict[str, Any] = {
+        name: value for name, value in content.items() if name in _RULES and _RULES[name][0](value)
+    }
     for name, value in given.items():
         if isinstance(value, list):
             given[name] = tuple(value)
@@ -203,8 +227,15 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         f"some of {', '.join(RECORDS)}",
     ),
     "seeded_noise": _TRUTH,
+    "job_share": (lambda value: _is_number(value, 1), "a number above 0 and at most 1"),
 }
 """Entry of :class:`Narrowing` → whether a value of it can be used, and what it must be."""
+
+ENTRIES = (*TAKES_PART, "scopes", *_RULES)
+"""What a site's own policy can say."""
+
+LISTS = (*TAKES_PART, "scopes", "metrics", "records")
+"""Those of them that are lists of names."""
 
 
 def _problems(content: Mapping[str, Any]) -> list[str]:

@@ -1,9 +1,9 @@
 """How a job asks for its updates to be protected, and what a site does to an update before it leaves.
 
-A privacy plan is one named step between local training and the way out. Every runtime takes it through
-``rounds.strategy.site_round``, so no strategy and no job can go round it. It is data: the job states it, each
-site's policy says which mechanism it must be, and what it costs (:meth:`PrivacyPlan.spend`) follows from its
-public numbers alone.
+A privacy plan says how a site trains, and is one named step between local training and the way out. Every
+runtime takes it through ``rounds.round.site_round``, so no strategy and no job can go round it. It is data:
+the job states it, each site's policy says which mechanism it must be, and what it costs
+(:meth:`PrivacyPlan.spend`) follows from its public numbers alone.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from histoflare.errors import JobError
+from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.accountant import MOST_DELTA
 from histoflare.privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from histoflare.privacy.spend import Spend
 from histoflare.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from histoflare.privacy.budget import Budget
 
 RECORDS = ("patient", "slide")
 LOCATIONS = ("client", "server")
@@ -30,6 +33,26 @@ MOST_RECORDS = 2**20
 
 SMALLEST_CLIP, LARGEST_CLIP, LARGEST_NOISE = 1e-6, 1e6, 1e6
 """Of a job's settings: nobody needs others, and far beyond them numbers of 32 bits do not add up."""
+
+
+class Training(Protocol):
+    """A site's training in one round, in the ways that a plan can choose from (``rounds.strategy``)."""
+
+    def plainly(self) -> Any:
+        """Train as the task has it, and return what came out.
+
+        Raises:
+            HistoflareError, OSError: Training failed.
+        """
+
+    def by_record(self, plan: Any) -> Any:
+        """Train under DP-SGD with the numbers of ``plan``, and return what came out."""
+
+    def not_at_all(self, why: Exception) -> Any:
+        """Return the model as it was, with the reason for the site's own log."""
+
+    def tells_of_data(self, error: Exception) -> bool:
+        """Return whether an error of :meth:`plainly` depends on the site's data."""
 
 
 class PrivacyPlan(ABC):
@@ -49,12 +72,12 @@ class PrivacyPlan(ABC):
         """Return the plan with its noise fixed for a job of ``rounds`` rounds, at participation in each.
 
         Args:
-            weights: How many numbers leave a site in a round (``rounds.strategy.count_sent_by_job``):
+            weights: How many numbers leave a site in a round (``rounds.round.count_sent_by_job``):
                 public, like the job's model. Each is noised, and a part of δ goes to the sampler.
 
         Raises:
-            JobError: No noise reaches the ε that the job asks for, or the sampler takes more than a tenth of
-                δ (PRIVACY_INVALID).
+            JobError: No noise reaches the share that the job asks for, or the sampler takes more than a tenth
+                of δ (PRIVACY_INVALID).
         """
 
     @abstractmethod
@@ -73,6 +96,22 @@ class PrivacyPlan(ABC):
             seed: Of samples, which have nothing to hide then.
         """
 
+    def train(self, training: Training) -> Any:
+        """Train in the way that this plan needs, and return what came out.
+
+        An error that depends on the site's data would leave without noise: then nothing was trained, and the
+        update is one of zeros.
+
+        Raises:
+            HistoflareError: Training failed, and that tells nothing of the data.
+        """
+        try:
+            return training.plainly()
+        except (HistoflareError, OSError) as error:
+            if not training.tells_of_data(error):
+                raise
+            return training.not_at_all(error)
+
     def release(self, tensors: Mapping[str, Tensor], noise: NoiseSource) -> dict[str, Tensor]:
         """Return what leaves in place of ``tensors``: the same names, shapes and dtypes."""
         return dict(tensors)
@@ -87,19 +126,32 @@ class PrivacyPlan(ABC):
             return SecureNoise()
         return SeededNoise(derive_seed(self.noise_seed, "noise", *parts))
 
-    def check_strategy(self, strategy: Any) -> None:
+    def check_job(self, strategy: Any, task: Any, transport: Any) -> None:
+        """Raise :class:`JobError` if a job's parts do not fit this plan: :meth:`check_task`, then
+        :meth:`check_strategy`."""
+        self.check_task(task)
+        self.check_strategy(strategy, transport)
+
+    def check_strategy(self, strategy: Any, transport: Any) -> None:
         """Raise :class:`JobError` if the guarantee does not hold with how the sites work together.
 
-        It is decided by what the strategy declares (``rounds.strategy.Strategy``); one that does not declare
-        it is refused.
+        It is decided by what the two declare (``rounds.strategy.Strategy``, ``rounds.transport.Transport``);
+        one that does not declare it is refused (PRIVACY_INVALID).
+
+        Args:
+            strategy: How the sites work together. transport: How an update travels.
         """
-        for name, kind in (("linear", bool), ("keeps", tuple), ("equal_weights", bool), ("transfer", str)):
-            if not isinstance(getattr(strategy, name, None), kind):
-                raise JobError(
-                    f"The strategy {getattr(strategy, 'name', strategy)} does not declare {name}; without it "
-                    "no privacy plan can be checked. See histoflare.rounds.strategy.Strategy.",
-                    reason="PRIVACY_INVALID",
-                )
+        for part, asked in (
+            (strategy, {"linear": bool, "keeps": tuple, "equal_weights": bool, "sees_data": bool}),
+            (transport, {"readable": bool, "exact": bool}),
+        ):
+            for name, kind in asked.items():
+                if not isinstance(getattr(part, name, None), kind):
+                    raise JobError(
+                        f"{getattr(part, 'name', part)} does not declare {name}; without it no privacy plan "
+                        "can be checked. See histoflare.rounds.strategy and histoflare.rounds.transport.",
+                        reason="PRIVACY_INVALID",
+                    )
 
     def check_task(self, task: Any) -> None:  # noqa: B027 (most plans take any)
         """Raise :class:`JobError` if a task cannot be trained under this plan."""
@@ -134,6 +186,10 @@ class Open(PrivacyPlan):
         """Return an event without noise: ε = ∞."""
         return Spend(noise_multiplier=0.0)
 
+    def train(self, training: Training) -> Any:
+        """Train as the task has it; every error is told."""
+        return training.plainly()
+
     def without_noise(self, seed: int) -> Self:
         """Return the plan itself."""
         return self
@@ -144,23 +200,26 @@ class Open(PrivacyPlan):
 
 
 @dataclass(frozen=True)
-class _Noisy(PrivacyPlan):
+class Noisy(PrivacyPlan):
     """What the plans with noise have in common: how the job states it.
 
     Attributes:
         clip_norm: C, the L2 norm to which each contribution is clipped; above 0.
-        delta: δ of the job's ε.
-        noise_multiplier: z; the noise has standard deviation z·C. Or
-        target_epsilon: The ε at ``delta`` that the whole job may cost a patient; each site then takes the
-            least noise with which the job fits an empty budget of this ε (``privacy.budget``).
+        delta: δ of the budget.
+        budget_epsilon: ε at ``delta`` of the budget that a patient has for all jobs together, in which this
+            one is counted (``privacy.budget``): what the sites' policies grant.
+        budget_share: Which part of that budget's allowance the whole job takes, in (0, 1]; each site then
+            takes the least noise with which it does. Shares of jobs add up; their ε do not. Or
+        noise_multiplier: z; the noise has standard deviation z·C.
         published_epsilon: What the source of these settings claims, to be shown beside the true figure.
         noise_seed: See :class:`PrivacyPlan`.
     """
 
     clip_norm: float = 1.0
     delta: float = 1e-5
+    budget_epsilon: float = 8.0
+    budget_share: float | None = None
     noise_multiplier: float | None = None
-    target_epsilon: float | None = None
     published_epsilon: float | None = None
     noise_seed: int | None = None
 
@@ -180,8 +239,8 @@ class _Noisy(PrivacyPlan):
             )
         if not (_above_zero(self.delta) and self.delta <= MOST_DELTA):
             problems.append(f"privacy.delta: a number above 0 and at most {MOST_DELTA}, not {self.delta!r}")
-        if (self.noise_multiplier is None) == (self.target_epsilon is None):
-            problems.append("privacy: give noise_multiplier or target_epsilon, one of them")
+        if (self.noise_multiplier is None) == (self.budget_share is None):
+            problems.append("privacy: give budget_share or noise_multiplier, one of them")
         if self.noise_multiplier is not None and not (
             self.noise_multiplier == 0
             or (_above_zero(self.noise_multiplier) and self.noise_multiplier <= LARGEST_NOISE)
@@ -190,8 +249,10 @@ class _Noisy(PrivacyPlan):
                 f"privacy.noise_multiplier: at least 0, at most {LARGEST_NOISE:g}, not "
                 f"{self.noise_multiplier!r}"
             )
-        if self.target_epsilon is not None and not _above_zero(self.target_epsilon):
-            problems.append(f"privacy.target_epsilon: a number above 0, not {self.target_epsilon!r}")
+        if not _above_zero(self.budget_epsilon):
+            problems.append(f"privacy.budget_epsilon: a number above 0, not {self.budget_epsilon!r}")
+        if self.budget_share is not None and not (_above_zero(self.budget_share) and self.budget_share <= 1):
+            problems.append(f"privacy.budget_share: above 0 and at most 1, not {self.budget_share!r}")
         if self.published_epsilon is not None and not _above_zero(self.published_epsilon):
             problems.append(f"privacy.published_epsilon: a number above 0, not {self.published_epsilon!r}")
         if self.noise_seed is not None and type(self.noise_seed) is not int:
@@ -200,7 +261,7 @@ class _Noisy(PrivacyPlan):
 
     def numbers(self, rounds: int, weights: int) -> int:
         """Return one for each weight in each step; where records are drawn, one for each of them too."""
-        like = replace(self, noise_multiplier=1.0, target_epsilon=None).spend()
+        like = replace(self, noise_multiplier=1.0, budget_share=None).spend()
         return (weights + (MOST_RECORDS if like.sample_rate < 1 else 0)) * like.steps * rounds
 
     def check_task(self, task: Any) -> None:
@@ -212,22 +273,29 @@ class _Noisy(PrivacyPlan):
             )
 
     def settled(self, rounds: int, weights: int) -> Self:
-        """Return the plan with ``noise_multiplier`` in place of ``target_epsilon``."""
-        if self.target_epsilon is None:
+        """Return the plan with ``noise_multiplier`` in place of ``budget_share``."""
+        if self.budget_share is None:
             return self
+
+        like = replace(self, noise_multiplier=1.0, budget_share=None).spend()
+        budget = self.budget().without_sampler(self.numbers(rounds, weights))
+        least = budget.calibrate(like.sample_rate, like.steps * rounds, self.budget_share)
+        # A spend's noise is in units of the sensitivity; the plan's in units of clip_norm.
+        return replace(self, noise_multiplier=least / like.noise_multiplier, budget_share=None)
+
+    def budget(self) -> Budget:
+        """Return the budget in which the job is counted.
+
+        Raises:
+            JobError: It allows nothing at all (PRIVACY_INVALID).
+        """
         from histoflare.privacy.budget import Budget  # scipy's optimizers take their time
 
-        like = replace(self, noise_multiplier=1.0, target_epsilon=None).spend()
-        budget = Budget(self.target_epsilon, self.delta).without_sampler(self.numbers(rounds, weights))
-        least = budget.calibrate(like.sample_rate, like.steps * rounds)
-        # A spend's noise is in units of the sensitivity; the plan's in units of clip_norm.
-        return replace(self, noise_multiplier=least / like.noise_multiplier, target_epsilon=None)
+        return Budget(self.budget_epsilon, self.delta)
 
     def without_noise(self, seed: int) -> Self:
         """Return the plan with its clip and its steps, and with noise 0."""
-        return replace(
-            self, noise_multiplier=0.0, target_epsilon=None, published_epsilon=None, noise_seed=seed
-        )
+        return replace(self, noise_multiplier=0.0, budget_share=None, published_epsilon=None, noise_seed=seed)
 
     def _settled_noise(self) -> float:
         if self.noise_multiplier is None:
@@ -236,7 +304,7 @@ class _Noisy(PrivacyPlan):
 
 
 @dataclass(frozen=True)
-class DpSgd(_Noisy):
+class DpSgd(Noisy):
     """Differentially private SGD in the trainer (Abadi et al. 2016; Adnan et al. 2022).
 
     Each step draws every record with probability ``sample_rate``, clips the gradient of each drawn one to
@@ -291,14 +359,24 @@ class DpSgd(_Noisy):
         if not hasattr(task, "record_losses"):
             raise JobError(
                 "This task has no loss of one patient alone, which DP-SGD needs. Segmentation is protected "
-                "by noise on the update (jobs/dhunet_feddp).",
+                "by noise on the update (dhunet_feddp).",
                 reason="MODEL_NOT_PRIVATE",
             )
         super().check_task(task)
 
-    def check_strategy(self, strategy: Any) -> None:
-        """Every step must start from what was released: nothing may stay at the site from round to round."""
-        super().check_strategy(strategy)
+    def train(self, training: Training) -> Any:
+        """Train with the gradient of each record by itself, clipped and noised."""
+        return training.by_record(self)
+
+    def check_strategy(self, strategy: Any, transport: Any) -> None:
+        """Every step must see the data through its own noise alone, and start from what was released."""
+        super().check_strategy(strategy, transport)
+        if strategy.sees_data:
+            raise JobError(
+                f"The strategy {strategy.name} looks at training data beside the loss, and DP-SGD protects "
+                "the loss of each record alone: choose another strategy.",
+                reason="PRIVACY_INVALID",
+            )
         if strategy.keeps:
             raise JobError(
                 f"Under DP-SGD a site keeps nothing of its own, but this strategy keeps "
@@ -328,7 +406,7 @@ class DpSgd(_Noisy):
 
 
 @dataclass(frozen=True)
-class UpdateNoise(_Noisy):
+class UpdateNoise(Noisy):
     """Clip and noise of the update as a whole (FedDP, Pan et al. 2024).
 
     The update (all floating-point tensors that leave, as one vector) is clipped to the L2 norm ``clip_norm``,
@@ -395,9 +473,9 @@ class UpdateNoise(_Noisy):
             )
         return given
 
-    def check_strategy(self, strategy: Any) -> None:
+    def check_strategy(self, strategy: Any, transport: Any) -> None:
         """Noise in a sum is noise in each update only if the sum is all that is used, with equal weights."""
-        super().check_strategy(strategy)
+        super().check_strategy(strategy, transport)
         if self.noise_location != "server":
             return
         if not (strategy.linear and strategy.equal_weights):
@@ -406,9 +484,10 @@ class UpdateNoise(_Noisy):
                 "them in no other way (linear), with equal weights (fedavg with weighting = uniform).",
                 reason="PRIVACY_INVALID",
             )
-        if strategy.transfer != "float32":
+        if not transport.exact:
             raise JobError(
-                "Half precision comes after the noise, which the server adds here: transfer must be float32.",
+                f"The transport {transport.name} rounds what it carries, which has to follow the noise, and "
+                "here the server adds that: use transport float32.",
                 reason="PRIVACY_INVALID",
             )
 
@@ -422,9 +501,12 @@ class UpdateNoise(_Noisy):
         return f"Update noise: the whole update, clipped to {self.clip_norm:g}, {_stated(self)}, {where}."
 
 
-def _stated(plan: _Noisy) -> str:
+def _stated(plan: Noisy) -> str:
     if plan.noise_multiplier is None:
-        return f"noise for ε = {plan.target_epsilon:g} at δ = {plan.delta:g}"
+        return (
+            f"noise with which the job takes {plan.budget_share:.4g} of a budget of ε = "
+            f"{plan.budget_epsilon:g} at δ = {plan.delta:g}"
+        )
     return f"noise multiplier {plan.noise_multiplier:.4g}"
 
 

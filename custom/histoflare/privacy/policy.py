@@ -17,6 +17,7 @@ from typing import Any
 
 from histoflare.errors import JobError
 from histoflare.privacy.budget import Budget
+from histoflare.shipped import PROVISIONING
 
 MECHANISMS = ("open", "dp-sgd", "update-noise", "server-noise")
 """``open``: updates leave as they were trained: no clipping, no noise, nothing booked, ε = ∞. The others are
@@ -41,6 +42,7 @@ class Protection:
     Attributes:
         epsilon, delta: The budget of each patient, over all jobs together: ε at δ.
         evaluations: How many evaluations over a patient may leave, over all jobs; 0: none.
+        job_share: The largest part of the budget's allowance that one job may take, in (0, 1].
         records: What DP-SGD may clip: ``"patient"``, or also ``"slide"``.
         seeded_noise: Whether a job may make its noise repeatable. That voids every guarantee: for research on
             data that may be shared anyway.
@@ -51,6 +53,7 @@ class Protection:
     evaluations: int
     records: tuple[str, ...] = ("patient",)
     seeded_noise: bool = False
+    job_share: float = 1.0
 
     def budget(self) -> Budget:
         """Return each patient's budget; :class:`JobError` (PRIVACY_INVALID) if it allows nothing at all."""
@@ -91,7 +94,7 @@ class Policy:
         }
 
 
-POLICIES = Path(__file__).parent / "policies"
+POLICIES = PROVISIONING / "policies"
 """The policies that come with this package, one ``<scope>.toml`` each; a kit gets a copy of its own."""
 
 
@@ -185,6 +188,9 @@ def _protection_problems(content: Mapping[str, Any]) -> list[str]:
         problems.append(f"protection.epsilon: a number above 0, not {epsilon!r}")
     if not (_is_number(delta) and 0 < delta <= MAX_DELTA):
         problems.append(f"protection.delta: a number above 0 and at most {MAX_DELTA}, not {delta!r}")
+    share = protection.get("job_share", 1.0)
+    if not (_is_number(share) and 0 < share <= 1):
+        problems.append(f"protection.job_share: a number above 0 and at most 1, not {share!r}")
     evaluations = protection.get("evaluations", 0)
     if type(evaluations) is not int or evaluations < 0:
         problems.append(f"protection.evaluations: a whole number of at least 0, not {evaluations!r}")

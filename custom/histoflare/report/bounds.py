@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from histoflare.privacy.plan import Open
+from histoflare.privacy.plan import Noisy
 from histoflare.report.charts import MODELS, UNPROTECTED
 from histoflare.report.guarantee import state_epsilon
 from histoflare.report.guarantee_words import say_epsilon
@@ -19,8 +19,8 @@ def state_bounds(courses: Courses, unprotected: Courses | None, batch_size: int 
     """Return model → what it was trained with, as plain JSON.
 
     ``steps`` are optimizer steps of all rounds, ``[least, most]`` of the sites for local models; the
-    federation takes those of ``pooled``. ``epsilon`` is what a patient spends by Rényi DP, the most of any
-    site's for local models. ``batch_size`` is the divisor of DP-SGD, else that of the task.
+    federation takes those of ``pooled``. ``epsilon`` is what a patient spends of the job's budget, the most
+    of any site's for local models. ``batch_size`` is the divisor of DP-SGD, else that of the task.
 
     Args:
         courses, unprotected: See :mod:`histoflare.rounds.bounds`; None where nothing protects anyway.
@@ -53,14 +53,12 @@ def _state(courses: Sequence[Course], batch_size: int | None) -> dict[str, Any]:
 
 
 def _spent(course: Course) -> float:
-    """Return the ε of a course by Rényi DP."""
-    if isinstance(course.plan, Open) or not course.plan.to_json().get("noise_multiplier"):
+    """Return the ε of a course by the filter of the job's budget."""
+    plan = course.plan
+    if not isinstance(plan, Noisy) or not plan.noise_multiplier:
         return float("inf")
-    from histoflare.privacy.accountant import epsilon  # its library takes its time
-
     events = Counter(course.spends)
-    delta = course.plan.to_json()["delta"]
-    return epsilon([spend.times(count) for spend, count in events.items()], delta, "rdp")
+    return plan.budget().spent(spend.times(count) for spend, count in events.items())
 
 
 def models_of(report: Mapping[str, Any]) -> tuple[str, ...]:

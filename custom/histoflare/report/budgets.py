@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from histoflare.privacy.plan import PrivacyPlan
+from histoflare.privacy.plan import Noisy, PrivacyPlan
 from histoflare.report.consortium import flatten_metrics
 from histoflare.report.figures import CLASSIFICATION, KINDS
 from histoflare.report.guarantee import state_epsilon
@@ -24,10 +24,10 @@ def budget_entry(
 ) -> dict[str, Any]:
     """Return one point of accuracy against ε, as plain JSON.
 
-    ``epsilon`` is what a patient of a site that takes part in every round spends, by Rényi DP. The figures
-    are those on the test patients of all sites. ``site_mean`` and ``local_mean`` are the mean over the
-    sites of the kind's main figure, each site on its own test patients: of the federated model, and of the
-    sites' own without noise.
+    ``epsilon`` is what a patient of a site that takes part in every round spends of the plan's budget. The
+    figures are those on the test patients of all sites. ``site_mean`` and ``local_mean`` are the mean over
+    the sites of the kind's main figure, each site on its own test patients: of the federated model, and of
+    the sites' own without noise.
 
     Args:
         plan: Settled.
@@ -39,12 +39,10 @@ def budget_entry(
     Raises:
         JobError: The plan's event cannot be accounted (PRIVACY_INVALID).
     """
-    from histoflare.privacy.accountant import epsilon  # its library takes its time
-
     kind = KINDS[data]
     settings = plan.to_json()
     delta = settings.get("delta")
-    spent = float("inf") if delta is None else epsilon([plan.spend().times(rounds)], delta, "rdp")
+    spent = plan.budget().spent([plan.spend().times(rounds)]) if isinstance(plan, Noisy) else math.inf
     federated = flatten_metrics(comparison.federated) or dict.fromkeys(kind.names)
     federated.pop("subgroups", None)
     return {

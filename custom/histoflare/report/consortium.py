@@ -15,17 +15,11 @@ from histoflare.report.charts import MODELS, UNPROTECTED
 from histoflare.report.figures import CLASSIFICATION, Kind, kind_of
 from histoflare.report.guarantee import build_guarantee
 from histoflare.report.headline import closing_words
-from histoflare.report.participation import site_rounds
+from histoflare.report.participation import finished_rounds, say_rounds, site_rounds
+from histoflare.report.report_file import FORMAT
 from histoflare.report.site_names import SiteNames
 from histoflare.rounds.comparison import Comparison
 from histoflare.rounds.evaluation import Metrics
-
-NEEDED = frozenset(
-    {"job", "runtime", "strategy", "task", "encoder", "seed", "rounds", "privacy", "participation", "sites"}
-    | {"federated", "pooled", "local_on_all_sites", "external", "external_other_models", "seconds"}
-    | {"model_sha256", "guarantee", "accuracy_against_epsilon"}
-)
-"""Keys that every report has. ``encoder`` is the task's encoder, or its network where it has none."""
 
 PHASES = ("training", "waiting", "idle")
 """Of a site in a round: its task sent until its reply; until the last reply; the rest of the round."""
@@ -90,7 +84,8 @@ def build_report(facts: RunFacts, comparison: Comparison) -> dict[str, Any]:
     """Return the report as plain JSON.
 
     Each set of figures has those of ``report.figures.kind_of(report).names`` (a number, or null where it
-    does not exist), each with ``<figure>_ci95`` (low, high: bootstrap over patients) or ``<figure>_reason``.
+    does not exist), each with ``<figure>_ci95`` (low, high: bootstrap over patients, see
+    :mod:`histoflare.rounds.evaluation`; or null, and ``<figure>_no_interval`` why) or ``<figure>_reason``.
     Sites appear under their pseudonyms, wherever their name stands. ``guarantee`` is what
     :func:`histoflare.report.guarantee.build_guarantee` returns.
     """
@@ -127,6 +122,7 @@ def build_report(facts: RunFacts, comparison: Comparison) -> dict[str, Any]:
         numbers=facts.numbers,
     )
     return {
+        "format": FORMAT,
         "job": facts.job,
         "runtime": facts.runtime,
         "strategy": names.apply_each(facts.strategy),
@@ -194,6 +190,8 @@ def _row(index: int, row: Sequence[str] | Mapping[str, Any], runtime: str) -> di
         "given_up",
         "validation",
         "stopped",
+        "rejected",
+        "contribution",
     )
     known = {name: row[name] for name in optional if name in row}
     return {
@@ -241,9 +239,7 @@ def results_table(report: Mapping[str, Any]) -> Table:
     Below it stand the bounds without noise, beside a protected run.
     """
     kind, models = kind_of(report), MODELS
-    table = Table(
-        title=f"{report['job']}: {report['rounds']} rounds, {report['runtime']}, seed {report['seed']}"
-    )
+    table = Table(title=f"{report['job']}: {say_rounds(report)}, {report['runtime']}, seed {report['seed']}")
     table.add_column("cohort")
     table.add_column(_sizes_heading(kind), justify="right")
     for model in models:
@@ -321,7 +317,7 @@ def say_missing(report: Mapping[str, Any]) -> list[str]:
 def _rounds(report: Mapping[str, Any]) -> str:
     """Return who took part how often: a run over some of the sites is never shown as one over all."""
     taken = {name: site["rounds_taken_part"] for name, site in report["sites"].items()}
-    if set(taken.values()) == {report["rounds"]}:
+    if set(taken.values()) == {finished_rounds(report)}:
         return "Every site took part in every round."
     return "Rounds taken part: " + ", ".join(f"{name} {rounds}" for name, rounds in taken.items()) + "."
 
@@ -337,6 +333,8 @@ def flatten_metrics(metrics: Metrics | None) -> dict[str, Any] | None:
             flat[f"{name}_reason"] = figure.reason
         else:
             flat[f"{name}_ci95"] = None if figure.low is None else [figure.low, figure.high]
+            if figure.no_interval is not None:
+                flat[f"{name}_no_interval"] = figure.no_interval
     groups = metrics.to_json().get("subgroups")
     return flat | ({"subgroups": groups} if groups else {})
 

@@ -1,9 +1,11 @@
 """What a run guaranteed to each patient: ε derived from the events of the rounds, never stored beforehand.
 
 A site's gate stamps each update with what one patient spent in it (``privacy.spend.Spend``); where nobody
-stamps, in one process, it is the plan's event. The events are counted, site by site and round by round, and
-two accountants say what they come to: Rényi DP (``rdp``), in which budgets are kept, and a tighter one:
-privacy loss distributions (``pld``), or the exact Gaussian curve (``gaussian``) where nothing is sampled.
+stamps, in one process, it is the plan's event. The events are counted, site by site and round by round. What
+they come to is one figure, that of the budget's filter (``filter``): a site's ledger has the same one, where
+the site's budget is the job's. For those who want to know more two accountants stand beside it, for events
+that were fixed beforehand: Rényi DP at its best order (``rdp``), and privacy loss distributions (``pld``), or
+the exact Gaussian curve (``gaussian``) where nothing is sampled.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from histoflare.errors import JobError
+from histoflare.privacy.budget import Budget
 from histoflare.privacy.sampler import sampler_delta
 from histoflare.privacy.spend import ADD_OR_REMOVE_ONE, UNIT, Spend
 from histoflare.report.guarantee_words import say_published
@@ -23,8 +26,6 @@ from histoflare.report.participation import SiteRounds, update_left
 Events = Counter[Spend]
 
 UNPROTECTED = Spend(noise_multiplier=0.0)
-TIGHT_FIGURES = 10
-"""About so many rounds of a site get the tighter figure too: it takes seconds, and Rényi DP milliseconds."""
 
 
 def state_epsilon(value: float) -> dict[str, Any]:
@@ -45,8 +46,9 @@ def build_guarantee(
 ) -> dict[str, Any]:
     """Return what a run guaranteed, as plain JSON.
 
-    ``epsilon`` is the bottom line: the most that any site's patient spent, by Rényi DP; infinite where
-    nothing protects or the noise can be repeated. ``against_server`` is the same for the server itself.
+    ``epsilon`` is the bottom line: the most that any site's patient spent of the ``budget``, by its filter;
+    infinite where nothing protects or the noise can be repeated. ``against_server`` is the same for the
+    server itself.
 
     Args:
         mechanism: What protected the updates; ``"open"``: nothing, and all else is left out.
@@ -55,7 +57,7 @@ def build_guarantee(
         rows: The report's rows of ``participation``.
         sites: What each site did in them.
         evaluations: How many sites let figures of the last model out.
-        numbers: See ``RunFacts``; ``sampler_delta``, of all rounds at their ε by Rényi DP, follows from it.
+        numbers: See ``RunFacts``; ``sampler_delta``, of all rounds at their ε, follows from it.
 
     Raises:
         JobError: A mechanism without its plan (PRIVACY_INVALID).
@@ -70,15 +72,16 @@ def build_guarantee(
     events = {each.site: _events(rows, each, own) for each in sites}
     seeded = {each.site: _seeded(rows, each, plan) for each in sites}
     used = [own, *(event for per_round in events.values() for event in per_round if event)]
-    accounts = _Accounts(plan["delta"], "gaussian" if all(e.sample_rate == 1 for e in used) else "pld")
+    budget = Budget(plan["budget_epsilon"], plan["delta"])
+    accounts = _Accounts(budget, "gaussian" if all(e.sample_rate == 1 for e in used) else "pld")
     per_site = {
         site: _site(per_round, [row["round"] for row in rows], accounts) | {"seeded_noise": seeded[site]}
         for site, per_round in events.items()
     }
-    reserved = accounts.both(Counter({own: rounds}))
+    reserved = accounts.all(Counter({own: rounds}))
     federation = {name: _most(per_site.values(), name) for name in accounts.names}
     void = any(seeded.values()) or plan.get("noise_seed") is not None
-    bottom = state_epsilon(math.inf) if void else dict(federation["rdp"])
+    bottom = state_epsilon(math.inf) if void else dict(federation["filter"])
     trusted = plan.get("noise_location") == "server"
     return {
         "mechanism": mechanism,
@@ -87,7 +90,8 @@ def build_guarantee(
         "unit": UNIT,
         "neighbouring_relation": ADD_OR_REMOVE_ONE,
         "delta": plan["delta"],
-        "sampler_delta": None if numbers is None else _sampler_delta(reserved["rdp"], numbers),
+        "budget": _state_budget(budget, budget.cost(own.times(rounds))),
+        "sampler_delta": None if numbers is None else _sampler_delta(reserved["filter"], numbers),
         "accountants": list(accounts.names),
         "seeded_noise": void,
         "noise_location": plan.get("noise_location", "client"),
@@ -108,6 +112,18 @@ def build_guarantee(
     }
 
 
+def _state_budget(budget: Budget, cost: float) -> dict[str, Any]:
+    """Return the budget, and how many more jobs like this one (``further``; None: any number) fit in it."""
+    share = budget.share_of(cost)
+    return {
+        "epsilon": budget.epsilon,
+        "delta": budget.delta,
+        "order": budget.order,
+        "share": share if math.isfinite(share) else None,
+        "further": budget.room_for(cost, cost),
+    }
+
+
 def _sampler_delta(reserved: Mapping[str, Any], numbers: int) -> float:
     return sampler_delta(math.inf if reserved["epsilon_is_infinite"] else reserved["epsilon"], numbers)
 
@@ -116,13 +132,13 @@ def _sampler_delta(reserved: Mapping[str, Any], numbers: int) -> float:
 class _Accounts:
     """ε of counted events; equal ones are computed once, whichever site they are of."""
 
-    delta: float
+    budget: Budget
     tight: str
     known: dict[tuple[str, frozenset[tuple[Spend, int]]], dict[str, Any]] = field(default_factory=dict)
 
     @property
-    def names(self) -> tuple[str, str]:
-        return ("rdp", self.tight)
+    def names(self) -> tuple[str, str, str]:
+        return ("filter", "rdp", self.tight)
 
     def figure(self, accountant: str, events: Events) -> dict[str, Any]:
         """Return ε by one accountant."""
@@ -131,10 +147,13 @@ class _Accounts:
         key = (accountant, frozenset(events.items()))
         if key not in self.known:
             spends = [spend.times(count) for spend, count in events.items()]
-            self.known[key] = state_epsilon(epsilon(spends, self.delta, accountant))
+            by_filter = accountant == "filter"
+            self.known[key] = state_epsilon(
+                self.budget.spent(spends) if by_filter else epsilon(spends, self.budget.delta, accountant)
+            )
         return dict(self.known[key])
 
-    def both(self, events: Events) -> dict[str, Any]:
+    def all(self, events: Events) -> dict[str, Any]:
         return {name: self.figure(name, events) for name in self.names}
 
 
@@ -160,22 +179,18 @@ def _seeded(rows: Sequence[Mapping[str, Any]], site: SiteRounds, plan: Mapping[s
 def _site(per_round: Sequence[Spend | None], numbers: Sequence[int], accounts: _Accounts) -> dict[str, Any]:
     """Return a site's figures after each round and after the last.
 
-    The tighter figure stands at every so many events (the same for all sites, which then share it) and at the
-    last of them.
+    The figures of the other accountants stand after the last of them only.
     """
     total = sum(event is not None for event in per_round)
-    stride = max(1, math.ceil(len(per_round) / TIGHT_FIGURES))
     events: Events = Counter()
     after = []
     for number, event in zip(numbers, per_round, strict=True):
         if event is not None:
             events[event] += 1
         count = events.total()
-        row = {"round": number, "updates": count, "rdp": accounts.figure("rdp", events)}
-        if event is not None and (count % stride == 0 or count == total):
-            row[accounts.tight] = accounts.figure(accounts.tight, events)
+        row = {"round": number, "updates": count, "filter": accounts.figure("filter", events)}
         after.append(row)
-    return {"updates": total, **accounts.both(events), "after_round": after}
+    return {"updates": total, **accounts.all(events), "after_round": after}
 
 
 def _most(sites: Iterable[Mapping[str, Any]], accountant: str) -> dict[str, Any]:

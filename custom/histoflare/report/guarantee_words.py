@@ -1,10 +1,12 @@
-"""A guarantee in sentences. An ε is rounded up, for it is a bound: what is written is true too."""
+"""A guarantee in sentences: one figure, the budget's; other ways to count stand apart."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from decimal import ROUND_CEILING, Decimal
 from typing import Any
+
+from histoflare.privacy import words
 
 WEAK_EPSILON = 10.0
 WEAK = "An ε above 10 promises little, if anything."
@@ -14,23 +16,8 @@ ACCOUNTANTS = {"rdp": "RDP", "pld": "PLD", "gaussian": "exact Gaussian"}
 
 
 def say_epsilon(figure: Mapping[str, Any]) -> str:
-    """Return ε with three digits (whole numbers from 1000 on), rounded up; or ``∞``."""
-    value = figure["epsilon"]
-    if value is None:
-        return "∞"
-    if value == 0:
-        return "0"
-    # The last bits of a float are no reason to write 8.000000000000002 as 8.01.
-    exact = Decimal(value) * (1 - Decimal("1e-9"))
-    for _ in range(2):  # 0.9999 becomes 1.000, and then 1.00
-        exact = exact.quantize(Decimal(1).scaleb(min(0, exact.adjusted() - 2)), rounding=ROUND_CEILING)
-    return f"{exact:,f}".replace(",", "\u202f")
-
-
-def say_delta(delta: float) -> str:
-    """Return δ as short as it can be said: ``1e-5``."""
-    digits, _, power = f"{delta:g}".partition("e")
-    return f"{digits}e{int(power)}" if power else digits
+    """Return an ε of a report as ``privacy.words`` writes it."""
+    return words.say_epsilon(figure["epsilon"])
 
 
 def say_sampler(guarantee: Mapping[str, Any]) -> str:
@@ -52,16 +39,46 @@ def say_guarantee(guarantee: Mapping[str, Any]) -> str:
             "There is no guarantee: the noise was drawn from a known seed and can be taken off again. ε = ∞; "
             "the figures are those of the same noise from a source that nobody can repeat."
         )
-    federation = guarantee["federation"]
-    tight = guarantee["accountants"][1]
-    figures = f"ε = {say_epsilon(federation['rdp'])} at δ = {say_delta(guarantee['delta'])}"
-    figures += f" (RDP; {say_epsilon(federation[tight])} by {ACCOUNTANTS[tight]})"
+    federation, budget = guarantee["federation"]["filter"], guarantee["budget"]
+    figures = f"ε = {words.say_cost(federation['epsilon'], budget['epsilon'])}"
     if guarantee["epsilon_is_infinite"]:
         return f"{figures}: nothing protects the updates."
-    sentence = f"For each {guarantee['unit']} {figures}, {guarantee['neighbouring_relation']}"
+    delta = words.say_delta(guarantee["delta"])
+    sentence = (
+        f"This job spends {figures} for each {guarantee['unit']}, at δ = {delta}; {say_room(guarantee)}"
+    )
     if guarantee["against_server"]["epsilon_is_infinite"]:
-        sentence += ", against whoever sees the combined models only. Against the server ε = ∞"
+        sentence += ". That is against whoever sees the combined models only; against the server ε = ∞"
     return f"{sentence}. {WEAK}" if guarantee["epsilon"] > WEAK_EPSILON else f"{sentence}."
+
+
+def say_room(guarantee: Mapping[str, Any]) -> str:
+    """Return how many more jobs like this one a patient's budget holds, if nothing else was spent of it."""
+    share, further = guarantee["budget"]["share"], guarantee["budget"]["further"]
+    said = words.say_further(further, math.inf if share is None else share)
+    return said if further == 0 else f"{said} where nothing else was spent"
+
+
+def say_how(guarantee: Mapping[str, Any]) -> list[str]:
+    """Return how the figure was computed, and what other ways of counting say: for whoever wants to know."""
+    federation, budget = guarantee["federation"], guarantee["budget"]
+    tight = guarantee["accountants"][-1]
+    found = [
+        f"ε is that of a Rényi filter for a budget of ε = {budget['epsilon']:g} at δ = "
+        f"{words.say_delta(budget['delta'])}, which counts at the one order {budget['order']:g} and holds "
+        "whatever jobs are chosen after seeing results (Feldman & Zrnic 2021). A site's ledger counts in its "
+        "own budget: where the site has narrowed that, its figure is another one.",
+        f"It holds for each {guarantee['unit']}, {guarantee['neighbouring_relation']}. The same "
+        f"events, had they been fixed before: ε = {say_epsilon(federation['rdp'])} by RDP at its "
+        f"best order, {say_epsilon(federation[tight])} by {ACCOUNTANTS[tight]}. Nothing is admitted by "
+        "these.",
+    ]
+    if budget["share"] is not None:
+        found.append(
+            f"The job reserved {words.say_share(budget['share'])} of the budget. Shares of jobs add up; "
+            "ε does not: the first job of all costs most of it."
+        )
+    return found
 
 
 def say_title(guarantee: Mapping[str, Any]) -> str:
@@ -72,8 +89,8 @@ def say_title(guarantee: Mapping[str, Any]) -> str:
         return "Privacy: void, for the noise can be repeated (ε = ∞)"
     if guarantee["epsilon_is_infinite"]:
         return "Privacy: none (ε = ∞)"
-    delta = say_delta(guarantee["delta"])
-    return f"Privacy: ε = {say_epsilon(guarantee)} for each {guarantee['unit']} at δ = {delta}"
+    spent = words.say_cost(guarantee["epsilon"], guarantee["budget"]["epsilon"])
+    return f"Privacy: spends ε = {spent} at δ = {words.say_delta(guarantee['delta'])}"
 
 
 def say_site(guarantee: Mapping[str, Any], site: str) -> str:
@@ -81,11 +98,10 @@ def say_site(guarantee: Mapping[str, Any], site: str) -> str:
     spent = guarantee.get("sites", {}).get(site)
     if spent is None:
         return ""
-    tight = guarantee["accountants"][1]
-    void = "; void" if guarantee["seeded_noise"] else ""
+    void = " (void)" if guarantee["seeded_noise"] else ""
+    cost = words.say_cost(spent["filter"]["epsilon"], guarantee["budget"]["epsilon"])
     return (
-        f"In this run a patient of this site spent ε = {say_epsilon(spent['rdp'])} (RDP; "
-        f"{say_epsilon(spent[tight])} by {ACCOUNTANTS[tight]}{void}) in {spent['updates']} updates; the "
+        f"In this run a patient of this site spent ε = {cost}{void} in {spent['updates']} updates; the "
         "site's ledger has what was spent in all."
     )
 
@@ -93,17 +109,21 @@ def say_site(guarantee: Mapping[str, Any], site: str) -> str:
 def say_published(
     published: float | None, reserved: Mapping[str, Any], rounds: int, delta: float
 ) -> str | None:
-    """Return what to say of the source's ε beside the true one of all rounds; None if they agree."""
+    """Return what to say of the source's ε beside the true one of all rounds; None if RDP's agrees.
+
+    Sources state ε by RDP, of events fixed beforehand, to two decimals.
+    """
     if published is None:
         return None
-    true = say_epsilon(reserved["rdp"])
-    if say_epsilon({"epsilon": published}) == true:
+    rdp = reserved["rdp"]["epsilon"]
+    if rdp is not None and abs(rdp - published) < 0.005:
         return None
-    tight = next(name for name in reserved if name != "rdp")
+    true, tight = say_epsilon(reserved["filter"]), list(reserved)[-1]
     return (
         f"The source of these settings states ε = {published:g}; what a patient of a site spends over all "
-        f"{rounds} rounds, at δ = {say_delta(delta)}, is ε = {true} (RDP; {say_epsilon(reserved[tight])} by "
-        f"{ACCOUNTANTS[tight]})."
+        f"{rounds} rounds, at δ = {words.say_delta(delta)}, is ε = {true} ("
+        f"{say_epsilon(reserved['rdp'])} by RDP at its best order, as such figures are mostly stated; "
+        f"{say_epsilon(reserved[tight])} by {ACCOUNTANTS[tight]})."
     )
 
 
@@ -115,9 +135,12 @@ def say_not_covered(guarantee: Mapping[str, Any]) -> str:
         parts.append(f"{number} evaluation{'' if number == 1 else 's'} of the last model at the sites")
     if number := found["metrics_of_rounds"]:
         parts.append(f"metrics that sites sent in the rounds, {number} in all")
-    parts.append(
-        "this report's own figures, those of the bounds (local, pooled) and at other budgets among them"
-    )
+    if found.get("own_figures", True):
+        parts.append(
+            "this report's own figures, those of the bounds (local, pooled) and at other budgets among them"
+        )
+    if not parts:
+        return ""
     return f"Not covered, for there is no noise in it: {'; '.join(parts)}."
 
 

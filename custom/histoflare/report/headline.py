@@ -13,12 +13,15 @@ from typing import Any
 
 from histoflare.report.bounds import say_epsilon_of
 from histoflare.report.figures import NAMES, kind_of
-from histoflare.report.guarantee_words import say_guarantee
+from histoflare.report.guarantee_words import WEAK, WEAK_EPSILON, say_guarantee, say_title
 from histoflare.report.participation import SiteRounds, finished_rounds, list_rounds, site_rounds
 from histoflare.report.reasons import explain
 
 FEW_PATIENTS = 20
 """Below this many test patients no difference between models is spoken of."""
+
+MUCH = 0.1
+"""A threshold is called off if another one's balanced accuracy is better by so much at least."""
 
 MOST_NAMES = 6
 """More sites than this are counted and not named."""
@@ -33,7 +36,7 @@ class Headline:
         verdict: One sentence: what the run shows.
         result: The figures behind it.
         cautions: What a reader must know besides: who is missing, what cannot be told from this run.
-        privacy: The run's ε in one line.
+        privacy: The run's ε in one line, with its accountants. privacy_plainly: The same without these.
     """
 
     metric: str
@@ -41,23 +44,24 @@ class Headline:
     result: str
     cautions: tuple[str, ...]
     privacy: str
+    privacy_plainly: str
 
 
 def write_headline(report: Mapping[str, Any]) -> Headline:
     """Return the result of ``report`` in words. Any figure may be missing."""
     metric = choose_metric(report)
     federated = report["federated"]
-    cautions = [*_missing_sites(report), *_late_sites(report), *_unfinished(report)]
-    privacy = _privacy(report["guarantee"])
+    cautions = say_participation(report)
+    privacy = (say_privacy(report["guarantee"]), say_privacy_plainly(report["guarantee"]))
     complete = all(each.complete for each in site_rounds(report))
     subset = "" if complete else "Not every site took part in every round it was asked in. "
     if not federated or federated[metric] is None:
         reason = (federated or {}).get(f"{metric}_reason") or "no site has test patients"
-        return Headline(metric, f"{subset}No result: {reason}.", "", tuple(cautions), privacy)
+        return Headline(metric, f"{subset}No result: {reason}.", "", tuple(cautions), *privacy)
     local = [figures for figures in report["local_on_all_sites"].values() if _known(figures, metric)]
     cautions += _limits(report, metric)
     verdict = subset + _verdict(federated, local, metric)
-    return Headline(metric, verdict, _result(report, local, metric), tuple(cautions), privacy)
+    return Headline(metric, verdict, _result(report, local, metric), tuple(cautions), *privacy)
 
 
 def closing_words(reports: Sequence[Mapping[str, Any]]) -> str:
@@ -80,6 +84,11 @@ def closing_words(reports: Sequence[Mapping[str, Any]]) -> str:
         sentence if len(seeds) == len(reports) else f"Seed {', '.join(map(str, seeds))}: {sentence}"
         for sentence, seeds in found.items()
     )
+
+
+def say_participation(report: Mapping[str, Any]) -> list[str]:
+    """Return who is missing, who was late, and whether the run ended before its last round."""
+    return [*_missing_sites(report), *_late_sites(report), *_unfinished(report)]
 
 
 def say_late(each: SiteRounds, report: Mapping[str, Any], whose: str | None = None) -> str:
@@ -133,8 +142,16 @@ def chance_of(metric: str, report: Mapping[str, Any]) -> float | None:
 def say_figure(figures: Mapping[str, Any], metric: str) -> str:
     """Return a figure with its interval in words."""
     interval = figures.get(f"{metric}_ci95")
-    between = f" (95 % interval {interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
-    return f"{figures[metric]:.3f}{between}"
+    if interval:
+        return f"{figures[metric]:.3f} (95 % interval {' to '.join(write_ends(interval))})"
+    why = figures.get(f"{metric}_no_interval")
+    return f"{figures[metric]:.3f}{f' ({why})' if why else ''}"
+
+
+def write_ends(interval: Sequence[float]) -> tuple[str, str]:
+    """Return the ends of an interval with two decimals, or with three where two would show one number."""
+    low, high = (f"{end:.2f}" for end in interval)
+    return (low, high) if low != high else (f"{interval[0]:.3f}", f"{interval[1]:.3f}")
 
 
 def mean_of(rows: Sequence[Mapping[str, Any] | None], metric: str) -> float | None:
@@ -185,7 +202,8 @@ def _verdict(federated: Mapping[str, Any], local: Sequence[Mapping[str, Any]], m
     interval = federated.get(f"{metric}_ci95")
     if federated["n_patients"] < FEW_PATIENTS or not interval:
         patients = count(federated["n_patients"], "test patient")
-        return f"With {patients} this run cannot tell which model is better."
+        why = "" if interval else f" ({federated.get(f'{metric}_no_interval') or 'no interval'})"
+        return f"With {patients} this run cannot tell which model is better{why}."
     intervals = [figures.get(f"{metric}_ci95") for figures in local]
     known = [each for each in intervals if each]
     if not known:
@@ -227,6 +245,9 @@ def _limits(report: Mapping[str, Any], metric: str) -> list[str]:
         found.append(f"The agreed figure, {NAMES[agreed]}, does not exist here: {reason}.")
     interval = federated.get(f"{metric}_ci95")
     found += _at_chance(report, metric)
+    for figures, whose in ((federated, "on the sites' test patients"), (report["external"], "externally")):
+        if said := say_threshold(figures, report["task"].get("labels", ()), whose):
+            found.append(said)
     if interval and federated["n_patients"] >= FEW_PATIENTS and pooled and pooled.get(f"{metric}_ci95"):
         other = pooled[f"{metric}_ci95"]
         place = f"all {kind_of(report).tested}s in one place"
@@ -242,7 +263,51 @@ def _limits(report: Mapping[str, Any], metric: str) -> list[str]:
     return found
 
 
-def _privacy(guarantee: Mapping[str, Any]) -> str:
+def say_threshold(figures: Mapping[str, Any] | None, labels: Sequence[str], where: str) -> str:
+    """Return what it means that the AUC is much better than the balanced accuracy; nothing if it is not.
+
+    The AUC rates how a model of two classes ranks slides, the balanced accuracy its answers, which it gives
+    at a probability of 0.5. A ranking has a threshold whose balanced accuracy on the same slides is at least
+    1 - sqrt((1 - AUC) / 2): if no threshold is above b, the ROC curve is nowhere above TPR = FPR + 2 b - 1,
+    and the area below that line is 1 - 2 (1 - b)². Where that is :data:`MUCH` above the balanced accuracy,
+    the threshold is off.
+
+    Args:
+        figures: A set of figures of the report.
+        labels: Of the task.
+        where: Whose slides they are, in words.
+    """
+    if len(labels) != 2 or not (_known(figures, "auc") and _known(figures, "balanced_accuracy")):
+        return ""
+    assert figures is not None
+    auc, balanced = float(figures["auc"]), float(figures["balanced_accuracy"])
+    best = 1 - math.sqrt(max(0.0, 1 - auc) / 2)
+    if best - balanced < MUCH:
+        return ""
+    return (
+        f"AUC {auc:.3f} and balanced accuracy {balanced:.3f} ({where}): the model ranks slides of the two "
+        f"classes well, but says {labels[1]} from a probability of 0.5 on, and that is not where they part. "
+        f"Another threshold gives a balanced accuracy of at least {best:.2f} on these slides; choose it on "
+        "patients who are not for testing."
+    )
+
+
+def say_privacy_plainly(guarantee: Mapping[str, Any]) -> str:
+    """Return a run's privacy for a reader who knows ε; accountants and noise come later on the page."""
+    if guarantee["mechanism"] == "open" or guarantee["seeded_noise"]:
+        return say_guarantee(guarantee)
+    said = f"{say_title(guarantee)}."
+    if guarantee["epsilon_is_infinite"]:
+        return f"{said} Nothing protects the updates."
+    if guarantee["against_server"]["epsilon_is_infinite"]:
+        said += " It holds against whoever sees the combined models only; against the server ε = ∞."
+    if guarantee["epsilon"] > WEAK_EPSILON:
+        said += f" {WEAK}"
+    return f"{said} It holds if {guarantee['holds_if']}." if len(guarantee["sites"]) > 1 else said
+
+
+def say_privacy(guarantee: Mapping[str, Any]) -> str:
+    """Return the run's ε in one line."""
     said = say_guarantee(guarantee)
     bounded = guarantee["mechanism"] != "open" and not guarantee["epsilon_is_infinite"]
     return f"{said} It holds if {guarantee['holds_if']}." if bounded and len(guarantee["sites"]) > 1 else said
@@ -311,7 +376,7 @@ def _missing_sites(report: Mapping[str, Any]) -> list[str]:
         if site not in never
     ]
     unknown = [each.site for each in sites if each.site not in report["sites"]]
-    if unknown:
+    if unknown and report["sites"]:
         found.append(f"Not in the figures: {', '.join(unknown)}.")
     nobody = sum(not row["taking_part"] for row in report["participation"] if row.get("finished", True))
     if nobody:
@@ -351,6 +416,7 @@ def _article(metric: str) -> str:
     return f"{'an' if NAMES[metric][0] in 'aA' else 'a'} {NAMES[metric]}"
 
 
-def count(number: int, noun: str) -> str:
-    """Return ``1 patient``, ``2 patients``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}".replace(",", "\u202f")
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """Return ``1 patient``, ``2 patients``; ``plural`` where that is no noun with an s."""
+    written = f"{number:,}".replace(",", "\u202f")
+    return f"{written} {noun if number == 1 else plural or noun + 's'}"

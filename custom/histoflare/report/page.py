@@ -1,4 +1,7 @@
-"""The consortium's page, made of ``report.json`` alone: no pixels, no paths, no names but the report's."""
+"""The consortium's page, made of ``report.json`` alone: no pixels, no paths, no names but the report's.
+
+The one exception are pictures of generated images, see :mod:`histoflare.report.generated`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from histoflare.report.bounds import models_of, name_model, say_epsilon_of, say_steps
+from histoflare.report.chapters import UNPROTECTED_RUN, write_chapters
 from histoflare.report.charts import (
     PHASES,
     STATUSES,
@@ -22,16 +26,26 @@ from histoflare.report.charts import (
 )
 from histoflare.report.consortium import own_models
 from histoflare.report.figures import NAMES, kind_of, put_first, title_of
+from histoflare.report.generated import GeneratedImage
 from histoflare.report.headline import chance_of, count, mean_of, write_headline
 from histoflare.report.participation import finished_rounds, site_rounds
 from histoflare.report.privacy_section import make_privacy_section
 from histoflare.report.rendering import flatten, write_template
+from histoflare.report.report_file import fill_missing
+from histoflare.report.returned import WHICH, is_returned, write_returned_headline
 
 RUNTIMES = {
     "poc": "real FLARE server and client processes on one workstation",
     "production": "FLARE in production",
     "simulator": "FLARE's simulator",
+    "federation": "a FLARE server and its clients",
     "inprocess": "one process, without FLARE; nothing was sent over a network",
+}
+BOUND_NUMBERS = {
+    "batch_size": "batch",
+    "sample_rate": "sample rate",
+    "clip_norm": "clip",
+    "noise_multiplier": "noise multiplier",
 }
 UNTESTED = "no test patients"
 MOST_CHARTS = 3
@@ -60,37 +74,52 @@ class Group:
     each: Sequence[Mapping[str, Any] | None] = ()
 
 
-def write_page(report: Mapping[str, Any], path: Path) -> None:
+def write_page(report: Mapping[str, Any], path: Path, generated: Sequence[GeneratedImage] = ()) -> None:
     """Write the page of ``report`` (see :func:`histoflare.report.consortium.build_report`) to ``path``.
 
-    Reports of before a key was added can be shown too; what they do not say is left out.
+    Parts that a report does not have are not on its page. ``generated`` are pictures of images that no
+    patient and no site is in, marked as such on the page.
 
     Raises:
         KeyError: It is no such report.
         OSError: The disk is full or the folder cannot be written.
     """
-    headline = write_headline(report)
+    report = fill_missing(report)
+    headline = write_returned_headline(report) if is_returned(report) else write_headline(report)
     kind = kind_of(report)
     charted = put_first(headline.metric, kind.charted)[:MOST_CHARTS]
     rounds = site_rounds(report)
     lines = _validation_lines(report)
     shown = {status for each in rounds for status in each.statuses}
+    metrics = put_first(headline.metric, kind.shown)
+    evaluated = _evaluated(report)
+    said = {
+        metric for metric in metrics for row in evaluated if row.figures and row.figures[metric] is not None
+    }
     write_template(
         "page.html",
         path,
         public=True,
         report=report,
+        generated=generated,
         headline=headline,
+        chapters=write_chapters(report),
+        first=_first_chapter(report),
         kind=kind,
-        metrics=put_first(headline.metric, kind.shown),
+        metrics=metrics,
         models={model: name_model(report, model) for model in models_of(report)},
         bounds=_bounds(report),
+        bound_numbers=_bound_numbers(report),
+        bounds_protected=any(stated["epsilon"] is not None for stated in report.get("bounds", {}).values()),
         tiles=_tiles(report, headline.metric),
         groups=_groups(report),
         charts={metric: _interval_chart(report, metric) for metric in charted},
         guessing=any(chance_of(metric, report) is not None for metric in charted),
         elsewhere=_elsewhere(report),
-        evaluated=_evaluated(report),
+        evaluated=evaluated,
+        which=WHICH[report["evaluated_model"]],
+        said_metrics=[metric for metric in metrics if metric in said],
+        unsaid_metrics=[NAMES[metric] for metric in metrics if metric not in said],
         rounds=rounds,
         finished=finished_rounds(report),
         participation=draw_participation("rounds", {each.site: each.statuses for each in rounds}),
@@ -105,6 +134,21 @@ def write_page(report: Mapping[str, Any], path: Path) -> None:
         privacy=make_privacy_section(report),
         settings=_settings(report),
     )
+
+
+def _first_chapter(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of a report's first chapter, if it has two."""
+    first = report.get(UNPROTECTED_RUN)
+    if not first:
+        return {}
+    metric = write_headline(first).metric
+    return {
+        "metric": metric,
+        "tiles": _tiles(first, metric),
+        "chart": _interval_chart(first, metric, "first-figures"),
+        "groups": _groups(first),
+        "metrics": put_first(metric, kind_of(first).shown),
+    }
 
 
 def _tiles(report: Mapping[str, Any], metric: str) -> list[Row]:
@@ -176,6 +220,16 @@ def _bounds(report: Mapping[str, Any]) -> list[tuple[str, str, str, Mapping[str,
     ]
 
 
+def _bound_numbers(report: Mapping[str, Any]) -> dict[str, str]:
+    """Return what bounds were trained with, name → heading, of which at least one model has a number."""
+    stated = report.get("bounds", {}).values()
+    return {
+        name: words
+        for name, words in BOUND_NUMBERS.items()
+        if any(each.get(name) is not None for each in stated)
+    }
+
+
 def _patients(figures: Mapping[str, Any] | None) -> str:
     return f"{count(figures['n_patients'], 'test patient')}, " if figures else ""
 
@@ -190,7 +244,7 @@ def _mean(rows: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
     return means | missing
 
 
-def _interval_chart(report: Mapping[str, Any], metric: str) -> Markup:
+def _interval_chart(report: Mapping[str, Any], metric: str, name: str = "figures") -> Markup:
     groups = []
     for group in _groups(report):
         marks = []
@@ -201,7 +255,7 @@ def _interval_chart(report: Mapping[str, Any], metric: str) -> Markup:
         each = [figures[metric] for figures in group.each if figures and figures[metric] is not None]
         note = group.note.partition(",")[0] if "patient" in group.note else ""
         groups.append(MarkGroup(group.label, note, marks, each))
-    return draw_intervals(f"figures-{metric}", title_of(metric), groups, chance_of(metric, report))
+    return draw_intervals(f"{name}-{metric}", title_of(metric), groups, chance_of(metric, report))
 
 
 def _elsewhere(report: Mapping[str, Any]) -> list[Group]:
@@ -308,6 +362,7 @@ def _flatten_metrics(inside: Mapping[str, Any]) -> dict[str, Any]:
     for metric in (name for name in NAMES if name in inside):
         figure = inside[metric]
         figures[metric] = figure["value"]
+        figures[f"{metric}_no_interval"] = figure.get("no_interval")
         if figure["value"] is None:
             figures[f"{metric}_reason"] = figure["reason"]
         elif figure["low"] is not None:
@@ -324,6 +379,7 @@ def _settings(report: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
         kind_of(report).model: report["encoder"],
         "SHA-256 of the model": report["model_sha256"],
     }
+    run = {name: value for name, value in run.items() if value is not None}
     parts = {"Run": run, "Strategy": report["strategy"], "Task": report["task"]}
     if report["guarantee"].get("plan"):
         parts["Privacy plan"] = report["guarantee"]["plan"]

@@ -66,7 +66,22 @@ def finished_rounds(report: Mapping[str, Any]) -> int:
     return sum(row.get("finished", True) for row in report["participation"])
 
 
+def say_rounds(report: Mapping[str, Any]) -> str:
+    """Return how many rounds were finished: ``30 rounds``, or ``12 of 30 rounds``."""
+    done, planned = finished_rounds(report), report["rounds"]
+    noun = "round" if planned == 1 else "rounds"
+    return f"{planned} {noun}" if done == planned else f"{done} of {planned} {noun}"
+
+
+def _rejected(row: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return site → why the strategy did not use its update of this round, a code."""
+    rejected: Mapping[str, str] = row.get("rejected", {})
+    return rejected
+
+
 def _status(row: Mapping[str, Any], site: str) -> str:
+    if site in _rejected(row):
+        return "unused"
     if site in row["taking_part"]:
         return "took"
     if site in row.get("refused", {}):
@@ -79,8 +94,9 @@ def _status(row: Mapping[str, Any], site: str) -> str:
 def _refusals(rows: Sequence[Mapping[str, Any]], site: str) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for row in rows:
-        if site in row.get("refused", {}):
-            found.setdefault(row["refused"][site], []).append(row["round"] + 1)
+        for codes in (row.get("refused", {}), _rejected(row)):
+            if site in codes:
+                found.setdefault(codes[site], []).append(row["round"] + 1)
     return found
 
 

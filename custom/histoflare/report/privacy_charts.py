@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from histoflare.privacy.words import say_epsilon as write
 from histoflare.report.charts import AXIS_PX, LINES_PX, MOST_LINES, draw_series, draw_sign
-from histoflare.report.guarantee_words import say_epsilon
 from histoflare.report.svg import draw_chart, line, text
 
 TOP_PX = 10
@@ -23,19 +23,18 @@ FIRST_EPSILON, LAST_EPSILON, INFINITE_EPSILON = 16.0, 76.0, 92.0
 
 @dataclass(frozen=True)
 class EpsilonSeries:
-    """ε of one or more sites: points (round from 0, ε) by Rényi DP, and by the tighter accountant."""
+    """ε of one or more sites, of the job's budget: points (round from 0, ε)."""
 
     label: str
     points: Sequence[tuple[int, float]]
-    tight: Sequence[tuple[int, float]] = ()
 
 
 def draw_epsilon(key: str, title: str, series: Sequence[EpsilonSeries], budget: float | None) -> Markup:
-    """Return ε over the rounds, from 0 up: a line each, the tighter figure dashed, ``budget`` across.
+    """Return ε over the rounds, from 0 up: a line each, and ``budget`` across.
 
     Nothing is drawn of no point; every ε must be finite.
     """
-    everything = [point for each in series for point in (*each.points, *each.tight)]
+    everything = [point for each in series for point in each.points]
     if not everything:
         return Markup("")
     first, last = min(at for at, _ in everything), max(at for at, _ in everything)
@@ -55,19 +54,18 @@ def draw_epsilon(key: str, title: str, series: Sequence[EpsilonSeries], budget: 
         parts.append(line(LEFT, y_of(budget), 100, y_of(budget), "limit"))
     for index, each in enumerate(series):
         look = f"series s{index % MOST_LINES}"
-        parts += draw_series([place(*point) for point in each.tight], f"{look} tight", None)
         parts += draw_series([place(*point) for point in each.points], look, index)
     parts.append(text(LEFT, LINES_PX + 14, f"round {first + 1}", "tick", "start"))
     if last > first:
         parts.append(text(RIGHT, LINES_PX + 14, f"round {last + 1}", "tick", "end"))
     described = "; ".join(
-        f"{each.label}: {each.points[0][1]:.3f} after round {each.points[0][0] + 1}, "
-        f"{each.points[-1][1]:.3f} after round {each.points[-1][0] + 1}"
+        f"{each.label}: {write(each.points[0][1])} after round {each.points[0][0] + 1}, "
+        f"{write(each.points[-1][1])} after round {each.points[-1][0] + 1}"
         for each in series
         if each.points
     )
     if budget is not None:
-        described += f"; the whole job may cost {budget:.3f}"
+        described += f"; the whole job may cost {write(budget)}"
     return draw_chart(key, title, described, LINES_PX + AXIS_PX, parts)
 
 
@@ -115,7 +113,7 @@ def draw_accuracy(
         parts.append(line(LEFT, y_of(chance), 100, y_of(chance), "chance"))
     described = []
     for mark in marks:
-        said = say_epsilon({"epsilon": mark.epsilon, "epsilon_is_infinite": mark.epsilon is None})
+        said = write(mark.epsilon)
         x, whose = x_of(mark.epsilon), " (this job)" if mark.is_own else ""
         interval = ""
         if mark.low is not None and mark.high is not None:

@@ -14,6 +14,7 @@ from histoflare.report.guarantee_words import (
     ACCOUNTANTS,
     say_chance,
     say_guarantee,
+    say_how,
     say_not_covered,
     say_sampler,
     say_title,
@@ -46,7 +47,10 @@ class Tradeoff:
 
 @dataclass(frozen=True)
 class PrivacySection:
-    """What the section shows. ``tight`` names the accountant beside RDP; ``legend`` the chart's lines."""
+    """What the section shows: one figure, and in ``how`` and by ``tight``, an accountant, how else to count.
+
+    ``legend`` names the chart's lines.
+    """
 
     guarantee: Mapping[str, Any]
     is_open: bool
@@ -55,6 +59,7 @@ class PrivacySection:
     sentence: str
     tight: str = ""
     tight_name: str = ""
+    how: Sequence[str] = ()
     not_covered: str = ""
     sampler: str = ""
     chart: Markup | None = None
@@ -67,9 +72,9 @@ def make_privacy_section(report: Mapping[str, Any]) -> PrivacySection:
     guarantee, said = report["guarantee"], say_guarantee(report["guarantee"])
     if guarantee["mechanism"] == "open":
         return PrivacySection(guarantee, True, False, say_title(guarantee), said)
-    tight = guarantee["accountants"][1]
-    series = _series(guarantee, tight)
-    reserved = guarantee["reserved"]["rdp"]
+    tight = guarantee["accountants"][-1]
+    series = _series(guarantee)
+    reserved = guarantee["reserved"]["filter"]
     return PrivacySection(
         guarantee=guarantee,
         is_open=False,
@@ -78,6 +83,7 @@ def make_privacy_section(report: Mapping[str, Any]) -> PrivacySection:
         sentence=said,
         tight=tight,
         tight_name=ACCOUNTANTS[tight],
+        how=say_how(guarantee),
         not_covered=say_not_covered(guarantee),
         sampler=say_sampler(guarantee),
         chart=draw_epsilon("epsilon", "ε of each site over the rounds", series, reserved["epsilon"]),
@@ -86,27 +92,25 @@ def make_privacy_section(report: Mapping[str, Any]) -> PrivacySection:
     )
 
 
-def _series(guarantee: Mapping[str, Any], tight: str) -> list[EpsilonSeries]:
+def _series(guarantee: Mapping[str, Any]) -> list[EpsilonSeries]:
     """Return the curves of ε, sites of one curve as one; of too many curves the highest and the lowest."""
     found: dict[tuple[tuple[int, float], ...], list[str]] = {}
-    dashed = {}
     for site, spent in guarantee["sites"].items():
-        points = _points(spent, "rdp")
-        if spent["rdp"]["epsilon"] in (None, 0):
+        points = _points(spent)
+        if spent["filter"]["epsilon"] in (None, 0):
             continue  # infinite, or nothing was spent
         found.setdefault(points, []).append(site)
-        dashed[points] = _points(spent, tight)
     if len(found) > MOST_LINES:
         ordered = sorted(found, key=lambda points: points[-1][1], reverse=True)
         named = {ordered[0]: "the site that spent most", ordered[-1]: "the site that spent least"}
     else:
         named = {points: _name(sites) for points, sites in found.items()}
-    return [EpsilonSeries(name, points, dashed[points]) for points, name in named.items()]
+    return [EpsilonSeries(name, points) for points, name in named.items()]
 
 
-def _points(spent: Mapping[str, Any], accountant: str) -> tuple[tuple[int, float], ...]:
-    figures = [(row["round"], row.get(accountant)) for row in spent["after_round"]]
-    return tuple((at, each["epsilon"]) for at, each in figures if each and each["epsilon"] is not None)
+def _points(spent: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:
+    figures = [(row["round"], row["filter"]["epsilon"]) for row in spent["after_round"]]
+    return tuple((at, epsilon) for at, epsilon in figures if epsilon is not None)
 
 
 def _name(sites: Sequence[str]) -> str:

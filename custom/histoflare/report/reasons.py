@@ -53,6 +53,7 @@ REASONS_IN_WORDS = {
     "JOB_FAILED": "The job ended with an error.",
     "JOB_INVALID": "The job is configured wrongly.",
     "JOB_REFUSED": "The job was refused.",
+    "JOB_SHARE_EXCEEDED": "The job takes more of the privacy budget than the site's policy lets one job.",
     "JOB_VERSION": "The job is of another version of histoflare than the site has.",
     "KIT_CHANGED": "A file of the site's startup kit is not as it was signed, so the site takes no job.",
     "LEDGER_DAMAGED": "The site's privacy ledger is damaged; no job until a person has looked at it.",
@@ -92,6 +93,8 @@ REASONS_IN_WORDS = {
     "RECORDS_INVALID": "The site's own notes of the run cannot be used.",
     "REPLY_CHANGED": "The reply was changed after its release, so the site stopped it.",
     "REPLY_NOT_ALLOWED": "The reply held something that the site's policy does not let out.",
+    "RESOLUTION_NOT_NAMED": "The site's images state their µm/px and the protocol names none, so that sites "
+    "cannot be compared.",
     "ROLE_CHANGED": "A patient that was for training, validation or testing would be for another of them.",
     "ROUND_INVALID": "The server asked for a round that the agreed protocol does not have.",
     "RUN_INVALID": "The earlier run that this one goes on from cannot be used.",
@@ -123,6 +126,7 @@ REASONS_IN_WORDS = {
     "TOO_FEW_PATIENTS": "The site has fewer patients than its own policy asks for.",
     "TRAINER_DIED": "The site's training process ended unexpectedly; it starts anew in the next round.",
     "TRAINING_FAILED": "Training failed at the site; the cause is in the site's own log.",
+    "TRANSPORT_UNFIT": "The strategy needs each update, and the transport shows the server only their sum.",
     "UPDATES_INVALID": "The update was not usable and was left out.",
     "WEIGHTS_INVALID": "The sites' weights in the average are wrong.",
     "WEIGHT_NOT_ALLOWED": "The site's policy does not let out how much data stands behind its update.",
@@ -131,19 +135,134 @@ REASONS_IN_WORDS = {
 
 
 ADVICE = {
-    "COHORT_INVALID": "What does not fit stands in the site's own log. If it is encoder, patch size or "
-    "labels, submit a job that fits: on one workstation 'histoflare poc start --sites …' makes it and shows "
-    "its command.",
-    "PROTOCOL_MISMATCH": "Submit a job with the protocol that the sites agreed to ('histoflare job show "
-    "JOB' prints its hash, 'histoflare poc status' the command of the job that fits), or put this one into "
-    "every kit.",
+    "BUDGET_EXHAUSTED": (
+        "The job costs more than a patient there has left. Make one that costs less ('histoflare job "
+        "make JOB --set privacy.budget_share=… --out NEW'; more noise or fewer rounds), or leave "
+        "the site out ('--sites')."
+    ),
+    "COHORT_INVALID": (
+        "What does not fit stands in the site's own log. If it is encoder, patch size or labels, "
+        "submit a job that fits: on one workstation 'histoflare poc start --sites …' makes it and "
+        "shows its command."
+    ),
+    "EVALUATION_ONLY": (
+        "List it, with evaluate = true, under evaluation_only in the job's job.toml: it is then asked"
+        " about the model at the end, and in no round."
+    ),
+    "JOB_INVALID": (
+        "Make the job from one that came with this version; 'histoflare job show JOB' says what is "
+        "wrong with it."
+    ),
+    "JOB_VERSION": (
+        "Take the job that came with the version of histoflare that the site has, or have the site "
+        "install yours."
+    ),
+    "JOB_SHARE_EXCEEDED": (
+        "Make a job that takes less ('histoflare job make JOB --set privacy.budget_share=… --out NEW'); "
+        "'histoflare privacy plan JOB' says what it takes and what the policy lets one job."
+    ),
+    "METRIC_NOT_ALLOWED": (
+        "Leave patience and best_metric out of the job, or have the site's policy let the figure out."
+    ),
+    "PRIVACY_MISMATCH": (
+        "Ask for the scope that goes with the job's mechanism ('histoflare job make JOB --scope … "
+        "--out NEW'; 'histoflare job show JOB' prints both)."
+    ),
+    "PROTOCOL_MISMATCH": (
+        "Submit a job with the protocol that the sites agreed to ('histoflare job show JOB' prints "
+        "its hash, 'histoflare poc status' the command of the job that fits), or put this one into "
+        "every kit."
+    ),
+    "RESOLUTION_NOT_NAMED": (
+        "Name the resolution that the sites agree on in the protocol ('histoflare job make JOB --set "
+        "protocol.mpp=… --out NEW'), and put that protocol into every kit."
+    ),
+    "WEIGHT_NOT_ALLOWED": (
+        "Weigh the sites equally ('histoflare job make JOB --set strategy.weighting=uniform --out NEW')."
+    ),
 }
 """What a lead can do about a refusal, where there is something."""
+
+AT_SITE = {
+    "BUDGET_EXHAUSTED": (
+        "'histoflare privacy plan JOB --site local/histoflare.toml' says what a job would cost and "
+        "what is left; 'histoflare ledger close RUN --site local/histoflare.toml' gives back what a "
+        "run that will not go on has reserved."
+    ),
+    "COHORT_INVALID": (
+        "Check the data: 'histoflare manifest check MANIFEST' and 'histoflare bags show BAGS', or "
+        "'histoflare masks check IMAGES --labels LABELS'; bags of another kind are made anew by "
+        "'histoflare prepare'."
+    ),
+    "EVALUATION_ONLY": (
+        "Nothing, if that is meant; else set evaluation_only = false in local/histoflare.toml."
+    ),
+    "JOB_INVALID": "Nothing here: tell the lead what stands before this.",
+    "JOB_VERSION": (
+        "Install the version of histoflare that the job is of ('histoflare --version' prints the one "
+        "that is here), or tell the lead which one is here."
+    ),
+    "KIT_CHANGED": (
+        "In the kit's folder 'histoflare kit check .' lists the files; take the changes back, or ask "
+        "the lead for the kit anew."
+    ),
+    "JOB_SHARE_EXCEEDED": (
+        "Nothing here, if one job is to take no more; 'histoflare policy show' says how much it may take."
+    ),
+    "LEDGER_DAMAGED": (
+        "'histoflare ledger verify --site local/histoflare.toml' says where; put the latest copy back"
+        " and bind it with 'histoflare ledger move --site local/histoflare.toml'."
+    ),
+    "LEDGER_FOREIGN": (
+        "Name this site's own ledger and key in local/histoflare.toml; 'histoflare ledger show --site"
+        " local/histoflare.toml' says whose this one is."
+    ),
+    "LEDGER_FULL": "Make room on the disk of the ledger.",
+    "LEDGER_MISSING": (
+        "Name the ledger that is there in local/histoflare.toml; only if there never was one: "
+        "'histoflare ledger create SITE --ledger FILE --key FILE --site local/histoflare.toml'."
+    ),
+    "LEDGER_MOVED": (
+        "If it was moved or restored on purpose: 'histoflare ledger move --site local/histoflare.toml'."
+    ),
+    "METRIC_NOT_ALLOWED": "'histoflare policy show --all' lists the figures that may leave.",
+    "POLICY_INVALID": "'histoflare policy check' says all that is wrong.",
+    "PRIVACY_MISMATCH": (
+        "Nothing here: tell the lead which mechanism the policy asks for ('histoflare policy show')."
+    ),
+    "PROTOCOL_MISMATCH": (
+        "If the consortium agreed on this protocol, the lead has to make a kit with it; if not, "
+        "nothing is to be done here."
+    ),
+    "RESOLUTION_NOT_NAMED": (
+        "Nothing here: the lead has to name mpp in the job's protocol, as these images are at it."
+    ),
+    "ROLE_CHANGED": "Put the split of the manifest back as it was when these patients were first used.",
+    "SITE_NOT_CONFIGURED": "Complete local/histoflare.toml.",
+    "TRAINER_DIED": (
+        "Look in the log before this for what it died of, such as too little memory; it is started "
+        "anew by itself in the next round."
+    ),
+    "TRAINING_FAILED": "The lines before this in the job's log say of what.",
+}
+"""What a site's own people can do about a refusal, where the error does not say it."""
+
+TAKES_PART = (
+    "What this site takes part in stands in its own local/policy.toml; 'histoflare policy show' shows it, "
+    "and 'histoflare policy set' changes it."
+)
 
 
 def advise(code: str) -> str:
     """Return what a lead can do about a refusal with ``code``; empty if that is up to the site alone."""
     return ADVICE.get(code, "")
+
+
+def advise_site(code: str) -> str:
+    """Return what a site's own people can do about a refusal with ``code``; empty if its error does."""
+    if code in ("MODEL_NOT_ALLOWED", "PURPOSE_NOT_ALLOWED", "SCOPE_NOT_ALLOWED", "STRATEGY_NOT_ALLOWED"):
+        return TAKES_PART
+    return AT_SITE.get(code, "")
 
 
 def explain(code: str) -> str:

@@ -8,10 +8,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from histoflare.privacy.words import say_delta
 from histoflare.report.charts import draw_key
 from histoflare.report.figures import NAMES, title_of
-from histoflare.report.guarantee_words import say_delta, say_epsilon
-from histoflare.report.headline import count
+from histoflare.report.guarantee_words import say_epsilon
+from histoflare.report.headline import count, write_ends
 from histoflare.report.participation import list_rounds
 from histoflare.report.reasons import explain
 from histoflare.storage import write_text
@@ -58,7 +59,7 @@ def write_number(value: float | None) -> str:
 
 def write_interval(interval: tuple[float, float] | None) -> str:
     """Return the ends of an interval."""
-    return "" if interval is None else f"{interval[0]:.2f}–{interval[1]:.2f}"
+    return "" if interval is None else "–".join(write_ends(interval))
 
 
 def write_size(size_bytes: int | None) -> str:

@@ -21,11 +21,13 @@ from PIL import Image
 from histoflare.report.bounds import models_of, name_model
 from histoflare.report.figures import kind_of
 from histoflare.report.guarantee_words import say_site
-from histoflare.report.headline import say_late
+from histoflare.report.headline import say_late, say_privacy_plainly, say_threshold
+from histoflare.report.own_run import OwnRun, make_own_privacy, say_spent
 from histoflare.report.page import RUNTIMES, UNTESTED, Group, Row
-from histoflare.report.participation import REFUSED_AT_SERVER, site_rounds
+from histoflare.report.participation import REFUSED_AT_SERVER, say_rounds, site_rounds
 from histoflare.report.privacy_section import make_privacy_section
 from histoflare.report.rendering import write_template
+from histoflare.report.report_file import fill_missing
 
 LARGEST_PICTURE_BYTES = 60_000
 
@@ -74,6 +76,7 @@ class ImagePictures:
 
     Attributes:
         image: As it is. outlines: With the outlines of both masks.
+        masks: (caption, picture): the given mask, and those of models, classes in their colours.
         annotated: The share of its pixels that somebody annotated.
     """
 
@@ -81,6 +84,7 @@ class ImagePictures:
     outlines: str = ""
     annotated: float = 1.0
     notes: tuple[str, ...] = ()
+    masks: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,9 @@ class LeftOutRow:
 
 @dataclass(frozen=True)
 class SentRow:
-    """What left the site in one round (from 1), one of ``report.charts.STATUSES``.
+    """What left the site in one round (from 1), one of ``report.charts.STATUSES``, or ``absent``.
+
+    An absent site was sent no task; one that is ``silent`` was, and answered late or not at all.
 
     ``size_bytes`` is that of the tensors; None if nothing left or it was not counted.
     """
@@ -152,6 +158,7 @@ class SitePage:
         scale: Of the attention pictures; None if there are none.
         classes: Those with outlines and figures, of a segmentation.
         warnings: What is odd about the data.
+        own: The run by the site's own ledger, log and notes; None: ``report`` says what left.
     """
 
     site: str
@@ -163,6 +170,7 @@ class SitePage:
     scale: AttentionScale | None = None
     classes: Sequence[ClassKey] = ()
     warnings: Sequence[str] = ()
+    own: OwnRun | None = None
 
 
 def sent_rows(report: Mapping[str, Any], name: str, update_bytes: int | None = None) -> list[SentRow]:
@@ -178,6 +186,8 @@ def sent_rows(report: Mapping[str, Any], name: str, update_bytes: int | None = N
     for status, row in zip(mine.statuses, report["participation"], strict=True):
         reason = row.get("refused", {}).get(name, "")
         shown = "unused" if reason == REFUSED_AT_SERVER else status
+        if status == "silent" and name in row.get("absent", []):
+            shown = "absent"
         left = shown in ("took", "unused")
         rows.append(
             SentRow(
@@ -199,7 +209,8 @@ def write_site_page(page: SitePage, path: Path) -> None:
         OSError: The disk is full or the folder cannot be written.
     """
     name = page.alias or page.site
-    report, kind = page.report, kind_of(page.report)
+    report = fill_missing(page.report)
+    kind = kind_of(report)
     figures = report["sites"].get(name)
     groups = []
     if figures:
@@ -209,6 +220,7 @@ def write_site_page(page: SitePage, path: Path) -> None:
             Row(name_model(report, model), figures[model], model, *missing) for model in models_of(report)
         ]
         groups.append(Group("This site's test patients", note, rows))
+    privacy = make_privacy_section(report) if page.own is None else make_own_privacy(page.own)
     mine = [each for each in site_rounds(report) if each.site == name]
     test_rows = [row for row in page.slides if row.split == "test"]
     tested = [row for row in test_rows if isinstance(row, SlideRow) and row.probabilities]
@@ -231,9 +243,18 @@ def write_site_page(page: SitePage, path: Path) -> None:
         sent_rounds=sum(row.status in ("took", "unused") for row in page.sent),
         counted=any(row.size_bytes is not None for row in page.sent),
         runtime=RUNTIMES.get(report["runtime"], report["runtime"]),
-        late="".join(say_late(each, report, "This site") for each in mine),
-        privacy=make_privacy_section(report),
-        own_spending=say_site(report["guarantee"], name),
+        late=page.own.late if page.own else "".join(say_late(each, report, "This site") for each in mine),
+        rounds="" if page.own else say_rounds(report),
+        plain_privacy="" if page.own else say_privacy_plainly(report["guarantee"]),
+        threshold=say_threshold(
+            (figures or {}).get("federated"),
+            report.get("task", {}).get("labels", ()),
+            "on this site's test patients",
+        ),
+        timed=any(row.when for row in page.sent),
+        metrics_sent=any(row.metrics for row in page.sent),
+        privacy=privacy,
+        own_spending=say_spent(page.own.spent) if page.own else say_site(report["guarantee"], name),
     )
 
 
@@ -265,5 +286,12 @@ def encode_picture(image: Image.Image, largest_bytes: int = LARGEST_PICTURE_BYTE
         image = image.resize(smaller, Image.Resampling.LANCZOS)
 
 
-def _data_uri(buffer: io.BytesIO) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+def encode_flat(image: Image.Image) -> str:
+    """Return a picture of few colours as a PNG data URI, with each pixel as it is."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return _data_uri(buffer, "png")
+
+
+def _data_uri(buffer: io.BytesIO, kind: str = "jpeg") -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

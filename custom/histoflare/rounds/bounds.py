@@ -21,7 +21,7 @@ time in another order, until the steps are taken.
 Noise of DP-SGD. A job that states ``noise_multiplier`` has the same one in the pool; the pool's ε is then
 another, as it is in Adnan et al. 2022 (Sci Rep 12:1953): their combined model (Table 4) has q = 32/705 where
 a hospital has 32/165, the steps of all hospitals together, noise 4.0, and so ε = 2.90. A job that states
-``target_epsilon`` has the noise in the pool that costs the same ε there.
+``budget_share`` has the noise in the pool that takes the same share there.
 
 Pooled need not be above federated under noise. A federation averages the noise of its sites, and the pool
 takes all steps one after the other, at the same learning rate. With noise on updates a federation averages n
@@ -41,9 +41,10 @@ from typing import Any
 from histoflare.errors import HistoflareError
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan
 from histoflare.privacy.spend import Spend
-from histoflare.rounds.fedavg import FedAvg
+from histoflare.rounds.round import count_sent_by_job, server_round, site_round
 from histoflare.rounds.state import State, model_state
-from histoflare.rounds.strategy import Strategy, count_sent_by_job, server_round, site_round
+from histoflare.rounds.strategies.fedavg import FedAvg
+from histoflare.rounds.strategy import Strategy
 from histoflare.rounds.task import Task
 
 POOLED = "pooled"
@@ -207,7 +208,7 @@ def train_alone(
 ) -> State:
     """Return the model that ``data`` alone give: a federation of one site, called ``name``."""
     alone = _alone(strategy)
-    state = alone.begin(model_state(task.build_model()))
+    state = model_state(task.build_model())
     kept: State = {}
     for index, steps in enumerate(course.steps):
         if not steps:
@@ -227,18 +228,14 @@ def train_alone(
             device=device,
             steps=steps,
         )
-        state, kept = server_round(alone, state, [outcome.update], [name], plan), outcome.site_state
+        state = server_round(alone, state, [outcome.update], [name], plan).model
+        kept = outcome.site_state
     return alone.personalize(state, kept)
 
 
 def _alone(strategy: Strategy) -> FedAvg:
     """Return the strategy of one site that keeps for itself what the job's sites keep."""
-    return FedAvg(
-        weighting="uniform",
-        share=strategy.share,
-        batch_norm=strategy.batch_norm,
-        transfer=strategy.transfer,
-    )
+    return FedAvg(weighting="uniform", share=strategy.share, batch_norm=strategy.batch_norm)
 
 
 def _without_noise(course: Course, seed: int) -> Course:

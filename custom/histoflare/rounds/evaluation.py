@@ -3,6 +3,16 @@
 What is computed of a row (a slide, an image) is the task's own (``PredictionTable.measures``). Rows of one
 patient are not independent, so the bootstrap draws patients with all their rows: patient counts are
 multinomial, and every figure is recomputed with each row weighted by its patient's count.
+
+Where that says nothing, it is not made to:
+
+- *Few patients.* n draws from n patients are all of one and the same with probability n^-n. With 2 or 3
+  patients that is more than the 2.5 % of an interval's end, which then is the least or the greatest value
+  seen and no estimate. Below :data:`LEAST_PATIENTS` behind a part of a figure (a class) it has no interval.
+- *No spread.* Where every patient counts the same (all right, say), every resample gives the same figure,
+  which shows no certainty. The interval is then that of Clopper & Pearson (1934, Biometrika 26:404-413) for n
+  out of n patients, the exact form of the rule of three (Hanley & Lippman-Hand 1983, JAMA 249:1743-1745), see
+  :func:`interval_of_no_spread`.
 """
 
 from __future__ import annotations
@@ -21,6 +31,13 @@ from histoflare.seeds import derive_seed
 # Row weights (resamples × rows, float64) held at once: 2**21 of them are 16 MiB.
 MAX_WEIGHTS = 2**21
 
+LEAST_PATIENTS = 5
+"""Behind each part of a figure that has an interval."""
+
+ALPHA = 0.05
+NO_SPREAD = 1e-9
+"""Resamples that differ by no more than this are one value and the rounding of sums."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -38,7 +55,7 @@ class Rows:
 class Figure:
     """A value with its 95 % interval; ``value`` is None for the ``reason`` given.
 
-    The interval is None for a single patient and where no resample had a value. ``patients``: how many are
+    Without an interval (None), ``no_interval`` says why, if one was asked for. ``patients``: how many are
     behind the part of it (the class) that the fewest are behind.
     """
 
@@ -47,12 +64,14 @@ class Figure:
     high: float | None = None
     reason: str | None = None
     patients: int = 0
+    no_interval: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the figure without what it has not (no NaN)."""
         if self.value is None:
             return {"value": None, "reason": self.reason}
-        return {"value": self.value, "low": self.low, "high": self.high}
+        said = {} if self.no_interval is None else {"no_interval": self.no_interval}
+        return {"value": self.value, "low": self.low, "high": self.high, **said}
 
 
 @dataclass(frozen=True)
@@ -162,24 +181,30 @@ def _evaluate_whole(
 ) -> Metrics:
     names, owner = np.unique(np.array(table.patients), return_inverse=True)
     rng = np.random.default_rng(derive_seed(seed, "bootstrap"))
-    resamples = bootstraps if len(names) > 1 else 0
-    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=bootstraps)
 
     def figure(name: str, measure: Measure) -> Figure:
         behind = _fewest(table.supports.get(name), table.columns, owner)
         value = float(measure(table.columns, np.ones((1, len(owner))))[0])
         if np.isnan(value):
             return Figure(None, reason=table.why_missing, patients=behind)
+        if not bootstraps:
+            return Figure(value, patients=behind)
+        if behind < LEAST_PATIENTS:
+            return Figure(value, patients=behind, no_interval=_say_few(len(names)))
         step = max(1, MAX_WEIGHTS // len(owner))
         parts = [
             measure(table.columns, counts[start : start + step, owner].astype(np.float64))
-            for start in range(0, resamples, step)
+            for start in range(0, bootstraps, step)
         ]
         found = np.concatenate([np.empty(0), *parts])
         found = found[~np.isnan(found)]
         if not len(found):
-            return Figure(value, patients=behind)
-        low, high = np.percentile(found, [2.5, 97.5])
+            return Figure(value, patients=behind, no_interval="no resample has the figure")
+        if np.ptp(found) <= NO_SPREAD:
+            low, high = interval_of_no_spread(value, behind)
+        else:
+            low, high = np.percentile(found, [100 * ALPHA / 2, 100 * (1 - ALPHA / 2)])
         return Figure(value, float(low), float(high), patients=behind)
 
     return Metrics(
@@ -190,6 +215,29 @@ def _evaluate_whole(
     )
 
 
+def interval_of_no_spread(value: float, patients: int) -> tuple[float, float]:
+    """Return the 95 % interval of a figure between 0 and 1 for which each of n patients counted the same.
+
+    Of n out of n patients, the lower end of Clopper and Pearson's interval is a = 0.025^(1/n): at least that
+    share of all patients is as those that were seen. The rest may count anything from 0 to 1, so that the
+    figure lies between a·value and 1 - a·(1 - value); at value 1 that is their interval, [a, 1]. For an AUC
+    the n are pairs of a positive and a negative patient that share nobody, each ranked alike.
+
+    Args:
+        value: In [0, 1].
+        patients: n, those behind the part (the class) with the fewest, which makes it the widest.
+    """
+    alike = (ALPHA / 2) ** (1 / patients)
+    return alike * value, 1 - alike * (1 - value)
+
+
+def _say_few(patients: int) -> str:
+    """Return why there is no interval; of a class no number is said, for a report may hold none so small."""
+    if patients < LEAST_PATIENTS:
+        return f"{patients} patient{'' if patients == 1 else 's'}: no interval"
+    return f"fewer than {LEAST_PATIENTS} patients of a class: no interval"
+
+
 def _fewest(support: Support | None, columns: Columns, owner: NDArray[np.intp]) -> int:
     """Return how many patients are behind the part of a figure with the fewest; empty parts are left out."""
     if support is None:
@@ -197,3 +245,41 @@ def _fewest(support: Support | None, columns: Columns, owner: NDArray[np.intp]) 
     parts = support(columns)  # (n, parts)
     counts = [len(np.unique(owner[rows])) for rows in parts.T]
     return min((count for count in counts if count), default=0)
+
+
+def evaluate_difference(
+    one: PredictionTable,
+    others: Sequence[PredictionTable],
+    name: str,
+    *,
+    seed: int = 0,
+    bootstraps: int = 1000,
+) -> Figure:
+    """Return a figure of ``one`` less the mean of that of ``others``: models asked about the same rows.
+
+    The bootstrap draws the same patients for all, so what is hard for all models does not widen the interval
+    (Efron & Tibshirani 1993, the paired bootstrap).
+
+    Args:
+        one: A model's predictions.
+        others: Those of one other model or more; the rows of all are the same, in the same order.
+        name: The figure.
+        seed, bootstraps: As for :func:`evaluate`.
+
+    Raises:
+        JobError: There is no row, no other model, or the rows are not of the same patients.
+    """
+    for table in (one, *others):
+        _check(table)
+        if not len(one.patients) or list(one.patients) != list(table.patients):
+            raise JobError("Models can be compared on the same rows only, and there must be some.")
+    if not others:
+        raise JobError("There is no model to compare with.")
+
+    def less(columns: Columns, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        found = [other.measures[name](other.columns, weights) for other in others]
+        difference: NDArray[np.float64] = one.measures[name](one.columns, weights) - np.mean(found, axis=0)
+        return difference
+
+    both = Rows(one.columns, {name: less}, one.supports, one.why_missing, one.patients, {})
+    return _evaluate_whole(both, seed, bootstraps, {})[name]

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from histoflare.errors import JobError
+from histoflare.rounds.hook import LocalHook
 from histoflare.rounds.state import State, is_finite, load_state, model_state
 from histoflare.rounds.task import Decaying, PredictionTable, Task
 from histoflare.seeds import derive_seed
-
-Correction = Callable[[str, Tensor], Tensor]
-"""(name, parameter) → what to add to that parameter's gradient before each step (FedProx, SCAFFOLD)."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def train_locally(
     data: Any,
     *,
     seed: int,
-    correction: Correction | None = None,
+    hook: LocalHook | None = None,
     round_index: int = 0,
     total_rounds: int = 1,
     device: str = "cpu",
@@ -94,7 +92,7 @@ def train_locally(
 
     Args:
         seed: Of batch order, subsets, dropout; derived from (job seed, "train", site, round).
-        correction: A term added to each gradient before each step.
+        hook: Takes part in each step; None: nothing does.
         round_index, total_rounds: How far the run is: a learning rate may fall over all of it.
         device: Where to train.
         steps: Take so many steps, in more passes over the data or in fewer; None takes the task's.
@@ -108,6 +106,7 @@ def train_locally(
             "This site has no training samples: its manifest needs rows with split 'train'.",
             reason="SITE_HAS_NO_TRAINING_DATA",
         )
+    hook = hook or LocalHook()
     with reproducible(seed, device):
         model = task.build_model()
         load_state(model, state)
@@ -116,7 +115,7 @@ def train_locally(
         rate = _rate(task, optimizer, data, round_index, total_rounds, steps)
         losses = []
         for batch in task.train_batches(data, seed) if steps is None else _batches(task, data, seed, steps):
-            losses.append(_step(task, model, optimizer, batch, correction))
+            losses.append(_step(task, model, optimizer, batch, hook))
             if rate is not None:
                 rate.step()
         trained = model_state(model)
@@ -174,10 +173,10 @@ def _rate(
 
 
 def _step(
-    task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any, correction: Correction | None
+    task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any, hook: LocalHook
 ) -> float:
     optimizer.zero_grad(set_to_none=True)
-    loss = task.loss(model, batch)
+    loss = hook.loss(model, batch, task.loss(model, batch))
     value = float(loss.detach())
     if not math.isfinite(value):
         raise JobError(
@@ -185,11 +184,16 @@ def _step(
             reason="TRAINING_FAILED",
         )
     loss.backward()  # type: ignore[no-untyped-call]
-    if correction is not None:
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
-                    term = correction(name, parameter)
-                    parameter.grad = term if parameter.grad is None else parameter.grad + term
+    add_terms(model, hook)
     optimizer.step()
+    hook.after_step(model)
     return value
+
+
+def add_terms(model: nn.Module, hook: LocalHook) -> None:
+    """Add a hook's terms to the gradients of a model's parameters."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            term = hook.gradient(name, parameter) if parameter.requires_grad else None
+            if term is not None:
+                parameter.grad = term if parameter.grad is None else parameter.grad + term

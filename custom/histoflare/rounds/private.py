@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from histoflare.errors import JobError
 from histoflare.privacy.dpsgd import PrivateGradient, private_gradient
 from histoflare.privacy.noise import NoiseSource, poisson_sample
-from histoflare.rounds.local import Correction, LocalResult, one_thread, reproducible
+from histoflare.rounds.hook import LocalHook
+from histoflare.rounds.local import LocalResult, add_terms, one_thread, reproducible
 from histoflare.rounds.state import is_finite, load_state, model_state
 from histoflare.rounds.task import PerRecord, Task
 from histoflare.seeds import derive_seed
@@ -45,7 +46,7 @@ def train_privately(
     plan: StepPlan,
     noise: NoiseSource,
     seed: int,
-    correction: Correction | None = None,
+    hook: LocalHook | None = None,
     device: str = "cpu",
 ) -> LocalResult:
     """Train one round's ``plan.steps`` steps from ``state`` (which is left as it is).
@@ -62,16 +63,17 @@ def train_privately(
     Args:
         noise: Source of samples and noise; a secure one unless it is research.
         seed: Of the patches that a record shows in a step, each record's by itself.
-        correction: A term added to each gradient after clip and noise; it must not depend on this site's
-            records but through what was released.
+        hook: Takes part in each step after clip and noise. It must not depend on this site's records but
+            through what was released, and has no part in the loss.
         device: Where the gradients of the records are made, clipped and summed. Samples and noise come from
             the CPU, where the cryptographic source is. The guarantee takes for granted that a record's
             gradient does not depend on which others were drawn, roundings and all; that was tried on CPUs.
 
     Raises:
         JobError: No training data, a task that is no ``PerRecord`` or a model that will not do
-            (MODEL_NOT_PRIVATE), settings out of range (PRIVACY_INVALID), or the trained state is not finite
-            (TRAINING_FAILED: it follows from the noised steps, and costs no more than they do).
+            (MODEL_NOT_PRIVATE), settings out of range or a hook with a part in the loss (PRIVACY_INVALID), or
+            the trained state is not finite (TRAINING_FAILED: it follows from the noised steps, and costs no
+            more than they do).
 
     No error follows from a single record: one that cannot be had, or has not the task's shape, counts as
     zero, and ``failures`` says so. Whether the data fit the task at all is asked when they are loaded.
@@ -89,6 +91,12 @@ def train_privately(
         )
     if plan.noise_multiplier is None:
         raise JobError("The job's noise is not settled yet.", reason="PRIVACY_INVALID")
+    hook = hook or LocalHook()
+    if type(hook).loss is not LocalHook.loss:
+        raise JobError(
+            "This strategy's part in the loss looks at data, which DP-SGD does not protect.",
+            reason="PRIVACY_INVALID",
+        )
     secret = int(noise.uniform(1)[0] * 2**53)
     losses: list[float] = []
     failures: list[str] = []
@@ -109,7 +117,7 @@ def train_privately(
                 batch_size=plan.batch_size,
                 noise=noise,
             )
-            _step(model, optimizer, gradient, correction)
+            _step(model, optimizer, gradient, hook)
             failures += gradient.failures
             losses += [loss for loss in gradient.losses.tolist() if math.isfinite(loss)]
         trained = model_state(model)
@@ -128,15 +136,12 @@ def _record_loss(task: PerRecord, data: Any, seed: int, model: nn.Module, record
 
 
 def _step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    gradient: PrivateGradient,
-    correction: Correction | None,
+    model: nn.Module, optimizer: torch.optim.Optimizer, gradient: PrivateGradient, hook: LocalHook
 ) -> None:
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                term = gradient.tensors[name]
-                parameter.grad = term if correction is None else term + correction(name, parameter)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.grad = gradient.tensors[name]
+    add_terms(model, hook)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    hook.after_step(model)

@@ -10,9 +10,11 @@ from typing import Any
 from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.rounds.patience import Patience, validate
+from histoflare.rounds.round import server_round, site_round
 from histoflare.rounds.state import State, model_state, n_bytes
-from histoflare.rounds.strategy import SiteOutcome, Strategy, server_round, site_round
+from histoflare.rounds.strategy import SiteOutcome, Strategy, join
 from histoflare.rounds.task import Task
+from histoflare.rounds.transport import PLAIN, Transport
 
 OnRound = Callable[[int, int, float, Mapping[str, float]], None]
 """Called after each round: (index, total, seconds, site → mean training loss)."""
@@ -23,10 +25,12 @@ class RunResult:
     """A finished run.
 
     Attributes:
-        initial, state: First and last global state.
+        initial, state: First and last global model.
+        own: What the strategy keeps at the server after the last round.
         site_states: Site → what the strategy keeps there (personal layers, control variates).
         participation: For each round run, who trained.
         refused: For each round run, site → why it sent no update.
+        notes: For each round run, what the strategy says of it (``strategy.ServerOutcome.notes``).
         losses: For each round run, site → mean training loss.
         seconds: Of each round run.
         patience: As it was given, with what it heard.
@@ -35,9 +39,11 @@ class RunResult:
 
     initial: State
     state: State
+    own: State
     site_states: dict[str, State]
     participation: tuple[tuple[str, ...], ...]
     refused: tuple[dict[str, HistoflareError], ...]
+    notes: tuple[dict[str, Any], ...]
     losses: tuple[dict[str, float], ...]
     seconds: tuple[float, ...]
     bytes_up: int
@@ -54,22 +60,25 @@ def run_in_process(
     plan: PrivacyPlan | None = None,
     on_round: OnRound | None = None,
     *,
+    transport: Transport = PLAIN,
     device: str = "cpu",
     start_round: int = 0,
     initial_state: State | None = None,
+    initial_own: State | None = None,
     site_states: Mapping[str, State] | None = None,
     patience: Patience | None = None,
     least: int = 1,
 ) -> RunResult:
     """Run rounds ``start_round`` … ``rounds`` - 1 of a federation.
 
-    The same arguments give the same bytes; a run resumed at ``start_round`` with the earlier run's ``state``
-    and ``site_states`` ends as if it had never stopped. A site that fails costs its own update of that round,
-    as in FLARE's processes.
+    The same arguments give the same bytes; a run resumed at ``start_round`` with the earlier run's ``state``,
+    ``own`` and ``site_states`` ends as if it had never stopped. A site that fails costs its own update of
+    that round, as in FLARE's processes.
 
     Args:
         sites: Site → its data; their order is the federation's site order.
         plan: What protects the updates, settled; None is :class:`histoflare.privacy.plan.Open`: nothing.
+        transport: How updates travel.
         device: Where the sites train; only on the CPU do the same bytes come out.
         patience: Ends the run before its last round; it counts from this call on.
         least: With how many updates a round may end; with fewer the run ends (a cycle goes on).
@@ -84,16 +93,19 @@ def run_in_process(
             f"Round {start_round} of {rounds} cannot be the first: use 0 <= start_round <= rounds."
         )
     plan = plan or Open()
-    initial = initial_state if initial_state is not None else strategy.begin(model_state(task.build_model()))
+    initial = initial_state if initial_state is not None else model_state(task.build_model())
     state = initial
+    own = initial_own if initial_own is not None else strategy.begin(initial)
     kept = {site: dict((site_states or {}).get(site, {})) for site in sites}
     participation, refused, losses, seconds, bytes_up, bytes_down = [], [], [], [], 0, 0
+    notes: list[dict[str, Any]] = []
     for index in range(start_round, rounds):
         started = time.perf_counter()
         chosen = strategy.participants(index, list(sites), seed)
         outcomes: dict[str, SiteOutcome] = {}
         failed: dict[str, HistoflareError] = {}
         figures: dict[str, float | None] = {}
+        sent = join(state, strategy.downlink(own))
         for site in chosen:
             try:
                 if patience is not None:
@@ -103,7 +115,7 @@ def run_in_process(
                 outcomes[site] = site_round(
                     task,
                     strategy,
-                    state,
+                    sent,
                     sites[site],
                     site=site,
                     site_state=kept[site],
@@ -111,6 +123,7 @@ def run_in_process(
                     total_rounds=rounds,
                     seed=seed,
                     plan=plan,
+                    transport=transport,
                     device=device,
                 )
             except HistoflareError as error:
@@ -123,11 +136,24 @@ def run_in_process(
                 f"round {index + 1}: {len(outcomes)} of at least {least} updates came{why}",
                 reason="JOB_FAILED",
             )
-        bytes_down += len(chosen) * n_bytes(state)
+        bytes_down += len(chosen) * n_bytes(sent)
         bytes_up += sum(n_bytes(outcome.update.tensors) for outcome in outcomes.values())
+        notes.append({})
         if outcomes:
-            updates = [outcome.update for outcome in outcomes.values()]
-            state = server_round(strategy, state, updates, list(sites), plan)
+            made = server_round(
+                strategy,
+                state,
+                [outcome.update for outcome in outcomes.values()],
+                list(sites),
+                plan,
+                own=own,
+                transport=transport,
+                round_index=index,
+                total_rounds=rounds,
+                seed=seed,
+            )
+            state, own = made.model, made.own
+            notes[-1] = made.notes()
         kept.update({site: outcome.site_state for site, outcome in outcomes.items()})
         participation.append(tuple(outcomes))
         refused.append(failed)
@@ -142,9 +168,11 @@ def run_in_process(
     return RunResult(
         initial,
         state,
+        own,
         kept,
         tuple(participation),
         tuple(refused),
+        tuple(notes),
         tuple(losses),
         tuple(seconds),
         bytes_up,

@@ -25,8 +25,9 @@ from histoflare.privacy.policy import Policy
 from histoflare.privacy.release_store import ReleaseStore
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import read_roles
-from histoflare.site.ledgers import audit_log_of, note_refusal, open_ledger
+from histoflare.site.ledgers import audit_log_of, open_ledger
 from histoflare.site.messages import Arrays, EvaluateAnswer, TrainAnswer, digest_of
+from histoflare.site.refusals import note_refusal
 from histoflare.site.run_name import is_run_name
 from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
 
@@ -46,7 +47,7 @@ class Books:
     Args:
         configuration: The site's. policy: Of the job's scope. plan: The job's, settled for its rounds.
         rounds: Of the job. run: Its run; the same for a job that goes on after another.
-        weights: How many numbers leave in a round (``rounds.strategy.count_sent_by_job``).
+        weights: How many numbers leave in a round (``rounds.round.count_sent_by_job``).
         labels: Of the task. data: The kind of data it is trained on, ``"bags"`` or ``"images"``.
         split: The protocol's rule, for a manifest without a split column.
 
@@ -95,8 +96,8 @@ class Books:
         Raises:
             JobError: The plan is not what the policy asks for (PRIVACY_MISMATCH), the sampler of its noise
                 takes too much of the budget's δ (PRIVACY_INVALID), or the site only evaluates.
-            LedgerError: There is no ledger (LEDGER_MISSING) or it cannot be used, the budget does not
-                suffice, or a patient's role changed.
+            LedgerError: There is no ledger (LEDGER_MISSING) or it cannot be used, the budget, or the share
+                of it that one job may take, does not suffice, or a patient's role changed.
         """
         if self.configuration.evaluation_only:
             raise JobError("This site only evaluates (evaluation_only).", reason="EVALUATION_ONLY")
@@ -118,6 +119,7 @@ class Books:
             roles=roles,
             budget=self.budget,
             trusts_server=self._policy.mechanism == "server-noise",
+            job_share=protection.job_share,
         )
         self.roles = roles
         self._audit.write(
@@ -167,14 +169,15 @@ class Books:
             return Answer(answer, said, again=False)
         reservation = self._reserved()
         store = ReleaseStore(ledger.path.with_suffix(".releases") / self.run)
-        booked = ledger.book(reservation, index, model, self.budget)
+        share = self._policy.protection.job_share
+        booked = ledger.book(reservation, index, model, self.budget, share)
         if isinstance(booked, Release):
             # A server that adds the noise would draw it anew: outsiders would see two draws for one event.
             kept = None if self.plan.mechanism == "server-noise" else self._load(store, booked)
             if kept is not None:
                 self._note_release("update, again", index, booked.digest, kept.patients)
                 return Answer(kept, booked.digest, again=True)
-            booked = ledger.book_again(reservation, index, model, self.budget)
+            booked = ledger.book_again(reservation, index, model, self.budget, share)
         store.make_room(booked.id, sum(array.nbytes for array in received.values()))
         try:
             answer = train()
@@ -224,6 +227,7 @@ class Books:
 
         Raises:
             LedgerError: The policy lets no (further) evaluation of these patients out.
+            JobError: The manifest was changed since a training was reserved (COHORT_INVALID).
             HistoflareError: The evaluation failed.
         """
         protection = self._policy.protection
@@ -233,6 +237,14 @@ class Books:
             ledger.check_usable()
         else:
             roles = read_roles(self.configuration, self._labels, self._data, self._split)
+            if self._reservation is not None and roles != self.roles:
+                # Else the trainer would read the manifest anew, and train on patients for whom nothing is
+                # reserved.
+                raise JobError(
+                    "The manifest was changed since the job was admitted: its patients are not those that "
+                    "stand in the ledger for this job. Leave it as it was until the job is over.",
+                    reason="COHORT_INVALID",
+                )
             patients = [patient for patient, role in roles.items() if split in ("all", role)]
             check_size(self._policy, len(patients))  # before it is counted
             disclosure = ledger.disclose(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from histoflare.errors import JobError
-from histoflare.storage import write_text
+from histoflare.storage import real_path, write_text
 
 SITES_VARIABLE = "HISTOFLARE_SITES"
 """Environment variable: a folder with one ``<site>.toml`` each. For simulations on one machine."""
@@ -154,7 +154,7 @@ def named_ledger(path: Path) -> tuple[Path, Path] | None:
         return None
     if not all(isinstance(text, str) and text for text in said):
         raise JobError(f"{path}: ledger and ledger_key: give both or neither", reason="SITE_NOT_CONFIGURED")
-    folder = path.absolute().parent
+    folder = real_path(path).parent
     return folder / str(said[0]), folder / str(said[1])
 
 
@@ -207,7 +207,7 @@ def read_site_file(path: Path, site: str | None = None) -> SiteConfiguration:
         raise JobError(
             f"{path}: cannot be used as a site's file; correct:{listed}", reason="SITE_NOT_CONFIGURED"
         )
-    folder = path.absolute().parent
+    folder = real_path(path).parent
     records = "records" if path.name == SITE_FILE else f"records/{path.stem}"
     paths = {
         name: folder / content[name]

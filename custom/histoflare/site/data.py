@@ -78,12 +78,14 @@ def load_site_data(
 
     Raises:
         ManifestError: The manifest cannot be used.
-        BagError, MaskError: Bags or images do not fit the manifest or the task (COHORT_INVALID).
+        BagError, MaskError: Bags or images do not fit the manifest or the task (COHORT_INVALID,
+            RESOLUTION_NOT_NAMED).
         JobError: The site has no data of this kind (SITE_NOT_CONFIGURED).
     """
     check_splits(configuration, split)
     if task.data != IMAGES:
         return load_site_cohort(site, task, configuration, split)
+    check_resolution_named(task, configuration)
     from histoflare.masks.images import load_image_cohort
 
     return load_image_cohort(
@@ -150,6 +152,31 @@ def check_resolutions(task: Any, sites: Mapping[str, SiteConfiguration]) -> None
 
     manifests = {site: where.images for site, where in sites.items() if where.images is not None}
     agreed_mpp(read_stated_mpps(manifests))
+
+
+def check_resolution_named(task: Any, configuration: SiteConfiguration) -> None:
+    """Refuse a task that names no resolution where the site's images state theirs.
+
+    Each site sees its own images alone: without a resolution in the protocol nobody compares it with those of
+    the others, and one network would be trained at several scales. Images that state none are not compared
+    either way. It reads what the manifest says, and opens no image.
+
+    Raises:
+        JobError: An image states its resolution, and the task names none (RESOLUTION_NOT_NAMED).
+    """
+    if task.data != IMAGES or task.mpp is not None or configuration.images is None:
+        return
+    from histoflare.masks.resolution import MPP_PLACE, read_stated_mpps
+
+    (stated,) = read_stated_mpps({"": configuration.images}).values() or ([],)
+    known = sorted({mpp for mpp in stated if mpp is not None})
+    if known:
+        raise JobError(
+            f"The images of {configuration.images} state their resolution (µm/px: "
+            f"{', '.join(f'{mpp:g}' for mpp in known[:5])}), and the job's protocol names none: nobody "
+            f"compares it with the other sites'. The lead has to name the one that all have ({MPP_PLACE}).",
+            reason="RESOLUTION_NOT_NAMED",
+        )
 
 
 def device_of(configuration: SiteConfiguration) -> str:

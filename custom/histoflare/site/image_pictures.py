@@ -13,14 +13,22 @@ from scipy import ndimage
 from torch import nn
 
 from histoflare.errors import MaskError
-from histoflare.masks.images import ImageCohort, ImageRecord, ReadImage
+from histoflare.masks.images import ImageCohort, ImageRecord
 from histoflare.masks.metrics import confusion
 from histoflare.masks.outlines import trace_polygons
 from histoflare.masks.predict import predict_image
 from histoflare.masks.task import MaskTask
 from histoflare.masks.windows import IGNORE
 from histoflare.report.reasons import explain
-from histoflare.report.site_page import ClassKey, ImagePictures, ImageRow, SitePage, encode_picture, sent_rows
+from histoflare.report.site_page import (
+    ClassKey,
+    ImagePictures,
+    ImageRow,
+    SitePage,
+    encode_flat,
+    encode_picture,
+    sent_rows,
+)
 from histoflare.rounds.local import one_thread
 from histoflare.slides.mask_overlay import class_colours
 
@@ -30,6 +38,7 @@ PICTURE_PX = 720
 MOST_PICTURES = 24
 ORDER = {"test": 0, "validation": 1, "train": 2}
 
+BACKGROUND_COLOUR = (24, 27, 31)
 LINE_PX = 2
 DASH_PX = 7
 GAP_COLOUR = (0, 0, 0)
@@ -50,6 +59,7 @@ def build_image_site_page(
     model: nn.Module | None,
     report: Mapping[str, Any],
     *,
+    alone: nn.Module | None = None,
     alias: str = "",
     update_bytes: int | None = None,
     most_pictures: int = MOST_PICTURES,
@@ -58,13 +68,14 @@ def build_image_site_page(
     """Return the page of ``site``, its pictures drawn and every image asked of the model.
 
     An image that cannot be read any more, or was changed, is noted and costs no other. Memory holds one image
-    and the finished pictures, at most 60 kB each, two an image.
+    and the finished pictures, at most 60 kB each: the image, its outlines, and a mask for each model.
 
     Args:
         cohort: The site's images (``site.data.load_site_data``).
         model: The federated model as this site uses it, in evaluation mode and on its device; None leaves out
             what it says.
         report: The consortium's report.
+        alone: The model that the site's own images alone gave, likewise, where there is one.
         alias: The site's name in the report, where that is another.
         update_bytes: Size of one update's tensors.
         most_pictures: Images that get pictures; test images first.
@@ -74,7 +85,7 @@ def build_image_site_page(
     rows = []
     with one_thread():  # as where the report's figures come from
         for number, record in enumerate(records):
-            rows.append(_make_row(record, cohort, task, model, draw=number < most_pictures))
+            rows.append(_make_row(record, cohort, task, model, alone, draw=number < most_pictures))
             on_image(number + 1, len(records))
     return SitePage(
         site=site,
@@ -118,7 +129,13 @@ def draw_outlines(
 
 
 def _make_row(
-    record: ImageRecord, cohort: ImageCohort, task: MaskTask, model: nn.Module | None, *, draw: bool
+    record: ImageRecord,
+    cohort: ImageCohort,
+    task: MaskTask,
+    model: nn.Module | None,
+    alone: nn.Module | None,
+    *,
+    draw: bool,
 ) -> ImageRow:
     row = ImageRow(record.slide_id, record.patient, record.split)
     try:
@@ -128,20 +145,27 @@ def _make_row(
         return replace(row, pictures=ImagePictures(notes=(note,)))
     predicted = None
     if model is not None:
-        predicted = _predict(model, task, read)
-        row = replace(row, dice=_dice(task, confusion(read.mask, predicted, len(task.labels))))
+        predicted = predict_mask(model, task, read.image)
+        row = replace(row, dice=dice_of(task, confusion(read.mask, predicted, len(task.labels))))
     if not draw:
         return row
     outlines = draw_outlines(read.image, read.mask, predicted, _foreground(task), len(task.labels))
     known = float(np.mean(read.mask != IGNORE))
-    pictures = ImagePictures(encode_picture(_scaled(read.image)), encode_picture(outlines), known)
+    masks = [("Given mask", read.mask)]
+    if predicted is not None:
+        masks.append(("Federated model's mask", predicted))
+    if alone is not None:
+        masks.append(("Mask of the model of this site alone", predict_mask(alone, task, read.image)))
+    drawn = [(caption, draw_mask(mask, task)) for caption, mask in masks]
+    pictures = ImagePictures(draw_image(read.image), encode_picture(outlines), known, masks=drawn)
     return replace(row, pictures=pictures)
 
 
-def _predict(model: nn.Module, task: MaskTask, read: ReadImage) -> Classes:
+def predict_mask(model: nn.Module, task: MaskTask, image: NDArray[np.uint8]) -> Classes:
+    """Return the model's mask (h, w) of an image (h, w, 3)."""
     return predict_image(
         model,
-        read.image,
+        image,
         window_px=task.window_px,
         stride_px=task.stride_px,
         patch_px=task.patch_px,
@@ -150,7 +174,27 @@ def _predict(model: nn.Module, task: MaskTask, read: ReadImage) -> Classes:
     )
 
 
-def _dice(task: MaskTask, matrix: NDArray[np.int64]) -> dict[str, float | None]:
+def draw_image(image: NDArray[np.uint8]) -> str:
+    """Return an image as a data URI, its longer side :data:`PICTURE_PX`."""
+    return encode_picture(_scaled(image))
+
+
+def draw_mask(mask: Classes, task: MaskTask) -> str:
+    """Return a mask as a data URI: classes in their colours, background dark, not annotated white."""
+    if max(mask.shape) > PICTURE_PX:
+        width, height = _scaled_size(mask.shape[1], mask.shape[0])
+        mask = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+    palette = np.full((256, 3), 255, np.uint8)
+    palette[: len(task.labels)] = BACKGROUND_COLOUR
+    colours = class_colours(len(task.labels))
+    for index in _foreground(task):
+        palette[index] = colours[index]
+    picture = Image.fromarray(mask, "P")
+    picture.putpalette(palette.tobytes())
+    return encode_flat(picture)
+
+
+def dice_of(task: MaskTask, matrix: NDArray[np.int64]) -> dict[str, float | None]:
     """Return the Dice of each class of an image's confusion (k, k); None: the class is in neither mask."""
     found: dict[str, float | None] = {}
     for index in _foreground(task):
@@ -182,9 +226,14 @@ def _foreground(task: MaskTask) -> list[int]:
 
 def _scaled(image: NDArray[np.uint8]) -> Image.Image:
     """Return the image with a longer side of :data:`PICTURE_PX`."""
-    scale = PICTURE_PX / max(image.shape[:2])
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    return Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+    return Image.fromarray(image).resize(
+        _scaled_size(image.shape[1], image.shape[0]), Image.Resampling.BICUBIC
+    )
+
+
+def _scaled_size(width: int, height: int) -> tuple[int, int]:
+    scale = PICTURE_PX / max(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def _member(mask: Classes, index: int, size: tuple[int, int]) -> NDArray[np.bool_]:

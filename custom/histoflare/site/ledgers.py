@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from histoflare.errors import HistoflareError, LedgerError
+from histoflare.errors import LedgerError
 from histoflare.privacy.audit_log import AuditLog
 from histoflare.privacy.ledger import STEWARD, Ledger
 from histoflare.site.configuration import SiteConfiguration
 
 AUDIT_FILE = "audit.jsonl"
-
-MOST_NOTED = 100
-LONGEST_DETAIL = 10_000
-_noted: Counter[tuple[str, str]] = Counter()
 
 
 def open_ledger(configuration: SiteConfiguration) -> Ledger:
@@ -64,7 +58,7 @@ def on_workstation(site: str, configuration: SiteConfiguration) -> SiteConfigura
 
 def kit_around(path: Path) -> Path | None:
     """Return the startup kit that a path is in; None if it is in none."""
-    for folder in path.absolute().resolve().parents:
+    for folder in path.resolve().parents:
         if (folder / "startup").is_dir() and (folder / "local").is_dir():
             return folder
     return None
@@ -90,26 +84,14 @@ def audit_log_of(configuration: SiteConfiguration) -> AuditLog:
 
     A site that has no ledger, and can but refuse, has it among its records.
     """
+    return AuditLog(audit_path_of(configuration))
+
+
+def audit_path_of(configuration: SiteConfiguration) -> Path:
+    """Return where that log is."""
     if configuration.ledger is None:
-        return AuditLog(configuration.records / AUDIT_FILE)
-    return AuditLog(configuration.ledger.with_suffix(f".{AUDIT_FILE}"))
-
-
-def note_refusal(configuration: SiteConfiguration, run: str, error: HistoflareError) -> None:
-    """Write why nothing left into the site's audit log; a full disk is no reason to say more.
-
-    A server that asks for what is refused again and again may not fill the disk with it: of one reason in one
-    run a process writes :data:`MOST_NOTED` lines.
-    """
-    kind = (run, error.reason)
-    _noted[kind] += 1
-    if _noted[kind] > MOST_NOTED:
-        return
-    last = {"further": "not noted"} if _noted[kind] == MOST_NOTED else {}
-    with suppress(LedgerError):
-        audit_log_of(configuration).write(
-            "refused", run=run, reason=error.reason, detail=str(error)[:LONGEST_DETAIL], **last
-        )
+        return configuration.records / AUDIT_FILE
+    return configuration.ledger.with_suffix(f".{AUDIT_FILE}")
 
 
 def ledger_holds(configuration: SiteConfiguration, sha256: str) -> bool:

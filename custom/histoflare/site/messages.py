@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.rounds.state import digest
 from histoflare.rounds.strategy import Strategy
+from histoflare.rounds.transport import PLAIN, Transport
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
 
@@ -33,7 +34,7 @@ class TrainerSetup:
         site: The site's FLARE name; seeds depend on it.
         configuration: The site's own.
         task: What is learned (``bags.task.MemTask``); has the labels, encoder, mpp and patch_px of the bags.
-        strategy: How sites work together.
+        strategy: How sites work together. transport: How an update travels.
         seed: The job's.
         run: Name of the run, for the site's own notes; the same for a job that continues another.
         plan: What protects the updates, settled for the job's rounds.
@@ -50,6 +51,7 @@ class TrainerSetup:
     plan: PrivacyPlan = field(default_factory=Open)
     roles: Mapping[str, str] | None = None
     split: SplitRule = DEFAULT_SPLIT
+    transport: Transport = PLAIN
 
 
 @dataclass(frozen=True)

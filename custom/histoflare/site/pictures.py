@@ -87,7 +87,11 @@ def build_site_page(
     manifest_file, bags = bags_of(configuration)
     manifest = read_manifest(manifest_file, labels=task.labels, check_files=False)
     by_id = {manifest.row_id(row): row for row in manifest.rows}
-    records = sorted(cohort.records, key=lambda record: (ORDER[record.split], record.slide_id))
+    there = {name for name, row in by_id.items() if row.slide.exists()}  # they get the pictures
+    records = sorted(
+        cohort.records,
+        key=lambda record: (record.slide_id not in there, ORDER[record.split], record.slide_id),
+    )
     rows, plans = [], []
     for number, record in enumerate(records):
         features = cohort.features(record)

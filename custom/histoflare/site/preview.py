@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from histoflare.errors import HistoflareError, JobError, LedgerError
 from histoflare.privacy.budget import Budget
+from histoflare.privacy.ledger.rules import refuse_share
 from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import Policy
 from histoflare.site.books import check_plan, check_size
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.data import read_roles
+from histoflare.site.data import IMAGES, load_site_data, read_roles
 from histoflare.site.ledgers import open_ledger
 from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
 
@@ -23,7 +25,10 @@ class Preview:
     Attributes:
         patients: To train on.
         before: What was charged already; NaN if the ledger does not say. alone: The job. after: Together.
+        further: How many more like it fit afterwards; None: any number, or the ledger does not say.
         budget: What there is. sampler_delta: What the job's sampler takes of its δ.
+        share: Which part of the budget's allowance the job takes, from 0 on; shares of jobs add up.
+        left: Which part is left afterwards; below 0 where it does not fit, NaN if the ledger does not say.
         refusal: Why the site would refuse the job; None if it would not.
     """
 
@@ -31,6 +36,9 @@ class Preview:
     before: float
     alone: float
     after: float
+    further: int | None
+    share: float
+    left: float
     budget: Budget
     sampler_delta: float
     refusal: HistoflareError | None
@@ -42,11 +50,12 @@ def preview(
     plan: PrivacyPlan,
     rounds: int,
     weights: int,
-    labels: list[str],
-    data: str = "bags",
+    task: Any,
     split: SplitRule = DEFAULT_SPLIT,
 ) -> Preview:
     """Return what ``site.books.Books.reserve`` would do. Nothing is written, and no ledger is made.
+
+    The site's bags or images are looked at as a job does before its first round.
 
     Raises:
         JobError: The policy has no budget (POLICY_INVALID).
@@ -57,7 +66,7 @@ def preview(
             f"The scope {policy.name} has no budget: nothing is booked under it, and nothing is protected.",
             reason="POLICY_INVALID",
         )
-    roles = read_roles(configuration, labels, data, split)
+    roles = read_roles(configuration, list(task.labels), task.data, split)
     budget = policy.protection.budget()
     patients = sum(role == "train" for role in roles.values())
     spent, refusal = math.nan, None
@@ -71,14 +80,40 @@ def preview(
     except HistoflareError as error:
         refusal = error
     cost = budget.cost(plan.spend().times(rounds))
-    if refusal is None and not budget.admits(spent + cost):
-        refusal = LedgerError(
-            "Run fewer rounds or with more noise, close runs that will not go on (histoflare ledger close), "
-            "or train on other patients.",
-            reason="BUDGET_EXHAUSTED",
-        )
+    refusal = refusal or _beyond(budget, spent, cost, policy.protection.job_share)
+    refusal = refusal or _data_fault(configuration, task, split)
     before, alone, after = (
         math.nan if math.isnan(rho) else budget.epsilon_of(rho) for rho in (spent, cost, spent + cost)
     )
     taken = budget.sampler_delta(plan.numbers(rounds, weights))
-    return Preview(patients, before, alone, after, budget, taken, refusal)
+    further = None if math.isnan(spent) else budget.room_for(cost, spent + cost)
+    left = 1 - budget.share_of(spent + cost)
+    return Preview(
+        patients, before, alone, after, further, budget.share_of(cost), left, budget, taken, refusal
+    )
+
+
+def _beyond(budget: Budget, spent: float, cost: float, job_share: float) -> HistoflareError | None:
+    """Return why a budget does not hold a job."""
+    if not budget.admits(spent + cost):
+        return LedgerError(
+            "Run fewer rounds or with more noise, close runs that will not go on (histoflare ledger close), "
+            "or train on other patients.",
+            reason="BUDGET_EXHAUSTED",
+        )
+    try:
+        refuse_share(budget, cost, job_share)
+    except LedgerError as error:
+        return error
+    return None
+
+
+def _data_fault(configuration: SiteConfiguration, task: Any, split: SplitRule) -> HistoflareError | None:
+    """Return why a site's bags or images cannot be used; those that it makes itself need not be there yet."""
+    if configuration.prepare and task.data != IMAGES:
+        return None
+    try:
+        load_site_data("this site", task, configuration, split)
+    except HistoflareError as error:
+        return error
+    return None

@@ -40,7 +40,7 @@ SITE = "site"
 ROUND = "round"
 RUN_FILE = "run.json"
 LOSS_FILE = "loss.json"
-BEFORE = {"batch_norm": "shared", "transfer": "float32"}
+BEFORE = {"batch_norm": "shared"}
 """Of a strategy, where notes of an earlier version do not say."""
 
 
@@ -73,6 +73,7 @@ class RunRecords:
         strategy: Mapping[str, Any] | None,
         plan: Mapping[str, Any] | None = None,
         patients: Iterable[str] = (),
+        split: Mapping[str, Any] | None = None,
     ) -> None:
         """Make this run the one of ``task`` and ``strategy``, or check that it is.
 
@@ -84,6 +85,8 @@ class RunRecords:
             task, strategy: Their settings, as JSON. Strategy None: a job that only evaluates.
             plan: The privacy plan's settings; None: nothing is protected.
             patients: Who is trained on.
+            split: The protocol's rule for manifests without a split column. It is noted, and not compared:
+                who is trained on is.
 
         Raises:
             JobError: The run is of something else, or its notes cannot be used (RECORDS_INVALID).
@@ -91,7 +94,7 @@ class RunRecords:
         path = self.folder / RUN_FILE
         known = "\n".join(sorted(set(patients))).encode()
         cohort = None if plan is None else hashlib.sha256(known).hexdigest()
-        content = {"task": task, "strategy": strategy, "plan": plan, "cohort": cohort}
+        content = {"task": task, "strategy": strategy, "plan": plan, "cohort": cohort, "split": split}
         wanted = json.loads(json.dumps(content))
         try:
             if not path.is_file():

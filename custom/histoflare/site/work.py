@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from histoflare.errors import JobError
 from histoflare.rounds.evaluation import Metrics, evaluate
 from histoflare.rounds.local import predict
+from histoflare.rounds.round import site_round
 from histoflare.rounds.state import State
-from histoflare.rounds.strategy import site_round
+from histoflare.rounds.strategy import split as split_state
 from histoflare.rounds.task import PredictionTable
 from histoflare.seeds import derive_seed
 from histoflare.site.data import SiteData, device_of, load_site_data, prepare_site_data
@@ -63,10 +64,10 @@ class SiteWork:
     def train(
         self, arrays: Arrays, round_index: int, total_rounds: int, metrics: Sequence[str]
     ) -> TrainAnswer:
-        """Return this site's half of a round, the same bytes as ``rounds.strategy.site_round`` in process.
+        """Return this site's half of a round, the same bytes as ``rounds.round.site_round`` in process.
 
         Args:
-            arrays: The global state as received.
+            arrays: The global model as received, with what the strategy sent beside it.
             round_index: From 0. total_rounds: Of the job.
             metrics: What to send of the received model, such as ``"validation/auc"``.
 
@@ -94,6 +95,7 @@ class SiteWork:
             total_rounds=total_rounds,
             seed=setup.seed,
             plan=setup.plan,
+            transport=setup.transport,
             device=self._device,
         )
         self._records.save_state(round_index, outcome.site_state)
@@ -156,10 +158,11 @@ class SiteWork:
             {"name": setup.strategy.name, **vars(setup.strategy)},
             None if setup.roles is None else setup.plan.to_json(),
             {record.patient for record in cohort.train},
+            vars(setup.split),
         )
 
     def _predict(self, state: State, site_state: State, split: str) -> PredictionTable:
-        model = self._setup.strategy.personalize(state, site_state)
+        model = self._setup.strategy.personalize(split_state(state)[0], site_state)
         return predict(self._task, model, self._data(), split, self._device)
 
     def _validate(

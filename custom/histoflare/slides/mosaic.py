@@ -13,8 +13,7 @@ than research should look into them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
@@ -24,6 +23,8 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from histoflare.errors import SlideError
 from histoflare.seeds import derive_seed
+from histoflare.slides.colours import GridColours, read_mean_colours
+from histoflare.slides.pixels import Block
 from histoflare.slides.reader import Slide
 from histoflare.slides.resolution import is_mpp
 from histoflare.slides.tissue import find_tissue
@@ -31,9 +32,6 @@ from histoflare.slides.tissue import find_tissue
 Selection = Literal["random", "spatial"]
 
 MOSAIC_VERSION = 1
-BLOCK_PX = 1024
-"""Side of the blocks in which the patches' colours are read, at the resolution of the colours."""
-
 KMEANS_STARTS = 10
 """k-means is started this often and the best kept; the papers do not say."""
 
@@ -166,8 +164,13 @@ def build_mosaic(slide: Slide, parameters: MosaicParameters, threads: int = 1) -
             (``SLIDE_NO_PATCHES``), or what :meth:`Slide.read` raises.
     """
     l0_patch_px = round(parameters.patch_px * slide.l0_per_px(parameters.mpp))
-    l0_xy, tissue = _find_candidates(slide, parameters, l0_patch_px)
-    colours = _mean_colours(slide, parameters, l0_patch_px, l0_xy, threads)
+    colour_mpp = max(parameters.cluster_mpp, parameters.mpp)
+    grid = GridColours(slide, l0_patch_px, colour_mpp)  # while tissue is sought
+    l0_xy, tissue = _find_candidates(slide, parameters, l0_patch_px, threads, grid.add)
+    if grid.complete:
+        colours = grid.means(l0_xy)
+    else:
+        colours = read_mean_colours(slide, l0_patch_px, colour_mpp, l0_xy, threads)
     with threadpool_limits(1):  # sums in one order on every machine, and small problems are faster so
         clusters = _cluster_colours(colours, parameters)
         chosen = _choose(l0_xy, clusters, parameters)
@@ -179,11 +182,16 @@ def build_mosaic(slide: Slide, parameters: MosaicParameters, threads: int = 1) -
 
 
 def _find_candidates(
-    slide: Slide, parameters: MosaicParameters, l0_patch_px: int
+    slide: Slide,
+    parameters: MosaicParameters,
+    l0_patch_px: int,
+    threads: int,
+    also: Callable[[Block], None],
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return corners (n, 2) and tissue shares (n,) of the grid patches with enough tissue, row by row.
 
-    Only whole patches count: what is left over at the right and lower edge is no patch.
+    Only whole patches count: what is left over at the right and lower edge is no patch. ``also`` is called
+    with the blocks that are read.
     """
     l0_width, l0_height = slide.info.l0_size_px
     columns, rows = l0_width // l0_patch_px, l0_height // l0_patch_px
@@ -194,7 +202,7 @@ def _find_candidates(
             f"({l0_patch_px} px here). Ask for smaller patches (--patch-px).",
             reason="SLIDE_TOO_SMALL",
         )
-    tissue = find_tissue(slide, um_patch=l0_patch_px * slide.mpp)
+    tissue = find_tissue(slide, um_patch=l0_patch_px * slide.mpp, threads=threads, also=also)
     l0_corners = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2)
     l0_corners = l0_corners * l0_patch_px
     shares = tissue.shares(l0_corners, l0_patch_px)
@@ -207,35 +215,6 @@ def _find_candidates(
             reason="SLIDE_NO_PATCHES",
         )
     return l0_corners[enough].astype(np.int64), shares[enough]
-
-
-def _mean_colours(
-    slide: Slide,
-    parameters: MosaicParameters,
-    l0_patch_px: int,
-    l0_xy: NDArray[np.int64],
-    threads: int,
-) -> NDArray[np.float64]:
-    """Return the mean RGB (n, 3) of every patch at ``cluster_mpp``, in 0 .. 255.
-
-    Neighbours are read together, block by block: a tile of the file is decoded once for all patches on it.
-    """
-    mpp = max(parameters.cluster_mpp, parameters.mpp)
-    side_px = max(1, round(l0_patch_px / slide.l0_per_px(mpp)))
-    blocks: dict[tuple[int, int], list[int]] = {}
-    per_block = max(1, BLOCK_PX // side_px)  # patches along a side
-    for index, (column, row) in enumerate((l0_xy // (l0_patch_px * per_block)).tolist()):
-        blocks.setdefault((row, column), []).append(index)
-    colours = np.empty((len(l0_xy), 3))
-
-    def read_block(indices: list[int]) -> None:
-        corners = [(int(x), int(y)) for x, y in l0_xy[indices]]
-        for index, pixels in zip(indices, slide.read_each(corners, (side_px, side_px), mpp), strict=True):
-            colours[index] = pixels.reshape(-1, 3).mean(axis=0)
-
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        list(pool.map(read_block, blocks.values()))
-    return colours
 
 
 def _cluster_colours(colours: NDArray[np.float64], parameters: MosaicParameters) -> NDArray[np.int64]:

@@ -30,20 +30,25 @@ def remove_small_parts(mask: NDArray[np.bool_], smallest_px: float, *, band_px: 
     for band in bands:
         joined.add(band)
     sizes = joined.sizes()
-    for index, band in enumerate(bands):
+    for names, band in zip(joined.names, bands, strict=True):
+        touching = sizes[names.first : names.first + len(names.labels)]
+        if touching.min(initial=names.smallest_inside) >= smallest_px:
+            continue  # nothing to clear
         parts, own = _label(band)
-        names = joined.names[index]
-        own[names.labels] = sizes[names.first : names.first + len(names.labels)]
+        own[names.labels] = touching
         keep = own >= smallest_px
         keep[0] = False
         band[...] = keep[parts]
 
 
 class _Names:
-    """The parts of a band that touch its first or last row: ``labels`` there, named from ``first`` on."""
+    """The parts of a band that touch its first or last row: ``labels`` there, named from ``first`` on.
 
-    def __init__(self, labels: NDArray[np.int32], first: int) -> None:
-        self.labels, self.first = labels, first
+    ``smallest_inside`` is the size of the smallest of the others.
+    """
+
+    def __init__(self, labels: NDArray[np.int64], first: int, smallest_inside: float) -> None:
+        self.labels, self.first, self.smallest_inside = labels, first, smallest_inside
 
     def of(self, row: NDArray[np.int32]) -> NDArray[np.int64]:
         """Return the names of a row's labels."""
@@ -62,9 +67,13 @@ class _JoinedSizes:
     def add(self, band: NDArray[np.bool_]) -> None:
         """Measure the next band."""
         parts, own = _label(band)
-        touching = np.union1d(parts[0], parts[-1])
+        touches = np.zeros(len(own), np.bool_)
+        touches[parts[0]] = touches[parts[-1]] = True
+        touches[0] = False
         first = self.names[-1].first + len(self.names[-1].labels) if self.names else 0
-        names = _Names(touching[touching > 0], first)
+        inside = ~touches
+        inside[0] = False
+        names = _Names(np.flatnonzero(touches), first, own.min(where=inside, initial=np.iinfo(np.int64).max))
         if self._above is not None:
             both = (self._above > 0) & (parts[0] > 0)
             pairs = np.stack([self.names[-1].of(self._above[both]), names.of(parts[0][both])])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -79,17 +80,61 @@ def resample(image: Image.Image, size_px: tuple[int, int], lv_per_px: float) -> 
     """Return an RGBA image of a level on white, at ``size_px`` (width, height): uint8 (h, w, 3)."""
     if lv_per_px == 1.0:
         return _rgb_array(image)
+    return _resample_rgb(_rgb_image(image), size_px, lv_per_px)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of a thumbnail, with the pixels of the level that it is made of.
+
+    Attributes:
+        px_xy, size_px: (x, y) of its corner and (width, height), in pixels of the thumbnail.
+        level, lv_per_px: The level, and how many of its pixels a pixel of the thumbnail spans along a side.
+        lv_xy: (x, y) of the corner in pixels of the level.
+        image: RGBA pixels of the level.
+    """
+
+    px_xy: tuple[int, int]
+    size_px: tuple[int, int]
+    level: int
+    lv_per_px: float
+    lv_xy: tuple[float, float]
+    image: Image.Image
+
+    @cached_property
+    def _on_white(self) -> Image.Image:
+        return _rgb_image(self.image)
+
+    @property
+    def place(self) -> tuple[slice, slice]:
+        """Rows and columns of the thumbnail."""
+        (x, y), (width, height) = self.px_xy, self.size_px
+        return slice(y, y + height), slice(x, x + width)
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """Return this piece of the thumbnail: uint8 (h, w, 3)."""
+        if self.lv_per_px == 1.0:
+            return _rgb_array(self.image)
+        return _resample_rgb(self._on_white, self.size_px, self.lv_per_px)
+
+    def averages(self, lv_per_px: int) -> NDArray[np.uint8]:
+        """Return the averages of squares of ``lv_per_px`` pixels of the level: uint8 (h, w, 3)."""
+        if lv_per_px == 1:
+            return _rgb_array(self.image)
+        return np.asarray(self._on_white.reduce(lv_per_px))
+
+    def scanned(self) -> NDArray[np.bool_]:
+        """Return which pixels (h, w) of :meth:`pixels` are not wholly transparent in the slide."""
+        if _is_opaque(self.image):
+            return np.ones(self.size_px[::-1], np.bool_)
+        return np.asarray(self.image.getchannel("A").resize(self.size_px, Image.Resampling.BOX)) > 0
+
+
+def _resample_rgb(image: Image.Image, size_px: tuple[int, int], lv_per_px: float) -> NDArray[np.uint8]:
     if lv_per_px.is_integer():
-        return np.asarray(_rgb_image(image).reduce(int(lv_per_px)))
+        return np.asarray(image.reduce(int(lv_per_px)))
     box = (0.0, 0.0, size_px[0] * lv_per_px, size_px[1] * lv_per_px)
-    return np.asarray(_rgb_image(image).resize(size_px, Image.Resampling.BILINEAR, box=box))
-
-
-def scanned_pixels(image: Image.Image, size_px: tuple[int, int]) -> NDArray[np.bool_] | bool:
-    """Return which pixels (h, w) of the result are not wholly transparent in an RGBA image of a level."""
-    if _is_opaque(image):
-        return True
-    return np.asarray(image.getchannel("A").resize(size_px, Image.Resampling.BOX)) > 0
+    return np.asarray(image.resize(size_px, Image.Resampling.BILINEAR, box=box))
 
 
 def _is_opaque(image: Image.Image) -> bool:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +28,7 @@ from PIL import Image
 from histoflare.errors import SlideError
 from histoflare.slides.files import SlideFingerprint, fingerprint, opening_file, slide_files
 from histoflare.slides.formats import describe_refused, describe_unknown, ome_fault
-from histoflare.slides.pixels import extend_edges, resample, scanned_pixels
+from histoflare.slides.pixels import Block, extend_edges, resample
 from histoflare.slides.resolution import (
     LevelInfo,
     SlideInfo,
@@ -208,10 +209,11 @@ class Slide:
         """
         width_px, height_px = self.thumbnail_size_px(mpp)
         thumbnail = np.empty((height_px, width_px, 3), np.uint8)
-        top = 0
-        for rows, _ in self.thumbnail_rows(mpp):
-            thumbnail[top : top + len(rows)] = rows
-            top += len(rows)
+
+        def show(block: Block) -> None:
+            thumbnail[block.place] = block.pixels()
+
+        self.each_block(mpp, show)
         return thumbnail
 
     def thumbnail_size_px(self, mpp: float) -> tuple[int, int]:
@@ -226,35 +228,39 @@ class Slide:
         width_px, height_px = (max(1, math.ceil((side - 0.5) / lv_per_px)) for side in sides)
         return width_px, height_px
 
-    def thumbnail_rows(self, mpp: float) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
-        """Yield what :meth:`thumbnail` returns from top to bottom, some whole rows at a time.
+    def each_block(self, mpp: float, use: Callable[[Block], None], threads: int = 1) -> None:
+        """Call ``use`` with every block of what :meth:`thumbnail` returns, read once each.
 
-        Read in blocks, so memory stays bounded on a slide without a pyramid.
+        Memory holds a block for each thread, also on a slide without a pyramid.
 
-        Yields:
-            The pixels, uint8 (h, w, 3), and which of them were scanned, bool (h, w): the others are
-            transparent in the slide, and white here.
+        Args:
+            mpp: As of :meth:`thumbnail`.
+            use: Called from ``threads`` threads, so in no fixed order.
+            threads: Threads that read, >= 1.
 
         Raises:
-            SlideError: As :meth:`read`.
+            SlideError: As :meth:`read`; or what ``use`` raises.
         """
         mpp = max(mpp, self.mpp)
         l0_per_px = self.l0_per_px(mpp)
         width_px, height_px = self.thumbnail_size_px(mpp)
         # where blocks begin at whole pixels of level 0 they can be small without a change of the result
         side_px = SMALL_BLOCK_PX if l0_per_px.is_integer() else BLOCK_PX
-        lv_per_px = self._plan(mpp)[1]
+        level, lv_per_px = self._plan(mpp)
+        downsample = self.info.levels[level].downsample
         step_px = _whole_step(max(1, int(side_px / lv_per_px)), lv_per_px)
-        for y in range(0, height_px, step_px):
-            rows = np.empty((min(step_px, height_px - y), width_px, 3), np.uint8)
-            scanned = np.empty(rows.shape[:2], np.bool_)
-            for x in range(0, width_px, step_px):
-                size_px = (min(step_px, width_px - x), len(rows))
-                corner = round(x * l0_per_px), round(y * l0_per_px)
-                image = self._read_pixels(corner, size_px, mpp)
-                rows[:, x : x + size_px[0]] = resample(image, size_px, lv_per_px)
-                scanned[:, x : x + size_px[0]] = scanned_pixels(image, size_px)
-            yield rows, scanned
+
+        def read(px_xy: tuple[int, int]) -> None:
+            x, y = px_xy
+            size_px = (min(step_px, width_px - x), min(step_px, height_px - y))
+            corner = round(x * l0_per_px), round(y * l0_per_px)
+            image = self._read_pixels(corner, size_px, mpp)
+            lv_xy = corner[0] / downsample, corner[1] / downsample
+            use(Block(px_xy, size_px, level, lv_per_px, lv_xy, image))
+
+        corners = ((x, y) for y in range(0, height_px, step_px) for x in range(0, width_px, step_px))
+        with ThreadPoolExecutor(max(1, threads), thread_name_prefix="blocks") as pool:
+            list(pool.map(read, corners))
 
     def drop_cache(self) -> None:
         """Let go of the tiles that OpenSlide keeps of what was read; for a change from one level to another.

@@ -59,6 +59,8 @@ def make_slides(
 ) -> dict[str, Path]:
     """Write the slides of ``cohort`` and one manifest per site; slides that are there already are made again.
 
+    A manifest also lists the slides that are not drawn: read it with ``check_files=False`` then.
+
     Args:
         out_dir: Gets ``<site>/manifest.csv`` and ``<site>/slides/*.tif``.
         cohort: What to make.
@@ -68,11 +70,12 @@ def make_slides(
         The manifest of each site.
     """
     planned = plan_slides(cohort)
-    for done, slide in enumerate(planned, start=1):
+    drawn = [slide for slide in planned if slide.drawn]
+    for done, slide in enumerate(drawn, start=1):
         rgb = render_slide(slide, cohort)
         write_pyramid(slide_path(out_dir, slide), rgb, slide.style.mpp, jpeg_quality=slide.style.jpeg_quality)
         if progress is not None:
-            progress(done, len(planned))
+            progress(done, len(drawn))
     return write_site_manifests(out_dir, planned)
 
 

@@ -6,7 +6,7 @@ so that hospitals differ in look and not in scale.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from histoflare.slides.synthetic_cohort import (
     EXTERNAL,
     EXTERNAL_STYLE,
     LABELS,
+    HospitalStyle,
     PlannedSlide,
     hospital_style,
 )
@@ -43,6 +44,8 @@ class SyntheticImages:
         images_per_patient: Each a field of its own.
         side_px: Of the square images.
         seed: Of everything.
+        stain_power: The strengths of a site's stains (1 is that of a neutral one) are raised to it: at 1
+            sites stain as those of :mod:`histoflare.slides.synthetic`, above it they differ more.
     """
 
     sites: int = 4
@@ -50,6 +53,7 @@ class SyntheticImages:
     images_per_patient: int = 2
     side_px: int = 256
     seed: int = 0
+    stain_power: float = 1.0
 
     def __post_init__(self) -> None:
         if self.sites < 1 or self.images_per_patient < 1:
@@ -69,7 +73,7 @@ def plan_images(made: SyntheticImages) -> list[PlannedSlide]:
     planned = []
     styles = {f"hospital-{index + 1}": index for index in range(made.sites)} | {EXTERNAL: EXTERNAL_STYLE}
     for site, index in styles.items():
-        style = hospital_style(index, made.seed)
+        style = _raised(hospital_style(index, made.seed), made.stain_power)
         for rank in range(made.patients):
             patient = f"{site}-p{rank + 1:03d}"
             rng = np.random.default_rng(derive_seed(made.seed, "image patient", site, patient))
@@ -80,6 +84,12 @@ def plan_images(made: SyntheticImages) -> list[PlannedSlide]:
                 for number in range(made.images_per_patient)
             ]
     return planned
+
+
+def _raised(style: HospitalStyle, power: float) -> HospitalStyle:
+    stain = style.stain
+    strengths = {"hematoxylin": stain.hematoxylin**power, "eosin": stain.eosin**power}
+    return replace(style, stain=replace(stain, **strengths))
 
 
 def render_image(image: PlannedSlide, side_px: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -19,6 +19,7 @@ from histoflare.errors import ManifestError
 from histoflare.slides.names import SPREADSHEET_DATE, SPREADSHEET_NUMBER, decode_text
 from histoflare.slides.resolution import given_mpp_fault
 from histoflare.slides.splits import Split, SplitRule
+from histoflare.storage import real_path
 
 SUBGROUPS = ("site", "sex", "age_band", "scanner")
 LONGEST_STEM = 160
@@ -209,9 +210,7 @@ def file_id(file: Path, written: str = "") -> str:
 
 def relative_path(file: Path, folder: Path) -> str:
     """Return how a manifest in ``folder`` names ``file``."""
-    # a file may be a link into an archive: resolve its folder, never the file itself
-    target = file.parent.resolve() / file.name
-    return Path(os.path.relpath(target, folder.resolve())).as_posix()
+    return Path(os.path.relpath(real_path(file), folder.resolve())).as_posix()
 
 
 def write_table(path: Path, header: Sequence[str], table: Sequence[Sequence[Any]]) -> None:

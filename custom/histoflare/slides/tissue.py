@@ -17,7 +17,9 @@ dense blood has the colour of a red marker and is left out.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 
 from histoflare.errors import SlideError
 from histoflare.slides.parts import remove_small_parts
+from histoflare.slides.pixels import Block
 from histoflare.slides.reader import Slide
 
 COARSEST_MASK_MPP = 8.0
@@ -41,7 +44,7 @@ DARK_LEVEL, BRIGHT_LEVEL = 60, 190
 
 
 BAND_PX = 1 << 18
-"""Pixels whose optical densities are held at once, at some 100 bytes each."""
+"""Pixels whose colours are looked at at once, at some 20 bytes each."""
 
 KEPT_BYTES = 1 << 27
 """Of the picture the mask is made of. It is needed twice, and a larger one is read twice."""
@@ -56,23 +59,47 @@ class Tissue:
 
     def shares(self, l0_xy: NDArray[np.integer], l0_side_px: int) -> NDArray[np.float64]:
         """Return the share of tissue (n,) in the squares with upper left corners ``l0_xy`` (n, 2)."""
-        total = np.zeros((self.mask.shape[0] + 1, self.mask.shape[1] + 1), np.int32)
-        self.mask.cumsum(axis=0, dtype=np.int32, out=total[1:, 1:])
-        total[1:, 1:].cumsum(axis=1, out=total[1:, 1:])
         height, width = self.mask.shape
         limits = np.array([width, height])
         low = np.clip(np.round(l0_xy / self.l0_per_px).astype(np.int64), 0, limits - 1)
         high = np.clip(np.round((l0_xy + l0_side_px) / self.l0_per_px).astype(np.int64), low + 1, limits)
         (x0, y0), (x1, y1) = low.T, high.T
-        inside = total[y1, x1] - total[y0, x1] - total[y1, x0] + total[y0, x0]
+        total, row_of = self._sums_above(np.union1d(y0, y1))
+        top, bottom = row_of[y0], row_of[y1]
+        inside = total[bottom, x1] - total[top, x1] - total[bottom, x0] + total[top, x0]
         shares: NDArray[np.float64] = inside / ((x1 - x0) * (y1 - y0))
         return shares
 
+    def _sums_above(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Return how much tissue lies above each of ``rows`` (n, ascending) and left of each column.
 
-def find_tissue(slide: Slide, um_patch: float) -> Tissue:
+        Returns:
+            The sums (n, w + 1), counted from the first of ``rows`` on, and the index of each row of the mask
+            among ``rows``, where it is one of them.
+        """
+        height, width = self.mask.shape
+        total = np.zeros((len(rows), width + 1), np.int32)
+        between = np.add.reduceat(self.mask.view(np.uint8), rows[rows < height], axis=0, dtype=np.int32)
+        between[: len(rows) - 1].cumsum(axis=0, out=total[1:, 1:])
+        total[:, 1:].cumsum(axis=1, out=total[:, 1:])
+        row_of = np.zeros(height + 1, np.int64)
+        row_of[rows] = np.arange(len(rows))
+        return total, row_of
+
+
+def find_tissue(
+    slide: Slide, um_patch: float, *, threads: int = 1, also: Callable[[Block], None] | None = None
+) -> Tissue:
     """Return the tissue of ``slide``, fine enough for patches of side ``um_patch``.
 
-    Memory holds the mask, a byte a pixel, and a few bands of the picture it is made of.
+    Memory holds the mask, a byte a pixel, the picture it is made of if that is not too large, and a block of
+    it for each thread.
+
+    Args:
+        slide: Is read once or twice, whole.
+        um_patch: Side of the patches in micrometres.
+        threads: Threads that read; the result is the same.
+        also: Called once with every block that is read, from ``threads`` threads, to make more of it.
 
     Raises:
         SlideError: There is none (``SLIDE_NO_TISSUE``), or the background is dark
@@ -81,22 +108,36 @@ def find_tissue(slide: Slide, um_patch: float) -> Tissue:
     mpp = max(slide.mpp, min(COARSEST_MASK_MPP, um_patch / MASK_PX_PER_PATCH))
     l0_per_px = slide.l0_per_px(mpp)
     um2_smallest = min(UM2_SMALLEST, um_patch**2 / 4)  # what fills a patch is never a speck
-    light = Light()
-    kept: list[NDArray[np.uint8]] = []
     width_px, height_px = slide.thumbnail_size_px(mpp)
-    small = width_px * height_px * 3 <= KEPT_BYTES
-    for rows, scanned in slide.thumbnail_rows(mpp):
-        light.add(rows, scanned)
-        if small:
-            kept.append(rows)
+    mask = np.empty((height_px, width_px), np.bool_)
+    picture = np.empty((height_px, width_px, 3), np.uint8) if mask.size * 3 <= KEPT_BYTES else None
+    light = Light()
+
+    def look(block: Block) -> None:
+        pixels = block.pixels()
+        light.add(pixels, block.scanned())
+        if picture is not None:
+            picture[block.place] = pixels
+        if also is not None:
+            also(block)
+
+    slide.each_block(mpp, look, threads)
     if light.is_dark():
         raise SlideError(
             f"{slide.path}: the background is dark, as in fluorescence. Only bright-field slides, "
             "stained with haematoxylin and eosin, can be used.",
             reason="SLIDE_DARK_BACKGROUND",
         )
-    picture = kept if small else (rows for rows, _ in slide.thumbnail_rows(mpp))
-    mask = _mask(picture, (height_px, width_px), light.white_point())
+    colours = TissueColours(light.white_point())
+    if picture is not None:
+        _fill_mask(mask, picture, colours, threads)
+        del picture
+    else:
+
+        def mark(block: Block) -> None:
+            mask[block.place] = colours.find(block.pixels())
+
+        slide.each_block(mpp, mark, threads)
     slide.drop_cache()  # what is read next is finer
     _drop_specks(mask, um2_smallest / (l0_per_px * slide.mpp) ** 2)
     if not mask.any():
@@ -120,22 +161,23 @@ def tissue_mask(
     """
     light = Light()
     light.add(rgb)
-    mask = _mask([rgb], rgb.shape[:2], light.white_point())
+    mask = np.empty(rgb.shape[:2], np.bool_)
+    _fill_mask(mask, rgb, TissueColours(light.white_point()))
     _drop_specks(mask, um2_smallest / mpp**2)
     return mask
 
 
-def _mask(
-    picture: Iterable[NDArray[np.uint8]], shape: tuple[int, ...], white: NDArray[np.float64]
-) -> NDArray[np.bool_]:
-    """Return where a picture, given from top to bottom in parts of whole rows, has the colour of tissue."""
-    mask = np.empty(shape, np.bool_)
-    top = 0
-    for rows in picture:
-        for y, band in _bands(rows):
-            mask[top + y : top + y + len(band)] = _has_colour_of_tissue(band, white)
-        top += len(rows)
-    return mask
+def _fill_mask(
+    mask: NDArray[np.bool_], rgb: NDArray[np.uint8], colours: TissueColours, threads: int = 1
+) -> None:
+    """Set the mask (h, w) to where the image (h, w, 3) has the colour of tissue."""
+
+    def fill(part: tuple[int, NDArray[np.uint8]]) -> None:
+        top, band = part
+        mask[top : top + len(band)] = colours.find(band)
+
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        list(pool.map(fill, _bands(rgb)))
 
 
 def _drop_specks(mask: NDArray[np.bool_], smallest_px: float) -> None:
@@ -152,22 +194,41 @@ def _bands(rgb: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         yield y, rgb[y : y + rows]
 
 
-def _has_colour_of_tissue(rgb: NDArray[np.uint8], white: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return which pixels (h, w) of an image (h, w, 3) have the colour of tissue, by the module's rules."""
-    values = np.maximum(np.arange(256), 1)[:, None]
-    density = np.maximum(-np.log10(values / white), 0)  # (256, 3), of each value of each colour
-    red, green, blue = (density[rgb[..., colour], colour] for colour in range(3))
-    violet = (green - blue > np.maximum(0.04, 0.2 * green)) & (green > 0.8 * red)
-    pink = (green - red > np.maximum(0.04, 0.3 * green)) & (blue < 1.5 * green)
-    marker = ((green > 0.7) & (red < 0.2 * green)) | ((red > 0.7) & (green < 0.95 * red))
-    tissue: NDArray[np.bool_] = (violet | pink) & ~marker
-    return tissue
+class TissueColours:
+    """The module's rules as two tables. Each rule is one on green and blue and one on green and red.
+
+    Args:
+        white: Colour (3,) of the light through bare glass, in 0 .. 255.
+    """
+
+    def __init__(self, white: NDArray[np.float64]) -> None:
+        values = np.maximum(np.arange(256), 1)[:, None]
+        density = np.maximum(-np.log10(values / white), 0)  # (256, 3), of each value of each colour
+        red, green, blue = density[None, :, 0], density[:, None, 1], density[None, :, 2]
+        marker = ((green > 0.7) & (red < 0.2 * green)) | ((red > 0.7) & (green < 0.95 * red))
+        violet = green - blue > np.maximum(0.04, 0.2 * green), (green > 0.8 * red) & ~marker
+        pink = blue < 1.5 * green, (green - red > np.maximum(0.04, 0.3 * green)) & ~marker
+        # bit 0 of an entry is the violet rule's part, bit 1 the pink one's; its index is 256 G + B (or R)
+        self._green_blue, self._green_red = (
+            (violet[part] | pink[part].astype(np.uint8) << 1).astype(np.uint8).ravel() for part in range(2)
+        )
+
+    def find(self, rgb: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Return which pixels (h, w) of an image (h, w, 3) have the colour of tissue."""
+        green = rgb[..., 1].astype(np.uint16) << 8
+        found = self._green_blue.take(green | rgb[..., 2])
+        found &= self._green_red.take(green | rgb[..., 0])
+        return found > 0
 
 
 class Light:
-    """What the brightness of an image's pixels says of its background. Takes the image part by part."""
+    """What the brightness of an image's pixels says of its background. Takes the image part by part.
+
+    Parts may come from several threads and in any order.
+    """
 
     def __init__(self) -> None:
+        self._adding = threading.Lock()
         self._pixels = self._dark = self._bright = 0
         self._glass = np.zeros((3, 256), np.int64)  # how often each value of glass occurs, by colour
 
@@ -177,14 +238,17 @@ class Light:
             pixels = band.reshape(-1, 3)
             if scanned is not None and not scanned[top : top + len(band)].all():
                 pixels = band[scanned[top : top + len(band)]]
-            red, green, blue = pixels.T
+            red, green, blue = np.ascontiguousarray(pixels.T)
             darkest = np.minimum(np.minimum(red, green), blue)
             brightest = np.maximum(np.maximum(red, green), blue)
-            self._pixels += len(pixels)
-            self._dark += int(np.count_nonzero(brightest < DARK_LEVEL))
-            self._bright += int(np.count_nonzero(darkest > BRIGHT_LEVEL))
-            glass = pixels[(darkest > BRIGHT_LEVEL) & (brightest - darkest < 20)]
-            self._glass += [np.bincount(glass[:, colour], minlength=256) for colour in range(3)]
+            is_bright = darkest > BRIGHT_LEVEL
+            is_glass = is_bright & (brightest - darkest < 20)
+            glass = [np.bincount(colour[is_glass], minlength=256) for colour in (red, green, blue)]
+            with self._adding:
+                self._pixels += len(pixels)
+                self._dark += int(np.count_nonzero(brightest < DARK_LEVEL))
+                self._bright += int(np.count_nonzero(is_bright))
+                self._glass += glass
 
     def white_point(self) -> NDArray[np.float64]:
         """Return the colour (3,) of the light through bare glass: that of the brighter nearly grey pixels.

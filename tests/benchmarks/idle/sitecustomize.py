@@ -11,13 +11,14 @@ def _do_not_train() -> None:
 
     import torch
 
-    from histoflare.rounds.strategy import Update, compress
+    from histoflare.rounds.strategy import Update, split
     from histoflare.site import work
 
-    def idle(task, strategy, state, data, *, site, **rest):  # type: ignore[no-untyped-def]
-        zeros = {name: torch.zeros_like(state[name]) for name in strategy.sent_names(state)}
+    def idle(task, strategy, received, data, *, site, transport, **rest):  # type: ignore[no-untyped-def]
+        like = strategy.sent(split(received)[0])
+        zeros = {name: torch.zeros_like(tensor) for name, tensor in like.items()}
         training = SimpleNamespace(mean_loss=0.0, n_steps=0)
-        update = Update(site, compress(zeros, strategy.transfer), 1.0)
+        update = Update(site, transport.pack(zeros), 1.0)
         return SimpleNamespace(update=update, site_state={}, training=training)
 
     work.site_round = idle

@@ -30,7 +30,7 @@ def attack(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterat
     folder = tmp_path_factory.mktemp("hostile")
     for name in ("tap", "orders", "results", "marks", *(f"tmp-{who}" for who in ("server", *SITES))):
         (folder / name).mkdir()
-    job = write_variant(repository / "jobs" / "mem_fedavg", folder / "job", {"rounds": 1})
+    job = write_variant(repository / "jobs" / "mem_fedavg", folder / "job", {"rounds": 1, "evaluate": False})
     sites = {
         site: write_site(folder / secret("folder", site), site, mark=secret("name", site)) for site in SITES
     }

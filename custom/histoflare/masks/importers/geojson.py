@@ -36,6 +36,7 @@ from histoflare.masks.windows import IGNORE
 from histoflare.slides.planes import PlaneName, plane_of
 from histoflare.slides.reader import Slide
 from histoflare.slides.resolution import check_given_mpp
+from histoflare.storage import real_path
 
 REGION_PX = 4096
 SMALLEST_PX = 1000
@@ -167,7 +168,7 @@ def _write_region(
 def _name_and_others(manifest: Path, slide: Slide, patient: str) -> tuple[str, list[ImageRow]]:
     """Return what this slide's images are named by, and the rows of other slides from a manifest there."""
     # a folder of DICOM files is named by a UID: what follows its last dot is no ending
-    full = slide.path.absolute()
+    full = real_path(slide.path)
     plain = full.name if full.is_dir() else full.stem
     if not manifest.exists():
         return plain, []

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from histoflare.privacy.ledger.books import STEWARD, WORKSTATION
+from histoflare.privacy.ledger.history import Event, RunHistory
 from histoflare.privacy.ledger.ledger import Identity, Ledger, Verification
 from histoflare.privacy.ledger.rules import ROLES
 from histoflare.privacy.ledger.tokens import (
     EVALUATION,
     UPDATE,
+    Account,
     Booking,
     Disclosure,
     Release,
@@ -20,11 +22,14 @@ __all__ = [
     "STEWARD",
     "UPDATE",
     "WORKSTATION",
+    "Account",
     "Booking",
     "Disclosure",
+    "Event",
     "Identity",
     "Ledger",
     "Release",
     "Reservation",
+    "RunHistory",
     "Verification",
 ]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from histoflare.errors import LedgerError
 from histoflare.privacy.ledger.key import RESTORE, WAIT_S
+from histoflare.storage import real_path
 
 PAGE_BYTES = 4096
 APPLICATION = 0x48464C47
@@ -147,7 +148,7 @@ def make_file(path: Path) -> None:
 
 def _connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=WAIT_S, isolation_level=None
+        f"{real_path(path).as_uri()}?mode=rw", uri=True, timeout=WAIT_S, isolation_level=None
     )
 
 

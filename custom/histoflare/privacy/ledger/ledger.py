@@ -44,11 +44,13 @@ from histoflare.privacy.ledger import moves
 from histoflare.privacy.ledger.books import STEWARD, WORKSTATION
 from histoflare.privacy.ledger.chain import normalised
 from histoflare.privacy.ledger.events import GAUSSIAN, UNPROTECTED, mechanism_of, trust_of
+from histoflare.privacy.ledger.history import RunHistory, summarise_history
 from histoflare.privacy.ledger.place import Place
 from histoflare.privacy.ledger.rules import (
     TRAIN,
     admit,
     admit_further,
+    admit_share,
     check_digest,
     check_text,
     enter_patients,
@@ -210,6 +212,7 @@ class Ledger:
         roles: Mapping[str, str],
         budget: Budget,
         trusts_server: bool = False,
+        job_share: float = 1.0,
     ) -> Reservation:
         """Reserve a run's whole cost, all rounds with participation 1, for the patients it trains on.
 
@@ -227,11 +230,13 @@ class Ledger:
             budget: What each patient may be charged.
             trusts_server: Whether the protection does not hold against the server. It is charged all the
                 same.
+            job_share: Which part of the budget's allowance the run may be charged, all its reservations
+                together.
 
         Raises:
-            LedgerError: A patient would be charged more than the budget (BUDGET_EXHAUSTED), a patient has
-                another role in the ledger (ROLE_CHANGED), nobody is in the cohort
-                (SITE_HAS_NO_TRAINING_DATA).
+            LedgerError: A patient would be charged more than the budget (BUDGET_EXHAUSTED), or for this run
+                more than its share (JOB_SHARE_EXCEEDED), a patient has another role in the ledger
+                (ROLE_CHANGED), nobody is in the cohort (SITE_HAS_NO_TRAINING_DATA).
             JobError: The arguments cannot be used (PRIVACY_INVALID).
         """
         if type(rounds) is not int or rounds < 1:
@@ -249,7 +254,9 @@ class Ledger:
                 if account.is_open and known == (run, about, spend, rounds, trusts_server, cohort):
                     return old
             before = float(page.books.charges(budget)[members_of(page.books, cohort)].max())
-            admit(budget, before, budget.cost(spend.times(rounds)), f"run {run}")
+            cost = budget.cost(spend.times(rounds))
+            admit(budget, before, cost, f"run {run}")
+            admit_share(page.books, budget, run, cost, job_share)
             content = {"run": run, "about": about, "rounds": rounds, "cohort": cohort}
             content |= {"mechanism": mechanism_of(spend), "trust": trust_of(trusts_server)}
             return page.books.accounts[page.append("reservation", content)].reservation
@@ -274,7 +281,12 @@ class Ledger:
             return float(charges[trained_on].max(initial=0.0))
 
     def book(
-        self, reservation: Reservation, round_index: int, model_sha256: str, budget: Budget
+        self,
+        reservation: Reservation,
+        round_index: int,
+        model_sha256: str,
+        budget: Budget,
+        job_share: float = 1.0,
     ) -> Booking | Release:
         """Charge one round before anything of it is computed; or say what became of it.
 
@@ -287,24 +299,37 @@ class Ledger:
             reservation: As :meth:`reserve` gave it.
             round_index: From 0.
             model_sha256: SHA-256 (64 hexadecimal digits) of the model the round starts from.
-            budget: Asked again for events beyond the reserved ones.
+            budget, job_share: Asked again for events beyond the reserved ones.
 
         Raises:
             LedgerError: An event beyond the reserved ones, and the budget has no room for it
-                (BUDGET_EXHAUSTED); the reservation was closed, or is not of this ledger (NOT_ADMITTED).
+                (BUDGET_EXHAUSTED), or the run's share (JOB_SHARE_EXCEEDED); the reservation was closed, or
+                is not of this ledger (NOT_ADMITTED).
         """
-        return self._book(reservation, round_index, model_sha256, budget, again=False)
+        return self._book(reservation, round_index, model_sha256, budget, job_share, again=False)
 
     def book_again(
-        self, reservation: Reservation, round_index: int, model_sha256: str, budget: Budget
+        self,
+        reservation: Reservation,
+        round_index: int,
+        model_sha256: str,
+        budget: Budget,
+        job_share: float = 1.0,
     ) -> Booking:
         """Charge a released round a further time, because its bytes are lost; as :meth:`book` otherwise."""
-        booked = self._book(reservation, round_index, model_sha256, budget, again=True)
+        booked = self._book(reservation, round_index, model_sha256, budget, job_share, again=True)
         assert isinstance(booked, Booking)
         return booked
 
     def _book(
-        self, reservation: Reservation, round_index: int, model_sha256: str, budget: Budget, *, again: bool
+        self,
+        reservation: Reservation,
+        round_index: int,
+        model_sha256: str,
+        budget: Budget,
+        job_share: float,
+        *,
+        again: bool,
     ) -> Booking | Release:
         check_digest(model_sha256)
         if type(round_index) is not int or round_index < 0:
@@ -319,7 +344,7 @@ class Ledger:
                 if not again:
                     return Release(books.bookings[id_], books.releases[id_])
             if account.booked >= account.reservation.rounds:
-                admit_further(books, account, budget)
+                admit_further(books, account, budget, job_share)
             content = {
                 "reservation": reservation.id,
                 "round": round_index,
@@ -505,6 +530,11 @@ class Ledger:
         """Return what left without protection, by run and kind, in the order of their first entries."""
         with self._sessions.reading() as (books, _, _):
             return summarise_disclosures(books)
+
+    def history(self, run: str) -> RunHistory:
+        """Return what happened in one run: what was paid for, what left and when; no patient is named."""
+        with self._sessions.reading() as (books, entries, _):
+            return summarise_history(books, entries, run)
 
     def verify(self) -> Verification:
         """Read and verify everything; :class:`LedgerError` (LEDGER_DAMAGED) if anything is not as written."""

@@ -85,12 +85,38 @@ def open_account(books: Books, reservation: Reservation) -> Account:
     return account
 
 
-def admit_further(books: Books, account: Account, budget: Budget) -> None:
-    """Refuse an event beyond the reserved ones if the budget has no room for it."""
+def admit_further(books: Books, account: Account, budget: Budget, job_share: float = 1.0) -> None:
+    """Refuse an event beyond the reserved ones if the budget, or its run's share, has no room for it."""
     id_, members = account.reservation.id, members_of(books, account.cohort)
     before = float(books.charges(budget, events={id_: 0})[members].max())
     cost = budget.cost(account.reservation.spend.times(account.booked + 1))
     admit(budget, before, cost, f"run {account.reservation.run} with one more round")
+    admit_share(books, budget, account.reservation.run, cost, job_share, without=id_)
+
+
+def admit_share(
+    books: Books, budget: Budget, run: str, cost: float, job_share: float, without: int | None = None
+) -> None:
+    """Refuse what makes a run cost more than the share of a budget that one job may take.
+
+    Args:
+        cost: ρ of what is asked for. job_share: Of the allowance.
+        without: A reservation that is in it already.
+    """
+    for id_, account in books.accounts.items():
+        if account.reservation.run == run and id_ != without and account.events:
+            cost += budget.cost(account.reservation.spend.times(account.events))
+    refuse_share(budget, cost, job_share)
+
+
+def refuse_share(budget: Budget, cost: float, job_share: float) -> None:
+    """Refuse a job of ρ = ``cost`` that takes more than ``job_share`` of the allowance."""
+    if not budget.admits(cost, job_share):
+        raise LedgerError(
+            f"The job takes {budget.share_of(cost):.3g} of the budget of ε = {budget.epsilon:g} at δ = "
+            f"{budget.delta:g}, and the site's policy lets one job have {job_share:g} of it (job_share).",
+            reason="JOB_SHARE_EXCEEDED",
+        )
 
 
 def admit(budget: Budget, before: float, cost: float, what: str) -> None:

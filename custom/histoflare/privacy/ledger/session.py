@@ -30,7 +30,7 @@ from histoflare.privacy.ledger.file import (
 )
 from histoflare.privacy.ledger.key import RESTORE, Head, KeyFolder
 from histoflare.privacy.ledger.place import Place
-from histoflare.storage import PARTIAL_SUFFIX, atomic_path, make_folder
+from histoflare.storage import PARTIAL_SUFFIX, atomic_path, make_folder, real_path
 
 MISSING = (
     "there is no ledger. No job makes one: bring the one this site has (histoflare ledger move), or make it, "
@@ -110,9 +110,9 @@ class Sessions:
     def __init__(
         self, path: Path, key_path: Path, *, site: str | None = None, owner: str | None = None
     ) -> None:
-        self.path = path.absolute()
+        self.path = real_path(path)
         self._site, self._owner = site, owner
-        self._folder = KeyFolder(key_path.absolute())
+        self._folder = KeyFolder(real_path(key_path))
         self._books: Books | None = None
         self._alone = threading.Lock()
         if self.path.parent.resolve() == self._folder.key.parent.resolve():

@@ -28,7 +28,7 @@ class RunSummary:
         is_open: Whether more may be booked. While open, at least ``rounds`` events are charged.
         trusts_server: Whether the protection does not hold against the server.
         patients: Size of the cohort.
-        epsilon: Of what is charged for it alone, by RDP at the budget's δ.
+        epsilon: Of what is charged for it alone, as ``Summary.epsilon``.
     """
 
     run: str
@@ -77,7 +77,7 @@ class Summary:
         runs: In order of reservation.
         disclosures: Evaluations under a budget that left, and the most that one patient had part in.
         rho, allowance: What the most exposed patient was charged, at the budget's order, and may be at most.
-        epsilon: ε of ``rho``: what the next job is admitted by.
+        epsilon: ε of ``rho``: the one figure, by which the next job is admitted.
         epsilon_rdp: ε of the same events by RDP at the best order, which is chosen afterwards.
         epsilon_pld: ε of the same events by PLD: tight if no job was chosen by results. Admits nothing.
         remaining: Share of the budget that is left, 0 to 1.
@@ -156,7 +156,7 @@ def _summarise_run(account: Account, budget: Budget) -> RunSummary:
         is_open=account.is_open,
         trusts_server=reservation.trusts_server,
         patients=reservation.patients,
-        epsilon=_epsilon([reservation.spend.times(account.events)], budget.delta, "rdp"),
+        epsilon=budget.spent([reservation.spend.times(account.events)]),
     )
 
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from histoflare.errors import JobError
-from histoflare.rounds.state import State, add_weighted_mean
-from histoflare.rounds.strategy import Strategy, Update
+from histoflare.rounds.state import add_weighted_mean
+from histoflare.rounds.strategy import ServerOutcome, ServerRound, Strategy
 from histoflare.seeds import derive_seed
 
 WEIGHTINGS = ("samples", "uniform", "fixed")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FedAvg(Strategy):
     """W ← W + Σ N_k ΔW_k / Σ N_k, summed in float64 in site order.
 
@@ -27,18 +27,16 @@ class FedAvg(Strategy):
         weights: Site → weight, for ``"fixed"``: finite, >= 0, at least one above 0.
         clients_per_round: A seeded subset of so many sites trains in each round; None = all. Where fewer
             sites are there, all of them train.
-        share, batch_norm, transfer: See :class:`Strategy`.
+        share, batch_norm: See :class:`Strategy`.
     """
 
     name: ClassVar[str] = "fedavg"
     linear: ClassVar[bool] = True
     kept: ClassVar[tuple[str, ...]] = ()
+    sees_data: ClassVar[bool] = False
     weighting: str = "samples"
     weights: Mapping[str, float] | None = None
     clients_per_round: int | None = None
-    share: Sequence[str] | None = None
-    batch_norm: str = "shared"
-    transfer: str = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,10 +82,12 @@ class FedAvg(Strategy):
             raise JobError(f"weights has no entry for {site}; every site needs one.")
         return float(self.weights[site])
 
-    def combine(self, global_state: State, updates: Sequence[Update]) -> State:
-        """Return the global state plus the weighted mean of the updates."""
+    def combine(self, ctx: ServerRound) -> ServerOutcome:
+        """Return the global model plus the weighted mean of the updates."""
         if self.weighting == "samples":
-            weights = [update.weight for update in updates]
+            weights = [update.weight for update in ctx.updates]
         else:
-            weights = [self.weight(update.site, 0) for update in updates]
-        return add_weighted_mean(global_state, [update.tensors for update in updates], weights)
+            weights = [self.weight(update.site, 0) for update in ctx.updates]
+        return ServerOutcome(
+            add_weighted_mean(ctx.model, [update.tensors for update in ctx.updates], weights)
+        )

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from histoflare.errors import JobError
-from histoflare.rounds.state import State, add
-from histoflare.rounds.strategy import Strategy, Update
+from histoflare.rounds.state import add
+from histoflare.rounds.strategy import ServerOutcome, ServerRound, Strategy
 from histoflare.seeds import derive_seed
 
 ORDERS = ("site", "seeded")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CyclicWeightTransfer(Strategy):
     """In each round one site trains the model for its local epochs, and its model is the next global one.
 
@@ -23,17 +23,15 @@ class CyclicWeightTransfer(Strategy):
 
     Attributes:
         order: ``"site"`` visits in site order; ``"seeded"`` draws a new order for every cycle.
-        share, batch_norm, transfer: See :class:`Strategy`.
+        share, batch_norm: See :class:`Strategy`.
     """
 
     name: ClassVar[str] = "cyclic"
     skips_sites: ClassVar[bool] = True
     linear: ClassVar[bool] = True
     kept: ClassVar[tuple[str, ...]] = ()
+    sees_data: ClassVar[bool] = False
     order: str = "site"
-    share: Sequence[str] | None = None
-    batch_norm: str = "shared"
-    transfer: str = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,12 +50,12 @@ class CyclicWeightTransfer(Strategy):
             return (sites[turn],)
         return (sorted(sites, key=lambda site: derive_seed(seed, "cycle", cycle, site))[turn],)
 
-    def combine(self, global_state: State, updates: Sequence[Update]) -> State:
-        """Return the site's model: the global state plus its update."""
-        if len(updates) != 1:
-            sites = ", ".join(update.site for update in updates)
+    def combine(self, ctx: ServerRound) -> ServerOutcome:
+        """Return the site's model: the global model plus its update."""
+        if len(ctx.updates) != 1:
+            sites = ", ".join(update.site for update in ctx.updates)
             raise JobError(
                 f"Cyclic weight transfer takes one site's model per round; updates came from {sites}.",
                 reason="UPDATES_INVALID",
             )
-        return add(global_state, updates[0].tensors)
+        return ServerOutcome(add(ctx.model, ctx.updates[0].tensors))

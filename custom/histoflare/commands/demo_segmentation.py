@@ -1,0 +1,165 @@
+"""``histoflare demo --task segmentation``: generated images, a federated DHUnet, its masks and a report."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from histoflare.commands.clock import PhaseClock
+from histoflare.commands.console import progress, say_fitted
+from histoflare.commands.earlier_run import claim_output
+from histoflare.commands.experiment import PAGE_FILE, Outcome, load_model, run_experiment, write_site_pages
+from histoflare.commands.options import Runtime
+from histoflare.commands.runtimes import EVALUATION_JOBS, Experiment
+from histoflare.commands.sites import configure_site, find_sites
+from histoflare.errors import JobError
+from histoflare.flare.job import Job, read_job
+from histoflare.flare.job_choice import choose_job
+from histoflare.flare.job_variant import write_variant
+from histoflare.flare.workstation import write_evaluation
+from histoflare.masks.importers import MANIFEST
+from histoflare.masks.metrics import confusion
+from histoflare.masks.synthetic_images import make_images
+from histoflare.report.generated import GeneratedImage
+from histoflare.report.page import write_page
+from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.found_data import find_data
+from histoflare.site.image_pictures import dice_of, draw_image, draw_mask, predict_mask
+from histoflare.slides.synthetic_images import SyntheticImages, plan_images, render_image
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+JOB = Path("dhunet_fedavg")
+PRESET = "generated-nuclei"
+IMAGES = SyntheticImages(patients=16, images_per_patient=1, side_px=128, stain_power=4.0)
+"""Four hospitals, 10 patients of each for training and 6 for testing. Their stains differ much, so that a
+hospital's own model has seen little of what the others have."""
+
+
+def run_segmentation_demo(
+    out_dir: Path,
+    images: Path | None,
+    job: Path,
+    preset: str | None,
+    runtime: Runtime,
+    device: str,
+    changes: Mapping[str, Any],
+) -> tuple[Outcome, list[Path], PhaseClock]:
+    """Train, compare, and write the report, its page and each site's page.
+
+    Args:
+        out_dir: Folder for everything that is made.
+        images: Folder with one ``<site>/images.csv`` per site; None: images are generated.
+        job, preset: The job folder, and its preset.
+        device: Where models run.
+        changes: Variables of the job and their values; None: as it has them.
+
+    Returns:
+        What came out, the sites' pages, and what took how long.
+    """
+    clock = PhaseClock()
+    generated = images is None
+    with progress() as bars:
+        if images is None:
+            images = out_dir / "images"
+            with clock.phase("make images"):
+                _make(images, bars)
+        found = find_sites(images, "images")
+        claim_output(out_dir, {"task": "segmentation", "sites": found.to_json()})
+
+        def configure(manifests: Mapping[str, Path], **settings: Any) -> dict[str, SiteConfiguration]:
+            records = (out_dir / "records").resolve()
+            return {
+                name: configure_site(
+                    name, path, "images", None, records=records / name, device=device, **settings
+                )
+                for name, path in manifests.items()
+            }
+
+        sites = configure(found.sites)
+        experiment = Experiment(
+            job=_write_job(job, preset, sites, out_dir / "job", changes),
+            sites=sites,
+            external=configure(found.external, evaluation_only=True),
+            runtime=runtime,
+            device=device,
+        )
+        outcome = run_experiment(experiment, out_dir, bars, clock, ())
+        if generated:
+            write_page(outcome.report, out_dir / PAGE_FILE, draw_generated(IMAGES, experiment, outcome))
+        pages = write_site_pages(experiment, outcome, out_dir, bars, clock)
+    return outcome, pages, clock
+
+
+def draw_generated(
+    made: SyntheticImages, experiment: Experiment, outcome: Outcome
+) -> Sequence[GeneratedImage]:
+    """Return newly drawn images, one of each hospital's look, and the masks that models make of them.
+
+    Each is of a test patient, and none is among the images of a folder: what is shown comes out of
+    :func:`render_image`, and no file of a site is read for it.
+    """
+    job = experiment.job
+    state = job.strategy.personalize(outcome.federated.state, {})
+    federated = load_model(job, state, experiment.device)
+    alone = {site: load_model(job, local, experiment.device) for site, local in sorted(outcome.local.items())}
+    names = list(alone)
+    firsts: dict[str, Any] = {}
+    for planned in plan_images(made):
+        if planned.split == "test" and planned.number == made.images_per_patient:
+            firsts.setdefault(planned.site, replace(planned, number=planned.number + 1))
+    drawn = []
+    for index, (site, planned) in enumerate(firsts.items()):
+        pixels, truth = render_image(planned, made.side_px, made.seed)
+        asked = {"Federated": federated}
+        if site in alone:
+            asked["Its hospital's model alone"] = alone[site]
+        if others := [name for name in names if name != site]:
+            other = others[index % len(others)]
+            asked[f"{other} alone"] = alone[other]
+        pictures = [("Image", draw_image(pixels), False), ("True mask", draw_mask(truth, job.task), True)]
+        for caption, model in asked.items():
+            mask = predict_mask(model, job.task, pixels)
+            dice = dice_of(job.task, confusion(truth, mask, len(job.task.labels)))
+            said = ", ".join(f"Dice {value:.2f}" for value in dice.values() if value is not None)
+            pictures.append((f"{caption}: {said}" if said else caption, draw_mask(mask, job.task), True))
+        drawn.append(GeneratedImage(f"Generated image, look of {site}", site, pictures))
+    return drawn
+
+
+def _make(folder: Path, bars: Progress) -> None:
+    planned = plan_images(IMAGES)
+    there = all((folder / site / MANIFEST).exists() for site in {image.site for image in planned})
+    if there and len(list(folder.glob("*/images/*.png"))) == len(planned):
+        return
+    bar = bars.add_task("make images", total=len(planned))
+    make_images(folder, IMAGES, progress=lambda done, total: bars.update(bar, completed=done, total=total))
+
+
+def _write_job(
+    folder: Path,
+    preset: str | None,
+    sites: Mapping[str, SiteConfiguration],
+    jobs: Path,
+    changes: Mapping[str, Any],
+) -> Job:
+    """Return the job, fitted to the images that are there; beside it lies the one that evaluates."""
+    if read_job(folder).task.data != "images":
+        raise JobError(f"{folder}: no job of segmentation; jobs/dhunet_fedavg is one.")
+    choice = choose_job(folder, preset, found=find_data(dict(sites), "images"), changes=changes)
+    say_fitted(choice)
+    if folder.parent.resolve() == jobs.resolve():
+        raise JobError(
+            f"{folder}: this command writes its jobs to {jobs}; copy yours to another folder first."
+        )
+    evaluation = folder.parent / EVALUATION_JOBS["images"]
+    for name in (folder.name, evaluation.name):
+        shutil.rmtree(jobs / name, ignore_errors=True)
+    job = read_job(write_variant(folder, jobs / folder.name, choice.changes, scope=choice.scope))
+    if evaluation.is_dir():
+        write_evaluation(evaluation, jobs, job)
+    return job

@@ -1,0 +1,225 @@
+"""What ``histoflare job`` says of a job beside its variables: its start, its cost, what it changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from histoflare.errors import HistoflareError, JobError
+
+if TYPE_CHECKING:
+    from histoflare.flare.job import Job
+    from histoflare.privacy.policy import Policy
+
+POLICY_PLACES = (
+    "policy_{}.toml",
+    "local/policy_{}.toml",
+    "*/local/policy_{}.toml",
+    "{}.toml",
+    "policies/{}.toml",
+)
+"""Where a folder has the policy of a scope: a kit's ``local``, a kit, kits, provisioning's own."""
+
+
+def say_start(job: Job) -> str:
+    """Return with which round and which model a job starts; rounds count from 1."""
+    from histoflare.flare.job_files import CONFIG_FOLDER, SERVER_APP, START_MODEL_FILE
+    from histoflare.flare.job_schema import EVALUATION
+    from histoflare.model_file import read_model_header
+
+    path = job.folder / SERVER_APP / CONFIG_FOLDER.name / START_MODEL_FILE
+    if not path.is_file():
+        model = "a model that it does not bring yet (--model)"
+        if job.kind != EVALUATION and not job.start_round:
+            model = f"a new one, by its seed {job.seed}"
+    else:
+        header = read_model_header(path)
+        of = "the model that it brings"
+        made = "" if header.round is None else f", of round {header.round + 1} of the run {header.run}"
+        model = f"{of}{made}"
+    if job.kind == EVALUATION:
+        return f"asks about {model}"
+    before = f"; rounds 1 to {job.start_round} are done" if job.start_round else ""
+    return f"round {job.start_round + 1} of {job.rounds}{before}; model: {model}"
+
+
+def find_cost(job: Job) -> dict[str, Any] | None:
+    """Return what all rounds of a job cost one patient, at its own δ; None where nothing protects."""
+    from histoflare.privacy.accountant import epsilon
+    from histoflare.report.guarantee import state_epsilon
+
+    delta = getattr(job.plan, "delta", None)
+    if delta is None:
+        return None
+    spend = job.plan.spend().times(job.rounds)
+    tight = "gaussian" if spend.sample_rate == 1 else "pld"
+    return {
+        "delta": delta,
+        **{name: state_epsilon(epsilon([spend], delta, name)) for name in ("rdp", tight)},
+        "seeded_noise": job.plan.noise_seed is not None,
+    }
+
+
+def say_cost(job: Job, cost: Mapping[str, Any] | None) -> str:
+    """Return what a job spends of the budget that it is made for, in words: the figure of the ledgers."""
+    from histoflare.flare.job_schema import EVALUATION
+    from histoflare.privacy.plan import Noisy
+    from histoflare.privacy.words import say_cost as say_part
+    from histoflare.privacy.words import say_delta, say_room
+
+    if job.kind == EVALUATION:
+        return "no ε: an evaluation leaves without noise, as often as a policy says"
+    if cost is None:
+        return "nothing protects the updates: ε = ∞"
+    assert isinstance(job.plan, Noisy)
+    budget = job.plan.budget()
+    spent = budget.cost(job.plan.spend().times(job.rounds))
+    part, delta = say_part(budget.epsilon_of(spent), budget.epsilon), say_delta(budget.delta)
+    void = "; void, as its noise can be repeated" if cost["seeded_noise"] else ""
+    return f"ε = {part} at δ = {delta} for each patient, all rounds; {say_room(budget, spent, spent)}{void}"
+
+
+def find_allowances(job: Job, places: Path) -> list[dict[str, Any]]:
+    """Return what the policies of a job's scope allow, beside what the job takes of each.
+
+    Args:
+        places: A policy, a startup kit, a folder of kits, or ``provisioning``.
+
+    Raises:
+        JobError: There is no policy of the scope (SCOPE_UNKNOWN), or one cannot be used.
+    """
+    patterns = [pattern.format(job.scope) for pattern in POLICY_PLACES]
+    paths = (
+        [places] if places.is_file() else sorted({path for each in patterns for path in places.glob(each)})
+    )
+    if not paths:
+        raise JobError(
+            f"{places}: no policy of the scope '{job.scope}' there. Give a startup kit, a folder of kits, or "
+            "the folder from which kits are made (provisioning).",
+            reason="SCOPE_UNKNOWN",
+        )
+    return [_allowance(job, path, places) for path in paths]
+
+
+def say_allowance(found: Mapping[str, Any]) -> str:
+    """Return one entry of :func:`find_allowances` in words."""
+    from histoflare.privacy.words import say_delta
+    from histoflare.report.guarantee_words import say_epsilon
+
+    said = "no ε is counted"
+    if found["epsilon_allowed"] is not None:
+        said = (
+            f"the job takes ε = {say_epsilon(found['job'])}, as jobs are admitted by, of "
+            f"{found['epsilon_allowed']:g} at δ = {say_delta(found['delta'])} for each patient over all jobs"
+        )
+    evaluations = "any number of" if found["evaluations"] is None else found["evaluations"]
+    verdict = found["problem"] or "fits, with nothing spent before"
+    return (
+        f"{found['policy']}: {said}: {verdict}. At least {found['minimum_patients']} patients; {evaluations} "
+        "evaluations over a patient."
+    )
+
+
+def _allowance(job: Job, path: Path, places: Path) -> dict[str, Any]:
+    from histoflare.privacy.own_policy import OWN_POLICY_FILE
+    from histoflare.privacy.own_policy_file import read_site_policy
+    from histoflare.privacy.policy import read_policy
+
+    name = path.name if path == places else str(path.relative_to(places))
+    if path.parent.name == "local":
+        name = path.absolute().parent.parent.name  # the kit's, which is the site's
+    own = (path.parent / OWN_POLICY_FILE).is_file()
+    try:
+        policy = read_site_policy(path) if own else read_policy(path)
+    except JobError as error:
+        if error.reason != "SCOPE_NOT_ALLOWED":
+            raise
+        policy = read_policy(path)
+        return _facts(job, policy, name) | {"problem": "the site takes no part in this scope"}
+    return _facts(job, policy, name) | {"problem": _problem(job, policy, own)}
+
+
+def _facts(job: Job, policy: Policy, name: str) -> dict[str, Any]:
+    from histoflare.report.guarantee import state_epsilon
+
+    protection = policy.protection
+    facts: dict[str, Any] = {"policy": name, "minimum_patients": policy.minimum_patients, "job": None}
+    facts |= {"epsilon_allowed": None, "delta": None, "evaluations": None}
+    if protection is None:
+        return facts
+    budget = protection.budget()
+    facts |= {"epsilon_allowed": budget.epsilon, "delta": budget.delta, "evaluations": protection.evaluations}
+    return facts | {"job": state_epsilon(budget.epsilon_of(_cost(job, policy)))}
+
+
+def _cost(job: Job, policy: Policy) -> float:
+    from histoflare.flare.job_schema import EVALUATION
+
+    assert policy.protection is not None
+    return (
+        0.0 if job.kind == EVALUATION else policy.protection.budget().cost(job.plan.spend().times(job.rounds))
+    )
+
+
+def _problem(job: Job, policy: Policy, narrowed: bool) -> str | None:
+    """Return why a site with this policy would refuse the job, whoever its patients are; None if not."""
+    from histoflare.flare.admission import check_patience, check_strategy
+    from histoflare.flare.job_schema import EVALUATION
+    from histoflare.privacy.own_policy import check_taking_part
+    from histoflare.site.books import check_plan
+
+    try:
+        if narrowed:
+            check_taking_part(
+                policy, purpose=job.purpose, strategy_name=job.strategy.name, model_name=job.task.model_name
+            )
+        if job.kind == EVALUATION:
+            none = policy.protection is not None and not policy.protection.evaluations
+            return "lets no evaluation out" if none else None
+        check_plan(policy, job.plan)
+        check_patience(policy, job)
+        check_strategy(policy, job.plan, job.strategy, job.transport)
+        if policy.protection is not None:
+            budget = policy.protection.budget()
+            budget.without_sampler(job.plan.numbers(job.rounds, job.weights))
+            cost = _cost(job, policy)
+            if math.isinf(cost) or not budget.admits(cost):
+                return "more than the whole budget (BUDGET_EXHAUSTED)"
+    except HistoflareError as error:
+        return f"{error} ({error.reason})"
+    return None
+
+
+def say_protocol_change(before: Mapping[str, Any], after: Mapping[str, Any], target: Path) -> str:
+    """Return what a variant changed of the protocol, and what has to be agreed then; empty if nothing.
+
+    Args:
+        before, after: The protocols. target: The folder of the variant.
+    """
+    from histoflare.flare.job_files import CONFIG_FOLDER, PROTOCOL_FILE
+    from histoflare.privacy.protocol import digest
+
+    if digest(before) == digest(after):
+        return ""
+    old, new = _flat(before), _flat(after)
+    changed = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
+    listed = "".join(f"\n  {name}: {_said(old, name)} → {_said(new, name)}" for name in changed)
+    return (
+        f"The protocol is not that of the job it was made of: {digest(before)[:12]}… → {digest(after)}"
+        f"{listed}\nSites whose kits do not have it refuse the job (PROTOCOL_MISMATCH). To agree on it: show "
+        f"them {target / CONFIG_FOLDER / PROTOCOL_FILE}, name the job under protocol in "
+        "provisioning/project.yml, and make the kits anew."
+    )
+
+
+def _said(table: Mapping[str, Any], name: str) -> str:
+    return str(table[name]) if name in table else "none"
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found

@@ -1,0 +1,126 @@
+"""What ``histoflare ledger show`` prints: whose the ledger is, what was spent, what left unprotected."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from histoflare.commands.console import make_table, out
+from histoflare.privacy.sampler import NUMBERS_EVER, sampler_delta
+from histoflare.privacy.words import say_cost, say_delta, say_epsilon
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from histoflare.privacy.ledger import Identity
+    from histoflare.privacy.ledger.summary import DisclosureSummary, RunSummary, Summary
+
+
+def show_identity(identity: Identity) -> None:
+    """Print whose a ledger is, and where it is bound to."""
+    place = identity.place
+    owner = "" if identity.owner == "steward" else ", made on a workstation: for trying out, no site takes it"
+    say_plainly(f"The ledger of '{identity.site}'{owner}. {identity.entries} entries.")
+    state = "bound there"
+    if identity.is_away:
+        state = f"closed there, {f'to go on as {identity.went_to}' if identity.went_to else 'to be moved'}"
+    elif not identity.is_here:
+        state = "bound there, not here (histoflare ledger move)"
+    say_plainly(f"{place.ledger} on {place.host}, key {place.key}: {state}.")
+
+
+def show_unprotected(disclosures: Sequence[DisclosureSummary]) -> None:
+    """Print what left without protection."""
+    if not disclosures:
+        say_plainly("Nothing left without protection.")
+        return
+    table = make_table("run", "what left", "times", "patients", title="left without protection: no ε")
+    table.show_lines = True
+    for each in disclosures:
+        first, last = say_date(each.first_unix_time), say_date(each.last_unix_time)
+        when = first if first == last else f"{first} to\n{last}"
+        figures = f"\n{', '.join(each.figures)}" if each.figures else ""
+        table.add_row(each.run, f"{each.what}, {when}{figures}", str(each.times), str(each.patients))
+    out.print(table, markup=False)
+
+
+def show_summary(summary: Summary, scopes: Sequence[str], how: bool) -> None:
+    """Print what was spent of a budget, the one of ``scopes``; with ``how`` also how it was computed."""
+    of = f" ({', '.join(scopes)})" if scopes else ""
+    spent = say_cost(summary.epsilon, summary.budget_epsilon)
+    say_plainly(
+        f"Spent of the lifetime budget{of}: ε = {spent} at δ = {say_delta(summary.delta)}, by the most "
+        f"exposed of {summary.patients} patients; {_say_left(summary)}"
+    )
+    table = make_table(
+        "run", "patients", "rounds", "ε", title="each run by itself; ε do not add up, see --how"
+    )
+    table.show_lines = True
+    for run in summary.runs:
+        table.add_row(*_row(run))
+    if summary.runs:
+        out.print(table, markup=False)
+    say_plainly(
+        f"{summary.disclosures} evaluations were let out; one patient had part in at most "
+        f"{summary.most_disclosures}. They have no ε."
+    )
+    if how:
+        _show_how(summary)
+
+
+def _say_left(summary: Summary) -> str:
+    """Return how much is left: never more than there is."""
+    left = math.floor(1000 * summary.remaining) / 10
+    return f"{left:g} % of it is left." if left > 0 else "nothing is left."
+
+
+def _show_how(summary: Summary) -> None:
+    taken = sampler_delta(summary.budget_epsilon, NUMBERS_EVER)
+    say_plainly(
+        f"ε is that of ρ = {summary.rho:.4g} of {summary.allowance:.4g} at the one Rényi order of this "
+        "budget, by which jobs are admitted. Shares of ρ add up from job to job, and ε does not: the first "
+        "job of all costs most. Another budget has another order, and other figures."
+    )
+    say_plainly(
+        f"The same events, had they been fixed beforehand: ε = {say_epsilon(summary.epsilon_rdp)} by RDP, "
+        f"{say_epsilon(summary.epsilon_pld)} by PLD. Nothing is admitted by these."
+    )
+    say_plainly(f"Of δ the sampler of the noise takes at most {taken:.1g}, over all jobs there can ever be.")
+    for run in summary.runs:
+        spend = run.spend
+        sampled = f", rate {spend.sample_rate:.4g}" if spend.sample_rate < 1 else ""
+        steps = f"{spend.steps} steps" if spend.steps != 1 else "one step"
+        say_plainly(f"{run.run}: {run.about}; {steps} a round, noise {spend.noise_multiplier:.4g}{sampled}.")
+
+
+def _row(run: RunSummary) -> list[str]:
+    rounds = [
+        f"{run.rounds} reserved",
+        f"{run.booked} booked",
+        f"{run.released} released",
+        f"{run.failed} failed",
+    ]
+    return [
+        f"{run.run}\n({_state(run)})\n{run.about}",
+        str(run.patients),
+        "\n".join(rounds),
+        say_epsilon(run.epsilon),
+    ]
+
+
+def _state(run: RunSummary) -> str:
+    if not run.is_open:
+        return "closed"
+    return "open" if run.released < run.rounds else "complete"
+
+
+def say_date(unix_time: int) -> str:
+    """Return a time in UTC."""
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(unix_time, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def say_plainly(text: str) -> None:
+    """Print a result as it is: never cut or coloured."""
+    out.print(text, soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,109 @@
+"""``histoflare job result``: what came back of a job, for its lead."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from histoflare.commands.console import console, out, print_json
+from histoflare.errors import JobError
+
+if TYPE_CHECKING:
+    from histoflare.flare.download import Download
+
+REPORT_FILE, PAGE_FILE = "report.json", "report.html"
+EVALUATIONS = {"bags": "jobs/mem_evaluate", "images": "jobs/dhunet_evaluate"}
+
+
+def show_result(
+    result: Annotated[Path, typer.Argument(help="The folder that a training job's download made.")],
+    evaluation: Annotated[
+        Path | None,
+        typer.Argument(help="The folder of the job that asked the sites about its model afterwards."),
+    ] = None,
+    target: Annotated[
+        Path | None, typer.Option("--out", help="Folder for report.html and report.json; RESULT by default.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Say what came back of a job: who took part, refused and why, or was late; the ε spent; how good it is.
+
+    Writes report.html and report.json, for the consortium: figures, no patient; sites by their pseudonyms.
+
+    Example: histoflare job result result/4c1f… result/9a02…
+    """
+    from histoflare.flare.download import build_download_report, read_download
+    from histoflare.report.page import write_page
+    from histoflare.report.report_file import fill_missing
+    from histoflare.report.returned import sites_table, write_returned_headline
+    from histoflare.storage import write_json
+
+    folder = target or result
+    if folder.exists() and not folder.is_dir():
+        raise JobError(f"{folder}: a file; give a folder with --out.")
+    download = read_download(result)
+    report = build_download_report(download, None if evaluation is None else read_download(evaluation))
+    whole = fill_missing(report)
+    write_page(whole, folder / PAGE_FILE)
+    write_json(folder / REPORT_FILE, report, public=True)
+    if as_json:
+        print_json(report)
+    else:
+        out.print(sites_table(whole))
+        headline = write_returned_headline(whole)
+        for sentence in (headline.verdict, headline.result, headline.privacy, *headline.cautions):
+            if sentence:
+                _say(sentence)
+        if whole["evaluated_at_sites"] is None and download.result.state is not None:
+            _say(_hint(download))
+    console.print(f"report: {folder / PAGE_FILE}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _hint(download: Download) -> str:
+    """Return the commands that ask the sites how good the model is, under the protocol of its job."""
+    job = download.job
+    words = ["histoflare job make", EVALUATIONS[job.task.data], "--model", shlex.quote(str(download.folder))]
+    words += ["--sites", ",".join(download.sites), "--scope", job.scope]
+    words += [f"--set {shlex.quote(setting)}" for setting in _settings(download)]
+    return (
+        f"Ask the sites how good the model is:\n  {' '.join(words)} --out ask\n"
+        "  histoflare job submit ask --kit KIT --wait\nand, when that is downloaded too:\n"
+        f"  histoflare job result {shlex.quote(str(download.folder))} EVALUATION"
+    )
+
+
+def _settings(download: Download) -> list[str]:
+    """Return what an evaluation says otherwise than the shipped job, so that sites know its protocol."""
+    from histoflare.flare.job import Job, read_job
+    from histoflare.flare.job_schema import AGREED
+
+    job = download.job
+    shipped: Job | None = None
+    with suppress(JobError):  # from another folder than the repository's, all of it is said
+        shipped = read_job(Path(EVALUATIONS[job.task.data]))
+    said = _flat(job.protocol, "protocol.")
+    known = {} if shipped is None else _flat(shipped.protocol, "protocol.")
+    taken = {f"protocol.{name}" for name in AGREED}  # from the model's header
+    found = {name: value for name, value in said.items() if name not in taken and known.get(name) != value}
+    if job.answer_seconds is not None:
+        found["answer_seconds"] = job.answer_seconds
+    if getattr(job.strategy, "share", None) or getattr(job.strategy, "batch_norm", "shared") != "shared":
+        found["run"] = download.run  # under which the sites keep what is theirs of the model
+    return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in found.items()]
+
+
+def _flat(table: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found
+
+
+def _say(text: str) -> None:
+    out.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,146 @@
+"""A report in two chapters: federated beside its bounds, and what the privacy of each patient costs.
+
+Both chapters are runs of one question on the same sites, one after the other in the same federation. The
+first protects nothing; the second has a privacy plan. ``report.json`` is the second one's and has besides:
+
+- ``unprotected_run``: the first one's report, with ``gain_over_local``: site → the figures of the federated
+  model less those of the site's own, on the test patients of all sites, as below; and ``gain_on_average``:
+  the same less the mean of the sites' own models.
+- ``cost_of_privacy``: the figures of the first one's federated model less those of the second one's, on the
+  same test patients: ``{figure: number, figure_ci95: [low, high]}``.
+- ``note``: what a reader must know of the data; empty if nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from histoflare.report.figures import NAMES
+from histoflare.report.guarantee_words import say_epsilon
+from histoflare.report.headline import FEW_PATIENTS, Headline, chance_of, choose_metric, count, write_headline
+
+UNPROTECTED_RUN = "unprotected_run"
+COST = "cost_of_privacy"
+GAIN = "gain_over_local"
+ON_AVERAGE = "gain_on_average"
+NOTE = "note"
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """What a chapter says first, and the figures that it rests on."""
+
+    title: str
+    verdict: str
+    result: str
+
+
+def join_chapters(
+    unprotected: Mapping[str, Any],
+    protected: Mapping[str, Any],
+    gains: Mapping[str, Mapping[str, Any]],
+    on_average: Mapping[str, Any],
+    cost: Mapping[str, Any],
+    note: str = "",
+) -> dict[str, Any]:
+    """Return the report of both, see the module's text."""
+    each = {site: dict(gain) for site, gain in gains.items()}
+    first = {**unprotected, GAIN: each, ON_AVERAGE: dict(on_average)}
+    return {**protected, UNPROTECTED_RUN: first, COST: dict(cost), NOTE: note}
+
+
+def write_chapters(report: Mapping[str, Any]) -> list[Chapter]:
+    """Return the chapters of a report; none of one that has not got two."""
+    first = report.get(UNPROTECTED_RUN)
+    if not first:
+        return []
+    headline = write_headline(first)
+    title = "Federated, beside each site alone and all data in one place"
+    return [
+        Chapter(title, say_gain(first, headline), headline.result),
+        Chapter("What privacy costs", say_cost(report), _join(write_headline(report))),
+    ]
+
+
+def say_gain(report: Mapping[str, Any], headline: Headline) -> str:
+    """Return whether the federated model is better than the sites' own, from the paired differences."""
+    metric = headline.metric
+    gains = [
+        (each[metric], *each[f"{metric}_ci95"])
+        for each in report.get(GAIN, {}).values()
+        if each.get(f"{metric}_ci95")
+    ]
+    federated = report["federated"]
+    if not federated or federated["n_patients"] < FEW_PATIENTS:
+        return headline.verdict
+    if is_at_chance(report, metric):
+        return "The unprotected model is at chance: the settings or the data are the reason, not privacy."
+    if not gains:
+        return headline.verdict
+    better = sum(low > 0 for _, low, _ in gains)
+    worse = sum(high < 0 for *_, high in gains)
+    least = min(gains)
+    between = f"{least[0]:.3f} of {NAMES[metric]} (95 % interval {least[1]:.3f} to {least[2]:.3f})"
+    if better == len(gains):
+        whose = "every site's own model" if better > 1 else "the site's own model"
+        return f"The federated model is better than {whose}, by {between} at least."
+    each = f"it is better than {better} of {len(gains)}"
+    each += f" and worse than {worse}" if worse else ""
+    mean, interval = report.get(ON_AVERAGE, {}).get(metric), report.get(ON_AVERAGE, {}).get(f"{metric}_ci95")
+    if mean is None or interval is None:
+        return f"Of the sites' own models, {each}; the least difference is {between}."
+    low, high = interval
+    by = f"{abs(mean):.3f} of {NAMES[metric]} on average (95 % interval {low:.3f} to {high:.3f})"
+    if low <= 0 <= high:
+        return f"The federated model and the sites' own are not to be told apart: {by}; {each}."
+    than = "better" if mean > 0 else "worse"
+    return f"The federated model is {than} than the sites' own by {by}; taken one by one, {each}."
+
+
+def say_cost(report: Mapping[str, Any]) -> str:
+    """Return what the protection of each patient costs, with its interval.
+
+    Where the unprotected model is at chance it is the settings, or the data, and not privacy: then nothing is
+    said of a cost, for there was nothing to lose.
+    """
+    first = report[UNPROTECTED_RUN]
+    metric = choose_metric(first)
+    what, epsilon = NAMES[metric], _epsilon(report)
+    federated = first["federated"]
+    cost, interval = report[COST].get(metric), report[COST].get(f"{metric}_ci95")
+    few = not federated or federated["n_patients"] < FEW_PATIENTS
+    if not few and is_at_chance(first, metric):
+        return (
+            "What privacy costs cannot be told: the unprotected model is at chance, too. The settings or the "
+            "data are the reason, not privacy."
+        )
+    if cost is None or interval is None or few:
+        patients = count(federated["n_patients"] if federated else 0, "test patient")
+        return f"With {patients} this run cannot tell what privacy costs."
+    low, high = interval
+    between = f"(95 % interval {low:.3f} to {high:.3f}, the same patients asked of both)"
+    if is_at_chance(report, metric):
+        return f"At {epsilon} nothing is left: the model is at chance; {what} falls by {cost:.3f} {between}."
+    if low > 0:
+        return f"{epsilon} costs {cost:.3f} of {what} {between}."
+    if high < 0:
+        return f"{epsilon} costs nothing here: {what} is higher by {-cost:.3f} {between}."
+    return f"{epsilon} costs at most {high:.3f} of {what}: the difference is {cost:.3f} {between}."
+
+
+def is_at_chance(report: Mapping[str, Any], metric: str) -> bool:
+    """Return whether guessing lies within or above the federated model's interval."""
+    figures, chance = report["federated"] or {}, chance_of(metric, report)
+    interval = figures.get(f"{metric}_ci95")
+    return interval is not None and chance is not None and bool(interval[0] <= chance)
+
+
+def _epsilon(report: Mapping[str, Any]) -> str:
+    guarantee = report["guarantee"]
+    return f"ε = {say_epsilon(guarantee['federation']['rdp'])} for each {guarantee['unit']}"
+
+
+def _join(headline: Headline) -> str:
+    return f"{headline.result} {headline.verdict}".strip()

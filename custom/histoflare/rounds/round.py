@@ -1,0 +1,174 @@
+"""The two halves of a round, which every runtime runs: in process, in FLARE's simulator, at real sites.
+
+A round is :func:`site_round` at each participant, then :func:`server_round`. Both are functions of what they
+are given: the same arguments give the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from histoflare.errors import JobError
+from histoflare.privacy.plan import Open, PrivacyPlan
+from histoflare.rounds.local import one_thread
+from histoflare.rounds.state import State, check_tensors, without_negative_variances
+from histoflare.rounds.strategy import (
+    ServerOutcome,
+    ServerRound,
+    SiteOutcome,
+    SiteRound,
+    Strategy,
+    Update,
+    split,
+)
+from histoflare.rounds.task import Task
+from histoflare.rounds.transport import PLAIN, Transport
+
+
+def site_round(
+    task: Task,
+    strategy: Strategy,
+    received: State,
+    data: Any,
+    *,
+    site: str,
+    site_state: State,
+    round_index: int,
+    total_rounds: int,
+    seed: int,
+    plan: PrivacyPlan,
+    transport: Transport = PLAIN,
+    device: str = "cpu",
+    steps: int | None = None,
+) -> SiteOutcome:
+    """The site's half of a round: the strategy's local round, the privacy plan's release, the transport.
+
+    Training runs on ``device``; what it gives is on the CPU, and so is the release, on one thread.
+
+    Args:
+        received: The global model as it came, with what the strategy sent beside it (``strategy.join``).
+
+    Raises:
+        JobError: Training failed, or what would leave has not the names and shapes the strategy sends.
+        HistoflareError: The privacy plan lets nothing leave.
+    """
+    model, downlink = split(received)
+    ctx = SiteRound(
+        task, data, site, model, downlink, site_state, round_index, total_rounds, seed, plan, device, steps
+    )
+    outcome = strategy.local_round(ctx)
+    with one_thread():
+        released = plan.release(outcome.update.tensors, plan.noise(site, round_index, "update"))
+        update = replace(outcome.update, tensors=transport.pack(released))
+        check_update(strategy, model, update, transport)
+    return replace(outcome, update=update)
+
+
+@one_thread()
+def server_round(
+    strategy: Strategy,
+    model: State,
+    updates: Sequence[Update],
+    sites: Sequence[str],
+    plan: PrivacyPlan | None = None,
+    *,
+    own: State | None = None,
+    transport: Transport = PLAIN,
+    round_index: int = 0,
+    total_rounds: int = 1,
+    seed: int = 0,
+) -> ServerOutcome:
+    """The server's half of a round: check every update, order them by ``sites``, combine them.
+
+    The order of arrival does not matter, to the last bit.
+
+    Args:
+        model: The global model that the sites began with.
+        updates: As they came.
+        sites: All sites of the federation, in its fixed order; not all need to have sent an update.
+        plan: The job's; one whose noise is added at the server has its part here.
+        own: What the strategy keeps at the server; None: what it begins with.
+
+    Raises:
+        JobError: Fewer updates than the strategy needs; one from an unknown site or two from one; an update
+            with missing, unknown, wrongly shaped or non-finite tensors or a bad weight; a result that is not
+            finite or of another form.
+    """
+    own = strategy.begin(model) if own is None else own
+    plan = plan or Open()
+    _check_senders(strategy, updates, sites)
+    like = strategy.sent(model)
+    for update in updates:
+        check_update(strategy, model, update, transport)
+    place = {site: index for index, site in enumerate(sites)}
+    ordered = [
+        replace(update, tensors=transport.unpack(update.tensors, like))
+        for update in sorted(updates, key=lambda update: place[update.site])
+    ]
+    plan.check_strategy(strategy, transport)
+    protected = plan.at_server([update.tensors for update in ordered])
+    ordered = [replace(update, tensors=tensors) for update, tensors in zip(ordered, protected, strict=True)]
+    made = strategy.combine(ServerRound(model, own, ordered, sites, round_index, total_rounds, seed))
+    made = replace(made, model=without_negative_variances(made.model))
+    check_tensors(made.model, model, whose=f"The global model that {strategy.name} made")
+    check_tensors(made.own, own, whose=f"What {strategy.name} keeps at the server")
+    return made
+
+
+def _check_senders(strategy: Strategy, updates: Sequence[Update], sites: Sequence[str]) -> None:
+    arrived = [update.site for update in updates]
+    unknown = sorted(set(arrived) - set(sites))
+    doubled = sorted({site for site in arrived if arrived.count(site) > 1})
+    if len(arrived) < strategy.least_updates or unknown or doubled:
+        what = f"{len(arrived)}, and {strategy.name} needs at least {strategy.least_updates}"
+        if unknown or doubled:
+            what = f"from unknown sites {unknown}" if unknown else f"more than once from {doubled}"
+        raise JobError(
+            f"The updates of this round cannot be combined: {what}; the sites are {list(sites)}.",
+            reason="UPDATES_INVALID",
+        )
+
+
+def check_update(
+    strategy: Strategy, model: Mapping[str, Tensor], update: Update, transport: Transport = PLAIN
+) -> None:
+    """Raise :class:`JobError` unless ``update`` has the tensors that ``strategy`` sends and a weight.
+
+    Args:
+        model: The global model. update: As it travels. transport: How it is written.
+    """
+    like = transport.pack(strategy.sent(model))
+    check_tensors(update.tensors, like, whose=f"The update of {update.site}")
+    if not (math.isfinite(update.weight) and update.weight >= 0):
+        raise JobError(
+            f"The update of {update.site} has weight {update.weight}; it must be a number of at least 0.",
+            reason="WEIGHTS_INVALID",
+        )
+
+
+def count_sent(strategy: Strategy, model: Mapping[str, Tensor]) -> int:
+    """Return how many numbers a site sends in a round, those of the strategy itself included."""
+    return sum(tensor.numel() for tensor in strategy.sent(model).values())
+
+
+def count_sent_by_job(strategy: Strategy, task: Task) -> int:
+    """Return the same for a task's model, which is made for its shapes alone, without memory or numbers."""
+    with torch.device("meta"), _RealRanges():
+        return count_sent(strategy, dict(task.build_model().state_dict()))
+
+
+class _RealRanges(TorchFunctionMode):
+    """Makes ranges with numbers where all else has none: networks read rates of theirs from one."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        fixed = {"device": torch.device("cpu")} if func is torch.linspace else {}
+        return func(*args, **{**(kwargs or {}), **fixed})

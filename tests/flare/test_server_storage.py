@@ -1,0 +1,83 @@
+"""The status of a job that has ended says why, after FLARE's own word."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.impl.job_def_manager import SimpleJobDefManager
+from nvflare.apis.job_def import RunStatus
+from nvflare.private.fed.server import job_cmds
+
+from histoflare.flare.record import ROUNDS_FILE
+from histoflare.flare.server_storage import KitJobs
+
+
+class Store:
+    """A job store that keeps the metas it is given."""
+
+    def __init__(self) -> None:
+        self.meta: dict[str, Any] = {"start_time": "2026-11-01T00:00:00+00:00"}
+
+    def update_meta(self, uri: str, meta: dict[str, Any], replace: bool) -> None:
+        self.meta |= meta
+
+    def get_meta(self, uri: str) -> dict[str, Any]:
+        return self.meta
+
+    def update_object(self, uri: str, data: Any, name: str) -> str:
+        return uri
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Store:
+    made = Store()
+    monkeypatch.setattr(SimpleJobDefManager, "_get_job_store", lambda *_: made)
+    monkeypatch.setattr(job_cmds, "JobMetaValidator", job_cmds.JobMetaValidator)  # put back afterwards
+    return made
+
+
+def ended(store: Store, folder: Path, rows: Any, status: RunStatus, deployed: Any = None) -> str:
+    (folder / ROUNDS_FILE).write_text(rows if isinstance(rows, str) else json.dumps(rows))
+    jobs, fl_ctx = KitJobs(str(folder / "jobs")), FLContext()
+    fl_ctx.set_prop(FLContextKey.JOB_DEPLOY_DETAIL, deployed, private=True, sticky=False)
+    jobs.save_workspace("1", [str(folder / "empty"), str(folder)], fl_ctx)
+    jobs.set_status("1", status, fl_ctx)
+    return str(store.meta["status"])
+
+
+FAILED = RunStatus.FINISHED_EXECUTION_EXCEPTION
+ROW = {"round": 0, "asked": ["a", "b"], "taking_part": ["a"], "refused": {"b": "KIT_CHANGED"}}
+
+
+@pytest.mark.parametrize(
+    ("rows", "status", "says"),
+    [
+        ([ROW], FAILED, "FINISHED:EXECUTION_EXCEPTION (KIT_CHANGED: b)"),
+        ([ROW], RunStatus.FINISHED_COMPLETED, "FINISHED:COMPLETED (KIT_CHANGED: b)"),
+        ([{**ROW, "refused": {}, "given_up": "1 of 2"}], FAILED, "FINISHED:EXECUTION_EXCEPTION (1 of 2)"),
+        ([{**ROW, "refused": {"b": "EVALUATION_ONLY"}}], RunStatus.FINISHED_COMPLETED, "FINISHED:COMPLETED"),
+        ([{**ROW, "refused": {}}], RunStatus.FINISHED_COMPLETED, "FINISHED:COMPLETED"),
+        ([], RunStatus.FINISHED_ABORTED, "FINISHED:ABORTED"),
+        ("not JSON", FAILED, "FINISHED:EXECUTION_EXCEPTION"),
+    ],
+)
+def test_codes_stand_in_brackets_after_the_word_that_flare_looks_at(
+    tmp_path: Path, store: Store, rows: Any, status: RunStatus, says: str
+) -> None:
+    assert ended(store, tmp_path, rows, status) == says
+    assert "duration" in store.meta, "it is FLARE's status all the same"
+
+
+def test_what_a_site_said_when_the_job_was_deployed(tmp_path: Path, store: Store) -> None:
+    deployed = ["server: OK", "a: JOB_VERSION", "b: OK"]
+    said = ended(store, tmp_path, [], RunStatus.FAILED_TO_RUN, deployed)
+    assert said == "FINISHED:FAILED_TO_RUN (JOB_VERSION: a)"
+
+
+def test_a_job_that_runs_has_flare_s_status_alone(tmp_path: Path, store: Store) -> None:
+    assert ended(store, tmp_path, [ROW], RunStatus.RUNNING) == "RUNNING"
