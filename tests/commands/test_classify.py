@@ -240,5 +240,5 @@ def test_a_folder_of_slides_becomes_a_table_that_goes_on(
 
 def test_several_slides_without_a_table_are_refused(model: Path, encoder: Pinned, tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_text("slide\na.svs\n")
-    with pytest.raises(JobError, match="--out results.csv"):
+    with pytest.raises(JobError, match=r"--out results\.csv"):
         run("classify", tmp_path / "manifest.csv", "--model", model)

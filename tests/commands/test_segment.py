@@ -163,7 +163,7 @@ def test_many_slides_and_many_images(tmp_path: Path) -> None:
         (images / "images.csv", ["done"], "png"),
     ):
         out = tmp_path / f"masks-{suffix}"
-        arguments = ["segment", source, "--model", tmp_path / "run", "--out", out, "--device", "cpu"]
+        arguments = [source, "--model", tmp_path / "run", "--out", out, "--device", "cpu"]
         for kept in (0, 1):
             ended = CliRunner().invoke(app, [*map(str, arguments), "--json"])
             assert ended.exit_code == (3 if "failed" in statuses else 0), ended.output
