@@ -86,3 +86,11 @@ def test_advice_is_given_once_and_only_for_codes_there_are() -> None:
     (advice,) = say_advice(outcomes)
     assert advice.startswith("PROTOCOL_MISMATCH: ")
     assert set(ADVICE) | set(AT_SITE) <= REASONS
+
+
+def test_a_site_that_gave_no_answer_about_the_model_is_said() -> None:
+    rows = [{"round": 0, "asked": ["a", "b"], "taking_part": ["a", "b"]}]
+    evaluation = {"asked": ["a", "b", "outside"], "taking_part": ["a"], "refused": {}}
+    found = find_outcomes(rows, evaluation | {"no_answer": ["b", "outside"]})
+    assert [site for site, outcome in found.items() if outcome.unheard] == ["b", "outside"]
+    assert found["a"].evaluated == ""

@@ -6,6 +6,7 @@ import json
 import time
 import uuid
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -183,6 +184,7 @@ def test_after_the_rounds_every_site_is_asked_about_the_model(
     """Also those that only evaluate, and about the best model too; a refusal is written down, and no more."""
     replies = {"a": figures(auc=0.5), "b": make_reply("REFUSED_TOO_FEW_PATIENTS"), "c": figures(auc=0.75)}
     asking = Asking(tmp_path, replies, best=True)
+    asking.workflow._job = replace(asking.workflow._job, best_metric="auc")
     asking.run(monkeypatch)
     assert asking.asked == [(5, 10.0, list(SITES)), (6, 10.0, list(SITES))]
     result = read_result(tmp_path)

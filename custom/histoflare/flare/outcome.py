@@ -32,6 +32,7 @@ class SiteOutcome:
             "" where there was no answer. None: it took it.
         evaluated: What it answered when it was asked about the model: "" figures, else a fixed reason code;
             None: nothing, or it was not asked.
+        unheard: Whether it gave no answer to that.
     """
 
     asked: int = 0
@@ -40,6 +41,7 @@ class SiteOutcome:
     silent: list[int] = field(default_factory=list)
     deployed: str | None = None
     evaluated: str | None = None
+    unheard: bool = False
 
     @property
     def codes(self) -> list[str]:
@@ -84,6 +86,9 @@ def find_outcomes(
         answers = dict.fromkeys(evaluation["taking_part"], "") | evaluation["refused"]
         for site, answer in answers.items():
             found.setdefault(site, SiteOutcome()).evaluated = answer
+        for site in evaluation.get("no_answer", ()):
+            if site not in answers:
+                found.setdefault(site, SiteOutcome()).unheard = True
     return dict(sorted(found.items()))
 
 
@@ -141,6 +146,8 @@ def _say(outcome: SiteOutcome, rounds: int | None) -> str:
         )
     if outcome.evaluated is not None:
         parts.append(_say_evaluated(outcome))
+    elif outcome.unheard:
+        parts.append("No answer to the question about the model: it was not there, or too late.")
     return " ".join(parts)
 
 

@@ -128,7 +128,8 @@ class AskingScatterAndGather(ScatterAndGather):
             return
         after = self._start_round + self._num_rounds
         self._ask(EVALUATION_FILE, self._global_weights, after, abort_signal, fl_ctx)
-        best = self.persistor.load_best(fl_ctx) if self.persistor is not None else None
+        several = self._job.most_evaluations > 1
+        best = self.persistor.load_best(fl_ctx) if several and self.persistor is not None else None
         if best is not None and not abort_signal.triggered:
             self._ask(BEST_EVALUATION_FILE, best, after + 1, abort_signal, fl_ctx)
 
@@ -138,7 +139,7 @@ class AskingScatterAndGather(ScatterAndGather):
         """Ask every site that is there about a model; write what they say, and who was asked and refused.
 
         Args:
-            index: Of a round that the job does not have, so that no late answer is taken for one to this.
+            index: Of a round that was not run, so that no late answer is taken for one to this.
         """
         self._collector = self._engine.get_component("collector")
         self._collector.reset(fl_ctx)

@@ -163,7 +163,8 @@ ADVICE = {
         "'histoflare privacy plan JOB' says what it takes and what the policy lets one job."
     ),
     "METRIC_NOT_ALLOWED": (
-        "Leave patience and best_metric out of the job, or have the site's policy let the figure out."
+        "Leave best_metric out of job.toml, and stop.patience out of protocol.toml (another protocol, to be "
+        "agreed on anew); or have the site's policy let the figure out."
     ),
     "PRIVACY_MISMATCH": (
         "Ask for the scope that goes with the job's mechanism ('histoflare job make JOB --scope … "
