@@ -145,7 +145,8 @@ class Asking:
         own = {f"{OWN}momentum": np.full(10, 7, np.float32)}  # what a strategy keeps at the server
         model = make_model_learnable({"w": np.ones(10, np.float32), **own}, {})
         self.workflow._global_weights = model
-        self.workflow.persistor = SimpleNamespace(load_best=lambda _: model if best else None)
+        best_model = make_model_learnable({"w": np.full(10, 2, np.float32), **own}, {})
+        self.workflow.persistor = SimpleNamespace(load_best=lambda _: best_model if best else None)
         self.replies, self.gone = replies, set[str]()
 
     def get_client_disconnect_time(self, site: str) -> float | None:
@@ -182,16 +183,27 @@ def test_after_the_rounds_every_site_is_asked_about_the_model(
 ) -> None:
     """Also those that only evaluate, and about the best model too; a refusal is written down, and no more."""
     replies = {"a": figures(auc=0.5), "b": make_reply("REFUSED_TOO_FEW_PATIENTS"), "c": figures(auc=0.75)}
-    asking = Asking(tmp_path, replies, best=True)
+    asking = Asking(tmp_path, replies, best=True, best_metric="auc")
     asking.run(monkeypatch)
-    assert asking.asked == [(5, 10.0, list(SITES)), (6, 10.0, list(SITES))]
+    assert asking.asked == [(5, 10.0, list(SITES)), (6, 20.0, list(SITES))]
     result = read_result(tmp_path)
     assert result.evaluation == {"a": {"auc": 0.5}, "c": {"auc": 0.75}}
     assert json.loads((tmp_path / BEST_EVALUATION_FILE).read_text()) == result.evaluation
     assert result.evaluation_refused == {"b": "TOO_FEW_PATIENTS"}
+    assert result.best_evaluation_refused == {"b": "TOO_FEW_PATIENTS"}
     assert result.rounds == [] and result.finished_rounds == 0, "it is no round"
     outcomes = result.outcomes()
     assert [outcomes[site].evaluated for site in SITES] == ["", "TOO_FEW_PATIENTS", ""]
+
+
+def test_nobody_is_asked_about_the_best_model_where_sites_keep_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have those of the last round only: together they would be a model that never was."""
+    asking = Asking(tmp_path, {}, best=True, best_metric="auc", **{"strategy.share": ["attention"]})
+    assert asking.workflow._job.strategy.keeps and asking.workflow._job.most_evaluations == 1
+    asking.run(monkeypatch)
+    assert asking.asked == [(5, 10.0, list(SITES))]
 
 
 @pytest.mark.parametrize(

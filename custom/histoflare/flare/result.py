@@ -15,7 +15,7 @@ from histoflare.errors import HistoflareError
 from histoflare.flare.job_files import CONFIG_FOLDER, MOST_BYTES, PROTOCOL_FILE, SERVER_APP, read_toml
 from histoflare.flare.job_schema import complete
 from histoflare.flare.outcome import SiteOutcome, find_outcomes, read_rows
-from histoflare.flare.record import EVALUATION_FILE, SITES_FILE
+from histoflare.flare.record import BEST_EVALUATION_ROUND_FILE, EVALUATION_FILE, SITES_FILE
 from histoflare.model_file import GLOBAL_MODEL_FILE
 from histoflare.privacy.protocol import digest
 from histoflare.rounds.state import State
@@ -34,6 +34,7 @@ class FederationResult:
         evaluation: Site → metrics of the model, where the sites were asked.
         pseudonyms: Site → the name under which others may see it, of those that have one.
         evaluation_round: The row of that question, where it came after the rounds of a training; else None.
+        best_evaluation_round: That of the question about the best model; None where nobody was asked.
     """
 
     state: State | None
@@ -41,6 +42,7 @@ class FederationResult:
     evaluation: dict[str, dict[str, float | None]]
     pseudonyms: dict[str, str]
     evaluation_round: dict[str, Any] | None = None
+    best_evaluation_round: dict[str, Any] | None = None
 
     @property
     def finished_rounds(self) -> int:
@@ -61,6 +63,11 @@ class FederationResult:
     def evaluation_refused(self) -> dict[str, str]:
         """Site → fixed reason code that it answered to the question about the model after a training."""
         return dict(self.evaluation_round["refused"]) if self.evaluation_round else {}
+
+    @property
+    def best_evaluation_refused(self) -> dict[str, str]:
+        """Site → fixed reason code that it answered to the question about the best model."""
+        return dict(self.best_evaluation_round["refused"]) if self.best_evaluation_round else {}
 
     @property
     def given_up(self) -> str:
@@ -95,6 +102,7 @@ def read_result(folder: Path) -> FederationResult:
         evaluation=_read(folder / EVALUATION_FILE) or {},
         pseudonyms=_read(folder / SITES_FILE) or {},
         evaluation_round=evaluation_round,
+        best_evaluation_round=_read(folder / BEST_EVALUATION_ROUND_FILE),
     )
 
 

@@ -27,6 +27,7 @@ from histoflare.flare.job_files import CONFIG_FOLDER
 from histoflare.flare.job_schema import EVALUATE, TASK_OF, TRAINING
 from histoflare.flare.record import (
     BEST_EVALUATION_FILE,
+    BEST_EVALUATION_ROUND_FILE,
     EVALUATION_FILE,
     EVALUATION_ROUND_FILE,
     RoundRecord,
@@ -61,8 +62,8 @@ class AskingScatterAndGather(ScatterAndGather):
     * FLARE combines whatever there is then. Here fewer than ``least_sites`` updates end the job (not where
       the strategy skips sites: then a site without an update loses its turn).
     * After the last round of a job that says ``evaluate``, every site is asked how well the model does on its
-      test patients, also those that only evaluate; and how well the best model does, if one was kept. What a
-      site refuses then costs the job nothing.
+      test patients, also those that only evaluate; and how well the best model does, if one was kept and
+      the sites keep nothing of their own (``Job.most_evaluations``). What a site refuses then costs the job nothing.
 
     Args:
         custom: FLARE's folder for a job's own code, beside the one of its configuration. There is none here,
@@ -128,7 +129,8 @@ class AskingScatterAndGather(ScatterAndGather):
             return
         after = self._start_round + self._num_rounds
         self._ask(EVALUATION_FILE, self._global_weights, after, abort_signal, fl_ctx)
-        best = self.persistor.load_best(fl_ctx) if self.persistor is not None else None
+        asks_best = self._job.most_evaluations > 1 and self.persistor is not None
+        best = self.persistor.load_best(fl_ctx) if asks_best else None
         if best is not None and not abort_signal.triggered:
             self._ask(BEST_EVALUATION_FILE, best, after + 1, abort_signal, fl_ctx)
 
@@ -138,7 +140,7 @@ class AskingScatterAndGather(ScatterAndGather):
         """Ask every site that is there about a model; write what they say, and who was asked and refused.
 
         Args:
-            index: Of a round that the job does not have, so that no late answer is taken for one to this.
+            index: Behind the last round that was run, and another for each question, so that no late answer is taken for one to this.
         """
         self._collector = self._engine.get_component("collector")
         self._collector.reset(fl_ctx)
@@ -162,8 +164,8 @@ class AskingScatterAndGather(ScatterAndGather):
         current.taking_part = list(self._collector.taking_part)
         current.stamps = dict(self._collector.stamps)
         self._collector.write(file, fl_ctx)
-        if file == EVALUATION_FILE:
-            write_json(run_folder(fl_ctx) / EVALUATION_ROUND_FILE, current.to_json())
+        row_file = EVALUATION_ROUND_FILE if file == EVALUATION_FILE else BEST_EVALUATION_ROUND_FILE
+        write_json(run_folder(fl_ctx) / row_file, current.to_json())
         self._current = None
 
     def _take_figures(self, client_task: ClientTask, fl_ctx: FLContext) -> None:
