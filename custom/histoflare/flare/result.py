@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from histoflare.errors import HistoflareError
 from histoflare.flare.job_files import CONFIG_FOLDER, MOST_BYTES, PROTOCOL_FILE, SERVER_APP, read_toml
 from histoflare.flare.job_schema import complete
-from histoflare.flare.outcome import SiteOutcome, find_outcomes, read_rows
-from histoflare.flare.record import BEST_EVALUATION_ROUND_FILE, EVALUATION_FILE, SITES_FILE
+from histoflare.flare.outcome import SiteOutcome, find_outcomes, read_best_row, read_rows
+from histoflare.flare.record import EVALUATION_FILE, SITES_FILE
 from histoflare.model_file import GLOBAL_MODEL_FILE
 from histoflare.privacy.protocol import digest
 from histoflare.rounds.state import State
@@ -76,7 +76,7 @@ class FederationResult:
 
     def outcomes(self, deployment: Sequence[Any] = ()) -> dict[str, SiteOutcome]:
         """Return site → how it fared, see :func:`~histoflare.flare.outcome.find_outcomes`."""
-        return find_outcomes(self.rounds, self.evaluation_round, deployment)
+        return find_outcomes(self.rounds, self.evaluation_round, deployment, self.best_evaluation_round)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def read_result(folder: Path) -> FederationResult:
         evaluation=_read(folder / EVALUATION_FILE) or {},
         pseudonyms=_read(folder / SITES_FILE) or {},
         evaluation_round=evaluation_round,
-        best_evaluation_round=_read(folder / BEST_EVALUATION_ROUND_FILE),
+        best_evaluation_round=read_best_row(folder),
     )
 
 

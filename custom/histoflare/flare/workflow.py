@@ -161,6 +161,8 @@ class AskingScatterAndGather(ScatterAndGather):
             )
             super().broadcast_and_wait(task, fl_ctx, there, len(there), 0, abort_signal)
         current.ended = time.monotonic()
+        if abort_signal.triggered:  # by somebody, or by FLARE, as too few sites are left
+            current.given_up = "all rounds are finished; it ended while sites were asked about the model"
         current.taking_part = list(self._collector.taking_part)
         current.stamps = dict(self._collector.stamps)
         self._collector.write(file, fl_ctx)
