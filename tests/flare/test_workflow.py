@@ -148,6 +148,7 @@ class Asking:
         best_model = make_model_learnable({"w": np.full(10, 2, np.float32), **own}, {})
         self.workflow.persistor = SimpleNamespace(load_best=lambda _: best_model if best else None)
         self.replies, self.gone = replies, set[str]()
+        self.ends = False
 
     def get_client_disconnect_time(self, site: str) -> float | None:
         return 1.0 if site in self.gone else None
@@ -158,6 +159,8 @@ class Asking:
         data = from_shareable(task.data).data
         assert set(data) == {"w"}, "what the server keeps is not sent"
         self.asked.append((index, data["w"].sum(), targets))
+        if self.ends:
+            arguments[-1].trigger("too few sites")
         for site in set(targets) & set(self.replies):
             result = self.replies[site]
             result.add_cookie(AppConstants.CONTRIBUTION_ROUND, index)
@@ -215,6 +218,16 @@ def test_a_job_that_does_not_say_so_or_was_aborted_asks_nobody(
     asking = Asking(tmp_path, {}, **job)
     asking.run(monkeypatch, aborted)
     assert asking.asked == [] and read_result(tmp_path).evaluation_round is None
+
+
+def test_a_job_that_ends_during_the_question_says_that_its_rounds_are_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking = Asking(tmp_path, {}, best=True, best_metric="auc")
+    asking.ends = True
+    asking.run(monkeypatch)
+    asked = read_result(tmp_path).evaluation_round
+    assert len(asking.asked) == 1 and asked is not None and asked["given_up"]
 
 
 def test_what_is_no_answer_and_who_is_gone_are_left_out(

@@ -170,8 +170,8 @@ ADVICE = {
         "'histoflare privacy plan JOB' says what it takes and what the policy lets one job."
     ),
     "METRIC_NOT_ALLOWED": (
-        "Leave best_metric out of job.toml and stop.patience out of protocol.toml (which changes the protocol "
-        "that the sites agree to), or have the site's policy let the figure out."
+        "Leave best_metric out of job.toml and stop.patience out of protocol.toml (which changes the "
+        "protocol that the sites agree to), or have the site's policy let the figure out."
     ),
     "PRIVACY_MISMATCH": (
         "Ask for the scope that goes with the job's mechanism ('histoflare job make JOB --scope … "
@@ -187,8 +187,8 @@ ADVICE = {
         "protocol.mpp=… --out NEW'), and put that protocol into every kit."
     ),
     "TOO_FEW_PATIENTS": (
-        "Leave the site out ('--sites'). If it said so of the evaluation alone, train without the question at "
-        "the end ('histoflare job make JOB --set evaluate=false --out NEW') and ask the other sites later."
+        "Leave the site out ('--sites'). If it said so of the evaluation alone, train without the question "
+        "at the end ('histoflare job make JOB --set evaluate=false --out NEW') and ask the other sites later."
     ),
     "WEIGHT_NOT_ALLOWED": (
         "Weigh the sites equally ('histoflare job make JOB --set strategy.weighting=uniform --out NEW')."
