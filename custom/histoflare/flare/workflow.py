@@ -62,8 +62,9 @@ class AskingScatterAndGather(ScatterAndGather):
     * FLARE combines whatever there is then. Here fewer than ``least_sites`` updates end the job (not where
       the strategy skips sites: then a site without an update loses its turn).
     * After the last round of a job that says ``evaluate``, every site is asked how well the model does on its
-      test patients, also those that only evaluate; and how well the best model does, if one was kept and
-      the sites keep nothing of their own (``Job.most_evaluations``). What a site refuses then costs the job nothing.
+      test patients, also those that only evaluate; and how well the best model does, if one was kept and the
+      sites keep nothing of their own (``Job.most_evaluations``). What a site refuses then costs the job
+      nothing.
 
     Args:
         custom: FLARE's folder for a job's own code, beside the one of its configuration. There is none here,
@@ -140,7 +141,8 @@ class AskingScatterAndGather(ScatterAndGather):
         """Ask every site that is there about a model; write what they say, and who was asked and refused.
 
         Args:
-            index: Behind the last round that was run, and another for each question, so that no late answer is taken for one to this.
+            index: Behind the last round that was run, and another for each question, so that no late answer
+                is taken for one to this.
         """
         self._collector = self._engine.get_component("collector")
         self._collector.reset(fl_ctx)

@@ -146,12 +146,12 @@ ADVICE = {
         "shows its command."
     ),
     "EVALUATIONS_EXHAUSTED": (
-        "Ask less often: train without the question at the end ('histoflare job make JOB --set evaluate=false "
-        "--out NEW'), or ask about the model without the site ('--sites' of an evaluation)."
+        "Ask less often: train without the question at the end ('histoflare job make JOB --set "
+        "evaluate=false --out NEW'), or ask about the model without the site ('--sites' of an evaluation)."
     ),
     "EVALUATION_NOT_ALLOWED": (
-        "Train without the question at the end ('histoflare job make JOB --set evaluate=false --out NEW'), or "
-        "ask about the model without the site ('--sites' of an evaluation)."
+        "Train without the question at the end ('histoflare job make JOB --set evaluate=false --out NEW'), "
+        "or ask about the model without the site ('--sites' of an evaluation)."
     ),
     "EVALUATION_ONLY": (
         "List it, with evaluate = true, under evaluation_only in the job's job.toml: it is then asked"
