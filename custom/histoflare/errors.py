@@ -172,6 +172,7 @@ REASONS = frozenset(
         "REPLY_CHANGED",
         "REPLY_NOT_ALLOWED",
         "RESOLUTION_NOT_NAMED",
+        "RESULTS_BUSY",
         "ROLE_CHANGED",
         "ROUND_INVALID",
         "RUN_INVALID",

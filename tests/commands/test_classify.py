@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from dataclasses import replace
@@ -156,6 +157,26 @@ def test_a_missing_weight_file_is_found_before_the_slide_is_cut(
         run("classify", slide_path, "--model", path)
 
 
+def test_other_weights_and_a_missing_device_are_found_before_the_mosaic(
+    slide_path: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_mosaic(*_: object) -> None:
+        raise AssertionError("the mosaic was built")
+
+    monkeypatch.setattr("histoflare.slides.mosaic.build_mosaic", no_mosaic)
+    loaded = read_model_file(model, MemTask)
+    task = replace(loaded.task, encoder="densenet121:0123456789ab")
+    save_model(tmp_path / "m.safetensors", loaded.state, task, mosaic=PARAMETERS.to_json())
+    (tmp_path / "other.pth").write_bytes(b"other weights")
+    with pytest.raises(EncoderError) as caught:
+        run(
+            "classify", slide_path, "--model", tmp_path / "m.safetensors", "--weights", tmp_path / "other.pth"
+        )
+    assert caught.value.reason == "ENCODER_HASH"
+    with pytest.raises(EncoderError, match="no device"):
+        run("classify", slide_path, "--model", model, "--device", "abacus")
+
+
 def test_the_model_knows_its_encoder_s_weights(slide_path: Path, tmp_path: Path) -> None:
     """A TorchScript file with its mean and std beside it, and no hash on the command line."""
     weights = tmp_path / "mean.pt"
@@ -180,3 +201,44 @@ def test_a_model_of_imported_features_cannot_cut_a_slide(
     save_model(tmp_path / "m.safetensors", task.build_model().state_dict(), task)
     with pytest.raises(JobError, match="imported"):
         run("classify", slide_path, "--model", tmp_path / "m.safetensors")
+
+
+def test_a_folder_of_slides_becomes_a_table_that_goes_on(
+    model: Path, encoder: Pinned, tmp_path: Path
+) -> None:
+    folder, table = tmp_path / "slides", tmp_path / "r" / "results.csv"
+    (folder / "b").mkdir(parents=True)
+    for name in ("a.tif", "b/a.tif"):
+        write_pyramid(folder / name, paint_slide(1, (660, 530)), 0.5)
+    (folder / "broken.svs").write_text("no slide")
+    arguments = ["classify", folder, "--model", model, "--out", table, "--geojson", tmp_path / "r" / "tiles"]
+    for asked in (True, False):
+        encoder.encoded = 0
+        ended = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+        assert ended.exit_code == 3, ended.output
+        assert json.loads(ended.stdout)["kept"] == (0 if asked else 2) and bool(encoder.encoded) == asked
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["slide"], row["status"]) for row in rows] == [
+        ("a.tif", "done"),
+        ("b/a.tif", "done"),
+        ("broken.svs", "failed"),
+    ]
+    alone = json.loads(run("classify", folder / "a.tif", "--model", model, "--json"))
+    for label, share in alone["probabilities"].items():
+        assert float(rows[0][f"p_{label}"]) == pytest.approx(share, abs=1e-6)
+    assert rows[0]["predicted"] == max(alone["probabilities"], key=alone["probabilities"].__getitem__)
+    assert int(rows[0]["patches"]) == alone["patches"] and rows[2]["reason"] == "SLIDE_UNSUPPORTED"
+    tiles = sorted((tmp_path / "r" / "tiles").iterdir())
+    assert len(tiles) == 2
+    with Slide(folder / "a.tif") as slide:
+        candidates = build_mosaic(slide, PARAMETERS).candidates
+    features = json.loads(tiles[0].read_text())["features"]
+    corners = [tuple(each["geometry"]["coordinates"][0][0]) for each in features]
+    assert corners == [(patch.l0_x_px, patch.l0_y_px) for patch in candidates]
+
+
+def test_several_slides_without_a_table_are_refused(model: Path, encoder: Pinned, tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text("slide\na.svs\n")
+    with pytest.raises(JobError, match=r"--out results\.csv"):
+        run("classify", tmp_path / "manifest.csv", "--model", model)

@@ -175,3 +175,18 @@ def test_a_demo_that_left_a_slide_out_says_so_and_ends_with_3(tmp_path: Path, re
     (line,) = [line for line in done.stderr.splitlines() if "roken.svs left out: " in line]
     assert line.startswith("hospital-1: slides/[b]roken.svs left out: ") and "not a slide" in line
     assert len(list((tmp_path / "my run [b]" / "bags" / "hospital-1").glob("*.h5"))) == 4
+
+
+def test_every_command_takes_a_short_h_and_a_shell_completes(tmp_path: Path) -> None:
+    for arguments in ([], ["classify"], ["masks", "import", "binary"]):
+        done = histoflare(*arguments, "-h")
+        assert done.returncode == 0 and "Usage: histoflare" in done.stdout
+    environment = {**os.environ, "PATH": f"{COMMAND.parent}:{os.environ['PATH']}"}
+    command = ["env", "_HISTOFLARE_COMPLETE=source_bash", str(COMMAND)]
+    script = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    line = (
+        f"{script}\nCOMP_WORDS=(histoflare masks import b); COMP_CWORD=3\n"
+        '_histoflare_completion histoflare; echo "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.strip() == "binary", done.stderr

@@ -44,3 +44,18 @@ def test_a_folder_with_slides_and_bags_only_is_free(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     claim_output(tmp_path, SITES)
     assert (tmp_path / "records").is_dir(), "made by nobody known"
+
+
+def test_a_folder_of_somebody_else_loses_nothing(tmp_path: Path) -> None:
+    (tmp_path / "inputs.json").write_text('{"my": "pipeline inputs"}')
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "important.txt").touch()
+    claim_output(tmp_path, SITES)
+    assert (tmp_path / "records" / "important.txt").exists()
+
+
+def test_ledgers_of_a_run_that_came_to_nothing_stay(tmp_path: Path) -> None:
+    claim_output(tmp_path, SITES)
+    (tmp_path / "ledgers").mkdir()
+    claim_output(tmp_path, {**SITES, "sites": {"b": "/b.csv"}})
+    assert (tmp_path / "ledgers").is_dir()

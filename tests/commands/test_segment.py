@@ -146,3 +146,35 @@ def test_no_model(slide_path: Path, tmp_path: Path) -> None:
         run(slide_path, "--model", tmp_path, "--out", tmp_path / "m.tiff")
     assert caught.value.reason == "MODEL_FILE_MISSING"
     assert not (tmp_path / "m.tiff").exists()
+
+
+def test_many_slides_and_many_images(tmp_path: Path) -> None:
+    task = MaskTask(labels=("a", "b"), width=24, mpp=1.0, window_px=64, stride_px=64, patch_px=32)
+    save_model(tmp_path / "run" / "model.safetensors", task.build_model().state_dict(), task)
+    slides, images = tmp_path / "slides", tmp_path / "images"
+    slides.mkdir()
+    images.mkdir()
+    write_pyramid(slides / "s.tif", paint_slide(1, (300, 250)), 0.5)
+    (slides / "broken.svs").write_text("no slide")
+    Image.fromarray(paint_slide(1, (100, 80))).save(images / "i.png")
+    (images / "images.csv").write_text("image,patient,mpp\ni.png,p1,0.5\n")
+    for source, statuses, suffix in (
+        (slides, ["failed", "done"], "tiff"),
+        (images / "images.csv", ["done"], "png"),
+    ):
+        out = tmp_path / f"masks-{suffix}"
+        arguments = [source, "--model", tmp_path / "run", "--out", out, "--device", "cpu"]
+        for kept in (0, 1):
+            ended = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+            assert ended.exit_code == (3 if "failed" in statuses else 0), ended.output
+            about = json.loads(ended.stdout)
+            assert about["kept"] == kept and [row["status"] for row in about["rows"]] == statuses
+        (made,) = out.glob(f"*.{suffix}")
+        assert about["rows"][-1]["mask"] == made.name
+    with Image.open(made) as mask:
+        values = np.asarray(mask)
+    assert values.shape == (80, 100) and set(np.unique(values)) <= {0, 1}
+    row = about["rows"][0]
+    assert row["patient"] == "p1" and "brought to the model's 1" in row["warnings"]
+    assert float(row["share_b"]) == pytest.approx((values == 1).mean(), abs=1e-6)
+    assert float(row["mm2_b"]) == pytest.approx((values == 1).sum() * 0.25e-6, rel=1e-4)

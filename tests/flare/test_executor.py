@@ -204,6 +204,27 @@ def test_an_evaluation_is_answered_once(tmp_path: Path) -> None:
     assert site.ask("evaluate").get_return_code() == "REFUSED_EVALUATED_ALREADY"
 
 
+def test_a_question_that_fails_is_counted_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figures or a refusal is one bit of a patient for each model that a server could make."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise HistoflareError("no memory", reason="TRAINING_FAILED")
+
+    site = Site(tmp_path)
+    with monkeypatch.context() as failing:
+        failing.setattr(StandInTrainer, "evaluate", fail)
+        assert site.ask("evaluate").get_return_code() != ReturnCode.OK
+    assert site.ask("evaluate").get_return_code() == "REFUSED_EVALUATED_ALREADY"
+
+
+def test_after_the_question_about_the_model_nothing_is_trained(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    assert site.ask("evaluate").get_return_code() == ReturnCode.OK
+    assert site.ask().get_return_code() == "REFUSED_TASK_UNEXPECTED"
+
+
 def test_a_training_that_keeps_a_best_model_is_told_of_both(tmp_path: Path) -> None:
     site = Site(tmp_path)
     site.engine.job.most_evaluations = 2

@@ -85,7 +85,7 @@ def test_who_gave_no_answer_about_the_model_and_who_refused_the_best_one() -> No
     asked = {"taking_part": ["a"], "refused": {}, "no_answer": ["external"]}
     best = {"taking_part": [], "refused": {"a": "EVALUATIONS_EXHAUSTED"}, "no_answer": []}
     outcomes = find_outcomes([row(0, ["a"], {})], asked, best=best)
-    assert outcomes["external"].unanswered and not outcomes["a"].unanswered
+    assert outcomes["external"].unheard and not outcomes["a"].unheard
     assert "No answer" in say_sites(outcomes)[-1]
     assert (
         outcomes["a"].codes == ["EVALUATIONS_EXHAUSTED"] and "EVALUATIONS_EXHAUSTED" in say_sites(outcomes)[0]
@@ -97,3 +97,11 @@ def test_advice_is_given_once_and_only_for_codes_there_are() -> None:
     (advice,) = say_advice(outcomes)
     assert advice.startswith("PROTOCOL_MISMATCH: ")
     assert set(ADVICE) | set(AT_SITE) <= REASONS
+
+
+def test_a_site_that_gave_no_answer_about_the_model_is_said() -> None:
+    rows = [{"round": 0, "asked": ["a", "b"], "taking_part": ["a", "b"]}]
+    evaluation = {"asked": ["a", "b", "outside"], "taking_part": ["a"], "refused": {}}
+    found = find_outcomes(rows, evaluation | {"no_answer": ["b", "outside"]})
+    assert [site for site, outcome in found.items() if outcome.unheard] == ["b", "outside"]
+    assert found["a"].evaluated == ""

@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from histoflare.bags.cohort import load_cohort
+from histoflare.flare.download import build_download_report, read_download
 from histoflare.flare.job import read_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.kits import Agreement
@@ -26,6 +27,7 @@ from histoflare.privacy.policy import POLICIES
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import digest
 from histoflare.site.ledgers import audit_log_of, on_workstation, open_ledger
+from histoflare.site.own_run import read_notes, read_own_run
 from histoflare.slides.manifest import read_manifest
 
 from .bags_on_disk import write_site
@@ -69,6 +71,8 @@ class Running:
         with (self.federation.kits.kit(POOR) / "local" / OWN_POLICY_FILE).open("a") as own:
             own.write("\n[scope.dp-patient]\nepsilon = 0.01\n[scope.dp-update]\nepsilon = 0.01\n")
         self._count = 0
+        self.first: Path | None = None
+        """The run folder of the first job here."""
 
     def variant(self, job: str = "mem_dpsgd", scope: str | None = None, **changes: Any) -> Path:
         self._count += 1
@@ -110,7 +114,8 @@ def test_a_site_without_the_budget_drops_out_before_its_first_step_and_the_other
     running: Running,
 ) -> None:
     variant = running.variant(**SETTINGS)
-    status, result, folder = running.run(variant)
+    status, result, running.first = running.run(variant)
+    folder = running.first
     assert status == COMPLETED
     rich = [site for site in SITES if site != POOR]
     (listed,) = running.federation.admin.jobs()  # as a console's list_jobs has it
@@ -184,13 +189,31 @@ def test_a_resumed_run_has_one_reservation_and_pays_each_round_once(running: Run
 
 def test_an_evaluation_leaves_without_counts(running: Running) -> None:
     variant = running.variant(**SETTINGS)
-    model = next((running.folder / "results").rglob(GLOBAL_MODEL_FILE))
+    assert running.first is not None
+    model = running.first / GLOBAL_MODEL_FILE
     evaluation = write_evaluation(
         running.jobs / "mem_evaluate", running.folder / "evaluation", read_job(variant), "first", model, SITES
     )
-    status, result, _ = running.run(evaluation)
+    status, result, folder = running.run(evaluation)
     assert status == COMPLETED
     assert set(result.evaluation) == set(SITES), "no budget of ε is asked for an evaluation"
+    # What the lead makes of both downloads.
+    trained = read_download(model.parents[1])
+    report = build_download_report(trained, read_download(folder.parent))
+    assert report["evaluated_at_sites"].keys() == set(SITES)
+    assert "evaluated_model" not in report, "the last one is meant unless it says the best"
+    took = {site for row in report["participation"] for site in row["taking_part"]}
+    spent = {site for site, each in report["guarantee"]["sites"].items() if each["updates"]}
+    assert took == spent == set(SITES) - {POOR}
+    # What a site has of the same run, without anything of the lead's.
+    own = running.sites["clinic-a"]
+    history = read_own_run(own, trained.run, Path(), read_notes(own, trained.run))
+    updates = [row.round_number for row in history.left if row.what == "update"]
+    assert updates == [row["round"] + 1 for row in trained.result.rounds]
+    (refused,) = read_own_run(
+        running.sites[POOR], trained.run, Path(), read_notes(running.sites[POOR], trained.run)
+    ).refused
+    assert refused.code == "BUDGET_EXHAUSTED"
     assert "auc" in result.evaluation[POOR]
     assert not {"n_patients", "n_slides"} & set(result.evaluation[POOR]), "counts stay"
 

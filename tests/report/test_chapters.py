@@ -67,10 +67,13 @@ def test_what_privacy_costs(unprotected: dict[str, Any], protected: dict[str, An
     def said(cost: dict[str, Any], report: dict[str, Any] = protected) -> str:
         return say_cost(join_chapters(unprotected, report, GAINS, MEAN, cost))
 
-    assert "costs 0.050" in said(of(0.05, 0.02, 0.08))
-    assert "at most 0.060" in said(of(0.02, -0.02, 0.06))
-    assert "nothing here" in said(of(-0.05, -0.08, -0.02))
-    assert "the model is at chance" in said(of(0.4, 0.35, 0.45), at(protected, 0.5))
+    assert "lower by 0.050" in said(of(0.05, 0.02, 0.08))
+    assert "not to be told from unprotected" in said(of(0.02, -0.02, 0.06))
+    assert "higher by 0.050" in said(of(-0.05, -0.08, -0.02))
+    chance = said(of(0.4, 0.35, 0.45), at(protected, 0.5))
+    assert "at chance, as far as" in chance and "falls by 0.400" in chance
+    wide = said(of(-0.02, -0.1, 0.06), at(protected, 0.7, half=0.21))
+    assert "falls" not in wide and "as far as" in wide, "a wide interval is no certainty"
     assert "cannot tell" in said({})
 
 
@@ -81,7 +84,7 @@ def test_an_unprotected_model_at_chance_is_no_cost_of_privacy(
     joined = join_chapters(at(unprotected, 0.5), at(protected, 0.5), GAINS, MEAN, of(0.0, -0.02, 0.02))
     for chapter in write_chapters(joined):
         assert "not privacy" in chapter.verdict
-        assert "costs at most" not in chapter.verdict
+        assert "lower by" not in chapter.verdict
 
 
 def test_the_page_has_both_chapters(

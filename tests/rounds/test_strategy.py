@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from histoflare.rounds.state import State, digest
 from histoflare.rounds.strategies import make_strategy
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import Strategy, Update
-from histoflare.rounds.transport import PLAIN, check_readable
+from histoflare.rounds.transport import PLAIN, Float16, Float32, check_readable
 
 from .throwaway import Median, Momentum, Scaffold
 from .toy import Table, ToyTask, toy_sites, toy_table
@@ -196,3 +196,18 @@ def test_strategies_are_made_by_name() -> None:
         make_strategy("fedsgd")
     with pytest.raises(JobError, match=r"takes no momentum; it takes: .*weighting"):
         make_strategy("fedavg", momentum=0.9)
+
+
+def test_an_update_that_diverged_is_refused_whatever_carries_it() -> None:
+    """Half precision would make 65504 of infinity, and nobody would see it."""
+
+    class Exploding(FedAvg):
+        def local_round(self, ctx: Any) -> Any:
+            outcome = super().local_round(ctx)
+            tensors = {name: tensor * float("inf") for name, tensor in outcome.update.tensors.items()}
+            return replace(outcome, update=replace(outcome.update, tensors=tensors))
+
+    for transport in (Float32(), Float16()):
+        with pytest.raises(JobError) as caught:
+            run_in_process(ToyTask(), toy_sites(2), Exploding(), 1, 0, transport=transport)
+        assert caught.value.reason == "STATE_INVALID"

@@ -364,6 +364,20 @@ def test_evaluations_are_counted(tmp_path: Path) -> None:
     assert caught.value.reason == "EVALUATION_NOT_ALLOWED"
 
 
+def test_a_question_in_a_training_job_lets_nobody_in_for_whom_nothing_is_reserved(tmp_path: Path) -> None:
+    """The manifest grows while a job runs; a question about the model must not make that its cohort."""
+    at = site(tmp_path / "s", test=6)
+    of_job = books(at)
+    of_job.reserve()
+    with (tmp_path / "s" / "manifest.csv").open("a", newline="") as file:
+        csv.writer(file).writerow(["new.tif", "p-new", "solid", "train"])
+    reserved = dict(of_job.roles or {})
+    with pytest.raises(JobError) as caught:
+        of_job.evaluate(MODEL, "test", "question", lambda: EvaluateAnswer({"auc": 0.5}, 2))
+    assert caught.value.reason == "COHORT_INVALID"
+    assert of_job.roles == reserved and "p-new" not in reserved
+
+
 def test_an_evaluation_over_too_few_patients_is_not_counted(tmp_path: Path) -> None:
     at = site(tmp_path, train=9, test=1)
     with pytest.raises(JobError) as caught:

@@ -35,7 +35,9 @@ from ..masks.made import LABELS, TASK, make_site
 
 PLAN = UpdateNoise(clip_norm=0.5, budget_epsilon=8.0, budget_share=1.0).settled(1, 10**6)
 KEEPING = FedAvg(weighting="uniform", batch_norm="local-statistics")
-POLICY = replace(read_policy(POLICIES / "dp-update.toml"), minimum_patients=2)
+SHIPPED = read_policy(POLICIES / "dp-update.toml")
+assert SHIPPED.protection is not None
+POLICY = replace(SHIPPED, minimum_patients=2, protection=replace(SHIPPED.protection, job_share=1.0))
 
 
 def arrays(state: State) -> dict[str, Any]:

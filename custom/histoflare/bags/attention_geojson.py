@@ -46,8 +46,11 @@ def write_attention(
         plane: Of the slide; the file says which. Tiles are cut at its border.
 
     Raises:
+        ValueError: The attention to a patch is not finite.
         OSError: The file cannot be written; nothing is left behind.
     """
+    if not np.isfinite(relative).all():
+        raise ValueError("the attention to a patch is not a finite number")
     levels = attention_levels(relative, limit)
     classes = np.minimum((levels * CLASSES).astype(int), CLASSES - 1)
     colours = attention_colours((np.arange(CLASSES) + 0.5) / CLASSES)

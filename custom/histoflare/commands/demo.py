@@ -212,7 +212,8 @@ def _note(cohort: SyntheticCohort | None) -> str:
     return (
         f"All data are generated. Of {len(everyone)} patients {len(everyone) - len(without)} have slides. "
         f"Each of the other {len(without)} has a bag of {PATCHES_WITHOUT_SLIDE} patches of the same kind of "
-        "tissue, drawn and encoded without a slide in between."
+        "tissue, drawn and encoded without a slide in between. Hospitals were given unlike mixes of the two "
+        "classes, so that the model of one alone does less well on the patients of others."
     )
 
 

@@ -12,11 +12,15 @@ from histoflare.errors import JobError
 from histoflare.storage import write_json
 
 INPUTS_FILE = "inputs.json"
+MADE_BY = {"made_by": "histoflare run"}
+"""In that file: without it a folder is somebody else's, and nothing in it is removed."""
+
 RESULTS = ("report.json", "summary.json", "site-*.html", "seed-*/report.json")
 """Names of what a run leaves. A run that failed before leaves none of them, and its folder is free."""
 
-UNFINISHED = ("job", "records", "federation", "ledgers", "seed-*")
-"""What a run that failed before that has begun. Bags are not among them: each says what it was made of."""
+UNFINISHED = ("job", "records", "federation", "unprotected", "seed-*")
+"""What a run that failed before that has begun. Bags are not among them: each says what it was made of. Nor
+are ledgers, which say what was spent."""
 
 
 def claim_output(out: Path, inputs: Mapping[str, Any]) -> None:
@@ -35,7 +39,7 @@ def claim_output(out: Path, inputs: Mapping[str, Any]) -> None:
         found = json.loads(path.read_text()) if path.is_file() else None
     except (OSError, ValueError):
         found = None
-    wanted = json.loads(json.dumps(inputs))
+    wanted = json.loads(json.dumps(MADE_BY | dict(inputs)))
     if found == wanted:
         return
     if any(any(out.glob(pattern)) for pattern in RESULTS):
@@ -44,7 +48,7 @@ def claim_output(out: Path, inputs: Mapping[str, Any]) -> None:
             "one. Give another folder with --out, or remove this one.",
             reason="OUTPUT_TAKEN",
         )
-    if isinstance(found, dict):  # else the folder was somebody else's, and so is what has these names
+    if isinstance(found, dict) and found.get("made_by") == wanted["made_by"]:
         for begun in (each for pattern in UNFINISHED for each in out.glob(pattern)):
             if begun.is_dir():
                 shutil.rmtree(begun)

@@ -461,6 +461,7 @@ def _try_budgets(
                 job.rounds,
                 job.seed,
                 plan,
+                transport=job.transport,
                 on_round=lambda *_: bars.advance(bar),
                 device=device,
                 least=min(job.least_sites, len(cohorts)),

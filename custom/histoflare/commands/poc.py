@@ -13,7 +13,6 @@ import typer
 
 from histoflare.commands.console import console, make_table, out, print_json, progress, say, say_fitted
 from histoflare.commands.options import DEFAULT_JOB, JOB_HELP, AsJson, Preset
-from histoflare.commands.sites import with_ledgers
 from histoflare.errors import HistoflareError, JobError
 from histoflare.shipped import find_job
 
@@ -80,6 +79,8 @@ def start(
         if sites is not None
         else _made_up(workspace / "sites", job, task)
     )
+    from histoflare.commands.sites import with_ledgers  # FLARE and PyTorch: seconds
+
     chosen = with_ledgers(chosen, workspace)
     agreed = _write_job(workspace, job, preset, chosen, task.data)
     with console.status("kits"):

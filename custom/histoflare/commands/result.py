@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from histoflare.flare.download import Download
 
 REPORT_FILE, PAGE_FILE = "report.json", "report.html"
-EVALUATIONS = {"bags": "jobs/mem_evaluate", "images": "jobs/dhunet_evaluate"}
+EVALUATIONS = {"bags": "mem_evaluate", "images": "dhunet_evaluate"}
 
 
 def show_result(
@@ -84,15 +83,14 @@ def _hint(download: Download) -> str:
 
 def _settings(download: Download) -> list[str]:
     """Return what an evaluation says otherwise than the shipped job, so that sites know its protocol."""
-    from histoflare.flare.job import Job, read_job
+    from histoflare.flare.job import read_job
     from histoflare.flare.job_schema import AGREED
+    from histoflare.shipped import find_job
 
     job = download.job
-    shipped: Job | None = None
-    with suppress(JobError):  # from another folder than the repository's, all of it is said
-        shipped = read_job(Path(EVALUATIONS[job.task.data]))
+    shipped = read_job(find_job(Path(EVALUATIONS[job.task.data])))
     said = _flat(job.protocol, "protocol.")
-    known = {} if shipped is None else _flat(shipped.protocol, "protocol.")
+    known = _flat(shipped.protocol, "protocol.")
     taken = {f"protocol.{name}" for name in AGREED}  # from the model's header
     found = {name: value for name, value in said.items() if name not in taken and known.get(name) != value}
     if job.answer_seconds is not None:

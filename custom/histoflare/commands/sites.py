@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from histoflare.errors import ManifestError
-from histoflare.flare.kits import SERVER, SITE_NAME
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.storage import real_path
 
@@ -42,6 +41,8 @@ def find_sites(folder: Path, data: str = "bags") -> SiteFolder:
     Raises:
         ManifestError: There are none, one site has two, or a name cannot be a FLARE site name.
     """
+    from histoflare.flare.kits import SERVER, SITE_NAME  # FLARE takes its time
+
     found: dict[str, Path] = {}
     problems = []
     usual = USUAL_NAMES[data]

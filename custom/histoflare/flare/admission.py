@@ -21,14 +21,14 @@ from histoflare.flare import handshake
 from histoflare.flare.application import check_folder
 from histoflare.flare.handshake import Admitted
 from histoflare.flare.job import Job, job_of
-from histoflare.flare.job_schema import TRAIN
+from histoflare.flare.job_schema import TRAIN, TRAINING
 from histoflare.flare.kit_signature import check_running_kit
 from histoflare.privacy.own_policy import check_taking_part
 from histoflare.privacy.own_policy_file import read_site_policy
 from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import Policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, digest, read_protocols
-from histoflare.site.books import Books
+from histoflare.site.books import Books, check_plan
 from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
 from histoflare.site.data import check_resolution_named
 from histoflare.site.refusals import note_refusal, say_refusal
@@ -64,9 +64,11 @@ class Admission(Filter):
                     f"This job has the tasks {', '.join(job.tasks)}, and not {task!r}.",
                     reason="TASK_UNEXPECTED",
                 )
-            if task == TRAIN:
+            if job.kind == TRAINING:
+                check_plan(admitted.policy, admitted.books.plan)
                 check_patience(admitted.policy, job)
                 check_strategy(admitted.policy, admitted.books.plan, job.strategy, job.transport)
+            if task == TRAIN:
                 admitted.books.reserve()  # the whole job, before its first gradient
             elif admitted.policy.protection is not None and job.answer_seconds is None:
                 raise JobError(

@@ -91,6 +91,10 @@ class SiteExecutor(Executor):
     def _train(
         self, shareable: Shareable, fl_ctx: FLContext, admitted: Admitted, abort_signal: Signal
     ) -> Shareable:
+        if self._evaluated:
+            raise JobError(
+                "This job has been asked about its model: it is trained.", reason="TASK_UNEXPECTED"
+            )
         configuration = self._configuration(fl_ctx)
         if getattr(configuration, "evaluation_only", False):
             raise JobError("This site only evaluates (evaluation_only).", reason="EVALUATION_ONLY")
@@ -137,6 +141,7 @@ class SiteExecutor(Executor):
     ) -> Shareable:
         if self._evaluated >= admitted.job.most_evaluations:
             raise JobError("This job has had its answer.", reason="EVALUATED_ALREADY")
+        self._evaluated += 1  # of the attempts: a question that fails must not be asked again and again
         self._doing = EVALUATING
         configuration = self._configuration(fl_ctx)
         # None of the patients of a site that never trains has been seen: all of them are asked.
@@ -148,7 +153,6 @@ class SiteExecutor(Executor):
             return trainer.evaluate(received, split, stopped=lambda: bool(abort_signal.triggered))
 
         answer = admitted.books.evaluate(received, split, _question(admitted.job), evaluate)
-        self._evaluated += 1
         handshake.release(answer.metrics, answer.patients)
         reply: Shareable = DXO(DataKind.METRICS, data=answer.metrics).to_shareable()
         return reply

@@ -122,13 +122,13 @@ class Job:
         """How many evaluations a site answers: one of its model, and one of the best if a metric chooses it.
 
         Under a privacy plan there is no best model: no site lets the figures out that would choose it. Where
-        the strategy keeps something at the sites, the best one is not asked about: what a site keeps is of
-        the last round, and together with an earlier model it would be one that never was.
+        sites keep layers for themselves they have those of the last round only, and nobody is asked about
+        the best: it would be joined with layers that were never its own.
         """
         if self.kind == EVALUATION:
             return 1
-        has_best = self.best_metric is not None and isinstance(self.asked, Open) and not self.strategy.keeps
-        return int(self.evaluate) * (1 + has_best)
+        of_best = self.best_metric is not None and isinstance(self.asked, Open) and not self.strategy.keeps
+        return int(self.evaluate) * (1 + of_best)
 
     def training_sites(self, there: Iterable[str]) -> list[str]:
         """Return which of the sites that are there are asked for updates, in order."""

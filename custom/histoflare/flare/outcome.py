@@ -33,7 +33,7 @@ class SiteOutcome:
         evaluated: What it answered when it was asked about the model: "" figures, else a fixed reason code;
             None: nothing, or it was not asked.
         evaluated_best: As ``evaluated``, of the best model.
-        unanswered: Whether it was asked about the model, last or best, and had not answered at the end.
+        unheard: Whether it gave no answer to the question about the last or the best model.
     """
 
     asked: int = 0
@@ -43,7 +43,7 @@ class SiteOutcome:
     deployed: str | None = None
     evaluated: str | None = None
     evaluated_best: str | None = None
-    unanswered: bool = False
+    unheard: bool = False
 
     @property
     def codes(self) -> list[str]:
@@ -99,7 +99,8 @@ def find_outcomes(
         for site, answer in answers.items():
             setattr(found.setdefault(site, SiteOutcome()), name, answer)
         for site in question.get("no_answer", ()):
-            found.setdefault(site, SiteOutcome()).unanswered = True
+            if site not in answers:
+                found.setdefault(site, SiteOutcome()).unheard = True
     return dict(sorted(found.items()))
 
 
@@ -159,8 +160,9 @@ def _say(outcome: SiteOutcome, rounds: int | None) -> str:
         parts.append(_say_evaluated(outcome))
     if outcome.evaluated_best and outcome.evaluated_best != outcome.evaluated:
         parts.append(f"It did not evaluate the best model: {_say_code(outcome.evaluated_best)}")
-    if outcome.unanswered:
-        parts.append("No answer to the question about the model.")
+    if outcome.unheard:
+        which = "model" if outcome.evaluated is None else "best model"
+        parts.append(f"No answer to the question about the {which}: it was not there, or too late.")
     return " ".join(parts)
 
 

@@ -105,11 +105,10 @@ def write_resumed(run: StoppedRun, target: Path) -> Path:
         write_json(job / META_FILE, {name: run.meta[name] for name in META_FIELDS if name in run.meta})
         read = read_job(job)
         if run.next_round >= read.rounds:
-            name = "dhunet_evaluate" if read.task.data == "images" else "mem_evaluate"
+            evaluation = "dhunet_evaluate" if read.task.data == "images" else "mem_evaluate"
             raise JobError(
-                f"The run has finished its {read.rounds} rounds: there is nothing to go on with. Sites are "
-                f"asked about its model by 'histoflare job make {name} --model {run.model} --sites … --out "
-                "ask'."
+                f"The run has finished its {read.rounds} rounds: there is nothing to go on with. To ask "
+                f"sites about its model: histoflare job make {evaluation} --model RESULT --sites … --out NEW."
             )
         read_state(run.model, like=first_state(read.strategy, read.task))
         changes = {"run": run.run, "start_round": run.next_round}

@@ -10,6 +10,7 @@ from nvflare.app_common.shareablegenerators.full_model_shareable_generator impor
 
 from histoflare.flare.headers import ASKED, TOTAL_ROUNDS
 from histoflare.flare.job import job_of
+from histoflare.flare.job_schema import TRAINING
 from histoflare.flare.tensors import as_arrays, as_state
 from histoflare.rounds.strategy import join, split
 
@@ -27,7 +28,9 @@ class AskingShareableGenerator(FullModelShareableGenerator):
         job.strategy.check_sites(sites)
         asked = job.strategy.participants(fl_ctx.get_prop(AppConstants.CURRENT_ROUND), sites, job.seed)
         model, own = split(as_state(model_learnable[ModelLearnableKey.WEIGHTS]))
-        sent = as_arrays(join(model, job.strategy.downlink(own)))
+        # An evaluation is about the model alone, and about the same bytes in a job of either kind.
+        downlink = job.strategy.downlink(own) if job.kind == TRAINING else {}
+        sent = as_arrays(join(model, downlink))
         shareable: Shareable = super().learnable_to_shareable(make_model_learnable(sent, {}), fl_ctx)
         shareable.set_header(ASKED, list(asked))
         shareable.set_header(TOTAL_ROUNDS, job.rounds)

@@ -130,8 +130,8 @@ class AskingScatterAndGather(ScatterAndGather):
             return
         after = self._start_round + self._num_rounds
         self._ask(EVALUATION_FILE, self._global_weights, after, abort_signal, fl_ctx)
-        asks_best = self._job.most_evaluations > 1 and self.persistor is not None
-        best = self.persistor.load_best(fl_ctx) if asks_best else None
+        several = self._job.most_evaluations > 1
+        best = self.persistor.load_best(fl_ctx) if several and self.persistor is not None else None
         if best is not None and not abort_signal.triggered:
             self._ask(BEST_EVALUATION_FILE, best, after + 1, abort_signal, fl_ctx)
 
@@ -141,8 +141,7 @@ class AskingScatterAndGather(ScatterAndGather):
         """Ask every site that is there about a model; write what they say, and who was asked and refused.
 
         Args:
-            index: Behind the last round that was run, and another for each question, so that no late answer
-                is taken for one to this.
+            index: Of a round that was not run, so that no late answer is taken for one to this.
         """
         self._collector = self._engine.get_component("collector")
         self._collector.reset(fl_ctx)

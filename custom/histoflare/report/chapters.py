@@ -76,17 +76,21 @@ def say_gain(report: Mapping[str, Any], headline: Headline) -> str:
     if not federated or federated["n_patients"] < FEW_PATIENTS:
         return headline.verdict
     if is_at_chance(report, metric):
-        return "The unprotected model is at chance: the settings or the data are the reason, not privacy."
+        patients = count(federated["n_patients"], "test patient")
+        return (
+            f"The unprotected model is at chance, as far as {patients} can tell: the settings or the data "
+            "are the reason, not privacy."
+        )
     if not gains:
         return headline.verdict
-    better = sum(low > 0 for _, low, _ in gains)
+    better, total = sum(low > 0 for _, low, _ in gains), len(report[GAIN])
     worse = sum(high < 0 for *_, high in gains)
-    least = min(gains)
+    least = min(gains, key=lambda gain: gain[1])
     between = f"{least[0]:.3f} of {NAMES[metric]} (95 % interval {least[1]:.3f} to {least[2]:.3f})"
-    if better == len(gains):
-        whose = "every site's own model" if better > 1 else "the site's own model"
-        return f"The federated model is better than {whose}, by {between} at least."
-    each = f"it is better than {better} of {len(gains)}"
+    if better == total:
+        whose = "every site's own model, than the nearest" if better > 1 else "the site's own model,"
+        return f"The federated model is better than {whose} by {between}."
+    each = f"it is better than {better} of {total}"
     each += f" and worse than {worse}" if worse else ""
     mean, interval = report.get(ON_AVERAGE, {}).get(metric), report.get(ON_AVERAGE, {}).get(f"{metric}_ci95")
     if mean is None or interval is None:
@@ -100,7 +104,10 @@ def say_gain(report: Mapping[str, Any], headline: Headline) -> str:
 
 
 def say_cost(report: Mapping[str, Any]) -> str:
-    """Return what the protection of each patient costs, with its interval.
+    """Return how much less the protected job's model gives, with its interval.
+
+    That is the price of the protected job as a whole: beside the noise it may have another model and other
+    settings than the unprotected one, such as suit training under noise.
 
     Where the unprotected model is at chance it is the settings, or the data, and not privacy: then nothing is
     said of a cost, for there was nothing to lose.
@@ -113,8 +120,9 @@ def say_cost(report: Mapping[str, Any]) -> str:
     few = not federated or federated["n_patients"] < FEW_PATIENTS
     if not few and is_at_chance(first, metric):
         return (
-            "What privacy costs cannot be told: the unprotected model is at chance, too. The settings or the "
-            "data are the reason, not privacy."
+            "What privacy costs cannot be told: the unprotected model is at chance, too, as far as "
+            f"{count(federated['n_patients'], 'test patient')} can tell. The settings or the data are the "
+            "reason, not privacy."
         )
     if cost is None or interval is None or few:
         patients = count(federated["n_patients"] if federated else 0, "test patient")
@@ -122,12 +130,17 @@ def say_cost(report: Mapping[str, Any]) -> str:
     low, high = interval
     between = f"(95 % interval {low:.3f} to {high:.3f}, the same patients asked of both)"
     if is_at_chance(report, metric):
-        return f"At {epsilon} nothing is left: the model is at chance; {what} falls by {cost:.3f} {between}."
+        patients = count(federated["n_patients"], "test patient")
+        fallen = f"{what} falls by {cost:.3f}" if low > 0 else f"the difference in {what} is {cost:.3f}"
+        return f"At {epsilon} the model is at chance, as far as {patients} can tell: {fallen} {between}."
     if low > 0:
-        return f"{epsilon} costs {cost:.3f} of {what} {between}."
+        return f"Protected at {epsilon}, {what} is lower by {cost:.3f} {between}."
     if high < 0:
-        return f"{epsilon} costs nothing here: {what} is higher by {-cost:.3f} {between}."
-    return f"{epsilon} costs at most {high:.3f} of {what}: the difference is {cost:.3f} {between}."
+        return f"Protected at {epsilon}, {what} is higher by {-cost:.3f} {between}."
+    return (
+        f"Protected at {epsilon}, {what} is not to be told from unprotected: the difference is {cost:.3f} "
+        f"{between}."
+    )
 
 
 def is_at_chance(report: Mapping[str, Any], metric: str) -> bool:
@@ -139,7 +152,7 @@ def is_at_chance(report: Mapping[str, Any], metric: str) -> bool:
 
 def _epsilon(report: Mapping[str, Any]) -> str:
     guarantee = report["guarantee"]
-    return f"ε = {say_epsilon(guarantee['federation']['rdp'])} for each {guarantee['unit']}"
+    return f"ε = {say_epsilon(guarantee['federation']['filter'])} for each {guarantee['unit']}"
 
 
 def _join(headline: Headline) -> str:

@@ -95,6 +95,7 @@ REASONS_IN_WORDS = {
     "REPLY_NOT_ALLOWED": "The reply held something that the site's policy does not let out.",
     "RESOLUTION_NOT_NAMED": "The site's images state their µm/px and the protocol names none, so that sites "
     "cannot be compared.",
+    "RESULTS_BUSY": "Another command was writing the same table of results.",
     "ROLE_CHANGED": "A patient that was for training, validation or testing would be for another of them.",
     "ROUND_INVALID": "The server asked for a round that the agreed protocol does not have.",
     "RUN_INVALID": "The earlier run that this one goes on from cannot be used.",
@@ -170,8 +171,8 @@ ADVICE = {
         "'histoflare privacy plan JOB' says what it takes and what the policy lets one job."
     ),
     "METRIC_NOT_ALLOWED": (
-        "Leave best_metric out of job.toml and stop.patience out of protocol.toml (which changes the "
-        "protocol that the sites agree to), or have the site's policy let the figure out."
+        "Leave best_metric out of job.toml, and stop.patience out of protocol.toml (another protocol, to be "
+        "agreed on anew); or have the site's policy let the figure out."
     ),
     "PRIVACY_MISMATCH": (
         "Ask for the scope that goes with the job's mechanism ('histoflare job make JOB --scope … "

@@ -177,8 +177,18 @@ def _rows(table: PredictionTable, rows: NDArray[np.bool_]) -> Rows:
 
 
 def _evaluate_whole(
-    table: PredictionTable, seed: int, bootstraps: int, groups: Mapping[str, Mapping[str, Metrics | None]]
+    table: PredictionTable,
+    seed: int,
+    bootstraps: int,
+    groups: Mapping[str, Mapping[str, Metrics | None]],
+    *,
+    within_unit: bool = True,
 ) -> Metrics:
+    """Return the figures of a whole table.
+
+    Args:
+        within_unit: Whether the figures lie between 0 and 1, as :func:`interval_of_no_spread` needs them.
+    """
     names, owner = np.unique(np.array(table.patients), return_inverse=True)
     rng = np.random.default_rng(derive_seed(seed, "bootstrap"))
     counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=bootstraps)
@@ -201,7 +211,7 @@ def _evaluate_whole(
         found = found[~np.isnan(found)]
         if not len(found):
             return Figure(value, patients=behind, no_interval="no resample has the figure")
-        if np.ptp(found) <= NO_SPREAD:
+        if within_unit and np.ptp(found) <= NO_SPREAD:
             low, high = interval_of_no_spread(value, behind)
         else:
             low, high = np.percentile(found, [100 * ALPHA / 2, 100 * (1 - ALPHA / 2)])
@@ -282,4 +292,4 @@ def evaluate_difference(
         return difference
 
     both = Rows(one.columns, {name: less}, one.supports, one.why_missing, one.patients, {})
-    return _evaluate_whole(both, seed, bootstraps, {})[name]
+    return _evaluate_whole(both, seed, bootstraps, {}, within_unit=False)[name]

@@ -227,6 +227,7 @@ class Books:
 
         Raises:
             LedgerError: The policy lets no (further) evaluation of these patients out.
+            JobError: The manifest was changed since a training was reserved (COHORT_INVALID).
             HistoflareError: The evaluation failed.
         """
         protection = self._policy.protection
@@ -236,6 +237,14 @@ class Books:
             ledger.check_usable()
         else:
             roles = read_roles(self.configuration, self._labels, self._data, self._split)
+            if self._reservation is not None and roles != self.roles:
+                # Else the trainer would read the manifest anew, and train on patients for whom nothing is
+                # reserved.
+                raise JobError(
+                    "The manifest was changed since the job was admitted: its patients are not those that "
+                    "stand in the ledger for this job. Leave it as it was until the job is over.",
+                    reason="COHORT_INVALID",
+                )
             patients = [patient for patient, role in roles.items() if split in ("all", role)]
             check_size(self._policy, len(patients))  # before it is counted
             disclosure = ledger.disclose(

@@ -103,6 +103,8 @@ def admit_share(
         cost: ρ of what is asked for. job_share: Of the allowance.
         without: A reservation that is in it already.
     """
+    if job_share >= 1:
+        return  # the budget of each patient is all that counts
     for id_, account in books.accounts.items():
         if account.reservation.run == run and id_ != without and account.events:
             cost += budget.cost(account.reservation.spend.times(account.events))
