@@ -101,7 +101,10 @@ def test_an_evaluation_at_the_end_of_the_training_job(result: Path) -> None:
     workspace = result / "workspace"
     write_json(workspace / "evaluation.json", {"a": {"balanced_accuracy": 0.75}})
     write_json(workspace / "evaluation_round.json", row(2, refused={"b": "EVALUATION_NOT_ALLOWED"}))
-    assert "Ask the sites" not in run("job", "result", result)
+    best = row(3, refused={"a": "EVALUATIONS_EXHAUSTED"})
+    write_json(workspace / "best_evaluation_round.json", best)
+    said = run("job", "result", result)
+    assert "Ask the sites" not in said and "Best model: river" in said and "EVALUATIONS_EXHAUSTED" in said
     report = read_report(result / "report.json")
     assert report["evaluated_at_sites"] == {"river": {"balanced_accuracy": 0.75}}
     assert report["evaluation_refused"] == {"b": "EVALUATION_NOT_ALLOWED"}

@@ -81,6 +81,17 @@ def test_what_sites_said_of_the_model_at_the_end() -> None:
     assert say_sites(find_outcomes([], asked), rounds=5)[2] == "external: It evaluated the model."
 
 
+def test_who_gave_no_answer_about_the_model_and_who_refused_the_best_one() -> None:
+    asked = {"taking_part": ["a"], "refused": {}, "no_answer": ["external"]}
+    best = {"taking_part": [], "refused": {"a": "EVALUATIONS_EXHAUSTED"}, "no_answer": []}
+    outcomes = find_outcomes([row(0, ["a"], {})], asked, best=best)
+    assert outcomes["external"].unheard and not outcomes["a"].unheard
+    assert "No answer" in say_sites(outcomes)[-1]
+    assert (
+        outcomes["a"].codes == ["EVALUATIONS_EXHAUSTED"] and "EVALUATIONS_EXHAUSTED" in say_sites(outcomes)[0]
+    )
+
+
 def test_advice_is_given_once_and_only_for_codes_there_are() -> None:
     outcomes = find_outcomes([row(0, [], {"a": "PROTOCOL_MISMATCH", "b": "PROTOCOL_MISMATCH"})])
     (advice,) = say_advice(outcomes)

@@ -110,7 +110,7 @@ def spoil(name: str, text: str) -> Callable[[Path], None]:
         (change_model(lambda state, facts: facts.update(round=None)), "which round of which run"),
         (change_model(lambda state, facts: state.update({"head.bias": NOT_A_NUMBER})), "head.bias"),
         (change_model(lambda state, facts: state.update(a=torch.zeros(3))), "a"),
-        (change_model(lambda state, facts: facts.update(round=29)), "nothing to go on with"),
+        (change_model(lambda state, facts: facts.update(round=29)), "job make mem_evaluate --model"),
         (spoil("workspace/rounds.json", "["), "rounds.json: damaged"),
         (spoil("workspace/rounds.json", "null"), "rounds.json: damaged"),
         (spoil("workspace/rounds.json", '[{"round": "a"}]'), "rounds.json: damaged"),

@@ -13,7 +13,8 @@ from nvflare.apis.impl.job_def_manager import SimpleJobDefManager
 from nvflare.apis.job_def import RunStatus
 from nvflare.private.fed.server import job_cmds
 
-from histoflare.flare.record import ROUNDS_FILE
+from histoflare.flare.job_files import CONFIG_FOLDER, EARLIER_ROUNDS_FILE, SERVER_APP
+from histoflare.flare.record import EVALUATION_ROUND_FILE, ROUNDS_FILE, SITES_FILE
 from histoflare.flare.server_storage import KitJobs
 
 
@@ -81,3 +82,29 @@ def test_what_a_site_said_when_the_job_was_deployed(tmp_path: Path, store: Store
 
 def test_a_job_that_runs_has_flare_s_status_alone(tmp_path: Path, store: Store) -> None:
     assert ended(store, tmp_path, [ROW], RunStatus.RUNNING) == "RUNNING"
+
+
+def test_a_resumed_job_s_status_has_no_codes_of_the_earlier_run(tmp_path: Path, store: Store) -> None:
+    config = tmp_path / SERVER_APP / CONFIG_FOLDER.name
+    config.mkdir(parents=True)
+    (config / EARLIER_ROUNDS_FILE).write_text(json.dumps([ROW]))
+    rows = [ROW, {**ROW, "round": 1, "refused": {}}]
+    assert ended(store, tmp_path, rows, RunStatus.FINISHED_COMPLETED) == "FINISHED:COMPLETED"
+
+
+def test_a_site_that_did_not_take_a_job_that_ran_without_it(tmp_path: Path, store: Store) -> None:
+    store.meta["job_deploy_detail"] = ["server: OK", "c: JOB_VERSION", "a: OK"]
+    rows = [{**ROW, "refused": {}}]
+    assert ended(store, tmp_path, rows, RunStatus.FINISHED_COMPLETED) == "FINISHED:COMPLETED (JOB_VERSION: c)"
+
+
+def test_a_site_with_a_pseudonym_is_named_by_it(tmp_path: Path, store: Store) -> None:
+    (tmp_path / SITES_FILE).write_text('{"b": "river"}')
+    assert ended(store, tmp_path, [ROW], FAILED) == "FINISHED:EXECUTION_EXCEPTION (KIT_CHANGED: river)"
+
+
+def test_a_job_that_ended_during_the_question_about_its_model_says_so(tmp_path: Path, store: Store) -> None:
+    asked = {"taking_part": ["a"], "refused": {}, "given_up": "all rounds are finished"}
+    (tmp_path / EVALUATION_ROUND_FILE).write_text(json.dumps(asked))
+    said = ended(store, tmp_path, [{**ROW, "refused": {}}], RunStatus.FINISHED_ABORTED)
+    assert said == "FINISHED:ABORTED (all rounds are finished)"

@@ -6,7 +6,6 @@ import json
 import time
 import uuid
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -146,8 +145,10 @@ class Asking:
         own = {f"{OWN}momentum": np.full(10, 7, np.float32)}  # what a strategy keeps at the server
         model = make_model_learnable({"w": np.ones(10, np.float32), **own}, {})
         self.workflow._global_weights = model
-        self.workflow.persistor = SimpleNamespace(load_best=lambda _: model if best else None)
+        best_model = make_model_learnable({"w": np.full(10, 2, np.float32), **own}, {})
+        self.workflow.persistor = SimpleNamespace(load_best=lambda _: best_model if best else None)
         self.replies, self.gone = replies, set[str]()
+        self.ends = False
 
     def get_client_disconnect_time(self, site: str) -> float | None:
         return 1.0 if site in self.gone else None
@@ -158,6 +159,8 @@ class Asking:
         data = from_shareable(task.data).data
         assert set(data) == {"w"}, "what the server keeps is not sent"
         self.asked.append((index, data["w"].sum(), targets))
+        if self.ends:
+            arguments[-1].trigger("too few sites")
         for site in set(targets) & set(self.replies):
             result = self.replies[site]
             result.add_cookie(AppConstants.CONTRIBUTION_ROUND, index)
@@ -183,17 +186,27 @@ def test_after_the_rounds_every_site_is_asked_about_the_model(
 ) -> None:
     """Also those that only evaluate, and about the best model too; a refusal is written down, and no more."""
     replies = {"a": figures(auc=0.5), "b": make_reply("REFUSED_TOO_FEW_PATIENTS"), "c": figures(auc=0.75)}
-    asking = Asking(tmp_path, replies, best=True)
-    asking.workflow._job = replace(asking.workflow._job, best_metric="auc")
+    asking = Asking(tmp_path, replies, best=True, best_metric="auc")
     asking.run(monkeypatch)
-    assert asking.asked == [(5, 10.0, list(SITES)), (6, 10.0, list(SITES))]
+    assert asking.asked == [(5, 10.0, list(SITES)), (6, 20.0, list(SITES))]
     result = read_result(tmp_path)
     assert result.evaluation == {"a": {"auc": 0.5}, "c": {"auc": 0.75}}
     assert json.loads((tmp_path / BEST_EVALUATION_FILE).read_text()) == result.evaluation
     assert result.evaluation_refused == {"b": "TOO_FEW_PATIENTS"}
+    assert result.best_evaluation_refused == {"b": "TOO_FEW_PATIENTS"}
     assert result.rounds == [] and result.finished_rounds == 0, "it is no round"
     outcomes = result.outcomes()
     assert [outcomes[site].evaluated for site in SITES] == ["", "TOO_FEW_PATIENTS", ""]
+
+
+def test_nobody_is_asked_about_the_best_model_where_sites_keep_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have those of the last round only: together they would be a model that never was."""
+    asking = Asking(tmp_path, {}, best=True, best_metric="auc", **{"strategy.share": ["attention"]})
+    assert asking.workflow._job.strategy.keeps and asking.workflow._job.most_evaluations == 1
+    asking.run(monkeypatch)
+    assert asking.asked == [(5, 10.0, list(SITES))]
 
 
 @pytest.mark.parametrize(
@@ -205,6 +218,16 @@ def test_a_job_that_does_not_say_so_or_was_aborted_asks_nobody(
     asking = Asking(tmp_path, {}, **job)
     asking.run(monkeypatch, aborted)
     assert asking.asked == [] and read_result(tmp_path).evaluation_round is None
+
+
+def test_a_job_that_ends_during_the_question_says_that_its_rounds_are_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking = Asking(tmp_path, {}, best=True, best_metric="auc")
+    asking.ends = True
+    asking.run(monkeypatch)
+    asked = read_result(tmp_path).evaluation_round
+    assert len(asking.asked) == 1 and asked is not None and asked["given_up"]
 
 
 def test_what_is_no_answer_and_who_is_gone_are_left_out(

@@ -39,6 +39,7 @@ def show_result(
     """
     from histoflare.flare.download import build_download_report, read_download
     from histoflare.report.page import write_page
+    from histoflare.report.reasons import explain
     from histoflare.report.report_file import fill_missing
     from histoflare.report.returned import sites_table, write_returned_headline
     from histoflare.storage import write_json
@@ -59,6 +60,9 @@ def show_result(
         for sentence in (headline.verdict, headline.result, headline.privacy, *headline.cautions):
             if sentence:
                 _say(sentence)
+        for site, code in sorted(download.result.best_evaluation_refused.items()):
+            name = download.result.pseudonyms.get(site, site)
+            _say(f"Best model: {name} did not evaluate it: {code}: {explain(code)}")
         if whole["evaluated_at_sites"] is None and download.result.state is not None:
             _say(_hint(download))
     console.print(f"report: {folder / PAGE_FILE}", highlight=False, markup=False, soft_wrap=True)

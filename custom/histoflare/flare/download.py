@@ -16,7 +16,13 @@ from histoflare.flare.job import Job, read_application
 from histoflare.flare.job_files import START_MODEL_FILE
 from histoflare.flare.job_schema import EVALUATION
 from histoflare.flare.persistor import BEST_MODEL_FILE
-from histoflare.flare.record import EVALUATION_FILE, EVALUATION_ROUND_FILE, ROUNDS_FILE, SITES_FILE
+from histoflare.flare.record import (
+    BEST_EVALUATION_ROUND_FILE,
+    EVALUATION_FILE,
+    EVALUATION_ROUND_FILE,
+    ROUNDS_FILE,
+    SITES_FILE,
+)
 from histoflare.flare.result import FederationResult, read_result
 from histoflare.flare.resume import find_configuration, job_name, refuse_links
 from histoflare.model_file import GLOBAL_MODEL_FILE, read_model_header
@@ -29,7 +35,15 @@ from histoflare.rounds.state import State, digest
 
 RUNTIME = "federation"
 Said = dict[str, dict[str, float | None]]
-READ = (ROUNDS_FILE, SITES_FILE, EVALUATION_FILE, EVALUATION_ROUND_FILE, GLOBAL_MODEL_FILE, BEST_MODEL_FILE)
+READ = (
+    ROUNDS_FILE,
+    SITES_FILE,
+    EVALUATION_FILE,
+    EVALUATION_ROUND_FILE,
+    BEST_EVALUATION_ROUND_FILE,
+    GLOBAL_MODEL_FILE,
+    BEST_MODEL_FILE,
+)
 
 
 @dataclass(frozen=True)
@@ -190,7 +204,10 @@ def _load(path: Path) -> State:
 
 def _check(result: FederationResult, asked_after: Mapping[str, Any] | None) -> None:
     """Raise one of what a damaged file raises, unless rows, figures and names are built as they should be."""
-    for row in [*result.rounds, *([] if asked_after is None else [asked_after])]:
+    for row in [
+        *result.rounds,
+        *(row for row in (asked_after, result.best_evaluation_round) if row is not None),
+    ]:
         if not (type(row["round"]) is int and isinstance(row["taking_part"], list)):
             raise ValueError(f"{ROUNDS_FILE}: a round that is none")
         dict(row["refused"]), list(row.get("no_answer", [])), list(row["asked"])

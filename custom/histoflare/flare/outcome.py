@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from histoflare.errors import REASONS
-from histoflare.flare.record import EVALUATION_ROUND_FILE, ROUNDS_FILE
+from histoflare.flare.record import BEST_EVALUATION_ROUND_FILE, EVALUATION_ROUND_FILE, ROUNDS_FILE
 from histoflare.report.reasons import advise, explain
 
 LONGEST_CODES = 200
@@ -32,7 +32,8 @@ class SiteOutcome:
             "" where there was no answer. None: it took it.
         evaluated: What it answered when it was asked about the model: "" figures, else a fixed reason code;
             None: nothing, or it was not asked.
-        unheard: Whether it gave no answer to that.
+        evaluated_best: As ``evaluated``, of the best model.
+        unheard: Whether it gave no answer to the question about the last or the best model.
     """
 
     asked: int = 0
@@ -41,12 +42,13 @@ class SiteOutcome:
     silent: list[int] = field(default_factory=list)
     deployed: str | None = None
     evaluated: str | None = None
+    evaluated_best: str | None = None
     unheard: bool = False
 
     @property
     def codes(self) -> list[str]:
         """Every fixed reason code that it gave."""
-        said = [self.deployed or "", *self.refused, self.evaluated or ""]
+        said = [self.deployed or "", *self.refused, self.evaluated or "", self.evaluated_best or ""]
         return list(dict.fromkeys(code for code in said if code))
 
 
@@ -56,10 +58,17 @@ def read_rows(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any] | None
     return rows, _read(folder / EVALUATION_ROUND_FILE)
 
 
+def read_best_row(folder: Path) -> dict[str, Any] | None:
+    """Return the row of the question about the best model, if there is one."""
+    row: dict[str, Any] | None = _read(folder / BEST_EVALUATION_ROUND_FILE)
+    return row
+
+
 def find_outcomes(
     rows: Iterable[Mapping[str, Any]],
     evaluation: Mapping[str, Any] | None = None,
     deployment: Sequence[Any] = (),
+    best: Mapping[str, Any] | None = None,
 ) -> dict[str, SiteOutcome]:
     """Return site → how it fared, in the order of the sites' names.
 
@@ -67,6 +76,7 @@ def find_outcomes(
         rows: Of the rounds (``flare.record.RoundRecord.to_json``).
         evaluation: The row of the question about the model at the end; None if there was none.
         deployment: FLARE's ``job_deploy_detail``: texts such as ``"clinic-a: OK"``.
+        best: As ``evaluation``, of the best model.
     """
     found: dict[str, SiteOutcome] = {}
     for site, answer in _read_deployment(deployment):
@@ -82,11 +92,13 @@ def find_outcomes(
             found.setdefault(site, SiteOutcome()).refused.setdefault(code, []).append(number)
         for site in row.get("no_answer", ()):
             found.setdefault(site, SiteOutcome()).silent.append(number)
-    if evaluation is not None:
-        answers = dict.fromkeys(evaluation["taking_part"], "") | evaluation["refused"]
+    for name, question in (("evaluated", evaluation), ("evaluated_best", best)):
+        if question is None:
+            continue
+        answers = dict.fromkeys(question["taking_part"], "") | question["refused"]
         for site, answer in answers.items():
-            found.setdefault(site, SiteOutcome()).evaluated = answer
-        for site in evaluation.get("no_answer", ()):
+            setattr(found.setdefault(site, SiteOutcome()), name, answer)
+        for site in question.get("no_answer", ()):
             if site not in answers:
                 found.setdefault(site, SiteOutcome()).unheard = True
     return dict(sorted(found.items()))
@@ -146,8 +158,11 @@ def _say(outcome: SiteOutcome, rounds: int | None) -> str:
         )
     if outcome.evaluated is not None:
         parts.append(_say_evaluated(outcome))
-    elif outcome.unheard:
-        parts.append("No answer to the question about the model: it was not there, or too late.")
+    if outcome.evaluated_best and outcome.evaluated_best != outcome.evaluated:
+        parts.append(f"It did not evaluate the best model: {_say_code(outcome.evaluated_best)}")
+    if outcome.unheard:
+        which = "model" if outcome.evaluated is None else "best model"
+        parts.append(f"No answer to the question about the {which}: it was not there, or too late.")
     return " ".join(parts)
 
 

@@ -21,6 +21,8 @@ BEST_EVALUATION_FILE = "best_evaluation.json"
 """As the one before, of the best model by the job's metric; where a best one was kept."""
 EVALUATION_ROUND_FILE = "evaluation_round.json"
 """Who was asked about the model after a job's last round, who answered, and who refused with which code."""
+BEST_EVALUATION_ROUND_FILE = "best_evaluation_round.json"
+"""As the one before, of the best model."""
 
 
 @dataclass

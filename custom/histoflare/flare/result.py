@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from histoflare.errors import HistoflareError
 from histoflare.flare.job_files import CONFIG_FOLDER, MOST_BYTES, PROTOCOL_FILE, SERVER_APP, read_toml
 from histoflare.flare.job_schema import complete
-from histoflare.flare.outcome import SiteOutcome, find_outcomes, read_rows
+from histoflare.flare.outcome import SiteOutcome, find_outcomes, read_best_row, read_rows
 from histoflare.flare.record import EVALUATION_FILE, SITES_FILE
 from histoflare.model_file import GLOBAL_MODEL_FILE
 from histoflare.privacy.protocol import digest
@@ -34,6 +34,7 @@ class FederationResult:
         evaluation: Site → metrics of the model, where the sites were asked.
         pseudonyms: Site → the name under which others may see it, of those that have one.
         evaluation_round: The row of that question, where it came after the rounds of a training; else None.
+        best_evaluation_round: That of the question about the best model; None where nobody was asked.
     """
 
     state: State | None
@@ -41,6 +42,7 @@ class FederationResult:
     evaluation: dict[str, dict[str, float | None]]
     pseudonyms: dict[str, str]
     evaluation_round: dict[str, Any] | None = None
+    best_evaluation_round: dict[str, Any] | None = None
 
     @property
     def finished_rounds(self) -> int:
@@ -63,13 +65,18 @@ class FederationResult:
         return dict(self.evaluation_round["refused"]) if self.evaluation_round else {}
 
     @property
+    def best_evaluation_refused(self) -> dict[str, str]:
+        """Site → fixed reason code that it answered to the question about the best model."""
+        return dict(self.best_evaluation_round["refused"]) if self.best_evaluation_round else {}
+
+    @property
     def given_up(self) -> str:
         """Why the run ended before its last round, in the server's words; empty if it did not."""
         return str(self.rounds[-1].get("given_up", "")) if self.rounds else ""
 
     def outcomes(self, deployment: Sequence[Any] = ()) -> dict[str, SiteOutcome]:
         """Return site → how it fared, see :func:`~histoflare.flare.outcome.find_outcomes`."""
-        return find_outcomes(self.rounds, self.evaluation_round, deployment)
+        return find_outcomes(self.rounds, self.evaluation_round, deployment, self.best_evaluation_round)
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,7 @@ def read_result(folder: Path) -> FederationResult:
         evaluation=_read(folder / EVALUATION_FILE) or {},
         pseudonyms=_read(folder / SITES_FILE) or {},
         evaluation_round=evaluation_round,
+        best_evaluation_round=read_best_row(folder),
     )
 
 

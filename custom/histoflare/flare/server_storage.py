@@ -6,22 +6,26 @@ changes into its kit before it builds these, so relative folders start there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.job_def_manager import SimpleJobDefManager
-from nvflare.apis.job_def import Job, RunStatus
+from nvflare.apis.job_def import Job, JobMetaKey, RunStatus
 from nvflare.app_common.storages.filesystem_storage import FilesystemStorage
 from nvflare.private.fed.server import job_cmds
 from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 
 from histoflare.errors import JobError
 from histoflare.flare.application import check_server_application, check_submission
-from histoflare.flare.outcome import find_outcomes, read_rows, say_codes
+from histoflare.flare.job_files import CONFIG_FOLDER, EARLIER_ROUNDS_FILE, SERVER_APP
+from histoflare.flare.outcome import find_outcomes, read_best_row, read_rows, say_codes
+from histoflare.flare.record import SITES_FILE
 
 JOBS_FOLDER = "jobs"
 SNAPSHOTS_FOLDER = "snapshots"
@@ -58,7 +62,7 @@ class KitJobs(SimpleJobDefManager):
         if not issubclass(job_cmds.JobMetaValidator, JobMetaValidator):
             raise SystemExit("The installed FLARE is not the one of constraints.txt: job_cmds is another.")
         job_cmds.JobMetaValidator = CheckedValidator
-        self._why: dict[str, str] = {}
+        self._left: dict[str, _Record] = {}
 
     def create(
         self, meta: dict[str, Any], uploaded_content: str | bytes, fl_ctx: FLContext
@@ -80,19 +84,26 @@ class KitJobs(SimpleJobDefManager):
     def save_workspace(self, jid: str, data: Any, fl_ctx: FLContext) -> Any:
         """Keep what a job has left, and look in it for what its sites said."""
         with suppress(Exception):  # a record that cannot be read costs the status its codes, and no more
-            self._why[jid] = _say_why([data] if isinstance(data, str) else data)
+            self._left[jid] = _Record.read([data] if isinstance(data, str) else data)
         return super().save_workspace(jid, data, fl_ctx)
 
     def set_status(self, jid: str, status: RunStatus, fl_ctx: FLContext) -> None:
         """Note a job's status; of one that has ended with the codes of its sites."""
-        why = self._why.pop(jid, "") if status.value.startswith("FINISHED") else ""
+        why = ""
         if status is RunStatus.FAILED_TO_RUN:
-            why = say_codes(
-                find_outcomes([], deployment=fl_ctx.get_prop(FLContextKey.JOB_DEPLOY_DETAIL) or [])
-            )
+            why = _Record().say(fl_ctx.get_prop(FLContextKey.JOB_DEPLOY_DETAIL) or [])
+        elif status.value.startswith("FINISHED"):
+            record = self._left.pop(jid, None) or _Record()
+            with suppress(Exception):
+                why = record.say(self._deployment(jid, fl_ctx))
         if why:
             self.logger.info("job %s ended: %s (%s)", jid, status.value, why)
         super().set_status(jid, _Said(status, why) if why else status, fl_ctx)
+
+    def _deployment(self, jid: str, fl_ctx: FLContext) -> list[str]:
+        """Return what FLARE noted when the job was deployed: it runs without sites that did not take it."""
+        meta = self._get_job_store(fl_ctx).get_meta(self.job_uri(jid)) or {}
+        return list(meta.get(JobMetaKey.JOB_DEPLOY_DETAIL.value) or [])
 
     def get_app(self, job: Job, app_name: str, fl_ctx: FLContext) -> bytes:
         """Return an application that is to be started.
@@ -116,11 +127,43 @@ class _Said(str):
         return said
 
 
-def _say_why(folders: Sequence[str]) -> str:
-    """Return the codes in the record of a job that has ended, or else why its last round was given up."""
-    rows, evaluation = next(filter(any, (read_rows(Path(folder)) for folder in folders)), ([], None))
-    given_up = str(rows[-1].get("given_up", "")) if rows else ""
-    return say_codes(find_outcomes(rows, evaluation), given_up, completed=not given_up)
+@dataclass(frozen=True)
+class _Record:
+    """What a job that has ended has left of how its sites fared.
+
+    Attributes:
+        rows: Of its own rounds, without those of a run that it went on from.
+        evaluation, best: The rows of the questions about the last and the best model.
+        pseudonyms: Site → the name under which others may see it, of those that have one.
+    """
+
+    rows: Sequence[dict[str, Any]] = ()
+    evaluation: dict[str, Any] | None = None
+    best: dict[str, Any] | None = None
+    pseudonyms: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folders: Sequence[str]) -> _Record:
+        """Read the first of the folders that has a record."""
+        for folder in map(Path, folders):
+            rows, evaluation = read_rows(folder)
+            if rows or evaluation:
+                earlier = folder / SERVER_APP / CONFIG_FOLDER.name / EARLIER_ROUNDS_FILE
+                before = len(json.loads(earlier.read_text())) if earlier.is_file() else 0
+                names = folder / SITES_FILE
+                pseudonyms = json.loads(names.read_text()) if names.is_file() else {}
+                return cls(rows[before:], evaluation, read_best_row(folder), pseudonyms)
+        return cls()
+
+    def say(self, deployment: Sequence[str]) -> str:
+        """Return the codes of the sites, or else why the last round was given up."""
+        given_up = str(self.rows[-1].get("given_up", "")) if self.rows else ""
+        outcomes = find_outcomes(self.rows, self.evaluation, deployment, self.best)
+        named = {self.pseudonyms.get(site, site): outcome for site, outcome in outcomes.items()}
+        codes = say_codes(dict(sorted(named.items())), given_up, completed=not given_up)
+        questions = (row for row in (self.evaluation, self.best) if row is not None)
+        ended = next((str(row["given_up"]) for row in questions if row.get("given_up")), "")
+        return "; ".join(filter(None, (ended, codes)))
 
 
 class KitStorage(FilesystemStorage):

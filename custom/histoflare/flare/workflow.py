@@ -27,6 +27,7 @@ from histoflare.flare.job_files import CONFIG_FOLDER
 from histoflare.flare.job_schema import EVALUATE, TASK_OF, TRAINING
 from histoflare.flare.record import (
     BEST_EVALUATION_FILE,
+    BEST_EVALUATION_ROUND_FILE,
     EVALUATION_FILE,
     EVALUATION_ROUND_FILE,
     RoundRecord,
@@ -61,8 +62,9 @@ class AskingScatterAndGather(ScatterAndGather):
     * FLARE combines whatever there is then. Here fewer than ``least_sites`` updates end the job (not where
       the strategy skips sites: then a site without an update loses its turn).
     * After the last round of a job that says ``evaluate``, every site is asked how well the model does on its
-      test patients, also those that only evaluate; and how well the best model does, if one was kept. What a
-      site refuses then costs the job nothing.
+      test patients, also those that only evaluate; and how well the best model does, if one was kept and the
+      sites keep nothing of their own (``Job.most_evaluations``). What a site refuses then costs the job
+      nothing.
 
     Args:
         custom: FLARE's folder for a job's own code, beside the one of its configuration. There is none here,
@@ -160,11 +162,13 @@ class AskingScatterAndGather(ScatterAndGather):
             )
             super().broadcast_and_wait(task, fl_ctx, there, len(there), 0, abort_signal)
         current.ended = time.monotonic()
+        if abort_signal.triggered:  # by somebody, or by FLARE, as too few sites are left
+            current.given_up = "all rounds are finished; it ended while sites were asked about the model"
         current.taking_part = list(self._collector.taking_part)
         current.stamps = dict(self._collector.stamps)
         self._collector.write(file, fl_ctx)
-        if file == EVALUATION_FILE:
-            write_json(run_folder(fl_ctx) / EVALUATION_ROUND_FILE, current.to_json())
+        row_file = EVALUATION_ROUND_FILE if file == EVALUATION_FILE else BEST_EVALUATION_ROUND_FILE
+        write_json(run_folder(fl_ctx) / row_file, current.to_json())
         self._current = None
 
     def _take_figures(self, client_task: ClientTask, fl_ctx: FLContext) -> None:

@@ -225,7 +225,7 @@ def _describe(federation: Federation, job_id: str, status: str, result: Federati
     text = f"The job stopped after {result.finished_rounds} of {rounds} rounds ({status})."
     if result.given_up:
         text += f"\n  It was given up in round {result.rounds[-1]['round'] + 1}: {result.given_up}."
-    for line in say_sites(result.outcomes(), rounds):
+    for line in say_sites(result.outcomes(federation.admin.deployment(job_id)), rounds):
         text += f"\n  {line}"
     log = _result_folder(federation, job_id) / "log.txt"
     if not log.is_file():  # it never began

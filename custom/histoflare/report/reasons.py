@@ -146,6 +146,14 @@ ADVICE = {
         "submit a job that fits: on one workstation 'histoflare poc start --sites …' makes it and "
         "shows its command."
     ),
+    "EVALUATIONS_EXHAUSTED": (
+        "Ask less often: train without the question at the end ('histoflare job make JOB --set "
+        "evaluate=false --out NEW'), or ask about the model without the site ('--sites' of an evaluation)."
+    ),
+    "EVALUATION_NOT_ALLOWED": (
+        "Train without the question at the end ('histoflare job make JOB --set evaluate=false --out NEW'), "
+        "or ask about the model without the site ('--sites' of an evaluation)."
+    ),
     "EVALUATION_ONLY": (
         "List it, with evaluate = true, under evaluation_only in the job's job.toml: it is then asked"
         " about the model at the end, and in no round."
@@ -178,6 +186,10 @@ ADVICE = {
     "RESOLUTION_NOT_NAMED": (
         "Name the resolution that the sites agree on in the protocol ('histoflare job make JOB --set "
         "protocol.mpp=… --out NEW'), and put that protocol into every kit."
+    ),
+    "TOO_FEW_PATIENTS": (
+        "Leave the site out ('--sites'). If it said so of the evaluation alone, train without the question "
+        "at the end ('histoflare job make JOB --set evaluate=false --out NEW') and ask the other sites later."
     ),
     "WEIGHT_NOT_ALLOWED": (
         "Weigh the sites equally ('histoflare job make JOB --set strategy.weighting=uniform --out NEW')."

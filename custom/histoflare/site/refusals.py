@@ -5,7 +5,7 @@ Both have the fixed code, which is all that leaves the site, what is wrong in wo
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -19,22 +19,26 @@ REFUSED = "refused"
 MOST_NOTED = 100
 LONGEST_DETAIL = 10_000
 _noted: Counter[tuple[str, str]] = Counter()
-_said: set[tuple[str, str]] = set()
+_said: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
 
 
 def say_refusal(say: Callable[[str], None], job: str, error: HistoflareError) -> None:
     """Say in one line of a log which code a job was answered with, what is wrong, and what to do.
 
-    A process says it once for each code of a job; where the server asks again, only that it is so still.
+    A process says each error of a job once; where the server asks again, only that it is so still. Of one
+    code it tells :data:`MOST_NOTED` different errors apart and no more.
 
     Args:
         say: Writes a line, at a level that FLARE does not send to the server (a warning).
     """
-    if (job, error.reason) in _said:
+    said, detail = _said[job, error.reason], str(error)[:LONGEST_DETAIL]
+    if detail in said:
         say(f"job {job}: refused: {error.reason}, as before")
-        return
-    _said.add((job, error.reason))
-    say(describe_refusal(job, error.reason, str(error)))
+    elif len(said) >= MOST_NOTED:
+        say(f"job {job}: refused: {error.reason}, for yet another cause; no more of them are listed")
+    else:
+        said.add(detail)
+        say(describe_refusal(job, error.reason, detail))
 
 
 def describe_refusal(job: str, code: str, detail: str, times: int = 1) -> str:
@@ -77,18 +81,15 @@ def note_refusal(
 
 
 def list_refusals(configuration: SiteConfiguration, job: str, from_byte: int = 0) -> Iterator[str]:
-    """Yield a line for each code with which a job was refused here, as :func:`say_refusal` has it.
+    """Yield a line for each error with which a job was refused here, as :func:`say_refusal` has it.
 
     Args:
         job: FLARE's id of it.
         from_byte: Where in the audit log to begin; what stands there before is of earlier jobs.
     """
-    details: dict[str, str] = {}
-    times: Counter[str] = Counter()
+    times: Counter[tuple[str, str]] = Counter()
     for event in audit_log_of(configuration).read(from_byte):
         if event.get("what") == REFUSED and event.get("job") == job:
-            code = str(event.get("reason"))
-            times[code] += 1
-            details.setdefault(code, str(event.get("detail")))
-    for code, detail in details.items():
-        yield describe_refusal(job, code, detail, times[code])
+            times[str(event.get("reason")), str(event.get("detail"))] += 1
+    for (code, detail), often in times.items():
+        yield describe_refusal(job, code, detail, often)
