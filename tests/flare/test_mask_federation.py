@@ -88,9 +88,7 @@ def test_a_small_network_ends_with_the_weights_of_the_in_process_runner(running:
     run, result, folder = running.run(running.small)
     job = read_job(running.small)
     cohorts = {site: load_site_data(site, job.task, where) for site, where in running.sites.items()}
-    expected = run_in_process(
-        job.task, cohorts, job.strategy, job.rounds, job.seed, transport=job.transport
-    )
+    expected = run_in_process(job.task, cohorts, job.strategy, job.rounds, job.seed, transport=job.transport)
     state = load_file(folder / GLOBAL_MODEL_FILE)
     assert digest(state) == digest(expected.state)
     assert digest(read_model_file(folder, MaskTask).state) == digest(expected.state), "as segment opens it"
