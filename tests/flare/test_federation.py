@@ -123,8 +123,8 @@ SITE_PROCESS = "nvflare.private.fed.app.client.client_train"
 
 
 def load(task: Any, site: str, where: SiteConfiguration) -> Any:
-    manifest = read_manifest(where.manifest, task.labels, check_files=False)
-    return load_cohort(site, manifest, where.bags, task.labels, task.encoder)
+    manifest = read_manifest(where.files["manifest"], task.labels, check_files=False)
+    return load_cohort(site, manifest, where.files["bags"], task.labels, task.encoder)
 
 
 def wait(done: Callable[[], bool], seconds: float = 90.0) -> None:

@@ -35,8 +35,8 @@ from histoflare.privacy.own_policy_file import read_own_policy
 from histoflare.privacy.plan import Open
 from histoflare.privacy.policy import POLICIES
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
-from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE
 from histoflare.site.messages import TrainAnswer, digest_of
+from histoflare.site.site_file import SITE_FILE, SITES_VARIABLE
 from tests.privacy.ledgers import paths, site_lines
 
 from .stand_in import StandInEngine

@@ -24,7 +24,6 @@ from histoflare.commands.options import (
     read_epsilons,
 )
 from histoflare.errors import JobError
-from histoflare.storage import real_path
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -100,7 +99,7 @@ def demo(
     from histoflare.commands.runtimes import FEDERATION_FOLDER, Experiment
     from histoflare.commands.sites import find_sites
     from histoflare.shipped import find_job
-    from histoflare.site.configuration import SiteConfiguration
+    from histoflare.site.kinds import BAGS
     from histoflare.slides.synthetic import SyntheticCohort
 
     if runtime == Runtime.POC:
@@ -145,9 +144,10 @@ def demo(
             found = find_sites(slides)
             chosen = _write_jobs(folders, preset, out_dir, found, changes, network)
             sites = {
-                name: SiteConfiguration(
-                    manifest=real_path(path),
-                    bags=(out_dir / "bags" / name).resolve(),
+                name: BAGS.configure(
+                    name,
+                    path,
+                    out_dir / "bags",
                     records=(out_dir / "records" / name).resolve(),
                     device=where,
                     evaluation_only=name in found.external,
@@ -243,9 +243,9 @@ def _make_undrawn_bags(
 ) -> None:
     """Make the bags of the patients of whom there is no slide."""
     from histoflare.bags.synthetic_bags import FieldParameters, make_undrawn_bags
-    from histoflare.site.configuration import bags_of
+    from histoflare.site.kinds import BAGS
 
-    places = {name: bags_of(site) for name, site in sites.items()}
+    places = {name: BAGS.paths(site) for name, site in sites.items()}
     bar = bars.add_task("bags without slides", total=None)
     make_undrawn_bags(
         {name: manifest for name, (manifest, _) in places.items()},
@@ -272,6 +272,7 @@ def _open_encoder(
     from histoflare.bags.encoder import EFFICIENTNET, RANDOM_ID, load_encoder, load_encoder_of
     from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_schema import TRAINING
+    from histoflare.site.kinds import BAGS
 
     for folder in folders:
         if (out_dir / JOBS_FOLDER).resolve() in folder.resolve().parents:
@@ -280,8 +281,10 @@ def _open_encoder(
                 "folder first."
             )
         job = choose_job(folder, preset, changes=changes).job
-        if job.kind != TRAINING or job.task.data != "bags":
-            raise JobError(f"{folder}: the demo trains on bags of slides, and this job does not.")
+        otherwise = f"{folder}: the demo trains on bags of slides, and this job does not."
+        BAGS.expect(job.task, otherwise)
+        if job.kind != TRAINING:
+            raise JobError(otherwise)
     spec, weights, sha256, device = wanted_encoder
     if spec is None and job.task.encoder == RANDOM_ID and weights is None and find_packaged_weights():
         spec = EFFICIENTNET  # real features, where the extra is installed that has them
@@ -303,12 +306,12 @@ def _write_jobs(
     Their labels are those of the manifests, where these are others.
     """
     from histoflare.commands.earlier_run import claim_output
-    from histoflare.commands.runtimes import EVALUATION_JOBS
     from histoflare.flare.job import read_job
     from histoflare.flare.job_choice import choose_job, facts_of
     from histoflare.flare.job_variant import write_variant
     from histoflare.flare.workstation import write_evaluation
     from histoflare.site.found_data import FoundData, Patches, find_labels
+    from histoflare.site.kinds import BAGS
 
     labels, jobs = find_labels(found.sites.values()), out_dir / JOBS_FOLDER
     choices = []
@@ -325,9 +328,9 @@ def _write_jobs(
     claim_output(out_dir, {"sites": found.to_json(), "jobs": [facts_of(choice.job) for choice in choices]})
     chosen = []
     for folder, choice in zip(folders, choices, strict=True):
-        evaluation = folder.parent / EVALUATION_JOBS["bags"]
+        evaluation = folder.parent / BAGS.evaluation_job
         own = jobs if len(folders) == 1 else jobs / folder.name  # each with the evaluation under its scope
-        for name in (folder.name, EVALUATION_JOBS["bags"]):
+        for name in (folder.name, BAGS.evaluation_job):
             shutil.rmtree(own / name, ignore_errors=True)
         chosen.append(read_job(write_variant(folder, own / folder.name, choice.changes, scope=choice.scope)))
         if evaluation.is_dir():
@@ -351,10 +354,10 @@ def _prepare(
         only_there: Whether slides of the manifest that are not there have bags of another kind.
     """
     from histoflare.bags.prepare import prepare
-    from histoflare.site.configuration import bags_of
+    from histoflare.site.kinds import BAGS
     from histoflare.slides.manifest import read_manifest
 
-    manifest_file, bags = bags_of(site)
+    manifest_file, bags = BAGS.paths(site)
     manifest = read_manifest(manifest_file, labels=job.task.labels, check_files=not only_there)
     if only_there:
         manifest = replace(manifest, rows=tuple(row for row in manifest.rows if row.slide.is_file()))

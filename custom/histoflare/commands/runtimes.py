@@ -24,10 +24,7 @@ from histoflare.rounds.patience import Patience
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.data import SiteData
-
-EVALUATION_JOBS = {"bags": "mem_evaluate", "images": "dhunet_evaluate"}
-"""Kind of data → folder beside a job's, with which sites are asked about a model later."""
+from histoflare.site.kinds.kind import SiteData
 
 FEDERATION_FOLDER = "federation"
 

@@ -13,7 +13,8 @@ from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import Policy
 from histoflare.site.books import check_plan, check_size
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.data import IMAGES, load_site_data, read_roles
+from histoflare.site.data import load_site_data, read_roles
+from histoflare.site.kinds import kind_of
 from histoflare.site.ledgers import open_ledger
 from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
 
@@ -110,7 +111,7 @@ def _beyond(budget: Budget, spent: float, cost: float, job_share: float) -> Hist
 
 def _data_fault(configuration: SiteConfiguration, task: Any, split: SplitRule) -> HistoflareError | None:
     """Return why a site's bags or images cannot be used; those that it makes itself need not be there yet."""
-    if configuration.prepare and task.data != IMAGES:
+    if kind_of(task.data).prepares(configuration):
         return None
     try:
         load_site_data("this site", task, configuration, split)
