@@ -32,12 +32,13 @@ from histoflare.flare.job_files import (
 )
 from histoflare.flare.job_schema import EVALUATION
 from histoflare.flare.job_variant import parse_settings, read_preset, try_variant, write_variant
-from histoflare.flare.workstation import write_evaluation
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.privacy.protocol import digest
 from histoflare.rounds.strategies import STRATEGIES
 from histoflare.slides.splits import SplitRule
+
+from .evaluation_jobs import write_evaluation
 
 JOBS = sorted((Path(__file__).resolve().parents[2] / "jobs").iterdir())
 FEDAVG = next(job for job in JOBS if job.name == "mem_fedavg")
