@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-import math
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from nvflare.apis.fl_context import FLContext
 
+from histoflare.checks import is_number
 from histoflare.errors import HistoflareError, JobError
 from histoflare.flare.job_files import CONFIG_FOLDER, META_FILE, read_tables
 from histoflare.flare.job_schema import (
@@ -311,7 +311,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if isinstance(origin, type) and issubclass(origin, Sequence):
         return isinstance(value, list) and all(_fits(entry, arguments[0]) for entry in value)
     if hint is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return is_number(value)
     return value is None if hint is type(None) else type(value) is hint
 
 

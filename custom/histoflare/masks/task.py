@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from histoflare.checks import is_above_zero, is_number, is_whole
 from histoflare.errors import JobError
 from histoflare.masks.networks import NETWORKS, SIDE_MULTIPLE_PX, WIDTH_MULTIPLE, build_network
 from histoflare.masks.networks.norm import NORMS
@@ -245,7 +246,7 @@ class MaskTask:
         return plain, confusion(read.mask, inside, k)
 
     def _windows(self, data: ImageCohort) -> list[tuple[ImageRecord, tuple[int, int]]]:
-        from histoflare.masks.windows import training_windows
+        from histoflare.masks.training_windows import training_windows
 
         return training_windows(data, self.window_px, self.stride_px, patch_px=self.patch_px)
 
@@ -268,11 +269,11 @@ def _problems(task: MaskTask) -> list[str]:
     if task.norm not in NORMS:
         problems.append(f"norm: one of {', '.join(NORMS)}, not {task.norm!r}")
     for name in ("width", "patch_px", "window_px", "stride_px", "batch_size"):
-        if not _is_count(getattr(task, name)):
+        if not is_whole(getattr(task, name), 1):
             problems.append(f"{name}: a whole number of at least 1, not {getattr(task, name)!r}")
     for name, most in LARGEST.items():
         value = getattr(task, name)
-        if _is_count(value) and value > most:
+        if is_whole(value, 1) and value > most:
             problems.append(f"{name}: at most {most}, not {value}")
     if not problems and task.patch_px > LARGEST_ENLARGEMENT * task.window_px:
         problems.append(f"patch_px: at most {LARGEST_ENLARGEMENT} times window_px ({task.window_px})")
@@ -288,28 +289,20 @@ def _problems(task: MaskTask) -> list[str]:
         problems.append("local_epochs or local_steps: one of them, the other null")
     for name in ("local_epochs", "local_steps"):
         value = getattr(task, name)
-        if value is not None and not _is_count(value):
+        if value is not None and not is_whole(value, 1):
             problems.append(f"{name}: a whole number of at least 1 or null, not {value!r}")
-    if not (_is_number(task.learning_rate) and task.learning_rate > 0):
+    if not is_above_zero(task.learning_rate):
         problems.append(f"learning_rate: a number above 0, not {task.learning_rate!r}")
     for name in ("weight_decay", "power"):
         value = getattr(task, name)
-        if not (_is_number(value) and value >= 0):
+        if not (is_number(value) and value >= 0):
             problems.append(f"{name}: a number of at least 0, not {value!r}")
-    if not (_is_number(task.momentum) and 0 <= task.momentum < 1):
+    if not (is_number(task.momentum) and 0 <= task.momentum < 1):
         problems.append(f"momentum: at least 0 and below 1, not {task.momentum!r}")
-    if task.mpp is not None and not (_is_number(task.mpp) and task.mpp > 0):
+    if task.mpp is not None and not is_above_zero(task.mpp):
         problems.append(f"mpp: a number above 0 or null, not {task.mpp!r}")
     if not isinstance(getattr(task, "augmentation"), bool):  # noqa: B009 (its annotation is no proof)
         problems.append(f"augmentation: true or false, not {task.augmentation!r}")
-    if not isinstance(task.seed, int) or isinstance(task.seed, bool):
+    if not is_whole(task.seed):
         problems.append(f"seed: a whole number, not {task.seed!r}")
     return problems
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 1
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]

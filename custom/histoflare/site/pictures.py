@@ -29,8 +29,7 @@ from histoflare.report.site_page import (
     encode_picture,
     sent_rows,
 )
-from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.data import bags_of
+from histoflare.site.configuration import SiteConfiguration, bags_of
 from histoflare.slides.manifest import Manifest, ManifestRow, read_manifest
 from histoflare.slides.mosaic import MosaicParameters, build_mosaic
 from histoflare.slides.overlay import VIRIDIS, draw_attention, draw_overlay, read_picture
