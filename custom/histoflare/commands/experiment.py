@@ -19,11 +19,11 @@ from histoflare.flare.workstation import Workstation
 from histoflare.model_file import MODEL_FILE, save_model
 from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.protocol import digest as protocol_digest
+from histoflare.reasons import explain
 from histoflare.report.bounds import state_bounds
 from histoflare.report.budgets import budget_entry
 from histoflare.report.consortium import RunFacts, build_report
 from histoflare.report.page import write_page
-from histoflare.report.reasons import explain
 from histoflare.report.site_page import write_site_page
 from histoflare.rounds.bounds import POOLED, Bounds, Courses, plan_bounds, train_bounds, without_noise
 from histoflare.rounds.comparison import Comparison, compare

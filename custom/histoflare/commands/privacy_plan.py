@@ -246,7 +246,7 @@ def _show_evaluation(read: Job, rules: Policy, refusal: HistoflareError | None) 
 
 
 def _say_refusal(refusal: HistoflareError | None) -> None:
-    from histoflare.report.reasons import explain
+    from histoflare.reasons import explain
 
     if refusal is not None:
         _say(f"Refused ({refusal.reason}): {explain(refusal.reason)}", style="red")

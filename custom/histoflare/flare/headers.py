@@ -21,4 +21,4 @@ PSEUDONYM = "histoflare_pseudonym"
 """Reply header: the name under which other sites may see this one."""
 
 REFUSED = "REFUSED_"
-"""Prefix of our return codes; the rest is one of :data:`histoflare.errors.REASONS`."""
+"""Prefix of our return codes; the rest is one of :data:`histoflare.reasons.REASONS`."""

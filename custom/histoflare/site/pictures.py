@@ -19,7 +19,7 @@ from histoflare.bags.heatmap import attention_levels, attention_limit
 from histoflare.bags.mem import MEM
 from histoflare.bags.task import MemTask
 from histoflare.errors import BagError, SlideError
-from histoflare.report.reasons import explain
+from histoflare.reasons import explain
 from histoflare.report.site_page import (
     AttentionScale,
     LeftOutRow,
