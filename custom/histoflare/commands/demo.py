@@ -41,7 +41,7 @@ PATCHES_WITHOUT_SLIDE = 4
 """Patches in the bag of a made-up patient without a slide: cheap."""
 
 JOBS_FOLDER = "job"
-"""In the output folder: the job that ran, and the one with which its sites were asked about the model."""
+"""In the output folder: the jobs that ran."""
 
 
 def demo(
@@ -301,7 +301,7 @@ def _write_jobs(
     changes: dict[str, Any],
     encoder: Encoder,
 ) -> list[Job]:
-    """Return the jobs with the changes asked for; beside each goes the job that evaluates.
+    """Return the jobs with the changes asked for.
 
     Their labels are those of the manifests, where these are others.
     """
@@ -309,9 +309,7 @@ def _write_jobs(
     from histoflare.flare.job import read_job
     from histoflare.flare.job_choice import choose_job, facts_of
     from histoflare.flare.job_variant import write_variant
-    from histoflare.flare.workstation import write_evaluation
     from histoflare.site.found_data import FoundData, Patches, find_labels
-    from histoflare.site.kinds import BAGS
 
     labels, jobs = find_labels(found.sites.values()), out_dir / JOBS_FOLDER
     choices = []
@@ -328,13 +326,8 @@ def _write_jobs(
     claim_output(out_dir, {"sites": found.to_json(), "jobs": [facts_of(choice.job) for choice in choices]})
     chosen = []
     for folder, choice in zip(folders, choices, strict=True):
-        evaluation = folder.parent / BAGS.evaluation_job
-        own = jobs if len(folders) == 1 else jobs / folder.name  # each with the evaluation under its scope
-        for name in (folder.name, BAGS.evaluation_job):
-            shutil.rmtree(own / name, ignore_errors=True)
-        chosen.append(read_job(write_variant(folder, own / folder.name, choice.changes, scope=choice.scope)))
-        if evaluation.is_dir():
-            write_evaluation(evaluation, own, chosen[-1])
+        shutil.rmtree(jobs / folder.name, ignore_errors=True)
+        chosen.append(read_job(write_variant(folder, jobs / folder.name, choice.changes, scope=choice.scope)))
     return chosen
 
 

@@ -19,7 +19,6 @@ from histoflare.errors import JobError
 from histoflare.flare.job import Job, read_job
 from histoflare.flare.job_choice import choose_job
 from histoflare.flare.job_variant import write_variant
-from histoflare.flare.workstation import write_evaluation
 from histoflare.masks.importers import MANIFEST
 from histoflare.masks.metrics import confusion
 from histoflare.masks.synthetic_images import make_images
@@ -145,7 +144,7 @@ def _write_job(
     jobs: Path,
     changes: Mapping[str, Any],
 ) -> Job:
-    """Return the job, fitted to the images that are there; beside it lies the one that evaluates."""
+    """Return the job, fitted to the images that are there."""
     IMAGES.expect(read_job(folder).task, f"{folder}: no job of segmentation; jobs/dhunet_fedavg is one.")
     choice = choose_job(folder, preset, found=IMAGES.find(sites), changes=changes)
     say_fitted(choice)
@@ -153,10 +152,5 @@ def _write_job(
         raise JobError(
             f"{folder}: this command writes its jobs to {jobs}; copy yours to another folder first."
         )
-    evaluation = folder.parent / IMAGES.evaluation_job
-    for name in (folder.name, evaluation.name):
-        shutil.rmtree(jobs / name, ignore_errors=True)
-    job = read_job(write_variant(folder, jobs / folder.name, choice.changes, scope=choice.scope))
-    if evaluation.is_dir():
-        write_evaluation(evaluation, jobs, job)
-    return job
+    shutil.rmtree(jobs / folder.name, ignore_errors=True)
+    return read_job(write_variant(folder, jobs / folder.name, choice.changes, scope=choice.scope))

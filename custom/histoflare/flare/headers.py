@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 ASKED = "histoflare_asked"
-"""Server-side task header: the sites that the strategy asks in this round. Not sent on."""
+"""Server-side task header: the sites that the topology asks in this round. Not sent on."""
 
 TOTAL_ROUNDS = "histoflare_total_rounds"
 """Task header: the last round of the job plus one, whether or not it is resumed."""

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,14 +19,15 @@ from torch import Tensor, nn
 
 from histoflare.checks import is_above_zero, is_number, is_whole
 from histoflare.errors import JobError
-from histoflare.masks.augmentation import WindowDataset
-from histoflare.masks.images import ImageCohort, ImageRecord
-from histoflare.masks.losses import segmentation_loss
-from histoflare.masks.metrics import MaskPredictions, confusion
-from histoflare.masks.networks import NETWORKS, NORMS, SIDE_MULTIPLE_PX, WIDTH_MULTIPLE, build_network
-from histoflare.masks.predict import predict_image, window_probabilities
-from histoflare.masks.training_windows import training_windows
+from histoflare.masks.networks import NETWORKS, build_network
+from histoflare.masks.networks.norm import NORMS
+from histoflare.masks.networks.sizes import SIDE_MULTIPLE_PX, WIDTH_MULTIPLE
 from histoflare.seeds import derive_seed
+
+# What trains and predicts is imported where it is used: a FLARE server, which has no MONAI, reads the task.
+if TYPE_CHECKING:
+    from histoflare.masks.images import ImageCohort, ImageRecord
+    from histoflare.masks.metrics import MaskPredictions
 
 LARGEST = {
     "width": 192,
@@ -153,6 +154,8 @@ class MaskTask:
 
     def train_batches(self, data: ImageCohort, seed: int) -> Iterator[MaskBatch]:
         """Yield one round's batches: shuffled passes over the windows, all of it by ``seed``."""
+        from histoflare.masks.augmentation import WindowDataset
+
         windows = WindowDataset(
             data,
             self._windows(data),
@@ -172,6 +175,8 @@ class MaskTask:
 
     def loss(self, model: nn.Module, batch: MaskBatch) -> Tensor:
         """Return the batch's loss over all of the network's heads."""
+        from histoflare.masks.losses import segmentation_loss
+
         device = next(model.parameters()).device
         weights: Any = model.loss_weights
         return segmentation_loss(model(batch.images.to(device)), batch.masks.to(device), weights)
@@ -185,6 +190,8 @@ class MaskTask:
             MaskError: An image cannot be read any more.
             JobError: There is no such split.
         """
+        from histoflare.masks.metrics import MaskPredictions
+
         if split not in ("train", "validation", "test", "all"):
             raise JobError(f"There is no split {split!r}; use train, validation, test or all.")
         records = [record for record in data.records if split in ("all", record.split)]
@@ -210,12 +217,17 @@ class MaskTask:
 
     def window_probabilities(self, model: nn.Module, windows: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return class probabilities (b, k, patch_px, patch_px) of windows (b, window_px, window_px, 3)."""
+        from histoflare.masks.predict import window_probabilities
+
         return window_probabilities(model, windows, self.patch_px)
 
     def _compare(
         self, model: nn.Module, data: ImageCohort, record: ImageRecord
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return an image's confusions: as it is, and with background predicted outside the tissue."""
+        from histoflare.masks.metrics import confusion
+        from histoflare.masks.predict import predict_image
+
         read = data.read(record)
         nothing = 0 if self.background is None else self.labels.index(self.background)
         predicted = predict_image(
@@ -235,6 +247,8 @@ class MaskTask:
         return plain, confusion(read.mask, inside, k)
 
     def _windows(self, data: ImageCohort) -> list[tuple[ImageRecord, tuple[int, int]]]:
+        from histoflare.masks.training_windows import training_windows
+
         return training_windows(data, self.window_px, self.stride_px, patch_px=self.patch_px)
 
     def _orders(self, windows: int, seed: int) -> Iterator[list[int]]:
