@@ -7,7 +7,8 @@ from monai.networks.layers import DropPath
 from torch import Tensor, nn
 from transformers.models.convnext.modeling_convnext import ConvNextDropPath
 
-from histoflare.masks.networks import DHUnet, build_network
+from histoflare.masks.networks import build_network
+from histoflare.masks.networks.dhunet import DHUnet
 from tests.refusals import raises_reason
 
 # Width 96 and 4 classes, of the authors' code.
