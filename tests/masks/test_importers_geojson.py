@@ -24,6 +24,7 @@ from histoflare.masks.importers.regions import plan_regions
 from histoflare.masks.windows import IGNORE
 from histoflare.slides.pyramid import write_pyramid
 from histoflare.slides.reader import Slide
+from tests.refusals import raises_reason
 
 from .image_folders import rgb
 
@@ -455,7 +456,7 @@ def test_class_names(properties: Any, expected: str | None) -> None:
 
 
 def test_a_resolution_that_is_none_is_refused(slide_path: Path, tmp_path: Path) -> None:
-    with pytest.raises(SlideError, match="--mpp must be"):
+    with raises_reason("SLIDE_MPP_INVALID", "--mpp"):
         run(slide_path, tmp_path, [feature([box(0, 0, 50, 50)])], mpp=20.0)
 
 
