@@ -252,7 +252,7 @@ def _make_undrawn_bags(
 ) -> None:
     """Make the bags of the patients of whom there is no slide."""
     from histoflare.bags.synthetic_bags import FieldParameters, make_undrawn_bags
-    from histoflare.site.data import bags_of
+    from histoflare.site.configuration import bags_of
 
     places = {name: bags_of(site) for name, site in sites.items()}
     bar = bars.add_task("bags without slides", total=None)
@@ -356,7 +356,7 @@ def _prepare(
         only_there: Whether slides of the manifest that are not there have bags of another kind.
     """
     from histoflare.bags.prepare import prepare
-    from histoflare.site.data import bags_of
+    from histoflare.site.configuration import bags_of
     from histoflare.slides.manifest import read_manifest
 
     manifest_file, bags = bags_of(site)

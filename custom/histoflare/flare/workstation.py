@@ -14,7 +14,6 @@ from histoflare.flare import processes
 from histoflare.flare.job import Job, read_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.kits import Agreement
-from histoflare.flare.outcome import say_sites
 from histoflare.flare.poc import Federation
 from histoflare.flare.result import (
     FederationResult,
@@ -27,6 +26,7 @@ from histoflare.flare.result import (
 from histoflare.flare.site_policy import policy_file
 from histoflare.privacy.policy import POLICIES
 from histoflare.privacy.protocol import digest as protocol_digest
+from histoflare.report.outcomes import say_sites
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.storage import write_text
 
