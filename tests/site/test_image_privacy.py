@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from histoflare.bags.task import MemTask
 from histoflare.errors import JobError, MaskError
 from histoflare.masks.images import load_image_cohort
 from histoflare.masks.metrics import MaskPredictions
@@ -32,6 +31,7 @@ from histoflare.site.records import RUN_FILE
 from histoflare.site.work import SiteWork
 
 from ..masks.made import LABELS, TASK, make_site
+from ..mem import make_mem_task
 
 PLAN = UpdateNoise(clip_norm=0.5, budget_epsilon=8.0, budget_share=1.0).settled(1, 10**6)
 KEEPING = FedAvg(weighting="uniform", batch_norm="local-statistics")
@@ -91,7 +91,7 @@ def test_dp_sgd_is_refused_before_anything_is_reserved() -> None:
     with pytest.raises(JobError) as refused:
         DpSgd(noise_multiplier=1.0).check_task(TASK)
     assert refused.value.reason == "MODEL_NOT_PRIVATE"
-    DpSgd(noise_multiplier=1.0).check_task(MemTask(["a", "b"], "e:v1"))
+    DpSgd(noise_multiplier=1.0).check_task(make_mem_task(["a", "b"], "e:v1"))
     PLAN.check_task(TASK)
 
 

@@ -355,11 +355,17 @@ class DpSgd(Noisy):
         return problems
 
     def check_task(self, task: Any) -> None:
-        """The loss of each record by itself is needed (``rounds.task.PerRecord``)."""
+        """The loss of each record by itself is needed (``rounds.task.PerRecord``); the model mixes none."""
         if not hasattr(task, "record_losses"):
             raise JobError(
                 "This task has no loss of one patient alone, which DP-SGD needs. Segmentation is protected "
                 "by noise on the update (dhunet_feddp).",
+                reason="MODEL_NOT_PRIVATE",
+            )
+        if getattr(task, "sample_mixing", True):
+            raise JobError(
+                f"What the model {task.model_name} says of a sample may depend on others of the batch "
+                "(sample_mixing); DP-SGD needs one that declares that it does not.",
                 reason="MODEL_NOT_PRIVATE",
             )
         super().check_task(task)

@@ -14,6 +14,7 @@ from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
 
 if TYPE_CHECKING:
     from histoflare.bags.cohort import Cohort
+    from histoflare.bags.task import BagTask
     from histoflare.rounds.task import Task
 
 IMAGES = "images"
@@ -44,28 +45,6 @@ class SiteData(Protocol):
     def warnings(self) -> Sequence[str]: ...
     def read_ahead(self) -> None:
         """Read what a round would otherwise read, and fail over, in its own time."""
-
-
-class BagTask(Protocol):
-    """A task on bags."""
-
-    @property
-    def labels(self) -> Sequence[str]: ...
-    @property
-    def encoder(self) -> str:
-        """Id of the encoder that made them."""
-
-    @property
-    def features(self) -> int:
-        """Numbers a patch."""
-
-    @property
-    def mpp(self) -> float | None:
-        """Resolution of their patches in µm/px; None takes any."""
-
-    @property
-    def patch_px(self) -> int | None:
-        """Side of their patches in pixels; None takes any."""
 
 
 def load_site_data(
@@ -114,9 +93,9 @@ def load_site_cohort(
     return load_cohort(
         site,
         # Training reads no slides: their files need not be there.
-        read_manifest(manifest, labels=task.labels, check_files=False),
+        read_manifest(manifest, labels=task.manifest_labels, check_files=False),
         bags,
-        labels=task.labels,
+        target=task.target,
         encoder=task.encoder,
         mpp=task.mpp,
         patch_px=task.patch_px,
@@ -223,7 +202,10 @@ def prepare_site_data(
 
 
 def read_roles(
-    configuration: SiteConfiguration, labels: list[str], data: str, split: SplitRule = DEFAULT_SPLIT
+    configuration: SiteConfiguration,
+    labels: Sequence[str] | None,
+    data: str,
+    split: SplitRule = DEFAULT_SPLIT,
 ) -> dict[str, str]:
     """Return patient → train, validation or test, as the site's manifest says, or else the job's rule.
 
@@ -248,7 +230,7 @@ def read_roles(
     return {row.patient: "test" if only else str(row.split) for row in rows}
 
 
-def slides_of_a_patient(configuration: SiteConfiguration, labels: list[str], data: str) -> int:
+def slides_of_a_patient(configuration: SiteConfiguration, labels: Sequence[str] | None, data: str) -> int:
     """Return the largest number of slides that a patient has at a site; 1 of images. Errors as above."""
     if data == IMAGES:
         return 1

@@ -22,7 +22,7 @@ from histoflare.slides.manifest import ManifestRow, read_manifest
 from histoflare.slides.mosaic import MosaicParameters
 
 if TYPE_CHECKING:
-    from histoflare.site.data import BagTask
+    from histoflare.bags.task import BagTask
 
 PROGRESS_SECONDS = 10.0
 
@@ -42,7 +42,7 @@ def prepare_site(site: str, task: BagTask, configuration: SiteConfiguration, say
     """
     # A missing slide is one row's fault and must not cost the others.
     manifest_file, bags = bags_of(configuration)
-    manifest = read_manifest(manifest_file, labels=task.labels, check_files=False)
+    manifest = read_manifest(manifest_file, labels=task.manifest_labels, check_files=False)
     wanted: dict[str, Any] = {"mpp": task.mpp, "patch_px": task.patch_px}
     parameters = MosaicParameters(**{name: value for name, value in wanted.items() if value is not None})
     progress = _Progress(site, len(manifest.rows), say)
