@@ -89,7 +89,7 @@ def test_a_job_starts_from_a_model_file_or_a_run_s_folder(tmp_path: Path, reposi
         options = ("--model", tmp_path / place, "--sites", "a,b", "--out", out)
         run("job", "make", repository / "jobs" / "mem_evaluate", *options)
         made = read_job(out)
-        assert (made.task.memories, made.task.hidden) == (2, 8)
+        assert (made.task.model.memories, made.task.model.hidden) == (2, 8)
         start = read_model_file(out / "app_server" / "config" / "start_model.safetensors", BagTask)
         assert digest(start.state) == digest(state)
 

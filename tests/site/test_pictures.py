@@ -71,7 +71,7 @@ def test_test_slides_come_first_and_the_others_are_in_the_table(
     for slide, record in zip(page.slides[:2], cohort.test, strict=True):
         assert sum(slide.probabilities.values()) == pytest.approx(1.0)
         expected = list(TASK.answer(model, cohort.features(record)).probabilities.values())
-        assert list(slide.probabilities.values()) == pytest.approx(expected.tolist())
+        assert list(slide.probabilities.values()) == pytest.approx(expected)
     assert [(row.slide[:2], row.reason) for row in page.left_out] == [("s6", "SLIDE_NO_TISSUE")]
     assert [row.status for row in page.sent].count("silent") == 2
     write_site_page(page, tmp_path / "site-graz.html")

@@ -41,6 +41,10 @@ class PredictionTable(Protocol):
         """Name of a figure → the rows behind it; one that is not named rests on all rows."""
 
     @property
+    def unbounded(self) -> Collection[str]:
+        """Names of those figures that do not lie between 0 and 1."""
+
+    @property
     def why_missing(self) -> str:
         """In words, why a figure may not exist."""
 

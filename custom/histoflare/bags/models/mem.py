@@ -145,10 +145,12 @@ class MemSettings(ModelSettings):
             *ranges.one_of("input_norm", self.input_norm, ("none", "rms")),
             *ranges.at_least_zero("reconstruction", self.reconstruction),
         ]
+        if found:
+            return found
         largest = max(features, self.hidden), self.memories, max(self.dim, self.hidden)
-        if not found and math.prod(largest) > MOST_WEIGHTS:
-            found = ["memories, dim, hidden: a layer would have more than 2 to the 28th weights"]
-        return found
+        if math.prod(largest) > MOST_WEIGHTS:
+            return ["memories, dim, hidden: a layer would have more than 2 to the 28th weights"]
+        return []
 
     def build(self, features: int, outputs: int) -> MEM:
         """Return the network."""

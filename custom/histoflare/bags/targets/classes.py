@@ -117,6 +117,7 @@ class Predictions:
 
     measures: ClassVar[dict[str, Callable[[Columns, Floats], Floats]]]
     supports: ClassVar[dict[str, Callable[[Columns], NDArray[np.bool_]]]]
+    unbounded: ClassVar[frozenset[str]] = frozenset()
     why_missing: ClassVar[str] = "all slides are of one class"
 
     probabilities: Floats

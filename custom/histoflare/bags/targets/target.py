@@ -8,7 +8,7 @@ predictions with its figures.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -41,6 +41,8 @@ class SlideTable(Protocol):
     def measures(self) -> Mapping[str, Any]: ...
     @property
     def supports(self) -> Mapping[str, Any]: ...
+    @property
+    def unbounded(self) -> Collection[str]: ...
     @property
     def why_missing(self) -> str: ...
     @property
