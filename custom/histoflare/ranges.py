@@ -5,8 +5,9 @@ Each function returns a list with one sentence that begins with the field's name
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
+
+from histoflare.checks import is_above_zero, is_number, is_whole
 
 
 def whole(name: str, value: object, most: int | None = None, *, or_null: bool = False) -> list[str]:
@@ -20,21 +21,21 @@ def whole(name: str, value: object, most: int | None = None, *, or_null: bool = 
     """
     if or_null and value is None:
         return []
-    if type(value) is not int or value < 1:
+    if not is_whole(value, 1):
         return [f"{name}: a whole number of at least 1{' or null' if or_null else ''}, not {value!r}"]
     return [f"{name}: at most {most}, not {value}"] if most is not None and value > most else []
 
 
 def above_zero(name: str, value: object, *, or_null: bool = False) -> list[str]:
     """Return what is wrong with a finite number above 0; arguments as of :func:`whole`."""
-    if (or_null and value is None) or (is_number(value) and value > 0):  # type: ignore[operator]
+    if (or_null and value is None) or is_above_zero(value):
         return []
     return [f"{name}: a finite number above 0{' or null' if or_null else ''}, not {value!r}"]
 
 
 def at_least_zero(name: str, value: object) -> list[str]:
     """Return what is wrong with a finite number of at least 0; arguments as of :func:`whole`."""
-    if is_number(value) and value >= 0:  # type: ignore[operator]
+    if is_number(value) and value >= 0:
         return []
     return [f"{name}: a finite number of at least 0, not {value!r}"]
 
@@ -46,9 +47,4 @@ def one_of(name: str, value: object, words: Collection[str]) -> list[str]:
 
 def seed(name: str, value: object) -> list[str]:
     """Return what is wrong with a seed, any whole number; arguments as of :func:`whole`."""
-    return [] if type(value) is int else [f"{name}: a whole number, not {value!r}"]
-
-
-def is_number(value: object) -> bool:
-    """Return whether a value is a finite number, and no boolean."""
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    return [] if is_whole(value) else [f"{name}: a whole number, not {value!r}"]

@@ -29,6 +29,7 @@ from histoflare.privacy.plan import DpSgd
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import digest, model_state
 from histoflare.rounds.strategies.fedavg import FedAvg
+from histoflare.rounds.transport import PLAIN
 
 from .asked import ask
 from .stand_in import memory_bags
@@ -185,7 +186,7 @@ def test_the_heat_map_asks_what_the_model_would_say(model: BagModel) -> None:
 def test_it_trains_in_a_federation(settings: ModelSettings, plan: DpSgd | None) -> None:
     task, sites = task_of(settings), {f"site_{i}": memory_bags(i) for i in range(2)}
     if plan is not None:
-        plan.check_task(task)
+        plan.admits(FedAvg(weighting="uniform"), task, PLAIN)
     strategy = FedAvg(weighting="uniform")
     first, again = (run_in_process(task, sites, strategy, 6, 1, plan=plan) for _ in range(2))
     assert digest(first.state) == digest(again.state) != digest(first.initial)
@@ -256,13 +257,13 @@ class Normed(BagModel):
 @pytest.mark.parametrize("settings", [Mixing(), Declaring()], ids=["undeclared", "declared"])
 def test_a_model_that_mixes_samples_is_refused_under_dp_sgd(settings: ModelSettings) -> None:
     with pytest.raises(JobError) as caught:
-        PLAN.check_task(task_of(settings))
+        PLAN.admits(FedAvg(weighting="uniform"), task_of(settings), PLAIN)
     assert caught.value.reason == "MODEL_NOT_PRIVATE"
 
 
 def test_a_model_that_says_it_mixes_none_and_does_is_refused_too() -> None:
     task = task_of(Lying())
-    PLAN.check_task(task)
+    PLAN.admits(FedAvg(weighting="uniform"), task, PLAIN)
     with pytest.raises(JobError) as caught:
         run_in_process(task, {"a": memory_bags(0)}, FedAvg(weighting="uniform"), 1, 1, plan=PLAN)
     assert caught.value.reason == "MODEL_NOT_PRIVATE"

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,14 +15,11 @@ from histoflare.bags.folder import RowResult
 from histoflare.bags.network_encoder import Encoder
 from histoflare.bags.prepare import prepare
 from histoflare.bags.preprocessing import Preprocessing
+from histoflare.bags.task import BagTask
 from histoflare.errors import EncoderError
-from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.data import bags_of
+from histoflare.site.configuration import SiteConfiguration, bags_of
 from histoflare.slides.manifest import ManifestRow, read_manifest
 from histoflare.slides.mosaic import MosaicParameters
-
-if TYPE_CHECKING:
-    from histoflare.bags.task import BagTask
 
 PROGRESS_SECONDS = 10.0
 
