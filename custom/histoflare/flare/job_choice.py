@@ -93,7 +93,8 @@ def fit(job: Job, found: FoundData) -> dict[str, Any]:
     """
     task = job.task
     changes: dict[str, Any] = {}
-    if not set(found.labels) <= set(task.labels):
+    known = task.manifest_labels
+    if known is not None and not set(found.labels) <= set(known):
         if len(found.labels) < 2:
             raise JobError(
                 f"Every slide of every site has the label '{found.labels[0]}'; to tell labels apart takes "
