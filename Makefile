@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("histoflare needs Python >= 3.11; set PYTHON=python3.11 or newer") if sys.version_info < (3, 11) else None'
 	@echo "Installing histoflare into $(VENV): $$(grep -c == constraints.txt) packages, 2 GB on disk with PyTorch for the CPU, more with CUDA. This takes minutes."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,demo]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,demo,dev]'
 	@touch $@
 	@echo "Installed: $(BIN)/histoflare -h"
 
@@ -25,9 +25,9 @@ lint: $(STAMP) ## ruff (style and imports) and mypy (types, strict)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint ## lint, then every test: the quick ones first and side by side, the slow ones one by one
-	$(BIN)/python -m pytest -m 'not slow' -n logical --maxprocesses 4 --dist loadfile
-	$(BIN)/python -m pytest -m slow
+test: lint ## lint, then every test: the quick ones first, then those with processes of their own, two at a time
+	$(BIN)/python -m pytest -m 'not slow' -n logical --maxprocesses 4 --dist loadfile --durations 10
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup --durations 10
 
 # What a person gives as SLIDES, OUT, TASK, SITES and BAGS reaches the shell in its environment: paths may have blanks.
 demo: $(STAMP) ## four hospitals and an external one through FLARE: demo-run/report.json (SLIDES=folder for your own: folder-run/; TASK=segmentation)

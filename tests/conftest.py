@@ -17,6 +17,16 @@ settings.register_profile("check", deadline=None, derandomize=True)
 settings.load_profile("check" if os.environ.get("CI") else "person")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file with one worker (``--dist loadgroup``): they share what was made for them.
+
+    The files of ``flare/hostile`` share one federation.
+    """
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group(folder if folder == "hostile" else item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of real slides and tiles; a test that needs it is skipped where it is absent."""

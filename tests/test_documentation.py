@@ -20,7 +20,7 @@ from histoflare.cli import app
 from histoflare.flare.job import read_job
 from histoflare.flare.job_choice import choose_job
 from histoflare.model_file import save_model
-from histoflare.report.reasons import ADVICE, AT_SITE, TAKES_PART
+from histoflare.reasons import REASONS
 from histoflare.shipped import JOBS, job_names
 from tests.flare.bags_on_disk import relabel, write_site
 from tests.masks.made import make_site as make_image_site
@@ -248,7 +248,7 @@ def test_the_readme_leads_to_every_page() -> None:
 ADVISED = sorted(
     {
         line
-        for text in (*ADVICE.values(), *AT_SITE.values(), TAKES_PART)
+        for text in (text for reason in REASONS.values() for text in (reason.lead, reason.site))
         for line in re.findall(r"'(histoflare [^']+)'", text)
     }
 )

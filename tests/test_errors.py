@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from histoflare.errors import REASONS
+from histoflare.reasons import REASONS
 
 
 def test_the_list_of_reasons_is_the_reasons_of_the_code(repository: Path) -> None:
@@ -14,4 +14,4 @@ def test_the_list_of_reasons_is_the_reasons_of_the_code(repository: Path) -> Non
         text = path.read_text()
         used |= set(re.findall(r'reason(?:: str)? = "([A-Z_]+)"', text))
         used |= set(re.findall(r'(?:reason=|refused\(|refuse\()"([A-Z_]+)"', text))
-    assert used <= REASONS, sorted(used - REASONS)
+    assert used <= REASONS.keys(), sorted(used - REASONS.keys())

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import safetensors
 
+from histoflare.checks import is_whole
 from histoflare.errors import JobError
 from histoflare.storage import atomic_path
 
@@ -243,7 +244,7 @@ def read_model_header(path: Path) -> ModelHeader:
         "mosaic": isinstance(header.mosaic, dict | None),
         "protocol_sha256": isinstance(header.protocol_sha256, str | None),
         "run": isinstance(header.run, str | None),
-        "round": header.round is None or (type(header.round) is int and header.round >= 0),
+        "round": header.round is None or is_whole(header.round, 0),
         "training": isinstance(header.training, dict),
     }
     if wrong := [name for name, fits in wanted.items() if not fits]:

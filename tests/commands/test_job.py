@@ -177,6 +177,7 @@ class TestSubmit:
             (target / job_id / "workspace").mkdir(parents=True)
             row = {
                 "round": 0,
+                "taking_part": [],
                 "refused": {"b": "PROTOCOL_MISMATCH", "a": "COHORT_INVALID"},
                 "finished": False,
             }

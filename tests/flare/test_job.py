@@ -32,12 +32,15 @@ from histoflare.flare.job_files import (
 )
 from histoflare.flare.job_schema import EVALUATION
 from histoflare.flare.job_variant import parse_settings, read_preset, try_variant, write_variant
-from histoflare.flare.workstation import write_evaluation
+from histoflare.flare.workflow import AskingScatterAndGather
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.privacy.protocol import digest
 from histoflare.rounds.strategies import STRATEGIES
 from histoflare.slides.splits import SplitRule
+
+from ..rounds.throwaway import Swarm
+from .evaluation_jobs import write_evaluation
 
 JOBS = sorted((Path(__file__).resolve().parents[2] / "jobs").iterdir())
 FEDAVG = next(job for job in JOBS if job.name == "mem_fedavg")
@@ -413,6 +416,19 @@ def test_a_round_ends_and_can_end_well(tmp_path: Path, changes: dict[str, Any], 
     with pytest.raises(JobError, match=problem) as caught:
         try_variant(FEDAVG, changes)
     assert caught.value.reason == "JOB_INVALID"
+
+
+def test_flare_s_processes_refuse_a_topology_in_which_sites_aggregate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_variant(FEDAVG, tmp_path / "job", {"strategy": {"name": "swarm"}})
+    monkeypatch.setitem(STRATEGIES, "swarm", f"{Swarm.__module__}:Swarm")
+    assert read_job(folder).strategy == Swarm(), "a job can be read, and run in process"
+    with pytest.raises(JobError, match="rotating") as caught:
+        read_application(folder / CONFIG_FOLDER)
+    assert caught.value.reason == "JOB_INVALID"
+    with pytest.raises(JobError, match="rotating"):
+        AskingScatterAndGather(str(folder / CONFIG_FOLDER.parent / "custom"))
 
 
 def test_what_just_fits_into_a_round_is_taken() -> None:

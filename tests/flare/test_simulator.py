@@ -95,7 +95,9 @@ def test_flare_ends_with_the_weights_of_the_in_process_runner(
     assert {site: digest(state) for site, state in run.site_states.items()} == {
         site: digest(other.site_states.get(site, {})) for site in sites
     }, "what each site keeps for itself"
-    expected = [list(job.strategy.participants(index, sorted(SITES), job.seed)) for index in range(3)]
+    expected = [
+        list(job.strategy.topology.plan(index, sorted(SITES), job.seed).trainers) for index in range(3)
+    ]
     assert [row["taking_part"] for row in result.rounds] == expected
     rounds, loss = seen[-1]
     assert rounds == 3 and loss is not None and 0 < loss < 10, (

@@ -21,7 +21,8 @@ from transformers import (
 
 from histoflare.errors import CheckpointError
 from histoflare.masks.checkpoints import LoadedWeights, load_pretrained
-from histoflare.masks.networks import DHUnet, build_network
+from histoflare.masks.networks import build_network
+from histoflare.masks.networks.dhunet import DHUnet
 
 State = dict[str, Tensor]
 WIDTH = 24

@@ -197,8 +197,8 @@ def test_half_precision_comes_after_the_noise(sites: dict[str, ImageCohort]) -> 
             assert (runs["float16"].state[name] - full).abs().max() <= 2**-10 * (change + 1)
     assert digest(runs["float16"].state) != digest(runs["float32"].state)
     with pytest.raises(JobError, match="float16"):
-        UpdateNoise(noise_multiplier=1.0, noise_location="server").check_strategy(
-            FedAvg(weighting="uniform"), Float16()
+        UpdateNoise(noise_multiplier=1.0, noise_location="server").admits(
+            FedAvg(weighting="uniform"), GROUP, Float16()
         )
 
 

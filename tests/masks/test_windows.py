@@ -14,7 +14,8 @@ from PIL import Image
 
 from histoflare.errors import JobError, MaskError
 from histoflare.masks.images import load_image_cohort
-from histoflare.masks.windows import IGNORE, read_window, resize_mask, training_windows, window_grid
+from histoflare.masks.training_windows import training_windows
+from histoflare.masks.windows import IGNORE, read_window, resize_mask, window_grid
 
 from .image_folders import rgb, save, write_cohort
 

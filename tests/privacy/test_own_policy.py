@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from histoflare.errors import REASONS, JobError
+from histoflare.errors import JobError
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.own_policy import (
     Narrowing,
@@ -21,6 +21,7 @@ from histoflare.privacy.own_policy import (
 )
 from histoflare.privacy.policy import COUNTS, Policy, Protection
 from histoflare.privacy.spend import Spend
+from histoflare.reasons import REASONS
 
 METRICS = ("accuracy", "auc", "dice", "n_patients", "validation/auc")
 RECORDS = ("patient", "slide")

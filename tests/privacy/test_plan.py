@@ -18,7 +18,16 @@ from histoflare.privacy.noise import SeededNoise
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.privacy.spend import Spend
 
-DECLARED = {"name": "some", "linear": True, "keeps": (), "equal_weights": True, "sees_data": False}
+STAR = SimpleNamespace(name="star", aggregates_at_server=True)
+DECLARED = {
+    "name": "some",
+    "linear": True,
+    "keeps": (),
+    "equal_weights": True,
+    "sees_data": False,
+    "topology": STAR,
+}
+TASK = SimpleNamespace(record_losses=None)
 EXACT = SimpleNamespace(name="exact", readable=True, exact=True)
 ROUNDING = SimpleNamespace(name="rounding", readable=True, exact=False)
 
@@ -116,32 +125,44 @@ def test_noise_at_the_server_is_added_once_to_the_sum() -> None:
 
 def test_noise_at_the_server_needs_equal_weights() -> None:
     plan = UpdateNoise(noise_multiplier=3.0, noise_location="server")
-    plan.check_strategy(declared(), EXACT)
+    plan.admits(declared(), TASK, EXACT)
     for other in (declared(equal_weights=False), declared(linear=False)):
         with pytest.raises(JobError, match="uniform") as caught:
-            plan.check_strategy(other, EXACT)
+            plan.admits(other, TASK, EXACT)
         assert caught.value.reason == "PRIVACY_INVALID"
-        replace(plan, noise_location="client").check_strategy(other, EXACT)
+        replace(plan, noise_location="client").admits(other, TASK, EXACT)
     with pytest.raises(JobError, match="rounding") as caught:
-        plan.check_strategy(declared(), ROUNDING)
+        plan.admits(declared(), TASK, ROUNDING)
     assert caught.value.reason == "PRIVACY_INVALID"
-    replace(plan, noise_location="client").check_strategy(declared(), ROUNDING)
+    replace(plan, noise_location="client").admits(declared(), TASK, ROUNDING)
+
+
+def test_noise_at_the_server_needs_a_server_that_aggregates() -> None:
+    plan = UpdateNoise(noise_multiplier=3.0, noise_location="server")
+    ring = declared(topology=SimpleNamespace(name="ring", aggregates_at_server=False))
+    with pytest.raises(JobError, match="ring") as caught:
+        plan.admits(ring, TASK, EXACT)
+    assert caught.value.reason == "PRIVACY_INVALID"
+    replace(plan, noise_location="client").admits(ring, TASK, EXACT)
+    for each in (Open(), DpSgd(noise_multiplier=1.0), plan):
+        with pytest.raises(JobError, match="aggregates_at_server"):
+            each.admits(declared(topology=SimpleNamespace(name="silent")), TASK, EXACT)
 
 
 def test_dp_sgd_refuses_a_strategy_that_looks_at_data() -> None:
     with pytest.raises(JobError) as caught:
-        DpSgd(noise_multiplier=2.0).check_strategy(declared(sees_data=True), EXACT)
+        DpSgd(noise_multiplier=2.0).admits(declared(sees_data=True), TASK, EXACT)
     assert caught.value.reason == "PRIVACY_INVALID"
     for plan in (Open(), UpdateNoise(noise_multiplier=1.0)):
-        plan.check_strategy(declared(sees_data=True), EXACT)
+        plan.admits(declared(sees_data=True), TASK, EXACT)
 
 
 @pytest.mark.parametrize("plan", [Open(), DpSgd(noise_multiplier=2.0), UpdateNoise(noise_multiplier=1.0)])
-@pytest.mark.parametrize("left_out", [name for name in DECLARED if name != "name"])
+@pytest.mark.parametrize("left_out", ["linear", "keeps", "equal_weights", "sees_data"])
 def test_a_strategy_that_does_not_declare_itself_is_refused(plan: PrivacyPlan, left_out: str) -> None:
-    plan.check_strategy(declared(), EXACT)
+    plan.admits(declared(), TASK, EXACT)
     with pytest.raises(JobError, match=left_out) as caught:
-        plan.check_strategy(SimpleNamespace(**{n: v for n, v in DECLARED.items() if n != left_out}), EXACT)
+        plan.admits(SimpleNamespace(**{n: v for n, v in DECLARED.items() if n != left_out}), TASK, EXACT)
     assert caught.value.reason == "PRIVACY_INVALID"
 
 
@@ -153,10 +174,10 @@ def test_a_tiny_sample_rate_is_not_rounded_away() -> None:
 
 def test_no_layer_stays_at_the_site_under_dp_sgd() -> None:
     plan = DpSgd(noise_multiplier=4.0)
-    plan.check_strategy(declared(), EXACT)
+    plan.admits(declared(), TASK, EXACT)
     with pytest.raises(JobError, match="share must be null"):
-        plan.check_strategy(declared(keeps=("personal layers",)), EXACT)
-    UpdateNoise(noise_multiplier=4.0).check_strategy(declared(keeps=("personal layers",)), EXACT)
+        plan.admits(declared(keeps=("personal layers",)), TASK, EXACT)
+    UpdateNoise(noise_multiplier=4.0).admits(declared(keeps=("personal layers",)), TASK, EXACT)
 
 
 MANY = 1_600_000  # weights: of a MEM with 1,024 features, as in Adnan et al. 2022

@@ -13,11 +13,10 @@ import pytest
 from PIL import Image
 
 from histoflare.commands import demo_segmentation
-from histoflare.errors import REASONS
 from histoflare.privacy.plan import UpdateNoise
+from histoflare.reasons import explain
 from histoflare.report.generated import GeneratedImage
 from histoflare.report.page import write_page
-from histoflare.report.reasons import REASONS_IN_WORDS
 from histoflare.report.rendering import write_interval
 from histoflare.report.site_page import encode_picture
 from histoflare.rounds.comparison import SiteComparison
@@ -76,7 +75,7 @@ def test_a_hostile_name_is_text(tmp_path: Path) -> None:
 def test_refusals_are_named_and_explained(tmp_path: Path) -> None:
     page = written(full_report(), tmp_path)
     assert "TRAINER_DIED" in page.text
-    assert REASONS_IN_WORDS["TRAINER_DIED"] in page.text
+    assert explain("TRAINER_DIED") in page.text
     assert "1–3, 8" in page.text
     assert "POLICY_INVALID" in page.text
     assert "took part in 26 of 30" in page.text
@@ -92,10 +91,6 @@ def test_an_answer_that_was_not_combined_is_no_taking_part(tmp_path: Path) -> No
     page = written(full_report(participation=[row(0, sites, taking_part=sites[1:])], rounds=1), tmp_path)
     assert "answered, not used" in page.text
     assert "took part in 0 of 1" in page.text
-
-
-def test_every_reason_code_has_its_words() -> None:
-    assert set(REASONS_IN_WORDS) == set(REASONS)
 
 
 def test_a_figure_that_does_not_exist_is_a_dash_with_its_reason(tmp_path: Path) -> None:

@@ -18,17 +18,17 @@ SITES = ["a", "b", "c"]
 
 
 def test_it_visits_one_site_a_round_in_site_order() -> None:
-    visits = [CyclicWeightTransfer().participants(index, SITES, seed=0) for index in range(7)]
+    visits = [CyclicWeightTransfer().topology.plan(index, SITES, seed=0).trainers for index in range(7)]
     assert visits == [("a",), ("b",), ("c",), ("a",), ("b",), ("c",), ("a",)]
 
 
 def test_seeded_order_is_a_new_permutation_each_cycle() -> None:
     strategy = CyclicWeightTransfer(order="seeded")
-    visits = [strategy.participants(index, SITES, seed=4)[0] for index in range(90)]
+    visits = [strategy.topology.plan(index, SITES, seed=4).trainers[0] for index in range(90)]
     cycles = [tuple(visits[start : start + 3]) for start in range(0, 90, 3)]
     assert all(sorted(cycle) == SITES for cycle in cycles)
     assert len(set(cycles)) == 6  # all orders of three sites turn up in thirty cycles
-    assert visits == [strategy.participants(index, SITES, seed=4)[0] for index in range(90)]
+    assert visits == [strategy.topology.plan(index, SITES, seed=4).trainers[0] for index in range(90)]
 
 
 def test_a_cycle_is_training_at_one_site_after_the_other() -> None:

@@ -125,22 +125,22 @@ def test_only_sample_weighting_tells_a_sites_size() -> None:
 
 def test_participants_are_a_seeded_subset_in_site_order() -> None:
     strategy = FedAvg(clients_per_round=2)
-    drawn = [strategy.participants(index, SITES, seed=1) for index in range(200)]
-    assert drawn == [strategy.participants(index, SITES, seed=1) for index in range(200)]
+    drawn = [strategy.topology.plan(index, SITES, seed=1).trainers for index in range(200)]
+    assert drawn == [strategy.topology.plan(index, SITES, seed=1).trainers for index in range(200)]
     assert all(len(chosen) == 2 and list(chosen) == [s for s in SITES if s in chosen] for chosen in drawn)
     # Each site is drawn in half the rounds: 100 of 200, standard deviation 7.
     counts = [sum(site in chosen for chosen in drawn) for site in SITES]
     assert all(65 < count < 135 for count in counts)
-    assert drawn != [strategy.participants(index, SITES, seed=2) for index in range(200)]
+    assert drawn != [strategy.topology.plan(index, SITES, seed=2).trainers for index in range(200)]
     # Who is drawn does not depend on the order in which a process lists the sites.
-    assert all(set(strategy.participants(i, SITES[::-1], 1)) == set(drawn[i]) for i in range(200))
-    assert FedAvg().participants(0, SITES, 1) == tuple(SITES)
+    assert all(set(strategy.topology.plan(i, SITES[::-1], 1).trainers) == set(drawn[i]) for i in range(200))
+    assert FedAvg().topology.plan(0, SITES, 1).trainers == tuple(SITES)
 
 
 def test_where_fewer_sites_are_there_than_a_round_asks_all_are_asked() -> None:
     strategy = FedAvg(clients_per_round=3)
     strategy.check_sites(["a", "b"])
-    assert strategy.participants(0, ["a", "b"], seed=1) == ("a", "b")
+    assert strategy.topology.plan(0, ["a", "b"], seed=1).trainers == ("a", "b")
 
 
 @pytest.mark.parametrize(

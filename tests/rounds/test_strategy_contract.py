@@ -24,7 +24,7 @@ from histoflare.rounds.strategy import ServerRound, SiteOutcome, Strategy, Updat
 from histoflare.rounds.transport import PLAIN
 
 from .throwaway import THROWAWAY
-from .toy import ToyTask, toy_sites
+from .toy import RowTask, ToyTask, toy_sites
 
 TASK = ToyTask(hidden=4, batch_norm=True)
 DATA = toy_sites(3)
@@ -72,23 +72,13 @@ def outcome_of(strategy: Strategy, site: str, model: State, site_state: State | 
 
 def good_updates(strategy: Strategy, model: State) -> list[Update]:
     """Return as many updates of a first round as the strategy needs, or one."""
-    asked = strategy.participants(0, SITES, 1)[: strategy.least_updates]
+    asked = strategy.topology.plan(0, SITES, 1).trainers[: strategy.least_updates]
     return [outcome_of(strategy, site, model).update for site in asked]
 
 
 def test_it_is_named_as_registered_and_its_fields_are_json(strategy: Strategy) -> None:
     assert type(make(strategy.name)) is type(strategy)
     assert make(strategy.name, **json.loads(json.dumps(asdict(strategy)))) == strategy
-
-
-def test_participants_are_sites_in_site_order_and_everybody_has_a_turn(strategy: Strategy) -> None:
-    seen: set[str] = set()
-    for index in range(20):
-        chosen = strategy.participants(index, SITES, 1)
-        assert chosen and list(chosen) == [site for site in SITES if site in chosen]
-        assert chosen == strategy.participants(index, SITES, 1)
-        seen |= set(chosen)
-    assert seen == set(SITES)
 
 
 def test_a_site_sends_what_the_strategy_says_and_changes_nothing_it_was_given(strategy: Strategy) -> None:
@@ -178,7 +168,7 @@ def test_the_order_of_arrival_changes_no_bit(strategy: Strategy) -> None:
     """With numbers so far apart that a float64 sum depends on its order: (1e17 + 1) - 1e17 is not 1."""
     strategy = keeps_equal_weights(strategy)
     model = {name: torch.zeros_like(tensor) for name, tensor in start_model().items()}
-    asked = strategy.participants(0, SITES, 1)
+    asked = strategy.topology.plan(0, SITES, 1).trainers
     like = strategy.sent(model)
     sent = [
         Update(site, {name: torch.full_like(tensor, value) for name, tensor in like.items()}, 1.0)
@@ -240,12 +230,12 @@ def test_it_declares_what_a_privacy_plan_asks(strategy: Strategy) -> None:
     for name, kind in (("linear", bool), ("kept", tuple), ("sees_data", bool)):
         assert isinstance(vars(type(strategy))[name], kind), f"{name}: of its own, not inherited"
     for plan in (Open(), UpdateNoise(noise_multiplier=1.0)):
-        plan.check_strategy(strategy, PLAIN)
+        plan.admits(strategy, TASK, PLAIN)
     if strategy.keeps or strategy.sees_data:
         with pytest.raises(JobError):
-            DpSgd(noise_multiplier=1.0).check_strategy(strategy, PLAIN)
+            DpSgd(noise_multiplier=1.0).admits(strategy, RowTask(), PLAIN)
     else:
-        DpSgd(noise_multiplier=1.0).check_strategy(strategy, PLAIN)
+        DpSgd(noise_multiplier=1.0).admits(strategy, RowTask(), PLAIN)
 
 
 def test_what_stays_at_a_site_is_what_it_keeps(strategy: Strategy) -> None:
@@ -255,7 +245,7 @@ def test_what_stays_at_a_site_is_what_it_keeps(strategy: Strategy) -> None:
         assert bool(kept) == bool(other.keeps), "nothing is kept that is not declared"
         if fields:
             with pytest.raises(JobError):
-                DpSgd(noise_multiplier=1.0).check_strategy(other, PLAIN)
+                DpSgd(noise_multiplier=1.0).admits(other, RowTask(), PLAIN)
 
 
 def test_a_job_noises_as_many_numbers_as_a_site_sends(strategy: Strategy) -> None:
@@ -275,7 +265,7 @@ def test_the_next_state_of_a_linear_strategy_follows_from_the_sum_alone(linear: 
     assert linear.equal_weights
     model = start_model()
     own = linear.begin(model)
-    made = [outcome_of(linear, site, model).update for site in linear.participants(0, SITES, 1)]
+    made = [outcome_of(linear, site, model).update for site in linear.topology.plan(0, SITES, 1).trainers]
     generator = torch.Generator().manual_seed(0)
     shift = {n: torch.randn(t.shape, generator=generator, dtype=t.dtype) for n, t in made[0].tensors.items()}
 

@@ -24,6 +24,7 @@ from histoflare.rounds.strategy import (
     join,
     split,
 )
+from histoflare.rounds.topology import RoundPlan, Topology
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +70,6 @@ class Scaffold(Strategy):
 
     def uplink(self, model: Mapping[str, Tensor]) -> State:
         return {name: torch.zeros_like(model[name]) for name in self.shared_names(model)}
-
-    def participants(self, round_index: int, sites: Sequence[str], seed: int) -> tuple[str, ...]:
-        return tuple(sites)
 
     def hook(self, ctx: SiteRound) -> LocalHook:
         return _Controlled(ctx)
@@ -168,6 +166,41 @@ class Median(FedAvg):
         return ServerOutcome(add(ctx.model, middle), contribution=far)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rotating(Topology):
+    """Swarm learning's star without a hub: all sites train, and in each round another one aggregates."""
+
+    name: ClassVar[str] = "rotating"
+    aggregates_at_server: ClassVar[bool] = False
+    skips_sites: ClassVar[bool] = False
+
+    def plan(self, round_index: int, sites: Sequence[str], seed: int) -> RoundPlan:
+        return RoundPlan(tuple(sites), sites[round_index % len(sites)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swarm(FedAvg):
+    """FedAvg without a server."""
+
+    name: ClassVar[str] = "swarm"
+    linear: ClassVar[bool] = True
+    kept: ClassVar[tuple[str, ...]] = ()
+    sees_data: ClassVar[bool] = False
+    topology: ClassVar[Topology] = Rotating()  # type: ignore[assignment, misc]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passing(Topology):
+    """One site trains, the one after it aggregates."""
+
+    name: ClassVar[str] = "passing"
+    aggregates_at_server: ClassVar[bool] = False
+    skips_sites: ClassVar[bool] = True
+
+    def plan(self, round_index: int, sites: Sequence[str], seed: int) -> RoundPlan:
+        return RoundPlan((sites[round_index % len(sites)],), sites[(round_index + 1) % len(sites)])
+
+
 class Pushing(LocalHook):
     """Adds the same number to every gradient."""
 
@@ -178,6 +211,8 @@ class Pushing(LocalHook):
         return torch.full_like(parameter, self._term)
 
 
+THROWAWAY_TOPOLOGIES: dict[str, type[Topology]] = {kind.name: kind for kind in (Rotating, Passing)}
+
 THROWAWAY: dict[str, type[Strategy]] = {
-    kind.name: kind for kind in (Momentum, Scaffold, Proximal, LossyLoss, Median)
+    kind.name: kind for kind in (Momentum, Scaffold, Proximal, LossyLoss, Median, Swarm)
 }

@@ -23,6 +23,7 @@ from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, digest, model_state
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import PERSONAL
+from histoflare.rounds.transport import PLAIN
 from histoflare.site.books import Books
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_data, read_roles
@@ -89,10 +90,10 @@ def test_an_unprotected_run_is_asked_with_what_it_keeps(tmp_path: Path) -> None:
 
 def test_dp_sgd_is_refused_before_anything_is_reserved() -> None:
     with pytest.raises(JobError) as refused:
-        DpSgd(noise_multiplier=1.0).check_task(TASK)
+        DpSgd(noise_multiplier=1.0).admits(FedAvg(), TASK, PLAIN)
     assert refused.value.reason == "MODEL_NOT_PRIVATE"
-    DpSgd(noise_multiplier=1.0).check_task(MemTask(["a", "b"], "e:v1"))
-    PLAN.check_task(TASK)
+    DpSgd(noise_multiplier=1.0).admits(FedAvg(), MemTask(["a", "b"], "e:v1"), PLAIN)
+    PLAN.admits(FedAvg(), TASK, PLAIN)
 
 
 def test_a_figure_that_rests_on_few_patients_stays(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from histoflare.errors import JobError
-from histoflare.report.reasons import AT_SITE
+from histoflare.reasons import advise_site
 from histoflare.site import refusals
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.ledgers import audit_log_of
@@ -24,7 +24,7 @@ def test_one_line_has_the_code_what_is_wrong_and_what_to_do() -> None:
     for _ in range(3):
         say_refusal(lines.append, "job-of-one-line", JobError("changed:\n  local/x", reason="KIT_CHANGED"))
     first, second, third = lines
-    assert "KIT_CHANGED" in first and "changed: local/x" in first and AT_SITE["KIT_CHANGED"] in first
+    assert "KIT_CHANGED" in first and "changed: local/x" in first and advise_site("KIT_CHANGED") in first
     assert "\n" not in first
     assert second == third and "KIT_CHANGED" in second and "local/x" not in second
 
@@ -49,9 +49,9 @@ def test_the_audit_log_has_what_to_do_and_a_job_s_lines_are_found_again(site: Si
     audit_log_of(site).write("released", run="run", job="job")
     (_, first, *_) = audit_log_of(site).read()
     assert (first["run"], first["job"], first["reason"]) == ("run", "job", "LEDGER_MISSING")
-    assert first["do"] == AT_SITE["LEDGER_MISSING"]
+    assert first["do"] == advise_site("LEDGER_MISSING")
     line, other = list_refusals(site, "job", begun)
-    assert "LEDGER_MISSING (2 times): no ledger" in line and AT_SITE["LEDGER_MISSING"] in line
+    assert "LEDGER_MISSING (2 times): no ledger" in line and advise_site("LEDGER_MISSING") in line
     assert "LEDGER_MISSING: another one" in other
     assert len(list(list_refusals(site, "earlier"))) == 1 and not list(list_refusals(site, "earlier", begun))
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from histoflare.bags.mem import MEM, InputNorm
 from histoflare.bags.patients import PatientBatch, collate_patients, group, mean_over_slides
 from histoflare.bags.predictions import Predictions
+from histoflare.checks import is_above_zero, is_number, is_whole
 from histoflare.errors import BagError, JobError
 from histoflare.seeds import derive_seed
 
@@ -348,15 +349,15 @@ def _problems(task: MemTask) -> list[str]:
     if not isinstance(task.encoder, str) or not task.encoder:
         problems.append(f"encoder: the id of the encoder that made the bags, not {task.encoder!r}")
     for name in ("features", "memories", "dim", "hidden", "blocks", "batch_size", "local_epochs"):
-        if not _is_count(getattr(task, name)):
+        if not is_whole(getattr(task, name), 1):
             problems.append(f"{name}: a whole number of at least 1, not {getattr(task, name)!r}")
     for name in ("max_patches", "patch_px"):
         value = getattr(task, name)
-        if value is not None and not _is_count(value):
+        if value is not None and not is_whole(value, 1):
             problems.append(f"{name}: a whole number of at least 1 or null, not {value!r}")
     for name, most in LARGEST.items():
         value = getattr(task, name)
-        if _is_count(value) and value > most:
+        if is_whole(value, 1) and value > most:
             problems.append(f"{name}: at most {most}, not {value}")
     if len(task.labels) > MOST_LABELS:
         problems.append(f"labels: at most {MOST_LABELS}")
@@ -364,16 +365,16 @@ def _problems(task: MemTask) -> list[str]:
         problems.append("memories, dim, hidden, features: a layer would have more than 2 to the 28th weights")
     for name in ("learning_rate", "mpp"):
         value = getattr(task, name)
-        if not (name == "mpp" and value is None) and not (_is_number(value) and value > 0):
+        if not (name == "mpp" and value is None) and not is_above_zero(value):
             problems.append(f"{name}: a finite number above 0, not {value!r}")
     for name in ("reconstruction", "weight_decay"):
-        if not (_is_number(getattr(task, name)) and getattr(task, name) >= 0):
+        if not (is_number(getattr(task, name)) and getattr(task, name) >= 0):
             problems.append(f"{name}: a finite number of at least 0, not {getattr(task, name)!r}")
     if task.optimizer not in ("adam", "sgd"):
         problems.append(f"optimizer: adam or sgd, not {task.optimizer!r}")
     if task.input_norm not in ("none", "rms"):
         problems.append(f"input_norm: none or rms, not {task.input_norm!r}")
-    if not isinstance(task.seed, int) or isinstance(task.seed, bool):
+    if not is_whole(task.seed):
         problems.append(f"seed: a whole number, not {task.seed!r}")
     return problems
 
@@ -381,11 +382,3 @@ def _problems(task: MemTask) -> list[str]:
 def _largest_layer(task: MemTask) -> int:
     """Return an upper bound of the weights of MEM's largest layer."""
     return max(task.features, task.hidden) * task.memories * max(task.dim, task.hidden)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

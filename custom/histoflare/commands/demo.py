@@ -42,7 +42,7 @@ PATCHES_WITHOUT_SLIDE = 4
 """Patches in the bag of a made-up patient without a slide: cheap."""
 
 JOBS_FOLDER = "job"
-"""In the output folder: the job that ran, and the one with which its sites were asked about the model."""
+"""In the output folder: the jobs that ran."""
 
 
 def demo(
@@ -243,7 +243,7 @@ def _make_undrawn_bags(
 ) -> None:
     """Make the bags of the patients of whom there is no slide."""
     from histoflare.bags.synthetic_bags import FieldParameters, make_undrawn_bags
-    from histoflare.site.data import bags_of
+    from histoflare.site.configuration import bags_of
 
     places = {name: bags_of(site) for name, site in sites.items()}
     bar = bars.add_task("bags without slides", total=None)
@@ -298,16 +298,14 @@ def _write_jobs(
     changes: dict[str, Any],
     encoder: Encoder,
 ) -> list[Job]:
-    """Return the jobs with the changes asked for; beside each goes the job that evaluates.
+    """Return the jobs with the changes asked for.
 
     Their labels are those of the manifests, where these are others.
     """
     from histoflare.commands.earlier_run import claim_output
-    from histoflare.commands.runtimes import EVALUATION_JOBS
     from histoflare.flare.job import read_job
     from histoflare.flare.job_choice import choose_job, facts_of
     from histoflare.flare.job_variant import write_variant
-    from histoflare.flare.workstation import write_evaluation
     from histoflare.site.found_data import FoundData, Patches, find_labels
 
     labels, jobs = find_labels(found.sites.values()), out_dir / JOBS_FOLDER
@@ -325,13 +323,8 @@ def _write_jobs(
     claim_output(out_dir, {"sites": found.to_json(), "jobs": [facts_of(choice.job) for choice in choices]})
     chosen = []
     for folder, choice in zip(folders, choices, strict=True):
-        evaluation = folder.parent / EVALUATION_JOBS["bags"]
-        own = jobs if len(folders) == 1 else jobs / folder.name  # each with the evaluation under its scope
-        for name in (folder.name, EVALUATION_JOBS["bags"]):
-            shutil.rmtree(own / name, ignore_errors=True)
-        chosen.append(read_job(write_variant(folder, own / folder.name, choice.changes, scope=choice.scope)))
-        if evaluation.is_dir():
-            write_evaluation(evaluation, own, chosen[-1])
+        shutil.rmtree(jobs / folder.name, ignore_errors=True)
+        chosen.append(read_job(write_variant(folder, jobs / folder.name, choice.changes, scope=choice.scope)))
     return chosen
 
 
@@ -351,7 +344,7 @@ def _prepare(
         only_there: Whether slides of the manifest that are not there have bags of another kind.
     """
     from histoflare.bags.prepare import prepare
-    from histoflare.site.data import bags_of
+    from histoflare.site.configuration import bags_of
     from histoflare.slides.manifest import read_manifest
 
     manifest_file, bags = bags_of(site)

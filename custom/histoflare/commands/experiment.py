@@ -17,13 +17,13 @@ from histoflare.errors import HistoflareError, JobError
 from histoflare.flare.job import Job
 from histoflare.flare.workstation import Workstation
 from histoflare.model_file import MODEL_FILE, save_model
-from histoflare.privacy.plan import Open, PrivacyPlan
+from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.protocol import digest as protocol_digest
+from histoflare.reasons import explain
 from histoflare.report.bounds import state_bounds
 from histoflare.report.budgets import budget_entry
 from histoflare.report.consortium import RunFacts, build_report
 from histoflare.report.page import write_page
-from histoflare.report.reasons import explain
 from histoflare.report.site_page import write_site_page
 from histoflare.rounds.bounds import POOLED, Bounds, Courses, plan_bounds, train_bounds, without_noise
 from histoflare.rounds.comparison import Comparison, compare
@@ -100,7 +100,7 @@ def load_experiment(experiment: Experiment, clock: PhaseClock) -> Loaded:
         )
         check_resolutions(job.task, taking_part.sites)
         everyone = {**taking_part.sites, **taking_part.external}
-        for warning in check_apart(everyone, job.task.data, protected=not isinstance(job.plan, Open)):
+        for warning in check_apart(everyone, job.task.data, protected=job.plan.protects):
             _warn(warning)
         for site, cohort in cohorts.items():
             for warning in cohort.warnings:
@@ -192,7 +192,7 @@ def run_loaded(
             device=experiment.device,
         )
     entries: list[dict[str, Any]] = []
-    if epsilons and not isinstance(job.plan, Open):
+    if epsilons and job.plan.protects:
         with clock.phase("other budgets"):
             entries = _try_budgets(experiment, cohorts, comparison, epsilons, bars)
     report = _build_report(experiment, federated, comparison, bounds.stated, entries, clock)
@@ -405,7 +405,7 @@ def _train_bounds(
     job = experiment.job
     sites = {site: cohorts[site] for site in sorted(cohorts)}
     pooled = pool_site_data(job.task, list(sites.values()), POOLED)
-    noiseless = None if isinstance(job.plan, Open) else without_noise(own, job.seed)
+    noiseless = without_noise(own, job.seed) if job.plan.protects else None
     names = "bounds (each site alone, all pooled)"
     models = len(own.local) + (own.pooled is not None)
     bar = bars.add_task(names, total=models * (1 if noiseless is None else 2))

@@ -206,8 +206,9 @@ def submit(
 
 def _say_sites(admin: Admin, job_id: str, rounds: int) -> str:
     """Return how each site fared in a job that has ended, and what a lead can do about it."""
-    from histoflare.flare.outcome import say_advice, say_sites
     from histoflare.flare.result import read_result
+    from histoflare.report.outcomes import list_codes, say_sites
+    from histoflare.report.participation import say_advice
 
     with TemporaryDirectory(prefix="histoflare-") as scratch:
         try:
@@ -217,8 +218,9 @@ def _say_sites(admin: Admin, job_id: str, rounds: int) -> str:
             return ""  # how it ended is known all the same
     outcomes = result.outcomes(deployment)
     lines = [f"Given up: {result.given_up}."] if result.given_up else []
-    lines += [*say_sites(outcomes, rounds), *say_advice(outcomes)]
-    if any(outcome.codes for outcome in outcomes.values()):
+    codes = list_codes(outcomes)
+    lines += [*say_sites(outcomes, rounds), *say_advice(codes)]
+    if codes:
         lines.append("More than its code leaves no site: what its own people can do stands in its log.txt.")
     return "".join(f"\n  {line}" for line in lines)
 

@@ -65,16 +65,14 @@ def find_cost(job: Job) -> dict[str, Any] | None:
 def say_cost(job: Job, cost: Mapping[str, Any] | None) -> str:
     """Return what a job spends of the budget that it is made for, in words: the figure of the ledgers."""
     from histoflare.flare.job_schema import EVALUATION
-    from histoflare.privacy.plan import Noisy
     from histoflare.privacy.words import say_cost as say_part
     from histoflare.privacy.words import say_delta, say_room
 
     if job.kind == EVALUATION:
         return "no ε: an evaluation leaves without noise, as often as a policy says"
-    if cost is None:
-        return "nothing protects the updates: ε = ∞"
-    assert isinstance(job.plan, Noisy)
     budget = job.plan.budget()
+    if cost is None or budget is None:
+        return "nothing protects the updates: ε = ∞"
     spent = budget.cost(job.plan.spend().times(job.rounds))
     part, delta = say_part(budget.epsilon_of(spent), budget.epsilon), say_delta(budget.delta)
     void = "; void, as its noise can be repeated" if cost["seeded_noise"] else ""
@@ -165,7 +163,7 @@ def _cost(job: Job, policy: Policy) -> float:
 
 def _problem(job: Job, policy: Policy, narrowed: bool) -> str | None:
     """Return why a site with this policy would refuse the job, whoever its patients are; None if not."""
-    from histoflare.flare.admission import check_patience, check_strategy
+    from histoflare.flare.admission import check_parts, check_patience
     from histoflare.flare.job_schema import EVALUATION
     from histoflare.privacy.own_policy import check_taking_part
     from histoflare.site.books import check_plan
@@ -180,7 +178,7 @@ def _problem(job: Job, policy: Policy, narrowed: bool) -> str | None:
             return "lets no evaluation out" if none else None
         check_plan(policy, job.plan)
         check_patience(policy, job)
-        check_strategy(policy, job.plan, job.strategy, job.transport)
+        check_parts(policy, job)
         if policy.protection is not None:
             budget = policy.protection.budget()
             budget.without_sampler(job.plan.numbers(job.rounds, job.weights))

@@ -122,7 +122,6 @@ def _write_job(
     from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_variant import write_variant
     from histoflare.flare.workstation import evaluated_by, for_fewer_sites
-    from histoflare.privacy.plan import Open
     from histoflare.site.data import check_resolutions
     from histoflare.site.found_data import find_data
     from histoflare.site.overlap import check_apart
@@ -138,7 +137,7 @@ def _write_job(
     for name, error in faulty.items():
         say(f"{name} will refuse the job ({error.reason}): {error}", style="yellow")
     usable = {name: site for name, site in sites.items() if name not in faulty}
-    for warning in check_apart(usable, data, protected=not isinstance(choice.job.plan, Open)):
+    for warning in check_apart(usable, data, protected=choice.job.plan.protects):
         say(warning, style="yellow")
     folder = workspace / JOB_FOLDER
     if job.resolve().is_relative_to(folder.resolve()):

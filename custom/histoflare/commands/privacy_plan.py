@@ -246,7 +246,7 @@ def _show_evaluation(read: Job, rules: Policy, refusal: HistoflareError | None) 
 
 
 def _say_refusal(refusal: HistoflareError | None) -> None:
-    from histoflare.report.reasons import explain
+    from histoflare.reasons import explain
 
     if refusal is not None:
         _say(f"Refused ({refusal.reason}): {explain(refusal.reason)}", style="red")
@@ -255,7 +255,7 @@ def _say_refusal(refusal: HistoflareError | None) -> None:
 
 def _refused_otherwise(job: Job, policy: Policy, site: Path, trains: bool) -> JobError | None:
     """Return why a site would refuse a job whatever its budget, as far as its own file and folder say."""
-    from histoflare.flare.admission import check_agreement, check_strategy
+    from histoflare.flare.admission import check_agreement, check_parts
     from histoflare.flare.kit_signature import verify_kit
     from histoflare.privacy.own_policy import check_taking_part
     from histoflare.privacy.protocol import PROTOCOL_FILE
@@ -276,7 +276,7 @@ def _refused_otherwise(job: Job, policy: Policy, site: Path, trains: bool) -> Jo
             check_agreement(job, local)
         check_resolution_named(job.task, read_site_file(site))
         if trains:
-            check_strategy(policy, job.plan, job.strategy, job.transport)
+            check_parts(policy, job)
     except JobError as error:
         return error
     return None

@@ -38,8 +38,8 @@ def show_result(
     Example: histoflare job result result/4c1f… result/9a02…
     """
     from histoflare.flare.download import build_download_report, read_download
+    from histoflare.reasons import explain
     from histoflare.report.page import write_page
-    from histoflare.report.reasons import explain
     from histoflare.report.report_file import fill_missing
     from histoflare.report.returned import sites_table, write_returned_headline
     from histoflare.storage import write_json

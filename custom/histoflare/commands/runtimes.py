@@ -26,9 +26,6 @@ from histoflare.rounds.state import State
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import SiteData
 
-EVALUATION_JOBS = {"bags": "mem_evaluate", "images": "dhunet_evaluate"}
-"""Kind of data → folder beside a job's, with which sites are asked about a model later."""
-
 FEDERATION_FOLDER = "federation"
 
 

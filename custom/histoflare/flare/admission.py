@@ -25,7 +25,6 @@ from histoflare.flare.job_schema import TRAIN, TRAINING
 from histoflare.flare.kit_signature import check_running_kit
 from histoflare.privacy.own_policy import check_taking_part
 from histoflare.privacy.own_policy_file import read_site_policy
-from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import Policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, digest, read_protocols
 from histoflare.site.books import Books, check_plan
@@ -67,7 +66,7 @@ class Admission(Filter):
             if job.kind == TRAINING:
                 check_plan(admitted.policy, admitted.books.plan)
                 check_patience(admitted.policy, job)
-                check_strategy(admitted.policy, admitted.books.plan, job.strategy, job.transport)
+                check_parts(admitted.policy, job)
             if task == TRAIN:
                 admitted.books.reserve()  # the whole job, before its first gradient
             elif admitted.policy.protection is not None and job.answer_seconds is None:
@@ -160,10 +159,10 @@ def check_patience(policy: Policy, job: Job) -> None:
         )
 
 
-def check_strategy(policy: Policy, plan: PrivacyPlan, strategy: Any, transport: Any) -> None:
-    """Refuse a strategy under which the guarantee does not hold, or that sends what the policy keeps."""
-    plan.check_strategy(strategy, transport)
-    if not policy.counts and getattr(strategy, "weighting", None) == "samples":
+def check_parts(policy: Policy, job: Job) -> None:
+    """Refuse a job whose parts its privacy plan does not admit, or that sends what the policy keeps."""
+    job.plan.admits(job.strategy, job.task, job.transport)
+    if not policy.counts and getattr(job.strategy, "weighting", None) == "samples":
         raise JobError(
             'The job weighs sites by their samples; under this policy it must say weighting "uniform".',
             reason="WEIGHT_NOT_ALLOWED",

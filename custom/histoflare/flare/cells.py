@@ -39,8 +39,8 @@ from nvflare.private.admin_defs import ReturnCode as AdminReturnCode
 from nvflare.private.defs import ERROR_MSG_PREFIX
 from nvflare.private.fed.client.client_status import ClientStatus
 
-from histoflare.errors import REASONS
 from histoflare.flare.job_folders import is_job_id
+from histoflare.reasons import REASONS
 
 ANY = "*"
 BULK = "bulk"

@@ -20,12 +20,13 @@ from nvflare.apis.fl_constant import ProcessType, ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 
-from histoflare.errors import REASONS, HistoflareError, JobError
+from histoflare.errors import HistoflareError, JobError
 from histoflare.flare import handshake
 from histoflare.flare.handshake import Release
 from histoflare.flare.headers import METRICS, PSEUDONYM, REFUSED, RELEASE, WEIGHT
 from histoflare.privacy.own_policy_file import read_site_policy
 from histoflare.privacy.policy import Policy
+from histoflare.reasons import REASONS
 from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
 from histoflare.site.ledgers import ledger_holds
 from histoflare.site.messages import digest_of

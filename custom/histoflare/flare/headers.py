@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 ASKED = "histoflare_asked"
-"""Server-side task header: the sites that the strategy asks in this round. Not sent on."""
+"""Server-side task header: the sites that the topology asks in this round. Not sent on."""
 
 TOTAL_ROUNDS = "histoflare_total_rounds"
 """Task header: the last round of the job plus one, whether or not it is resumed."""
@@ -21,4 +21,4 @@ PSEUDONYM = "histoflare_pseudonym"
 """Reply header: the name under which other sites may see this one."""
 
 REFUSED = "REFUSED_"
-"""Prefix of our return codes; the rest is one of :data:`histoflare.errors.REASONS`."""
+"""Prefix of our return codes; the rest is one of :data:`histoflare.reasons.REASONS`."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-import math
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from nvflare.apis.fl_context import FLContext
 
+from histoflare.checks import is_number
 from histoflare.errors import HistoflareError, JobError
 from histoflare.flare.job_files import CONFIG_FOLDER, META_FILE, read_tables
 from histoflare.flare.job_schema import (
@@ -127,7 +127,7 @@ class Job:
         """
         if self.kind == EVALUATION:
             return 1
-        of_best = self.best_metric is not None and isinstance(self.asked, Open) and not self.strategy.keeps
+        of_best = self.best_metric is not None and not self.asked.protects and not self.strategy.keeps
         return int(self.evaluate) * (1 + of_best)
 
     def training_sites(self, there: Iterable[str]) -> list[str]:
@@ -150,7 +150,8 @@ def read_job(folder: Path) -> Job:
             f"{folder}: not a job folder: it has no readable {META_FILE} with a name, a scope and "
             "min_clients."
         ) from None
-    job = dataclasses.replace(read_application(folder / CONFIG_FOLDER), name=name, folder=folder, scope=scope)
+    job = make_job(*read_tables(folder / CONFIG_FOLDER), folder=folder)
+    job = dataclasses.replace(job, name=name, scope=scope)
     if least != job.least_sites:
         raise JobError(
             f"{folder}: least_sites is {job.least_sites} in job.toml, and min_clients, FLARE's word for it, "
@@ -161,12 +162,21 @@ def read_job(folder: Path) -> Job:
 
 
 def read_application(config: Path) -> Job:
-    """Read a job's configuration folder, in a job folder or where FLARE has put it.
+    """Read a job's configuration where FLARE has put it, at the server or at a site.
 
     Raises:
-        JobError: As :func:`read_job`.
+        JobError: As :func:`read_job`; or FLARE's processes do not run its topology.
     """
-    return make_job(*read_tables(config), folder=config)
+    job = make_job(*read_tables(config), folder=config)
+    topology = job.strategy.topology
+    if not topology.aggregates_at_server:
+        raise JobError(
+            f"In the topology {topology.name} of the strategy {job.strategy.name} sites aggregate, and "
+            "FLARE's processes run those alone in which the server does. Run the job in process, or choose "
+            "another strategy.",
+            reason="JOB_INVALID",
+        )
+    return job
 
 
 def job_of(fl_ctx: FLContext) -> Job:
@@ -201,13 +211,13 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
     task: Any = _make("task", job["task"], TASKS, decided)
     strategy: Any = _make("strategy", job["strategy"], STRATEGIES)
     transport: Any = _make("transport", job["transport"], TRANSPORTS) if "transport" in job else PLAIN
-    asked.check_job(strategy, task, transport)
+    asked.admits(strategy, task, transport)
     check_readable(strategy, transport)
     _check_least_sites(job, strategy)
     if patience:
         _check_all_are_asked(strategy, job["seed"])
     # an open job is read without its network's libraries
-    weights = 0 if isinstance(asked, Open) else count_sent_by_job(strategy, task)
+    weights = count_sent_by_job(strategy, task) if asked.protects else 0
     return Job(
         name=folder.name,
         folder=folder,
@@ -236,7 +246,7 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
 def _check_least_sites(job: Mapping[str, Any], strategy: Any) -> None:
     """Refuse a job whose every round would end it: the strategy asks fewer sites than must answer."""
     least = job["least_sites"]
-    asked = strategy.participants(0, [str(site) for site in range(least)], job["seed"])
+    asked = strategy.topology.plan(0, [str(site) for site in range(least)], job["seed"]).trainers
     if job["kind"] == TRAINING and len(asked) < least:
         raise invalid([f"least_sites: at most {len(asked)}, for the strategy asks no more sites in a round"])
     if job["kind"] == TRAINING and least < strategy.least_updates:
@@ -248,7 +258,7 @@ def _check_least_sites(job: Mapping[str, Any], strategy: Any) -> None:
 def _check_all_are_asked(strategy: Any, seed: int) -> None:
     """Refuse patience where rounds have other sites: their figures do not say whether the model improves."""
     sites = [str(site) for site in range(MOST_SITES)]
-    if len(strategy.participants(0, sites, seed)) < len(sites):
+    if len(strategy.topology.plan(0, sites, seed).trainers) < len(sites):
         raise invalid(
             [
                 f"stop.patience in protocol.toml: not with a {strategy.name} strategy that asks some of the "
@@ -311,7 +321,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if isinstance(origin, type) and issubclass(origin, Sequence):
         return isinstance(value, list) and all(_fits(entry, arguments[0]) for entry in value)
     if hint is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return is_number(value)
     return value is None if hint is type(None) else type(value) is hint
 
 

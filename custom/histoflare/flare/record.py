@@ -139,3 +139,20 @@ def _earlier_rounds(fl_ctx: FLContext) -> list[dict[str, Any]]:
 def run_folder(fl_ctx: FLContext) -> Path:
     """Return the server's folder of this job; what lies there is downloaded with the job's result."""
     return Path(fl_ctx.get_engine().get_workspace().get_run_dir(fl_ctx.get_job_id()))
+
+
+def read_rows(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """Return the rows of a run folder's rounds, and that of the question about the model, if there is one."""
+    rows: list[dict[str, Any]] = read_if_there(folder / ROUNDS_FILE) or []
+    return rows, read_if_there(folder / EVALUATION_ROUND_FILE)
+
+
+def read_best_row(folder: Path) -> dict[str, Any] | None:
+    """Return the row of the question about the best model, if there is one."""
+    row: dict[str, Any] | None = read_if_there(folder / BEST_EVALUATION_ROUND_FILE)
+    return row
+
+
+def read_if_there(path: Path) -> Any:
+    """Return what a JSON file of the run holds; None if it is not there."""
+    return json.loads(path.read_text()) if path.is_file() else None

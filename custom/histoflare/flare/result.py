@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from safetensors.torch import load_file
 from histoflare.errors import HistoflareError
 from histoflare.flare.job_files import CONFIG_FOLDER, MOST_BYTES, PROTOCOL_FILE, SERVER_APP, read_toml
 from histoflare.flare.job_schema import complete
-from histoflare.flare.outcome import SiteOutcome, find_outcomes, read_best_row, read_rows
-from histoflare.flare.record import EVALUATION_FILE, SITES_FILE
+from histoflare.flare.record import EVALUATION_FILE, SITES_FILE, read_best_row, read_if_there, read_rows
 from histoflare.model_file import GLOBAL_MODEL_FILE
 from histoflare.privacy.protocol import digest
+from histoflare.report.outcomes import SiteOutcome, find_outcomes
 from histoflare.rounds.state import State
 from histoflare.rounds.strategy import split
 from histoflare.site.configuration import SiteConfiguration
@@ -75,7 +74,7 @@ class FederationResult:
         return str(self.rounds[-1].get("given_up", "")) if self.rounds else ""
 
     def outcomes(self, deployment: Sequence[Any] = ()) -> dict[str, SiteOutcome]:
-        """Return site → how it fared, see :func:`~histoflare.flare.outcome.find_outcomes`."""
+        """Return site → how it fared, see :func:`~histoflare.report.outcomes.find_outcomes`."""
         return find_outcomes(self.rounds, self.evaluation_round, deployment, self.best_evaluation_round)
 
 
@@ -99,8 +98,8 @@ def read_result(folder: Path) -> FederationResult:
     return FederationResult(
         state=split(load_file(model))[0] if model.is_file() else None,
         rounds=rows,
-        evaluation=_read(folder / EVALUATION_FILE) or {},
-        pseudonyms=_read(folder / SITES_FILE) or {},
+        evaluation=read_if_there(folder / EVALUATION_FILE) or {},
+        pseudonyms=read_if_there(folder / SITES_FILE) or {},
         evaluation_round=evaluation_round,
         best_evaluation_round=read_best_row(folder),
     )
@@ -152,7 +151,3 @@ def read_mean_loss(sites: Mapping[str, SiteConfiguration], run: str) -> float | 
     noted = [RunRecords(where.records, run, site).read_loss() for site, where in sites.items()]
     known = [loss for loss in noted if loss is not None]
     return sum(known) / len(known) if known else None
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.is_file() else None

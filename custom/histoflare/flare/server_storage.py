@@ -24,8 +24,8 @@ from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 from histoflare.errors import JobError
 from histoflare.flare.application import check_server_application, check_submission
 from histoflare.flare.job_files import CONFIG_FOLDER, EARLIER_ROUNDS_FILE, SERVER_APP
-from histoflare.flare.outcome import find_outcomes, read_best_row, read_rows, say_codes
-from histoflare.flare.record import SITES_FILE
+from histoflare.flare.record import SITES_FILE, read_best_row, read_rows
+from histoflare.report.outcomes import find_outcomes, say_codes
 
 JOBS_FOLDER = "jobs"
 SNAPSHOTS_FOLDER = "snapshots"

@@ -16,7 +16,7 @@ from histoflare.rounds.strategy import join, split
 
 
 class AskingShareableGenerator(FullModelShareableGenerator):
-    """FLARE's full-model generator; its tasks say whom the strategy asks, to ``AskingScatterAndGather``.
+    """FLARE's full-model generator; its tasks say whom the topology asks, to ``AskingScatterAndGather``.
 
     What the strategy keeps at the server stays out of a task, but for what it sends down.
     """
@@ -26,12 +26,12 @@ class AskingShareableGenerator(FullModelShareableGenerator):
         job = job_of(fl_ctx)
         sites = job.training_sites(client.name for client in fl_ctx.get_engine().get_clients())
         job.strategy.check_sites(sites)
-        asked = job.strategy.participants(fl_ctx.get_prop(AppConstants.CURRENT_ROUND), sites, job.seed)
+        turn = job.strategy.topology.plan(fl_ctx.get_prop(AppConstants.CURRENT_ROUND), sites, job.seed)
         model, own = split(as_state(model_learnable[ModelLearnableKey.WEIGHTS]))
         # An evaluation is about the model alone, and about the same bytes in a job of either kind.
         downlink = job.strategy.downlink(own) if job.kind == TRAINING else {}
         sent = as_arrays(join(model, downlink))
         shareable: Shareable = super().learnable_to_shareable(make_model_learnable(sent, {}), fl_ctx)
-        shareable.set_header(ASKED, list(asked))
+        shareable.set_header(ASKED, list(turn.trainers))
         shareable.set_header(TOTAL_ROUNDS, job.rounds)
         return shareable

@@ -1,4 +1,4 @@
-"""FLARE's scatter-and-gather, with the strategy's choice of sites and a record of every round."""
+"""FLARE's scatter-and-gather, with the topology's choice of sites and a record of every round."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ the job is then known at once, and not one by one."""
 
 
 class AskingScatterAndGather(ScatterAndGather):
-    """Sends a round's task to the sites that the strategy asks, waits for all of them, records what happened.
+    """Sends a round's task to the sites that the topology asks, waits for all of them, records what happened.
 
     Four things differ from FLARE's own:
 
@@ -60,7 +60,7 @@ class AskingScatterAndGather(ScatterAndGather):
       the slow ones, who have paid for the round. Here a round lasts until every site that got the task has
       answered, with an update or a refusal, or until ``round_seconds`` are over.
     * FLARE combines whatever there is then. Here fewer than ``least_sites`` updates end the job (not where
-      the strategy skips sites: then a site without an update loses its turn).
+      the topology skips sites: then a site without an update loses its turn).
     * After the last round of a job that says ``evaluate``, every site is asked how well the model does on its
       test patients, also those that only evaluate; and how well the best model does, if one was kept and the
       sites keep nothing of their own (``Job.most_evaluations``). What a site refuses then costs the job
@@ -81,7 +81,7 @@ class AskingScatterAndGather(ScatterAndGather):
             train_task_name=TASK_OF[job.kind],
             train_timeout=job.round_seconds,
             task_check_period=TASK_CHECK_SECONDS,
-            ignore_result_error=True if job.strategy.skips_sites else None,
+            ignore_result_error=True if job.strategy.topology.skips_sites else None,
             # No snapshots: FLARE cannot resume from them, and they hold every tensor once more.
             snapshot_every_n_rounds=0,
             persistor_id="persistor",

@@ -14,7 +14,6 @@ from histoflare.flare import processes
 from histoflare.flare.job import Job, read_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.kits import Agreement
-from histoflare.flare.outcome import say_sites
 from histoflare.flare.poc import Federation
 from histoflare.flare.result import (
     FederationResult,
@@ -27,6 +26,7 @@ from histoflare.flare.result import (
 from histoflare.flare.site_policy import policy_file
 from histoflare.privacy.policy import POLICIES
 from histoflare.privacy.protocol import digest as protocol_digest
+from histoflare.report.outcomes import say_sites
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.storage import write_text
 
@@ -163,31 +163,6 @@ def write_policy(scope: str, path: Path) -> None:
     for name, own in (("minimum_patients", MINIMUM_PATIENTS), ("job_share", JOB_SHARE)):
         text = re.sub(rf"^{name} = [\d.]+$", f"{name} = {own}", text, flags=re.MULTILINE)
     write_text(path, text)
-
-
-def write_evaluation(
-    evaluation: Path,
-    folder: Path,
-    job: Job,
-    run: str | None = None,
-    model: Path | None = None,
-    sites: Sequence[str] | None = None,
-) -> Path:
-    """Write the job that asks sites about a model of ``job``, under the protocol of that, into ``folder``.
-
-    Args:
-        evaluation: The job folder to start from.
-        run: Name of the run, under which the sites keep what they do not share.
-        model: Its last global model; None leaves that to be given later.
-        sites: Who is asked; None asks all.
-    """
-    same = ("seed", "round_seconds", "answer_seconds")
-    changes: dict[str, Any] = {name: getattr(job, name) for name in same} | {"run": run}
-    changes |= {f"task.{name}": value for name, value in job.task.to_json().items() if name != "seed"}
-    changes |= {f"protocol.{name}": value for name, value in job.protocol.items()}
-    return write_variant(
-        evaluation, folder / evaluation.name, changes, sites=sites, scope=job.scope, start_model=model
-    )
 
 
 def _run_job(

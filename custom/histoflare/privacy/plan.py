@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor
 
+from histoflare.checks import is_above_zero, is_whole
 from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.accountant import MOST_DELTA
 from histoflare.privacy.noise import NoiseSource, SecureNoise, SeededNoise
@@ -60,12 +61,20 @@ class PrivacyPlan(ABC):
 
     Attributes:
         mechanism: As in a site's policy.
+        protects: Whether anything protects the updates: what leaves then costs of a budget, and is counted.
+        own_steps: Optimizer steps of a round that the plan prescribes; None: the task's own.
         noise_seed: None draws the noise from a cryptographic source. A number makes it repeatable, for
             research: whoever knows the seed can take the noise off, so there is no guarantee at all.
     """
 
     mechanism: ClassVar[str]
+    protects: ClassVar[bool] = True
     noise_seed: int | None = None
+
+    @property
+    def own_steps(self) -> int | None:
+        """See the class."""
+        return None
 
     @abstractmethod
     def settled(self, rounds: int, weights: int) -> Self:
@@ -126,35 +135,50 @@ class PrivacyPlan(ABC):
             return SecureNoise()
         return SeededNoise(derive_seed(self.noise_seed, "noise", *parts))
 
-    def check_job(self, strategy: Any, task: Any, transport: Any) -> None:
-        """Raise :class:`JobError` if a job's parts do not fit this plan: :meth:`check_task`, then
-        :meth:`check_strategy`."""
-        self.check_task(task)
-        self.check_strategy(strategy, transport)
+    def budget(self) -> Budget | None:
+        """Return the budget in which a job is counted; None where nothing is."""
+        return None
 
-    def check_strategy(self, strategy: Any, transport: Any) -> None:
-        """Raise :class:`JobError` if the guarantee does not hold with how the sites work together.
+    def for_steps(self, steps: int) -> Self:
+        """Return the plan for a round of so many steps; the same where it prescribes none."""
+        return self
 
-        It is decided by what the two declare (``rounds.strategy.Strategy``, ``rounds.transport.Transport``);
-        one that does not declare it is refused (PRIVACY_INVALID).
+    def pooled(self, asked: PrivacyPlan, *, sites: int, steps: int, weights: int) -> PrivacyPlan:
+        """Return what protects the same training on the data of all sites in one place, settled.
 
         Args:
-            strategy: How the sites work together. transport: How an update travels.
+            asked: This plan as the job states it, before it was settled.
+            sites: How many sites' data there are. steps: Of all rounds. weights: As for :meth:`settled`.
+
+        Raises:
+            JobError: It cannot be protected so: as for :meth:`settled`, or δ is too large for that many.
+        """
+        return self
+
+    def admits(self, strategy: Any, task: Any, transport: Any) -> None:
+        """Raise :class:`JobError` unless the guarantee holds with these parts: here, and only here, a plan
+        refuses.
+
+        It is decided by what the parts declare (``rounds.strategy.Strategy``, ``rounds.topology.Topology``,
+        ``rounds.transport.Transport``); one that does not declare it is refused (PRIVACY_INVALID).
+
+        Args:
+            strategy: How the sites work together, and with it the topology in which they do.
+            task: What is learned.
+            transport: How an update travels.
         """
         for part, asked in (
             (strategy, {"linear": bool, "keeps": tuple, "equal_weights": bool, "sees_data": bool}),
+            (getattr(strategy, "topology", None), {"aggregates_at_server": bool}),
             (transport, {"readable": bool, "exact": bool}),
         ):
             for name, kind in asked.items():
                 if not isinstance(getattr(part, name, None), kind):
                     raise JobError(
                         f"{getattr(part, 'name', part)} does not declare {name}; without it no privacy plan "
-                        "can be checked. See histoflare.rounds.strategy and histoflare.rounds.transport.",
+                        "can be checked. See histoflare.rounds.strategy, .topology and .transport.",
                         reason="PRIVACY_INVALID",
                     )
-
-    def check_task(self, task: Any) -> None:  # noqa: B027 (most plans take any)
-        """Raise :class:`JobError` if a task cannot be trained under this plan."""
 
     @abstractmethod
     def describe(self) -> str:
@@ -173,6 +197,7 @@ class Open(PrivacyPlan):
     """
 
     mechanism: ClassVar[str] = "open"
+    protects: ClassVar[bool] = False
 
     def settled(self, rounds: int, weights: int) -> Self:
         """Return the plan itself."""
@@ -233,27 +258,26 @@ class Noisy(PrivacyPlan):
 
     def _problems(self) -> list[str]:
         problems = []
-        if not (_above_zero(self.clip_norm) and SMALLEST_CLIP <= self.clip_norm <= LARGEST_CLIP):
+        if not (is_above_zero(self.clip_norm) and SMALLEST_CLIP <= self.clip_norm <= LARGEST_CLIP):
             problems.append(
                 f"privacy.clip_norm: from {SMALLEST_CLIP:g} to {LARGEST_CLIP:g}, not {self.clip_norm!r}"
             )
-        if not (_above_zero(self.delta) and self.delta <= MOST_DELTA):
+        if not is_above_zero(self.delta, MOST_DELTA):
             problems.append(f"privacy.delta: a number above 0 and at most {MOST_DELTA}, not {self.delta!r}")
         if (self.noise_multiplier is None) == (self.budget_share is None):
             problems.append("privacy: give budget_share or noise_multiplier, one of them")
         if self.noise_multiplier is not None and not (
-            self.noise_multiplier == 0
-            or (_above_zero(self.noise_multiplier) and self.noise_multiplier <= LARGEST_NOISE)
+            self.noise_multiplier == 0 or is_above_zero(self.noise_multiplier, LARGEST_NOISE)
         ):
             problems.append(
                 f"privacy.noise_multiplier: at least 0, at most {LARGEST_NOISE:g}, not "
                 f"{self.noise_multiplier!r}"
             )
-        if not _above_zero(self.budget_epsilon):
+        if not is_above_zero(self.budget_epsilon):
             problems.append(f"privacy.budget_epsilon: a number above 0, not {self.budget_epsilon!r}")
-        if self.budget_share is not None and not (_above_zero(self.budget_share) and self.budget_share <= 1):
+        if self.budget_share is not None and not is_above_zero(self.budget_share, 1):
             problems.append(f"privacy.budget_share: above 0 and at most 1, not {self.budget_share!r}")
-        if self.published_epsilon is not None and not _above_zero(self.published_epsilon):
+        if self.published_epsilon is not None and not is_above_zero(self.published_epsilon):
             problems.append(f"privacy.published_epsilon: a number above 0, not {self.published_epsilon!r}")
         if self.noise_seed is not None and type(self.noise_seed) is not int:
             problems.append(f"privacy.noise_seed: a whole number or null, not {self.noise_seed!r}")
@@ -264,8 +288,9 @@ class Noisy(PrivacyPlan):
         like = replace(self, noise_multiplier=1.0, budget_share=None).spend()
         return (weights + (MOST_RECORDS if like.sample_rate < 1 else 0)) * like.steps * rounds
 
-    def check_task(self, task: Any) -> None:
+    def admits(self, strategy: Any, task: Any, transport: Any) -> None:
         """Of data in bags, the largest that is trained on must be public: time tells of a longer one."""
+        super().admits(strategy, task, transport)
         if getattr(task, "max_patches", 0) is None:
             raise JobError(
                 "A protected job says in protocol.toml how long a bag it trains on: max_patches.",
@@ -334,9 +359,9 @@ class DpSgd(Noisy):
 
     def _problems(self) -> list[str]:
         problems = super()._problems()
-        if not (_above_zero(self.sample_rate) and self.sample_rate <= 1):
+        if not is_above_zero(self.sample_rate, 1):
             problems.append(f"privacy.sample_rate: a number above 0 and at most 1, not {self.sample_rate!r}")
-        if not _above_zero(self.batch_size):
+        if not is_above_zero(self.batch_size):
             problems.append(f"privacy.batch_size: a number above 0, not {self.batch_size!r}")
         if type(self.steps) is not int or self.steps < 1:
             problems.append(f"privacy.steps: a whole number of at least 1, not {self.steps!r}")
@@ -348,29 +373,40 @@ class DpSgd(Noisy):
                 f"{self.batch_size / self.sample_rate:g}), and better far below it, not {self.delta!r}"
             )
         k = self.slides_per_patient
-        if (self.record == "slide") != (type(k) is int and k >= 1):
+        if (self.record == "slide") != is_whole(k, 1):
             problems.append(
                 "privacy.slides_per_patient: a whole number of at least 1 with record = slide, else null"
             )
         return problems
 
-    def check_task(self, task: Any) -> None:
-        """The loss of each record by itself is needed (``rounds.task.PerRecord``)."""
+    def train(self, training: Training) -> Any:
+        """Train with the gradient of each record by itself, clipped and noised."""
+        return training.by_record(self)
+
+    @property
+    def own_steps(self) -> int:
+        """The steps of a round."""
+        return self.steps
+
+    def for_steps(self, steps: int) -> Self:
+        """Return the plan with so many steps a round."""
+        return replace(self, steps=steps)
+
+    def pooled(self, asked: PrivacyPlan, *, sites: int, steps: int, weights: int) -> PrivacyPlan:
+        """Return the same clip and divisor with samples as large as a site's are on average."""
+        whole = asked if isinstance(asked, DpSgd) else self
+        return replace(whole, sample_rate=self.sample_rate / sites, steps=steps).settled(1, weights)
+
+    def admits(self, strategy: Any, task: Any, transport: Any) -> None:
+        """Each record must have a loss of its own (``rounds.task.PerRecord``), and every step see the data
+        through its own noise alone and start from what was released."""
         if not hasattr(task, "record_losses"):
             raise JobError(
                 "This task has no loss of one patient alone, which DP-SGD needs. Segmentation is protected "
                 "by noise on the update (dhunet_feddp).",
                 reason="MODEL_NOT_PRIVATE",
             )
-        super().check_task(task)
-
-    def train(self, training: Training) -> Any:
-        """Train with the gradient of each record by itself, clipped and noised."""
-        return training.by_record(self)
-
-    def check_strategy(self, strategy: Any, transport: Any) -> None:
-        """Every step must see the data through its own noise alone, and start from what was released."""
-        super().check_strategy(strategy, transport)
+        super().admits(strategy, task, transport)
         if strategy.sees_data:
             raise JobError(
                 f"The strategy {strategy.name} looks at training data beside the loss, and DP-SGD protects "
@@ -473,11 +509,17 @@ class UpdateNoise(Noisy):
             )
         return given
 
-    def check_strategy(self, strategy: Any, transport: Any) -> None:
+    def admits(self, strategy: Any, task: Any, transport: Any) -> None:
         """Noise in a sum is noise in each update only if the sum is all that is used, with equal weights."""
-        super().check_strategy(strategy, transport)
+        super().admits(strategy, task, transport)
         if self.noise_location != "server":
             return
+        if not strategy.topology.aggregates_at_server:
+            raise JobError(
+                "Noise at the server needs a server that aggregates; in the topology "
+                f"{strategy.topology.name} a site does, which would see every update without noise.",
+                reason="PRIVACY_INVALID",
+            )
         if not (strategy.linear and strategy.equal_weights):
             raise JobError(
                 "Noise at the server is added once to the sum of the updates: it takes a strategy that uses "
@@ -508,7 +550,3 @@ def _stated(plan: Noisy) -> str:
             f"{plan.budget_epsilon:g} at δ = {plan.delta:g}"
         )
     return f"noise multiplier {plan.noise_multiplier:.4g}"
-
-
-def _above_zero(value: object) -> bool:
-    return isinstance(value, float | int) and not isinstance(value, bool) and 0 < value < math.inf

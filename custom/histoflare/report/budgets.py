@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from histoflare.privacy.plan import Noisy, PrivacyPlan
+from histoflare.privacy.plan import PrivacyPlan
 from histoflare.report.consortium import flatten_metrics
 from histoflare.report.figures import CLASSIFICATION, KINDS
 from histoflare.report.guarantee import state_epsilon
@@ -42,7 +42,8 @@ def budget_entry(
     kind = KINDS[data]
     settings = plan.to_json()
     delta = settings.get("delta")
-    spent = plan.budget().spent([plan.spend().times(rounds)]) if isinstance(plan, Noisy) else math.inf
+    budget = plan.budget()
+    spent = math.inf if budget is None else budget.spent([plan.spend().times(rounds)])
     federated = flatten_metrics(comparison.federated) or dict.fromkeys(kind.names)
     federated.pop("subgroups", None)
     return {

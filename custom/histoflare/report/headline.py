@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from histoflare.reasons import explain
 from histoflare.report.bounds import say_epsilon_of
 from histoflare.report.figures import NAMES, kind_of
 from histoflare.report.guarantee_words import WEAK, WEAK_EPSILON, say_guarantee, say_title
-from histoflare.report.participation import SiteRounds, finished_rounds, list_rounds, site_rounds
-from histoflare.report.reasons import explain
+from histoflare.report.participation import SiteRounds, finished_rounds, name_rounds, site_rounds
 
 FEW_PATIENTS = 20
 """Below this many test patients no difference between models is spoken of."""
@@ -106,18 +106,14 @@ def say_late(each: SiteRounds, report: Mapping[str, Any], whose: str | None = No
             (absent if each.site in row.get("absent", []) else late).append(row["round"] + 1)
     found = []
     if late:
-        where = _say_rounds(late)
+        where = name_rounds(late)
         said = f"{whose or each.site} was late in {where}: no update came in time"
         if report["guarantee"]["mechanism"] != "open":
             said += f"; its ε of {where} is spent all the same, and not in the figures here"
         found.append(f"{said}.")
     if absent:
-        found.append(f"{whose or each.site} was not there in {_say_rounds(absent)}, and was sent no task.")
+        found.append(f"{whose or each.site} was not there in {name_rounds(absent)}, and was sent no task.")
     return " ".join(found)
-
-
-def _say_rounds(numbers: Sequence[int]) -> str:
-    return f"{'round' if len(numbers) == 1 else 'rounds'} {list_rounds(numbers)}"
 
 
 def choose_metric(report: Mapping[str, Any]) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from histoflare.reasons import advise_lead, explain
 
 REFUSED_AT_SERVER = "UPDATES_INVALID"
 """Code the server itself gives: the update had left the site. All other codes come from the site."""
@@ -34,6 +36,11 @@ class SiteRounds:
     def asked(self) -> int:
         """Rounds in which the site was asked."""
         return len(self.statuses) - (self.statuses.count("unasked") if self.known else 0)
+
+    @property
+    def silent(self) -> list[int]:
+        """Rounds (from 1) that ended without an answer of the site."""
+        return [number for number, status in enumerate(self.statuses, 1) if status == "silent"]
 
     @property
     def complete(self) -> bool:
@@ -98,6 +105,22 @@ def _refusals(rows: Sequence[Mapping[str, Any]], site: str) -> dict[str, list[in
             if site in codes:
                 found.setdefault(codes[site], []).append(row["round"] + 1)
     return found
+
+
+def say_refused(code: str, rounds: Sequence[int] = ()) -> str:
+    """Return a refusal in words: its code, the rounds in which it was given, and what it means."""
+    where = f" in {name_rounds(rounds)}" if rounds else ""
+    return f"{code}{where}: {explain(code)}"
+
+
+def say_advice(codes: Iterable[str]) -> list[str]:
+    """Return what a lead can do about refusals with these codes, each advice once."""
+    return [f"{code}: {advice}" for code in dict.fromkeys(codes) if (advice := advise_lead(code))]
+
+
+def name_rounds(rounds: Sequence[int]) -> str:
+    """Return rounds in a sentence's words: ``round 3``, ``rounds 1–3, 7``."""
+    return f"{'round' if len(rounds) == 1 else 'rounds'} {list_rounds(rounds)}"
 
 
 def list_rounds(rounds: Sequence[int]) -> str:

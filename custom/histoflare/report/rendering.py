@@ -9,12 +9,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from histoflare.privacy.words import say_delta
+from histoflare.reasons import explain
 from histoflare.report.charts import draw_key
 from histoflare.report.figures import NAMES, title_of
 from histoflare.report.guarantee_words import say_epsilon
 from histoflare.report.headline import count, write_ends
 from histoflare.report.participation import list_rounds
-from histoflare.report.reasons import explain
 from histoflare.storage import write_text
 
 NOTHING = "–"

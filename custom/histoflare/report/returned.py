@@ -15,8 +15,7 @@ from rich.table import Table
 from histoflare.report.figures import NAMES, kind_of, put_first
 from histoflare.report.guarantee_words import say_epsilon
 from histoflare.report.headline import Headline, count, say_participation, say_privacy, say_privacy_plainly
-from histoflare.report.participation import SiteRounds, finished_rounds, list_rounds, site_rounds
-from histoflare.report.reasons import advise, explain
+from histoflare.report.participation import SiteRounds, finished_rounds, say_advice, say_refused, site_rounds
 
 WHICH = {"last": "the last model", "best": "the best model"}
 """``evaluated_model`` of a report, in words."""
@@ -32,7 +31,11 @@ def write_returned_headline(report: Mapping[str, Any]) -> Headline:
     metric = _metric_of(report)
     said = _say_evaluation(report, metric)
     curve = say_curve(report)
-    cautions = [*say_participation(report), *say_refusals(report), *_say_evaluation_advice(report)]
+    cautions = [
+        *say_participation(report),
+        *say_refusals(report),
+        *say_advice(report["evaluation_refused"].values()),
+    ]
     asked = report["evaluated_at_sites"] is not None
     if not said:
         unsaid = (
@@ -48,12 +51,12 @@ def write_returned_headline(report: Mapping[str, Any]) -> Headline:
 
 def say_refusals(report: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each site and code with which it refused rounds, and what a lead can do."""
-    found, advices = [], []
+    found, codes = [], []
     for each in site_rounds(report):
         for code, rounds in each.refusals.items():
-            found.append(f"{each.site} refused in {_say_numbers(rounds)} ({code}): {explain(code)}")
-            advices.append(_say_advice(code))
-    return [*found, *filter(None, dict.fromkeys(advices))]
+            found.append(f"{each.site}: {say_refused(code, rounds)}")
+            codes.append(code)
+    return [*found, *say_advice(codes)]
 
 
 def say_curve(report: Mapping[str, Any]) -> str:
@@ -142,15 +145,6 @@ def _say_evaluation(report: Mapping[str, Any], metric: str) -> str:
     )
 
 
-def _say_evaluation_advice(report: Mapping[str, Any]) -> list[str]:
-    advices = dict.fromkeys(map(_say_advice, report["evaluation_refused"].values()))
-    return [advice for advice in advices if advice]
-
-
-def _say_advice(code: str) -> str:
-    return f"{code}: {advice}" if (advice := advise(code)) else ""
-
-
 def _say_rounds(report: Mapping[str, Any]) -> str:
     done = finished_rounds(report)
     if not done:
@@ -163,7 +157,3 @@ def _say_rounds(report: Mapping[str, Any]) -> str:
 
 def _count_rounds(report: Mapping[str, Any]) -> str:
     return f"{finished_rounds(report)} of {count(report['rounds'], 'round')}"
-
-
-def _say_numbers(numbers: list[int]) -> str:
-    return f"{'round' if len(numbers) == 1 else 'rounds'} {list_rounds(numbers)}"

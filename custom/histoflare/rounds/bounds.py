@@ -6,7 +6,7 @@ federation and nothing else. A *local* bound has a site's own data, *pooled* has
 
 What "the same" means, for n sites of which m train in a round:
 
-- *Rounds.* A site's local model trains in the rounds in which the strategy asks the site, pooled in all.
+- *Rounds.* A site's local model trains in the rounds in which the topology asks the site, pooled in all.
 - *Steps.* A local model takes its site's own, the pool as many as the m sites together.
 - *Batch.* The task's ``batch_size``, everywhere.
 - *DP-SGD.* A local model has the job's own numbers. The pool has the same clip, divisor and record, and the
@@ -39,7 +39,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from histoflare.errors import HistoflareError
-from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan
+from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.privacy.spend import Spend
 from histoflare.rounds.round import count_sent_by_job, server_round, site_round
 from histoflare.rounds.state import State, model_state
@@ -74,7 +74,7 @@ class Course:
 
     def plan_of(self, index: int) -> PrivacyPlan:
         """Return what protects round ``index``."""
-        return replace(self.plan, steps=self.steps[index]) if isinstance(self.plan, DpSgd) else self.plan
+        return self.plan.for_steps(self.steps[index])
 
 
 @dataclass(frozen=True)
@@ -128,29 +128,30 @@ def plan_bounds(
 
     Args:
         sites: Site → its data, all sites of the job.
-        strategy: The job's; it says who trains in which round.
+        strategy: The job's; its topology says who trains in which round.
         plan: The job's, settled; None: nothing protects. asked: The same as the job states it, if not so.
 
     Without a course for the pool where its DP-SGD cannot be: its δ is too large for so many patients, or no
     noise reaches the ε that the job asks for.
     """
     plan = plan or Open()
-    asks = [strategy.participants(index, list(sites), seed) for index in range(rounds)]
+    asks = [strategy.topology.plan(index, list(sites), seed).trainers for index in range(rounds)]
     own = {
-        site: plan.steps if isinstance(plan, DpSgd) else task.n_steps(data)
+        site: task.n_steps(data) if plan.own_steps is None else plan.own_steps
         for site, data in sites.items()
         if task.n_train(data)
     }
     together = tuple(sum(own.get(site, 0) for site in asked_now) for asked_now in asks)
     pooled, no_pool = plan, None
-    if isinstance(plan, DpSgd):
-        source = asked if isinstance(asked, DpSgd) else plan
-        rate = plan.sample_rate / max(1, len(own))
-        try:
-            whole = replace(source, sample_rate=rate, steps=max(1, sum(together)))
-            pooled = whole.settled(1, count_sent_by_job(_alone(strategy), task))
-        except HistoflareError as error:
-            no_pool = error
+    try:
+        pooled = plan.pooled(
+            asked or plan,
+            sites=max(1, len(own)),
+            steps=max(1, sum(together)),
+            weights=count_sent_by_job(_alone(strategy), task) if plan.protects else 0,
+        )
+    except HistoflareError as error:
+        no_pool = error
     return Courses(
         local={
             site: Course(tuple(steps if site in asked_now else 0 for asked_now in asks), plan)

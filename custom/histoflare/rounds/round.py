@@ -1,7 +1,8 @@
 """The two halves of a round, which every runtime runs: in process, in FLARE's simulator, at real sites.
 
-A round is :func:`site_round` at each participant, then :func:`server_round`. Both are functions of what they
-are given: the same arguments give the same bytes.
+A round is :func:`site_round` at each trainer, then :func:`server_round` at the aggregator, be it a server or
+a site (``rounds.topology``). Both are functions of what they are given: the same arguments give the same
+bytes.
 """
 
 from __future__ import annotations
@@ -56,9 +57,11 @@ def site_round(
         received: The global model as it came, with what the strategy sent beside it (``strategy.join``).
 
     Raises:
-        JobError: Training failed, or what would leave has not the names and shapes the strategy sends.
+        JobError: The privacy plan does not admit these parts, training failed, or what would leave has not
+            the names and shapes the strategy sends.
         HistoflareError: The privacy plan lets nothing leave.
     """
+    plan.admits(strategy, task, transport)
     model, downlink = split(received)
     ctx = SiteRound(
         task, data, site, model, downlink, site_state, round_index, total_rounds, seed, plan, device, steps
@@ -86,7 +89,7 @@ def server_round(
     total_rounds: int = 1,
     seed: int = 0,
 ) -> ServerOutcome:
-    """The server's half of a round: check every update, order them by ``sites``, combine them.
+    """The aggregator's half of a round: check every update, order them by ``sites``, combine them.
 
     The order of arrival does not matter, to the last bit.
 
@@ -113,7 +116,6 @@ def server_round(
         replace(update, tensors=transport.unpack(update.tensors, like))
         for update in sorted(updates, key=lambda update: place[update.site])
     ]
-    plan.check_strategy(strategy, transport)
     protected = plan.at_server([update.tensors for update in ordered])
     ordered = [replace(update, tensors=tensors) for update, tensors in zip(ordered, protected, strict=True)]
     made = strategy.combine(ServerRound(model, own, ordered, sites, round_index, total_rounds, seed))

@@ -34,7 +34,7 @@ class RunResult:
         losses: For each round run, site → mean training loss.
         seconds: Of each round run.
         patience: As it was given, with what it heard.
-        bytes_up, bytes_down: Of the updates sent by the sites and of the states sent to them, tensors only.
+        bytes_up, bytes_down: Of the updates sent to aggregators and of the states sent by them, tensors only.
     """
 
     initial: State
@@ -69,7 +69,7 @@ def run_in_process(
     patience: Patience | None = None,
     least: int = 1,
 ) -> RunResult:
-    """Run rounds ``start_round`` … ``rounds`` - 1 of a federation.
+    """Run rounds ``start_round`` … ``rounds`` - 1 of a federation, in the strategy's topology.
 
     The same arguments give the same bytes; a run resumed at ``start_round`` with the earlier run's ``state``,
     ``own`` and ``site_states`` ends as if it had never stopped. A site that fails costs its own update of
@@ -99,14 +99,18 @@ def run_in_process(
     kept = {site: dict((site_states or {}).get(site, {})) for site in sites}
     participation, refused, losses, seconds, bytes_up, bytes_down = [], [], [], [], 0, 0
     notes: list[dict[str, Any]] = []
+    topology = strategy.topology
+    holder = topology.plan(
+        start_round, list(sites), seed
+    ).aggregator  # the first begins with what all can make
     for index in range(start_round, rounds):
         started = time.perf_counter()
-        chosen = strategy.participants(index, list(sites), seed)
+        turn = topology.plan(index, list(sites), seed)
         outcomes: dict[str, SiteOutcome] = {}
         failed: dict[str, HistoflareError] = {}
         figures: dict[str, float | None] = {}
         sent = join(state, strategy.downlink(own))
-        for site in chosen:
+        for site in turn.trainers:
             try:
                 if patience is not None:
                     figures[site] = validate(
@@ -128,16 +132,19 @@ def run_in_process(
                 )
             except HistoflareError as error:
                 failed[site] = error
-        if not outcomes and not strategy.skips_sites:
-            raise failed[chosen[0]]
-        if len(outcomes) < least and not strategy.skips_sites:
+        if not outcomes and not topology.skips_sites:
+            raise failed[turn.trainers[0]]
+        if len(outcomes) < least and not topology.skips_sites:
             why = "".join(f"\n  {site}: {error}" for site, error in failed.items())
             raise JobError(
                 f"round {index + 1}: {len(outcomes)} of at least {least} updates came{why}",
                 reason="JOB_FAILED",
             )
-        bytes_down += len(chosen) * n_bytes(sent)
-        bytes_up += sum(n_bytes(outcome.update.tensors) for outcome in outcomes.values())
+        # what a site hands to itself is not sent; a new aggregator gets all that the strategy keeps
+        bytes_down += n_bytes(sent) * sum(each not in (turn.aggregator, holder) for each in turn.receivers)
+        bytes_down += n_bytes(join(state, own)) * (turn.aggregator != holder)
+        bytes_up += sum(n_bytes(o.update.tensors) for site, o in outcomes.items() if site != turn.aggregator)
+        holder = turn.aggregator
         notes.append({})
         if outcomes:
             made = server_round(

@@ -1,9 +1,12 @@
 """What a strategy is: how sites and server work together in a training run.
 
-A strategy is one file in ``rounds/strategies/`` and one line in its registry. It says whom a round asks
-(:meth:`Strategy.participants`), what a site does and sends (:meth:`Strategy.local_round`), what the server
-makes of it (:meth:`Strategy.combine`), and which model a site then has (:meth:`Strategy.personalize`). What
-is sent are *updates*, local minus global (Rieke et al. 2020, Algorithm 1).
+A strategy is one file in ``rounds/strategies/`` and one line in its registry. It says what a site does and
+sends (:meth:`Strategy.local_round`), what the aggregator makes of it (:meth:`Strategy.combine`), and which
+model a site then has (:meth:`Strategy.personalize`). Who trains and who aggregates is its topology's
+(:attr:`Strategy.topology`). What is sent are *updates*, local minus global (Rieke et al. 2020, Algorithm 1).
+
+The aggregator is called the server here, as it is in every federation that FLARE runs; where a topology has a
+site aggregate, that site is meant.
 
 Tensors of a strategy's own travel beside the model's, and are kept beside them, under names that begin with
 :data:`OWN`; :func:`join` and :func:`split` put the two together and take them apart.
@@ -27,6 +30,8 @@ from histoflare.rounds.local import LocalResult, train_locally
 from histoflare.rounds.private import train_privately
 from histoflare.rounds.state import BATCH_NORM, State, batch_norm_names, shared_names, subtract
 from histoflare.rounds.task import Task
+from histoflare.rounds.topologies.federated import Federated
+from histoflare.rounds.topology import Topology
 from histoflare.seeds import derive_seed
 
 OWN = OF_STRATEGY
@@ -229,7 +234,6 @@ class Strategy(ABC):
 
     Attributes:
         name: As in a job's configuration.
-        skips_sites: Whether a site that refuses loses its turn and the others go on, however few answered.
         least_updates: With fewer updates than these it cannot make a next model.
         linear: Whether the updates enter the next model only as terms of one weighted sum. Noise that the
             server adds to the sum protects nothing where they are also used in another way.
@@ -242,7 +246,6 @@ class Strategy(ABC):
     """
 
     name: ClassVar[str]
-    skips_sites: ClassVar[bool] = False
     least_updates: ClassVar[int] = 1
     linear: ClassVar[bool]
     kept: ClassVar[tuple[str, ...]]
@@ -258,6 +261,11 @@ class Strategy(ABC):
     @abstractmethod
     def equal_weights(self) -> bool:
         """Whether all updates of a round weigh the same in the sum, whatever a site sends."""
+
+    @property
+    def topology(self) -> Topology:
+        """Who trains in a round and who aggregates: all sites and the server, unless a strategy says else."""
+        return Federated()
 
     @property
     def keeps(self) -> tuple[str, ...]:
@@ -280,10 +288,6 @@ class Strategy(ABC):
     def downlink(self, own: State) -> State:
         """Return what of it goes down to the sites beside the model; nothing unless a strategy says so."""
         return {}
-
-    @abstractmethod
-    def participants(self, round_index: int, sites: Sequence[str], seed: int) -> tuple[str, ...]:
-        """Return who trains in this round, in site order; the same answer in every process."""
 
     @abstractmethod
     def combine(self, ctx: ServerRound) -> ServerOutcome:

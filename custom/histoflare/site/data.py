@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from histoflare.errors import JobError
-from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.configuration import SiteConfiguration, bags_of, images_of
 from histoflare.slides.manifest import assign_splits, read_manifest
 from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
 
 if TYPE_CHECKING:
     from histoflare.bags.cohort import Cohort
     from histoflare.rounds.task import Task
+    from histoflare.site.preparation import BagTask
 
 IMAGES = "images"
 """``Task.data`` of a task on images with masks; every other is on bags."""
@@ -44,28 +44,6 @@ class SiteData(Protocol):
     def warnings(self) -> Sequence[str]: ...
     def read_ahead(self) -> None:
         """Read what a round would otherwise read, and fail over, in its own time."""
-
-
-class BagTask(Protocol):
-    """A task on bags."""
-
-    @property
-    def labels(self) -> Sequence[str]: ...
-    @property
-    def encoder(self) -> str:
-        """Id of the encoder that made them."""
-
-    @property
-    def features(self) -> int:
-        """Numbers a patch."""
-
-    @property
-    def mpp(self) -> float | None:
-        """Resolution of their patches in µm/px; None takes any."""
-
-    @property
-    def patch_px(self) -> int | None:
-        """Side of their patches in pixels; None takes any."""
 
 
 def load_site_data(
@@ -281,21 +259,3 @@ def check_splits(configuration: SiteConfiguration, split: SplitRule = DEFAULT_SP
                     "the manifests of slides and of images. Give both the same split column, or neither one.",
                     reason="COHORT_INVALID",
                 )
-
-
-def bags_of(configuration: SiteConfiguration) -> tuple[Path, Path]:
-    """Return a site's manifest of slides and its folder of bags; JobError (SITE_NOT_CONFIGURED) without."""
-    if configuration.manifest is None or configuration.bags is None:
-        raise _missing("manifest and bags")
-    return configuration.manifest, configuration.bags
-
-
-def images_of(configuration: SiteConfiguration) -> Path:
-    """Return a site's manifest of images; JobError (SITE_NOT_CONFIGURED) without."""
-    if configuration.images is None:
-        raise _missing("images")
-    return configuration.images
-
-
-def _missing(what: str) -> JobError:
-    return JobError(f"This job needs {what}, and the site's file names none.", reason="SITE_NOT_CONFIGURED")

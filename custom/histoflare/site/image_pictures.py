@@ -19,7 +19,7 @@ from histoflare.masks.outlines import trace_polygons
 from histoflare.masks.predict import predict_image
 from histoflare.masks.task import MaskTask
 from histoflare.masks.windows import IGNORE
-from histoflare.report.reasons import explain
+from histoflare.reasons import explain
 from histoflare.report.site_page import (
     ClassKey,
     ImagePictures,

@@ -19,7 +19,7 @@ from histoflare.bags.heatmap import attention_levels, attention_limit
 from histoflare.bags.mem import MEM
 from histoflare.bags.task import MemTask
 from histoflare.errors import BagError, SlideError
-from histoflare.report.reasons import explain
+from histoflare.reasons import explain
 from histoflare.report.site_page import (
     AttentionScale,
     LeftOutRow,
@@ -29,8 +29,7 @@ from histoflare.report.site_page import (
     encode_picture,
     sent_rows,
 )
-from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.data import bags_of
+from histoflare.site.configuration import SiteConfiguration, bags_of
 from histoflare.slides.manifest import Manifest, ManifestRow, read_manifest
 from histoflare.slides.mosaic import MosaicParameters, build_mosaic
 from histoflare.slides.overlay import VIRIDIS, draw_attention, draw_overlay, read_picture

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
@@ -16,17 +16,35 @@ from histoflare.bags.network_encoder import Encoder
 from histoflare.bags.prepare import prepare
 from histoflare.bags.preprocessing import Preprocessing
 from histoflare.errors import EncoderError
-from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.data import bags_of
+from histoflare.site.configuration import SiteConfiguration, bags_of
 from histoflare.slides.manifest import ManifestRow, read_manifest
 from histoflare.slides.mosaic import MosaicParameters
-
-if TYPE_CHECKING:
-    from histoflare.site.data import BagTask
 
 PROGRESS_SECONDS = 10.0
 
 Say = Callable[[str], None]
+
+
+class BagTask(Protocol):
+    """A task on bags."""
+
+    @property
+    def labels(self) -> Sequence[str]: ...
+    @property
+    def encoder(self) -> str:
+        """Id of the encoder that made them."""
+
+    @property
+    def features(self) -> int:
+        """Numbers a patch."""
+
+    @property
+    def mpp(self) -> float | None:
+        """Resolution of their patches in µm/px; None takes any."""
+
+    @property
+    def patch_px(self) -> int | None:
+        """Side of their patches in pixels; None takes any."""
 
 
 def prepare_site(site: str, task: BagTask, configuration: SiteConfiguration, say: Say) -> None:

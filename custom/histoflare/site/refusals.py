@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from histoflare.errors import HistoflareError, LedgerError
-from histoflare.report.reasons import advise_site
+from histoflare.reasons import advise_site
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.ledgers import audit_log_of
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from histoflare.slides.synthetic_cohort import (
     slide_path,
     write_site_manifests,
 )
+from histoflare.slides.threads import make_each
 from histoflare.slides.tissue_layout import Composition, lay_out
 from histoflare.slides.tissue_texture import Plane, Stain, enlarge, render_densities, stain_rgb
 
@@ -71,11 +73,15 @@ def make_slides(
     """
     planned = plan_slides(cohort)
     drawn = [slide for slide in planned if slide.drawn]
-    for done, slide in enumerate(drawn, start=1):
+
+    def make(slide: PlannedSlide) -> None:
         rgb = render_slide(slide, cohort)
         write_pyramid(slide_path(out_dir, slide), rgb, slide.style.mpp, jpeg_quality=slide.style.jpeg_quality)
-        if progress is not None:
-            progress(done, len(drawn))
+
+    with closing(make_each(make, drawn)) as made:
+        for done, _ in enumerate(made, start=1):
+            if progress is not None:
+                progress(done, len(drawn))
     return write_site_manifests(out_dir, planned)
 
 

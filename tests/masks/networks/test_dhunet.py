@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from transformers.models.convnext.modeling_convnext import ConvNextDropPath
 
 from histoflare.errors import JobError
-from histoflare.masks.networks import DHUnet, build_network
+from histoflare.masks.networks import build_network
+from histoflare.masks.networks.dhunet import DHUnet
 
 # Width 96 and 4 classes, of the authors' code.
 PUBLISHED = {

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from typing import Any
 
-from histoflare.errors import JobError
+from histoflare.rounds.registry import make_registered
 from histoflare.rounds.strategy import Strategy
 
 STRATEGIES = {
@@ -21,14 +19,5 @@ def make_strategy(name: str, **arguments: Any) -> Strategy:
     Raises:
         JobError: No such strategy, or it does not take these arguments.
     """
-    if name not in STRATEGIES:
-        raise JobError(f"There is no strategy {name!r}; there are: {', '.join(sorted(STRATEGIES))}.")
-    module, _, attribute = STRATEGIES[name].partition(":")
-    kind: type[Strategy] = getattr(importlib.import_module(module), attribute)
-    known = set(inspect.signature(kind).parameters)
-    unknown = sorted(set(arguments) - known)
-    if unknown:
-        raise JobError(
-            f"The strategy {name} takes no {', '.join(unknown)}; it takes: {', '.join(sorted(known))}."
-        )
-    return kind(**arguments)
+    made: Strategy = make_registered("strategy", STRATEGIES, name, arguments)
+    return made

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from histoflare.errors import JobError
 from histoflare.rounds.state import add
 from histoflare.rounds.strategy import ServerOutcome, ServerRound, Strategy
-from histoflare.seeds import derive_seed
-
-ORDERS = ("site", "seeded")
+from histoflare.rounds.topologies.cyclic import Cyclic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +19,11 @@ class CyclicWeightTransfer(Strategy):
     towards the sites it visited last.
 
     Attributes:
-        order: ``"site"`` visits in site order; ``"seeded"`` draws a new order for every cycle.
+        order: See :class:`Cyclic`.
         share, batch_norm: See :class:`Strategy`.
     """
 
     name: ClassVar[str] = "cyclic"
-    skips_sites: ClassVar[bool] = True
     linear: ClassVar[bool] = True
     kept: ClassVar[tuple[str, ...]] = ()
     sees_data: ClassVar[bool] = False
@@ -35,20 +31,17 @@ class CyclicWeightTransfer(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.order not in ORDERS:
-            raise JobError(f"order must be one of {', '.join(ORDERS)}, not {self.order!r}.")
+        self.topology  # noqa: B018 (says what is wrong with the order)
+
+    @property
+    def topology(self) -> Cyclic:
+        """One site after the other."""
+        return Cyclic(order=self.order)
 
     @property
     def equal_weights(self) -> bool:
         """True: a round has one update, which counts once."""
         return True
-
-    def participants(self, round_index: int, sites: Sequence[str], seed: int) -> tuple[str, ...]:
-        """Return the one site whose turn it is."""
-        cycle, turn = divmod(round_index, len(sites))
-        if self.order == "site":
-            return (sites[turn],)
-        return (sorted(sites, key=lambda site: derive_seed(seed, "cycle", cycle, site))[turn],)
 
     def combine(self, ctx: ServerRound) -> ServerOutcome:
         """Return the site's model: the global model plus its update."""

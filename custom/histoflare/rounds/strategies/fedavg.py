@@ -10,7 +10,7 @@ from typing import ClassVar
 from histoflare.errors import JobError
 from histoflare.rounds.state import add_weighted_mean
 from histoflare.rounds.strategy import ServerOutcome, ServerRound, Strategy
-from histoflare.seeds import derive_seed
+from histoflare.rounds.topologies.federated import Federated
 
 WEIGHTINGS = ("samples", "uniform", "fixed")
 
@@ -25,8 +25,7 @@ class FedAvg(Strategy):
             al. 2024, eq. 15), or taken from ``weights`` (``"fixed"``). With the last two nothing about a
             site's size is sent, and the server uses its own weights whatever a site sends.
         weights: Site → weight, for ``"fixed"``: finite, >= 0, at least one above 0.
-        clients_per_round: A seeded subset of so many sites trains in each round; None = all. Where fewer
-            sites are there, all of them train.
+        clients_per_round: See :class:`Federated`.
         share, batch_norm: See :class:`Strategy`.
     """
 
@@ -50,8 +49,12 @@ class FedAvg(Strategy):
                 raise JobError(
                     f"weights must be numbers of at least 0 with a sum above 0; got {dict(self.weights)}."
                 )
-        if self.clients_per_round is not None and self.clients_per_round < 1:
-            raise JobError(f"clients_per_round must be at least 1, not {self.clients_per_round}.")
+        self.topology  # noqa: B018 (says what is wrong with clients_per_round)
+
+    @property
+    def topology(self) -> Federated:
+        """All sites or some of them, and the server."""
+        return Federated(clients_per_round=self.clients_per_round)
 
     @property
     def equal_weights(self) -> bool:
@@ -64,13 +67,6 @@ class FedAvg(Strategy):
         missing = [site for site in sites if self.weights is not None and site not in self.weights]
         if missing:
             raise JobError(f"weights has no entry for {', '.join(missing)}; every site needs one.")
-
-    def participants(self, round_index: int, sites: Sequence[str], seed: int) -> tuple[str, ...]:
-        """Return all sites, or those with the lowest of hashes that depend on seed, round and name only."""
-        if self.clients_per_round is None:
-            return tuple(sites)
-        drawn = sorted(sites, key=lambda site: derive_seed(seed, "participants", round_index, site))
-        return tuple(site for site in sites if site in drawn[: self.clients_per_round])
 
     def weight(self, site: str, n_samples: int) -> float:
         """Return N_k."""

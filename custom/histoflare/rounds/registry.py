@@ -1,0 +1,33 @@
+"""Parts of a round found by their word: one file and one line in a registry each."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from histoflare.errors import JobError
+
+
+def make_registered(what: str, registry: Mapping[str, str], name: str, arguments: Mapping[str, Any]) -> Any:
+    """Return the part ``name`` of a registry, made with its arguments.
+
+    Args:
+        what: Kind of part, for messages, such as ``"strategy"``.
+        registry: Word → ``"module:class"``.
+        arguments: Fields of the class.
+
+    Raises:
+        JobError: There is no such part, or it does not take these arguments.
+    """
+    if name not in registry:
+        raise JobError(f"There is no {what} {name!r}; there are: {', '.join(sorted(registry))}.")
+    module, _, attribute = registry[name].partition(":")
+    kind = getattr(importlib.import_module(module), attribute)
+    known = set(inspect.signature(kind).parameters)
+    unknown = sorted(set(arguments) - known)
+    if unknown:
+        takes = ", ".join(sorted(known)) or "nothing"
+        raise JobError(f"The {what} {name} takes no {', '.join(unknown)}; it takes: {takes}.")
+    return kind(**arguments)
