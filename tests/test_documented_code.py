@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from histoflare.rounds.strategies import make_strategy
+from histoflare.rounds.topologies import make_topology
 from tests.masks.networks import test_networks
-from tests.rounds import test_strategy_contract
+from tests.rounds import test_strategy_contract, test_topology_contract
 
 PAGE = Path(__file__).parents[1] / "docs" / "adding.md"
 FILE = re.compile(r"# custom/(\S+)\.py")
@@ -103,6 +104,12 @@ def test_the_strategy_keeps_the_contract(try_section: Callable[[str], list[str]]
     assert keep_contract(test_strategy_contract, strategy=make_strategy(name)) > 10
     linear = test_strategy_contract.keeps_equal_weights(make_strategy(name))
     assert keep_contract(test_strategy_contract, linear=linear) == 1
+
+
+def test_the_topology_keeps_the_contract(try_section: Callable[[str], list[str]]) -> None:
+    topology, strategy = try_section("A topology")
+    assert keep_contract(test_topology_contract, topology=make_topology(topology)) >= 5
+    assert keep_contract(test_strategy_contract, strategy=make_strategy(strategy)) > 10
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
