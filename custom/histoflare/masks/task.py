@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from histoflare.checks import is_above_zero, is_number, is_whole
 from histoflare.errors import JobError
-from histoflare.masks.networks import NETWORKS, SIDE_MULTIPLE_PX, WIDTH_MULTIPLE, build_network
+from histoflare.masks.networks import NETWORKS, build_network
 from histoflare.masks.networks.norm import NORMS
+from histoflare.masks.networks.sizes import SIDE_MULTIPLE_PX, WIDTH_MULTIPLE
 from histoflare.seeds import derive_seed
 
 # What trains and predicts is imported where it is used: a FLARE server, which has no MONAI, reads the task.

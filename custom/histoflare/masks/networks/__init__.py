@@ -18,10 +18,7 @@ from torch import nn
 from histoflare.errors import JobError
 from histoflare.extras import describe_missing
 from histoflare.masks.networks.norm import NORMS, Norm
-
-SIDE_MULTIPLE_PX = 32
-"""Of the images that networks take."""
-WIDTH_MULTIPLE = 24
+from histoflare.masks.networks.sizes import WIDTH_MULTIPLE
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from histoflare.errors import JobError
-from histoflare.masks.networks import SIDE_MULTIPLE_PX
 from histoflare.masks.networks.convnext import ConvNeXtEncoder
 from histoflare.masks.networks.fusion import GLFusion
 from histoflare.masks.networks.norm import Norm
+from histoflare.masks.networks.sizes import SIDE_MULTIPLE_PX
 from histoflare.masks.networks.swin import SwinEncoder
 
 SWIN_DROP_PATH = 0.2
