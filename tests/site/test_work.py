@@ -29,6 +29,7 @@ from histoflare.site.work import SiteWork
 from histoflare.slides.manifest import read_manifest, write_manifest
 
 from ..flare.bags_on_disk import FEATURES, write_site
+from ..mem import with_mem
 from .tasks import SEED, SHARED_BODY, SMALL, TASK, first_state, in_process, same_bytes, setup_of
 
 
