@@ -13,7 +13,7 @@ import pytest
 from histoflare.site.kinds import KINDS
 
 ROOMS = ("slides", "bags", "masks", "privacy", "rounds", "report", "site", "flare", "commands")
-GROUND = {"errors", "extras", "checks", "reasons", "storage", "seeds", "model_file", "shipped"}
+GROUND = {"errors", "extras", "checks", "ranges", "reasons", "storage", "seeds", "model_file", "shipped"}
 ALLOWED = {
     "slides": set(),
     "bags": {"slides"},

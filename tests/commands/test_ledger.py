@@ -102,7 +102,9 @@ def test_from_the_kits_folder_everything_is_found(tmp_path: Path, monkeypatch: p
     write_site_file(
         local / "histoflare.toml",
         SiteConfiguration(
-            {"manifest": tmp_path / "m.csv", "bags": tmp_path / "bags"}, ledger=path, ledger_key=key
+            {"manifest": tmp_path / "m.csv", "bags": tmp_path / "bags"},
+            ledger=path,
+            ledger_key=key,
         ),
     )
     for scope in ("dp-patient", "dp-update", "open"):

@@ -64,7 +64,7 @@ def in_process(job: Job, sites: dict[str, SiteConfiguration]) -> RunResult:
             site,
             read_manifest(where.files["manifest"], LABELS, False),
             where.files["bags"],
-            LABELS,
+            job.task.target,
             job.task.encoder,
         )
         for site, where in sorted(sites.items())

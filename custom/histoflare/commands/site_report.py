@@ -182,7 +182,7 @@ def _with_notes(page: SitePage, notes: Notes) -> SitePage:
         said = notes.predicted.get(row.slide, {})
         if isinstance(row, SlideRow):
             shares = {key.removeprefix("p_"): float(said[key]) for key in said if key.startswith("p_")}
-            rows.append(replace(row, probabilities=shares))
+            rows.append(replace(row, predicted=said.get("predicted", ""), probabilities=shares))
         elif isinstance(row, ImageRow):
             dice = {key.removeprefix("dice_"): said[key] for key in said if key.startswith("dice_")}
             known = {label: float(value) if value else None for label, value in dice.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from histoflare.errors import JobError
@@ -27,7 +28,10 @@ def load_site_data(
 
 
 def read_roles(
-    configuration: SiteConfiguration, labels: list[str], data: str, split: SplitRule = DEFAULT_SPLIT
+    configuration: SiteConfiguration,
+    labels: Sequence[str] | None,
+    data: str,
+    split: SplitRule = DEFAULT_SPLIT,
 ) -> dict[str, str]:
     """Return patient → train, validation or test, as the site's manifest says, or else the job's rule.
 

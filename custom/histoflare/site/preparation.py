@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -16,6 +16,7 @@ from histoflare.bags.folder import RowResult
 from histoflare.bags.network_encoder import Encoder
 from histoflare.bags.prepare import prepare
 from histoflare.bags.preprocessing import Preprocessing
+from histoflare.bags.task import BagTask
 from histoflare.errors import EncoderError
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.kinds.kind import Say
@@ -23,28 +24,6 @@ from histoflare.slides.manifest import Manifest, ManifestRow
 from histoflare.slides.mosaic import MosaicParameters
 
 PROGRESS_SECONDS = 10.0
-
-
-class BagTask(Protocol):
-    """A task on bags."""
-
-    @property
-    def labels(self) -> Sequence[str]: ...
-    @property
-    def encoder(self) -> str:
-        """Id of the encoder that made them."""
-
-    @property
-    def features(self) -> int:
-        """Numbers a patch."""
-
-    @property
-    def mpp(self) -> float | None:
-        """Resolution of their patches in µm/px; None takes any."""
-
-    @property
-    def patch_px(self) -> int | None:
-        """Side of their patches in pixels; None takes any."""
 
 
 def prepare_site(

@@ -21,6 +21,7 @@ from histoflare.errors import MaskError
 from histoflare.masks.image_files import IGNORED_COLOUR
 from histoflare.masks.image_manifest import ImageManifest
 from histoflare.masks.windows import IGNORE
+from histoflare.slides.cohort import list_problems
 
 MANIFEST = "images.csv"
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}

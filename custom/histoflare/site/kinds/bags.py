@@ -44,9 +44,9 @@ class BagsKind(DataKind):
 
     def task_type(self) -> Any:
         """As :meth:`DataKind.task_type`."""
-        from histoflare.bags.task import MemTask
+        from histoflare.bags.task import BagTask
 
-        return MemTask
+        return BagTask
 
     def read_manifest(
         self, configuration: SiteConfiguration, labels: Sequence[str] | None = None
@@ -76,9 +76,9 @@ class BagsKind(DataKind):
         _, bags = self.paths(configuration)
         return load_cohort(
             site,
-            self.read_manifest(configuration, task.labels),
+            self.read_manifest(configuration, task.manifest_labels),
             bags,
-            labels=task.labels,
+            target=task.target,
             encoder=task.encoder,
             mpp=task.mpp,
             patch_px=task.patch_px,
@@ -105,9 +105,9 @@ class BagsKind(DataKind):
         from histoflare.site.preparation import prepare_site
 
         _, bags = self.paths(configuration)
-        prepare_site(site, task, self.read_manifest(configuration, task.labels), bags, configuration, say)
+        prepare_site(site, task, self.read_manifest(configuration, task.manifest_labels), bags, configuration, say)
 
-    def slides_of_a_patient(self, configuration: SiteConfiguration, labels: Sequence[str]) -> int:
+    def slides_of_a_patient(self, configuration: SiteConfiguration, labels: Sequence[str] | None) -> int:
         """As :meth:`DataKind.slides_of_a_patient`."""
         rows = self.read_manifest(configuration, labels).rows
         return max(Counter(row.patient for row in rows).values(), default=1)
@@ -158,7 +158,7 @@ class BagsKind(DataKind):
         _, bags = self.paths(parts.configuration)
         return build_site_page(
             parts.site,
-            self.read_manifest(parts.configuration, parts.task.labels),
+            self.read_manifest(parts.configuration, parts.task.manifest_labels),
             bags,
             parts.cohort,
             parts.task,

@@ -178,7 +178,7 @@ class DataKind(ABC):
         """Return the site's manifest with each patient's role: its split column's, or else by ``split``.
 
         Args:
-            labels: The job's labels, where the manifest has labels; None takes any.
+            labels: What a label in the manifest may be (``Task.manifest_labels``); None takes any.
 
         Raises:
             ManifestError: The manifest cannot be used.
@@ -224,7 +224,7 @@ class DataKind(ABC):
     ) -> None:
         """Make what is missing, where the site's file asks for it; not every kind can be made."""
 
-    def slides_of_a_patient(self, configuration: SiteConfiguration, labels: Sequence[str]) -> int:
+    def slides_of_a_patient(self, configuration: SiteConfiguration, labels: Sequence[str] | None) -> int:
         """Return the most records of one patient that one step of training takes; errors as above."""
         return 1
 
