@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from histoflare.bags.predictions import Predictions
+from histoflare.bags.targets.classes import Predictions
 from histoflare.errors import ManifestError, MaskError
 from histoflare.report.site_page import SitePage
 from histoflare.site.configuration import SiteConfiguration
