@@ -184,6 +184,8 @@ def test_the_answers_to_an_evaluation_are_on_the_page(own: SiteConfiguration, tm
     records = RunRecords(own.records, "run-1", "graz")
     header = ["slide", "patient", "label", "predicted", "p_glandular", "p_solid"]
     shares = ["0.125", "0.875"] if row.label == "solid" else ["0.875", "0.125"]
-    records.write_predictions("test", header, [[manifest.row_id(row), row.patient, "", "", *shares]])
+    records.write_predictions(
+        "test", header, [[manifest.row_id(row), row.patient, row.label, row.label, *shares]]
+    )
     said = site_page(tmp_path)
     assert "names the right label for 1 of 1 test slide" in said and "0.875" in said

@@ -106,9 +106,8 @@ def _kind_of_data(task: Mapping[str, Any] | None, configuration: SiteConfigurati
     """Return on what a run's task trains; without the task, what the site has."""
     from histoflare.site.kinds import KINDS
 
-    if task is None:
-        return next(kind.name for kind in KINDS.values() if kind.is_named(configuration))
-    return next(kind.name for kind in KINDS.values() if kind.task_field in task)
+    of_task = [kind.name for kind in KINDS.values() if kind.task_field in (task or {})]
+    return (of_task or [kind.name for kind in KINDS.values() if kind.is_named(configuration)])[0]
 
 
 def _refuse_other_kind(content: Mapping[str, Any], model: Path, whose: Path) -> None:
