@@ -28,8 +28,21 @@ MINIMUM = 'manifest = "m.csv"\nbags = "bags"\n'
 @pytest.mark.parametrize("name", ["bags", 'a "quoted" \\ folder', "größe 1", "line\nbreak\x7f", "{braces}"])
 def test_what_is_written_is_read(tmp_path: Path, name: str) -> None:
     plain = SiteConfiguration({"manifest": tmp_path / f"{name}.csv", "bags": tmp_path / name})
-    full = SiteConfiguration({"manifest": tmp_path / "m.csv", "bags": tmp_path / "bags"}, records=tmp_path / name, ledger=tmp_path / name / "ledger.sqlite", ledger_key=tmp_path / f"{name}.key", prepare=True, encoder_weights=tmp_path / f"{name}.pth", encoder_sha256=SHA256, cache_mb=0, evaluation_only=True, pseudonym="river-7")
-    of_workstation = SiteConfiguration({"manifest": tmp_path / "m.csv", "bags": tmp_path / "bags"}, workstation=True)
+    full = SiteConfiguration(
+        {"manifest": tmp_path / "m.csv", "bags": tmp_path / "bags"},
+        records=tmp_path / name,
+        ledger=tmp_path / name / "ledger.sqlite",
+        ledger_key=tmp_path / f"{name}.key",
+        prepare=True,
+        encoder_weights=tmp_path / f"{name}.pth",
+        encoder_sha256=SHA256,
+        cache_mb=0,
+        evaluation_only=True,
+        pseudonym="river-7",
+    )
+    of_workstation = SiteConfiguration(
+        {"manifest": tmp_path / "m.csv", "bags": tmp_path / "bags"}, workstation=True
+    )
     for configuration in (plain, full, of_workstation):
         write_site_file(tmp_path / SITE_FILE, configuration)
         assert read_site_file(tmp_path / SITE_FILE) == configuration
@@ -37,7 +50,9 @@ def test_what_is_written_is_read(tmp_path: Path, name: str) -> None:
 
 def test_a_written_file_has_every_key_with_a_comment_above_it(tmp_path: Path) -> None:
     named = {"ledger": tmp_path / "ledger.sqlite", "ledger_key": tmp_path / "keys" / "ledger.key"}
-    site = SiteConfiguration({"manifest": tmp_path / "m.csv", "bags": tmp_path / "bags"}, workstation=True, **named)
+    site = SiteConfiguration(
+        {"manifest": tmp_path / "m.csv", "bags": tmp_path / "bags"}, workstation=True, **named
+    )
     write_site_file(tmp_path / SITE_FILE, site)
     text = (tmp_path / SITE_FILE).read_text()
     assert list(tomllib.loads(text)) == entries()
@@ -50,13 +65,20 @@ def test_relative_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / SITE_FILE).write_text(f'{text}encoder_sha256 = "{SHA256}"\n')
     monkeypatch.chdir(tmp_path)
     for path in (tmp_path / SITE_FILE, Path(SITE_FILE)):
-        assert read_site_file(path) == SiteConfiguration({"manifest": tmp_path / "m.csv", "bags": tmp_path / "../bags"}, records=tmp_path / "notes", encoder_weights=tmp_path / "w.pth", encoder_sha256=SHA256)
+        assert read_site_file(path) == SiteConfiguration(
+            {"manifest": tmp_path / "m.csv", "bags": tmp_path / "../bags"},
+            records=tmp_path / "notes",
+            encoder_weights=tmp_path / "w.pth",
+            encoder_sha256=SHA256,
+        )
 
 
 def test_the_defaults(tmp_path: Path) -> None:
     (tmp_path / SITE_FILE).write_text(MINIMUM)
     read = read_site_file(tmp_path / SITE_FILE)
-    assert read == SiteConfiguration({"manifest": tmp_path / "m.csv", "bags": tmp_path / "bags"}, records=tmp_path / "records")
+    assert read == SiteConfiguration(
+        {"manifest": tmp_path / "m.csv", "bags": tmp_path / "bags"}, records=tmp_path / "records"
+    )
     assert (read.prepare, read.cache_mb, read.evaluation_only) == (False, 2048, False)
     assert (read.encoder_weights, read.encoder_sha256, read.pseudonym) == (None, None, None)
 

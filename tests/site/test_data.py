@@ -54,7 +54,10 @@ def test_a_site_with_images_only_has_its_notes_and_ledger_beside_them(site: Site
 
 def test_a_site_without_the_job_s_kind_of_data_says_so(tmp_path: Path, site: SiteConfiguration) -> None:
     bags_only = SiteConfiguration({"manifest": tmp_path / "manifest.csv", "bags": tmp_path / "bags"})
-    for task, where, names in ((TASK, bags_only, "images"), (make_mem_task(["a", "b"], "e:v1"), site, "manifest")):
+    for task, where, names in (
+        (TASK, bags_only, "images"),
+        (make_mem_task(["a", "b"], "e:v1"), site, "manifest"),
+    ):
         for ask in (load_site_data, lambda _, task, where: read_roles(where, list(task.labels), task.data)):
             with pytest.raises(JobError, match=names) as refused:
                 ask("a", task, where)

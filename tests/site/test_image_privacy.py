@@ -145,9 +145,7 @@ def test_nothing_to_learn_from_is_an_update_of_noise(tmp_path: Path) -> None:
 def test_a_site_with_bags_and_images_says_one_role_for_each_patient(tmp_path: Path) -> None:
     images = make_site(tmp_path / "a")
     files = {"manifest": tmp_path / "slides.csv", "bags": tmp_path / "bags", "images": images}
-    site = SiteConfiguration(
-        files, ledger=tmp_path / "ledger.sqlite", ledger_key=tmp_path / "keys" / "key"
-    )
+    site = SiteConfiguration(files, ledger=tmp_path / "ledger.sqlite", ledger_key=tmp_path / "keys" / "key")
 
     def write(split: str | None) -> None:
         with (tmp_path / "slides.csv").open("w", newline="") as file:

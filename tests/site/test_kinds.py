@@ -59,7 +59,9 @@ CASES = {
     "images": Case(
         IMAGES,
         MASK_TASK,
-        lambda folder, site, seed: SiteConfiguration({"images": make_site(folder / site, seed, mark=f"{site}-")}),
+        lambda folder, site, seed: SiteConfiguration(
+            {"images": make_site(folder / site, seed, mark=f"{site}-")}
+        ),
     ),
     "vectors": Case(
         VECTORS,

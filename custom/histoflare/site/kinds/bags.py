@@ -105,7 +105,9 @@ class BagsKind(DataKind):
         from histoflare.site.preparation import prepare_site
 
         _, bags = self.paths(configuration)
-        prepare_site(site, task, self.read_manifest(configuration, task.manifest_labels), bags, configuration, say)
+        prepare_site(
+            site, task, self.read_manifest(configuration, task.manifest_labels), bags, configuration, say
+        )
 
     def slides_of_a_patient(self, configuration: SiteConfiguration, labels: Sequence[str] | None) -> int:
         """As :meth:`DataKind.slides_of_a_patient`."""
