@@ -172,6 +172,37 @@ def test_splits_sites_and_resolutions_of_the_index_are_kept(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        "\ufeffImage;Patient;Split\r\na.png;1;train\r\nb.png;1;train\r\nc.png;2;test\r\n".encode(),
+        b"sep=;\r\nname;patient;split\r\na;1;train\r\nb;1;train\r\nc;2;test\r\n",
+        "File\tPATIENT\tsplit\r\na\t1\ttrain\r\n\r\nb\t1\ttrain\r\nc\t2\ttest\r\n".encode("utf-16"),
+    ],
+)
+def test_an_index_is_read_as_spreadsheets_write_it(tmp_path: Path, content: bytes) -> None:
+    source = write_set(tmp_path / "set")
+    (source / "index.csv").write_bytes(content)
+    report = import_nuclei(source, tmp_path / "out")
+    assert [(row.patient, row.split) for row in report.manifest.rows] == [
+        ("1", "train"),
+        ("1", "train"),
+        ("2", "test"),
+    ]
+    assert report.notes == ()
+
+
+def test_a_mask_whose_255_may_be_not_annotated_is_refused(tmp_path: Path) -> None:
+    source = write_set(tmp_path / "set")
+    both = np.zeros((8, 10), np.uint8)
+    both[0, 0], both[1] = 1, 255
+    save(source / "masks" / "b.png", both)
+    assert "masks check" in refusal(source, tmp_path / "out")
+    both[2, 0] = 2  # a number an object
+    save(source / "masks" / "b.png", both)
+    assert len(import_nuclei(source, tmp_path / "out").manifest.rows) == 3
+
+
+@pytest.mark.parametrize(
     ("index", "part"),
     [
         ("name,patient,split\na,1,train\nb,1,test\nc,2,test\n", "line 3: patient 1 is in 'test' here"),

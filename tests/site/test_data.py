@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from histoflare.bags.task import MemTask
 from histoflare.errors import JobError
 from histoflare.masks.image_manifest import read_image_manifest, write_image_manifest
 from histoflare.rounds.evaluation import evaluate
@@ -26,6 +25,7 @@ from histoflare.slides.splits import SplitRule
 from tests.refusals import raises_reason
 
 from ..masks.made import LABELS, TASK, make_site
+from ..mem import make_mem_task
 
 SEED = 7
 
@@ -54,7 +54,10 @@ def test_a_site_with_images_only_has_its_notes_and_ledger_beside_them(site: Site
 
 def test_a_site_without_the_job_s_kind_of_data_says_so(tmp_path: Path, site: SiteConfiguration) -> None:
     bags_only = SiteConfiguration(tmp_path / "manifest.csv", tmp_path / "bags")
-    for task, where, names in ((TASK, bags_only, "images"), (MemTask(["a", "b"], "e:v1"), site, "manifest")):
+    for task, where, names in (
+        (TASK, bags_only, "images"),
+        (make_mem_task(["a", "b"], "e:v1"), site, "manifest"),
+    ):
         for ask in (load_site_data, lambda _, task, where: read_roles(where, list(task.labels), task.data)):
             with pytest.raises(JobError, match=names) as refused:
                 ask("a", task, where)
@@ -75,7 +78,7 @@ def test_images_that_state_their_resolution_want_a_task_that_names_one(site: Sit
     named = replace(TASK, mpp=0.25)
     check_resolution_named(named, site)
     assert len(load_site_data("a", named, site).records) == len(rows)
-    check_resolution_named(MemTask(["a", "b"], "e:v1"), site)
+    check_resolution_named(make_mem_task(["a", "b"], "e:v1"), site)
 
 
 def test_roles_are_the_manifest_s(site: SiteConfiguration) -> None:

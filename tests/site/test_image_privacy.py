@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from histoflare.bags.task import MemTask
 from histoflare.errors import JobError, MaskError
 from histoflare.masks.images import load_image_cohort
 from histoflare.masks.metrics import MaskPredictions
@@ -34,6 +33,7 @@ from histoflare.site.work import SiteWork
 from tests.refusals import raises_reason
 
 from ..masks.made import LABELS, TASK, make_site
+from ..mem import make_mem_task
 
 PLAN = UpdateNoise(clip_norm=0.5, budget_epsilon=8.0, budget_share=1.0).settled(1, 10**6)
 KEEPING = FedAvg(weighting="uniform", batch_norm="local-statistics")
@@ -93,7 +93,7 @@ def test_dp_sgd_is_refused_before_anything_is_reserved() -> None:
     with pytest.raises(JobError) as refused:
         DpSgd(noise_multiplier=1.0).admits(FedAvg(), TASK, PLAIN)
     assert refused.value.reason == "MODEL_NOT_PRIVATE"
-    DpSgd(noise_multiplier=1.0).admits(FedAvg(), MemTask(["a", "b"], "e:v1"), PLAIN)
+    DpSgd(noise_multiplier=1.0).admits(FedAvg(), make_mem_task(["a", "b"], "e:v1"), PLAIN)
     PLAN.admits(FedAvg(), TASK, PLAIN)
 
 

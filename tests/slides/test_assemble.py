@@ -64,6 +64,16 @@ def test_of_copies_of_a_tile_the_first_is_read(tmp_path: Path) -> None:
     assert [tile.name for tile in read_tiles(path)] == ["a.png", "c.png"]
 
 
+def test_an_index_is_read_as_spreadsheets_write_it(tmp_path: Path) -> None:
+    write_index(tmp_path, [("a.png", "lung_aca", ""), ("b.png", "lung_scc", "")])
+    path = tmp_path / "index.csv"
+    path.write_bytes("\ufeffFile;Label;Patient\r\n.\\a.png;lung_aca;1\r\nB.PNG;lung_scc; 2\r\n".encode())
+    assert [(tile.path.name, tile.label, tile.patient) for tile in read_tiles(path)] == [
+        ("a.png", "LUAD", "1"),
+        ("b.png", "LUSC", "2"),
+    ]
+
+
 def test_every_fault_of_an_index_is_named_at_once(tmp_path: Path) -> None:
     path = write_index(tmp_path, [("a.png", "lung_aca", "1"), ("a.png", "lung_aca", "1")])
     with path.open("a") as file:
