@@ -20,7 +20,7 @@ from histoflare.bags import encoder as encoder_module
 from histoflare.bags.encoder import load_encoder, load_encoder_of
 from histoflare.bags.preprocessing import IMAGENET, SUFFIX, Preprocessing
 from histoflare.errors import EncoderError
-from histoflare.slides.synthetic import reference_patches
+from histoflare.synthetic.slides import reference_patches
 
 
 def save(path: Path, content: object) -> str:

@@ -216,7 +216,7 @@ def _random_densenet(device: str) -> Encoder:
 
     Its weights are random, its statistics those of generated patches: it depends on no patient.
     """
-    from histoflare.slides.synthetic import reference_patches
+    from histoflare.synthetic.slides import reference_patches
 
     patches = torch.from_numpy(reference_patches(REFERENCE_FEATURE_PATCHES, REFERENCE_PATCH_PX))
     images = IMAGENET.apply(patches.permute(0, 3, 1, 2))  # (b, h, w, 3) to (b, 3, h, w)

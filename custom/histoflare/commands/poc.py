@@ -188,8 +188,8 @@ def _configure(
 def _made_up(folder: Path, job: Path, task: Any) -> dict[str, SiteConfiguration]:
     """Return made-up sites with the bags that a job's task wants; those that are there are kept."""
     from histoflare.bags.encoder import load_encoder_of
-    from histoflare.bags.synthetic_bags import FieldParameters, make_bags
-    from histoflare.slides.synthetic import SyntheticCohort
+    from histoflare.synthetic.bags import FieldParameters, make_bags
+    from histoflare.synthetic.slides import SyntheticCohort
 
     if task.data != "bags":
         raise JobError(f"{job}: trains on {task.data}; give your own with --sites.")
