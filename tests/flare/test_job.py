@@ -490,10 +490,3 @@ def test_a_job_whose_strategy_does_not_fit_its_protection_is_none(repository: Pa
     with pytest.raises(JobError) as caught:
         try_variant(repository / "jobs" / "mem_dpsgd", {"strategy.share": ["head"]})
     assert caught.value.reason == "PRIVACY_INVALID"
-
-
-def test_nobody_is_asked_about_a_best_model_whose_layers_sites_do_not_have_any_more(repository: Path) -> None:
-    asked = {"best_metric": "auc", "evaluate": True}
-    job = repository / "jobs" / "mem_fedavg"
-    assert try_variant(job, asked).most_evaluations == 2
-    assert try_variant(job, asked | {"strategy.share": ["head"]}).most_evaluations == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from histoflare.errors import JobError, ManifestError
+from histoflare.errors import JobError
 from histoflare.masks.image_manifest import read_image_manifest, write_image_manifest
 from histoflare.rounds.evaluation import evaluate
 from histoflare.rounds.local import predict
@@ -22,6 +22,7 @@ from histoflare.site.ledgers import on_workstation
 from histoflare.site.messages import TrainerSetup
 from histoflare.site.work import SiteWork
 from histoflare.slides.splits import SplitRule
+from tests.refusals import raises_reason
 
 from ..masks.made import LABELS, TASK, make_site
 from ..mem import make_mem_task
@@ -105,7 +106,7 @@ def test_a_patient_in_two_splits_is_an_error(site: SiteConfiguration) -> None:
     assert site.images is not None
     site.images.write_text(site.images.read_text().replace("p2", "p0"))
     for ask in (lambda: read_roles(site, list(LABELS), "images"), lambda: load_site_data("a", TASK, site)):
-        with pytest.raises(ManifestError, match="p0"):
+        with raises_reason("MANIFEST_INVALID", "p0"):
             ask()
 
 
@@ -120,7 +121,7 @@ def test_the_trainer_s_work_is_the_in_process_round(site: SiteConfiguration) -> 
     assert answer.patients == 3 and answer.metric_patients == 1
     oracle = evaluate(predict(TASK, run.initial, cohort, "validation"), bootstraps=0)
     assert answer.metrics == {"validation/dice": oracle["dice"].value}
-    with pytest.raises(JobError, match="There is no metric 'validation/auc'"):
+    with raises_reason("JOB_INVALID", "'validation/auc'"):
         work(site).train(first, 0, 1, ["validation/auc"])
 
 
@@ -153,5 +154,5 @@ def test_a_gpu_that_is_not_there_is_one_clear_error(site: SiteConfiguration) -> 
 
 
 def test_a_device_without_float64_cannot_train(site: SiteConfiguration) -> None:
-    with pytest.raises(JobError, match="float64"):
+    with raises_reason("SITE_NOT_CONFIGURED", "float64"):
         device_of(replace(site, device="mps"))
