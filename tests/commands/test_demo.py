@@ -24,8 +24,8 @@ from histoflare.flare.job_variant import write_variant
 from histoflare.flare.poc import STATE_FILE
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.ledger import Ledger
-from histoflare.slides import synthetic
-from histoflare.slides.synthetic import SyntheticCohort
+from histoflare.synthetic import slides as synthetic
+from histoflare.synthetic.slides import SyntheticCohort
 
 pytestmark = pytest.mark.slow
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from histoflare.flare.job import Job
     from histoflare.site.configuration import SiteConfiguration
     from histoflare.slides.mosaic import MosaicParameters
-    from histoflare.slides.synthetic import SyntheticCohort
+    from histoflare.synthetic.slides import SyntheticCohort
 
 PATCHES_WITHOUT_SLIDE = 2
 """Patches in the bag of a made-up patient without a slide: cheap."""
@@ -109,7 +109,7 @@ def demo(
     from histoflare.commands.sites import find_sites
     from histoflare.shipped import find_job
     from histoflare.site.kinds import BAGS
-    from histoflare.slides.synthetic import SyntheticCohort
+    from histoflare.synthetic.slides import SyntheticCohort
 
     if runtime == Runtime.POC:
         from histoflare.flare.poc import refuse_running
@@ -213,7 +213,7 @@ def _note(cohort: SyntheticCohort | None) -> str:
     """Return what made-up data are."""
     if cohort is None:
         return ""
-    from histoflare.slides.synthetic import plan_slides
+    from histoflare.synthetic.slides import plan_slides
 
     planned = plan_slides(cohort)
     everyone = {slide.patient for slide in planned}
@@ -227,7 +227,7 @@ def _note(cohort: SyntheticCohort | None) -> str:
 
 
 def _make_slides(folder: Path, cohort: SyntheticCohort, bars: Progress) -> None:
-    from histoflare.slides.synthetic import make_slides, plan_slides
+    from histoflare.synthetic.slides import make_slides, plan_slides
 
     planned = plan_slides(cohort)
     wanted = sum(slide.drawn for slide in planned)
@@ -251,8 +251,8 @@ def _make_undrawn_bags(
     cohort: SyntheticCohort, sites: dict[str, SiteConfiguration], job: Job, encoder: Encoder, bars: Progress
 ) -> None:
     """Make the bags of the patients of whom there is no slide."""
-    from histoflare.bags.synthetic_bags import FieldParameters, make_undrawn_bags
     from histoflare.site.kinds import BAGS
+    from histoflare.synthetic.bags import FieldParameters, make_undrawn_bags
 
     places = {name: BAGS.paths(site) for name, site in sites.items()}
     bar = bars.add_task("bags without slides", total=None)

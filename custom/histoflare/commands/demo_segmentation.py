@@ -21,13 +21,13 @@ from histoflare.flare.job_choice import choose_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.masks.importers import MANIFEST
 from histoflare.masks.metrics import confusion
-from histoflare.masks.synthetic_images import make_images
 from histoflare.report.generated import GeneratedImage
 from histoflare.report.page import write_page
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.image_pictures import dice_of, draw_image, draw_mask, predict_mask
 from histoflare.site.kinds import IMAGES
-from histoflare.slides.synthetic_images import SyntheticImages, plan_images, render_image
+from histoflare.synthetic.image_files import make_images
+from histoflare.synthetic.images import SyntheticImages, plan_images, render_image
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -190,9 +190,9 @@ def _configure(
 def _made_up(folder: Path, job: Path, task: Any) -> dict[str, SiteConfiguration]:
     """Return made-up sites with the bags that a job's task wants; those that are there are kept."""
     from histoflare.bags.encoder import load_encoder_of
-    from histoflare.bags.synthetic_bags import FieldParameters, make_bags
     from histoflare.site.kinds import BAGS
-    from histoflare.slides.synthetic import SyntheticCohort
+    from histoflare.synthetic.bags import FieldParameters, make_bags
+    from histoflare.synthetic.slides import SyntheticCohort
 
     BAGS.expect(task, f"{job}: trains on {task.data}; give your own with --sites.")
     cohort = SyntheticCohort(slides_per_hospital=MADE_UP_SLIDES)

@@ -9,9 +9,9 @@ import pytest
 
 from histoflare.commands.sites import find_sites
 from histoflare.masks.images import load_image_cohort
-from histoflare.masks.synthetic_images import LABELS, make_images
 from histoflare.site.kinds import IMAGES
-from histoflare.slides.synthetic_images import IMAGE_MPP, SyntheticImages, plan_images, render_image
+from histoflare.synthetic.image_files import LABELS, make_images
+from histoflare.synthetic.images import IMAGE_MPP, SyntheticImages, plan_images, render_image
 
 MADE = SyntheticImages(sites=2, patients=3, images_per_patient=2, side_px=64)
 
