@@ -30,7 +30,7 @@ from histoflare.report.site_page import (
     sent_rows,
 )
 from histoflare.slides.manifest import Manifest, ManifestRow
-from histoflare.slides.mosaic import MosaicParameters, build_mosaic
+from histoflare.slides.mosaic import MosaicParameters, find_mosaic
 from histoflare.slides.overlay import VIRIDIS, draw_attention, draw_overlay, read_picture
 from histoflare.slides.reader import Slide
 
@@ -141,12 +141,12 @@ def _draw_open(slide: Slide, plan: _Plan, bag: Bag, limit: float) -> SlidePictur
     if bag.header.mosaic is None:
         notes.append("No mosaic: the features of this slide were imported.")
     else:
-        mosaic = build_mosaic(slide, MosaicParameters.from_json(bag.header.mosaic))
+        mosaic, tissue = find_mosaic(slide, MosaicParameters.from_json(bag.header.mosaic))
         corners = np.array([(patch.l0_x_px, patch.l0_y_px) for patch in mosaic.patches], dtype=np.int64)
         if np.array_equal(corners, bag.l0_coords):
             pictures = replace(
                 pictures,
-                mosaic=encode_picture(draw_overlay(slide, mosaic, base, legend=False)),
+                mosaic=encode_picture(draw_overlay(slide, mosaic, tissue, base, legend=False)),
                 chosen=len(mosaic.chosen),
                 candidates=len(mosaic.candidates),
             )
