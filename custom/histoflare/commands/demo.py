@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from histoflare.slides.mosaic import MosaicParameters
     from histoflare.slides.synthetic import SyntheticCohort
 
-PATCHES_WITHOUT_SLIDE = 3
+PATCHES_WITHOUT_SLIDE = 4
 """Patches in the bag of a made-up patient without a slide: cheap."""
 
 CHAPTER_SETTINGS: Mapping[str, Mapping[str, Any]] = {

@@ -22,7 +22,7 @@ LABELS = ("glandular", "solid")
 EXTERNAL = "external"
 EXTERNAL_STYLE = 1000  # its index, so that the number of hospitals does not change its look
 AGE_BANDS = ("40-49", "50-59", "60-69", "70-79", "80-89")
-CLASS_MIX = (0.8, 0.2, 0.7, 0.3)
+CLASS_MIX = (0.7, 0.3, 0.65, 0.35)
 """Share of the first class among the patients without drawn slides, hospital by hospital, in turn.
 
 Hospitals see unlike mixes of patients, and that is why the model of one alone fails elsewhere. The external
