@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint demo poc poc-stop bench clean
+.PHONY: help install test lint demo poc poc-stop bench docs clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,12 +39,16 @@ poc: $(STAMP) ## start a federation for the console and leave it up (SITES=folde
 poc-stop: $(STAMP) ## end what 'make poc' started
 	$(BIN)/histoflare poc stop --workspace poc-run
 
-bench: $(STAMP) ## the measured figures of the README, one after the other
+bench: $(STAMP) ## the figures of docs/measured.md, one after the other
 	@for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+
+docs: $(STAMP) ## build the documents to site/index.html; a link that leads nowhere is an error
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## remove the environment, the demo and caches; what has a privacy ledger in it stays
 	@test ! -f poc-run/federation.json || $(BIN)/histoflare poc stop --workspace poc-run
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist custom/*.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site custom/*.egg-info
 	@for run in demo-run segmentation-run poc-run; do \
 	  if [ -n "$$(find $$run -name '*.sqlite' 2>/dev/null | head -n 1)" ]; then \
 	    echo "$$run stays: it has privacy ledgers, which say what was spent on whom; to remove it all the same: rm -r $$run"; \

@@ -360,7 +360,7 @@ def _prepare(
     from histoflare.slides.manifest import read_manifest
 
     manifest_file, bags = bags_of(site)
-    manifest = read_manifest(manifest_file, labels=job.task.labels, check_files=not only_there)
+    manifest = read_manifest(manifest_file, labels=job.task.manifest_labels, check_files=not only_there)
     if only_there:
         manifest = replace(manifest, rows=tuple(row for row in manifest.rows if row.slide.is_file()))
     bar = bars.add_task(f"prepare {name}", total=len(manifest.rows))
