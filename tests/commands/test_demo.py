@@ -54,8 +54,10 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Pa
     Its slides have a quarter of the usual area.
     """
     out = tmp_path_factory.mktemp("demo")
-    name = "mem_fedavg"
-    job = write_variant(repository / "jobs" / name, out / "chapter" / name, dict(CHAPTER_SETTINGS[name]))
+    settings = CHAPTER_SETTINGS["mem_fedavg"]  # as the first chapter runs it
+    job = write_variant(
+        repository / "jobs" / "mem_fedavg", tmp_path_factory.mktemp("jobs") / "mem_fedavg", settings
+    )
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(synthetic, "SyntheticCohort", partial(SyntheticCohort, um_field=448.0))
         here("demo", "--out", out, "--job", job, "--runtime", "inprocess", *SMALL)
