@@ -10,6 +10,12 @@ from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+# One thread for each process, said before a library is loaded that asks: tests run side by side, and threads
+# that wait for each other on a busy machine do four times the work. Tests of threads say how many they want.
+for _limit in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_limit, "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # The check gives the same answer twice; new examples are tried wherever a person runs the tests.
 # How long an example takes says nothing where tests run side by side.
 settings.register_profile("person", deadline=None)

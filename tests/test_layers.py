@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOMS = ("slides", "bags", "masks", "privacy", "rounds", "report", "site", "flare", "commands")
-GROUND = {"errors", "extras", "checks", "reasons", "storage", "seeds", "model_file", "shipped"}
+GROUND = {"errors", "extras", "checks", "ranges", "reasons", "storage", "seeds", "model_file", "shipped"}
 ALLOWED = {
     "slides": set(),
     "bags": {"slides"},

@@ -257,7 +257,7 @@ def read_model_file(path: Path, kind: type[Task]) -> LoadedModel[Task]:
 
     Args:
         path: As for :func:`read_model_header`.
-        kind: The class of its task, such as ``bags.task.MemTask``.
+        kind: The class of its task, such as ``bags.task.BagTask``.
 
     Raises:
         JobError: As :func:`read_model_header`, or the model is of another kind, or its tensors are not those

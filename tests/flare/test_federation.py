@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from histoflare.bags.cohort import load_cohort
-from histoflare.bags.task import MemTask
+from histoflare.bags.task import BagTask
 from histoflare.errors import HistoflareError
 from histoflare.flare import processes
 from histoflare.flare.job import read_job
@@ -124,7 +124,7 @@ SITE_PROCESS = "nvflare.private.fed.app.client.client_train"
 
 def load(task: Any, site: str, where: SiteConfiguration) -> Any:
     manifest = read_manifest(where.manifest, task.labels, check_files=False)
-    return load_cohort(site, manifest, where.bags, task.labels, task.encoder)
+    return load_cohort(site, manifest, where.bags, task.target, task.encoder)
 
 
 def wait(done: Callable[[], bool], seconds: float = 90.0) -> None:
@@ -160,7 +160,7 @@ def test_staggered_sites_end_with_the_weights_of_the_in_process_runner(running: 
     orders = {tuple(sorted(SITES, key=lambda site: row["seconds"][site]["training"])) for row in rows}
     assert len(orders) >= 3, "they did not arrive in site order only"
     assert digest(load_file(folder / GLOBAL_MODEL_FILE)) == digest(running.in_process(job))
-    model = read_model_file(folder, MemTask)  # as classify opens it
+    model = read_model_file(folder, BagTask)  # as classify opens it
     assert (model.task, model.header.run, model.header.round) == (read_job(job).task, job_id, ROUNDS - 1)
     assert model.header.protocol_sha256 == protocol_digest(read_job(job).protocol)
     assert model.header.mosaic == {"mpp": model.task.mpp, "patch_px": model.task.patch_px}

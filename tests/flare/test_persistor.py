@@ -10,7 +10,7 @@ import pytest
 from nvflare.app_common.abstract.model import make_model_learnable
 from nvflare.app_common.app_constant import AppConstants
 
-from histoflare.bags.task import MemTask
+from histoflare.bags.task import BagTask
 from histoflare.flare import persistor as persistor_module
 from histoflare.flare.job import Job, read_job
 from histoflare.flare.job_variant import try_variant
@@ -21,7 +21,7 @@ from histoflare.model_file import GLOBAL_MODEL_FILE, read_model_file, read_model
 from histoflare.privacy.protocol import digest as protocol_digest
 from histoflare.rounds.state import State, digest, model_state
 
-TINY = {"mem_fedavg": {"task.memories": 2}, "dhunet_fedavg": {"task.width": 24, "task.mpp": 0.5}}
+TINY = {"mem_fedavg": {"task.model.memories": 2}, "dhunet_fedavg": {"task.width": 24, "task.mpp": 0.5}}
 
 
 @pytest.fixture(params=list(TINY))
@@ -49,7 +49,7 @@ def test_the_global_model_says_all_that_its_use_needs(job: Job, context: Any, tm
     assert (header.run, header.round) == ("4c1f", 3)
     assert header.protocol_sha256 == protocol_digest(job.protocol)
     assert header.training == {"strategy": "fedavg", "rounds": job.rounds, "seed": job.seed}
-    if isinstance(job.task, MemTask):
+    if isinstance(job.task, BagTask):
         assert header.mosaic == {"mpp": 0.5, "patch_px": 224}
     else:
         assert isinstance(job.task, MaskTask) and header.mosaic is None and header.mpp == 0.5

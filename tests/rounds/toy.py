@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from histoflare.bags.predictions import Predictions
+from histoflare.bags.targets.classes import Predictions
 from histoflare.seeds import derive_seed
 
 
@@ -41,6 +41,11 @@ class ToyTask:
     labels: Sequence[str] = field(default=("a", "b"))
     data: ClassVar[str] = "bags"
     model_name: ClassVar[str] = "toy"
+    lower_is_better: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def manifest_labels(self) -> Sequence[str]:
+        return self.labels
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -87,6 +92,8 @@ class ToyTask:
 @dataclass(frozen=True)
 class RowTask(ToyTask):
     """The toy task, each row a record."""
+
+    sample_mixing: ClassVar[bool] = False
 
     def records(self, data: Table, record: str, slides_per_patient: int | None) -> list[int]:
         return list(range(len(data.y)))

@@ -24,7 +24,7 @@ TRAIN, EVALUATE = "train", "evaluate"
 """FLARE's tasks: what the sites are asked for. TASK_OF: in the rounds of a job of either kind."""
 TASK_OF = {TRAINING: TRAIN, EVALUATION: EVALUATE}
 
-AGREED = ("labels", "encoder", "network", "mpp", "patch_px", "window_px", "max_patches")
+AGREED = ("labels", "target", "encoder", "network", "mpp", "patch_px", "window_px", "max_patches")
 """Fields of a task that the protocol decides."""
 
 OPTIONAL = ("mpp", "patch_px")

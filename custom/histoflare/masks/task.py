@@ -77,6 +77,7 @@ class MaskTask:
     """
 
     data: ClassVar[str] = "images"
+    lower_is_better: ClassVar[frozenset[str]] = frozenset()
 
     labels: Sequence[str]
     background: str | None = None
@@ -104,6 +105,11 @@ class MaskTask:
         if problems:
             listed = "".join(f"\n  {problem}" for problem in problems)
             raise JobError(f"The task of this job cannot be used; correct these fields:{listed}")
+
+    @property
+    def manifest_labels(self) -> Sequence[str]:
+        """All classes that a manifest may name: the labels."""
+        return self.labels
 
     @property
     def model_name(self) -> str:

@@ -406,6 +406,12 @@ class DpSgd(Noisy):
                 "by noise on the update (dhunet_feddp).",
                 reason="MODEL_NOT_PRIVATE",
             )
+        if getattr(task, "sample_mixing", True):
+            raise JobError(
+                f"What the model {task.model_name} says of a sample may depend on others of the batch "
+                "(sample_mixing); DP-SGD needs one that declares that it does not.",
+                reason="MODEL_NOT_PRIVATE",
+            )
         super().admits(strategy, task, transport)
         if strategy.sees_data:
             raise JobError(

@@ -13,8 +13,8 @@ from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
 
 if TYPE_CHECKING:
     from histoflare.bags.cohort import Cohort
+    from histoflare.bags.task import BagTask
     from histoflare.rounds.task import Task
-    from histoflare.site.preparation import BagTask
 
 IMAGES = "images"
 """``Task.data`` of a task on images with masks; every other is on bags."""
@@ -92,9 +92,9 @@ def load_site_cohort(
     return load_cohort(
         site,
         # Training reads no slides: their files need not be there.
-        read_manifest(manifest, labels=task.labels, check_files=False),
+        read_manifest(manifest, labels=task.manifest_labels, check_files=False),
         bags,
-        labels=task.labels,
+        target=task.target,
         encoder=task.encoder,
         mpp=task.mpp,
         patch_px=task.patch_px,
@@ -201,7 +201,10 @@ def prepare_site_data(
 
 
 def read_roles(
-    configuration: SiteConfiguration, labels: list[str], data: str, split: SplitRule = DEFAULT_SPLIT
+    configuration: SiteConfiguration,
+    labels: Sequence[str] | None,
+    data: str,
+    split: SplitRule = DEFAULT_SPLIT,
 ) -> dict[str, str]:
     """Return patient → train, validation or test, as the site's manifest says, or else the job's rule.
 
@@ -226,7 +229,7 @@ def read_roles(
     return {row.patient: "test" if only else str(row.split) for row in rows}
 
 
-def slides_of_a_patient(configuration: SiteConfiguration, labels: list[str], data: str) -> int:
+def slides_of_a_patient(configuration: SiteConfiguration, labels: Sequence[str] | None, data: str) -> int:
     """Return the largest number of slides that a patient has at a site; 1 of images. Errors as above."""
     if data == IMAGES:
         return 1

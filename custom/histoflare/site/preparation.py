@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -15,6 +15,7 @@ from histoflare.bags.folder import RowResult
 from histoflare.bags.network_encoder import Encoder
 from histoflare.bags.prepare import prepare
 from histoflare.bags.preprocessing import Preprocessing
+from histoflare.bags.task import BagTask
 from histoflare.errors import EncoderError
 from histoflare.site.configuration import SiteConfiguration, bags_of
 from histoflare.slides.manifest import ManifestRow, read_manifest
@@ -23,28 +24,6 @@ from histoflare.slides.mosaic import MosaicParameters
 PROGRESS_SECONDS = 10.0
 
 Say = Callable[[str], None]
-
-
-class BagTask(Protocol):
-    """A task on bags."""
-
-    @property
-    def labels(self) -> Sequence[str]: ...
-    @property
-    def encoder(self) -> str:
-        """Id of the encoder that made them."""
-
-    @property
-    def features(self) -> int:
-        """Numbers a patch."""
-
-    @property
-    def mpp(self) -> float | None:
-        """Resolution of their patches in µm/px; None takes any."""
-
-    @property
-    def patch_px(self) -> int | None:
-        """Side of their patches in pixels; None takes any."""
 
 
 def prepare_site(site: str, task: BagTask, configuration: SiteConfiguration, say: Say) -> None:
@@ -60,7 +39,7 @@ def prepare_site(site: str, task: BagTask, configuration: SiteConfiguration, say
     """
     # A missing slide is one row's fault and must not cost the others.
     manifest_file, bags = bags_of(configuration)
-    manifest = read_manifest(manifest_file, labels=task.labels, check_files=False)
+    manifest = read_manifest(manifest_file, labels=task.manifest_labels, check_files=False)
     wanted: dict[str, Any] = {"mpp": task.mpp, "patch_px": task.patch_px}
     parameters = MosaicParameters(**{name: value for name, value in wanted.items() if value is not None})
     progress = _Progress(site, len(manifest.rows), say)

@@ -118,7 +118,7 @@ def render_mosaic(
     Args:
         slide: Whose tissue and stain; ``seed`` is its cohort's.
         seed: As in :class:`SyntheticCohort`.
-        patches: How many, side by side in a square field.
+        patches: How many, side by side in a field as square as they fill.
         patch_px: Side of a patch.
         mpp: Resolution of the patches in um/px.
 
@@ -127,11 +127,12 @@ def render_mosaic(
     """
     composition, stain = _slide_traits(slide, seed)
     rng = np.random.default_rng(derive_seed(seed, "field", slide.site, slide.patient, slide.number))
-    side = math.ceil(math.sqrt(patches))
-    field_px = side * patch_px
-    layout = lay_out(composition, (field_px * mpp, field_px * mpp), rng)
-    rgb = stain_rgb(render_densities(layout, (field_px, field_px), mpp, rng), stain, mpp, rng)
-    corners = np.array([(x, y) for y in range(side) for x in range(side)][:patches], np.int64) * patch_px
+    columns = math.ceil(math.sqrt(patches))
+    rows = math.ceil(patches / columns)
+    width_px, height_px = columns * patch_px, rows * patch_px
+    layout = lay_out(composition, (width_px * mpp, height_px * mpp), rng)
+    rgb = stain_rgb(render_densities(layout, (width_px, height_px), mpp, rng), stain, mpp, rng)
+    corners = np.array([(x, y) for y in range(rows) for x in range(columns)][:patches], np.int64) * patch_px
     cut = np.stack([rgb[y : y + patch_px, x : x + patch_px] for x, y in corners])  # (n, h, w, 3)
     return cut, corners
 
