@@ -91,6 +91,8 @@ def test_a_site_sends_what_the_strategy_says_and_changes_nothing_it_was_given(st
     }
     assert all(tensor.is_floating_point() for tensor in update.tensors.values())
     assert math.isfinite(update.weight) and update.weight >= 0
+    assert set(update.numbers) == set(strategy.numbers)
+    assert all(type(value) is float and math.isfinite(value) for value in update.numbers.values())
     assert any(bool((tensor != 0).any()) for tensor in update.tensors.values())
 
 
@@ -171,7 +173,12 @@ def test_the_order_of_arrival_changes_no_bit(strategy: Strategy) -> None:
     asked = strategy.topology.plan(0, SITES, 1).trainers
     like = strategy.sent(model)
     sent = [
-        Update(site, {name: torch.full_like(tensor, value) for name, tensor in like.items()}, 1.0)
+        Update(
+            site,
+            {name: torch.full_like(tensor, value) for name, tensor in like.items()},
+            1.0,
+            dict.fromkeys(strategy.numbers, 1.0),
+        )
         for site, value in zip(asked, (1.0, 1e17, -1e17), strict=False)
     ]
     first = server_round(strategy, model, sent, SITES)
@@ -183,15 +190,32 @@ def test_the_order_of_arrival_changes_no_bit(strategy: Strategy) -> None:
 
 @pytest.mark.parametrize(
     "fault",
-    ["nan", "inf", "shape", "missing", "unknown", "dtype", "weight", "site", "double", "none", "negative"],
+    [
+        *(
+            "nan",
+            "inf",
+            "shape",
+            "missing",
+            "unknown",
+            "dtype",
+            "weight",
+            "site",
+            "double",
+            "none",
+            "negative",
+        ),
+        "number",
+    ],
 )
 def test_a_bad_update_is_refused_and_never_averaged(strategy: Strategy, fault: str) -> None:
     model = start_model()
     good, *others = good_updates(strategy, model)
     tensors = dict(good.tensors)
     name = next(iter(tensors))
-    site, weight = good.site, 1.0
+    site, weight, numbers = good.site, 1.0, dict(good.numbers)
     match fault:
+        case "number":
+            numbers["patients"] = 17.0
         case "nan" | "inf":
             tensors[name] = torch.full_like(tensors[name], float(fault))
         case "shape":
@@ -208,9 +232,21 @@ def test_a_bad_update_is_refused_and_never_averaged(strategy: Strategy, fault: s
             weight = -1.0
         case "site":
             site = "stranger"
-    updates = {"double": [good, good], "none": []}.get(fault, [Update(site, tensors, weight), *others])
+    updates = {"double": [good, good], "none": []}.get(
+        fault, [Update(site, tensors, weight, numbers), *others]
+    )
     with pytest.raises(JobError):
         server_round(strategy, model, updates, SITES)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in {*STRATEGIES, *THROWAWAY} if make(name).numbers))
+@pytest.mark.parametrize("number", [math.nan, math.inf, "3", None])
+def test_a_number_that_is_missing_or_none_is_refused(name: str, number: Any) -> None:
+    model, strategy = start_model(), make(name)
+    good, *others = good_updates(strategy, model)
+    for numbers in ({}, dict.fromkeys(good.numbers, number)):
+        with pytest.raises(JobError):
+            server_round(strategy, model, [replace(good, numbers=numbers), *others], SITES)
 
 
 def test_partial_sharing_keeps_the_rest_at_home(strategy: Strategy) -> None:
@@ -229,9 +265,15 @@ def test_partial_sharing_keeps_the_rest_at_home(strategy: Strategy) -> None:
 def test_it_declares_what_a_privacy_plan_asks(strategy: Strategy) -> None:
     for name, kind in (("linear", bool), ("kept", tuple), ("sees_data", bool)):
         assert isinstance(vars(type(strategy))[name], kind), f"{name}: of its own, not inherited"
-    for plan in (Open(), UpdateNoise(noise_multiplier=1.0)):
-        plan.admits(strategy, TASK, PLAIN)
-    if strategy.keeps or strategy.sees_data:
+    assert all(type(of_data) is bool for of_data in strategy.numbers.values())
+    Open().admits(strategy, TASK, PLAIN)
+    if any(strategy.numbers.values()):
+        with pytest.raises(JobError) as caught:
+            UpdateNoise(noise_multiplier=1.0).admits(strategy, TASK, PLAIN)
+        assert caught.value.reason == "PRIVACY_INVALID"
+    else:
+        UpdateNoise(noise_multiplier=1.0).admits(strategy, TASK, PLAIN)
+    if strategy.keeps or strategy.sees_data or any(strategy.numbers.values()):
         with pytest.raises(JobError):
             DpSgd(noise_multiplier=1.0).admits(strategy, RowTask(), PLAIN)
     else:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from histoflare.rounds.hook import LocalHook
+from histoflare.rounds.local import LocalResult
 from histoflare.rounds.state import State, add, add_weighted_mean
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import (
@@ -167,6 +168,44 @@ class Median(FedAvg):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Normalised(FedAvg):
+    """FedNova (Wang et al. 2020): a site says how many steps it took, and counts by the step."""
+
+    name: ClassVar[str] = "normalised"
+    linear: ClassVar[bool] = False
+    kept: ClassVar[tuple[str, ...]] = ()
+    sees_data: ClassVar[bool] = False
+    numbers: ClassVar[Mapping[str, bool]] = {"steps": True, "loss": True}
+
+    def said(self, ctx: SiteRound, training: LocalResult) -> dict[str, float]:
+        return {"steps": float(training.n_steps), "loss": training.mean_loss}
+
+    def combine(self, ctx: ServerRound) -> ServerOutcome:
+        steps = [update.numbers["steps"] for update in ctx.updates]
+        mean = sum(steps) / len(steps)
+        scaled = [
+            {name: tensor * (mean / taken) for name, tensor in update.tensors.items()}
+            for update, taken in zip(ctx.updates, steps, strict=True)
+        ]
+        return ServerOutcome(add_weighted_mean(ctx.model, scaled, [1.0] * len(scaled)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paced(FedAvg):
+    """A site says how many steps it was to take: the job's number, which tells nothing."""
+
+    name: ClassVar[str] = "paced"
+    linear: ClassVar[bool] = True
+    kept: ClassVar[tuple[str, ...]] = ()
+    sees_data: ClassVar[bool] = False
+    numbers: ClassVar[Mapping[str, bool]] = {"planned_steps": False}
+    weighting: str = "uniform"
+
+    def said(self, ctx: SiteRound, training: LocalResult) -> dict[str, float]:
+        return {"planned_steps": 3.0}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rotating(Topology):
     """Swarm learning's star without a hub: all sites train, and in each round another one aggregates."""
 
@@ -214,5 +253,5 @@ class Pushing(LocalHook):
 THROWAWAY_TOPOLOGIES: dict[str, type[Topology]] = {kind.name: kind for kind in (Rotating, Passing)}
 
 THROWAWAY: dict[str, type[Strategy]] = {
-    kind.name: kind for kind in (Momentum, Scaffold, Proximal, LossyLoss, Median, Swarm)
+    kind.name: kind for kind in (Momentum, Scaffold, Proximal, LossyLoss, Median, Normalised, Paced, Swarm)
 }

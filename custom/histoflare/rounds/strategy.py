@@ -159,11 +159,13 @@ class Update:
         tensors: Local minus global of what is shared, and under :data:`OWN` what the strategy adds;
             floating-point.
         weight: Its weight in the sum, at least 0.
+        numbers: Of the names that ``Strategy.numbers`` declares, each finite. They leave without noise.
     """
 
     site: str
     tensors: State
     weight: float
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -212,16 +214,22 @@ class ServerOutcome:
             :meth:`Strategy.begin`.
         rejected: Site → why its update was not used, a fixed code; for the run's record and report.
         contribution: Site → its share of the step, where the strategy has such a figure; likewise.
+        numbers: Site → the numbers that it sent; the round puts them here.
     """
 
     model: State
     own: State = field(default_factory=dict)
     rejected: Mapping[str, str] = field(default_factory=dict)
     contribution: Mapping[str, float] = field(default_factory=dict)
+    numbers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def notes(self) -> dict[str, Any]:
         """Return what goes into the run's record, as plain JSON: empty where there is nothing to say."""
-        said = {"rejected": dict(self.rejected), "contribution": dict(self.contribution)}
+        said = {
+            "rejected": dict(self.rejected),
+            "contribution": dict(self.contribution),
+            "numbers": {site: dict(sent) for site, sent in self.numbers.items()},
+        }
         return {name: value for name, value in said.items() if value}
 
 
@@ -240,6 +248,9 @@ class Strategy(ABC):
         kept: What it keeps at a site from round to round beside the layers that are not sent, in words
             (control variates); () for nothing.
         sees_data: Whether its :class:`LocalHook` looks at training data. DP-SGD refuses it then.
+        numbers: What a site sends beside the tensors: name → whether it follows from the site's data (its
+            loss does, a planned number of steps does not). Each must be one that the site's policy lists, and
+            no privacy plan admits one that follows from data, for it has no noise.
         share: Module prefixes of what is sent; None sends every floating-point tensor. Tensors not sent are
             personal: each site keeps its own between rounds, and the server's stay as they were.
         batch_norm: What of BatchNorm layers is sent, one of ``rounds.state.BATCH_NORM``.
@@ -250,6 +261,7 @@ class Strategy(ABC):
     linear: ClassVar[bool]
     kept: ClassVar[tuple[str, ...]]
     sees_data: ClassVar[bool]
+    numbers: ClassVar[Mapping[str, bool]] = {}
     share: Sequence[str] | None = None
     batch_norm: str = "shared"
 
@@ -303,6 +315,10 @@ class Strategy(ABC):
         """Return what a site sends beside the model's tensors: tensors of those names, shapes and dtypes."""
         return {}
 
+    def said(self, ctx: SiteRound, training: LocalResult) -> dict[str, float]:
+        """Return the numbers that a site sends: all that :attr:`numbers` declares, and no other."""
+        return {}
+
     def hook(self, ctx: SiteRound) -> LocalHook | None:
         """Return what takes part in the steps of local training, if the strategy needs that."""
         return None
@@ -312,7 +328,7 @@ class Strategy(ABC):
         start = self.personalize(ctx.model, ctx.site_state)
         result = ctx.train(start, self.hook(ctx))
         change = subtract(result.state, start, self.shared_names(start))
-        update = Update(ctx.site, change, self.weight(ctx.site, result.n_samples))
+        update = Update(ctx.site, change, self.weight(ctx.site, result.n_samples), self.said(ctx, result))
         return SiteOutcome(update, self.personal_state(result.state), result)
 
     def shared_names(self, model: Mapping[str, Tensor]) -> list[str]:

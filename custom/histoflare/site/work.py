@@ -113,6 +113,7 @@ class SiteWork:
             metrics=figures,
             patients=len({record.patient for record in cohort.train}),
             metric_patients=metric_patients,
+            numbers=dict(outcome.update.numbers),
         )
 
     def evaluate(self, arrays: Arrays, split: str) -> EvaluateAnswer:
