@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOMS = ("slides", "bags", "masks", "privacy", "rounds", "report", "site", "flare", "commands")
-GROUND = {"errors", "reasons", "storage", "seeds", "model_file", "shipped"}
+GROUND = {"errors", "reasons", "storage", "seeds", "model_file", "ensemble", "shipped"}
 ALLOWED = {
     "slides": set(),
     "bags": {"slides"},

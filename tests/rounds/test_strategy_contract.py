@@ -11,14 +11,16 @@ import math
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from histoflare.errors import JobError
 from histoflare.privacy.plan import DpSgd, Open, UpdateNoise
+from histoflare.rounds.local import predict
 from histoflare.rounds.round import count_sent, count_sent_by_job, server_round, site_round
 from histoflare.rounds.runner import run_in_process
-from histoflare.rounds.state import State, add, digest, model_state
+from histoflare.rounds.state import State, add, digest, load_state, model_state
 from histoflare.rounds.strategies import STRATEGIES, make_strategy
 from histoflare.rounds.strategy import ServerRound, SiteOutcome, Strategy, Update, join, split
 from histoflare.rounds.transport import PLAIN
@@ -109,7 +111,8 @@ def test_a_round_learns_and_keeps_the_form_of_the_state(strategy: Strategy) -> N
 
 def test_the_same_seed_gives_the_same_bytes(strategy: Strategy) -> None:
     first, again, other = (run_in_process(TASK, DATA, strategy, 4, seed) for seed in (1, 1, 2))
-    assert digest(first.state) == digest(again.state) != digest(other.state)
+    assert digest(first.handed_out) == digest(again.handed_out) != digest(other.handed_out)
+    assert digest(first.state) == digest(again.state)
 
 
 def test_a_run_goes_on_from_what_server_and_sites_kept(strategy: Strategy) -> None:
@@ -148,6 +151,21 @@ def test_what_goes_down_is_the_model_and_what_is_declared(strategy: Strategy) ->
     assert split(join(model, own)) == (model, own)
 
 
+def test_what_a_job_hands_out_is_of_its_task_and_known_to_whoever_received_the_round(
+    strategy: Strategy,
+) -> None:
+    run = run_in_process(TASK, DATA, strategy, 2, 1)
+    models = strategy.models(run.state, run.own)
+    assert models and not any("/" in name for name in models)
+    for each in models.values():
+        load_state(TASK.build_model(), each)
+    assert digest(strategy.handed_out(run.state, run.own)) == digest(run.handed_out)
+    assert digest(strategy.handed_out(run.state, strategy.downlink(run.own))) == digest(run.handed_out)
+    said = [predict(TASK, each, DATA["site_0"], "test").probabilities for each in models.values()]
+    together = predict(TASK, run.handed_out, DATA["site_0"], "test").probabilities
+    np.testing.assert_allclose(together, np.mean(said, axis=0), atol=1e-6)
+
+
 def test_an_update_of_zeros_changes_nothing(strategy: Strategy) -> None:
     model = start_model()
     zeros = [
@@ -161,7 +179,10 @@ def test_one_participant_alone_gives_its_model(strategy: Strategy) -> None:
     assert strategy.least_updates == 1, "a strategy that needs several is held to another test"
     model = start_model()
     outcome = outcome_of(strategy, SITES[0], model)
-    combined = server_round(strategy, model, [outcome.update], SITES).model
+    made = server_round(strategy, model, [outcome.update], SITES)
+    (combined,) = [
+        each for name, each in strategy.models(made.model, made.own).items() if name in ("global", SITES[0])
+    ]
     for name, expected in add(model, split(outcome.update.tensors)[0]).items():
         torch.testing.assert_close(combined[name], expected, rtol=1e-6, atol=1e-7)
 

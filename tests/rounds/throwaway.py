@@ -6,7 +6,7 @@ The contract suite runs them beside the registered ones, so that the interface i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -206,6 +206,50 @@ class Paced(FedAvg):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gathered(Strategy):
+    """Each site's own model is kept at the server and never averaged: the job hands out the ensemble.
+
+    Attributes:
+        members: The sites.
+    """
+
+    name: ClassVar[str] = "gathered"
+    linear: ClassVar[bool] = False
+    kept: ClassVar[tuple[str, ...]] = ()
+    sees_data: ClassVar[bool] = False
+    equal_weights: ClassVar[bool] = True
+    members: Sequence[str] = field(default_factory=lambda: ["site_0", "site_1", "site_2"])
+
+    def begin(self, model: State) -> State:
+        """Return how far each site's model is from the first one: nowhere yet."""
+        return {
+            f"{site}/{name}": torch.zeros_like(model[name])
+            for site in self.members
+            for name in self.shared_names(model)
+        }
+
+    def downlink(self, own: State) -> State:
+        return own
+
+    def models(self, model: State, own: State) -> dict[str, State]:
+        return {site: self._of(site, model, own) for site in self.members}
+
+    def _of(self, site: str, model: State, own: State) -> State:
+        way = {name: own[f"{site}/{name}"] for name in model if f"{site}/{name}" in own}
+        return add(model, way)
+
+    def local_round(self, ctx: SiteRound) -> SiteOutcome:
+        return super().local_round(replace(ctx, model=self._of(ctx.site, ctx.model, ctx.downlink)))
+
+    def combine(self, ctx: ServerRound) -> ServerOutcome:
+        own = dict(ctx.own)
+        for update in ctx.updates:
+            for name, change in update.tensors.items():
+                own[f"{update.site}/{name}"] = own[f"{update.site}/{name}"] + change
+        return ServerOutcome({name: tensor.clone() for name, tensor in ctx.model.items()}, own)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rotating(Topology):
     """Swarm learning's star without a hub: all sites train, and in each round another one aggregates."""
 
@@ -253,5 +297,6 @@ class Pushing(LocalHook):
 THROWAWAY_TOPOLOGIES: dict[str, type[Topology]] = {kind.name: kind for kind in (Rotating, Passing)}
 
 THROWAWAY: dict[str, type[Strategy]] = {
-    kind.name: kind for kind in (Momentum, Scaffold, Proximal, LossyLoss, Median, Normalised, Paced, Swarm)
+    kind.name: kind
+    for kind in (Momentum, Scaffold, Proximal, LossyLoss, Median, Normalised, Paced, Gathered, Swarm)
 }

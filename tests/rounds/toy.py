@@ -40,6 +40,7 @@ class ToyTask:
     seed: int = 0
     labels: Sequence[str] = field(default=("a", "b"))
     data: ClassVar[str] = "bags"
+    class_axis: ClassVar[int] = -1
     model_name: ClassVar[str] = "toy"
 
     def to_json(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from histoflare.bags.encoder import choose_device, load_encoder_of
 from histoflare.bags.heatmap import BagAttention, attention_limit
+from histoflare.bags.mem import MEM
 from histoflare.bags.patches import MosaicPatchDataset, iterate_batches
 from histoflare.bags.task import MemTask
+from histoflare.ensemble import members_of
 from histoflare.model_file import ModelHeader, read_model_file
 from histoflare.slides.mosaic import Mosaic, MosaicParameters, build_mosaic
 from histoflare.slides.reader import Slide
@@ -161,14 +163,16 @@ class SlideClassifier:
         self, slide: Slide, mosaic: Mosaic, features: torch.Tensor, threads: int, on_patches: OnPatches
     ) -> Attention:
         """Return the attention to every candidate; the chosen have ``features`` (n, f)."""
-        attention = BagAttention(self._network, features)
+        members = [BagAttention(cast(MEM, each), features) for each in members_of(self._network)]
         relative = np.empty(len(mosaic.candidates))
-        relative[list(mosaic.chosen)] = attention.bag
+        relative[list(mosaic.chosen)] = np.mean([each.bag for each in members], axis=0)
         others = sorted(set(range(len(mosaic.candidates))) - set(mosaic.chosen))
         if others:
             rest = replace(mosaic, chosen=tuple(others))
             batches = self._encode(slide, rest, threads, "other patches", on_patches)
-            relative[others] = np.concatenate([attention.added(batch) for batch in batches])
+            relative[others] = np.concatenate(
+                [np.mean([each.added(batch) for each in members], axis=0) for batch in batches]
+            )
         return Attention(relative, attention_limit([relative]))
 
     def _encode(

@@ -142,6 +142,7 @@ class MemTask:
     """
 
     data: ClassVar[str] = "bags"
+    class_axis: ClassVar[int] = -1
 
     labels: Sequence[str]
     encoder: str

@@ -75,6 +75,7 @@ class MaskTask:
     """
 
     data: ClassVar[str] = "images"
+    class_axis: ClassVar[int] = 1
 
     labels: Sequence[str]
     background: str | None = None

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from histoflare.ensemble import join_models, tensor_name
 from histoflare.errors import BagError, JobError, MaskError
 from histoflare.model_file import OF_STRATEGY
 from histoflare.privacy.plan import PrivacyPlan
@@ -286,6 +287,24 @@ class Strategy(ABC):
         norms = [] if self.batch_norm == "shared" else ["batch-norm statistics"]
         return (*self.kept, *personal, *norms)
 
+    def models(self, model: State, own: State) -> dict[str, State]:
+        """Return the models that a job hands out after a round: name, without a slash → tensors.
+
+        One, unless a strategy says else. Several are an ensemble (``histoflare.ensemble``): wherever the
+        job's model is asked (by sites, beside its bounds, out of its file), each of them is, and their
+        probabilities are averaged.
+
+        Args:
+            model: The global model.
+            own: What the strategy keeps at the server, or of it what it sent down: sites ask the models of
+                the round that they received, so that what makes them must be sent down.
+        """
+        return {"global": model}
+
+    def handed_out(self, model: State, own: State) -> State:
+        """Return :meth:`models` as one state, as it is sent to be asked and written to files."""
+        return join_models(self.models(model, own))
+
     def check_sites(self, sites: Sequence[str]) -> None:
         """Raise :class:`JobError` if this strategy cannot work with these sites. Called before round 0."""
         if not sites or len(set(sites)) != len(sites):
@@ -341,8 +360,12 @@ class Strategy(ABC):
         return join({name: model[name] for name in self.shared_names(model)}, self.uplink(model))
 
     def personalize(self, model: Mapping[str, Tensor], site_state: Mapping[str, Tensor]) -> State:
-        """Return a site's model: the global tensors, with the site's personal ones in their place."""
-        return {name: site_state.get(PERSONAL + name, tensor) for name, tensor in model.items()}
+        """Return a site's model: the global tensors, with the site's personal ones in their place.
+
+        Args:
+            model: The global model, or what a job hands out (:meth:`handed_out`): then in every member.
+        """
+        return {name: site_state.get(PERSONAL + tensor_name(name), each) for name, each in model.items()}
 
     def personal_state(self, trained: Mapping[str, Tensor]) -> State:
         """Return the floating-point tensors of ``trained`` that are not sent, for a site's own state."""

@@ -58,6 +58,8 @@ class Task(Protocol):
     """
 
     data: ClassVar[str]
+    class_axis: ClassVar[int]
+    """Along which axis of the model's logits the classes lie."""
     """The kind of data it is trained on, as a site knows it: ``"bags"`` or ``"images"``."""
 
     @property

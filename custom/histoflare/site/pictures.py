@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from histoflare.bags.bag import Bag, read_bag
 from histoflare.bags.cohort import BagRecord, Cohort
@@ -18,6 +19,7 @@ from histoflare.bags.folder import bag_path, read_left_out
 from histoflare.bags.heatmap import attention_levels, attention_limit
 from histoflare.bags.mem import MEM
 from histoflare.bags.task import MemTask
+from histoflare.ensemble import members_of
 from histoflare.errors import BagError, SlideError
 from histoflare.reasons import explain
 from histoflare.report.site_page import (
@@ -58,7 +60,7 @@ def build_site_page(
     configuration: SiteConfiguration,
     cohort: Cohort,
     task: MemTask,
-    model: MEM | None,
+    model: nn.Module | None,
     report: Mapping[str, Any],
     *,
     alias: str = "",
@@ -120,14 +122,15 @@ def build_site_page(
     )
 
 
-def attend_relative(model: MEM, features: torch.Tensor) -> NDArray[np.float64]:
+def attend_relative(model: nn.Module, features: torch.Tensor) -> NDArray[np.float64]:
     """Return how much the model attends to each patch (n,) of a bag (n, f), the average patch being 1.
 
-    Attention is that of the first memory block, its memory units averaged.
+    Attention is that of the first memory block, its memory units (an ensemble's members too) averaged.
     """
     features = features.to(next(model.parameters()).device)
     with torch.inference_mode():
-        attention = model.attend(features[None]).attention[0]  # (m, n), each row sums to 1
+        each = [cast(MEM, member).attend(features[None]).attention[0] for member in members_of(model)]
+        attention = torch.cat(each)  # (m, n) of each member below the other's, each row sums to 1
     relative: NDArray[np.float64] = attention.double().mean(dim=0).numpy(force=True) * len(features)  # (n,)
     return relative
 
