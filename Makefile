@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint demo poc poc-stop bench clean
+.PHONY: help install test lint demo poc poc-stop bench docs clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("histoflare needs Python >= 3.11; set PYTHON=python3.11 or newer") if sys.version_info < (3, 11) else None'
 	@echo "Installing histoflare into $(VENV): $$(grep -c == constraints.txt) packages, 2 GB on disk with PyTorch for the CPU, more with CUDA. This takes minutes."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,demo]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,demo,dev]'
 	@touch $@
 	@echo "Installed: $(BIN)/histoflare -h"
 
@@ -25,9 +25,9 @@ lint: $(STAMP) ## ruff (style and imports) and mypy (types, strict)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint ## lint, then every test: the quick ones first and side by side, the slow ones one by one
-	$(BIN)/python -m pytest -m 'not slow' -n logical --maxprocesses 4 --dist loadfile
-	$(BIN)/python -m pytest -m slow
+test: lint ## lint, then every test: the quick ones first, then those with processes of their own, two at a time
+	$(BIN)/python -m pytest -m 'not slow' -n logical --maxprocesses 4 --dist loadfile --durations 10
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup --durations 10
 
 # What a person gives as SLIDES, OUT, TASK, SITES and BAGS reaches the shell in its environment: paths may have blanks.
 demo: $(STAMP) ## four hospitals and an external one through FLARE: demo-run/report.json (SLIDES=folder for your own: folder-run/; TASK=segmentation)
@@ -39,12 +39,16 @@ poc: $(STAMP) ## start a federation for the console and leave it up (SITES=folde
 poc-stop: $(STAMP) ## end what 'make poc' started
 	$(BIN)/histoflare poc stop --workspace poc-run
 
-bench: $(STAMP) ## the measured figures of the README, one after the other
+bench: $(STAMP) ## the figures of docs/measured.md, one after the other
 	@for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+
+docs: $(STAMP) ## build the documents to site/index.html; a link that leads nowhere is an error
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## remove the environment, the demo and caches; what has a privacy ledger in it stays
 	@test ! -f poc-run/federation.json || $(BIN)/histoflare poc stop --workspace poc-run
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist custom/*.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site custom/*.egg-info
 	@for run in demo-run segmentation-run poc-run; do \
 	  if [ -n "$$(find $$run -name '*.sqlite' 2>/dev/null | head -n 1)" ]; then \
 	    echo "$$run stays: it has privacy ledgers, which say what was spent on whom; to remove it all the same: rm -r $$run"; \

@@ -14,9 +14,8 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from histoflare.bags.heatmap import BagAttention
-from histoflare.bags.mem import MEM
-from histoflare.bags.task import MemTask
+from histoflare.bags.heatmap import BagAttention, relative_attention
+from histoflare.bags.models.mem import MemSettings
 from histoflare.commands.clock import PhaseClock
 from histoflare.commands.console import progress
 from histoflare.commands.experiment import run_experiment, write_site_pages
@@ -36,7 +35,6 @@ from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_data
 from histoflare.site.likely_time import likely_seconds
 from histoflare.site.messages import TrainerSetup
-from histoflare.site.pictures import attend_relative
 from histoflare.site.work import SiteWork
 from tests.bags.stand_in import memory_bags
 from tests.flare.bags_on_disk import write_site
@@ -44,12 +42,15 @@ from tests.masks.made import TASK as MASK_TASK
 from tests.masks.made import make_site
 from tests.stub_device import STUB, Watch, register
 
+from .mem import make_mem, make_mem_task
+
 PLANS = [
     Open(),
     DpSgd(noise_multiplier=0.5, sample_rate=0.5, batch_size=4, noise_seed=1),
     UpdateNoise(noise_multiplier=0.5, noise_seed=1),
 ]
-MEM_TASK = MemTask(
+SMALL_MEM = MemSettings(memories=2, dim=4, hidden=8)
+MEM_TASK = make_mem_task(
     ["benign", "tumour"],
     "toy:1",
     features=6,
@@ -152,7 +153,7 @@ def test_only_the_cpu_is_held_to_one_thread(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.mechanism)
 def test_a_site_of_bags_follows_its_file(plan: PrivacyPlan, tmp_path: Path, repository: Path) -> None:
     job = read_job(repository / "jobs" / "mem_fedavg")
-    task = replace(job.task, memories=2, dim=4, hidden=8, max_patches=16)
+    task = replace(job.task, model=SMALL_MEM, max_patches=16)
     site = replace(write_site(tmp_path, "a", slides=12), device=STUB, records=tmp_path / "records")
     said: list[str] = []
     work = SiteWork(TrainerSetup("a", site, task, FedAvg(weighting="uniform"), 1, "run", plan), said.append)
@@ -170,7 +171,7 @@ def test_the_command_run(tmp_path: Path, repository: Path) -> None:
 
     for site in ("a", "b"):
         write_site(tmp_path, site, slides=12)
-    options = ["--set", "task.memories=2", "--set", "task.dim=4", "--set", "task.hidden=8"]
+    options = ["--set", "task.model.memories=2", "--set", "task.model.dim=4", "--set", "task.model.hidden=8"]
     options += ["--set", "rounds=1", "--job", str(repository / "jobs" / "mem_dpsgd"), "--epsilons", ""]
     with Watch() as watch:
         found = CliRunner().invoke(
@@ -184,7 +185,7 @@ def test_the_command_run(tmp_path: Path, repository: Path) -> None:
 
 def test_a_page_of_a_site(tmp_path: Path, repository: Path) -> None:
     job = read_job(repository / "jobs" / "mem_fedavg")
-    job = replace(job, task=replace(job.task, memories=2, dim=4, hidden=8), rounds=1)
+    job = replace(job, task=replace(job.task, model=SMALL_MEM), rounds=1)
     sites = {site: replace(write_site(tmp_path, site, slides=12), device=STUB) for site in ("a", "b")}
     experiment = Experiment(job, sites, {}, Runtime.INPROCESS, STUB)
     with progress() as bars, Watch() as watch:
@@ -213,9 +214,9 @@ def test_the_engines_that_gradients_are_compared_with(engine: str) -> None:
 
 
 def test_attention() -> None:
-    model, features = MEM(2, features=6, memories=2, dim=3, hidden=4).to(STUB).eval(), torch.randn(5, 6)
+    model, features = make_mem(2, features=6, memories=2, dim=3, hidden=4).to(STUB).eval(), torch.randn(5, 6)
     with Watch() as watch:
-        relative = attend_relative(model, features)
+        relative = relative_attention(model, features)
         attention = BagAttention(model, features)
         added = attention.added(torch.randn(2, 6))
     assert not watch.on_cpu and watch.on_stub["tanh"] == 3

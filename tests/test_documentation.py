@@ -1,7 +1,8 @@
-"""Every command in the README and the other documents: it exists, takes its options, names files of ours.
+"""What the documents say can be done as it stands there: commands, links, files and tests that they name.
 
 A command line of a document is taken as it stands. What cannot stand there as such is a placeholder (a word
-in capitals), and :data:`PLACEHOLDERS` says what a reader would put in its place.
+in capitals), and :data:`PLACEHOLDERS` says what a reader would put in its place. docs/adding.md's code is
+run by ``test_documented_code.py``.
 """
 
 from __future__ import annotations
@@ -142,9 +143,8 @@ def is_bare(arguments: list[str]) -> bool:
 
 def test_the_documents_have_commands() -> None:
     assert len(LINES) > 60
-    assert {path.name for path, _ in (param.values for param in LINES)} >= {"README.md", "jobs.md"} - {
-        "jobs.md"
-    }
+    pages = {path.name for path, _ in (param.values for param in LINES)}
+    assert pages >= {"README.md", "researcher.md", "lead.md", "steward.md", "measured.md", "privacy.md"}
 
 
 @pytest.mark.parametrize(("path", "line"), LINES)
@@ -173,6 +173,76 @@ def test_a_command_can_be_typed(path: Path, line: str) -> None:
     for word in arguments:
         if re.match(r"(jobs|provisioning|poc|docs|custom|tests)/", word):
             assert (ROOT / word).exists(), f"{line}: there is no {word}"
+
+
+# Links, and what is named.
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+NAMED = re.compile(r"`((?:[\w-]+/)*[\w-]+\.py)(?:::(\w+))?`")
+MOST_README_LINES = 120
+
+
+def prose(text: str) -> str:
+    """Return a document without its blocks of code."""
+    return BLOCK.sub("", text)
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the anchors of a document's headings, as GitHub and the site make them."""
+    headings = re.findall(r"^#+ (.*)$", prose(path.read_text()), re.MULTILINE)
+    plain = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower().strip() for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
+
+
+def leads_nowhere(path: Path, target: str) -> str:
+    """Return what is wrong with a link in a document; empty if nothing."""
+    if re.match(r"https?:", target):
+        return "an address of the network: whoever reads this may have none"
+    file, _, anchor = target.partition("#")
+    there = (path.parent / file).resolve() if file else path
+    if not there.exists():
+        return "there is no such file"
+    if not there.is_relative_to(ROOT):
+        return "it leads out of the repository"
+    return "" if not anchor or anchor in anchors(there) else "there is no such heading"
+
+
+LINKS = [
+    pytest.param(path, target, id=f"{path.relative_to(ROOT)}: {target}")
+    for path in DOCUMENTS
+    for target in dict.fromkeys(LINK.findall(prose(path.read_text())))
+]
+
+
+@pytest.mark.parametrize(("path", "target"), LINKS)
+def test_a_link_leads_somewhere(path: Path, target: str) -> None:
+    assert leads_nowhere(path, target) == ""
+
+
+def test_a_link_that_leads_nowhere_is_noticed() -> None:
+    readme = ROOT / "README.md"
+    for target in ("docs/nothing.md", "docs/jobs.md#nothing", "https://example.org", "../outside.md"):
+        assert leads_nowhere(readme, target) != ""
+    assert leads_nowhere(readme, "docs/jobs.md#protocoltoml") == ""
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_or_test_that_is_named_exists(path: Path) -> None:
+    code = ROOT / "custom" / "histoflare"
+    for name, function in NAMED.findall(path.read_text()):
+        places = [place / name for place in (ROOT, path.parent, code, ROOT / "tests" / "benchmarks")]
+        found = [place for place in places if place.exists()]
+        assert found, f"there is no {name}"
+        assert not function or f"def {function}(" in found[0].read_text(), f"{name} has no {function}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= MOST_README_LINES
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    linked = {target.partition("#")[0] for target in LINK.findall((ROOT / "README.md").read_text())}
+    assert {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} <= linked
 
 
 ADVISED = sorted(
@@ -229,7 +299,7 @@ RUNS: dict[str, list[str]] = {
     "job make dhunet_fedavg": [],
     "job make mem_evaluate": [],
 }
-"""Command → what makes it quick. They run in the order of the README, in one folder, as they stand."""
+"""Command → what makes it quick. They run in this order, in one folder, as they stand."""
 
 BEFORE = {SLOW: "synthetic images"}
 """Command → the one that makes what it reads: the slow tests run by themselves."""
@@ -262,7 +332,7 @@ def test_every_command_runs_or_says_why_not() -> None:
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of somebody who follows the README with data of another kind than the shipped jobs name."""
+    """The folder of somebody who follows the documents with data of another kind than shipped jobs name."""
     folder = tmp_path_factory.mktemp("reader")
     for sites, bags in (("my-sites", "my-run/bags"), ("lung", "lung-run/bags")):
         for name in ("clinic-a", "clinic-b", "external"):

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from histoflare.bags.task import MemTask
+from histoflare.bags.task import BagTask
 from histoflare.errors import JobError
 from histoflare.masks.task import MaskTask
 from histoflare.model_file import (
@@ -26,7 +26,9 @@ from histoflare.model_file import (
     write_model_file,
 )
 
-TASK = MemTask(["benign", "tumour"], "toy:1", features=6, memories=3, dim=4, hidden=8, seed=2)
+from .mem import make_mem_task
+
+TASK = make_mem_task(["benign", "tumour"], "toy:1", features=6, memories=3, dim=4, hidden=8, seed=2)
 MOSAIC = {"mpp": 0.5, "patch_px": 1000}
 TRAINING = {"strategy": "fedavg", "rounds": 5, "seed": 0}
 
@@ -49,7 +51,7 @@ def header(**changes: Any) -> dict[str, str]:
 
 
 def test_what_goes_in_comes_out(written: Path) -> None:
-    loaded = read_model_file(written, MemTask)
+    loaded = read_model_file(written, BagTask)
     told = loaded.header
     assert (loaded.task, told.mosaic, told.training, told.data) == (TASK, MOSAIC, TRAINING, "bags")
     assert (told.protocol_sha256, told.run, told.round) == ("ab" * 32, None, None)
@@ -79,7 +81,7 @@ def test_a_federation_s_model_opens_without_what_its_strategy_keeps(tmp_path: Pa
     download = tmp_path / "4c1f" / "workspace"
     write_model_file(download / "global_model.safetensors", state, facts)
     for named in (download / "global_model.safetensors", download, download.parent):
-        loaded = read_model_file(named, MemTask)
+        loaded = read_model_file(named, BagTask)
         assert (loaded.header.run, loaded.header.round, loaded.header.mosaic) == ("run-1", 4, MOSAIC)
         assert set(loaded.state) == set(TASK.build_model().state_dict())
 
@@ -98,12 +100,29 @@ def test_a_header_is_read_without_pytorch(written: Path) -> None:
     assert done.stdout.strip() == "['benign', 'tumour'] False"
 
 
-@pytest.mark.parametrize("entry", ["histoflare-mem", "histoflare.global_model"])
-def test_an_earlier_version_s_model_still_opens(written: Path, entry: str) -> None:
-    fields = {"format": entry, "version": 1, "task": TASK.to_json(), "round": 3, "run": "r"}
-    rewrite(written, {entry: json.dumps(fields)})
-    loaded = read_model_file(written, MemTask)
-    assert (loaded.task, loaded.header.mosaic) == (TASK, None)
+@pytest.mark.parametrize("entry", ["histoflare-masks", "histoflare.global_model"])
+def test_an_earlier_version_s_segmentation_still_opens(tmp_path: Path, entry: str) -> None:
+    task = MaskTask(labels=("a", "b"), width=24, window_px=32, stride_px=32, patch_px=32)
+    save_model(tmp_path / "m", task.build_model().state_dict(), task)
+    fields = {"format": entry, "version": 1, "task": task.to_json(), "round": 3, "run": "r"}
+    rewrite(tmp_path / "m", {entry: json.dumps(fields)})
+    loaded = read_model_file(tmp_path / "m", MaskTask)
+    assert (loaded.task, loaded.header.mosaic) == (task, None)
+
+
+@pytest.mark.parametrize("entry", ["histoflare-mem", "histoflare.global_model", ENTRY])
+def test_a_model_of_before_models_had_names_is_refused(written: Path, entry: str) -> None:
+    said = TASK.to_json()
+    flat = {name: value for name, value in said.items() if name != "model"} | said["model"]
+    rewrite(written, {entry: json.dumps({"version": 2, "task": flat})})
+    with pytest.raises(JobError) as caught:
+        read_model_file(written, BagTask)
+    assert caught.value.reason == "MODEL_FILE_INVALID"
+
+
+def with_model(**settings: Any) -> dict[str, Any]:
+    said = TASK.to_json()
+    return {**said, "model": {**said["model"], **settings}}
 
 
 def test_a_model_of_the_other_kind_says_which_command_takes_it(written: Path, tmp_path: Path) -> None:
@@ -113,7 +132,7 @@ def test_a_model_of_the_other_kind_says_which_command_takes_it(written: Path, tm
     save_model(tmp_path / "m", task.build_model().state_dict(), task)
     assert read_model_header(tmp_path / "m").data == "images"
     with pytest.raises(JobError, match="histoflare segment"):
-        read_model_file(tmp_path / "m", MemTask)
+        read_model_file(tmp_path / "m", BagTask)
 
 
 def test_a_header_has_an_end(written: Path, tmp_path: Path) -> None:
@@ -152,11 +171,11 @@ def test_a_state_that_is_not_the_tasks_is_not_written(tmp_path: Path) -> None:
 
 def test_files_that_are_no_model_say_why(written: Path, tmp_path: Path) -> None:
     with pytest.raises(JobError, match="no model file") as caught:
-        read_model_file(tmp_path / "absent", MemTask)
+        read_model_file(tmp_path / "absent", BagTask)
     assert caught.value.reason == "MODEL_FILE_MISSING"
     (tmp_path / "empty").mkdir()
     with pytest.raises(JobError, match=r"global_model\.safetensors") as caught:
-        read_model_file(tmp_path / "empty", MemTask)
+        read_model_file(tmp_path / "empty", BagTask)
     assert caught.value.reason == "MODEL_FILE_MISSING"
     whole = written.read_bytes()
     faults: list[tuple[Any, str]] = [
@@ -173,12 +192,12 @@ def test_files_that_are_no_model_say_why(written: Path, tmp_path: Path) -> None:
         (lambda: rewrite(written, header(mosaic=[1])), "no readable mosaic"),
         (lambda: rewrite(written, header(round="one")), "no readable round"),
         (lambda: rewrite(written, header(training=[1])), "no readable training"),
-        (lambda: rewrite(written, header(task={**TASK.to_json(), "hidden": 9})), "does not fit its task"),
-        (lambda: rewrite(written, header(task={**TASK.to_json(), "memories": 0})), "memories"),
+        (lambda: rewrite(written, header(task=with_model(hidden=9))), "does not fit its task"),
+        (lambda: rewrite(written, header(task=with_model(memories=0))), "memories"),
         (lambda: rewrite(written, header(), **{"head.bias": torch.zeros(3)}), "head.bias"),
     ]
     for spoil, words in faults:
         written.write_bytes(whole)
         spoil()
         with pytest.raises(JobError, match=words):
-            read_model_file(written, MemTask)
+            read_model_file(written, BagTask)

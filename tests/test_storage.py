@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from histoflare.errors import BagError
 from histoflare.storage import (
     atomic_path,
+    lock_file,
     make_folder,
     open_private,
     remove_partials,
@@ -129,3 +131,12 @@ def test_a_folder_that_was_there_stays_as_it_is(tmp_path: Path) -> None:
         make_folder(tmp_path / "a")
     with pytest.raises(OSError):
         make_folder(tmp_path / "a" / "b")
+
+
+def test_a_lock_keeps_others_out_until_its_block_is_left(tmp_path: Path) -> None:
+    path, busy = tmp_path / ".lock", BagError("busy", reason="BAGS_BUSY")
+    with lock_file(path, busy), pytest.raises(BagError) as refused, lock_file(path, busy):
+        pass
+    assert refused.value is busy
+    with lock_file(path, busy):
+        assert path.stat().st_mode & 0o777 == 0o600

@@ -38,6 +38,7 @@ from histoflare.commands import (
 )
 from histoflare.commands.console import console
 from histoflare.errors import HistoflareError
+from histoflare.extras import describe_missing
 
 STOPPED = 130
 """Exit code of a command that Ctrl-C ended; Typer makes it of KeyboardInterrupt."""
@@ -138,6 +139,8 @@ def _describe(error: Exception) -> str:
             if error.filename
             else what
         )
+    if isinstance(error, ModuleNotFoundError) and (missing := describe_missing(error)):
+        return missing
     if isinstance(error, MemoryError):
         return "there is not enough memory for this; make it smaller, or use a machine with more"
     return (

@@ -1,4 +1,4 @@
-"""Several models that answer as one: each is asked, and their probabilities are averaged.
+"""Several models that answer as one: each is asked, and their answers are averaged.
 
 An ensemble travels as one state, like a single model: its members' tensors under ``member/<name>/``. Whoever
 is handed a state makes of it what it is, one model or an ensemble (:func:`assemble`), and asks either in the
@@ -8,8 +8,8 @@ same way.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TypeVar, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ MEMBER = "member/"
 """Prefix of an ensemble's tensors; a member's name, a slash and the tensor's name follow."""
 
 Value = TypeVar("Value")
+Average = Callable[[Tensor], Tensor]
 
 
 def join_models(models: Mapping[str, Mapping[str, Value]]) -> dict[str, Value]:
@@ -58,29 +59,35 @@ def tensor_name(name: str) -> str:
 
 
 class Ensemble(nn.Module):
-    """Models whose class probabilities are averaged.
-
-    It gives logits, as its members do: the logarithm of the mean of their softmax. Its softmax is that mean.
+    """Models whose answers are averaged. It gives what one of them gives.
 
     Args:
         members: Models of one task.
-        class_axis: Along which axis of a model's logits the classes lie.
+        average: The task's own: outputs of the members (m, ...) → the outputs (...) that say their mean.
     """
 
-    def __init__(self, members: Sequence[nn.Module], class_axis: int) -> None:
+    def __init__(self, members: Sequence[nn.Module], average: Average) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
-        self.class_axis = class_axis
+        self.average = average
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Return logits of the same shape as a member's."""
-        said = [cast(Tensor, member(*inputs)).log_softmax(dim=self.class_axis) for member in self.members]
-        return torch.stack(said).logsumexp(dim=0) - math.log(len(said))
+        """Return outputs of the same shape as a member's."""
+        return self.average(torch.stack([member(*inputs) for member in self.members]))
 
 
-def assemble(models: Sequence[nn.Module], class_axis: int) -> nn.Module:
+def mean_probabilities(logits: Tensor, class_axis: int) -> Tensor:
+    """Return the logits (...) whose softmax is the mean of the members' softmax.
+
+    Args:
+        logits: (m, ...). class_axis: Along which of its axes the classes lie.
+    """
+    return logits.log_softmax(dim=class_axis).logsumexp(dim=0) - math.log(len(logits))
+
+
+def assemble(models: Sequence[nn.Module], average: Average) -> nn.Module:
     """Return one model as it is, or several as an :class:`Ensemble`."""
-    return models[0] if len(models) == 1 else Ensemble(models, class_axis)
+    return models[0] if len(models) == 1 else Ensemble(models, average)
 
 
 def members_of(model: nn.Module) -> list[nn.Module]:

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import safetensors
 
+from histoflare.checks import is_whole
 from histoflare.errors import JobError
 from histoflare.storage import atomic_path
 
@@ -66,7 +67,6 @@ class ModelTask(Protocol):
     """A task as far as its model's file is concerned."""
 
     data: ClassVar[str]
-    class_axis: ClassVar[int]
 
     @property
     def labels(self) -> Any: ...
@@ -76,6 +76,7 @@ class ModelTask(Protocol):
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Any: ...
     def build_model(self) -> nn.Module: ...
+    def average(self, outputs: Tensor) -> Tensor: ...
 
 
 Task = TypeVar("Task", bound=ModelTask)
@@ -135,7 +136,7 @@ class LoadedModel(Generic[Task]):
         for state in split_models(self.state):
             members.append(self.task.build_model())
             members[-1].load_state_dict(state)
-        return assemble(members, self.task.class_axis).eval()
+        return assemble(members, self.task.average).eval()
 
 
 def save_model(
@@ -262,7 +263,7 @@ def read_model_header(path: Path) -> ModelHeader:
         "mosaic": isinstance(header.mosaic, dict | None),
         "protocol_sha256": isinstance(header.protocol_sha256, str | None),
         "run": isinstance(header.run, str | None),
-        "round": header.round is None or (type(header.round) is int and header.round >= 0),
+        "round": header.round is None or is_whole(header.round, 0),
         "training": isinstance(header.training, dict),
         "models": type(header.models) is int and header.models >= 1,
     }
@@ -276,7 +277,7 @@ def read_model_file(path: Path, kind: type[Task]) -> LoadedModel[Task]:
 
     Args:
         path: As for :func:`read_model_header`.
-        kind: The class of its task, such as ``bags.task.MemTask``.
+        kind: The class of its task, such as ``bags.task.BagTask``.
 
     Raises:
         JobError: As :func:`read_model_header`, or the model is of another kind, or its tensors are not those

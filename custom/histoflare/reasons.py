@@ -192,6 +192,10 @@ REASONS = {
         site="If it was moved or restored on purpose: 'histoflare ledger move --site local/histoflare.toml'.",
     ),
     "LEDGER_UNUSABLE": Reason("The site's privacy ledger cannot be used."),
+    "LIBRARY_MISSING": Reason(
+        "A library that the job needs is not installed there.",
+        site="Install all that a hospital needs: pip install 'histoflare[all]', of the same version.",
+    ),
     "MANIFEST_INVALID": Reason("The site's list of its data (manifest) has faults."),
     "MANIFEST_UNREADABLE": Reason("The site's list of its data (manifest) is missing or cannot be read."),
     "MASK_CLASS": Reason("A mask holds a class that the job does not know."),

@@ -11,6 +11,7 @@ that was there stays as it is.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -57,6 +58,27 @@ def open_private(path: Path, flags: int) -> int:
     opened = os.open(str(path), flags | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE)
     os.fchmod(opened, PRIVATE_FILE)  # an earlier version made it for all to read
     return opened
+
+
+@contextmanager
+def lock_file(path: Path, busy: Exception) -> Iterator[None]:
+    """Keep other processes out of the block; the lock goes with the process, however that ends.
+
+    Args:
+        path: The file that is locked, made if missing; it stays. busy: Raised if another process holds it.
+
+    Raises:
+        OSError: The file cannot be made.
+    """
+    lock = open_private(path, os.O_RDWR)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise busy from None
+        yield
+    finally:
+        os.close(lock)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from histoflare.bags import cohort as cohort_module
 from histoflare.bags.bag import BAG_VERSION, Bag, BagHeader, write_bag
 from histoflare.bags.cohort import LISTED_PROBLEMS, load_cohort, pooled
 from histoflare.bags.folder import LEFT_OUT
+from histoflare.bags.targets.classes import Classes
 from histoflare.errors import BagError
 from histoflare.slides.manifest import Manifest
 from histoflare.slides.splits import SplitRule
@@ -20,6 +21,7 @@ from histoflare.slides.splits import SplitRule
 from .conftest import write_rows
 
 LABELS = ("a", "b")
+TARGET = Classes(LABELS)
 HEADER = BagHeader(
     BAG_VERSION, None, 0, 0, {"mpp": 0.5, "patch_px": 64}, "enc:1", 4, patch_mpp=0.5, patch_px=64
 )
@@ -57,7 +59,7 @@ def bags(tmp_path: Path, manifest: Manifest) -> Path:
 
 
 def refusal(manifest: Manifest, bags: Path, **options: object) -> str:
-    arguments = {"labels": LABELS, "encoder": "enc:1", "mpp": 0.5, "patch_px": 64} | options
+    arguments = {"target": TARGET, "encoder": "enc:1", "mpp": 0.5, "patch_px": 64} | options
     with pytest.raises(BagError) as error:
         load_cohort("site", manifest, bags, **arguments)  # type: ignore[arg-type]
     assert error.value.reason == "COHORT_INVALID"
@@ -65,7 +67,7 @@ def refusal(manifest: Manifest, bags: Path, **options: object) -> str:
 
 
 def test_a_cohort_is_its_manifest_with_bags(manifest: Manifest, bags: Path) -> None:
-    cohort = load_cohort("site", manifest, bags, LABELS, "enc:1", 0.5, 64)
+    cohort = load_cohort("site", manifest, bags, TARGET, "enc:1", 0.5, 64)
     assert [len(part) for part in (cohort.records, cohort.train, cohort.test, cohort.validation)] == [
         6,
         4,
@@ -83,7 +85,7 @@ def test_a_cohort_is_its_manifest_with_bags(manifest: Manifest, bags: Path) -> N
 
 
 def test_labels_follow_the_jobs_order(manifest: Manifest, bags: Path) -> None:
-    cohort = load_cohort("site", manifest, bags, ("b", "c", "a"), "enc:1")
+    cohort = load_cohort("site", manifest, bags, Classes(("b", "c", "a")), "enc:1")
     assert {record.patient: record.label for record in cohort.records}["p0"] == 2
 
 
@@ -110,7 +112,7 @@ def test_labels_that_the_job_does_not_know(manifest: Manifest, bags: Path) -> No
 def test_a_site_of_one_class_takes_part(manifest: Manifest, bags: Path) -> None:
     """Label skew: cross-entropy needs no second class at a site."""
     changed = replace(manifest, rows=tuple(replace(row, label="a") for row in manifest.rows))
-    cohort = load_cohort("site", changed, bags, LABELS, "enc:1")
+    cohort = load_cohort("site", changed, bags, TARGET, "enc:1")
     assert {record.label for record in cohort.train} == {0}
     assert "no training patient of class 'b'" in cohort.warnings
 
@@ -142,16 +144,16 @@ def test_bags_of_different_settings_do_not_mix(manifest: Manifest, bags: Path) -
 
 
 def test_bags_of_another_width_than_the_jobs_are_refused(manifest: Manifest, bags: Path) -> None:
-    cohort = load_cohort("site", manifest, bags, LABELS, "enc:1")
+    cohort = load_cohort("site", manifest, bags, TARGET, "enc:1")
     width = cohort.features(cohort.records[0]).shape[1]
-    load_cohort("site", manifest, bags, LABELS, "enc:1", features=width)
+    load_cohort("site", manifest, bags, TARGET, "enc:1", features=width)
     with pytest.raises(BagError, match="features a patch") as caught:
-        load_cohort("site", manifest, bags, LABELS, "enc:1", features=width + 1)
+        load_cohort("site", manifest, bags, TARGET, "enc:1", features=width + 1)
     assert caught.value.reason == "COHORT_INVALID"
 
 
 def test_any_encoder_is_still_one_encoder(manifest: Manifest, bags: Path) -> None:
-    assert load_cohort("site", manifest, bags, LABELS, None).encoder == "enc:1"
+    assert load_cohort("site", manifest, bags, TARGET, None).encoder == "enc:1"
     put_bag(manifest, bags, 5, encoder="enc:2")
     assert "enc:" in refusal(manifest, bags, encoder=None)
 
@@ -171,7 +173,7 @@ def test_slides_that_prepare_left_out_are_left_out_with_a_warning_and_others_mis
     text = refusal(manifest, bags)
     assert text.count("\n  ") == 1 and ids[3] in text
     put_bag(manifest, bags, 3)
-    cohort = load_cohort("site", manifest, bags, LABELS, "enc:1")
+    cohort = load_cohort("site", manifest, bags, TARGET, "enc:1")
     assert len(cohort.records) == 4
     assert [any(code in warning for warning in cohort.warnings) for code in ("NO_TISSUE", "READ_FAILED")] == [
         True,
@@ -181,7 +183,7 @@ def test_slides_that_prepare_left_out_are_left_out_with_a_warning_and_others_mis
 
 def test_without_splits_patients_are_split(manifest: Manifest, bags: Path) -> None:
     bare = replace(manifest, rows=tuple(replace(row, split=None) for row in manifest.rows))
-    cohort = load_cohort("site", bare, bags, LABELS, "enc:1")
+    cohort = load_cohort("site", bare, bags, TARGET, "enc:1")
     assert {record.patient: record.split for record in cohort.records} == {
         f"p{index}": SplitRule().role_of(f"p{index}") for index in range(6)
     }
@@ -193,7 +195,7 @@ def test_without_splits_patients_are_split(manifest: Manifest, bags: Path) -> No
 @pytest.mark.parametrize(("split", "words"), [("test", "only be tested on"), ("train", "no test patients")])
 def test_one_sided_cohorts_are_warned_of(manifest: Manifest, bags: Path, split: str, words: str) -> None:
     rows = tuple(replace(row, split=split) for row in manifest.rows)
-    cohort = load_cohort("site", replace(manifest, rows=rows), bags, LABELS, "enc:1")
+    cohort = load_cohort("site", replace(manifest, rows=rows), bags, TARGET, "enc:1")
     assert len(cohort.of_split(split)) == 6
     assert len(cohort.warnings) == 1 and words in cohort.warnings[0]
 
@@ -201,11 +203,11 @@ def test_one_sided_cohorts_are_warned_of(manifest: Manifest, bags: Path, split: 
 def test_imported_features_of_unknown_resolution_are_warned_of(manifest: Manifest, bags: Path) -> None:
     for index in range(6):
         put_bag(manifest, bags, index, mosaic=None, patch_mpp=None, patch_px=None)
-    (warning,) = load_cohort("site", manifest, bags, LABELS, "enc:1", 0.5, 64).warnings
+    (warning,) = load_cohort("site", manifest, bags, TARGET, "enc:1", 0.5, 64).warnings
     assert " and 5 more: imported features that do not say" in warning
     for index in range(6):
         put_bag(manifest, bags, index, mosaic=None, patch_mpp=256 / 224, patch_px=224)
-    assert load_cohort("site", manifest, bags, LABELS, "enc:1", 1.14, 224).warnings == ()
+    assert load_cohort("site", manifest, bags, TARGET, "enc:1", 1.14, 224).warnings == ()
 
 
 def test_features_stay_in_memory_up_to_the_limit(
@@ -213,7 +215,7 @@ def test_features_stay_in_memory_up_to_the_limit(
 ) -> None:
     size = 5 * 4 * 4
     for limit, kept in ((10 * size, 6), (2 * size, 2), (0, 0)):
-        cohort = load_cohort("site", manifest, bags, LABELS, "enc:1", cache_bytes=limit)
+        cohort = load_cohort("site", manifest, bags, TARGET, "enc:1", cache_bytes=limit)
         first = [cohort.features(record) for record in cohort.records]
         again = [cohort.features(record) for record in cohort.records]
         assert sum(one is other for one, other in zip(first, again, strict=True)) == kept
@@ -224,9 +226,9 @@ def test_of_a_bag_without_room_in_memory_only_the_rows_asked_for_are_read(
     manifest: Manifest, bags: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """How long a step takes must not follow from how long a bag is."""
-    cohort = load_cohort("site", manifest, bags, LABELS, "enc:1", cache_bytes=2 * 5 * 4 * 4)
+    cohort = load_cohort("site", manifest, bags, TARGET, "enc:1", cache_bytes=2 * 5 * 4 * 4)
     whole = {record.path: cohort.features(record) for record in cohort.records}
-    cohort = load_cohort("site", manifest, bags, LABELS, "enc:1", cache_bytes=2 * 5 * 4 * 4)
+    cohort = load_cohort("site", manifest, bags, TARGET, "enc:1", cache_bytes=2 * 5 * 4 * 4)
     cohort.read_ahead()
     assert len(cohort.cache.held) == 2
 
@@ -245,7 +247,7 @@ def test_of_a_bag_without_room_in_memory_only_the_rows_asked_for_are_read(
 
 
 def test_reading_ahead_finds_a_damaged_bag(manifest: Manifest, bags: Path) -> None:
-    cohort = load_cohort("site", manifest, bags, LABELS, "enc:1", cache_bytes=0)
+    cohort = load_cohort("site", manifest, bags, TARGET, "enc:1", cache_bytes=0)
     path = cohort.train[-1].path
     with h5py.File(path, "r+") as file:
         file["features"][0, 0] += 1.0
@@ -255,7 +257,7 @@ def test_reading_ahead_finds_a_damaged_bag(manifest: Manifest, bags: Path) -> No
 
 
 def test_a_bag_changed_under_way_is_an_error(manifest: Manifest, bags: Path) -> None:
-    cohort = load_cohort("site", manifest, bags, LABELS, "enc:1")
+    cohort = load_cohort("site", manifest, bags, TARGET, "enc:1")
     put_bag(manifest, bags, 0, n=6)
     changed = next(record for record in cohort.records if record.patient == "p0")
     with pytest.raises(BagError) as error:
@@ -265,7 +267,7 @@ def test_a_bag_changed_under_way_is_an_error(manifest: Manifest, bags: Path) -> 
 
 def test_the_fingerprint_sees_every_change(manifest: Manifest, bags: Path) -> None:
     def fingerprint(changed: Manifest = manifest, labels: tuple[str, ...] = LABELS) -> str:
-        return load_cohort("site", changed, bags, labels, "enc:1").fingerprint()
+        return load_cohort("site", changed, bags, Classes(tuple(labels)), "enc:1").fingerprint()
 
     def with_row(index: int, **changes: object) -> Manifest:
         rows = list(manifest.rows)
@@ -288,7 +290,7 @@ def test_the_fingerprint_sees_every_change(manifest: Manifest, bags: Path) -> No
 
 
 def test_pooled_cohorts_keep_their_sites_apart(manifest: Manifest, bags: Path) -> None:
-    one = load_cohort("one", manifest, bags, LABELS, "enc:1")
+    one = load_cohort("one", manifest, bags, TARGET, "enc:1")
     two = replace(one, name="two")
     both = pooled([two, one])
     assert len(both.train) == 8 and len(both.test) == 4
@@ -299,7 +301,7 @@ def test_pooled_cohorts_keep_their_sites_apart(manifest: Manifest, bags: Path) -
 
 
 def test_unlike_cohorts_are_not_pooled(manifest: Manifest, bags: Path) -> None:
-    cohort = load_cohort("one", manifest, bags, LABELS, "enc:1")
+    cohort = load_cohort("one", manifest, bags, TARGET, "enc:1")
     for others in ([], [cohort, cohort], [cohort, replace(cohort, name="two", encoder="enc:2")]):
         with pytest.raises(BagError):
             pooled(others)
@@ -309,8 +311,8 @@ def test_a_bag_of_another_run_s_slide_is_noticed(manifest: Manifest, bags: Path)
     """Two runs may have slides of one name; a bag knows the size of the file it was made of."""
     row = manifest.rows[0]
     put_bag(manifest, bags, 0, slide_size_bytes=10)
-    load_cohort("site", manifest, bags, LABELS, "enc:1")  # the slide is not there: training needs none
+    load_cohort("site", manifest, bags, TARGET, "enc:1")  # the slide is not there: training needs none
     row.slide.write_bytes(bytes(10))
-    load_cohort("site", manifest, bags, LABELS, "enc:1")
+    load_cohort("site", manifest, bags, TARGET, "enc:1")
     row.slide.write_bytes(bytes(11))
     assert "f.svs): its bag was made of a file of another size" in refusal(manifest, bags)

@@ -20,11 +20,13 @@ from histoflare.bags.heatmap import (
     attention_limit,
     write_heat,
 )
-from histoflare.bags.mem import MEM, InputNorm
+from histoflare.bags.models.mem import InputNorm
 from histoflare.slides.mask_pyramid import MaskPyramid
 from histoflare.slides.overlay import attention_colours
 from histoflare.slides.planes import Plane
 from histoflare.slides.reader import Slide
+
+from ..mem import make_mem
 
 
 @settings(max_examples=30, deadline=None)
@@ -38,7 +40,9 @@ from histoflare.slides.reader import Slide
 def test_the_figures_are_the_models_own(
     n: int, scale: float, norm: InputNorm, blocks: int, seed: int
 ) -> None:
-    model = MEM(2, features=5, memories=3, dim=16, hidden=8, blocks=blocks, input_norm=norm, seed=seed).eval()
+    model = make_mem(
+        2, features=5, memories=3, dim=16, hidden=8, blocks=blocks, input_norm=norm, seed=seed
+    ).eval()
     generator = torch.Generator().manual_seed(seed)
     bag = scale * torch.randn((n, 5), generator=generator)
     others = scale * torch.randn((4, 5), generator=generator)
@@ -56,7 +60,7 @@ def test_the_figures_are_the_models_own(
 
 
 def test_memories_that_saturate_stay_finite() -> None:
-    model = MEM(2, features=4, memories=2, dim=1024, hidden=4).eval()
+    model = make_mem(2, features=4, memories=2, dim=1024, hidden=4).eval()
     bag = 1e4 * torch.ones((3, 4))  # scores near 1024: exp would overflow even in float64
     attention = BagAttention(model, bag)
     assert np.allclose(attention.bag, 1.0)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,14 +10,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from histoflare.bags.mem import MEM, MemoryBlock, memory_attention
+from histoflare.bags.models.mem import MEM, MemoryBlock, memory_attention
+
+from ..mem import make_mem
 
 F_IN, CLASSES = 6, 3
 
 
-def small_mem(seed: int = 0, **arguments: object) -> MEM:
+def small_mem(seed: int = 0, **arguments: Any) -> MEM:
     options = {"features": F_IN, "memories": 4, "dim": 5, "hidden": 7, "seed": seed, **arguments}
-    return MEM(CLASSES, **options)  # type: ignore[arg-type]
+    return make_mem(CLASSES, **options)
 
 
 def random_bag(seed: int, n: int, scale: float = 2.0) -> Tensor:
@@ -69,7 +73,7 @@ def test_it_is_the_equations(blocks: int) -> None:
             first = first or attention
         weight, bias = numbers(model.head)
         logits = weight @ x.flatten() + bias
-        np.testing.assert_allclose(out.logits[index].detach().numpy(), logits, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(out.outputs[index].detach().numpy(), logits, rtol=1e-4, atol=1e-5)
         got = out.attention[index, :, : len(bag)].detach().numpy()
         np.testing.assert_allclose(got, np.array(first), rtol=1e-4, atol=1e-6)
 
@@ -94,7 +98,7 @@ def test_the_order_of_patches_does_not_matter(n: int, seed: int, blocks: int, sh
     order = list(range(n))
     shuffle.shuffle(order)  # type: ignore[attr-defined]
     before, after = model.attend(bag[None]), model.attend(bag[order][None])
-    torch.testing.assert_close(after.logits, before.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(after.outputs, before.outputs, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(after.attention[0], before.attention[0][:, order], rtol=1e-4, atol=1e-6)
 
 
@@ -106,15 +110,13 @@ def test_the_order_of_patches_does_not_matter(n: int, seed: int, blocks: int, sh
     norm=st.sampled_from(["none", "rms"]),
 )
 def test_padding_changes_nothing(sizes: list[int], more: int, filling: float, norm: str) -> None:
-    model = small_mem(blocks=2, decoder=True, input_norm=norm)
+    model = small_mem(blocks=2, reconstruction=1.0, input_norm=norm)
     bags = [random_bag(index, n) for index, n in enumerate(sizes)]
     together = model.attend(*padded(bags, max(sizes) + more, filling))
     for index, bag in enumerate(bags):
         alone = model.attend(bag[None])
-        torch.testing.assert_close(together.logits[index], alone.logits[0], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(
-            together.reconstruction[index], alone.reconstruction[0], rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(together.outputs[index], alone.outputs[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(together.auxiliary[index], alone.auxiliary[0], rtol=1e-4, atol=1e-5)
         attention = together.attention[index]
         torch.testing.assert_close(attention.sum(dim=-1), torch.ones(4))
         assert bool((attention[:, len(bag) :] == 0).all())
@@ -124,13 +126,16 @@ def test_padding_changes_nothing(sizes: list[int], more: int, filling: float, no
 @pytest.mark.parametrize("n", [0, 5])
 def test_a_bag_without_a_patch_is_finite_and_harms_no_other(n: int, norm: str) -> None:
     bag = random_bag(0, 5)
-    with_empty, without = small_mem(decoder=True, input_norm=norm), small_mem(decoder=True, input_norm=norm)
+    with_empty, without = (
+        small_mem(reconstruction=1.0, input_norm=norm),
+        small_mem(reconstruction=1.0, input_norm=norm),
+    )
     x, mask = padded([bag, bag[:0]] if n else [bag[:0]], n, float("nan"))
     out = with_empty.attend(x, mask)
-    assert bool(out.logits.isfinite().all()) and bool((out.attention[-1] == 0).all())
-    (out.logits.sum() + out.reconstruction.sum()).backward()
+    assert bool(out.outputs.isfinite().all()) and bool((out.attention[-1] == 0).all())
+    (out.outputs.sum() + out.auxiliary.sum()).backward()
     alone = without.attend(bag[None])
-    (alone.logits.sum() + alone.reconstruction.sum()).backward()
+    (alone.outputs.sum() + alone.auxiliary.sum()).backward()
     for (name, one), two in zip(with_empty.named_parameters(), without.parameters(), strict=True):
         assert one.grad is not None and bool(one.grad.isfinite().all()), name
         if n and name != "head.bias":
@@ -140,10 +145,11 @@ def test_a_bag_without_a_patch_is_finite_and_harms_no_other(n: int, norm: str) -
 @pytest.mark.parametrize("max_scores", [1, 200, 4 * 3 * 30 * 7])
 def test_chunks_of_rows_change_nothing(max_scores: int) -> None:
     x, mask = padded([random_bag(index, n) for index, n in enumerate((30, 7, 1))], 30, 0.0)
-    whole, chunked = small_mem(blocks=2), small_mem(blocks=2, max_scores=max_scores)
+    whole, chunked = small_mem(blocks=2), small_mem(blocks=2)
+    chunked.max_scores = max_scores
     with torch.no_grad():
         expected, got = whole.attend(x, mask), chunked.attend(x, mask)
-    torch.testing.assert_close(got.logits, expected.logits, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(got.outputs, expected.outputs, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(got.attention, expected.attention, rtol=1e-5, atol=1e-7)
 
 
@@ -167,12 +173,12 @@ def test_blocks_stack() -> None:
     model = small_mem(blocks=3)
     assert [block.memory.in_features for block in model.blocks] == [F_IN, 7, 7]  # type: ignore[union-attr]
     out = model.attend(random_bag(0, 11)[None])
-    assert out.logits.shape == (1, CLASSES)
+    assert out.outputs.shape == (1, CLASSES)
     assert out.attention.shape == (1, 4, 11)  # of the first block: over patches
 
 
 def test_defaults_are_those_of_the_design_and_all_parameters_are_linear() -> None:
-    model = MEM(2)
+    model = make_mem(2)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     assert shapes == {
         "blocks.0.memory.weight": (10 * 128, 1024),
@@ -202,21 +208,21 @@ def test_the_seed_makes_the_bytes_and_the_global_state_is_left_alone() -> None:
 @pytest.mark.parametrize("blocks", [1, 2])
 @pytest.mark.parametrize("norm", ["none", "rms"])
 def test_leading_axes_are_a_batch_of_bags(blocks: int, norm: str) -> None:
-    model = small_mem(blocks=blocks, decoder=True, input_norm=norm)
+    model = small_mem(blocks=blocks, reconstruction=1.0, input_norm=norm)
     x, mask = padded([random_bag(index, n) for index, n in enumerate((5, 1, 7, 0, 3, 2))], 7, float("nan"))
     flat = model.attend(x, mask)
     for lead in ((2, 3), (3, 2), (1, 6), (2, 1, 3)):
         got = model.attend(x.view(*lead, 7, F_IN), mask.view(*lead, 7))
-        for name, shape in (("logits", (CLASSES,)), ("attention", (4, 7)), ("reconstruction", ())):
+        for name, shape in (("outputs", (CLASSES,)), ("attention", (4, 7)), ("auxiliary", ())):
             one, other = getattr(got, name), getattr(flat, name)
             assert one.shape == (*lead, *shape)
             torch.testing.assert_close(one.reshape(other.shape), other, rtol=1e-5, atol=1e-6)
     whole = model.attend(x[:2, :1].nan_to_num().view(1, 2, 1, F_IN))  # without a mask, all are patches
-    torch.testing.assert_close(whole.logits[0], model(x[:2, :1].nan_to_num()), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(whole.outputs[0], model(x[:2, :1].nan_to_num()), rtol=1e-5, atol=1e-6)
 
 
 def test_every_layer_sees_a_patient_as_one_sample() -> None:
-    model = small_mem(blocks=2, decoder=True)
+    model = small_mem(blocks=2, reconstruction=1.0)
     seen: list[tuple[int, int]] = []
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -229,9 +235,11 @@ def test_chunks_without_gradients_hold_for_leading_axes() -> None:
     x, mask = padded([random_bag(index, n) for index, n in enumerate((30, 7, 1, 12))], 30, 0.0)
     x, mask = x.view(2, 2, 30, F_IN), mask.view(2, 2, 30)
     expected = small_mem().attend(x, mask)
+    chunked = small_mem()
+    chunked.max_scores = 200
     with torch.no_grad():
-        got = small_mem(max_scores=200).attend(x, mask)
-    torch.testing.assert_close(got.logits, expected.logits, rtol=1e-5, atol=1e-6)
+        got = chunked.attend(x, mask)
+    torch.testing.assert_close(got.outputs, expected.outputs, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(got.attention, expected.attention, rtol=1e-5, atol=1e-7)
 
 
@@ -243,14 +251,14 @@ def test_rms_norm_takes_a_patchs_length_out() -> None:
 
 
 def test_the_decoder_learns_to_reconstruct() -> None:
-    model, bag = small_mem(decoder=True), random_bag(0, 20)[None]
+    model, bag = small_mem(reconstruction=1.0), random_bag(0, 20)[None]
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     errors = []
     for _ in range(150):
         optimizer.zero_grad()
-        error = model.attend(bag).reconstruction.mean()
+        error = model.attend(bag).auxiliary.mean()
         error.backward()
         optimizer.step()
         errors.append(error.item())
     assert errors[-1] < 0.3 * errors[0]
-    assert float(small_mem().attend(bag).reconstruction) == 0.0
+    assert small_mem().attend(bag).auxiliary is None

@@ -17,6 +17,7 @@ from histoflare.bags.bag import read_bag
 from histoflare.bags.cohort import load_cohort
 from histoflare.bags.encoder import load_encoder
 from histoflare.bags.synthetic_bags import FieldParameters, make_bags
+from histoflare.bags.targets.classes import Classes
 from histoflare.errors import JobError
 from histoflare.slides.manifest import read_manifest
 from histoflare.slides.synthetic import LABELS, SyntheticCohort
@@ -45,7 +46,7 @@ def test_bags_make_cohorts_that_load(tmp_path: Path) -> None:
     for site, path in manifests.items():
         manifest = read_manifest(path, check_files=False)
         cohort = load_cohort(
-            site, manifest, path.parent / "bags", LABELS, "mean-colour", mpp=2.0, patch_px=32
+            site, manifest, path.parent / "bags", Classes(tuple(LABELS)), "mean-colour", mpp=2.0, patch_px=32
         )
         assert len(cohort.records) == TINY.sites[site]
         assert cohort.features(cohort.records[0]).shape == (4, 3)

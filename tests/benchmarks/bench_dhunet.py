@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from histoflare.masks.losses import segmentation_loss
-from histoflare.masks.networks import DHUnet, build_network
-from histoflare.masks.networks.dhunet import enlarge
+from histoflare.masks.networks import build_network
+from histoflare.masks.networks.dhunet import DHUnet, enlarge
 
 CLASSES = 4
 PARTS = ("Swin", "ConvNeXt", "decoder")

@@ -28,14 +28,16 @@ import torch
 from torch import Tensor
 
 from histoflare.bags.patients import collate_patients
-from histoflare.bags.task import MemTask, collate
+from histoflare.bags.task import collate
 from histoflare.privacy.dpsgd import private_gradient
 from histoflare.privacy.gradients import sum_of_clipped_gradients
 from histoflare.privacy.mechanism import add_noise
 from histoflare.privacy.noise import SecureNoise
 from histoflare.privacy.requirements import ENGINES
 
-TASK = MemTask(["a", "b"], "encoder", max_patches=None)
+from ..mem import make_mem_task
+
+TASK = make_mem_task(["a", "b"], "encoder", max_patches=None)
 RECORDS = 8
 RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 """Lets glibc give a freed tensor back at once: the peak is then what was in use, not what was kept."""

@@ -22,13 +22,15 @@ import torch
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
-from histoflare.bags.task import MemTask
+from histoflare.bags.task import BagTask
 from histoflare.rounds.evaluation import evaluate
 from histoflare.rounds.local import predict, train_locally
 from histoflare.rounds.state import model_state
 
+from ..mem import make_mem_task
+
 PUBLISHED = {"musk1": 0.892, "elephant": 0.868}  # attention MIL, Ilse et al. 2018 (from memory)
-SETTINGS = MemTask(
+SETTINGS = make_mem_task(
     ["negative", "positive"],
     "none",
     mpp=None,
@@ -92,7 +94,7 @@ def make_folds(path: Path, folds: int, seed: int) -> list[Fold]:
     return made
 
 
-def cross_validate(path: Path, task: MemTask, folds: int, seed: int) -> tuple[float, float]:
+def cross_validate(path: Path, task: BagTask, folds: int, seed: int) -> tuple[float, float]:
     """Return accuracy (all folds together) and mean AUC of the folds."""
     right, total, areas = 0.0, 0, []
     for index, fold in enumerate(make_folds(path, folds, seed)):

@@ -40,9 +40,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 IDLE = Path(__file__).resolve().parent / "idle"
 SITES = [f"site-{index}" for index in range(1, 5)]
 SIZES = {
-    "1k": {"features": 32, "memories": 1, "dim": 8, "hidden": 8},
-    "1M": {"features": 1024, "memories": 4, "dim": 128, "hidden": 192},
-    "55M": {"features": 1024, "memories": 10, "dim": 5200, "hidden": 256},
+    "1k": {"features": 32, "model.memories": 1, "model.dim": 8, "model.hidden": 8},
+    "1M": {"features": 1024, "model.memories": 4, "model.dim": 128, "model.hidden": 192},
+    "55M": {"features": 1024, "model.memories": 10, "model.dim": 5200, "model.hidden": 256},
 }
 PARTS = {
     "server": "nvflare.private.fed.app.server.server_train",

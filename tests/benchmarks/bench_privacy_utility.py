@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from bench_mil_classic import Fold, Record
 
-from histoflare.bags.task import MemTask
+from histoflare.bags.task import BagTask
 from histoflare.privacy.accountant import epsilon
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.rounds.bounds import plan_bounds, train_alone
@@ -31,10 +31,12 @@ from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State
 from histoflare.rounds.strategies.fedavg import FedAvg
 
+from ..mem import make_mem_task
+
 SITES, FEATURES, PATCHES = 4, 32, 20
 DELTA = 1e-5
 ROUNDS, STEPS, RATE = 20, 5, 0.1
-TASK = MemTask(
+TASK = make_mem_task(
     ["negative", "positive"],
     "generated",
     mpp=None,
@@ -69,11 +71,11 @@ def make_cohort(site: int, patients: int, seed: int) -> Fold:
     return Fold(records, bags)
 
 
-def plans(rounds: int, patients: int) -> dict[str, tuple[MemTask, PrivacyPlan]]:
+def plans(rounds: int, patients: int) -> dict[str, tuple[BagTask, PrivacyPlan]]:
     """Return row → its task and plan."""
     batch = RATE * patients
     plain = replace(TASK, learning_rate=0.1, batch_size=round(batch), local_epochs=1)
-    found: dict[str, tuple[MemTask, PrivacyPlan]] = {"federated, no protection": (plain, Open())}
+    found: dict[str, tuple[BagTask, PrivacyPlan]] = {"federated, no protection": (plain, Open())}
     for target in (8.0, 3.0, 1.0):
         plan = DpSgd(
             budget_epsilon=target,
@@ -97,7 +99,7 @@ def plans(rounds: int, patients: int) -> dict[str, tuple[MemTask, PrivacyPlan]]:
     return found
 
 
-def score(task: MemTask, states: Mapping[str, State], sites: Mapping[str, Fold]) -> tuple[float, float]:
+def score(task: BagTask, states: Mapping[str, State], sites: Mapping[str, Fold]) -> tuple[float, float]:
     """Return balanced accuracy and AUC over the test patients of all sites, each asked of its model."""
     table = merge_predictions(
         {site: predict(task, states[site], data, "test") for site, data in sites.items()}

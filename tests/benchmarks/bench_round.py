@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from histoflare.bags.predictions import Predictions
+from histoflare.bags.targets.classes import Predictions
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.strategies.fedavg import FedAvg
 

@@ -21,6 +21,6 @@ def test_quick_run(repository: Path, tmp_path: Path) -> None:
     ours = {row["threads"]: row for row in rows if row["reader"] == "histoflare Slide.read"}
     assert set(ours) == {1, 2}
     for row in ours.values():
-        assert 0.5 < row["ratio"] < 2  # the same work; the README has the figure of a quiet machine
+        assert 0.5 < row["ratio"] < 2  # the same work; docs/measured.md has the figure of a quiet machine
     for row in rows:
         assert "skipped" in row or row["tiles_per_s"] > 0

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from histoflare.bags.encoder import load_encoder
 from histoflare.bags.patches import MosaicPatchDataset
-from histoflare.bags.task import MemTask
+from histoflare.bags.task import BagTask
 from histoflare.commands import classify
 from histoflare.errors import EncoderError, JobError
 from histoflare.model_file import describe_model, read_model_file, save_model, write_model_file
@@ -27,6 +27,8 @@ from histoflare.slides.pyramid import write_pyramid
 from histoflare.slides.reader import Slide
 from tests.bags.conftest import MeanColour, paint_slide
 from tests.commands.quick import loaded_by, wrong_slide
+
+from ..mem import make_mem_task
 
 PARAMETERS = MosaicParameters(patch_px=64, fraction=0.3, clusters=3)
 
@@ -55,7 +57,9 @@ def encoder(monkeypatch: pytest.MonkeyPatch) -> Pinned:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    task = MemTask(labels=("a", "b"), encoder="mean-colour:v1", features=3, patch_px=64, input_norm="rms")
+    task = make_mem_task(
+        labels=("a", "b"), encoder="mean-colour:v1", features=3, patch_px=64, input_norm="rms"
+    )
     path = tmp_path / "run" / "model.safetensors"
     save_model(path, task.build_model().state_dict(), task, mosaic=PARAMETERS.to_json())
     return path
@@ -71,14 +75,14 @@ def test_it_says_what_the_model_says_of_the_mosaic(slide_path: Path, model: Path
     with Slide(slide_path) as slide:
         mosaic = build_mosaic(slide, PARAMETERS)
         patches = torch.stack([torch.as_tensor(each["image"]) for each in MosaicPatchDataset(slide, mosaic)])
-    loaded = read_model_file(model, MemTask)
+    loaded = read_model_file(model, BagTask)
     with torch.inference_mode():
-        found = loaded.task.probabilities(loaded.build_model(), encoder.encode(patches))
+        found = list(loaded.task.answer(loaded.build_model(), encoder.encode(patches)).probabilities.values())
     for named in (model, model.parent):
         answer = json.loads(run("classify", slide_path, "--model", named, "--json"))
         assert (answer["patches"], answer["encoder"]) == (len(mosaic.chosen), "mean-colour:v1")
         assert list(answer["probabilities"]) == ["a", "b"]
-        assert list(answer["probabilities"].values()) == pytest.approx(found.tolist(), abs=1e-6)
+        assert list(answer["probabilities"].values()) == pytest.approx(found, abs=1e-6)
     shown = run("classify", slide_path, "--model", model)
     for label, share in answer["probabilities"].items():
         assert label in shown
@@ -111,7 +115,7 @@ def test_the_model_that_a_consortium_downloads(
     slide_path: Path, model: Path, encoder: Pinned, tmp_path: Path
 ) -> None:
     """What a server writes says of the mosaic what the protocol says; the rest is as 'prepare' does it."""
-    loaded = read_model_file(model, MemTask)
+    loaded = read_model_file(model, BagTask)
     workspace = tmp_path / "result" / "workspace"
     facts = describe_model(loaded.task, mosaic=loaded.task.mosaic, run="run-1", round_index=29)
     write_model_file(workspace / "global_model.safetensors", loaded.state, facts)
@@ -125,7 +129,7 @@ def test_it_warns_of_an_answer_from_one_or_two_patches(
     slide_path: Path, model: Path, encoder: Pinned, tmp_path: Path
 ) -> None:
     assert json.loads(run("classify", slide_path, "--model", model, "--json"))["warnings"] == []
-    loaded = read_model_file(model, MemTask)
+    loaded = read_model_file(model, BagTask)
     few = tmp_path / "few.safetensors"
     mosaic = MosaicParameters(patch_px=64, max_patches=2).to_json()
     save_model(few, loaded.state, loaded.task, mosaic=mosaic)
@@ -149,7 +153,7 @@ def test_a_missing_weight_file_is_found_before_the_slide_is_cut(
 ) -> None:
     with pytest.raises(JobError, match="no such weight file"):
         run("classify", slide_path, "--model", model, "--weights", tmp_path / "gone.pt")
-    loaded = read_model_file(model, MemTask)
+    loaded = read_model_file(model, BagTask)
     task = replace(loaded.task, encoder="torchscript:uni:0123456789ab-01234567")
     path = tmp_path / "uni.safetensors"
     save_model(path, loaded.state, task, mosaic=PARAMETERS.to_json())
@@ -164,7 +168,7 @@ def test_other_weights_and_a_missing_device_are_found_before_the_mosaic(
         raise AssertionError("the mosaic was built")
 
     monkeypatch.setattr("histoflare.slides.mosaic.build_mosaic", no_mosaic)
-    loaded = read_model_file(model, MemTask)
+    loaded = read_model_file(model, BagTask)
     task = replace(loaded.task, encoder="densenet121:0123456789ab")
     save_model(tmp_path / "m.safetensors", loaded.state, task, mosaic=PARAMETERS.to_json())
     (tmp_path / "other.pth").write_bytes(b"other weights")
@@ -185,7 +189,7 @@ def test_the_model_knows_its_encoder_s_weights(slide_path: Path, tmp_path: Path)
     beside.write_text("mean = [0, 0, 0]\nstd = [1, 1, 1]\ninput_px = 64\n")
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     encoder_id = load_encoder("torchscript:mean", weights, digest, "cpu").id
-    task = MemTask(labels=("a", "b"), encoder=encoder_id, features=3, patch_px=64)
+    task = make_mem_task(labels=("a", "b"), encoder=encoder_id, features=3, patch_px=64)
     save_model(tmp_path / "m", task.build_model().state_dict(), task, mosaic=PARAMETERS.to_json())
     arguments = ("classify", slide_path, "--model", tmp_path / "m", "--weights", weights, "--json")
     assert json.loads(run(*arguments))["encoder"] == encoder_id
@@ -197,7 +201,7 @@ def test_the_model_knows_its_encoder_s_weights(slide_path: Path, tmp_path: Path)
 def test_a_model_of_imported_features_cannot_cut_a_slide(
     slide_path: Path, tmp_path: Path, encoder: Pinned
 ) -> None:
-    task = MemTask(labels=("a", "b"), encoder="mean-colour:v1", features=3, patch_px=64)
+    task = make_mem_task(labels=("a", "b"), encoder="mean-colour:v1", features=3, patch_px=64)
     save_model(tmp_path / "m.safetensors", task.build_model().state_dict(), task)
     with pytest.raises(JobError, match="imported"):
         run("classify", slide_path, "--model", tmp_path / "m.safetensors")

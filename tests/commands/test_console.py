@@ -21,7 +21,7 @@ from histoflare.slides.synthetic import SyntheticCohort, make_slides
 pytestmark = [pytest.mark.flare, pytest.mark.slow]
 
 PROGRAMS = Path(sys.executable).parent
-COHORT = SyntheticCohort(hospitals=2, slides_per_hospital=5)
+COHORT = SyntheticCohort(hospitals=2, slides_per_hospital=5, slides_external=2, um_field=448.0)
 
 
 @pytest.fixture(scope="module")

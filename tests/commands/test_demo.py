@@ -8,17 +8,22 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from histoflare.bags.efficientnet import find_packaged_weights
+from histoflare.cli import app
 from histoflare.commands.options import DEMO_JOBS
 from histoflare.flare import processes
 from histoflare.flare.poc import STATE_FILE
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.ledger import Ledger
+from histoflare.slides import synthetic
+from histoflare.slides.synthetic import SyntheticCohort
 
 pytestmark = pytest.mark.slow
 
@@ -26,19 +31,28 @@ SMALL = ["--hospitals", "2", "--slides-per-hospital", "6", "--rounds", "3", "--p
 SMALL += ["--patients-per-hospital", "6"]
 
 
-def histoflare(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+def histoflare(*arguments: object) -> None:
+    """Run a command in a process of its own, as a user does."""
     command = [str(Path(sys.executable).with_name("histoflare")), *map(str, arguments)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-    assert ended.returncode == code, ended.stderr
-    return ended
+    assert ended.returncode == 0, ended.stderr
+
+
+def here(*arguments: object) -> Any:
+    """Run a command in this process, where its process is not what is tested; return the JSON it prints."""
+    ended = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+    assert ended.exit_code == 0, ended.exception or ended.output
+    return json.loads(ended.stdout)
 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
-    """A demo of two small hospitals, in this process's runtime."""
+    """A demo of two small hospitals in this process's runtime, with slides of a quarter of the usual area."""
     out = tmp_path_factory.mktemp("demo")
     job = repository / "jobs" / "mem_fedavg"
-    histoflare("demo", "--out", out, "--job", job, "--runtime", "inprocess", *SMALL)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(synthetic, "SyntheticCohort", partial(SyntheticCohort, um_field=448.0))
+        here("demo", "--out", out, "--job", job, "--runtime", "inprocess", *SMALL)
     return out
 
 
@@ -73,74 +87,69 @@ def test_each_site_has_a_page_of_its_own(run_folder: Path) -> None:
         assert not [other for other in others if f"{other}-p" in page], "no other site's patients"
 
 
-def test_the_same_demo_gives_the_same_bytes_through_flare(
-    run_folder: Path, tmp_path: Path, repository: Path
+def test_both_chapters_run_in_one_federation_with_the_bytes_of_the_demo_without_flare(
+    run_folder: Path, tmp_path: Path
 ) -> None:
-    """FLARE's own processes end with the model of the first run, and nothing is made again."""
+    """As ``make demo`` runs them, with one further budget: the first chapter is the run of the fixture."""
     (tmp_path / "slides").symlink_to(run_folder / "slides")
     (tmp_path / "bags").symlink_to(run_folder / "bags")
-    job, before = repository / "jobs" / "mem_fedavg", times(run_folder)
-    histoflare("demo", "--out", tmp_path, "--job", job, "--runtime", "poc", *SMALL)
-    one, other = report(run_folder), report(tmp_path)
-    assert other["runtime"] == "poc"
-    assert one["model_sha256"] == other["model_sha256"]
-    assert one["sites"] == other["sites"]
-    said = other["evaluated_at_sites"]
-    assert set(said) == {*other["sites"], "external"}
-    assert said["external"]["auc"] == other["external"]["auc"], "the site comes to the same figure"
-    assert all(row["bytes_up"] > 0 for row in other["participation"])
-    assert times(run_folder) == before, "slides and bags were kept as they are"
-
-
-@pytest.mark.parametrize("runtime", ["poc", "simulator"])
-def test_the_demo_trains_under_protection(
-    run_folder: Path, tmp_path: Path, repository: Path, runtime: str
-) -> None:
-    """The second chapter's job: booked at every site, and the report says what it cost."""
-    (tmp_path / "slides").symlink_to(run_folder / "slides")
-    (tmp_path / "bags").symlink_to(run_folder / "bags")
-    budgets = ["--epsilons", "1" if runtime == "poc" else ""]
-    job = repository / "jobs" / "mem_dpsgd"
-    assert job.name == str(DEMO_JOBS[1])
-    histoflare("demo", "--out", tmp_path, "--job", job, "--runtime", runtime, *budgets, *SMALL)
-    found = report(tmp_path)
-    cost = found["guarantee"]
-    assert cost["mechanism"] == "dp-sgd" and not cost["seeded_noise"]
-    for site in found["sites"]:
-        assert cost["sites"][site]["updates"] == 3
-        assert 0 < cost["sites"][site]["pld"]["epsilon"] <= cost["sites"][site]["rdp"]["epsilon"] <= 8.0
-        key = tmp_path / "ledger-keys" / site / "ledger.key"
-        ledger = Ledger(tmp_path / "ledgers" / site / "ledger.sqlite", key)
-        (run,) = ledger.summary(Budget(8.0, 1e-5)).runs
-        assert (run.rounds, run.booked, run.released) == (3, 3, 3)
-    tried = [entry["epsilon"] for entry in found["accuracy_against_epsilon"]]
-    assert len(tried) == (3 if runtime == "poc" else 0)
-    if runtime == "poc":
-        assert None in tried, "and without protection"
-        page = (tmp_path / "report.html").read_text()
-        assert "add or remove one" in page and "Balanced accuracy against ε" in page
-        for figures in found["evaluated_at_sites"].values():
-            assert not {"n_patients", "n_slides"} & set(figures), "counts stay"
-
-
-def test_both_chapters_run_in_one_federation(run_folder: Path, tmp_path: Path) -> None:
-    """As ``make demo`` runs them: one ledger a site, and the report holds both runs and their difference."""
-    (tmp_path / "slides").symlink_to(run_folder / "slides")
-    (tmp_path / "bags").symlink_to(run_folder / "bags")
-    histoflare("demo", "--out", tmp_path, "--runtime", "poc", "--epsilons", "", *SMALL)
-    found = report(tmp_path)
+    before = times(run_folder)
+    histoflare("demo", "--out", tmp_path, "--runtime", "poc", "--epsilons", "1", *SMALL)
+    one, found = report(run_folder), report(tmp_path)
     first = found["unprotected_run"]
     assert (first["job"], found["job"]) == ("mem_fedavg", "mem_dpsgd")
-    assert first["guarantee"]["mechanism"] == "open" and found["guarantee"]["mechanism"] == "dp-sgd"
+    assert first["guarantee"]["mechanism"] == "open"
     assert first["protocol"]["sha256"] == found["protocol"]["sha256"], "one question"
-    assert first["model_sha256"] == report(run_folder)["model_sha256"], "the same run as by itself"
+    assert first["runtime"] == found["runtime"] == "poc"
+    assert first["model_sha256"] == one["model_sha256"], "FLARE's own processes end with the same model"
+    assert first["sites"] == one["sites"]
+    said = first["evaluated_at_sites"]
+    assert set(said) == {*first["sites"], "external"}
+    assert said["external"]["auc"] == first["external"]["auc"], "the site comes to the same figure"
+    assert all(row["bytes_up"] > 0 for row in first["participation"])
+    assert times(run_folder) == before, "slides and bags were kept as they are"
+    assert (tmp_path / "unprotected" / "model.safetensors").is_file()
     cost = first["federated"]["accuracy"] - found["federated"]["accuracy"]
     assert found["cost_of_privacy"]["accuracy"] == pytest.approx(cost)
     for site, gain in first["gain_over_local"].items():
         own = first["local_on_all_sites"][site]["accuracy"]
         assert gain["accuracy"] == pytest.approx(first["federated"]["accuracy"] - own)
-    assert (tmp_path / "unprotected" / "model.safetensors").is_file()
-    assert (tmp_path / "report.html").read_text().count("Chapter 2") == 1
+    check_protection(tmp_path, found)
+    tried = [entry["epsilon"] for entry in found["accuracy_against_epsilon"]]
+    assert len(tried) == 3 and None in tried, "the job's own, the further one, and without protection"
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("Chapter 2") == 1
+    assert "add or remove one" in page and "Balanced accuracy against ε" in page
+    for figures in found["evaluated_at_sites"].values():
+        assert not {"n_patients", "n_slides"} & set(figures), "counts stay"
+
+
+def check_protection(folder: Path, found: dict[str, Any]) -> None:
+    """Hold a report to what is booked at every site."""
+    cost = found["guarantee"]
+    assert cost["mechanism"] == "dp-sgd" and not cost["seeded_noise"]
+    assert len(cost["sites"]) == 2
+    for site in found["sites"]:
+        assert cost["sites"][site]["updates"] == 3
+        assert 0 < cost["sites"][site]["pld"]["epsilon"] <= cost["sites"][site]["rdp"]["epsilon"] <= 8.0
+        key = folder / "ledger-keys" / site / "ledger.key"
+        ledger = Ledger(folder / "ledgers" / site / "ledger.sqlite", key)
+        (run,) = ledger.summary(Budget(8.0, 1e-5)).runs
+        assert (run.rounds, run.booked, run.released) == (3, 3, 3)
+
+
+def test_the_demo_trains_one_protected_job_in_the_simulator(
+    run_folder: Path, tmp_path: Path, repository: Path
+) -> None:
+    """The second chapter's job by itself: booked at every site, and the report says what it cost."""
+    (tmp_path / "slides").symlink_to(run_folder / "slides")
+    (tmp_path / "bags").symlink_to(run_folder / "bags")
+    job = repository / "jobs" / "mem_dpsgd"
+    assert job.name == str(DEMO_JOBS[1])
+    histoflare("demo", "--out", tmp_path, "--job", job, "--runtime", "simulator", "--epsilons", "", *SMALL)
+    found = report(tmp_path)
+    check_protection(tmp_path, found)
+    assert found["accuracy_against_epsilon"] == []
 
 
 def test_ctrl_c_ends_everything_and_the_same_command_goes_on(
@@ -177,8 +186,7 @@ def test_ctrl_c_ends_everything_and_the_same_command_goes_on(
 def test_a_job_runs_over_the_bags_for_several_seeds(run_folder: Path, tmp_path: Path) -> None:
     arguments = ["--sites", run_folder / "slides", "--bags", run_folder / "bags", "--out", tmp_path]
     job = run_folder / "job" / "mem_fedavg"
-    ended = histoflare("run", "--job", job, *arguments, "--seeds", "1,2", "--set", "rounds=2", "--json")
-    summary = json.loads(ended.stdout)
+    summary = here("run", "--job", job, *arguments, "--seeds", "1,2", "--set", "rounds=2")
     assert summary["seeds"] == [1, 2]
     models = [report(tmp_path / f"seed-{seed}")["model_sha256"] for seed in (1, 2)]
     assert models[0] != models[1]
@@ -188,15 +196,14 @@ def test_a_job_runs_over_the_bags_for_several_seeds(run_folder: Path, tmp_path: 
 
 def test_the_model_answers_for_one_slide(run_folder: Path) -> None:
     slide = sorted((run_folder / "slides" / "external" / "slides").glob("*.tif"))[0]
-    ended = histoflare("classify", slide, "--model", run_folder, "--json")
-    answer = json.loads(ended.stdout)["probabilities"]
+    answer = here("classify", slide, "--model", run_folder)["probabilities"]
     assert set(answer) == {"glandular", "solid"}
     assert sum(answer.values()) == pytest.approx(1)
 
 
 def test_a_real_slide_goes_from_its_file_to_the_models_answer(run_folder: Path, test_data: Path) -> None:
     slide = test_data / "wsi" / "CMU-1-Small-Region.svs"
-    answer = json.loads(histoflare("classify", slide, "--model", run_folder, "--json").stdout)
+    answer = here("classify", slide, "--model", run_folder)
     assert answer["patches"] >= 9
     assert sum(answer["probabilities"].values()) == pytest.approx(1)
 

@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from histoflare.bags.bag import read_bag
 from histoflare.bags.cohort import FeatureCache, load_cohort
+from histoflare.bags.models.mem import MemSettings
 from histoflare.commands.clock import PhaseClock
 from histoflare.commands.console import progress
 from histoflare.commands.experiment import (
@@ -43,10 +44,12 @@ from tests.report.made import full_report
 from tests.report.made_masks import segmentation_facts
 from tests.report.parsed import parse
 
+SMALL_MEM = MemSettings(memories=2, dim=4, hidden=8)
+
 
 def test_personal_layers_are_evaluated(tmp_path: Path, repository: Path) -> None:
     job = read_job(repository / "jobs" / "mem_fedavg")
-    task = replace(job.task, memories=2, dim=4, hidden=8, learning_rate=0.02)
+    task = replace(job.task, model=SMALL_MEM, learning_rate=0.02)
     job = replace(job, task=task, strategy=FedAvg(share=["head"]), rounds=2)
     sites = {site: write_site(tmp_path, site, slides=20) for site in ("a", "b")}
     experiment = Experiment(job, sites, {}, Runtime.INPROCESS)
@@ -54,7 +57,7 @@ def test_personal_layers_are_evaluated(tmp_path: Path, repository: Path) -> None
         report = run_experiment(experiment, tmp_path / "out", bars, PhaseClock()).report
     cohorts = {
         site: load_cohort(
-            site, read_manifest(w.manifest, task.labels, False), w.bags, task.labels, task.encoder
+            site, read_manifest(w.manifest, task.labels, False), w.bags, task.target, task.encoder
         )
         for site, w in sites.items()
     }
@@ -69,7 +72,7 @@ def test_personal_layers_are_evaluated(tmp_path: Path, repository: Path) -> None
 def small_job(repository: Path, plan: PrivacyPlan) -> Job:
     """The MEM job with two rounds of a tiny model under ``plan``."""
     job = read_job(repository / "jobs" / "mem_fedavg")
-    task = replace(job.task, memories=2, dim=4, hidden=8, learning_rate=0.02)
+    task = replace(job.task, model=SMALL_MEM, learning_rate=0.02)
     return replace(job, task=task, strategy=FedAvg(), rounds=2, plan=plan.settled(2, 1000), asked=plan)
 
 

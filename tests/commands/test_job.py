@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from histoflare.bags.task import MemTask
+from histoflare.bags.task import BagTask
 from histoflare.cli import app
 from histoflare.errors import HistoflareError, JobError
 from histoflare.flare import admin as admin_module
@@ -74,7 +74,7 @@ def test_an_existing_folder_is_kept(tmp_path: Path, repository: Path) -> None:
         run("job", "make", repository / "jobs" / "mem_fedavg", "--out", tmp_path / "mine")
 
 
-TINY = {"task.memories": 2, "task.dim": 8, "task.hidden": 8, "seed": 3}
+TINY = {"task.model.memories": 2, "task.model.dim": 8, "task.model.hidden": 8, "seed": 3}
 
 
 def test_a_job_starts_from_a_model_file_or_a_run_s_folder(tmp_path: Path, repository: Path) -> None:
@@ -89,8 +89,8 @@ def test_a_job_starts_from_a_model_file_or_a_run_s_folder(tmp_path: Path, reposi
         options = ("--model", tmp_path / place, "--sites", "a,b", "--out", out)
         run("job", "make", repository / "jobs" / "mem_evaluate", *options)
         made = read_job(out)
-        assert (made.task.memories, made.task.hidden) == (2, 8)
-        start = read_model_file(out / "app_server" / "config" / "start_model.safetensors", MemTask)
+        assert (made.task.model.memories, made.task.model.hidden) == (2, 8)
+        start = read_model_file(out / "app_server" / "config" / "start_model.safetensors", BagTask)
         assert digest(start.state) == digest(state)
 
 

@@ -19,7 +19,7 @@ from histoflare.rounds.state import digest, model_state
 from histoflare.storage import write_json
 from tests.commands.test_job import run
 
-TINY = {"task.memories": 2, "task.dim": 8, "task.hidden": 8}
+TINY = {"task.model.memories": 2, "task.model.dim": 8, "task.model.hidden": 8}
 SITES = ["a", "b", "c"]
 
 

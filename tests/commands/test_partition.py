@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from histoflare.bags.bag import BAG_VERSION, Bag, BagHeader, read_bag
 from histoflare.bags.cohort import load_cohort
 from histoflare.bags.folder import RowResult, bag_path, save_bag, save_left_out
+from histoflare.bags.targets.classes import Classes
 from histoflare.cli import app
 from histoflare.commands.sites import find_sites
 from histoflare.errors import BagError, JobError, ManifestError
@@ -69,7 +70,7 @@ def test_sites_read_what_was_dealt_with_bags_that_are_links(
     records = 0
     for site, path in folder.sites.items():
         dealt = read_manifest(path, check_files=False)
-        cohort = load_cohort(site, dealt, path.parent / "bags", ("a", "b"), "enc:1")
+        cohort = load_cohort(site, dealt, path.parent / "bags", Classes(("a", "b")), "enc:1")
         records += len(cohort.records)
         for row in dealt.rows:
             lying = bag_path(bags, whole[row.slide.resolve()])

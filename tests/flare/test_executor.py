@@ -18,7 +18,6 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants
 
-from histoflare.bags.task import MemTask
 from histoflare.errors import HistoflareError, JobError
 from histoflare.flare import executor as module
 from histoflare.flare import handshake
@@ -33,9 +32,10 @@ from histoflare.site.trainer import EvaluateAnswer, TrainAnswer, TrainerSetup
 from histoflare.slides.splits import DEFAULT_SPLIT
 from tests.privacy.ledgers import paths, site_lines
 
+from ..mem import make_mem_task
 from .stand_in import StandInEngine, job_of_engine
 
-TASK = MemTask(["a", "b"], "encoder")
+TASK = make_mem_task(["a", "b"], "encoder")
 TENSORS = {"w": np.array([0.5], dtype=np.float32)}
 
 

@@ -184,7 +184,7 @@ class TestAdmission:
 
     @pytest.mark.parametrize("line", ["mpp = 0.25", 'labels = ["a", "b"]', "seed = 7", 'network = "unet"'])
     def test_a_task_cannot_say_what_the_protocol_decides(self, site: Site, line: str) -> None:
-        site.rewrite("job.toml", 'name = "mem"\n', f'name = "mem"\n{line}\n')
+        site.rewrite("job.toml", "[task]\n", f"[task]\n{line}\n")
         assert handshake.refusal(site.admit()) == "JOB_INVALID"
 
     def test_only_a_training_that_says_so_asks_about_its_model(

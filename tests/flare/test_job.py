@@ -33,7 +33,6 @@ from histoflare.flare.job_files import (
 from histoflare.flare.job_schema import EVALUATION
 from histoflare.flare.job_variant import parse_settings, read_preset, try_variant, write_variant
 from histoflare.flare.workflow import AskingScatterAndGather
-from histoflare.flare.workstation import write_evaluation
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.privacy.protocol import digest
@@ -41,6 +40,7 @@ from histoflare.rounds.strategies import STRATEGIES
 from histoflare.slides.splits import SplitRule
 
 from ..rounds.throwaway import Swarm
+from .evaluation_jobs import write_evaluation
 
 JOBS = sorted((Path(__file__).resolve().parents[2] / "jobs").iterdir())
 FEDAVG = next(job for job in JOBS if job.name == "mem_fedavg")
@@ -93,7 +93,7 @@ def test_the_presets_are_the_papers_experiments() -> None:
     series1, feddp = job_of("mem_fedavg", "adnan-series1"), job_of("dhunet_fedavg", "feddp")
     for job in (series2, per_site, series1):
         task = job.task
-        assert (task.patch_px, task.mpp, task.features, task.input_norm) == (1000, 0.5, 1024, "none")
+        assert (task.patch_px, task.mpp, task.features, task.model.input_norm) == (1000, 0.5, 1024, "none")
         assert tuple(task.labels) == ("LUAD", "LUSC") and job.protocol["metric"] == "accuracy"
         assert task.encoder.startswith("densenet121:") and task.max_patches >= 512
     assert (series2.task.optimizer, series2.task.learning_rate) == ("adam", 2e-5)
@@ -355,8 +355,17 @@ BROKEN: dict[str, tuple[str, str, str]] = {
     "half a memory": (JOB_FILE, "memories = 10", "memories = 10.5"),
     "huge model": (JOB_FILE, "hidden = 256", "hidden = 1000000000"),
     "huge batch": (JOB_FILE, "batch_size = 4", "batch_size = 1000000000"),
-    "unknown task": (JOB_FILE, 'name = "mem"', 'name = "subprocess.Popen"'),
-    "no task": (JOB_FILE, 'name = "mem"', ""),
+    "unknown task": (JOB_FILE, 'name = "bags"', 'name = "subprocess.Popen"'),
+    "no task": (JOB_FILE, 'name = "bags"', ""),
+    "unknown model": (JOB_FILE, 'name = "mem"', 'name = "subprocess.Popen"'),
+    "no model": (JOB_FILE, 'name = "mem"', ""),
+    "model that is a word": (JOB_FILE, "[task.model]", 'model = "mem"\n[task.other]'),
+    "unknown target": (PROTOCOL_FILE, "[stop]", '[target]\nname = "subprocess.Popen"\n[stop]'),
+    "setting that no target has": (
+        PROTOCOL_FILE,
+        "[stop]",
+        '[target]\nname = "classes"\nlabels = ["a"]\n[stop]',
+    ),
     "unknown strategy": (JOB_FILE, 'name = "fedavg"', 'name = "os:system"'),
     "list for a name": (JOB_FILE, 'name = "fedavg"', 'name = ["fedavg"]'),
     "weights of texts": (JOB_FILE, 'weighting = "samples"', 'weighting = "fixed"\nweights = {a = "x"}'),
@@ -386,7 +395,7 @@ def test_a_broken_job_is_one_clear_error(tmp_path: Path, name: str, old: str, ne
 
 def test_what_decides_elsewhere_is_said(tmp_path: Path) -> None:
     path = write_variant(FEDAVG, tmp_path / "job", {}) / CONFIG_FOLDER / JOB_FILE
-    path.write_text(path.read_text().replace('name = "mem"', 'name = "mem"\nencoder = "x:v1"\nmpp = 1.0'))
+    path.write_text(path.read_text().replace('name = "bags"', 'name = "bags"\nencoder = "x:v1"\nmpp = 1.0'))
     with pytest.raises(JobError, match=r"(?s)task\.encoder.*protocol\.toml.*task\.mpp.*protocol\.toml"):
         read_job(tmp_path / "job")
 
@@ -481,10 +490,3 @@ def test_a_job_whose_strategy_does_not_fit_its_protection_is_none(repository: Pa
     with pytest.raises(JobError) as caught:
         try_variant(repository / "jobs" / "mem_dpsgd", {"strategy.share": ["head"]})
     assert caught.value.reason == "PRIVACY_INVALID"
-
-
-def test_nobody_is_asked_about_a_best_model_whose_layers_sites_do_not_have_any_more(repository: Path) -> None:
-    asked = {"best_metric": "auc", "evaluate": True}
-    job = repository / "jobs" / "mem_fedavg"
-    assert try_variant(job, asked).most_evaluations == 2
-    assert try_variant(job, asked | {"strategy.share": ["head"]}).most_evaluations == 1

@@ -77,6 +77,21 @@ def test_a_label_that_may_be_mistyped_is_said_with_its_site(mem: Path, tmp_path:
     assert choose_job(mem, found=find_data(others, "bags")).doubt.endswith(":\n  LUSC: 5 slides at a")
 
 
+def test_labels_in_two_spellings_are_no_classes_unless_the_job_names_its_own(
+    mem: Path, tmp_path: Path
+) -> None:
+    sites = {
+        "a": relabel(write_site(tmp_path, "a"), "LUAD", "LUSC"),
+        "b": relabel(write_site(tmp_path, "b"), "luad", "LUSC"),
+    }
+    found = find_data(sites, "bags")
+    with pytest.raises(JobError, match="LUAD at a; luad at b") as caught:
+        choose_job(mem, found=found)
+    assert caught.value.reason == "JOB_INVALID"
+    named = ['protocol.labels=["LUAD", "LUSC"]']
+    assert choose_job(mem, None, named, found).changes["protocol.labels"] == ["LUAD", "LUSC"]
+
+
 def test_a_setting_comes_before_the_data_and_the_data_before_a_preset(repository: Path) -> None:
     folder = repository / "jobs" / "mem_dpsgd"
     found = FoundData(("x", "y"), replace(SHIPPED, patch_px=112, mpp=1.0))

@@ -47,7 +47,13 @@ def write_leaky_job(repository: Path, target: Path) -> Path:
     job = write_variant(
         repository / "jobs" / "mem_fedavg",
         target,
-        {"rounds": ROUNDS, "least_sites": 1, "task.memories": 2, "task.dim": 4, "task.hidden": 8},
+        {
+            "rounds": ROUNDS,
+            "least_sites": 1,
+            "task.model.memories": 2,
+            "task.model.dim": 4,
+            "task.model.hidden": 8,
+        },
     )
     executors = {"guarded": "leaky.LeakyExecutor", "open": "leaky.OpenExecutor"}
     for mark, executor in executors.items():

@@ -15,7 +15,7 @@ from histoflare.flare.kits import Agreement
 from histoflare.flare.poc import COMPLETED, Federation
 from histoflare.flare.result import FederationResult, load_site_states, read_result
 from histoflare.flare.site_policy import policy_file
-from histoflare.flare.workstation import write_evaluation, write_policy
+from histoflare.flare.workstation import write_policy
 from histoflare.masks.task import MaskTask
 from histoflare.model_file import GLOBAL_MODEL_FILE, read_model_file
 from histoflare.privacy.budget import Budget
@@ -26,6 +26,7 @@ from histoflare.site.data import load_site_data
 from histoflare.site.ledgers import on_workstation, open_ledger
 
 from ..masks.made import LABELS, make_site
+from .evaluation_jobs import write_evaluation
 
 pytestmark = [pytest.mark.flare, pytest.mark.slow]
 

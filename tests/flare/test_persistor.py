@@ -13,7 +13,7 @@ from nvflare.app_common.abstract.model import ModelLearnableKey, make_model_lear
 from nvflare.app_common.app_constant import AppConstants
 from safetensors.torch import save_file
 
-from histoflare.bags.task import MemTask
+from histoflare.bags.task import BagTask
 from histoflare.ensemble import join_models, split_models
 from histoflare.errors import JobError
 from histoflare.flare import persistor as persistor_module
@@ -31,7 +31,7 @@ from histoflare.rounds.strategy import join, split
 
 from ..rounds.throwaway import Gathered
 
-TINY = {"mem_fedavg": {"task.memories": 2}, "dhunet_fedavg": {"task.width": 24, "task.mpp": 0.5}}
+TINY = {"mem_fedavg": {"task.model.memories": 2}, "dhunet_fedavg": {"task.width": 24, "task.mpp": 0.5}}
 
 
 @pytest.fixture(params=list(TINY))
@@ -59,7 +59,7 @@ def test_the_global_model_says_all_that_its_use_needs(job: Job, context: Any, tm
     assert (header.run, header.round) == ("4c1f", 3)
     assert header.protocol_sha256 == protocol_digest(job.protocol)
     assert header.training == {"strategy": "fedavg", "rounds": job.rounds, "seed": job.seed}
-    if isinstance(job.task, MemTask):
+    if isinstance(job.task, BagTask):
         assert header.mosaic == {"mpp": 0.5, "patch_px": 224}
     else:
         assert isinstance(job.task, MaskTask) and header.mosaic is None and header.mpp == 0.5

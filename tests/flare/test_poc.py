@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -161,35 +163,51 @@ def test_a_mistake_costs_no_earlier_federation(
     assert kits.is_dir() and [path.name for path in kits.parent.iterdir()] == ["jobs"]
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Federation:
+    """A federation of which there are kits only; who takes its state file away puts it back."""
+    folder = tmp_path_factory.mktemp("prepared")
+    sites = {site: write_site(folder / "sites", site) for site in SITES}
+    return Federation.prepare(folder / "run", sites, Agreement(repository / "jobs" / "mem_fedavg"))
+
+
+@pytest.fixture
+def state(prepared: Federation) -> Iterator[Path]:
+    """Its state file, which is as it was when the test has ended."""
+    path = prepared.workspace / STATE_FILE
+    before = path.read_bytes()
+    yield path
+    path.write_bytes(before)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"name": null}', '{"sites": "abc"}'])
 def test_a_damaged_state_is_said_and_ends_nobody(
-    tmp_path: Path, sites: dict[str, SiteConfiguration], agreement: Agreement, text: str
+    prepared: Federation, state: Path, sites: dict[str, SiteConfiguration], agreement: Agreement, text: str
 ) -> None:
     """A name of null would be that of every process that is in no federation."""
-    federation = Federation.prepare(tmp_path / "run", sites, agreement)
-    state = json.loads((tmp_path / "run" / STATE_FILE).read_text())
     if text.startswith('{"'):
-        text = json.dumps({**state, **json.loads(text)})
-    (tmp_path / "run" / STATE_FILE).write_text(text)
+        text = json.dumps({**json.loads(state.read_text()), **json.loads(text)})
+    state.write_text(text)
     for action in (Federation.open, lambda folder: Federation.prepare(folder, sites, agreement)):
         with pytest.raises(HistoflareError, match="damaged"):
-            action(tmp_path / "run")
-    assert Path(federation.kits.folder).is_dir()
+            action(prepared.workspace)
+    assert Path(prepared.kits.folder).is_dir()
     assert processes.find("") == []
 
 
 @pytest.mark.parametrize("spelling", ["link", "copy", "../run"])
 def test_stopping_under_another_name_removes_no_results(
-    tmp_path: Path, sites: dict[str, SiteConfiguration], agreement: Agreement, spelling: str
+    prepared: Federation, state: Path, tmp_path: Path, spelling: str
 ) -> None:
-    federation = Federation.prepare(tmp_path / "run", sites, agreement)
-    kept = Path(federation.kits.folder)
+    assert state.is_file()
     if spelling == "link":
-        (tmp_path / "link").symlink_to(tmp_path / "run")
+        (tmp_path / "link").symlink_to(prepared.workspace)
     elif spelling == "copy":
-        shutil.copytree(tmp_path / "run", tmp_path / "copy")
-    Federation.open(tmp_path / "run" / spelling if spelling.startswith("..") else tmp_path / spelling).stop()
-    assert kept.is_dir()
+        shutil.copytree(prepared.workspace, tmp_path / "copy")
+    Federation.open(
+        prepared.workspace / spelling if spelling.startswith("..") else tmp_path / spelling
+    ).stop()
+    assert Path(prepared.kits.folder).is_dir()
 
 
 PARENT = """
@@ -208,25 +226,27 @@ with Federation.prepare(run, sites, Agreement(job)) as federation:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_nothing_outlives_the_process_that_started_it(
-    repository: Path, tmp_path: Path, number: signal.Signals
-) -> None:
+def test_nothing_outlives_the_process_that_started_it(repository: Path, tmp_path: Path) -> None:
+    """Four federations at once, one for each way to end the process."""
     job = repository / "jobs" / "mem_fedavg"
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tmp_path / "run"), str(job)], stdout=subprocess.PIPE
-    )
-    assert parent.stdout is not None
-    assert parent.stdout.readline() == b"started\n"
-    name = json.loads((tmp_path / "run" / STATE_FILE).read_text())["name"]
-    assert len(processes.find(name)) == 3
-    parent.send_signal(number)
-    if number != signal.SIGKILL:
-        time.sleep(1)
-        parent.send_signal(number)  # an impatient user
-    parent.wait(timeout=60)
-    parent.stdout.close()
-    assert gone(name, seconds=10 if number == signal.SIGKILL else 0)
+    with ExitStack() as stack:
+        parents = {}
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL):
+            command = [sys.executable, "-c", PARENT, str(tmp_path / number.name), str(job)]
+            parents[number] = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE))
+            stack.callback(parents[number].kill)
+        for number, parent in parents.items():
+            assert parent.stdout is not None
+            assert parent.stdout.readline() == b"started\n", number.name
+        for number, parent in parents.items():
+            name = json.loads((tmp_path / number.name / STATE_FILE).read_text())["name"]
+            assert len(processes.find(name)) == 3
+            parent.send_signal(number)
+            if number != signal.SIGKILL:
+                time.sleep(1)
+                parent.send_signal(number)  # an impatient user
+            parent.wait(timeout=60)
+            assert gone(name, seconds=10 if number == signal.SIGKILL else 0), number.name
 
 
 class TestCommands:
@@ -273,16 +293,17 @@ def test_what_does_not_listen_to_sigterm_is_killed(tmp_path: Path) -> None:
         "else: print('ready', flush=True)\n"
         "time.sleep(600 if len(sys.argv) > 1 else 0.5)\n"
     )
+    name = uuid.uuid4().hex
     script, log = tmp_path / "stubborn.py", tmp_path / "log.txt"
     script.write_text(code)
     started = processes.start(
-        [sys.executable, str(script)], log, os.environ, tmp_path, federation="stubborn", detached=True
+        [sys.executable, str(script)], log, os.environ, tmp_path, federation=name, detached=True
     )
     started.wait()
     wait(lambda: "ready" in log.read_text())
-    assert len(processes.find("stubborn")) == 1
-    processes.end("stubborn", grace_s=0.5)
-    assert gone("stubborn")
+    assert len(processes.find(name)) == 1
+    processes.end(name, grace_s=0.5)
+    assert gone(name)
 
 
 def wait(done: Callable[[], bool], seconds: float = 20.0) -> None:

@@ -18,7 +18,6 @@ from histoflare.flare.kits import Agreement
 from histoflare.flare.poc import COMPLETED, Federation
 from histoflare.flare.result import read_result
 from histoflare.flare.resume import read_run, write_resumed
-from histoflare.flare.workstation import write_evaluation
 from histoflare.model_file import GLOBAL_MODEL_FILE
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.ledger import EVALUATION, Ledger
@@ -31,6 +30,7 @@ from histoflare.site.own_run import read_notes, read_own_run
 from histoflare.slides.manifest import read_manifest
 
 from .bags_on_disk import write_site
+from .evaluation_jobs import write_evaluation
 
 pytestmark = [pytest.mark.flare, pytest.mark.slow]
 
@@ -147,7 +147,7 @@ def test_a_site_without_the_budget_drops_out_before_its_first_step_and_the_other
     for site in rich:
         manifest = read_manifest(running.sites[site].manifest, job.task.labels, check_files=False)
         cohorts[site] = load_cohort(
-            site, manifest, running.sites[site].bags, job.task.labels, job.task.encoder
+            site, manifest, running.sites[site].bags, job.task.target, job.task.encoder
         )
     expected = run_in_process(job.task, cohorts, job.strategy, job.rounds, job.seed, job.plan).state
     assert digest(load_file(folder / GLOBAL_MODEL_FILE)) == digest(expected)

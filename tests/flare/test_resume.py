@@ -32,7 +32,7 @@ def write_model(path: Path, state: State, facts: Any) -> None:
 def stopped(tmp_path: Path, repository: Path) -> Path:
     """A download of a job that stopped after three rounds of thirty."""
     folder = tmp_path / "download"
-    write_variant(repository / "jobs" / "mem_fedavg", folder / "job", {"task.memories": 2})
+    write_variant(repository / "jobs" / "mem_fedavg", folder / "job", {"task.model.memories": 2})
     workspace = folder / "workspace"
     workspace.mkdir()
     job = read_job(folder / "job")
@@ -69,14 +69,14 @@ def test_a_job_that_goes_on_can_be_gone_on_from(stopped: Path, tmp_path: Path) -
     job = resume(stopped, tmp_path / "two")
     meta = json.loads((job / "meta.json").read_text())
     assert set(meta["deploy_map"]) == {"app_server", "app"}
-    assert read_job(job).task.memories == 2
+    assert read_job(job).task.model.memories == 2
 
 
 def _copy(stopped: Path, tmp_path: Path, with_job: bool) -> Path:
     copy = shutil.copytree(stopped, tmp_path / "copy")
     if with_job:
         repository = Path(__file__).resolve().parents[2]
-        write_variant(repository / "jobs" / "mem_fedavg", copy / "job", {"task.memories": 2})
+        write_variant(repository / "jobs" / "mem_fedavg", copy / "job", {"task.model.memories": 2})
     return copy
 
 

@@ -61,7 +61,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], set
 def in_process(job: Job, sites: dict[str, SiteConfiguration]) -> RunResult:
     cohorts = {
         site: load_cohort(
-            site, read_manifest(where.manifest, LABELS, False), where.bags, LABELS, job.task.encoder
+            site, read_manifest(where.manifest, LABELS, False), where.bags, job.task.target, job.task.encoder
         )
         for site, where in sorted(sites.items())
     }

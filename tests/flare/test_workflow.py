@@ -187,6 +187,7 @@ def test_after_the_rounds_every_site_is_asked_about_the_model(
     """Also those that only evaluate, and about the best model too; a refusal is written down, and no more."""
     replies = {"a": figures(auc=0.5), "b": make_reply("REFUSED_TOO_FEW_PATIENTS"), "c": figures(auc=0.75)}
     asking = Asking(tmp_path, replies, best=True, best_metric="auc")
+    assert asking.workflow._job.most_evaluations == 2
     asking.run(monkeypatch)
     assert asking.asked == [(5, 10.0, list(SITES)), (6, 20.0, list(SITES))]
     result = read_result(tmp_path)

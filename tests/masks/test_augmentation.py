@@ -31,7 +31,8 @@ from histoflare.masks.augmentation import (
     turn,
 )
 from histoflare.masks.images import ImageCohort, load_image_cohort
-from histoflare.masks.windows import read_window, training_windows
+from histoflare.masks.training_windows import training_windows
+from histoflare.masks.windows import read_window
 
 from .image_folders import rgb, save, write_cohort
 
@@ -197,7 +198,7 @@ import hashlib, sys
 from pathlib import Path
 from histoflare.masks.augmentation import WindowDataset
 from histoflare.masks.images import load_image_cohort
-from histoflare.masks.windows import training_windows
+from histoflare.masks.training_windows import training_windows
 cohort = load_image_cohort("s", Path(sys.argv[1]), ["a", "b"])
 item = WindowDataset(cohort, training_windows(cohort, 32, 16), 16, 32, augment=True).item(4, 99)
 print(hashlib.sha256(item["image"].numpy().tobytes() + item["mask"].numpy().tobytes()).hexdigest())

@@ -16,6 +16,7 @@ from histoflare.masks.importers import write_mask
 from histoflare.masks.pixels import read_record
 from histoflare.masks.windows import IGNORE
 from histoflare.slides.splits import SplitRule
+from tests.refusals import raises_reason
 
 from .image_folders import rgb, save, save_palette, write_cohort
 
@@ -112,18 +113,15 @@ def test_each_fault_has_its_reason(tmp_path: Path) -> None:
 
 def test_a_mask_that_lies_across_its_image_is_named_as_such(tmp_path: Path) -> None:
     image, mask = save(tmp_path / "i.png", rgb(9, 6)), save(tmp_path / "m.png", np.zeros((6, 9), np.uint8))
-    with pytest.raises(
-        MaskError, match="9 x 6 px and its image 6 x 9 px: is one of them turned, or has an EXIF"
-    ):
+    with raises_reason("MASK_SIZE", "9 x 6", "6 x 9"):
         read_record(image, mask, None, LABELS)
 
 
 def test_a_png_cut_anywhere_is_one_clear_error(tmp_path: Path) -> None:
     content = save(tmp_path / "i.png", np.zeros((8, 8, 3), np.uint8)).read_bytes()
     for kept in range(len(content) - 12):  # the last chunk, IEND, is 12 bytes
-        with pytest.raises(MaskError, match=r"i\.png") as caught:
+        with raises_reason("IMAGE_UNREADABLE", "i.png"):
             decode_image(content[:kept], tmp_path / "i.png")
-        assert caught.value.reason == "IMAGE_UNREADABLE"
 
 
 def test_a_flipped_bit_in_a_png_is_an_error(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from histoflare.errors import HistoflareError, JobError, ManifestError, MaskError, SlideError
+from histoflare.errors import HistoflareError, JobError, ManifestError, MaskError
 from histoflare.masks.image_manifest import read_image_manifest
 from histoflare.masks.importers import ImportReport
 from histoflare.masks.importers.binary import Source, import_binary, read_binary
 from histoflare.masks.windows import IGNORE
+from tests.refusals import raises_reason
 
 from .image_folders import rgb, save
 
@@ -141,7 +142,7 @@ def test_folders_and_classes_of_any_name(tmp_path: Path) -> None:
         with pytest.raises(JobError, match="two names"):
             import_binary(source, tmp_path / "out", label, background="other")
     save(tmp_path / "msk" / "a.1-label.png", np.eye(8, 10, dtype=np.uint8))
-    with pytest.raises(MaskError, match=r"a\.1_mask\.png: a second mask of a\.1\.jpg"):
+    with raises_reason("MASK_MISSING", "a.1_mask.png", "a.1.jpg"):
         import_binary(source, tmp_path / "out", "gland")
 
 
@@ -168,6 +169,37 @@ def test_splits_sites_and_resolutions_of_the_index_are_kept(tmp_path: Path) -> N
     assert rows[0].subgroups == {"site": "north", "sex": "F"} and rows[2].subgroups == {}
     again = import_nuclei(write_set(tmp_path / "set", index), tmp_path / "out", mpp=0.25)
     assert {row.mpp for row in again.manifest.rows} == {0.25}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\ufeffImage;Patient;Split\r\na.png;1;train\r\nb.png;1;train\r\nc.png;2;test\r\n".encode(),
+        b"sep=;\r\nname;patient;split\r\na;1;train\r\nb;1;train\r\nc;2;test\r\n",
+        "File\tPATIENT\tsplit\r\na\t1\ttrain\r\n\r\nb\t1\ttrain\r\nc\t2\ttest\r\n".encode("utf-16"),
+    ],
+)
+def test_an_index_is_read_as_spreadsheets_write_it(tmp_path: Path, content: bytes) -> None:
+    source = write_set(tmp_path / "set")
+    (source / "index.csv").write_bytes(content)
+    report = import_nuclei(source, tmp_path / "out")
+    assert [(row.patient, row.split) for row in report.manifest.rows] == [
+        ("1", "train"),
+        ("1", "train"),
+        ("2", "test"),
+    ]
+    assert report.notes == ()
+
+
+def test_a_mask_whose_255_may_be_not_annotated_is_refused(tmp_path: Path) -> None:
+    source = write_set(tmp_path / "set")
+    both = np.zeros((8, 10), np.uint8)
+    both[0, 0], both[1] = 1, 255
+    save(source / "masks" / "b.png", both)
+    assert "masks check" in refusal(source, tmp_path / "out")
+    both[2, 0] = 2  # a number an object
+    save(source / "masks" / "b.png", both)
+    assert len(import_nuclei(source, tmp_path / "out").manifest.rows) == 3
 
 
 @pytest.mark.parametrize(
@@ -247,7 +279,7 @@ def test_images_and_xmls_in_one_folder(tmp_path: Path) -> None:
 
 
 def test_a_resolution_that_no_manifest_may_have_is_refused_or_left_out(tmp_path: Path) -> None:
-    with pytest.raises(SlideError, match=r"--mpp must be .* magnification"):
+    with raises_reason("SLIDE_MPP_INVALID", "--mpp"):
         import_nuclei(write_set(tmp_path / "set"), tmp_path / "out", mpp=20.0)
     assert not (tmp_path / "out").exists()
     drawn = imagescope(layer(box(10, 20, 30, 40)), mpp='MicronsPerPixel="20"')

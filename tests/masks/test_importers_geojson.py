@@ -24,6 +24,7 @@ from histoflare.masks.importers.regions import plan_regions
 from histoflare.masks.windows import IGNORE
 from histoflare.slides.pyramid import write_pyramid
 from histoflare.slides.reader import Slide
+from tests.refusals import raises_reason
 
 from .image_folders import rgb
 
@@ -311,7 +312,7 @@ def test_unknown_classes_can_be_left_out(slide_path: Path, tmp_path: Path) -> No
     ]
     report = run(slide_path, tmp_path, features, ignore_unknown=True)
     assert report.notes == (
-        "features of other classes or of none, which count as not annotated: 1",
+        "features of other classes or of none, which count as not annotated: 1 of 'stroma'",
         "left out, without area: feature 2 (Point)",
     )
     expected = np.full((480, 640), IGNORE, np.uint8)
@@ -320,6 +321,28 @@ def test_unknown_classes_can_be_left_out(slide_path: Path, tmp_path: Path) -> No
     np.testing.assert_array_equal(whole(report, (640, 480)), expected)
     with pytest.raises(MaskError, match="no annotation of one of the classes"):
         run(slide_path, tmp_path, features[1:], ignore_unknown=True)
+
+
+@pytest.mark.parametrize("name", ["Tumour", " tumour "])
+def test_a_class_in_other_capitals_is_not_taken_and_the_label_is_named(
+    slide_path: Path, tmp_path: Path, name: str
+) -> None:
+    features = [feature([box(0, 0, 50, 50)]), feature([box(9, 9, 19, 19)], name)]
+    assert "(not 'tumour'?)" in refusal(slide_path, tmp_path, features)
+    report = run(slide_path, tmp_path, features, ignore_unknown=True)
+    assert f"1 of '{name}' (not 'tumour'?)" in report.notes[0]
+    assert whole(report, (640, 480))[9, 9] == IGNORE
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_is_read_in_every_encoding_that_starts_with_a_mark(
+    slide_path: Path, tmp_path: Path, encoding: str
+) -> None:
+    path = tmp_path / "a.geojson"
+    path.write_text(json.dumps([feature([box(0, 0, 50, 50)])]), encoding)
+    with Slide(slide_path) as slide:
+        report = import_annotations(slide, path, LABELS, 0.5, tmp_path / "out", patient="p")
+    assert (whole(report, (640, 480))[:50, :50] == 1).all()
 
 
 def test_detections_without_a_class_say_nothing(slide_path: Path, tmp_path: Path) -> None:
@@ -433,7 +456,7 @@ def test_class_names(properties: Any, expected: str | None) -> None:
 
 
 def test_a_resolution_that_is_none_is_refused(slide_path: Path, tmp_path: Path) -> None:
-    with pytest.raises(SlideError, match="--mpp must be"):
+    with raises_reason("SLIDE_MPP_INVALID", "--mpp"):
         run(slide_path, tmp_path, [feature([box(0, 0, 50, 50)])], mpp=20.0)
 
 

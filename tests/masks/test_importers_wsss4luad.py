@@ -10,10 +10,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from histoflare.errors import MaskError, SlideError
+from histoflare.errors import MaskError
 from histoflare.masks.images import load_image_cohort
 from histoflare.masks.importers.wsss4luad import import_wsss4luad, labels_in_name
 from histoflare.masks.importers.wsss4luad_masks import LABELS, read_binary, read_classes
+from tests.refusals import raises_reason
 
 from .image_folders import rgb, save, save_palette
 
@@ -45,7 +46,7 @@ def write_set(folder: Path, marked: int = 1) -> Path:
 
 
 def test_a_resolution_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SlideError, match="--mpp must be"):
+    with raises_reason("SLIDE_MPP_INVALID", "--mpp"):
         import_wsss4luad(write_set(tmp_path / "set"), tmp_path / "out", smallest_px=SIDE, mpp=20.0)
 
 
@@ -97,7 +98,7 @@ def test_a_polarity_that_is_not_clear_is_refused(tmp_path: Path) -> None:
     source, out = write_set(tmp_path / "set"), tmp_path / "out"
     noise = np.random.default_rng(0).integers(0, 2, (SIDE, SIDE), np.uint8)
     save(source / "2.validation" / "background-mask" / "01.png", noise)
-    with pytest.raises(MaskError, match="say it with --polarity") as caught:
+    with raises_reason("MASK_CLASS", "--polarity") as caught:
         import_wsss4luad(source, out, smallest_px=SIDE)
     assert "validation-01" in str(caught.value) and "validation-00" not in str(caught.value)
     assert not (out / "images.csv").exists()
@@ -135,7 +136,7 @@ def test_labels_in_names(name: str, expected: tuple[int, int, int] | None) -> No
 def test_a_name_without_labels_is_an_error(tmp_path: Path) -> None:
     source = write_set(tmp_path / "set")
     save(source / "1.training" / "nameless.png", rgb(20, 20))
-    with pytest.raises(MaskError, match=r"nameless\.png: no labels"):
+    with raises_reason("MASK_CLASS", "nameless.png"):
         import_wsss4luad(source, tmp_path / "out", smallest_px=SIDE)
 
 
@@ -162,9 +163,8 @@ def test_other_colours_are_refused(tmp_path: Path) -> None:
         save_palette(tmp_path / "palette.png", classes, wrong),
         save(tmp_path / "rgb.png", colours[classes]),
     ):
-        with pytest.raises(MaskError, match=r"\(64, 128, 1\)") as caught:
+        with raises_reason("MASK_CLASS", "(64, 128, 1)"):
             read_classes(path)
-        assert caught.value.reason == "MASK_CLASS"
     with pytest.raises(MaskError, match=r"\(4, 4, 4\)"):
         read_classes(save(tmp_path / "gray.png", classes + np.uint8(1)))
 
@@ -178,14 +178,14 @@ def test_background_masks_have_two_values(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
-    with pytest.raises(MaskError, match=r"neither 2\.validation nor 3\.testing"):
+    with raises_reason("MASK_MISSING", "2.validation", "3.testing"):
         import_wsss4luad(tmp_path, tmp_path / "out")
     source = write_set(tmp_path / "set")
-    with pytest.raises(MaskError, match="no image has a shorter side of 1000"):
+    with raises_reason("MASK_MISSING", "1000"):
         import_wsss4luad(source, tmp_path / "out")
     (source / "3.testing" / "mask" / "01.png").unlink()
-    with pytest.raises(MaskError, match=r"3\.testing/img/01\.png: has no mask"):
+    with raises_reason("MASK_MISSING", "3.testing/img/01.png"):
         import_wsss4luad(source, tmp_path / "out", smallest_px=SIDE)
     save(source / "3.testing" / "mask" / "01.png", np.zeros((SIDE, SIDE - 1), np.uint8))
-    with pytest.raises(MaskError, match=r"testing-01.*59 x 60 px and its image 60 x 60"):
+    with raises_reason("MASK_UNUSABLE", "testing-01", "59 x 60", "60 x 60"):
         import_wsss4luad(source, tmp_path / "out", smallest_px=SIDE)

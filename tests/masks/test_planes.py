@@ -12,7 +12,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from histoflare.errors import JobError, MaskError
+from histoflare.errors import MaskError
 from histoflare.masks.importers.geojson import import_annotations
 from histoflare.masks.outlines import write_outlines
 from histoflare.masks.segmenter import SegmentedSlide, segment_slide
@@ -24,6 +24,7 @@ from histoflare.slides.planes import Plane, PlaneName
 from histoflare.slides.reader import Slide
 from tests.bags.conftest import paint_slide
 from tests.masks.window_models import ByDarkness
+from tests.refusals import raises_reason
 from tests.slides.scanned import write_scn
 
 CORNER, SCANNED, GLASS = (701, 502), (333, 270), (1500, 1100)
@@ -158,7 +159,7 @@ def test_the_wrong_plane_is_seen_where_nothing_was_scanned(slide_path: Path, tmp
     with pytest.raises(MaskError, match="was it drawn on another slide"):
         imported(slide_path, said, tmp_path / "out")
     said = write(tmp_path / "said.geojson", box(731, 522, 791, 622), plane="level0")
-    with pytest.raises(JobError, match="counts from the plane level0"):
+    with raises_reason("JOB_INVALID", "level0"):
         imported(slide_path, said, tmp_path / "out", plane="bounds")
 
 

@@ -24,6 +24,7 @@ from histoflare.rounds.state import digest, model_state
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import PERSONAL
 from histoflare.rounds.transport import Float16, Float32
+from tests.refusals import raises_reason
 
 from .made import LABELS, TASK, make_image, make_site
 
@@ -196,7 +197,7 @@ def test_half_precision_comes_after_the_noise(sites: dict[str, ImageCohort]) -> 
             change = (full - runs["float32"].initial[name]).abs().max()
             assert (runs["float16"].state[name] - full).abs().max() <= 2**-10 * (change + 1)
     assert digest(runs["float16"].state) != digest(runs["float32"].state)
-    with pytest.raises(JobError, match="float16"):
+    with raises_reason("PRIVACY_INVALID", "float16"):
         UpdateNoise(noise_multiplier=1.0, noise_location="server").admits(
             FedAvg(weighting="uniform"), GROUP, Float16()
         )

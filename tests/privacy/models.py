@@ -7,15 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from histoflare.bags.patients import PatientBatch, collate_patients
-from histoflare.bags.task import MemTask
+from histoflare.bags.task import BagTask
 from histoflare.privacy.gradients import Losses
+
+from ..mem import make_mem_task
 
 FEATURES = 6
 
 
-def mem_task(**fields: object) -> MemTask:
+def mem_task(**fields: object) -> BagTask:
     small = {"features": FEATURES, "memories": 3, "dim": 4, "hidden": 7, "seed": 1}
-    return MemTask(["a", "b", "c"], "encoder", **{**small, **fields})  # type: ignore[arg-type]
+    return make_mem_task(["a", "b", "c"], "encoder", **{**small, **fields})  # type: ignore[arg-type]
 
 
 def patients(sizes: list[list[int]], seed: int = 0, scale: float = 1.0) -> PatientBatch:

@@ -17,6 +17,7 @@ from scipy import integrate
 from histoflare.errors import JobError
 from histoflare.privacy.accountant import ACCOUNTANTS, LEAST_NOISE, calibrate, count, epsilon, rdp
 from histoflare.privacy.spend import Spend
+from tests.refusals import raises_reason
 
 COHORTS = {"IGC": 213, "Indivumed": 168, "Asterand": 165, "Johns Hopkins": 159}
 """Slides of the four hospitals of Adnan et al. 2022 (Scientific Reports 12:1953)."""
@@ -48,9 +49,8 @@ def test_nothing_costs_nothing_and_no_noise_costs_everything(accountant: str) ->
 @every_accountant
 @pytest.mark.parametrize("delta", [0.0, 0.11, 1.0, -1e-5, 2.0, math.nan, math.inf])
 def test_a_delta_that_is_none_is_refused(accountant: str, delta: float) -> None:
-    with pytest.raises(JobError, match=r"delta: a number above 0 and at most 0\.1") as caught:
+    with raises_reason("PRIVACY_INVALID", "delta", "0.1"):
         epsilon([], delta, accountant)
-    assert caught.value.reason == "PRIVACY_INVALID"
 
 
 @every_accountant
@@ -87,18 +87,17 @@ def test_the_ends_of_calibration(accountant: str) -> None:
 
     assert least(1.0, steps=0) == 0.0
     assert least(1e15) == LEAST_NOISE
-    with pytest.raises(JobError, match=r"a noise multiplier above 1e\+06") as caught:
+    with raises_reason("PRIVACY_INVALID", "1e+06"):
         least(1e-3, steps=10**12)
-    assert caught.value.reason == "PRIVACY_INVALID"
     for target in (0.0, -1.0, math.inf, math.nan):
-        with pytest.raises(JobError, match="target_epsilon"):
+        with raises_reason("PRIVACY_INVALID", "target_epsilon"):
             least(target)
-    with pytest.raises(JobError, match="steps: a whole number"):
+    with raises_reason("PRIVACY_INVALID", "steps"):
         least(1.0, steps=-1)
 
 
 def test_an_unknown_accountant_is_refused() -> None:
-    with pytest.raises(JobError, match="accountant: one of rdp, pld, gaussian, not 'prv'"):
+    with raises_reason("PRIVACY_INVALID", "accountant", "'prv'"):
         epsilon([], 1e-5, "prv")
 
 
@@ -287,7 +286,7 @@ def test_the_edges_of_rho() -> None:
     assert rdp(Spend(1.0, 0.1, 10**400), 2.0) == math.inf
     assert 0 < rdp(Spend(1.0, 5e-324, 10**9), 2.5) < 1e-4
     for order in (1.0, 0.5, math.inf, math.nan):
-        with pytest.raises(JobError, match="order: a number above 1"):
+        with raises_reason("PRIVACY_INVALID", "order"):
             rdp(Spend(1.0), order)
 
 

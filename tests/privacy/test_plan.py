@@ -17,6 +17,7 @@ from histoflare.privacy.budget import Budget
 from histoflare.privacy.noise import SeededNoise
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.privacy.spend import Spend
+from tests.refusals import raises_reason
 
 STAR = SimpleNamespace(name="star", aggregates_at_server=True)
 DECLARED = {
@@ -193,15 +194,14 @@ def test_a_sampler_that_takes_more_than_a_tenth_of_delta_is_refused(monkeypatch:
     plan.settled(60, MANY)
     # (1 + e^8) 2^-50 · 1.6e6 · 60 = 2.5e-4
     apart(monkeypatch, 2.0**-50)
-    with pytest.raises(JobError, match="sampler") as caught:
+    with raises_reason("PRIVACY_INVALID", "sampler"):
         plan.settled(60, MANY)
-    assert caught.value.reason == "PRIVACY_INVALID"
     plan.settled(60, 300)
     UpdateNoise(budget_epsilon=2.0, budget_share=1.0, delta=1e-5).settled(60, MANY)
 
 
 def test_an_epsilon_far_beyond_any_use_is_refused_for_the_sampler() -> None:
-    with pytest.raises(JobError, match="sampler"):
+    with raises_reason("PRIVACY_INVALID", "sampler"):
         UpdateNoise(budget_epsilon=60.0, budget_share=1.0, delta=1e-5).settled(60, MANY)
 
 
@@ -288,7 +288,7 @@ def test_what_is_wrong_with_the_numbers_is_said(numbers: dict[str, Any], says: s
 
 
 def test_a_place_for_the_noise_that_is_none_is_refused() -> None:
-    with pytest.raises(JobError, match="noise_location"):
+    with raises_reason("PRIVACY_INVALID", "noise_location"):
         UpdateNoise(noise_multiplier=1.0, noise_location="cloud")
 
 

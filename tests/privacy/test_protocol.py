@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from histoflare.errors import JobError
 from histoflare.privacy.protocol import FIELDS, digest, read_protocols, write_protocols
+from tests.refusals import raises_reason
 
 AGREED: dict[str, Any] = {
     "metric": "balanced_accuracy",
@@ -76,5 +77,5 @@ def test_a_site_reads_the_protocol_it_was_given(tmp_path: Path) -> None:
         (tmp_path / "protocol.json").write_text(text)
         with pytest.raises(JobError, match=says):
             read_protocols(tmp_path / "protocol.json")
-    with pytest.raises(JobError, match="not found"):
+    with raises_reason("PROTOCOL_MISSING"):
         read_protocols(tmp_path / "none.json")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from histoflare.bags.predictions import Predictions
+from histoflare.bags.targets.classes import Predictions
 from histoflare.commands.run import show_summary, summarise
 from histoflare.masks.metrics import MaskPredictions
 from histoflare.privacy.plan import Open, UpdateNoise

@@ -35,9 +35,9 @@ def page(**changes: Any) -> SitePage:
     picture = encode_picture(Image.new("RGB", (40, 30), (200, 100, 150)))
     drawn = SlidePictures(picture, picture, picture, 9, 87, (0.91, 1.24))
     slides = [
-        SlideRow("s1", "p1", "solid", "test", {"glandular": 0.3, "solid": 0.7}, drawn),
-        SlideRow(HOSTILE, "p<2>", "glandular", "test", {"glandular": 0.25, "solid": 0.75}, drawn),
-        SlideRow("s3", "p3", "solid", "train", {"glandular": 0.1, "solid": 0.9}),
+        SlideRow("s1", "p1", "solid", "test", "solid", {"glandular": 0.3, "solid": 0.7}, drawn),
+        SlideRow(HOSTILE, "p<2>", "glandular", "test", "solid", {"glandular": 0.25, "solid": 0.75}, drawn),
+        SlideRow("s3", "p3", "solid", "train", "solid", {"glandular": 0.1, "solid": 0.9}),
     ]
     report = full_report()
     rows: dict[str, Any] = {

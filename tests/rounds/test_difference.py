@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from histoflare.bags.predictions import Predictions
+from histoflare.bags.targets.classes import Predictions
 from histoflare.errors import JobError
 from histoflare.rounds.evaluation import evaluate, evaluate_difference
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
 
-from histoflare.bags.predictions import Predictions, weighted_auc
+from histoflare.bags.targets.classes import Predictions, weighted_auc
 from histoflare.errors import JobError
 from histoflare.rounds.evaluation import evaluate, interval_of_no_spread, merge_predictions
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from histoflare.bags.task import MemTask
+from histoflare.bags.task import BagTask
 from histoflare.errors import BagError, JobError
 from histoflare.privacy.noise import SecureNoise, SeededNoise
 from histoflare.rounds.evaluation import evaluate
@@ -22,6 +22,7 @@ from histoflare.rounds.state import digest, load_state, model_state
 from histoflare.rounds.task import PerRecord
 
 from ..bags.stand_in import MemoryBags, Record, memory_bags
+from ..mem import make_mem_task
 from .throwaway import Pushing
 from .toy import RowTask, ToyTask, toy_table
 
@@ -47,9 +48,9 @@ def train(task: Any = None, data: Any = None, plan: Plan = Plan(), **changes: An
     return train_privately(task, state, toy_table(1) if data is None else data, **arguments)
 
 
-def mem_task(**fields: Any) -> MemTask:
+def mem_task(**fields: Any) -> BagTask:
     small = {"features": 6, "memories": 3, "dim": 4, "hidden": 8, "optimizer": "sgd", "learning_rate": 0.1}
-    return MemTask(["benign", "tumour"], "toy:1", **{**small, **fields})
+    return make_mem_task(["benign", "tumour"], "toy:1", **{**small, **fields})
 
 
 def several_slides(seed: int = 0) -> MemoryBags:
@@ -118,7 +119,7 @@ def test_nothing_global_is_disturbed() -> None:
 def test_records_come_one_at_a_time() -> None:
     task, data, seen = mem_task(), several_slides(), []
 
-    class Watched(MemTask):
+    class Watched(BagTask):
         def record_losses(self, model: nn.Module, batch: Any) -> Tensor:
             seen.append(tuple(batch.slides.shape))
             return super().record_losses(model, batch)
@@ -175,7 +176,7 @@ def test_records_are_patients_or_slides(record: str, most: int | None, count: in
     plan = replace(EXACT, record=record, slides_per_patient=most)
     drawn: list[int] = []
 
-    class Watched(MemTask):
+    class Watched(BagTask):
         def record_batch(self, data: Any, records: Any, seed: int) -> Any:
             drawn.append(len(records))
             return super().record_batch(data, records, seed)
@@ -237,7 +238,7 @@ def test_what_a_model_would_remember_of_records_does_not_leave() -> None:
         assert torch.equal(trained.state["seen"], state["seen"])
 
 
-def oracle(data: MemoryBags, patient: str) -> tuple[MemTask, dict[str, Tensor]]:
+def oracle(data: MemoryBags, patient: str) -> tuple[BagTask, dict[str, Tensor]]:
     """Return a model whose answer is not finite for a bag with a certain patch of ``patient``."""
     task = mem_task(memories=1, dim=1, hidden=1, learning_rate=1e-3)
     record = next(record for record in data.train if record.patient == patient)
@@ -309,7 +310,7 @@ def test_a_drawn_record_that_fails_counts_as_none_and_nothing_else_changes(fault
 
 
 def test_what_fails_whatever_the_record_still_fails() -> None:
-    class NoModel(MemTask):
+    class NoModel(BagTask):
         def build_model(self) -> Any:
             raise JobError("no such model", reason="NO_MODEL")
 

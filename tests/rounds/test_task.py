@@ -1,17 +1,17 @@
 from __future__ import annotations
 
-from histoflare.bags.predictions import Predictions
-from histoflare.bags.task import MemTask
+from histoflare.bags.targets.classes import Predictions
 from histoflare.rounds.evaluation import Rows
 from histoflare.rounds.task import PredictionTable, Task
 
+from ..mem import make_mem_task
 from .toy import ToyTask
 
 
 def test_tasks_have_what_a_round_asks_for() -> None:
     members = [name for name in Task.__dict__ if not name.startswith("_")]
     assert {"labels", "build_model", "build_optimizer", "train_batches", "predict"} <= set(members)
-    for kind in (ToyTask(), MemTask(["a", "b"], "encoder")):
+    for kind in (ToyTask(), make_mem_task(["a", "b"], "encoder")):
         assert [name for name in members if not hasattr(kind, name)] == []
 
 

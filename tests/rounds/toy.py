@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from histoflare.bags.predictions import Predictions
+from histoflare.bags.targets.classes import Predictions
+from histoflare.ensemble import mean_probabilities
 from histoflare.seeds import derive_seed
 
 
@@ -40,8 +41,12 @@ class ToyTask:
     seed: int = 0
     labels: Sequence[str] = field(default=("a", "b"))
     data: ClassVar[str] = "bags"
-    class_axis: ClassVar[int] = -1
     model_name: ClassVar[str] = "toy"
+    lower_is_better: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def manifest_labels(self) -> Sequence[str]:
+        return self.labels
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -79,6 +84,9 @@ class ToyTask:
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         return F.cross_entropy(model(batch[0]), batch[1])
 
+    def average(self, outputs: Tensor) -> Tensor:
+        return mean_probabilities(outputs, -1)
+
     def predict(self, model: nn.Module, data: Table, split: str) -> Predictions:
         x, y = (data.x, data.y) if split == "train" else (data.x_test, data.y_test)
         probabilities = model(x).double().softmax(dim=1).numpy()
@@ -88,6 +96,8 @@ class ToyTask:
 @dataclass(frozen=True)
 class RowTask(ToyTask):
     """The toy task, each row a record."""
+
+    sample_mixing: ClassVar[bool] = False
 
     def records(self, data: Table, record: str, slides_per_patient: int | None) -> list[int]:
         return list(range(len(data.y)))

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from histoflare.bags.task import BagBatch, MemTask
+from histoflare.bags.models.mem import MemSettings
+from histoflare.bags.task import BagBatch, BagTask
 from histoflare.errors import BagError, HistoflareError
 from histoflare.privacy.plan import Open
 from histoflare.rounds.round import site_round
@@ -33,19 +34,17 @@ SMALL: dict[str, Any] = {
     "encoder": ENCODER,
     "mpp": 0.5,
     "patch_px": 224,
-    "memories": 2,
-    "dim": 8,
-    "hidden": 8,
+    "model": MemSettings(memories=2, dim=8, hidden=8),
     "learning_rate": 1e-2,
     "batch_size": 4,
 }
-TASK = MemTask(**SMALL)
+TASK = BagTask(**SMALL)
 SHARED_BODY = FedAvg(share=("blocks",))
 """Every site keeps a head of its own."""
 
 
 @dataclass(frozen=True)
-class GatedTask(MemTask):
+class GatedTask(BagTask):
     """Trains as any other, unless the file ``gate`` is there: then it makes ``<gate>.here`` and waits."""
 
     gate: str = ""
@@ -58,7 +57,7 @@ class GatedTask(MemTask):
 
 
 @dataclass(frozen=True)
-class FailingTask(MemTask):
+class FailingTask(BagTask):
     """Fails as ``how`` says."""
 
     how: str = ""
@@ -81,7 +80,7 @@ class FailingTask(MemTask):
 
 
 @dataclass(frozen=True)
-class UnreadableTask(MemTask):
+class UnreadableTask(BagTask):
     """Cannot be unpickled."""
 
     def __reduce__(self) -> Any:

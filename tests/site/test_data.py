@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from histoflare.bags.task import MemTask
-from histoflare.errors import JobError, ManifestError
+from histoflare.errors import JobError
 from histoflare.masks.image_manifest import read_image_manifest, write_image_manifest
 from histoflare.rounds.evaluation import evaluate
 from histoflare.rounds.local import predict
@@ -23,8 +22,10 @@ from histoflare.site.ledgers import on_workstation
 from histoflare.site.messages import TrainerSetup
 from histoflare.site.work import SiteWork
 from histoflare.slides.splits import SplitRule
+from tests.refusals import raises_reason
 
 from ..masks.made import LABELS, TASK, make_site
+from ..mem import make_mem_task
 
 SEED = 7
 
@@ -53,7 +54,10 @@ def test_a_site_with_images_only_has_its_notes_and_ledger_beside_them(site: Site
 
 def test_a_site_without_the_job_s_kind_of_data_says_so(tmp_path: Path, site: SiteConfiguration) -> None:
     bags_only = SiteConfiguration(tmp_path / "manifest.csv", tmp_path / "bags")
-    for task, where, names in ((TASK, bags_only, "images"), (MemTask(["a", "b"], "e:v1"), site, "manifest")):
+    for task, where, names in (
+        (TASK, bags_only, "images"),
+        (make_mem_task(["a", "b"], "e:v1"), site, "manifest"),
+    ):
         for ask in (load_site_data, lambda _, task, where: read_roles(where, list(task.labels), task.data)):
             with pytest.raises(JobError, match=names) as refused:
                 ask("a", task, where)
@@ -74,7 +78,7 @@ def test_images_that_state_their_resolution_want_a_task_that_names_one(site: Sit
     named = replace(TASK, mpp=0.25)
     check_resolution_named(named, site)
     assert len(load_site_data("a", named, site).records) == len(rows)
-    check_resolution_named(MemTask(["a", "b"], "e:v1"), site)
+    check_resolution_named(make_mem_task(["a", "b"], "e:v1"), site)
 
 
 def test_roles_are_the_manifest_s(site: SiteConfiguration) -> None:
@@ -102,7 +106,7 @@ def test_a_patient_in_two_splits_is_an_error(site: SiteConfiguration) -> None:
     assert site.images is not None
     site.images.write_text(site.images.read_text().replace("p2", "p0"))
     for ask in (lambda: read_roles(site, list(LABELS), "images"), lambda: load_site_data("a", TASK, site)):
-        with pytest.raises(ManifestError, match="p0"):
+        with raises_reason("MANIFEST_INVALID", "p0"):
             ask()
 
 
@@ -117,7 +121,7 @@ def test_the_trainer_s_work_is_the_in_process_round(site: SiteConfiguration) -> 
     assert answer.patients == 3 and answer.metric_patients == 1
     oracle = evaluate(predict(TASK, run.initial, cohort, "validation"), bootstraps=0)
     assert answer.metrics == {"validation/dice": oracle["dice"].value}
-    with pytest.raises(JobError, match="There is no metric 'validation/auc'"):
+    with raises_reason("JOB_INVALID", "'validation/auc'"):
         work(site).train(first, 0, 1, ["validation/auc"])
 
 
@@ -150,5 +154,5 @@ def test_a_gpu_that_is_not_there_is_one_clear_error(site: SiteConfiguration) -> 
 
 
 def test_a_device_without_float64_cannot_train(site: SiteConfiguration) -> None:
-    with pytest.raises(JobError, match="float64"):
+    with raises_reason("SITE_NOT_CONFIGURED", "float64"):
         device_of(replace(site, device="mps"))

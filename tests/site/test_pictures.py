@@ -10,15 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from histoflare.bags.mem import MEM
+from histoflare.bags.heatmap import relative_attention
 from histoflare.bags.prepare import prepare
-from histoflare.bags.task import MemTask
 from histoflare.errors import BagError
 from histoflare.report.site_page import write_site_page
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_cohort
 from histoflare.site.pictures import (
-    attend_relative,
     build_site_page,
 )
 from histoflare.slides.manifest import read_manifest
@@ -28,7 +26,9 @@ from tests.bags.conftest import MeanColour, paint_slide
 from tests.flare.bags_on_disk import write_site
 from tests.report.made import full_report
 
-TASK = MemTask(
+from ..mem import make_mem, make_mem_task
+
+TASK = make_mem_task(
     labels=["a", "b"], encoder="mean-colour", mpp=0.5, patch_px=64, features=3, memories=2, dim=4, hidden=4
 )
 
@@ -70,8 +70,8 @@ def test_test_slides_come_first_and_the_others_are_in_the_table(
         assert drawn.chosen < drawn.candidates
     for slide, record in zip(page.slides[:2], cohort.test, strict=True):
         assert sum(slide.probabilities.values()) == pytest.approx(1.0)
-        expected = TASK.probabilities(model, cohort.features(record))
-        assert list(slide.probabilities.values()) == pytest.approx(expected.tolist())
+        expected = list(TASK.answer(model, cohort.features(record)).probabilities.values())
+        assert list(slide.probabilities.values()) == pytest.approx(expected)
     assert [(row.slide[:2], row.reason) for row in page.left_out] == [("s6", "SLIDE_NO_TISSUE")]
     assert [row.status for row in page.sent].count("silent") == 2
     write_site_page(page, tmp_path / "site-graz.html")
@@ -134,9 +134,9 @@ def test_imported_features_without_slides(tmp_path: Path) -> None:
 
 
 def test_attention_is_relative_to_the_average_patch() -> None:
-    model = MEM(2, features=3, memories=2, dim=4, hidden=4).eval()
+    model = make_mem(2, features=3, memories=2, dim=4, hidden=4).eval()
     features = torch.randn((7, 3), generator=torch.Generator().manual_seed(0)) * 3
-    relative = attend_relative(model, features)
+    relative = relative_attention(model, features)
     assert relative.mean() == pytest.approx(1.0)
     assert relative.std() > 0.01
-    assert attend_relative(model, features[:1].repeat(5, 1)) == pytest.approx(np.ones(5))
+    assert relative_attention(model, features[:1].repeat(5, 1)) == pytest.approx(np.ones(5))

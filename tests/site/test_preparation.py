@@ -12,7 +12,6 @@ import torch
 
 from histoflare.bags.bag import read_bag, read_header
 from histoflare.bags.encoder import RANDOM_ID
-from histoflare.bags.task import MemTask
 from histoflare.errors import EncoderError, HistoflareError
 from histoflare.site import preparation
 from histoflare.site.configuration import SiteConfiguration
@@ -22,9 +21,10 @@ from histoflare.slides.manifest import read_manifest
 from histoflare.slides.pyramid import write_pyramid
 
 from ..bags.conftest import MeanColour, paint_slide, write_rows
+from ..mem import make_mem_task
 from .tasks import first_state, setup_of
 
-TASK = MemTask(
+TASK = make_mem_task(
     labels=("a", "b"),
     encoder="mean-colour:v1",
     mpp=0.5,

@@ -11,11 +11,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from histoflare.bags.predictions import Predictions
-from histoflare.bags.task import MemTask
+from histoflare.bags.targets.classes import Predictions
 from histoflare.errors import JobError
 from histoflare.rounds.state import State, digest
 from histoflare.site.records import RunRecords
+
+from ..mem import make_mem_task
 
 
 def state(value: float) -> State:
@@ -177,7 +178,7 @@ def test_a_round_run_again_is_shown_once(tmp_path: Path) -> None:
 
 
 def test_predictions_have_a_row_for_each_slide(records: RunRecords) -> None:
-    task = MemTask(["benign", "tumour"], "encoder")
+    task = make_mem_task(["benign", "tumour"], "encoder")
     table = Predictions(
         np.array([[0.25, 0.75], [0.125, 0.875]]), np.array([1, 0]), ["Doe, J", "p1"], {}, ["s0", "s1"]
     )

@@ -18,7 +18,6 @@ import numpy as np
 import psutil
 import pytest
 
-from histoflare.bags.task import MemTask
 from histoflare.errors import HistoflareError
 from histoflare.rounds.evaluation import evaluate
 from histoflare.rounds.local import predict
@@ -27,8 +26,10 @@ from histoflare.seeds import derive_seed
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_cohort
 from histoflare.site.trainer import Trainer
+from tests.refusals import raises_reason
 
 from ..flare.bags_on_disk import ENCODER, LABELS, write_site
+from ..mem import make_mem_task
 from .tasks import (
     SEED,
     SHARED_BODY,
@@ -43,7 +44,7 @@ from .tasks import (
     setup_of,
 )
 
-LARGE = MemTask(labels=LABELS, encoder=ENCODER, mpp=0.5, patch_px=224)
+LARGE = make_mem_task(labels=LABELS, encoder=ENCODER, mpp=0.5, patch_px=224)
 """The job's own model: 1.6 million parameters."""
 
 Make = Callable[..., Trainer]
@@ -226,7 +227,7 @@ def test_killed_in_mid_training_it_costs_one_call(make: Make, site: SiteConfigur
         wait_for(lambda: in_training(gate))
         os.kill(first, signal.SIGKILL)
         killed = time.monotonic()
-        with pytest.raises(HistoflareError, match="SIGKILL") as caught:
+        with raises_reason("TRAINER_DIED", "SIGKILL") as caught:
             asked.result(timeout=20)
         assert time.monotonic() - killed < 1.0
     assert caught.value.reason == "TRAINER_DIED"
@@ -343,6 +344,7 @@ import sys, threading
 from pathlib import Path
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.trainer import Trainer
+from ..mem import make_mem_task
 from tests.site.tasks import GatedTask, SMALL, first_state, setup_of
 
 root, gate, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]

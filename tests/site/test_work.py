@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from histoflare.bags.task import BagTask
 from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.privacy.policy import POLICIES, read_policy
@@ -29,8 +30,9 @@ from histoflare.site.work import SiteWork
 from histoflare.slides.manifest import read_manifest, write_manifest
 
 from ..flare.bags_on_disk import FEATURES, write_site
+from ..mem import with_mem
 from ..rounds.throwaway import Gathered
-from .tasks import SEED, SHARED_BODY, TASK, first_state, in_process, same_bytes, setup_of
+from .tasks import SEED, SHARED_BODY, SMALL, TASK, first_state, in_process, same_bytes, setup_of
 
 
 @pytest.fixture
@@ -288,3 +290,22 @@ def test_tensorboard_that_cannot_be_written_costs_no_round(site: SiteConfigurati
     answer = SiteWork(setup_of(site), lines.append).train(first_state(), 0, 1, [])
     assert answer.patients == 12
     assert any("TensorBoard could not be written" in line for line in lines)
+
+
+class CountingTask(BagTask):
+    """Says how many optimizers it has made."""
+
+    made = 0
+
+    def build_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        type(self).made += 1
+        return super().build_optimizer(model)
+
+
+def test_what_a_first_step_imports_is_imported_before_a_round(site: SiteConfiguration) -> None:
+    """A round's time is public, and PyTorch's optimizers bring seconds of imports with the first of them."""
+    work = SiteWork(setup_of(site, CountingTask(**with_mem(SMALL))), say_nothing)
+    work.prepare()
+    assert CountingTask.made == 1
+    work.prepare()
+    assert CountingTask.made == 1, "once is enough: it is asked before every round"

@@ -12,7 +12,7 @@ import openslide
 import pytest
 from PIL import Image
 
-from histoflare.errors import JobError, ManifestError, SlideError
+from histoflare.errors import JobError, ManifestError
 from histoflare.slides.assemble import (
     AssembledSlide,
     AssemblyParameters,
@@ -23,6 +23,7 @@ from histoflare.slides.assemble import (
     read_tiles,
 )
 from histoflare.slides.manifest import read_manifest
+from tests.refusals import raises_reason
 
 TILE_PX = 48
 
@@ -61,6 +62,16 @@ def test_of_copies_of_a_tile_the_first_is_read(tmp_path: Path) -> None:
         tmp_path, [("a.png", "lung_aca", "x"), ("b.png", "lung_aca", "x"), ("c.png", "lung_aca", "")]
     )
     assert [tile.name for tile in read_tiles(path)] == ["a.png", "c.png"]
+
+
+def test_an_index_is_read_as_spreadsheets_write_it(tmp_path: Path) -> None:
+    write_index(tmp_path, [("a.png", "lung_aca", ""), ("b.png", "lung_scc", "")])
+    path = tmp_path / "index.csv"
+    path.write_bytes("\ufeffFile;Label;Patient\r\n.\\a.png;lung_aca;1\r\nB.PNG;lung_scc; 2\r\n".encode())
+    assert [(tile.path.name, tile.label, tile.patient) for tile in read_tiles(path)] == [
+        ("a.png", "LUAD", "1"),
+        ("b.png", "LUSC", "2"),
+    ]
 
 
 def test_every_fault_of_an_index_is_named_at_once(tmp_path: Path) -> None:
@@ -186,7 +197,7 @@ def test_same_seed_same_bytes(index: Path, tmp_path: Path) -> None:
 def test_a_tile_that_is_no_picture_is_named(index: Path, tmp_path: Path) -> None:
     for path in index.parent.glob("lung_scc*.png"):
         path.write_bytes(b"no picture")
-    with pytest.raises(SlideError, match="lung_scc"):
+    with raises_reason("SLIDE_READ_FAILED", "lung_scc"):
         assemble(index, tmp_path / "out", AssemblyParameters(sites=2))
 
 

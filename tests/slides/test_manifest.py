@@ -158,6 +158,13 @@ def test_every_fault_at_once_with_its_line(tmp_path: Path) -> None:
     )
 
 
+def test_a_label_in_two_spellings_is_a_fault(tmp_path: Path) -> None:
+    path = write(tmp_path, "slide,patient,label\na.svs,1,LUAD\nb.svs,2,x\nc.svs,3,luad\n")
+    (fault,) = faults(path)
+    assert fault.startswith("line 4: label 'luad'") and "'LUAD' in line 2" in fault
+    assert faults(path, ("LUAD", "x")) == ("line 4: unknown label 'luad'; allowed are LUAD, x",)
+
+
 def test_columns(tmp_path: Path) -> None:
     path = write(tmp_path, "slide,patients,lable,weight,mpp,mpp\na.svs,1,x,3,,\n")
     assert faults(path) == (

@@ -263,3 +263,5 @@ def test_a_mosaic_is_cut_from_one_field() -> None:
     assert corners.tolist() == [[0, 0], [64, 0], [0, 64], [64, 64]]
     three, _ = render_mosaic(slide, 0, 3, 64, 1.0)
     assert np.array_equal(four[:3], three)
+    two, corners = render_mosaic(slide, 0, 2, 64, 1.0)
+    assert two.shape == (2, 64, 64, 3) and corners.tolist() == [[0, 0], [64, 0]]

@@ -9,6 +9,7 @@ import pytest
 from histoflare.errors import ManifestError
 from histoflare.slides.manifest import read_manifest
 from histoflare.slides.tcga import HOSPITALS, LABELS, Barcode, parse_barcode, write_tcga_manifests
+from tests.refusals import raises_reason
 
 UUID = "6b6b2c1a-9d1c-4c4f-8f0a-1234567890ab"
 
@@ -135,7 +136,7 @@ def test_missing_and_truncated_slides_are_all_named(tmp_path: Path) -> None:
 def test_not_a_gdc_manifest(tmp_path: Path, text: str) -> None:
     path = tmp_path / "gdc.txt"
     path.write_text(text)
-    with pytest.raises(ManifestError, match="not a GDC manifest"):
+    with raises_reason("MANIFEST_UNREADABLE", "GDC"):
         write_tcga_manifests(path, tmp_path, tmp_path / "out")
 
 

@@ -1,4 +1,4 @@
-"""How much MEM attends to each patch of a slide as GeoJSON, for QuPath 0.4 and later.
+"""How much a model attends to each patch of a slide as GeoJSON, for QuPath 0.4 and later.
 
 Each patch is a tile, the kind of detection whose measurements QuPath shows as a map in colour (Measure ▸
 Show measurement maps). Its classification is the range in which its attention lies, in a colour of the heat

@@ -28,7 +28,7 @@ HEADER_ATTRIBUTE = "histoflare"
 BAG_VERSION = 1
 
 # What h5py raises on a file that is cut off or overwritten depends on where the damage lies.
-DAMAGE = (OSError, KeyError, ValueError, TypeError, RuntimeError, MemoryError)
+DAMAGE = (AttributeError, OSError, KeyError, ValueError, TypeError, RuntimeError, MemoryError)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 
 from histoflare.bags.encoder import choose_device, load_encoder_of
 from histoflare.bags.heatmap import BagAttention, attention_limit
-from histoflare.bags.mem import MEM
 from histoflare.bags.patches import MosaicPatchDataset, iterate_batches
-from histoflare.bags.task import MemTask
-from histoflare.ensemble import members_of
+from histoflare.bags.task import BagTask
 from histoflare.model_file import ModelHeader, read_model_file
 from histoflare.slides.mosaic import Mosaic, MosaicParameters, build_mosaic
 from histoflare.slides.reader import Slide
@@ -49,21 +47,18 @@ class Answer:
     """What the model says of a slide.
 
     Attributes:
-        probabilities: Class → its probability.
+        predicted: In words: of classes the most probable, of equally probable ones the first.
+        probabilities: Class → its probability; empty where the model tells no classes.
         patches: How many patches the answer rests on.
         encoder: Id of the encoder.
         attention: Where the model looks, if that was asked for.
     """
 
-    probabilities: dict[str, float]
+    predicted: str
+    probabilities: Mapping[str, float]
     patches: int
     encoder: str
     attention: Attention | None = None
-
-    @property
-    def predicted(self) -> str:
-        """The most probable class; of equally probable ones the first."""
-        return max(self.probabilities, key=self.probabilities.__getitem__)
 
     @property
     def warnings(self) -> list[str]:
@@ -80,7 +75,8 @@ class Answer:
         said: dict[str, Any] = {
             "patches": self.patches,
             "encoder": self.encoder,
-            "probabilities": self.probabilities,
+            "predicted": self.predicted,
+            "probabilities": dict(self.probabilities),
             "warnings": self.warnings,
         }
         if self.attention is not None:
@@ -118,16 +114,11 @@ class SlideClassifier:
         assert header.mosaic is not None
         self.parameters = MosaicParameters.from_json(header.mosaic)
         where = choose_device(device)
-        self._loaded = read_model_file(header.path, MemTask)
+        self._loaded = read_model_file(header.path, BagTask)
         self._encoder = load_encoder_of(
             self._loaded.task.encoder, weights, weights_sha256, device, self.parameters.patch_px
         )
         self._network = self._loaded.build_model().to(where)
-
-    @property
-    def labels(self) -> Sequence[str]:
-        """The classes."""
-        return self._loaded.task.labels
 
     def answer(
         self,
@@ -154,25 +145,22 @@ class SlideClassifier:
         mosaic = mosaic or build_mosaic(slide, self.parameters, threads)
         features = torch.cat(list(self._encode(slide, mosaic, threads, "mosaic", on_patches)))  # (n, f)
         with torch.inference_mode():
-            found = self._loaded.task.probabilities(self._network, features)
-        shares = dict(zip(self.labels, map(float, found), strict=True))
+            said = self._loaded.task.answer(self._network, features)
         attention = self._attend(slide, mosaic, features, threads, on_patches) if attend else None
-        return Answer(shares, len(features), self._encoder.id, attention), mosaic
+        return Answer(said.predicted, said.probabilities, len(features), self._encoder.id, attention), mosaic
 
     def _attend(
         self, slide: Slide, mosaic: Mosaic, features: torch.Tensor, threads: int, on_patches: OnPatches
     ) -> Attention:
         """Return the attention to every candidate; the chosen have ``features`` (n, f)."""
-        members = [BagAttention(cast(MEM, each), features) for each in members_of(self._network)]
+        attention = BagAttention(self._network, features)
         relative = np.empty(len(mosaic.candidates))
-        relative[list(mosaic.chosen)] = np.mean([each.bag for each in members], axis=0)
+        relative[list(mosaic.chosen)] = attention.bag
         others = sorted(set(range(len(mosaic.candidates))) - set(mosaic.chosen))
         if others:
             rest = replace(mosaic, chosen=tuple(others))
             batches = self._encode(slide, rest, threads, "other patches", on_patches)
-            relative[others] = np.concatenate(
-                [np.mean([each.added(batch) for each in members], axis=0) for batch in batches]
-            )
+            relative[others] = np.concatenate([attention.added(batch) for batch in batches])
         return Attention(relative, attention_limit([relative]))
 
     def _encode(

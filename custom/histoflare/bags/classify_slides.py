@@ -16,7 +16,7 @@ from histoflare.slides.sources import Source
 
 def classify_slides(
     load: Callable[[], SlideClassifier],
-    labels: Sequence[str],
+    classes: Sequence[str],
     sources: Sequence[Source],
     table_path: Path,
     *,
@@ -35,7 +35,7 @@ def classify_slides(
 
     Args:
         load: Loads the model and its encoder; called once, if a slide is to be done at all.
-        labels: The model's classes.
+        classes: Those of which an answer has a probability each.
         model_sha256: Of the model file; rows of another model are made anew.
         folders: Where each slide's files go, named after its :attr:`Source.file_id`.
         plane: Of the files.
@@ -47,7 +47,7 @@ def classify_slides(
     Raises:
         JobError, EncoderError, OSError: As :func:`fill_table`.
     """
-    names = {label: f"p_{label}" for label in labels}
+    names = {name: f"p_{name}" for name in classes}
     table = Table(
         table_path,
         ["predicted", *names.values(), "patches"],
@@ -72,7 +72,7 @@ def classify_slides(
             )
             if answer.attention is not None:
                 write_attention_files(files, slide, mosaic, answer.attention, plane)
-        shares = {names[label]: f"{share:.6f}" for label, share in answer.probabilities.items()}
+        shares = {names[name]: f"{share:.6f}" for name, share in answer.probabilities.items()}
         return {
             "predicted": answer.predicted,
             **shares,

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from histoflare.bags.bag import BagHeader, read_bag, read_header_and_count, read_rows
 from histoflare.bags.folder import bag_path, read_left_out
+from histoflare.bags.targets.target import Target
 from histoflare.errors import BagError
 from histoflare.slides.manifest import SUBGROUPS, Manifest, ManifestRow, assign_splits, role_warnings
 from histoflare.slides.resolution import SAME_MPP
@@ -29,12 +31,13 @@ ONE_FILE = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif")
 class BagRecord:
     """One slide's bag of ``patches``.
 
-    ``label`` indexes the cohort's labels, ``split`` is train, validation or test.
+    ``label`` is the value that the target makes of the manifest's label (of classes the index), ``split`` is
+    train, validation or test.
     """
 
     slide_id: str
     patient: str
-    label: int
+    label: Any
     split: str
     path: Path
     subgroups: Mapping[str, str] = field(default_factory=dict)
@@ -91,7 +94,7 @@ class Cohort:
 
     Attributes:
         name: The site.
-        labels: Class names; a record's label is an index into them.
+        labels: Names of what a model on them tells.
         encoder: Id of the encoder of every bag.
         records: The bags.
         warnings: What is odd but not wrong, for the site's own eyes.
@@ -166,7 +169,7 @@ def load_cohort(
     name: str,
     manifest: Manifest,
     bags_dir: Path,
-    labels: Sequence[str],
+    target: Target,
     encoder: str | None,
     mpp: float | None = None,
     patch_px: int | None = None,
@@ -187,7 +190,7 @@ def load_cohort(
         name: The site's name.
         manifest: Its rows.
         bags_dir: Where their bags are.
-        labels: The job's class names, in its order.
+        target: The job's, which reads the manifest's labels.
         encoder: Id the bags must have; None takes any, but the same for all.
         mpp, patch_px: Resolution and side the patches must have; None takes any. Imported features that do
             not say theirs are taken with a warning.
@@ -202,7 +205,7 @@ def load_cohort(
     """
     manifest = assign_splits(manifest, split)
     findings = _Findings([], [])
-    found = _collect(manifest, bags_dir, labels, findings, refuse_changed_slides)
+    found = _collect(manifest, bags_dir, target, findings, refuse_changed_slides)
     common = encoder or (found[0][1].encoder if found else "")
     findings.problems.extend(_by_bag(found, lambda header: _misfits(header, common, mpp, patch_px, features)))
     findings.problems.extend(_mixed(found))
@@ -216,7 +219,7 @@ def load_cohort(
             reason="COHORT_INVALID",
         )
     records = tuple(record for record, _ in found)
-    return Cohort(name, tuple(labels), common, records, tuple(findings.warnings), FeatureCache(cache_bytes))
+    return Cohort(name, target.labels, common, records, tuple(findings.warnings), FeatureCache(cache_bytes))
 
 
 def pooled(cohorts: Sequence[Cohort], name: str = "pooled") -> Cohort:
@@ -259,7 +262,7 @@ class _Findings:
 def _collect(
     manifest: Manifest,
     bags_dir: Path,
-    labels: Sequence[str],
+    target: Target,
     findings: _Findings,
     refuse_changed_slides: bool,
 ) -> list[tuple[BagRecord, BagHeader]]:
@@ -276,13 +279,8 @@ def _collect(
             findings.warnings.append(f"{where}: left out, 'prepare' could not use it ({note.get('reason')})")
             continue
         counted.append(row)
-        if row.label not in labels:
-            known = ", ".join(labels)
-            findings.problems.append(
-                f"{where}: unknown label '{row.label}'; the job's labels (protocol.labels) are {known}"
-            )
-            continue
         try:
+            label = target.value_of(row.label)
             header, patches = read_header_and_count(path)
         except BagError as error:
             findings.problems.append(f"{where}: {error}")
@@ -299,12 +297,11 @@ def _collect(
                 continue
             findings.warnings.append(stale)
         subgroups = {name: value for name in SUBGROUPS if (value := getattr(row, name)) is not None}
-        label, split = list(labels).index(row.label), str(row.split)
         record = BagRecord(
             row_id,
             row.patient,
             label,
-            split,
+            str(row.split),
             path,
             subgroups,
             header.content_sha256,
@@ -312,7 +309,7 @@ def _collect(
             4 * patches * header.features,
         )
         found.append((record, header))
-    _check_splits(counted, labels, findings)
+    _check_splits(counted, target.manifest_labels or (), findings)
     return found
 
 

@@ -5,18 +5,16 @@ Beside the bags (``<row id>.h5``) a folder holds ``left_out.json``: the rows tha
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from histoflare.bags.bag import Bag, write_bag
 from histoflare.errors import BagError
-from histoflare.storage import make_folder, remove_partials, write_json
+from histoflare.storage import lock_file, make_folder, remove_partials, write_json
 
 LEFT_OUT = "left_out.json"
 LOCK = ".lock"
@@ -100,29 +98,21 @@ def strangers(folder: Path, row_ids: Iterable[str]) -> tuple[str, ...]:
 def writing_to(folder: Path) -> Iterator[None]:
     """Make ``folder``, keep other writers out of it, and clear away what a killed one left.
 
-    The lock is the system's: it goes with the process, however that ends.
-
     Raises:
         BagError: Another process is writing there (BAGS_BUSY), or the folder cannot be made or written
             (BAG_NOT_WRITTEN).
     """
-    try:
-        make_folder(folder)
-        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise _not_written(folder, error) from error
-    try:
+    busy = BagError(
+        f"{folder}: another histoflare is writing bags there; wait until it is done", reason="BAGS_BUSY"
+    )
+    with ExitStack() as locked:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BagError(
-                f"{folder}: another histoflare is writing bags there; wait until it is done",
-                reason="BAGS_BUSY",
-            ) from error
+            make_folder(folder)
+            locked.enter_context(lock_file(folder / LOCK, busy))
+        except OSError as error:
+            raise _not_written(folder, error) from error
         remove_partials(folder)
         yield
-    finally:
-        os.close(lock)
 
 
 def save_bag(path: Path, bag: Bag) -> None:

@@ -1,12 +1,12 @@
-"""How much MEM attends to each patch of a slide, as numbers and as a pyramidal TIFF.
+"""How much a model attends to each patch of a slide, as numbers and as a pyramidal TIFF.
 
 The bag is the mosaic, as when the model was trained and when it answers. For a patch of the mosaic the figure
 is the attention that the model pays it in that bag. For any other it is the attention that it would be paid
 if it, and no other, were added to the bag. So every figure comes from bags as the model knows them (one bag
 of all patches could be ten times as large), and no patch's figure depends on which others are asked about.
 
-Attention is that of the first memory block, its memory units averaged, relative to the average patch of the
-bag: 1 is as much as the average.
+Where a model has several kinds of attention (MEM: the memory units of its first block) it is their mean. It
+is relative to the average patch of the bag: 1 is as much as the average.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from typing import cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from histoflare.bags.mem import MEM, MemoryBlock
+from histoflare.bags.models.model import BagModel
+from histoflare.ensemble import members_of
 from histoflare.slides.mask_pyramid import write_mask_pyramid
 from histoflare.slides.overlay import attention_colours
 from histoflare.slides.planes import Plane
@@ -51,49 +52,33 @@ class BagAttention:
     """The attention of a model to the patches of a bag, and to others added to it one at a time.
 
     Args:
-        model: In evaluation mode.
+        model: A :class:`BagModel` in evaluation mode, or an ensemble of several, whose attention is averaged.
         features: The bag (n, f), n >= 1.
     """
 
-    def __init__(self, model: MEM, features: Tensor) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, features: Tensor) -> None:
+        self._device = next(model.parameters()).device
+        self.bag = relative_attention(model, features)
         with torch.inference_mode():
-            self._units = self._remember(features)  # (m, n, d)
-            scores = self._units @ self._units.transpose(1, 2)  # (m, n, n)
-            self._totals = scores.logsumexp(dim=2)  # (m, n)
-            self.bag: NDArray[np.float64] = self._relative(
-                (scores - self._totals[..., None]).exp().sum(dim=1)
-            )
+            bag = features.to(self._device)
+            self._added = [cast(BagModel, member).attend_added(bag) for member in members_of(model)]
 
     def added(self, features: Tensor) -> NDArray[np.float64]:
-        """Return the relative attention (b,) that each patch of ``features`` (b, f) would be paid.
-
-        With s_i the scores between the patch and the bag's patches i, Z_i the sum of exp over row i of the
-        bag's scores, s the patch's score with itself: attention times (n + 1) is
-        Σ_i exp(s_i) / (Z_i + exp(s_i)) + exp(s) / (Σ_i exp(s_i) + exp(s)).
-        """
+        """Return the relative attention (b,) that each patch of ``features`` (b, f) would be paid."""
         with torch.inference_mode():
-            units = self._remember(features)  # (m, b, d)
-            scores = units @ self._units.transpose(1, 2)  # (m, b, n)
-            own = units.square().sum(dim=2)  # (m, b)
-            from_bag = torch.sigmoid(scores - self._totals[:, None, :]).sum(dim=2)  # (m, b)
-            from_itself = torch.sigmoid(own - scores.logsumexp(dim=2))  # (m, b)
-            return self._relative(from_bag + from_itself)
-
-    def _remember(self, features: Tensor) -> Tensor:
-        """Return the memory vectors (m, n, d), float64, of patches (n, f) in the first block."""
-        block = cast(MemoryBlock, self._model.blocks[0])
-        features = features.to(block.memory.weight.device)
-        if self._model.input_norm == "rms":
-            features = features * torch.rsqrt(features.square().mean(dim=-1, keepdim=True) + 1e-12)
-        units = torch.tanh(block.memory(features))  # (n, m·d)
-        return units.view(len(features), block.memories, block.dim).transpose(0, 1).double()
-
-    @staticmethod
-    def _relative(attention: Tensor) -> NDArray[np.float64]:
-        """Return attention times the number of patches (m, n), averaged over the memory units."""
-        relative: NDArray[np.float64] = attention.mean(dim=0).numpy(force=True)
+            each = [added(features.to(self._device)).numpy(force=True) for added in self._added]
+        relative: NDArray[np.float64] = np.mean(each, axis=0)
         return relative
+
+
+def relative_attention(model: nn.Module, features: Tensor) -> NDArray[np.float64]:
+    """Return how much the model attends to each patch (n,) of a bag (n, f), the average patch being 1."""
+    bag = features[None].to(next(model.parameters()).device)
+    with torch.inference_mode():
+        each = [cast(BagModel, member).attend(bag).attention[0] for member in members_of(model)]
+        attention = torch.cat(each)  # (h, n) of each member below the other's
+        relative: NDArray[np.float64] = attention.double().mean(dim=0).numpy(force=True)  # (n,)
+    return relative * len(features)
 
 
 def attention_limit(slides: Iterable[NDArray[np.float64]]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class PatientBatch:
         features: (P, S, n, f) float32.
         mask: (P, S, n) bool, True where there is a patch.
         slides: (P, S) bool, True where there is a slide.
-        labels: (P, S) int64, 0 where there is none.
+        labels: (P, S, ...), the target's values, 0 where there is no slide.
     """
 
     features: Tensor
@@ -69,21 +69,22 @@ def group(
     return kept if record == "patient" else [(slide,) for of_one in kept for slide in of_one]
 
 
-def collate_patients(bags: Sequence[Sequence[Tensor]], labels: Sequence[Sequence[int]]) -> PatientBatch:
-    """Return bags (n_ps, f) of the slides s of patients p, padded with zeros, with their labels."""
+def collate_patients(bags: Sequence[Sequence[Tensor]], labels: Sequence[Sequence[Any]]) -> PatientBatch:
+    """Return bags (n_ps, f) of the slides s of patients p, padded with zeros, with their values."""
     most = max(len(of_one) for of_one in bags)
     longest = max(len(bag) for of_one in bags for bag in of_one)
     width = bags[0][0].shape[1]
     features = torch.zeros((len(bags), most, longest, width))  # (P, S, n, f)
     mask = torch.zeros((len(bags), most, longest), dtype=torch.bool)  # (P, S, n)
     slides = torch.zeros((len(bags), most), dtype=torch.bool)  # (P, S)
-    padded = torch.zeros((len(bags), most), dtype=torch.int64)  # (P, S)
+    like = torch.tensor(labels[0][0])
+    padded = torch.zeros((len(bags), most, *like.shape), dtype=like.dtype)  # (P, S, ...)
     for p, of_one in enumerate(bags):
         for s, bag in enumerate(of_one):
             features[p, s, : len(bag)] = bag
             mask[p, s, : len(bag)] = True
             slides[p, s] = True
-            padded[p, s] = labels[p][s]
+            padded[p, s] = torch.tensor(labels[p][s])
     return PatientBatch(features, mask, slides, padded)
 
 

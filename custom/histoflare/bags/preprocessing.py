@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import tomllib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 
+from histoflare.checks import is_number, is_whole
 from histoflare.errors import EncoderError
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -37,8 +37,7 @@ def _three(values: Any, least: float) -> bool:
     return (
         isinstance(values, (list, tuple))
         and len(values) == 3
-        and all(type(value) in (int, float) and math.isfinite(value) for value in values)
-        and all(least <= value <= 1 for value in values)
+        and all(is_number(value) and least <= value <= 1 for value in values)
     )
 
 
@@ -65,7 +64,7 @@ class Preprocessing:
             "mean: three numbers from 0 to 1 (of 255, divide them by 255)": _three(self.mean, 0.0),
             "std: three numbers above 0 and at most 1 (of 255, divide them by 255)": _three(self.std, 1e-6),
             f"input_px: a whole number from 1 to {LARGEST_INPUT_PX}": self.input_px is None
-            or (type(self.input_px) is int and 1 <= self.input_px <= LARGEST_INPUT_PX),
+            or is_whole(self.input_px, 1, LARGEST_INPUT_PX),
             'interpolation: "bilinear" or "bicubic", or left out': self.interpolation is None
             or self.interpolation in get_args(Interpolation),
         }

@@ -6,9 +6,8 @@ of patches instead of a mosaic chosen from a slide: its header names no mosaic, 
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +22,7 @@ from histoflare.errors import BagError, JobError
 from histoflare.slides.manifest import read_manifest
 from histoflare.slides.synthetic import PlannedSlide, SyntheticCohort, plan_slides, render_mosaic
 from histoflare.slides.synthetic_cohort import write_site_manifests
-
-AHEAD = 2
-"""Fields of tissue drawn before they are encoded."""
+from histoflare.slides.threads import make_each
 
 
 @dataclass(frozen=True)
@@ -119,18 +116,29 @@ def _make(
         done += len(of_site) - len(wanted)
         if progress is not None and done:
             progress(done, len(slides))
-        # One field is drawn while another is encoded: NumPy and PyTorch both let go of the interpreter.
-        with writing_to(folders[site]), ThreadPoolExecutor(1, thread_name_prefix="tissue") as pool:
-            drawn = deque(pool.submit(_draw, slide, seed, field) for slide, _ in wanted[:AHEAD])
-            later = iter(wanted[AHEAD:])
-            for _, target in wanted:
-                patches, corners = drawn.popleft().result()
-                if (following := next(later, None)) is not None:
-                    drawn.append(pool.submit(_draw, following[0], seed, field))
-                save_bag(target, Bag(_header(encoder, seed, field), encoder.encode(patches).numpy(), corners))
+
+        def make(slide: PlannedSlide) -> Bag:
+            patches, corners = _draw(slide, seed, field)
+            return Bag(_header(encoder, seed, field), encoder.encode(patches).numpy(), corners)
+
+        bags = make_each(make, [slide for slide, _ in wanted])
+        with writing_to(folders[site]), _one_thread_each(), closing(bags):
+            for (_, target), bag in zip(wanted, bags, strict=True):
+                save_bag(target, bag)
                 done += 1
                 if progress is not None:
                     progress(done, len(slides))
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Have the encoder take one thread a bag: several bags are made at once."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _draw(slide: PlannedSlide, seed: int, field: FieldParameters) -> tuple[torch.Tensor, NDArray[np.int64]]:

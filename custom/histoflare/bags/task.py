@@ -1,6 +1,6 @@
-"""The classification task: MEM on bags, as plain numbers a job can carry.
+"""The task on bags: a model, what it learns to say and how it is trained, as plain numbers a job can carry.
 
-:class:`MemTask` has the methods that a round of federated learning asks of any task (``rounds.task.Task``);
+:class:`BagTask` has the methods that a round of federated learning asks of any task (``rounds.task.Task``);
 it does not import it.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Protocol
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import torch
@@ -18,27 +18,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from histoflare.bags.mem import MEM, InputNorm
+from histoflare import ranges
+from histoflare.bags.models import MODELS, build_model
+from histoflare.bags.models.model import BagModel, ModelSettings
+from histoflare.bags.parts import read_part, say_part
 from histoflare.bags.patients import PatientBatch, collate_patients, group, mean_over_slides
-from histoflare.bags.predictions import Predictions
+from histoflare.bags.targets import TARGETS
+from histoflare.bags.targets.classes import Classes
+from histoflare.bags.targets.target import Said, SlideTable, Target
 from histoflare.errors import BagError, JobError
 from histoflare.seeds import derive_seed
-
-MODEL_NAME = "mem"
-LARGEST = {
-    "features": 16_384,
-    "memories": 256,
-    "dim": 16_384,
-    "hidden": 16_384,
-    "blocks": 16,
-    "batch_size": 4096,
-    "local_epochs": 1000,
-    "max_patches": 1_000_000,
-    "patch_px": 16_384,
-}
-MOST_LABELS = 1000
-MOST_WEIGHTS = 2**28
-"""What a job may ask of a site's memory and time."""
 
 
 class BagRecord(Protocol):
@@ -49,7 +38,7 @@ class BagRecord(Protocol):
     @property
     def patient(self) -> str: ...
     @property
-    def label(self) -> int: ...
+    def label(self) -> Any: ...
     @property
     def split(self) -> str: ...
     @property
@@ -70,7 +59,7 @@ class Bags(Protocol):
 
 @dataclass(frozen=True)
 class BagBatch:
-    """A padded batch: ``features`` (b, n, f) float32, ``mask`` (b, n) bool, ``labels`` (b,) int64."""
+    """A padded batch: ``features`` (b, n, f) float32, ``mask`` (b, n) bool, ``labels`` (b, ...) values."""
 
     features: Tensor
     mask: Tensor
@@ -88,7 +77,7 @@ class LongestRecord:
     slide_id: str
     patient: str
     patches: int
-    label: int = 0
+    label: Any
     split: str = "train"
     subgroups: Mapping[str, str] = field(default_factory=dict)
 
@@ -100,12 +89,13 @@ class LongestBags:
     patients: int
     slides: int
     bag: Tensor
+    label: Any
 
     @property
     def train(self) -> list[LongestRecord]:
         """One record a slide."""
         return [
-            LongestRecord(f"{patient}-{slide}", f"{patient}", len(self.bag))
+            LongestRecord(f"{patient}-{slide}", f"{patient}", len(self.bag), self.label)
             for patient in range(self.patients)
             for slide in range(self.slides)
         ]
@@ -118,17 +108,19 @@ class LongestBags:
 
 
 @dataclass(frozen=True)
-class MemTask:
-    """MEM, its training and its data's contract, all of it plain JSON.
+class BagTask:
+    """A model on bags, what it learns to say, its training and its data's contract, all of it plain JSON.
 
     Nothing here is fitted over several patients: no feature statistics, no class weights.
 
     Attributes:
-        labels: Class names; a record's label is an index into them. At least two.
+        labels: Names of what the model tells, in the order of its outputs; with the target ``classes`` those
+            of the classes.
         encoder: Id of the encoder that made the bags.
+        model: One of ``bags.models.MODELS``, or its table: ``name`` and its own settings.
+        target: What it learns to say, one of ``bags.targets.TARGETS``, or its table; the labels are its own.
         mpp, patch_px: Of the bags' patches; ``None`` accepts any (imported features may not know).
-        features, memories, dim, hidden, blocks, input_norm: See :class:`histoflare.bags.mem.MEM`.
-        reconstruction: Weight (>= 0) of the autoencoder's mean squared error in the loss; 0 leaves it out.
+        features: Length of a patch's feature vector.
         optimizer: ``"adam"`` or ``"sgd"`` (no momentum); made anew each round.
         learning_rate, weight_decay: Of the optimizer; > 0, >= 0.
         batch_size: Bags per step. local_epochs: Passes over the training bags per round.
@@ -142,19 +134,14 @@ class MemTask:
     """
 
     data: ClassVar[str] = "bags"
-    class_axis: ClassVar[int] = -1
 
     labels: Sequence[str]
     encoder: str
+    model: ModelSettings
+    target: Target = field(default_factory=Classes)
     mpp: float | None = 0.5
     patch_px: int | None = 1000
     features: int = 1024
-    memories: int = 10
-    dim: int = 128
-    hidden: int = 256
-    blocks: int = 1
-    input_norm: InputNorm = "none"
-    reconstruction: float = 0.0
     optimizer: str = "adam"
     learning_rate: float = 1e-4
     weight_decay: float = 0.0
@@ -166,6 +153,14 @@ class MemTask:
     def __post_init__(self) -> None:
         labels = () if isinstance(self.labels, str) else tuple(self.labels)
         object.__setattr__(self, "labels", labels)
+        model: Any = self.model
+        if not isinstance(model, ModelSettings):
+            model = read_part("model", model, MODELS)
+        object.__setattr__(self, "model", model)
+        target: Any = self.target
+        if not isinstance(target, Target):
+            target = read_part("target", target, TARGETS, given=("labels",))
+        object.__setattr__(self, "target", replace(target, labels=labels))
         problems = _problems(self)
         if problems:
             listed = "".join(f"\n  {problem}" for problem in problems)
@@ -174,7 +169,22 @@ class MemTask:
     @property
     def model_name(self) -> str:
         """The model, as a site's policy lists it."""
-        return MODEL_NAME
+        return self.model.name
+
+    @property
+    def sample_mixing(self) -> bool:
+        """Whether the model's answer on a bag depends on others, as far as it declares that it does not."""
+        return getattr(self.model, "sample_mixing", True) is not False
+
+    @property
+    def manifest_labels(self) -> Sequence[str] | None:
+        """All labels that a manifest may hold; None where a label is no class."""
+        return self.target.manifest_labels
+
+    @property
+    def lower_is_better(self) -> frozenset[str]:
+        """Names of those figures that are better the lower they are."""
+        return self.target.lower_is_better
 
     @property
     def mosaic(self) -> dict[str, Any] | None:
@@ -184,29 +194,31 @@ class MemTask:
         return {"mpp": self.mpp, "patch_px": self.patch_px}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the arguments that make this task again, as plain JSON."""
-        return {**asdict(self), "labels": list(self.labels)}
+        """Return the arguments that make this task again, as plain JSON; without the default target."""
+        said = {**asdict(self), "labels": list(self.labels), "model": say_part(self.model)}
+        said["target"] = say_part(self.target, given=("labels",))
+        if self.target == Classes(tuple(self.labels)):
+            del said["target"]
+        return said
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> MemTask:
+    def from_json(cls, fields: Mapping[str, Any]) -> BagTask:
         """Return the task of ``fields``; :class:`JobError` if one is unknown, missing or out of range."""
+        if "model" not in fields:
+            raise JobError(
+                "This is of an earlier histoflare, whose tasks did not name their model: use it with that "
+                "one, or train again.",
+                reason="MODEL_FILE_INVALID",
+            )
         try:
             return cls(**fields)
         except TypeError as error:
             raise JobError(f"The task's fields do not fit this version of histoflare: {error}") from error
 
-    def build_model(self) -> MEM:
+    def build_model(self) -> BagModel:
         """Return the initial model: the same bytes for the same task, in every process."""
-        return MEM(
-            len(self.labels),
-            features=self.features,
-            memories=self.memories,
-            dim=self.dim,
-            hidden=self.hidden,
-            blocks=self.blocks,
-            decoder=self.reconstruction > 0,
-            input_norm=self.input_norm,
-            seed=derive_seed(self.seed, "model"),
+        return build_model(
+            self.model, self.features, self.target.outputs, seed=derive_seed(self.seed, "model")
         )
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -235,13 +247,8 @@ class MemTask:
                 yield collate(bags, [record.label for record in chosen])
 
     def loss(self, model: nn.Module, batch: BagBatch) -> Tensor:
-        """Return the batch's mean cross-entropy, plus the weighted reconstruction error if there is one."""
-        batch = batch.to(next(model.parameters()).device)
-        if self.reconstruction > 0 and isinstance(model, MEM):
-            out = model.attend(batch.features, batch.mask)
-            entropy = F.cross_entropy(out.logits, batch.labels)
-            return entropy + self.reconstruction * out.reconstruction.mean()
-        return F.cross_entropy(model(batch.features, batch.mask), batch.labels)
+        """Return the mean over the batch's bags of the target's loss and what the model adds to it."""
+        return self._losses(model, batch).mean()
 
     def records(self, data: Bags, record: str, slides_per_patient: int | None) -> list[tuple[BagRecord, ...]]:
         """Return the training records of DP-SGD; see :func:`histoflare.bags.patients.group`."""
@@ -262,18 +269,18 @@ class MemTask:
 
     def record_losses(self, model: nn.Module, batch: PatientBatch) -> Tensor:
         """Return each record's loss (P,): the mean over its slides of the loss that :meth:`loss` has."""
-        batch = batch.to(next(model.parameters()).device)
-        if self.reconstruction > 0 and isinstance(model, MEM):
-            out = model.attend(batch.features, batch.mask)
-            logits, error = out.logits, self.reconstruction * out.reconstruction  # (P, S, k), (P, S)
-        else:
-            logits = model(batch.features, batch.mask)
-            error = logits.new_zeros(batch.labels.shape)
-        entropy = F.cross_entropy(logits.flatten(end_dim=1), batch.labels.flatten(), reduction="none")
-        return mean_over_slides(entropy.view_as(error) + error, batch.slides)
+        losses = self._losses(model, batch)  # (P, S)
+        return mean_over_slides(losses, batch.slides.to(losses.device))
 
-    def predict(self, model: nn.Module, data: Bags, split: str) -> Predictions:
-        """Return the model's probabilities for ``split`` (train, validation, test or all).
+    def _losses(self, model: nn.Module, batch: BagBatch | PatientBatch) -> Tensor:
+        """Return each bag's loss (...)."""
+        batch = batch.to(next(model.parameters()).device)
+        seen = cast(BagModel, model).attend(batch.features, batch.mask)
+        losses = self.target.losses(seen.outputs, batch.labels)
+        return losses if seen.auxiliary is None else losses + seen.auxiliary
+
+    def predict(self, model: nn.Module, data: Bags, split: str) -> SlideTable:
+        """Return the target's table of what the model says of ``split`` (train, validation, test or all).
 
         One bag at a time, so that a slide's figures do not depend on its neighbours. The caller has put the
         model in evaluation mode and switched gradients off.
@@ -281,29 +288,32 @@ class MemTask:
         if split not in ("train", "validation", "test", "all"):
             raise JobError(f"There is no split {split!r}; use train, validation, test or all.")
         records = [record for record in data.records if split in ("all", record.split)]
-        rows = [self.probabilities(model, self._features(data, record)) for record in records]
+        rows = [self._outputs(model, self._features(data, record)) for record in records]
         names = sorted({name for record in records for name in record.subgroups})
-        return Predictions(
-            probabilities=np.array(rows, dtype=np.float64).reshape(len(rows), len(self.labels)),
-            labels=np.array([record.label for record in records], dtype=np.int64),
-            patients=[record.patient for record in records],
-            subgroups={name: [record.subgroups.get(name) or None for record in records] for name in names},
-            slides=[record.slide_id for record in records],
+        return self.target.table(
+            np.array(rows, dtype=np.float64).reshape(len(rows), self.target.outputs),
+            [record.label for record in records],
+            [record.patient for record in records],
+            {name: [record.subgroups.get(name) or None for record in records] for name in names},
+            [record.slide_id for record in records],
         )
 
-    def notes(self, table: Predictions) -> tuple[list[str], list[list[str]]]:
+    def notes(self, table: SlideTable) -> tuple[list[str], list[list[str]]]:
         """Return a table's rows for the site's own notes."""
-        header = ["slide", "patient", "label", "predicted", *(f"p_{name}" for name in self.labels)]
-        names = [[self.labels[index] for index in column] for column in (table.labels, table.predicted)]
-        chances = [[f"{chance:.6f}" for chance in row] for row in table.probabilities.tolist()]
-        columns = zip(table.slides, table.patients, *names, chances, strict=True)
-        return header, [[*row, *chance] for *row, chance in columns]
+        return self.target.notes(table)
 
-    def probabilities(self, model: nn.Module, features: Tensor) -> NDArray[np.float64]:
-        """Return the class probabilities (k,) of one bag (n, f)."""
-        batch = collate([features], [0]).to(next(model.parameters()).device)
-        logits = model(batch.features, batch.mask)  # (1, k)
-        row: NDArray[np.float64] = logits[0].double().softmax(dim=-1).numpy(force=True)
+    def average(self, outputs: Tensor) -> Tensor:
+        """Return the outputs (...) that say the mean of several models' (m, ...): the target knows how."""
+        return self.target.average(outputs)
+
+    def answer(self, model: nn.Module, features: Tensor) -> Said:
+        """Return what the model says of one bag (n, f)."""
+        return self.target.answer(self._outputs(model, features))
+
+    def _outputs(self, model: nn.Module, features: Tensor) -> NDArray[np.float64]:
+        """Return the model's outputs (k,) for one bag (n, f)."""
+        outputs = model(features[None].to(next(model.parameters()).device))  # (1, k)
+        row: NDArray[np.float64] = outputs[0].double().numpy(force=True)
         return row
 
     def longest(self, records: int, slides: int = 1) -> LongestBags | None:
@@ -314,7 +324,7 @@ class MemTask:
         """
         if self.max_patches is None:
             return None
-        return LongestBags(records, slides, torch.randn(self.max_patches, self.features))
+        return LongestBags(records, slides, torch.randn(self.max_patches, self.features), self.target.example)
 
     def _shown(self, data: Bags, record: BagRecord, generator: torch.Generator) -> Tensor:
         """Return what a step of training sees of a bag; the choice, too, takes no longer for a longer one."""
@@ -333,60 +343,30 @@ class MemTask:
         return bag.to(torch.float32)
 
 
-def collate(bags: Sequence[Tensor], labels: Sequence[int]) -> BagBatch:
-    """Return bags (n_i, f) padded with zeros to the longest, with their mask."""
+def collate(bags: Sequence[Tensor], labels: Sequence[Any]) -> BagBatch:
+    """Return bags (n_i, f) padded with zeros to the longest, with their mask and their target's values."""
     lengths = torch.tensor([len(bag) for bag in bags])  # (b,)
     longest = int(lengths.max())
     mask = torch.arange(longest) < lengths[:, None]  # (b, n)
     padded = torch.stack([F.pad(bag, (0, 0, 0, longest - len(bag))) for bag in bags])  # (b, n, f)
-    return BagBatch(padded, mask, torch.tensor(labels, dtype=torch.int64))
+    return BagBatch(padded, mask, torch.tensor(labels))
 
 
-def _problems(task: MemTask) -> list[str]:
-    problems = []
-    if len(task.labels) < 2 or len(set(task.labels)) != len(task.labels):
-        problems.append(f"labels: a list of at least two different names, not {task.labels!r}")
+def _problems(task: BagTask) -> list[str]:
+    problems = [*task.target.problems()]
     if not isinstance(task.encoder, str) or not task.encoder:
         problems.append(f"encoder: the id of the encoder that made the bags, not {task.encoder!r}")
-    for name in ("features", "memories", "dim", "hidden", "blocks", "batch_size", "local_epochs"):
-        if not _is_count(getattr(task, name)):
-            problems.append(f"{name}: a whole number of at least 1, not {getattr(task, name)!r}")
-    for name in ("max_patches", "patch_px"):
-        value = getattr(task, name)
-        if value is not None and not _is_count(value):
-            problems.append(f"{name}: a whole number of at least 1 or null, not {value!r}")
-    for name, most in LARGEST.items():
-        value = getattr(task, name)
-        if _is_count(value) and value > most:
-            problems.append(f"{name}: at most {most}, not {value}")
-    if len(task.labels) > MOST_LABELS:
-        problems.append(f"labels: at most {MOST_LABELS}")
-    if not problems and _largest_layer(task) > MOST_WEIGHTS:
-        problems.append("memories, dim, hidden, features: a layer would have more than 2 to the 28th weights")
-    for name in ("learning_rate", "mpp"):
-        value = getattr(task, name)
-        if not (name == "mpp" and value is None) and not (_is_number(value) and value > 0):
-            problems.append(f"{name}: a finite number above 0, not {value!r}")
-    for name in ("reconstruction", "weight_decay"):
-        if not (_is_number(getattr(task, name)) and getattr(task, name) >= 0):
-            problems.append(f"{name}: a finite number of at least 0, not {getattr(task, name)!r}")
-    if task.optimizer not in ("adam", "sgd"):
-        problems.append(f"optimizer: adam or sgd, not {task.optimizer!r}")
-    if task.input_norm not in ("none", "rms"):
-        problems.append(f"input_norm: none or rms, not {task.input_norm!r}")
-    if not isinstance(task.seed, int) or isinstance(task.seed, bool):
-        problems.append(f"seed: a whole number, not {task.seed!r}")
-    return problems
-
-
-def _largest_layer(task: MemTask) -> int:
-    """Return an upper bound of the weights of MEM's largest layer."""
-    return max(task.features, task.hidden) * task.memories * max(task.dim, task.hidden)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    of_features = ranges.whole("features", task.features, 16_384)
+    problems += of_features or [f"model.{problem}" for problem in task.model.problems(task.features)]
+    return [
+        *problems,
+        *ranges.above_zero("mpp", task.mpp, or_null=True),
+        *ranges.whole("patch_px", task.patch_px, 16_384, or_null=True),
+        *ranges.one_of("optimizer", task.optimizer, ("adam", "sgd")),
+        *ranges.above_zero("learning_rate", task.learning_rate),
+        *ranges.at_least_zero("weight_decay", task.weight_decay),
+        *ranges.whole("batch_size", task.batch_size, 4096),
+        *ranges.whole("local_epochs", task.local_epochs, 1000),
+        *ranges.whole("max_patches", task.max_patches, 1_000_000, or_null=True),
+        *ranges.seed("seed", task.seed),
+    ]

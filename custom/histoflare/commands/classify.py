@@ -183,11 +183,14 @@ def _classify_many(
 
     sources = find_sources(path)
     from histoflare.bags.classify_slides import classify_slides
+    from histoflare.bags.task import BagTask
+
+    classes = BagTask.from_json(header.task).target.classes
 
     report = follow_table(
         lambda on_start, on_row, on_part: classify_slides(
             lambda: _load(header, encoder),
-            header.labels,
+            classes,
             sources,
             table,
             model_sha256=fingerprint(header.path).sha256,
@@ -225,10 +228,13 @@ def _show(answer: Answer, wanted: tuple[Path | None, ...], *, as_json: bool) -> 
     if as_json:
         print_json(answer.to_json())
         return
-    shown = make_table("class", "probability")
-    for label, share in answer.probabilities.items():
-        shown.add_row(label, f"{share:.3f}")
-    out.print(shown)
+    if answer.probabilities:
+        shown = make_table("class", "probability")
+        for label, share in answer.probabilities.items():
+            shown.add_row(label, f"{share:.3f}")
+        out.print(shown)
+    else:
+        out.print(answer.predicted, highlight=False, markup=False)
     console.print(f"{say_patches(answer.patches)} · {answer.encoder}", highlight=False, markup=False)
     files = ", ".join(str(path) for path in wanted if path is not None)
     if files:

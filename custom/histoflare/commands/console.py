@@ -64,6 +64,12 @@ def say(text: str, style: str | None = None) -> None:
     console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
+def say_warnings(warnings: Iterable[str]) -> None:
+    """Say what is odd about a manifest."""
+    for warning in warnings:
+        say(f"warning: {warning}")
+
+
 def say_fitted(choice: Choice) -> None:
     """Say what of a job was taken from the data that are there."""
     if text := choice.say_fitted():

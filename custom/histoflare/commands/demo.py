@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,11 +38,20 @@ if TYPE_CHECKING:
     from histoflare.slides.mosaic import MosaicParameters
     from histoflare.slides.synthetic import SyntheticCohort
 
-PATCHES_WITHOUT_SLIDE = 4
+PATCHES_WITHOUT_SLIDE = 2
 """Patches in the bag of a made-up patient without a slide: cheap."""
 
+CHAPTER_SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "mem_fedavg": {"rounds": 20, "task.learning_rate": 0.015},
+    "mem_dpsgd": {"rounds": 20, "privacy.steps": 3},
+}
+"""Job of a chapter → what it says otherwise than the job that comes with the package, for the sake of time.
+
+Fewer rounds with as much training in each: two thirds of the rounds, and half as much again of the learning
+rate, or of the protected steps."""
+
 JOBS_FOLDER = "job"
-"""In the output folder: the job that ran, and the one with which its sites were asked about the model."""
+"""In the output folder: the jobs that ran."""
 
 
 def demo(
@@ -243,7 +252,7 @@ def _make_undrawn_bags(
 ) -> None:
     """Make the bags of the patients of whom there is no slide."""
     from histoflare.bags.synthetic_bags import FieldParameters, make_undrawn_bags
-    from histoflare.site.data import bags_of
+    from histoflare.site.configuration import bags_of
 
     places = {name: bags_of(site) for name, site in sites.items()}
     bar = bars.add_task("bags without slides", total=None)
@@ -298,40 +307,36 @@ def _write_jobs(
     changes: dict[str, Any],
     encoder: Encoder,
 ) -> list[Job]:
-    """Return the jobs with the changes asked for; beside each goes the job that evaluates.
+    """Return the jobs with the changes asked for.
 
     Their labels are those of the manifests, where these are others.
     """
     from histoflare.commands.earlier_run import claim_output
-    from histoflare.commands.runtimes import EVALUATION_JOBS
     from histoflare.flare.job import read_job
     from histoflare.flare.job_choice import choose_job, facts_of
     from histoflare.flare.job_variant import write_variant
-    from histoflare.flare.workstation import write_evaluation
     from histoflare.site.found_data import FoundData, Patches, find_labels
 
     labels, jobs = find_labels(found.sites.values()), out_dir / JOBS_FOLDER
     choices = []
     for folder in folders:
-        asked, job = dict(changes), choose_job(folder, preset, changes=changes).job
+        before = CHAPTER_SETTINGS.get(folder.name) if len(folders) > 1 else None
+        asked, job = dict(changes), choose_job(folder, preset, changes=changes, before=before).job
         if job.answer_seconds is not None:
             asked["answer_seconds"] = 1  # all sites are of one user, who may know how long they work
         if len(folders) > 1 and getattr(job.asked, "budget_share", None) is not None:
             asked["privacy.budget_share"] = 1.0  # the chapters' ledgers are thrown away with the workspace
         task = job.task
         patches = Patches(encoder.id, encoder.features, task.patch_px, task.mpp)  # as they will be made
-        choices.append(choose_job(folder, preset, found=FoundData(labels, patches), changes=asked))
+        choices.append(
+            choose_job(folder, preset, found=FoundData(labels, patches), changes=asked, before=before)
+        )
         say_fitted(choices[-1])
     claim_output(out_dir, {"sites": found.to_json(), "jobs": [facts_of(choice.job) for choice in choices]})
     chosen = []
     for folder, choice in zip(folders, choices, strict=True):
-        evaluation = folder.parent / EVALUATION_JOBS["bags"]
-        own = jobs if len(folders) == 1 else jobs / folder.name  # each with the evaluation under its scope
-        for name in (folder.name, EVALUATION_JOBS["bags"]):
-            shutil.rmtree(own / name, ignore_errors=True)
-        chosen.append(read_job(write_variant(folder, own / folder.name, choice.changes, scope=choice.scope)))
-        if evaluation.is_dir():
-            write_evaluation(evaluation, own, chosen[-1])
+        shutil.rmtree(jobs / folder.name, ignore_errors=True)
+        chosen.append(read_job(write_variant(folder, jobs / folder.name, choice.changes, scope=choice.scope)))
     return chosen
 
 
@@ -351,11 +356,11 @@ def _prepare(
         only_there: Whether slides of the manifest that are not there have bags of another kind.
     """
     from histoflare.bags.prepare import prepare
-    from histoflare.site.data import bags_of
+    from histoflare.site.configuration import bags_of
     from histoflare.slides.manifest import read_manifest
 
     manifest_file, bags = bags_of(site)
-    manifest = read_manifest(manifest_file, labels=job.task.labels, check_files=not only_there)
+    manifest = read_manifest(manifest_file, labels=job.task.manifest_labels, check_files=not only_there)
     if only_there:
         manifest = replace(manifest, rows=tuple(row for row in manifest.rows if row.slide.is_file()))
     bar = bars.add_task(f"prepare {name}", total=len(manifest.rows))

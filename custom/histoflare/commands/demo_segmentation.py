@@ -13,13 +13,12 @@ from histoflare.commands.console import progress, say_fitted
 from histoflare.commands.earlier_run import claim_output
 from histoflare.commands.experiment import PAGE_FILE, Outcome, run_experiment, write_site_pages
 from histoflare.commands.options import Runtime
-from histoflare.commands.runtimes import EVALUATION_JOBS, Experiment
+from histoflare.commands.runtimes import Experiment
 from histoflare.commands.sites import configure_site, find_sites
 from histoflare.errors import JobError
 from histoflare.flare.job import Job, read_job
 from histoflare.flare.job_choice import choose_job
 from histoflare.flare.job_variant import write_variant
-from histoflare.flare.workstation import write_evaluation
 from histoflare.masks.importers import MANIFEST
 from histoflare.masks.metrics import confusion
 from histoflare.masks.synthetic_images import make_images
@@ -150,7 +149,7 @@ def _write_job(
     jobs: Path,
     changes: Mapping[str, Any],
 ) -> Job:
-    """Return the job, fitted to the images that are there; beside it lies the one that evaluates."""
+    """Return the job, fitted to the images that are there."""
     if read_job(folder).task.data != "images":
         raise JobError(f"{folder}: no job of segmentation; jobs/dhunet_fedavg is one.")
     choice = choose_job(folder, preset, found=find_data(dict(sites), "images"), changes=changes)
@@ -159,10 +158,5 @@ def _write_job(
         raise JobError(
             f"{folder}: this command writes its jobs to {jobs}; copy yours to another folder first."
         )
-    evaluation = folder.parent / EVALUATION_JOBS["images"]
-    for name in (folder.name, evaluation.name):
-        shutil.rmtree(jobs / name, ignore_errors=True)
-    job = read_job(write_variant(folder, jobs / folder.name, choice.changes, scope=choice.scope))
-    if evaluation.is_dir():
-        write_evaluation(evaluation, jobs, job)
-    return job
+    shutil.rmtree(jobs / folder.name, ignore_errors=True)
+    return read_job(write_variant(folder, jobs / folder.name, choice.changes, scope=choice.scope))

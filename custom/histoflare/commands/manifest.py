@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,7 +42,7 @@ def check(
 
     Example: histoflare manifest check hospital.csv --label LUAD --label LUSC
     """
-    from histoflare.commands.console import print_json
+    from histoflare.commands.console import print_json, say, say_warnings
     from histoflare.slides.manifest import assign_splits, read_manifest, role_warnings
 
     checked = read_manifest(manifest, labels or None, check_files=files)
@@ -141,19 +141,6 @@ def _counts(rows: tuple[ManifestRow, ...]) -> dict[str, Any]:
     }
 
 
-def say_warnings(warnings: Sequence[str]) -> None:
-    """Print what is odd about a manifest (stderr)."""
-    for warning in warnings:
-        say(f"warning: {warning}")
-
-
-def say(text: str) -> None:
-    """Print a line about a manifest (stderr)."""
-    from histoflare.commands.console import console
-
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
 def _listed(counts: dict[str, int]) -> str:
     """Return the counts in a line, or one a line where they are many: a table has 80 columns."""
     parts = [f"{name} {count}" for name, count in counts.items()]
@@ -178,7 +165,7 @@ def _print_table(manifests: list[tuple[str, tuple[ManifestRow, ...]]]) -> None:
 
 def _print_table_2(counts: Mapping[str, SlideCounts], frozen: bool) -> None:
     """Print the paper's numbers of slides beside those of the GDC manifest, by section."""
-    from histoflare.commands.console import make_table, out
+    from histoflare.commands.console import make_table, out, say
 
     def cell(of: Mapping[str, int]) -> str:
         return " + ".join(str(count) for count in of.values())

@@ -190,7 +190,7 @@ def _refuse_doubles(files: Sequence[tuple[Path, int, Path]]) -> None:
 
 
 def _say_shared(patients: Sequence[set[str]]) -> None:
-    from histoflare.commands.manifest import say
+    from histoflare.commands.console import say
 
     shared = sum(count > 1 for count in Counter(name for each in patients for name in each).values())
     if shared:
@@ -198,8 +198,7 @@ def _say_shared(patients: Sequence[set[str]]) -> None:
 
 
 def _show(found: dict[str, dict[str, Any]], as_json: bool) -> None:
-    from histoflare.commands.console import make_table, out, print_json
-    from histoflare.commands.manifest import say_warnings
+    from histoflare.commands.console import make_table, out, print_json, say_warnings
 
     for site, entry in found.items():
         if entry["path"] is None:

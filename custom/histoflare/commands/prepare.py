@@ -69,8 +69,7 @@ def prepare(
     Example: histoflare prepare manifest.csv --out bags --encoder densenet121 --weights densenet121.pth
     --weights-sha256 a639ec97…
     """
-    from histoflare.commands.console import console, print_json
-    from histoflare.commands.manifest import say_warnings
+    from histoflare.commands.console import console, print_json, say_warnings
     from histoflare.slides.manifest import assign_splits, read_manifest, role_warnings
     from histoflare.slides.mosaic import MosaicParameters
     from histoflare.slides.resolution import check_given_mpp

@@ -81,7 +81,7 @@ def show_plan(
     configuration, weights = read_site_file(where), count_sent_by_job(read.strategy, read.task)
     found = preview(configuration, rules, read.plan, read.rounds, weights, read.task, read.split)
     refusal = refusal or found.refusal
-    most_slides = slides_of_a_patient(configuration, list(read.task.labels), read.task.data)
+    most_slides = slides_of_a_patient(configuration, read.task.manifest_labels, read.task.data)
     device = device_of(configuration)
     takes = likely_seconds(read.task, read.plan, max(1, found.patients), most_slides, device)
     if as_json:

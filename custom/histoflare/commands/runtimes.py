@@ -20,14 +20,10 @@ from histoflare.flare.job import Job
 from histoflare.flare.result import FederationResult, FederationRun
 from histoflare.flare.simulator import run_simulation
 from histoflare.flare.workstation import Workstation, federation_up
-from histoflare.rounds.patience import Patience
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import SiteData
-
-EVALUATION_JOBS = {"bags": "mem_evaluate", "images": "dhunet_evaluate"}
-"""Kind of data → folder beside a job's, with which sites are asked about a model later."""
 
 FEDERATION_FOLDER = "federation"
 
@@ -209,7 +205,7 @@ def _in_process(
             transport=job.transport,
             on_round=rounds.advance,
             device=experiment.device,
-            patience=Patience(job.best_metric, job.patience) if job.best_metric and job.patience else None,
+            patience=job.new_patience() if job.patience else None,
             least=min(job.least_sites, len(experiment.sites)),
         )
     rows: list[dict[str, Any]] = [

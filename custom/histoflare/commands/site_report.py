@@ -134,12 +134,12 @@ def _build(
     threads: int,
 ) -> SitePage:
     """Return the page with the site's slides or images, as the run's task has them."""
-    from histoflare.bags.task import MemTask
+    from histoflare.bags.task import BagTask
     from histoflare.masks.task import MaskTask
     from histoflare.model_file import read_model_file
     from histoflare.site.data import device_of, load_site_cohort, load_site_data
 
-    kind: Any = MaskTask if content["data"] == IMAGES else MemTask
+    kind: Any = MaskTask if content["data"] == IMAGES else BagTask
     task, network = None, None
     if model is not None:
         loaded = read_model_file(model, kind)
@@ -178,7 +178,7 @@ def _with_notes(page: SitePage, notes: Notes) -> SitePage:
         said = notes.predicted.get(row.slide, {})
         if isinstance(row, SlideRow):
             shares = {key.removeprefix("p_"): float(said[key]) for key in said if key.startswith("p_")}
-            rows.append(replace(row, probabilities=shares))
+            rows.append(replace(row, predicted=said.get("predicted", ""), probabilities=shares))
         elif isinstance(row, ImageRow):
             dice = {key.removeprefix("dice_"): said[key] for key in said if key.startswith("dice_")}
             known = {label: float(value) if value else None for label, value in dice.items()}

@@ -184,8 +184,7 @@ def _show(manifests: Mapping[str, Path], as_json: bool, labels: Sequence[str] | 
     """
     from collections import Counter
 
-    from histoflare.commands.console import make_table, out, print_json
-    from histoflare.commands.manifest import say_warnings
+    from histoflare.commands.console import make_table, out, print_json, say_warnings
     from histoflare.slides.manifest import read_manifest, role_warnings
 
     found: dict[str, dict[str, Any]] = {}

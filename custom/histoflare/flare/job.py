@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-import math
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from nvflare.apis.fl_context import FLContext
 
+from histoflare.checks import is_number
 from histoflare.errors import HistoflareError, JobError
 from histoflare.flare.job_files import CONFIG_FOLDER, META_FILE, read_tables
 from histoflare.flare.job_schema import (
@@ -34,12 +34,13 @@ from histoflare.flare.job_schema import (
     invalid,
 )
 from histoflare.privacy.plan import Open, PrivacyPlan
+from histoflare.rounds.patience import Patience
 from histoflare.rounds.round import count_sent_by_job
 from histoflare.rounds.strategies import STRATEGIES
 from histoflare.rounds.transport import PLAIN, TRANSPORTS, Transport, check_readable
 from histoflare.slides.splits import SplitRule
 
-TASKS = {"mem": "histoflare.bags.task:MemTask", "segmentation": "histoflare.masks.task:MaskTask"}
+TASKS = {"bags": "histoflare.bags.task:BagTask", "segmentation": "histoflare.masks.task:MaskTask"}
 """What is learned: a name in ``[task]`` → its class."""
 
 MECHANISMS = {
@@ -129,6 +130,14 @@ class Job:
             return 1
         of_best = self.best_metric is not None and not self.asked.protects and not self.strategy.keeps
         return int(self.evaluate) * (1 + of_best)
+
+    def new_patience(self) -> Patience | None:
+        """Return what follows the figure that chooses the best model; None if none does."""
+        if self.best_metric is None:
+            return None
+        return Patience(
+            self.best_metric, self.patience, lower_is_better=self.best_metric in self.task.lower_is_better
+        )
 
     def training_sites(self, there: Iterable[str]) -> list[str]:
         """Return which of the sites that are there are asked for updates, in order."""
@@ -318,10 +327,12 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in arguments
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return isinstance(value, Mapping) and all(_fits(entry, arguments[1]) for entry in value.values())
+    if dataclasses.is_dataclass(hint):
+        return isinstance(value, Mapping)  # a part of the part, which looks at its own fields
     if isinstance(origin, type) and issubclass(origin, Sequence):
         return isinstance(value, list) and all(_fits(entry, arguments[0]) for entry in value)
     if hint is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return is_number(value)
     return value is None if hint is type(None) else type(value) is hint
 
 
@@ -331,7 +342,7 @@ def _wanted(hint: Any) -> str:
         return " or ".join(_wanted(one) for one in arguments if one is not type(None))
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
-    if isinstance(origin, type) and issubclass(origin, Mapping):
+    if dataclasses.is_dataclass(hint) or (isinstance(origin, type) and issubclass(origin, Mapping)):
         return "a table"
     if isinstance(origin, type) and issubclass(origin, Sequence):
         return "a list"

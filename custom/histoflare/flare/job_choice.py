@@ -14,6 +14,7 @@ from histoflare.errors import JobError
 from histoflare.flare.job import Job, read_job
 from histoflare.flare.job_variant import DECIDED, parse_settings, read_preset, try_variant
 from histoflare.site.found_data import FoundData
+from histoflare.slides.manifest import same_but_for_capitals
 from histoflare.slides.resolution import SAME_MPP
 
 
@@ -60,7 +61,8 @@ def choose_job(
         before: Changes that come before preset and settings, such as the task of a model.
 
     Raises:
-        JobError: The folder, the preset or a setting cannot be used, or the data have one label only.
+        JobError: The folder, the preset or a setting cannot be used; or labels are taken from the data, and
+            there is one only, or two differ in capitals only.
     """
     read_job(folder)  # what is wrong with the job must not be said of a copy
     chosen = read_preset(folder, preset) if preset else None
@@ -72,7 +74,9 @@ def choose_job(
     if found is not None:
         job = try_variant(folder, of_preset | said)
         fitted = {name: value for name, value in fit(job, found).items() if name not in said}
-        doubt = _say_doubt(job, found) if "protocol.labels" in fitted else ""
+        if "protocol.labels" in fitted:
+            _check_spelling(found)
+            doubt = _say_doubt(job, found)
     whole = of_preset | fitted | said
     job = replace(try_variant(folder, whole), folder=folder)
     scope = chosen.scope if chosen else None
@@ -89,7 +93,8 @@ def fit(job: Job, found: FoundData) -> dict[str, Any]:
     """
     task = job.task
     changes: dict[str, Any] = {}
-    if not set(found.labels) <= set(task.labels):
+    known = task.manifest_labels
+    if known is not None and not set(found.labels) <= set(known):
         if len(found.labels) < 2:
             raise JobError(
                 f"Every slide of every site has the label '{found.labels[0]}'; to tell labels apart takes "
@@ -107,6 +112,21 @@ def fit(job: Job, found: FoundData) -> dict[str, Any]:
         changes |= {"protocol.encoder": patches.encoder, "task.features": patches.features}
         changes["protocol.patch_px"] = patches.patch_px
     return {name: value for name, value in changes.items() if value != _now(job, name)}
+
+
+def _check_spelling(found: FoundData) -> None:
+    """Refuse labels that are one class in two spellings, each of which would be a class of the job."""
+    alike = [
+        f"{label} at {', '.join(site for site, counts in found.slides.items() if label in counts)}"
+        for pair in same_but_for_capitals(found.labels)
+        for label in pair
+    ]
+    if alike:
+        raise JobError(
+            f"Labels that differ in capitals only: {'; '.join(alike)}. Write them one way in the manifests, "
+            "or name the job's: --set 'protocol.labels=[…]'.",
+            reason="JOB_INVALID",
+        )
 
 
 def _say_doubt(job: Job, found: FoundData) -> str:

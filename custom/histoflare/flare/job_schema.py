@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from histoflare.checks import is_whole
 from histoflare.errors import JobError
 from histoflare.flare.job_files import FORMAT, JOB_FILE, PROTOCOL_FILE
 from histoflare.privacy.protocol import canonical
@@ -23,7 +24,7 @@ TRAIN, EVALUATE = "train", "evaluate"
 """FLARE's tasks: what the sites are asked for. TASK_OF: in the rounds of a job of either kind."""
 TASK_OF = {TRAINING: TRAIN, EVALUATION: EVALUATE}
 
-AGREED = ("labels", "encoder", "network", "mpp", "patch_px", "window_px", "max_patches")
+AGREED = ("labels", "target", "encoder", "network", "mpp", "patch_px", "window_px", "max_patches")
 """Fields of a task that the protocol decides."""
 
 OPTIONAL = ("mpp", "patch_px")
@@ -92,14 +93,14 @@ def complete(protocol: Mapping[str, Any]) -> dict[str, Any]:
     canonical(whole)
     stop = whole["stop"]
     rounds = stop.get("rounds") if isinstance(stop, Mapping) else None
-    if type(rounds) is not int or not 1 <= rounds <= MOST_ROUNDS:
+    if not is_whole(rounds, 1, MOST_ROUNDS):
         raise JobError(
             f"{PROTOCOL_FILE}: stop.rounds: a whole number from 1 to {MOST_ROUNDS}, not {rounds!r}.",
             reason="PROTOCOL_INVALID",
         )
     unknown = sorted(set(stop) - {"rounds", "model", "patience"})
     patience = stop.get("patience", 1)
-    if unknown or type(patience) is not int or not 1 <= patience <= MOST_ROUNDS:
+    if unknown or not is_whole(patience, 1, MOST_ROUNDS):
         what = f"no {', '.join(map(str, unknown))}" if unknown else f"not {patience!r}"
         raise JobError(
             f"{PROTOCOL_FILE}: stop: rounds, model and patience, a whole number from 1 to {MOST_ROUNDS}; "
@@ -117,7 +118,7 @@ def invalid(problems: list[str]) -> JobError:
 
 def _whole(least: int, most: int) -> tuple[Callable[[Any], bool], str]:
     return (
-        lambda value: type(value) is int and least <= value <= most,
+        lambda value: is_whole(value, least, most),
         f"a whole number from {least} to {most}",
     )
 

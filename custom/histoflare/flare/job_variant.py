@@ -36,6 +36,10 @@ DECIDED = {"rounds": "protocol.stop.rounds"} | {f"task.{name}": f"protocol.{name
 """Variables that the protocol decides: a variant that changes one changes the protocol with it."""
 
 
+MODEL = ("task.model", "task.model.name")
+"""Variables that say which model it is; they come before those of its settings."""
+
+
 def write_variant(
     folder: Path,
     target: Path,
@@ -110,9 +114,14 @@ def _change_tables(config: Path, changes: Mapping[str, Any]) -> None:
 
 
 def _change(path: Path, changes: Mapping[str, Any]) -> None:
-    """Change values of a TOML file and leave all else as it is."""
+    """Change values of a TOML file and leave all else as it is.
+
+    Another model takes none of the settings of the one that was there.
+    """
     document = tomlkit.parse(path.read_text(encoding="utf-8"))
-    for name, value in changes.items():
+    first = [name for name in MODEL if name in changes]
+    for name in (*first, *(name for name in changes if name not in first)):
+        value = changes[name]
         *above, last = name.split(".")
         table: Any = document
         for part in above:
@@ -126,6 +135,8 @@ def _change(path: Path, changes: Mapping[str, Any]) -> None:
                 if value is None:
                     table.pop(last, None)
                 else:
+                    if name == MODEL[1] and table.get(last) != value:
+                        table.clear()
                     table[last] = _plain(value)
             except (TOMLKitError, ValueError, TypeError):
                 raise JobError(f"{name}: {value!r} is no value of a job.", reason="JOB_INVALID") from None

@@ -20,10 +20,10 @@ def policy_file(scope: str) -> str:
 
 def known_models() -> list[str]:
     """Return the names of the models that this version has."""
-    from histoflare.bags.task import MODEL_NAME
+    from histoflare.bags.models import MODELS
     from histoflare.masks.networks import NETWORKS
 
-    return [MODEL_NAME, *NETWORKS]
+    return [*MODELS, *NETWORKS]
 
 
 def write_first_policy(local: Path) -> None:

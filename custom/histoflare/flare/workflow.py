@@ -35,7 +35,6 @@ from histoflare.flare.record import (
     run_folder,
 )
 from histoflare.flare.tensors import as_arrays, as_state, tensor_bytes
-from histoflare.rounds.patience import Patience
 from histoflare.rounds.strategy import split
 from histoflare.site.configuration import is_pseudonym
 from histoflare.storage import write_json
@@ -88,7 +87,7 @@ class AskingScatterAndGather(ScatterAndGather):
             aggregator_id="aggregator" if job.kind == TRAINING else "collector",
             shareable_generator_id="shareable_generator",
         )
-        self._patience = None if job.best_metric is None else Patience(job.best_metric, job.patience)
+        self._patience = job.new_patience()
         self._last_round = job.rounds - 1
         self._job = job
         self._collector: MetricsCollector | None = None

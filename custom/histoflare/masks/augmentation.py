@@ -231,7 +231,7 @@ class WindowDataset(Dataset):  # type: ignore[misc]
 
     Args:
         cohort: Whose images they are.
-        windows: (record, corner), as ``masks.windows.training_windows`` gives them.
+        windows: (record, corner), as ``masks.training_windows`` gives them.
         patch_px: Side of an item.
         window_px: Side of a window in its image.
         augment: Whether items are flipped, turned and changed in colour.

@@ -15,7 +15,6 @@ A row's carry is written before its cells, each whole or not at all: row n is do
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -32,7 +31,7 @@ from numpy.typing import NDArray
 
 from histoflare.errors import MaskError
 from histoflare.slides.mask_pyramid import paste
-from histoflare.storage import make_folder, remove_partials, write_json
+from histoflare.storage import lock_file, make_folder, remove_partials, write_json
 
 SUFFIX = ".partial"
 IDENTITY, LOCK = "identity.json", ".lock"
@@ -59,23 +58,17 @@ def scratch_for(out: Path, identity: Mapping[str, Any], *, again: bool = False) 
     """
     folder = scratch_folder(out)
     make_folder(folder)
-    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise MaskError(
-                f"{folder}: another histoflare is making {out.name}; wait until it is done.",
-                reason="SEGMENTATION_BUSY",
-            ) from error
+    busy = MaskError(
+        f"{folder}: another histoflare is making {out.name}; wait until it is done.",
+        reason="SEGMENTATION_BUSY",
+    )
+    with lock_file(folder / LOCK, busy):
         if again:
             _empty(folder)
         _check_identity(folder, out, identity)
         remove_partials(folder)
         yield folder
         shutil.rmtree(folder)
-    finally:
-        os.close(lock)
 
 
 def _empty(folder: Path) -> None:

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +91,8 @@ class MaskPredictions:
     Raises:
         MaskError: The parts do not fit one another.
     """
+
+    unbounded: ClassVar[frozenset[str]] = frozenset()
 
     labels: Sequence[str]
     background: str | None

@@ -10,22 +10,25 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from histoflare.checks import is_above_zero, is_number, is_whole
+from histoflare.ensemble import mean_probabilities
 from histoflare.errors import JobError
-from histoflare.masks.augmentation import WindowDataset
-from histoflare.masks.images import ImageCohort, ImageRecord
-from histoflare.masks.losses import segmentation_loss
-from histoflare.masks.metrics import MaskPredictions, confusion
-from histoflare.masks.networks import NETWORKS, NORMS, SIDE_MULTIPLE_PX, WIDTH_MULTIPLE, build_network
-from histoflare.masks.predict import predict_image, window_probabilities
-from histoflare.masks.windows import training_windows
+from histoflare.masks.networks import NETWORKS, build_network
+from histoflare.masks.networks.norm import NORMS
+from histoflare.masks.networks.sizes import SIDE_MULTIPLE_PX, WIDTH_MULTIPLE
 from histoflare.seeds import derive_seed
+
+# What trains and predicts is imported where it is used: a FLARE server, which has no MONAI, reads the task.
+if TYPE_CHECKING:
+    from histoflare.masks.images import ImageCohort, ImageRecord
+    from histoflare.masks.metrics import MaskPredictions
 
 LARGEST = {
     "width": 192,
@@ -75,7 +78,7 @@ class MaskTask:
     """
 
     data: ClassVar[str] = "images"
-    class_axis: ClassVar[int] = 1
+    lower_is_better: ClassVar[frozenset[str]] = frozenset()
 
     labels: Sequence[str]
     background: str | None = None
@@ -103,6 +106,11 @@ class MaskTask:
         if problems:
             listed = "".join(f"\n  {problem}" for problem in problems)
             raise JobError(f"The task of this job cannot be used; correct these fields:{listed}")
+
+    @property
+    def manifest_labels(self) -> Sequence[str]:
+        """All classes that a manifest may name: the labels."""
+        return self.labels
 
     @property
     def model_name(self) -> str:
@@ -153,6 +161,8 @@ class MaskTask:
 
     def train_batches(self, data: ImageCohort, seed: int) -> Iterator[MaskBatch]:
         """Yield one round's batches: shuffled passes over the windows, all of it by ``seed``."""
+        from histoflare.masks.augmentation import WindowDataset
+
         windows = WindowDataset(
             data,
             self._windows(data),
@@ -172,6 +182,8 @@ class MaskTask:
 
     def loss(self, model: nn.Module, batch: MaskBatch) -> Tensor:
         """Return the batch's loss over all of the network's heads."""
+        from histoflare.masks.losses import segmentation_loss
+
         device = next(model.parameters()).device
         weights: Any = model.loss_weights
         return segmentation_loss(model(batch.images.to(device)), batch.masks.to(device), weights)
@@ -185,6 +197,8 @@ class MaskTask:
             MaskError: An image cannot be read any more.
             JobError: There is no such split.
         """
+        from histoflare.masks.metrics import MaskPredictions
+
         if split not in ("train", "validation", "test", "all"):
             raise JobError(f"There is no split {split!r}; use train, validation, test or all.")
         records = [record for record in data.records if split in ("all", record.split)]
@@ -204,18 +218,27 @@ class MaskTask:
             image_ids=[record.slide_id for record in records],
         )
 
+    def average(self, outputs: Tensor) -> Tensor:
+        """Return the logits (b, k, h, w) of the mean, pixel by pixel, of several networks' probabilities."""
+        return mean_probabilities(outputs, 2)
+
     def notes(self, table: MaskPredictions) -> tuple[list[str], list[list[str]]]:
         """Return a table's rows for the site's own notes: each image's Dice per class."""
         return table.listed()
 
     def window_probabilities(self, model: nn.Module, windows: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return class probabilities (b, k, patch_px, patch_px) of windows (b, window_px, window_px, 3)."""
+        from histoflare.masks.predict import window_probabilities
+
         return window_probabilities(model, windows, self.patch_px)
 
     def _compare(
         self, model: nn.Module, data: ImageCohort, record: ImageRecord
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return an image's confusions: as it is, and with background predicted outside the tissue."""
+        from histoflare.masks.metrics import confusion
+        from histoflare.masks.predict import predict_image
+
         read = data.read(record)
         nothing = 0 if self.background is None else self.labels.index(self.background)
         predicted = predict_image(
@@ -235,6 +258,8 @@ class MaskTask:
         return plain, confusion(read.mask, inside, k)
 
     def _windows(self, data: ImageCohort) -> list[tuple[ImageRecord, tuple[int, int]]]:
+        from histoflare.masks.training_windows import training_windows
+
         return training_windows(data, self.window_px, self.stride_px, patch_px=self.patch_px)
 
     def _orders(self, windows: int, seed: int) -> Iterator[list[int]]:
@@ -256,11 +281,11 @@ def _problems(task: MaskTask) -> list[str]:
     if task.norm not in NORMS:
         problems.append(f"norm: one of {', '.join(NORMS)}, not {task.norm!r}")
     for name in ("width", "patch_px", "window_px", "stride_px", "batch_size"):
-        if not _is_count(getattr(task, name)):
+        if not is_whole(getattr(task, name), 1):
             problems.append(f"{name}: a whole number of at least 1, not {getattr(task, name)!r}")
     for name, most in LARGEST.items():
         value = getattr(task, name)
-        if _is_count(value) and value > most:
+        if is_whole(value, 1) and value > most:
             problems.append(f"{name}: at most {most}, not {value}")
     if not problems and task.patch_px > LARGEST_ENLARGEMENT * task.window_px:
         problems.append(f"patch_px: at most {LARGEST_ENLARGEMENT} times window_px ({task.window_px})")
@@ -276,28 +301,20 @@ def _problems(task: MaskTask) -> list[str]:
         problems.append("local_epochs or local_steps: one of them, the other null")
     for name in ("local_epochs", "local_steps"):
         value = getattr(task, name)
-        if value is not None and not _is_count(value):
+        if value is not None and not is_whole(value, 1):
             problems.append(f"{name}: a whole number of at least 1 or null, not {value!r}")
-    if not (_is_number(task.learning_rate) and task.learning_rate > 0):
+    if not is_above_zero(task.learning_rate):
         problems.append(f"learning_rate: a number above 0, not {task.learning_rate!r}")
     for name in ("weight_decay", "power"):
         value = getattr(task, name)
-        if not (_is_number(value) and value >= 0):
+        if not (is_number(value) and value >= 0):
             problems.append(f"{name}: a number of at least 0, not {value!r}")
-    if not (_is_number(task.momentum) and 0 <= task.momentum < 1):
+    if not (is_number(task.momentum) and 0 <= task.momentum < 1):
         problems.append(f"momentum: at least 0 and below 1, not {task.momentum!r}")
-    if task.mpp is not None and not (_is_number(task.mpp) and task.mpp > 0):
+    if task.mpp is not None and not is_above_zero(task.mpp):
         problems.append(f"mpp: a number above 0 or null, not {task.mpp!r}")
     if not isinstance(getattr(task, "augmentation"), bool):  # noqa: B009 (its annotation is no proof)
         problems.append(f"augmentation: true or false, not {task.augmentation!r}")
-    if not isinstance(task.seed, int) or isinstance(task.seed, bool):
+    if not is_whole(task.seed):
         problems.append(f"seed: a whole number, not {task.seed!r}")
     return problems
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 1
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]

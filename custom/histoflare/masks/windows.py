@@ -6,16 +6,11 @@ are moved inwards to its edge. FedDP takes windows of 1000 px every 500 px, resi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from histoflare.errors import JobError, MaskError
-
-if TYPE_CHECKING:
-    from histoflare.masks.images import ImageCohort, ImageRecord
 
 IGNORE = 255
 """A pixel of a mask that nobody annotated: no loss and no metric counts it."""
@@ -90,36 +85,6 @@ def resize_mask(mask: NDArray[np.uint8], patch_px: int) -> NDArray[np.uint8]:
     nearest = (2 * np.arange(patch_px) + 1) * window_px // (2 * patch_px)
     resized: NDArray[np.uint8] = mask[nearest[:, None], nearest[None, :]]
     return resized
-
-
-def training_windows(
-    cohort: ImageCohort,
-    window_px: int,
-    stride_px: int,
-    *,
-    patch_px: int | None = None,
-    split: str = "train",
-) -> list[tuple[ImageRecord, tuple[int, int]]]:
-    """Return the windows (record, corner) of ``split`` that have something to learn from.
-
-    Those whose mask, as the network sees it at ``patch_px``, is :data:`IGNORE` throughout are left out. The
-    list is made once a cohort; do not write to it.
-
-    Raises:
-        MaskError: An image is smaller than a window, or its mask cannot be read any more.
-        JobError: As :func:`window_grid`.
-    """
-    key = (split, window_px, stride_px, patch_px)
-    if key not in cohort.cache.grids:
-        windows = []
-        for record in cohort.of_split(split):
-            mask = cohort.read_mask(record)
-            for x, y in window_grid((mask.shape[1], mask.shape[0]), window_px, stride_px):
-                inside = mask[y : y + window_px, x : x + window_px]
-                if np.any(resize_mask(inside, patch_px or window_px) != IGNORE):
-                    windows.append((record, (x, y)))
-        cohort.cache.grids[key] = windows
-    return cohort.cache.grids[key]
 
 
 def _starts(side_px: int, window_px: int, stride_px: int) -> list[int]:

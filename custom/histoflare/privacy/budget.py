@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from histoflare.checks import is_above_zero
 from histoflare.errors import JobError
 from histoflare.privacy.accountant import MOST_DELTA, least_noise, rdp
 from histoflare.privacy.sampler import sampler_delta
@@ -57,9 +58,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         problems = []
-        if not (_is_number(self.epsilon) and 0 < self.epsilon < math.inf):
+        if not is_above_zero(self.epsilon):
             problems.append(f"epsilon: a number above 0 and not infinite, not {self.epsilon!r}")
-        if not (_is_number(self.delta) and 0 < self.delta <= MOST_DELTA):
+        if not is_above_zero(self.delta, MOST_DELTA):
             problems.append(f"delta: a number above 0 and at most {MOST_DELTA}, not {self.delta!r}")
         if problems:
             listed = "".join(f"\n  {problem}" for problem in problems)
@@ -189,7 +190,3 @@ def _order(epsilon: float, delta: float) -> float:
 def _conversion(order: float, delta: float) -> float:
     """Return ε - ρ at one order (Canonne, Kamath & Steinke 2020, Proposition 12)."""
     return math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, float | int) and not isinstance(value, bool)

@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from histoflare.checks import is_above_zero, is_whole
 from histoflare.errors import JobError
 from histoflare.privacy.own_policy import OWN_POLICY_FILE, Narrowing, StewardPolicy, faults, narrowed
 from histoflare.privacy.policy import MAX_DELTA, RECORDS, TAKES_PART, Policy, read_policy
@@ -206,30 +207,22 @@ def _is_names(value: object) -> bool:
     )
 
 
-def _is_number(value: object, most: float) -> bool:
-    return type(value) in (int, float) and 0 < value <= most  # type: ignore[operator]
-
-
-def _is_whole(value: object, least: int) -> bool:
-    return type(value) is int and least <= value <= LARGEST
-
-
 _NAMES = f"a list of at most {MOST_NAMES} texts of at most {LONGEST_NAME} letters"
 _TRUTH: tuple[Callable[[Any], bool], str] = (lambda value: isinstance(value, bool), "true or false")
 _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "minimum_patients": (lambda value: _is_whole(value, 1), "a whole number of at least 1"),
+    "minimum_patients": (lambda value: is_whole(value, 1, LARGEST), "a whole number of at least 1"),
     "metrics": (_is_names, _NAMES),
     "counts": _TRUTH,
     "numbers": (_is_names, _NAMES),
-    "epsilon": (lambda value: _is_number(value, LARGEST), "a number above 0"),
-    "delta": (lambda value: _is_number(value, MAX_DELTA), f"a number above 0 and at most {MAX_DELTA}"),
-    "evaluations": (lambda value: _is_whole(value, 0), "a whole number of at least 0"),
+    "epsilon": (lambda value: is_above_zero(value, LARGEST), "a number above 0"),
+    "delta": (lambda value: is_above_zero(value, MAX_DELTA), f"a number above 0 and at most {MAX_DELTA}"),
+    "evaluations": (lambda value: is_whole(value, 0, LARGEST), "a whole number of at least 0"),
     "records": (
         lambda value: _is_names(value) and value != [] and set(value) <= set(RECORDS),
         f"some of {', '.join(RECORDS)}",
     ),
     "seeded_noise": _TRUTH,
-    "job_share": (lambda value: _is_number(value, 1), "a number above 0 and at most 1"),
+    "job_share": (lambda value: is_above_zero(value, 1), "a number above 0 and at most 1"),
 }
 """Entry of :class:`Narrowing` → whether a value of it can be used, and what it must be."""
 

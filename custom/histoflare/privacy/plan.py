@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor
 
+from histoflare.checks import is_above_zero, is_whole
 from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.accountant import MOST_DELTA
 from histoflare.privacy.noise import NoiseSource, SecureNoise, SeededNoise
@@ -266,27 +267,26 @@ class Noisy(PrivacyPlan):
 
     def _problems(self) -> list[str]:
         problems = []
-        if not (_above_zero(self.clip_norm) and SMALLEST_CLIP <= self.clip_norm <= LARGEST_CLIP):
+        if not (is_above_zero(self.clip_norm) and SMALLEST_CLIP <= self.clip_norm <= LARGEST_CLIP):
             problems.append(
                 f"privacy.clip_norm: from {SMALLEST_CLIP:g} to {LARGEST_CLIP:g}, not {self.clip_norm!r}"
             )
-        if not (_above_zero(self.delta) and self.delta <= MOST_DELTA):
+        if not is_above_zero(self.delta, MOST_DELTA):
             problems.append(f"privacy.delta: a number above 0 and at most {MOST_DELTA}, not {self.delta!r}")
         if (self.noise_multiplier is None) == (self.budget_share is None):
             problems.append("privacy: give budget_share or noise_multiplier, one of them")
         if self.noise_multiplier is not None and not (
-            self.noise_multiplier == 0
-            or (_above_zero(self.noise_multiplier) and self.noise_multiplier <= LARGEST_NOISE)
+            self.noise_multiplier == 0 or is_above_zero(self.noise_multiplier, LARGEST_NOISE)
         ):
             problems.append(
                 f"privacy.noise_multiplier: at least 0, at most {LARGEST_NOISE:g}, not "
                 f"{self.noise_multiplier!r}"
             )
-        if not _above_zero(self.budget_epsilon):
+        if not is_above_zero(self.budget_epsilon):
             problems.append(f"privacy.budget_epsilon: a number above 0, not {self.budget_epsilon!r}")
-        if self.budget_share is not None and not (_above_zero(self.budget_share) and self.budget_share <= 1):
+        if self.budget_share is not None and not is_above_zero(self.budget_share, 1):
             problems.append(f"privacy.budget_share: above 0 and at most 1, not {self.budget_share!r}")
-        if self.published_epsilon is not None and not _above_zero(self.published_epsilon):
+        if self.published_epsilon is not None and not is_above_zero(self.published_epsilon):
             problems.append(f"privacy.published_epsilon: a number above 0, not {self.published_epsilon!r}")
         if self.noise_seed is not None and type(self.noise_seed) is not int:
             problems.append(f"privacy.noise_seed: a whole number or null, not {self.noise_seed!r}")
@@ -376,9 +376,9 @@ class DpSgd(Noisy):
 
     def _problems(self) -> list[str]:
         problems = super()._problems()
-        if not (_above_zero(self.sample_rate) and self.sample_rate <= 1):
+        if not is_above_zero(self.sample_rate, 1):
             problems.append(f"privacy.sample_rate: a number above 0 and at most 1, not {self.sample_rate!r}")
-        if not _above_zero(self.batch_size):
+        if not is_above_zero(self.batch_size):
             problems.append(f"privacy.batch_size: a number above 0, not {self.batch_size!r}")
         if type(self.steps) is not int or self.steps < 1:
             problems.append(f"privacy.steps: a whole number of at least 1, not {self.steps!r}")
@@ -390,7 +390,7 @@ class DpSgd(Noisy):
                 f"{self.batch_size / self.sample_rate:g}), and better far below it, not {self.delta!r}"
             )
         k = self.slides_per_patient
-        if (self.record == "slide") != (type(k) is int and k >= 1):
+        if (self.record == "slide") != is_whole(k, 1):
             problems.append(
                 "privacy.slides_per_patient: a whole number of at least 1 with record = slide, else null"
             )
@@ -421,6 +421,12 @@ class DpSgd(Noisy):
             raise JobError(
                 "This task has no loss of one patient alone, which DP-SGD needs. Segmentation is protected "
                 "by noise on the update (dhunet_feddp).",
+                reason="MODEL_NOT_PRIVATE",
+            )
+        if getattr(task, "sample_mixing", True):
+            raise JobError(
+                f"What the model {task.model_name} says of a sample may depend on others of the batch "
+                "(sample_mixing); DP-SGD needs one that declares that it does not.",
                 reason="MODEL_NOT_PRIVATE",
             )
         super().admits(strategy, task, transport)
@@ -567,7 +573,3 @@ def _stated(plan: Noisy) -> str:
             f"{plan.budget_epsilon:g} at δ = {plan.delta:g}"
         )
     return f"noise multiplier {plan.noise_multiplier:.4g}"
-
-
-def _above_zero(value: object) -> bool:
-    return isinstance(value, float | int) and not isinstance(value, bool) and 0 < value < math.inf

@@ -8,13 +8,13 @@ from which cohort size on. The site's own file narrows that, and says what the s
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from histoflare.checks import is_above_zero, is_whole
 from histoflare.errors import JobError
 from histoflare.privacy.budget import Budget
 from histoflare.shipped import PROVISIONING
@@ -190,15 +190,15 @@ def _protection_problems(content: Mapping[str, Any]) -> list[str]:
     needed = ("epsilon", "delta", "evaluations")
     problems += [f"protection.{name}: missing" for name in needed if name not in protection]
     epsilon, delta = protection.get("epsilon", 1.0), protection.get("delta", 1e-5)
-    if not (_is_number(epsilon) and 0 < epsilon < math.inf):
+    if not is_above_zero(epsilon):
         problems.append(f"protection.epsilon: a number above 0, not {epsilon!r}")
-    if not (_is_number(delta) and 0 < delta <= MAX_DELTA):
+    if not is_above_zero(delta, MAX_DELTA):
         problems.append(f"protection.delta: a number above 0 and at most {MAX_DELTA}, not {delta!r}")
     share = protection.get("job_share", 1.0)
-    if not (_is_number(share) and 0 < share <= 1):
+    if not is_above_zero(share, 1):
         problems.append(f"protection.job_share: a number above 0 and at most 1, not {share!r}")
     evaluations = protection.get("evaluations", 0)
-    if type(evaluations) is not int or evaluations < 0:
+    if not is_whole(evaluations, 0):
         problems.append(f"protection.evaluations: a whole number of at least 0, not {evaluations!r}")
     records = protection.get("records", ["patient"])
     if not (isinstance(records, list) and records and all(record in RECORDS for record in records)):
@@ -206,7 +206,3 @@ def _protection_problems(content: Mapping[str, Any]) -> list[str]:
     if not isinstance(protection.get("seeded_noise", False), bool):
         problems.append(f"protection.seeded_noise: true or false, not {protection['seeded_noise']!r}")
     return problems
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, float | int) and not isinstance(value, bool)

@@ -23,6 +23,9 @@ LEARNERS = {"encoder": ("max_patches",), "network": ("window_px",)}
 """one of these with what belongs to it: the encoder of the features that are classified and the largest bag
 that is trained on (None: any), or the network that segments and the side of its windows."""
 
+TARGET = "target"
+"""Beside an encoder, what is learned of a slide, if that is not which of the labels it has."""
+
 PROTOCOL_FILE = "protocol.json"
 """A site's agreed protocol, or a list of them, in the ``local`` folder of its startup kit."""
 
@@ -41,7 +44,8 @@ def canonical(protocol: Mapping[str, Any]) -> bytes:
         missing.append(f"one of {' and '.join(LEARNERS)}")
     wanted = [name for learner in chosen for name in LEARNERS[learner]]
     missing += [name for name in wanted if name not in protocol]
-    unknown = sorted(set(protocol) - {*FIELDS, *LEARNERS, *wanted})
+    open_ones = {TARGET} if "encoder" in chosen else set()
+    unknown = sorted(set(protocol) - {*FIELDS, *LEARNERS, *wanted, *open_ones})
     if missing or unknown:
         raise JobError(
             f"A protocol has the fields {', '.join(FIELDS)} and one of {', '.join(LEARNERS)}; "

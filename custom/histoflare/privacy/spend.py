@@ -6,12 +6,11 @@ was done with the same patients.
 
 from __future__ import annotations
 
-import math
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from histoflare.checks import is_above_zero, is_number, is_whole
 from histoflare.errors import JobError
 
 UNIT = "patient"
@@ -41,11 +40,11 @@ class Spend:
 
     def __post_init__(self) -> None:
         problems = []
-        if not (_is_number(self.noise_multiplier) and 0 <= self.noise_multiplier < math.inf):
+        if not (is_number(self.noise_multiplier) and self.noise_multiplier >= 0):
             problems.append(f"noise_multiplier: a number of at least 0, not {self.noise_multiplier!r}")
-        if not (_is_number(self.sample_rate) and 0 < self.sample_rate <= 1):
+        if not is_above_zero(self.sample_rate, 1):
             problems.append(f"sample_rate: a number above 0 and at most 1, not {self.sample_rate!r}")
-        if type(self.steps) is not int or self.steps < 0:
+        if not is_whole(self.steps, 0):
             problems.append(f"steps: a whole number of at least 0, not {self.steps!r}")
         if problems:
             listed = "".join(f"\n  {problem}" for problem in problems)
@@ -66,8 +65,3 @@ class Spend:
             return cls(**content)
         except TypeError as error:
             raise JobError(f"Not a mechanism's event: {error}", reason="PRIVACY_INVALID") from None
-
-
-def _is_number(value: object) -> bool:
-    # Compared, not math.isnan: a whole number beyond a float's range is none that can be used.
-    return isinstance(value, float | int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

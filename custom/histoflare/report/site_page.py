@@ -55,19 +55,21 @@ class SlidePictures:
 
 @dataclass(frozen=True)
 class SlideRow:
-    """One slide. ``probabilities``: label → the federated model's; empty without a model."""
+    """One slide.
+
+    Attributes:
+        label: What the manifest says.
+        predicted: What the federated model says; empty without one.
+        probabilities: Class → the model's; empty without one, and where it tells no classes.
+    """
 
     slide: str
     patient: str
     label: str
     split: str
+    predicted: str = ""
     probabilities: Mapping[str, float] = field(default_factory=dict)
     pictures: SlidePictures | None = None
-
-    @property
-    def answer(self) -> str:
-        """The label the model thinks likeliest."""
-        return max(self.probabilities, key=lambda label: self.probabilities[label], default="")
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,7 @@ def write_site_page(page: SitePage, path: Path) -> None:
         splits=Counter(slide.split for slide in page.slides),
         pictured=[slide for slide in page.slides if slide.pictures],
         tested=tested,
-        right=sum(slide.answer == slide.label for slide in tested),
+        right=sum(slide.predicted == slide.label for slide in tested),
         tested_images=tested_images,
         mean_dice=mean_dice(tested_images),
         sent_bytes=sum(row.size_bytes or 0 for row in page.sent),

@@ -17,7 +17,7 @@ Where that says nothing, it is not made to:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,7 @@ class Rows:
     columns: Columns
     measures: Mapping[str, Measure]
     supports: Mapping[str, Support]
+    unbounded: Collection[str]
     why_missing: str
     patients: Sequence[str]
     subgroups: Mapping[str, Sequence[str | None]]
@@ -156,6 +157,7 @@ def merge_predictions(by_site: Mapping[str, PredictionTable]) -> Rows:
         {name: np.concatenate([table.columns[name] for table in tables]) for name in common},
         tables[0].measures,
         tables[0].supports,
+        tables[0].unbounded,
         tables[0].why_missing,
         [f"{site}/{patient}" for site, table in by_site.items() for patient in table.patients],
         merged,
@@ -173,7 +175,7 @@ def _check(table: PredictionTable) -> None:
 def _rows(table: PredictionTable, rows: NDArray[np.bool_]) -> Rows:
     patients = [patient for patient, keep in zip(table.patients, rows, strict=True) if keep]
     columns = {name: values[rows] for name, values in table.columns.items()}
-    return Rows(columns, table.measures, table.supports, table.why_missing, patients, {})
+    return Rows(columns, table.measures, table.supports, table.unbounded, table.why_missing, patients, {})
 
 
 def _evaluate_whole(
@@ -181,14 +183,8 @@ def _evaluate_whole(
     seed: int,
     bootstraps: int,
     groups: Mapping[str, Mapping[str, Metrics | None]],
-    *,
-    within_unit: bool = True,
 ) -> Metrics:
-    """Return the figures of a whole table.
-
-    Args:
-        within_unit: Whether the figures lie between 0 and 1, as :func:`interval_of_no_spread` needs them.
-    """
+    """Return the figures of a whole table."""
     names, owner = np.unique(np.array(table.patients), return_inverse=True)
     rng = np.random.default_rng(derive_seed(seed, "bootstrap"))
     counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=bootstraps)
@@ -211,7 +207,7 @@ def _evaluate_whole(
         found = found[~np.isnan(found)]
         if not len(found):
             return Figure(value, patients=behind, no_interval="no resample has the figure")
-        if within_unit and np.ptp(found) <= NO_SPREAD:
+        if name not in table.unbounded and np.ptp(found) <= NO_SPREAD:
             low, high = interval_of_no_spread(value, behind)
         else:
             low, high = np.percentile(found, [100 * ALPHA / 2, 100 * (1 - ALPHA / 2)])
@@ -291,5 +287,5 @@ def evaluate_difference(
         difference: NDArray[np.float64] = one.measures[name](one.columns, weights) - np.mean(found, axis=0)
         return difference
 
-    both = Rows(one.columns, {name: less}, one.supports, one.why_missing, one.patients, {})
-    return _evaluate_whole(both, seed, bootstraps, {}, within_unit=False)[name]
+    both = Rows(one.columns, {name: less}, one.supports, {name}, one.why_missing, one.patients, {})
+    return _evaluate_whole(both, seed, bootstraps, {})[name]

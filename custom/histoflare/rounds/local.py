@@ -149,7 +149,7 @@ def load_model(task: Task, state: State, device: str = "cpu") -> nn.Module:
     for each in split_models(state):
         members.append(task.build_model())
         load_state(members[-1], each)
-    return assemble(members, task.class_axis).to(device).eval()
+    return assemble(members, task.average).to(device).eval()
 
 
 def _batches(task: Task, data: Any, seed: int, steps: int) -> Iterator[Any]:

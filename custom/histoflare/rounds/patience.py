@@ -24,12 +24,13 @@ VALIDATION = "validation"
 
 @dataclass
 class Patience:
-    """Follows one figure over a run's rounds; larger is better.
+    """Follows one figure over a run's rounds.
 
     Attributes:
         metric: Its name, as in a protocol's ``metric``.
         rounds: How many rounds it may go without a new best before the run ends; None: it never ends early.
-        best, best_round: Its largest mean over the sites, and the round that began with that model; None
+        lower_is_better: Whether the best is the least; else it is the largest.
+        best, best_round: Its best mean over the sites, and the round that began with that model; None
             before the first.
         means: Of each round heard, the mean over its sites; None where not every site had said it.
         waited: Rounds since ``best_round`` in which the figure was known.
@@ -37,6 +38,7 @@ class Patience:
 
     metric: str
     rounds: int | None = None
+    lower_is_better: bool = False
     best: float | None = None
     best_round: int | None = None
     means: list[float | None] = field(default_factory=list)
@@ -61,7 +63,7 @@ class Patience:
             return False
         mean = math.fsum(known) / len(known)  # exact: the order of arrival must not matter
         self.means.append(mean)
-        if self.best is None or mean > self.best:
+        if self.best is None or (mean < self.best if self.lower_is_better else mean > self.best):
             self.best, self.best_round, self.waited = mean, round_index, 0
             return True
         self.waited += 1

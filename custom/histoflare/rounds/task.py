@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -41,6 +41,10 @@ class PredictionTable(Protocol):
         """Name of a figure → the rows behind it; one that is not named rests on all rows."""
 
     @property
+    def unbounded(self) -> Collection[str]:
+        """Names of those figures that do not lie between 0 and 1."""
+
+    @property
     def why_missing(self) -> str:
         """In words, why a figure may not exist."""
 
@@ -58,13 +62,19 @@ class Task(Protocol):
     """
 
     data: ClassVar[str]
-    class_axis: ClassVar[int]
-    """Along which axis of the model's logits the classes lie."""
     """The kind of data it is trained on, as a site knows it: ``"bags"`` or ``"images"``."""
 
     @property
     def labels(self) -> Sequence[str]:
-        """Class names, in the order of the model's outputs."""
+        """Names of what the model tells, such as classes, in the order of its outputs."""
+
+    @property
+    def manifest_labels(self) -> Sequence[str] | None:
+        """All labels that a site's manifest may hold; None where a label is no class."""
+
+    @property
+    def lower_is_better(self) -> Collection[str]:
+        """Names of those figures that are better the lower they are."""
 
     @property
     def model_name(self) -> str:
@@ -91,6 +101,13 @@ class Task(Protocol):
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the scalar loss of one batch."""
 
+    def average(self, outputs: Tensor) -> Tensor:
+        """Return the outputs that say the mean of several models' answers (``histoflare.ensemble``).
+
+        Args:
+            outputs: Of all of them (m, ...).
+        """
+
     def predict(self, model: nn.Module, data: Any, split: str) -> PredictionTable:
         """Return predictions for ``split``: train, validation, test or all."""
 
@@ -112,6 +129,10 @@ class PerRecord(Protocol):
 
     A record is what is sampled and clipped. The loss of one must depend on no other record of the batch.
     """
+
+    @property
+    def sample_mixing(self) -> bool:
+        """Whether what the model says of one record depends on others; DP-SGD refuses it then."""
 
     def records(self, data: Any, record: str, slides_per_patient: int | None) -> list[Any]:
         """Return the training records in a fixed order.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from histoflare.checks import is_whole
 from histoflare.errors import JobError
 from histoflare.storage import real_path, write_text
 
@@ -131,6 +132,24 @@ class SiteConfiguration:
         if data is None:
             raise JobError("A site needs bags or images.", reason="SITE_NOT_CONFIGURED")
         return data
+
+
+def bags_of(configuration: SiteConfiguration) -> tuple[Path, Path]:
+    """Return a site's manifest of slides and its folder of bags; JobError (SITE_NOT_CONFIGURED) without."""
+    if configuration.manifest is None or configuration.bags is None:
+        raise _missing("manifest and bags")
+    return configuration.manifest, configuration.bags
+
+
+def images_of(configuration: SiteConfiguration) -> Path:
+    """Return a site's manifest of images; JobError (SITE_NOT_CONFIGURED) without."""
+    if configuration.images is None:
+        raise _missing("images")
+    return configuration.images
+
+
+def _missing(what: str) -> JobError:
+    return JobError(f"This job needs {what}, and the site's file names none.", reason="SITE_NOT_CONFIGURED")
 
 
 def write_site_file(path: Path, configuration: SiteConfiguration) -> None:
@@ -281,7 +300,7 @@ _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "prepare": (_is_bool, "true or false"),
     "encoder_weights": (_is_text, 'the path of a file, or ""'),
     "encoder_sha256": (_matches("|[0-9a-fA-F]{64}"), '64 hexadecimal digits, or ""'),
-    "cache_mb": (lambda value: type(value) is int and value >= 0, "a whole number of MiB, at least 0"),
+    "cache_mb": (lambda value: is_whole(value, 0), "a whole number of MiB, at least 0"),
     "device": (_matches(r"cpu|cuda(:\d+)?"), '"cpu", "cuda" or "cuda:<n>"'),
     "evaluation_only": (_is_bool, "true or false"),
     "pseudonym": (_matches(f"|{PSEUDONYM}"), "at most 32 of a-z, 0-9 and '-'"),

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from histoflare.errors import JobError
-from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.configuration import SiteConfiguration, bags_of, images_of
 from histoflare.slides.manifest import assign_splits, read_manifest
 from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
 
 if TYPE_CHECKING:
     from histoflare.bags.cohort import Cohort
+    from histoflare.bags.task import BagTask
     from histoflare.rounds.task import Task
 
 IMAGES = "images"
@@ -44,28 +44,6 @@ class SiteData(Protocol):
     def warnings(self) -> Sequence[str]: ...
     def read_ahead(self) -> None:
         """Read what a round would otherwise read, and fail over, in its own time."""
-
-
-class BagTask(Protocol):
-    """A task on bags."""
-
-    @property
-    def labels(self) -> Sequence[str]: ...
-    @property
-    def encoder(self) -> str:
-        """Id of the encoder that made them."""
-
-    @property
-    def features(self) -> int:
-        """Numbers a patch."""
-
-    @property
-    def mpp(self) -> float | None:
-        """Resolution of their patches in µm/px; None takes any."""
-
-    @property
-    def patch_px(self) -> int | None:
-        """Side of their patches in pixels; None takes any."""
 
 
 def load_site_data(
@@ -114,9 +92,9 @@ def load_site_cohort(
     return load_cohort(
         site,
         # Training reads no slides: their files need not be there.
-        read_manifest(manifest, labels=task.labels, check_files=False),
+        read_manifest(manifest, labels=task.manifest_labels, check_files=False),
         bags,
-        labels=task.labels,
+        target=task.target,
         encoder=task.encoder,
         mpp=task.mpp,
         patch_px=task.patch_px,
@@ -223,7 +201,10 @@ def prepare_site_data(
 
 
 def read_roles(
-    configuration: SiteConfiguration, labels: list[str], data: str, split: SplitRule = DEFAULT_SPLIT
+    configuration: SiteConfiguration,
+    labels: Sequence[str] | None,
+    data: str,
+    split: SplitRule = DEFAULT_SPLIT,
 ) -> dict[str, str]:
     """Return patient → train, validation or test, as the site's manifest says, or else the job's rule.
 
@@ -248,7 +229,7 @@ def read_roles(
     return {row.patient: "test" if only else str(row.split) for row in rows}
 
 
-def slides_of_a_patient(configuration: SiteConfiguration, labels: list[str], data: str) -> int:
+def slides_of_a_patient(configuration: SiteConfiguration, labels: Sequence[str] | None, data: str) -> int:
     """Return the largest number of slides that a patient has at a site; 1 of images. Errors as above."""
     if data == IMAGES:
         return 1
@@ -281,21 +262,3 @@ def check_splits(configuration: SiteConfiguration, split: SplitRule = DEFAULT_SP
                     "the manifests of slides and of images. Give both the same split column, or neither one.",
                     reason="COHORT_INVALID",
                 )
-
-
-def bags_of(configuration: SiteConfiguration) -> tuple[Path, Path]:
-    """Return a site's manifest of slides and its folder of bags; JobError (SITE_NOT_CONFIGURED) without."""
-    if configuration.manifest is None or configuration.bags is None:
-        raise _missing("manifest and bags")
-    return configuration.manifest, configuration.bags
-
-
-def images_of(configuration: SiteConfiguration) -> Path:
-    """Return a site's manifest of images; JobError (SITE_NOT_CONFIGURED) without."""
-    if configuration.images is None:
-        raise _missing("images")
-    return configuration.images
-
-
-def _missing(what: str) -> JobError:
-    return JobError(f"This job needs {what}, and the site's file names none.", reason="SITE_NOT_CONFIGURED")

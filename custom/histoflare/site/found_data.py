@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from histoflare.errors import HistoflareError, MaskError
-from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.data import IMAGES, bags_of
+from histoflare.site.configuration import SiteConfiguration, bags_of
+from histoflare.site.data import IMAGES
 from histoflare.slides.manifest import COLUMNS, NEEDED, read_manifest
 from histoflare.slides.table import read_table
 

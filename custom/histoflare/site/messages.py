@@ -33,7 +33,7 @@ class TrainerSetup:
     Attributes:
         site: The site's FLARE name; seeds depend on it.
         configuration: The site's own.
-        task: What is learned (``bags.task.MemTask``); has the labels, encoder, mpp and patch_px of the bags.
+        task: What is learned (``bags.task.BagTask``); has the labels, encoder, mpp and patch_px of the bags.
         strategy: How sites work together. transport: How an update travels.
         seed: The job's.
         run: Name of the run, for the site's own notes; the same for a job that continues another.

@@ -20,8 +20,8 @@ from typing import TypeVar
 
 from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.ledger.chain import normalised
-from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.data import IMAGES, bags_of, images_of
+from histoflare.site.configuration import SiteConfiguration, bags_of, images_of
+from histoflare.site.data import IMAGES
 from histoflare.slides.manifest import read_manifest
 
 LISTED = 10

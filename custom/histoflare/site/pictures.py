@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +16,8 @@ from torch import nn
 from histoflare.bags.bag import Bag, read_bag
 from histoflare.bags.cohort import BagRecord, Cohort
 from histoflare.bags.folder import bag_path, read_left_out
-from histoflare.bags.heatmap import attention_levels, attention_limit
-from histoflare.bags.mem import MEM
-from histoflare.bags.task import MemTask
-from histoflare.ensemble import members_of
+from histoflare.bags.heatmap import attention_levels, attention_limit, relative_attention
+from histoflare.bags.task import BagTask
 from histoflare.errors import BagError, SlideError
 from histoflare.reasons import explain
 from histoflare.report.site_page import (
@@ -31,8 +29,7 @@ from histoflare.report.site_page import (
     encode_picture,
     sent_rows,
 )
-from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.data import bags_of
+from histoflare.site.configuration import SiteConfiguration, bags_of
 from histoflare.slides.manifest import Manifest, ManifestRow, read_manifest
 from histoflare.slides.mosaic import MosaicParameters, build_mosaic
 from histoflare.slides.overlay import VIRIDIS, draw_attention, draw_overlay, read_picture
@@ -59,7 +56,7 @@ def build_site_page(
     site: str,
     configuration: SiteConfiguration,
     cohort: Cohort,
-    task: MemTask,
+    task: BagTask,
     model: nn.Module | None,
     report: Mapping[str, Any],
     *,
@@ -87,7 +84,7 @@ def build_site_page(
         BagError: A bag is damaged or was changed.
     """
     manifest_file, bags = bags_of(configuration)
-    manifest = read_manifest(manifest_file, labels=task.labels, check_files=False)
+    manifest = read_manifest(manifest_file, labels=task.manifest_labels, check_files=False)
     by_id = {manifest.row_id(row): row for row in manifest.rows}
     there = {name for name, row in by_id.items() if row.slide.exists()}  # they get the pictures
     records = sorted(
@@ -97,14 +94,14 @@ def build_site_page(
     rows, plans = [], []
     for number, record in enumerate(records):
         features = cohort.features(record)
-        row = SlideRow(record.slide_id, record.patient, task.labels[record.label], record.split)
+        row = SlideRow(record.slide_id, record.patient, task.target.say(record.label), record.split)
         if model is not None:
             with torch.inference_mode():
-                found = task.probabilities(model, features)
-            row = replace(row, probabilities=dict(zip(task.labels, map(float, found), strict=True)))
+                said = task.answer(model, features)
+            row = replace(row, predicted=said.predicted, probabilities=said.probabilities)
         rows.append(row)
         if number < most_pictures and record.slide_id in by_id:
-            relative = None if model is None else attend_relative(model, features)
+            relative = None if model is None else relative_attention(model, features)
             plans.append(_Plan(by_id[record.slide_id], record, relative))
     limit = attention_limit([plan.relative for plan in plans if plan.relative is not None])
     with ThreadPoolExecutor(max(1, threads), thread_name_prefix="pictures") as pool:
@@ -120,19 +117,6 @@ def build_site_page(
         scale=AttentionScale(limit, VIRIDIS) if any(each.attention for each in pictures) else None,
         warnings=[warning for warning in cohort.warnings if "left out" not in warning],
     )
-
-
-def attend_relative(model: nn.Module, features: torch.Tensor) -> NDArray[np.float64]:
-    """Return how much the model attends to each patch (n,) of a bag (n, f), the average patch being 1.
-
-    Attention is that of the first memory block, its memory units (an ensemble's members too) averaged.
-    """
-    features = features.to(next(model.parameters()).device)
-    with torch.inference_mode():
-        each = [cast(MEM, member).attend(features[None]).attention[0] for member in members_of(model)]
-        attention = torch.cat(each)  # (m, n) of each member below the other's, each row sums to 1
-    relative: NDArray[np.float64] = attention.double().mean(dim=0).numpy(force=True) * len(features)  # (n,)
-    return relative
 
 
 def _draw(plan: _Plan, limit: float) -> SlidePictures:

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,14 +15,11 @@ from histoflare.bags.folder import RowResult
 from histoflare.bags.network_encoder import Encoder
 from histoflare.bags.prepare import prepare
 from histoflare.bags.preprocessing import Preprocessing
+from histoflare.bags.task import BagTask
 from histoflare.errors import EncoderError
-from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.data import bags_of
+from histoflare.site.configuration import SiteConfiguration, bags_of
 from histoflare.slides.manifest import ManifestRow, read_manifest
 from histoflare.slides.mosaic import MosaicParameters
-
-if TYPE_CHECKING:
-    from histoflare.site.data import BagTask
 
 PROGRESS_SECONDS = 10.0
 
@@ -42,7 +39,7 @@ def prepare_site(site: str, task: BagTask, configuration: SiteConfiguration, say
     """
     # A missing slide is one row's fault and must not cost the others.
     manifest_file, bags = bags_of(configuration)
-    manifest = read_manifest(manifest_file, labels=task.labels, check_files=False)
+    manifest = read_manifest(manifest_file, labels=task.manifest_labels, check_files=False)
     wanted: dict[str, Any] = {"mpp": task.mpp, "patch_px": task.patch_px}
     parameters = MosaicParameters(**{name: value for name, value in wanted.items() if value is not None})
     progress = _Progress(site, len(manifest.rows), say)

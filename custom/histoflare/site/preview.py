@@ -66,7 +66,7 @@ def preview(
             f"The scope {policy.name} has no budget: nothing is booked under it, and nothing is protected.",
             reason="POLICY_INVALID",
         )
-    roles = read_roles(configuration, list(task.labels), task.data, split)
+    roles = read_roles(configuration, task.manifest_labels, task.data, split)
     budget = policy.protection.budget()
     patients = sum(role == "train" for role in roles.values())
     spent, refusal = math.nan, None

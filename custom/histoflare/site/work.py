@@ -47,16 +47,23 @@ class SiteWork:
         self._records = RunRecords(setup.configuration.records, setup.run, setup.site)
         self._cohort: SiteData | None = None
         self._read_ahead = False
+        self._is_warm = False
         self._device = device_of(setup.configuration)
 
     def prepare(self) -> None:
         """Load the site's data and look at its notes: what is wrong is known before a round is booked.
+
+        The first call also makes an optimizer and throws it away: PyTorch imports what its optimizers need
+        with the first one, which takes seconds, and they must not count as a round's own time.
 
         Raises:
             HistoflareError: The site cannot take part; see the reason.
         """
         cohort = self._data()
         self._claim(cohort)
+        if not self._is_warm:
+            self._task.build_optimizer(self._task.build_model())
+            self._is_warm = True
         if self._setup.roles is not None and not self._read_ahead:
             cohort.read_ahead()
             self._read_ahead = True

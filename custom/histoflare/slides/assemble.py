@@ -11,7 +11,6 @@ two sides of a split would test what was trained on.
 
 from __future__ import annotations
 
-import csv
 import math
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -26,9 +25,11 @@ from histoflare.errors import JobError, ManifestError, SlideError
 from histoflare.seeds import derive_seed
 from histoflare.slides.image_file import UnreadableImageError, open_image, rgb_on_white
 from histoflare.slides.manifest import Manifest, ManifestRow, stratify_splits, write_manifest
+from histoflare.slides.names import find_path
 from histoflare.slides.partition import deal_evenly, draw_unevenly
 from histoflare.slides.pyramid import write_pyramid
 from histoflare.slides.resolution import is_mpp
+from histoflare.slides.table import read_index
 from histoflare.storage import write_json
 
 LUNG_LABELS = {"lung_aca": "LUAD", "lung_scc": "LUSC"}
@@ -112,28 +113,19 @@ def read_tiles(index_csv: Path, label_map: Mapping[str, str] = LUNG_LABELS) -> l
         ManifestError: The file cannot be read (``MANIFEST_UNREADABLE``); columns or tiles are missing, or a
             tile is there twice, each with its line.
     """
-    try:
-        with index_csv.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows, columns = list(reader), reader.fieldnames or []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(
-            f"{index_csv}: cannot be read ({error}).", reason="MANIFEST_UNREADABLE"
-        ) from error
+    columns, rows = read_index(index_csv, ("file", "label", "source_tile", "patient"))
     if missing := [name for name in ("file", "label") if name not in columns]:
         raise ManifestError(f"{index_csv}: line 1 has no column {' and no column '.join(missing)}")
     tiles: list[Tile] = []
     problems: list[str] = []
     seen: set[str] = set()
     sources: set[str] = set()
-    for line, row in enumerate(rows, start=2):
-        name, label, source = row["file"] or "", row["label"] or "", row.get("source_tile") or ""
+    for line, row in rows:
+        name, label, source = row["file"], row["label"], row.get("source_tile", "")
         if label not in label_map:
             continue
-        patient = (
-            unicodedata.normalize("NFC", (row["patient"] or "").strip()) if "patient" in columns else None
-        )
-        path = index_csv.parent / name
+        patient = unicodedata.normalize("NFC", row["patient"]) if "patient" in columns else None
+        path = find_path(index_csv.parent, name)
         if name in seen:
             problems.append(f"line {line}: tile {name} is there already")
         elif not name or not path.is_file():
@@ -147,7 +139,7 @@ def read_tiles(index_csv: Path, label_map: Mapping[str, str] = LUNG_LABELS) -> l
     if problems:
         raise ManifestError(f"{index_csv}: {len(problems)} of {len(rows)} rows are wrong.", problems=problems)
     if not tiles:
-        found = ", ".join(sorted({row["label"] or "" for row in rows})) or "none"
+        found = ", ".join(sorted({row["label"] for _, row in rows})) or "none"
         raise ManifestError(
             f"{index_csv}: no tile has one of the labels {', '.join(label_map)}; the index has: {found}"
         )

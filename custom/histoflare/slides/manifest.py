@@ -205,9 +205,20 @@ def _read_row(path: Path, line: int, cells: dict[str, str], problems: list[str])
     )
 
 
+def same_but_for_capitals(labels: Iterable[str]) -> list[tuple[str, str]]:
+    """Return the pairs of labels that differ in capitals only: one class, written in two ways."""
+    first: dict[str, str] = {}
+    firsts = [(first.setdefault(label.casefold(), label), label) for label in sorted(set(labels))]
+    return [(one, other) for one, other in firsts if one != other]
+
+
 def _label_problems(rows: Sequence[ManifestRow], labels: Sequence[str] | None) -> list[str]:
     if labels is None:
-        return []
+        line_of = {row.label: row.line for row in reversed(rows)}
+        return [
+            f"line {line_of[other]}: label '{other}' is '{one}' in line {line_of[one]}, but for its capitals"
+            for one, other in same_but_for_capitals(line_of)
+        ]
     allowed = ", ".join(labels)
     return [
         f"line {row.line}: unknown label '{row.label}'; allowed are {allowed}"

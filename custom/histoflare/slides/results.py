@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import csv
 import errno
-import fcntl
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from histoflare.slides.files import SlideFingerprint, fingerprint, fingerprint_i
 from histoflare.slides.left_out import say_left_out
 from histoflare.slides.sources import Source
 from histoflare.slides.table import write_table
-from histoflare.storage import make_folder, open_private
+from histoflare.storage import lock_file, make_folder
 
 FIRST = ("slide", "patient", "status")
 LAST = ("warnings", "reason", "message", "slide_sha256", "slide_bytes", "slide_mtime_ns")
@@ -106,7 +104,12 @@ def fill_table(
         EncoderError: The encoder does not take the patches: of no slide.
         OSError: The disk is full or cannot be written; the same command goes on once it can.
     """
-    with _lock(table.path):
+    busy = JobError(
+        f"{table.path}: another command is writing this table; wait until it is done.",
+        reason="RESULTS_BUSY",
+    )
+    make_folder(table.path.parent)
+    with lock_file(table.path.with_name(f".{table.path.name}.lock"), busy):
         earlier = _read(table)
         kept: dict[str, dict[str, str]] = {}
         for source in sources:
@@ -214,21 +217,3 @@ def _line(table: Table, row: Mapping[str, str]) -> list[str]:
 
 def _text(value: Any) -> str:
     return "" if value is None else str(value)
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Keep other commands away from the table; the lock goes with the process, however that ends."""
-    make_folder(path.parent)
-    lock = open_private(path.with_name(f".{path.name}.lock"), os.O_RDWR)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise JobError(
-                f"{path}: another command is writing this table; wait until it is done.",
-                reason="RESULTS_BUSY",
-            ) from error
-        yield
-    finally:
-        os.close(lock)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from histoflare.slides.synthetic_cohort import (
     slide_path,
     write_site_manifests,
 )
+from histoflare.slides.threads import make_each
 from histoflare.slides.tissue_layout import Composition, lay_out
 from histoflare.slides.tissue_texture import Plane, Stain, enlarge, render_densities, stain_rgb
 
@@ -71,11 +73,15 @@ def make_slides(
     """
     planned = plan_slides(cohort)
     drawn = [slide for slide in planned if slide.drawn]
-    for done, slide in enumerate(drawn, start=1):
+
+    def make(slide: PlannedSlide) -> None:
         rgb = render_slide(slide, cohort)
         write_pyramid(slide_path(out_dir, slide), rgb, slide.style.mpp, jpeg_quality=slide.style.jpeg_quality)
-        if progress is not None:
-            progress(done, len(drawn))
+
+    with closing(make_each(make, drawn)) as made:
+        for done, _ in enumerate(made, start=1):
+            if progress is not None:
+                progress(done, len(drawn))
     return write_site_manifests(out_dir, planned)
 
 
@@ -112,7 +118,7 @@ def render_mosaic(
     Args:
         slide: Whose tissue and stain; ``seed`` is its cohort's.
         seed: As in :class:`SyntheticCohort`.
-        patches: How many, side by side in a square field.
+        patches: How many, side by side in a field as square as they fill.
         patch_px: Side of a patch.
         mpp: Resolution of the patches in um/px.
 
@@ -121,11 +127,12 @@ def render_mosaic(
     """
     composition, stain = _slide_traits(slide, seed)
     rng = np.random.default_rng(derive_seed(seed, "field", slide.site, slide.patient, slide.number))
-    side = math.ceil(math.sqrt(patches))
-    field_px = side * patch_px
-    layout = lay_out(composition, (field_px * mpp, field_px * mpp), rng)
-    rgb = stain_rgb(render_densities(layout, (field_px, field_px), mpp, rng), stain, mpp, rng)
-    corners = np.array([(x, y) for y in range(side) for x in range(side)][:patches], np.int64) * patch_px
+    columns = math.ceil(math.sqrt(patches))
+    rows = math.ceil(patches / columns)
+    width_px, height_px = columns * patch_px, rows * patch_px
+    layout = lay_out(composition, (width_px * mpp, height_px * mpp), rng)
+    rgb = stain_rgb(render_densities(layout, (width_px, height_px), mpp, rng), stain, mpp, rng)
+    corners = np.array([(x, y) for y in range(rows) for x in range(columns)][:patches], np.int64) * patch_px
     cut = np.stack([rgb[y : y + patch_px, x : x + patch_px] for x, y in corners])  # (n, h, w, 3)
     return cut, corners
 

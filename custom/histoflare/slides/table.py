@@ -64,8 +64,22 @@ def read_table(path: Path, needed: Sequence[str], columns: Sequence[str]) -> lis
     ]
     if problems:
         raise ManifestError(f"{path}: the columns are wrong; nothing was read.", problems=problems)
-    padded = [(line, [*cells, *[""] * (len(header) - len(cells))]) for line, cells in rows]
-    return [(line, dict(zip(header, cells, strict=True))) for line, cells in padded]
+    return [(line, _by_column(header, cells)) for line, cells in rows]
+
+
+def read_index(path: Path, columns: Sequence[str]) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Return a CSV's columns, of which we need not know all, and (line number, cells by column) of each row.
+
+    Args:
+        path: As of :func:`read_table`.
+        columns: Those that mean something here, whose capitals do not matter.
+
+    Raises:
+        ManifestError: It cannot be read (``MANIFEST_UNREADABLE``).
+    """
+    lines = _read_lines(path)
+    header = _plain_names(lines[0][1], columns) if lines else []
+    return header, [(line, _by_column(header, cells)) for line, cells in lines[1:]]
 
 
 def read_header(path: Path, columns: Sequence[str]) -> list[str]:
@@ -78,8 +92,7 @@ def read_header(path: Path, columns: Sequence[str]) -> list[str]:
     Raises:
         ManifestError: It cannot be read (``MANIFEST_UNREADABLE``).
     """
-    lines = _read_lines(path)
-    return _plain_names(lines[0][1], columns) if lines else []
+    return read_index(path, columns)[0]
 
 
 def read_common_cells(line: int, cells: dict[str, str], problems: list[str]) -> dict[str, Any]:
@@ -251,6 +264,11 @@ def _read_lines(path: Path) -> list[tuple[int, list[str]]]:
             f"{path}: line {reader.line_num} is not CSV ({error}).", reason="MANIFEST_UNREADABLE"
         ) from error
     return lines
+
+
+def _by_column(header: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
+    """Return a row's cells by column; those that a short row lacks are empty, those of no column left out."""
+    return dict(zip(header, [*cells, *[""] * (len(header) - len(cells))], strict=False))
 
 
 def _plain_names(header: Sequence[str], columns: Sequence[str]) -> list[str]:

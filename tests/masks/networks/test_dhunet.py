@@ -7,8 +7,9 @@ from monai.networks.layers import DropPath
 from torch import Tensor, nn
 from transformers.models.convnext.modeling_convnext import ConvNextDropPath
 
-from histoflare.errors import JobError
-from histoflare.masks.networks import DHUnet, build_network
+from histoflare.masks.networks import build_network
+from histoflare.masks.networks.dhunet import DHUnet
+from tests.refusals import raises_reason
 
 # Width 96 and 4 classes, of the authors' code.
 PUBLISHED = {
@@ -111,5 +112,5 @@ def test_outputs_are_heads_on_the_maps_that_the_weights_are_for() -> None:
 
 
 def test_a_side_that_is_no_multiple_of_32_px_is_an_error() -> None:
-    with pytest.raises(JobError, match="multiples of 32 px, not 100 x 64 px"):
+    with raises_reason("JOB_INVALID", "32", "100 x 64"):
         small()(torch.zeros(1, 3, 64, 100))

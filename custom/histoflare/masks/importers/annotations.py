@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,8 @@ def read_annotations(
     origin = _origin(geojson, info, plane, said, l0_offset)
     found: list[Valued] = []
     problems, without_area = [], []
-    not_annotated = detections = 0
+    not_annotated: Counter[str] = Counter()
+    detections = 0
     for index, feature in enumerate(features):
         name = class_name(feature)
         known = name is not None and (name in labels or name.endswith("*"))
@@ -87,7 +89,8 @@ def read_annotations(
             if not known and not ignore_unknown:
                 raise MaskError(
                     ("has no class" if name is None else f"is of the unknown class '{name}'")
-                    + f"; known are {', '.join(labels)} (--ignore-unknown counts it as not annotated)"
+                    + f"; known are {', '.join(labels)}{_near(name, labels)} (--ignore-unknown counts it as "
+                    "not annotated)"
                 )
             if name is None and _is_detection(feature):
                 detections += 1
@@ -99,7 +102,8 @@ def read_annotations(
         except HistoflareError as error:
             problems.append(f"{describe(index, feature)} {error}")
             continue
-        not_annotated += not known
+        if not known:
+            not_annotated["no class" if name is None else f"'{name}'{_near(name, labels)}"] += 1
         found.append((annotation, value))
     if not problems and all(value == IGNORE for _, value in found):
         problems.append("there is no annotation of one of the classes in it: " + ", ".join(labels))
@@ -159,13 +163,19 @@ def _shift(annotation: Annotation, l0_offset: tuple[float, float]) -> Annotation
     return replace(annotation, polygons=moved)
 
 
+def _near(name: str | None, labels: Sequence[str]) -> str:
+    """Return what to say of a class that is one of ``labels`` but for capitals and blanks; often nothing."""
+    plain = (name or "").strip().casefold()
+    return next((f" (not '{label}'?)" for label in labels if label.casefold() == plain), "")
+
+
 def _is_detection(feature: Any) -> bool:
     properties = feature.get("properties") if isinstance(feature, dict) else None
     return isinstance(properties, dict) and properties.get("objectType") in DETECTIONS
 
 
 def _notes(
-    origin: _Origin, not_annotated: int, detections: int, without_area: Sequence[str]
+    origin: _Origin, not_annotated: Mapping[str, int], detections: int, without_area: Sequence[str]
 ) -> tuple[str, ...]:
     notes = []
     if origin.name == "plane bounds" and origin.l0_xy != (0, 0):
@@ -175,7 +185,8 @@ def _notes(
             "QuPath does (--plane bounds)"
         )
     if not_annotated:
-        notes.append(f"features of other classes or of none, which count as not annotated: {not_annotated}")
+        listed = ", ".join(f"{count} of {name}" for name, count in not_annotated.items())
+        notes.append(f"features of other classes or of none, which count as not annotated: {listed}")
     if detections:
         notes.append(f"left out, detections without a class: {detections}")
     if without_area:

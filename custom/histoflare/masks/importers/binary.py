@@ -6,7 +6,6 @@ have equal names, but for an ending such as ``_mask``; an ``index.csv`` may name
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,13 +28,16 @@ from histoflare.masks.importers import (
     write_mask,
 )
 from histoflare.masks.importers.imagescope import draw_outlines, read_outlines
+from histoflare.masks.windows import IGNORE
 from histoflare.slides.resolution import check_given_mpp
-from histoflare.slides.table import SUBGROUPS, has_splits, read_common_cells, split_problems
+from histoflare.slides.table import SUBGROUPS, has_splits, read_common_cells, read_index, split_problems
 from histoflare.slides.tcga import parse_barcode
 
 INDEX = "index.csv"
 NAMES = ("name", "image", "file")
 """Columns of :data:`INDEX` that can say which image a row is about."""
+
+INDEX_COLUMNS = (*NAMES, "patient", "split", "mpp", *SUBGROUPS)
 
 FOLDERS = (("images", "masks"), ("Tissue Images", "Annotations"))
 """Where images and masks are looked for; the second pair is MoNuSeg's."""
@@ -128,12 +130,19 @@ def read_binary(path: Path) -> NDArray[np.uint8]:
     """Return uint8 (h, w), 1 where the binary or instance mask at ``path`` is above 0 in any colour.
 
     Raises:
-        MaskError: It is missing or damaged.
+        MaskError: It is missing or damaged; or it has 1 and 255 and nothing between, where 255 is rather what
+            nobody annotated (``MASK_CLASS``).
     """
     image = decode(read_file(path, "MASK"), path, "MASK")
     if image.mode in ("RGBA", "LA"):
         image = image.convert("RGB")  # an opaque black pixel is no nucleus
     numbers = np.asarray(image)
+    if numbers.ndim == 2 and set(np.unique(numbers)) - {0} == {1, IGNORE}:
+        raise MaskError(
+            f"{path}: has 1 and 255. If 255 is where nobody annotated, it is a mask of classes already: name "
+            "it in an images.csv ('histoflare masks check'). If both are of the class, give them one number.",
+            reason="MASK_CLASS",
+        )
     inside = numbers.reshape(*numbers.shape[:2], -1).any(axis=2)
     return np.asarray(inside, np.uint8)
 
@@ -192,8 +201,7 @@ def _read_mask(
 
 def _read_index(index: Path, images: dict[str, Path]) -> tuple[dict[str, ImageRow], tuple[str, ...]]:
     """Return a row for each image, without its files, and a note if no column names its patient."""
-    table = _read_table(index) if index.is_file() else []
-    columns = set(table[0]) if table else set()
+    columns, table = read_index(index, INDEX_COLUMNS) if index.is_file() else ([], [])
     name_column = next((name for name in NAMES if name in columns), None)
     patients, how = _own_patients(images)
     if name_column is None:
@@ -203,7 +211,7 @@ def _read_index(index: Path, images: dict[str, Path]) -> tuple[dict[str, ImageRo
     by_name = {path.name: stem for stem, path in images.items()} | {stem: stem for stem in images}
     problems: list[str] = []
     rows = {}
-    for line, cells in enumerate(table, start=2):
+    for line, cells in table:
         stem = by_name.get(cells[name_column])
         if stem is None:
             problems.append(f"line {line}: no image '{cells[name_column]}'")
@@ -221,16 +229,6 @@ def _read_index(index: Path, images: dict[str, Path]) -> tuple[dict[str, ImageRo
         raise ManifestError(f"{index}: does not fit the images; nothing was imported.", problems=problems)
     has_splits(index, list(rows.values()))
     return rows, () if "patient" in columns else (f"{INDEX} has no column 'patient': {how}",)
-
-
-def _read_table(index: Path) -> list[dict[str, str]]:
-    try:
-        text = index.read_text("utf-8-sig")
-        delimiter = ";" if ";" in text.split("\n", 1)[0] else ","
-        table = list(csv.DictReader(text.splitlines(), delimiter=delimiter, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(f"{index}: cannot be read ({error})", reason="MANIFEST_UNREADABLE") from error
-    return [{name: (cell or "").strip() for name, cell in cells.items() if name} for cells in table]
 
 
 def _row(line: int, cells: dict[str, str], problems: list[str]) -> ImageRow:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histoflare.errors import MaskError
+from histoflare.slides.names import decode_text
 
 Ring = NDArray[np.float64]
 """Corners (n, 2) as (x, y), closed or not."""
@@ -75,7 +76,7 @@ def read_features(path: Path) -> tuple[list[Any], Any]:
         MaskError: It cannot be read, or is none of these (``ANNOTATION_INVALID``).
     """
     try:
-        content = json.loads(path.read_text("utf-8-sig"))
+        content = json.loads(decode_text(path.read_bytes()))
     except OSError as error:
         raise _invalid(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:

@@ -4,7 +4,7 @@ All take float32 images (b, 3, h, w), normalised by ImageNet's mean and std, h a
 evaluation mode they return logits (b, k, h, w), in training a list ``[main, *auxiliary]`` of such logits,
 whose weights in the loss are ``network.loss_weights``.
 
-A further baseline is a module of its own here and a line in ``NETWORKS``.
+A further baseline is a module of its own here, and a function that builds it and a line in ``NETWORKS``.
 """
 
 from __future__ import annotations
@@ -16,25 +16,9 @@ import torch
 from torch import nn
 
 from histoflare.errors import JobError
-from histoflare.masks.networks.dhunet import SIDE_MULTIPLE_PX, DHUnet
+from histoflare.extras import describe_missing
 from histoflare.masks.networks.norm import NORMS, Norm
-from histoflare.masks.networks.unet import UNet
-from histoflare.masks.networks.upernet import ConvNeXtUPerNet
-
-__all__ = [
-    "NETWORKS",
-    "NORMS",
-    "SIDE_MULTIPLE_PX",
-    "WIDTH_MULTIPLE",
-    "ConvNeXtUPerNet",
-    "DHUnet",
-    "NetworkKind",
-    "Norm",
-    "UNet",
-    "build_network",
-]
-
-WIDTH_MULTIPLE = 24
+from histoflare.masks.networks.sizes import WIDTH_MULTIPLE
 
 
 @dataclass(frozen=True)
@@ -50,20 +34,37 @@ class NetworkKind:
     description: str
 
 
+# Each imports its own network: a FLARE server, which has neither MONAI nor transformers, reads the names.
+def _build_dhunet(classes: int, width: int, norm: Norm, drop_path: bool) -> nn.Module:
+    from histoflare.masks.networks.dhunet import DHUnet
+
+    return DHUnet(classes, width=width, norm=norm, drop_path=drop_path)
+
+
+def _build_unet(classes: int, width: int, norm: Norm, _: bool) -> nn.Module:
+    from histoflare.masks.networks.unet import UNet
+
+    return UNet(classes, width=width, norm=norm)
+
+
+def _build_convnext(classes: int, width: int, norm: Norm, drop_path: bool) -> nn.Module:
+    from histoflare.masks.networks.upernet import ConvNeXtUPerNet
+
+    return ConvNeXtUPerNet(classes, width=width, norm=norm, drop_path=drop_path)
+
+
 # A network whose size is not that of the published one has its own size in its name.
 NETWORKS: dict[str, NetworkKind] = {
     "dhunet": NetworkKind(
-        lambda classes, width, norm, drop_path: DHUnet(classes, width=width, norm=norm, drop_path=drop_path),
+        _build_dhunet,
         "DHUnet: Swin and ConvNeXt encoders, one decoder; 55,412,026 parameters, as published",
     ),
     "unet-monai-31m": NetworkKind(
-        lambda classes, width, norm, _: UNet(classes, width=width, norm=norm),
+        _build_unet,
         "U-Net: MONAI's BasicUNet; 31.1 million parameters, not the 39.40 million of the published baseline",
     ),
     "convnext-upernet": NetworkKind(
-        lambda classes, width, norm, drop_path: ConvNeXtUPerNet(
-            classes, width=width, norm=norm, drop_path=drop_path
-        ),
+        _build_convnext,
         "ConvNeXt-T and UPerNet of transformers; 46.5 million parameters, as published",
     ),
 }
@@ -91,7 +92,8 @@ def build_network(
         seed: Of the initial weights.
 
     Raises:
-        JobError: There is no such network, norm or width, or there are fewer than 2 classes.
+        JobError: There is no such network, norm or width, or there are fewer than 2 classes; or a library
+            that the network is made of is not installed (LIBRARY_MISSING).
     """
     if name not in NETWORKS:
         raise JobError(f"no network '{name}'; there are {', '.join(NETWORKS)}")
@@ -104,4 +106,10 @@ def build_network(
     chosen: Norm = "batch" if norm == "batch" else "group"
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return NETWORKS[name].build(classes, width, chosen, drop_path)
+        try:
+            return NETWORKS[name].build(classes, width, chosen, drop_path)
+        except ModuleNotFoundError as error:
+            missing = describe_missing(error)
+            if missing is None:
+                raise
+            raise JobError(f"network {name}: {missing}.", reason="LIBRARY_MISSING") from error

@@ -8,9 +8,9 @@ from histoflare.errors import JobError
 from histoflare.masks.networks.convnext import ConvNeXtEncoder
 from histoflare.masks.networks.fusion import GLFusion
 from histoflare.masks.networks.norm import Norm
+from histoflare.masks.networks.sizes import SIDE_MULTIPLE_PX
 from histoflare.masks.networks.swin import SwinEncoder
 
-SIDE_MULTIPLE_PX = 32
 SWIN_DROP_PATH = 0.2
 CONVNEXT_DROP_PATH = 0.1
 

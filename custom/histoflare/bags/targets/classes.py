@@ -1,4 +1,4 @@
-"""Predictions of slides' classes, and how good they are: accuracy, balanced accuracy and AUC."""
+"""One class for each slide: cross-entropy, and accuracy, balanced accuracy and AUC."""
 
 from __future__ import annotations
 
@@ -7,12 +7,102 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
-from histoflare.errors import JobError
+from histoflare.bags.targets.target import Floats, Said, Target
+from histoflare.ensemble import mean_probabilities
+from histoflare.errors import BagError, JobError
 
-Floats = NDArray[np.float64]
+MOST_LABELS = 1000
+
 Columns = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Classes(Target):
+    """One of several classes, whose names are the labels of manifests; a slide's value is its index."""
+
+    name: ClassVar[str] = "classes"
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the names."""
+        if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
+            return [f"labels: a list of at least two different names, not {self.labels!r}"]
+        return [f"labels: at most {MOST_LABELS}"] if len(self.labels) > MOST_LABELS else []
+
+    @property
+    def outputs(self) -> int:
+        """One logit for each class."""
+        return len(self.labels)
+
+    @property
+    def manifest_labels(self) -> Sequence[str]:
+        """The classes."""
+        return self.labels
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """All of them."""
+        return self.labels
+
+    @property
+    def example(self) -> int:
+        """The first class."""
+        return 0
+
+    def value_of(self, label: str) -> int:
+        """Return the index of the class ``label``."""
+        if label not in self.labels:
+            known = ", ".join(self.labels)
+            raise BagError(f"unknown label '{label}'; the job's labels (protocol.labels) are {known}")
+        return self.labels.index(label)
+
+    def say(self, value: int) -> str:
+        """Return the class's name."""
+        return self.labels[value]
+
+    def losses(self, outputs: Tensor, values: Tensor) -> Tensor:
+        """Return each bag's cross-entropy."""
+        entropy = F.cross_entropy(outputs.flatten(end_dim=-2), values.flatten(), reduction="none")
+        return entropy.view_as(values)
+
+    def average(self, outputs: Tensor) -> Tensor:
+        """Return the logits (...) of the mean of the models' probabilities."""
+        return mean_probabilities(outputs, -1)
+
+    def answer(self, outputs: Floats) -> Said:
+        """Return the most probable class, of equally probable ones the first, and all probabilities."""
+        shares = dict(zip(self.labels, _softmax(outputs).tolist(), strict=True))
+        return Said(max(shares, key=shares.__getitem__), shares)
+
+    def table(
+        self,
+        outputs: Floats,
+        values: Sequence[int],
+        patients: Sequence[str],
+        subgroups: Mapping[str, Sequence[str | None]],
+        slides: Sequence[str],
+    ) -> Predictions:
+        """Return the probabilities of n slides."""
+        return Predictions(
+            _softmax(outputs), np.array(values, dtype=np.int64), patients, subgroups, slides=slides
+        )
+
+    def notes(self, table: Predictions) -> tuple[list[str], list[list[str]]]:
+        """Return each slide's class, the predicted one, and every class's probability."""
+        header = ["slide", "patient", "label", "predicted", *(f"p_{name}" for name in self.labels)]
+        names = [[self.say(index) for index in column] for column in (table.labels, table.predicted)]
+        chances = [[f"{chance:.6f}" for chance in row] for row in table.probabilities.tolist()]
+        columns = zip(table.slides, table.patients, *names, chances, strict=True)
+        return header, [[*row, *chance] for *row, chance in columns]
+
+
+def _softmax(outputs: Floats) -> Floats:
+    probabilities: Floats = torch.from_numpy(outputs).softmax(dim=-1).numpy()
+    return probabilities
 
 
 @dataclass(frozen=True)
@@ -32,6 +122,7 @@ class Predictions:
 
     measures: ClassVar[dict[str, Callable[[Columns, Floats], Floats]]]
     supports: ClassVar[dict[str, Callable[[Columns], NDArray[np.bool_]]]]
+    unbounded: ClassVar[frozenset[str]] = frozenset()
     why_missing: ClassVar[str] = "all slides are of one class"
 
     probabilities: Floats

@@ -1,22 +1,29 @@
 """MEM: from a bag of patch features to a class, by memory units (Kalra et al., ECCV 2020).
 
 The equations are those of Adnan et al. 2022 (Sci Rep 12:1953), eqs. 3 and 4. What the text leaves open
-(m, d, h, the head) is a parameter here.
+(m, d, h, the head) is a setting here.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
+
+from histoflare import ranges
+from histoflare.bags.models.model import Attended, BagModel, ModelSettings
 
 InputNorm = Literal["none", "rms"]
 
 # Scores (b * m * rows * n float32) held at once when no gradient is wanted: 2**24 of them are 64 MiB.
 MAX_SCORES = 2**24
+
+MOST_WEIGHTS = 2**28
+"""Of one layer: what a job may ask of a site's memory."""
 
 
 def memory_attention(units: Tensor, mask: Tensor, *, max_scores: int = MAX_SCORES) -> Tensor:
@@ -105,81 +112,116 @@ class MemoryBlock(nn.Module):
 
 
 @dataclass(frozen=True)
-class MemOutput:
-    """What MEM makes of a batch of bags; ``...`` is the batch's leading axes, (b) or (patients, slides).
+class MemSettings(ModelSettings):
+    """The settings of :class:`MEM`.
 
     Attributes:
-        logits: (..., classes).
-        attention: (..., m, n), what each memory unit of the first block attends to; sums to 1 over n.
-        reconstruction: (...), mean squared error of the blocks' autoencoders, 0 without decoders.
-    """
-
-    logits: Tensor
-    attention: Tensor
-    reconstruction: Tensor
-
-
-class MEM(nn.Module):
-    """Memory blocks, flattened, and a linear head.
-
-    The output does not depend on the order of the patches nor on padding; a bag without a patch gives a
-    finite answer. The same ``seed`` gives the same bytes everywhere and leaves the global random state alone.
-
-    Args:
-        classes: Number of classes.
-        features: f, length of a patch's feature vector.
         memories: m. dim: d. hidden: h (see :class:`MemoryBlock`).
         blocks: Number of memory blocks; block k+1 sees the m vectors of block k.
-        decoder: Keep the decoders, for a reconstruction loss.
         input_norm: ``"rms"`` scales each patch's vector by itself to root mean square 1 (no statistic over
             patches, patients or sites). U Uᵀ is not normalised, so with features of large norm tanh saturates
             and with features of small norm the attention is flat. ``"none"`` is the paper's text.
-        seed: Of the initial weights.
-        max_scores: See :func:`memory_attention`; changes memory and speed only.
+        reconstruction: Weight (>= 0) of the autoencoders' mean squared error in the loss; 0 leaves the
+            decoders out.
     """
 
-    def __init__(
-        self,
-        classes: int,
-        *,
-        features: int = 1024,
-        memories: int = 10,
-        dim: int = 128,
-        hidden: int = 256,
-        blocks: int = 1,
-        decoder: bool = False,
-        input_norm: InputNorm = "none",
-        seed: int = 0,
-        max_scores: int = MAX_SCORES,
-    ) -> None:
+    name: ClassVar[str] = "mem"
+    sample_mixing: ClassVar[bool] = False
+
+    memories: int = 10
+    dim: int = 128
+    hidden: int = 256
+    blocks: int = 1
+    input_norm: InputNorm = "none"
+    reconstruction: float = 0.0
+
+    def problems(self, features: int) -> list[str]:
+        """Return what is out of range."""
+        found = [
+            *ranges.whole("memories", self.memories, 256),
+            *ranges.whole("dim", self.dim, 16_384),
+            *ranges.whole("hidden", self.hidden, 16_384),
+            *ranges.whole("blocks", self.blocks, 16),
+            *ranges.one_of("input_norm", self.input_norm, ("none", "rms")),
+            *ranges.at_least_zero("reconstruction", self.reconstruction),
+        ]
+        if found:
+            return found
+        largest = max(features, self.hidden), self.memories, max(self.dim, self.hidden)
+        if math.prod(largest) > MOST_WEIGHTS:
+            return ["memories, dim, hidden: a layer would have more than 2 to the 28th weights"]
+        return []
+
+    def build(self, features: int, outputs: int) -> MEM:
+        """Return the network."""
+        return MEM(self, features, outputs)
+
+
+class MEM(BagModel):
+    """Memory blocks, flattened, and a linear head.
+
+    Args:
+        settings: See :class:`MemSettings`.
+        features: f, length of a patch's feature vector.
+        outputs: k, length of an answer.
+    """
+
+    max_scores: int = MAX_SCORES
+    """See :func:`memory_attention`; changes memory and speed only."""
+
+    def __init__(self, settings: MemSettings, features: int, outputs: int) -> None:
         super().__init__()
-        self.input_norm = input_norm
-        self.max_scores = max_scores
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            self.blocks = nn.ModuleList(
-                MemoryBlock(features if index == 0 else hidden, memories, dim, hidden, decoder=decoder)
-                for index in range(blocks)
+        self.settings = settings
+        m, h = settings.memories, settings.hidden
+        self.blocks = nn.ModuleList(
+            MemoryBlock(
+                features if index == 0 else h, m, settings.dim, h, decoder=settings.reconstruction > 0
             )
-            self.head = nn.Linear(memories * hidden, classes)
+            for index in range(settings.blocks)
+        )
+        self.head = nn.Linear(m * h, outputs)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return logits (..., classes) for features ``x`` (..., n, f), ``mask`` (..., n), True = a patch."""
-        return self.attend(x, mask).logits
-
-    def attend(self, x: Tensor, mask: Tensor | None = None) -> MemOutput:
-        """Return logits, attention over the patches and reconstruction error (see :class:`MemOutput`)."""
-        if mask is None:
-            mask = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
-        x = x.masked_fill(~mask[..., None], 0.0)  # whatever the padding holds, NaN included, is gone
-        if self.input_norm == "rms":
-            x = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + 1e-12)
+    def _attend(self, x: Tensor, mask: Tensor) -> Attended:
+        """Return what it makes of bags: attention is the first block's, auxiliary the weighted error."""
+        x = self._normalised(x)
         first: Tensor | None = None
-        reconstruction = x.new_zeros(x.shape[:-2])
+        error = x.new_zeros(x.shape[:-2])
         for block in self.blocks:
-            x, attention, error = cast(MemoryBlock, block)(x, mask, self.max_scores)  # (..., m, h)
-            reconstruction = reconstruction + error
+            x, attention, own_error = cast(MemoryBlock, block)(x, mask, self.max_scores)  # (..., m, h)
+            error = error + own_error
             first = attention if first is None else first
             mask = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)  # (..., m)
         assert first is not None  # blocks >= 1
-        return MemOutput(self.head(x.flatten(start_dim=-2)), first, reconstruction)
+        weight = self.settings.reconstruction
+        return Attended(self.head(x.flatten(start_dim=-2)), first, weight * error if weight else None)
+
+    def attend_added(self, bag: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return how much is attended to a patch if it alone is added to a bag, in closed form.
+
+        With s_i the scores between the patch and the bag's patches i, Z_i the sum of exp over row i of the
+        bag's scores, s the patch's score with itself: attention times (n + 1) is
+        Σ_i exp(s_i) / (Z_i + exp(s_i)) + exp(s) / (Σ_i exp(s_i) + exp(s)).
+        """
+        of_bag = self._remember(bag)  # (m, n, d)
+        totals = (of_bag @ of_bag.transpose(1, 2)).logsumexp(dim=2)  # (m, n)
+
+        def added(patches: Tensor) -> Tensor:
+            units = self._remember(patches)  # (m, b, d)
+            scores = units @ of_bag.transpose(1, 2)  # (m, b, n)
+            own = units.square().sum(dim=2)  # (m, b)
+            from_bag = torch.sigmoid(scores - totals[:, None, :]).sum(dim=2)  # (m, b)
+            from_itself = torch.sigmoid(own - scores.logsumexp(dim=2))  # (m, b)
+            return (from_bag + from_itself).mean(dim=0)  # (b,)
+
+        return added
+
+    def _remember(self, features: Tensor) -> Tensor:
+        """Return the memory vectors (m, n, d), float64, of patches (n, f) in the first block."""
+        block = cast(MemoryBlock, self.blocks[0])
+        units = torch.tanh(block.memory(self._normalised(features)))  # (n, m·d)
+        return units.view(len(features), block.memories, block.dim).transpose(0, 1).double()
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        if self.settings.input_norm == "none":
+            return x
+        return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + 1e-12)
