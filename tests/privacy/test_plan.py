@@ -29,7 +29,7 @@ DECLARED = {
     "numbers": {},
     "topology": STAR,
 }
-TASK = SimpleNamespace(record_losses=None)
+TASK = SimpleNamespace(record_losses=None, sample_mixing=False)
 EXACT = SimpleNamespace(name="exact", readable=True, exact=True)
 ROUNDING = SimpleNamespace(name="rounding", readable=True, exact=False)
 
