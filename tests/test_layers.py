@@ -13,7 +13,18 @@ import pytest
 from histoflare.site.kinds import KINDS
 
 ROOMS = ("slides", "bags", "masks", "synthetic", "privacy", "rounds", "report", "site", "flare", "commands")
-GROUND = {"errors", "extras", "checks", "ranges", "reasons", "storage", "seeds", "model_file", "shipped"}
+GROUND = {
+    "errors",
+    "extras",
+    "checks",
+    "ranges",
+    "reasons",
+    "storage",
+    "seeds",
+    "model_file",
+    "ensemble",
+    "shipped",
+}
 ALLOWED = {
     "slides": set(),
     "bags": {"slides"},

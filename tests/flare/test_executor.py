@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from histoflare.errors import HistoflareError, JobError
 from histoflare.flare import executor as module
 from histoflare.flare import handshake
 from histoflare.flare.executor import SiteExecutor
-from histoflare.flare.headers import METRICS, TOTAL_ROUNDS, WEIGHT
+from histoflare.flare.headers import METRICS, NUMBERS, TOTAL_ROUNDS, WEIGHT
 from histoflare.privacy.plan import Open
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.rounds.strategies.fedavg import FedAvg
@@ -46,6 +46,7 @@ class StandInTrainer:
     made: list[StandInTrainer]
     error: Exception | None = None
     metric_patients = 3
+    numbers: ClassVar[dict[str, float]] = {}
     pid: int | None = None
 
     def __init__(self, setup: TrainerSetup, say: Any) -> None:
@@ -59,7 +60,14 @@ class StandInTrainer:
         if StandInTrainer.error is not None:
             raise StandInTrainer.error
         values = dict.fromkeys(metrics, 0.5)
-        return TrainAnswer(dict(TENSORS), 6.0, values, patients=6, metric_patients=self.metric_patients)
+        return TrainAnswer(
+            dict(TENSORS),
+            6.0,
+            values,
+            patients=6,
+            metric_patients=self.metric_patients,
+            numbers=dict(self.numbers),
+        )
 
     def prepare(self, *, stopped: Any) -> None:
         self.pid = 1
@@ -132,6 +140,13 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     StandInTrainer.made, StandInTrainer.error, StandInTrainer.metric_patients = [], None, 3
     yield
     handshake._released.clear()
+
+
+def test_numbers_are_let_go_beside_the_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StandInTrainer, "numbers", {"steps": 5.0})
+    dxo = from_shareable(Site(tmp_path).ask())
+    assert dxo.meta == {WEIGHT: 6.0, NUMBERS: {"steps": 5.0}}
+    assert handshake.take_release(dxo.meta[NUMBERS]) is not None
 
 
 def test_an_update_is_released_and_goes_with_its_weight(tmp_path: Path) -> None:

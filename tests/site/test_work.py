@@ -20,6 +20,7 @@ from histoflare.rounds.comparison import compare
 from histoflare.rounds.evaluation import evaluate
 from histoflare.rounds.local import predict
 from histoflare.rounds.state import State, digest, model_state
+from histoflare.rounds.strategy import join
 from histoflare.site.books import Books
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_data
@@ -30,6 +31,7 @@ from histoflare.slides.manifest import read_manifest, write_manifest
 
 from ..flare.bags_on_disk import FEATURES, write_site
 from ..mem import with_mem
+from ..rounds.throwaway import Gathered
 from .tasks import SEED, SHARED_BODY, SMALL, TASK, first_state, in_process, same_bytes, setup_of
 
 
@@ -193,6 +195,30 @@ def test_a_site_that_only_evaluates_does_not_train(site: SiteConfiguration) -> N
         work.train(first_state(), 0, 1, [])
     assert caught.value.reason == "EVALUATION_ONLY"
     assert work.evaluate(first_state(), "all").patients == 20
+
+
+def test_a_site_asks_an_ensemble_when_it_receives_its_round_and_at_the_end(site: SiteConfiguration) -> None:
+    move_to_validation(site, {"a-p0", "a-p1", "a-p2", "a-p5"})
+    strategy = Gathered(members=["a", "b"])
+    model = model_state(TASK.build_model())
+    other = {name: -4 * each if name.startswith("head") else each for name, each in model.items()}
+    own = strategy.begin(model) | {f"b/{name}": other[name] - tensor for name, tensor in model.items()}
+    handed_out = strategy.handed_out(model, own)
+    cohort = load_site_data("a", TASK, site)
+    expected = {
+        split: evaluate(predict(TASK, handed_out, cohort, split), bootstraps=0)["auc"].value
+        for split in ("validation", "test")
+    }
+    work = SiteWork(setup_of(site, strategy=strategy), say_nothing)
+    received = {name: tensor.numpy() for name, tensor in join(model, own).items()}
+    answer = work.train(received, 0, 1, ["validation/auc"])
+    assert answer.metrics == {"validation/auc": expected["validation"]}
+    asked = {name: tensor.numpy() for name, tensor in handed_out.items()}
+    assert work.evaluate(asked, "test").metrics["auc"] == expected["test"]
+    alone = {
+        split: evaluate(predict(TASK, model, cohort, split), bootstraps=0)["auc"].value for split in expected
+    }
+    assert all(alone[split] != expected[split] for split in expected), "one model's figures are others"
 
 
 def test_an_evaluation_has_the_figures_of_the_in_process_report(site: SiteConfiguration) -> None:

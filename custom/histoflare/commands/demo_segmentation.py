@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from histoflare.commands.clock import PhaseClock
 from histoflare.commands.console import progress, say_fitted
 from histoflare.commands.earlier_run import claim_output
-from histoflare.commands.experiment import PAGE_FILE, Outcome, load_model, run_experiment, write_site_pages
+from histoflare.commands.experiment import PAGE_FILE, Outcome, run_experiment, write_site_pages
 from histoflare.commands.options import Runtime
 from histoflare.commands.runtimes import Experiment
 from histoflare.commands.sites import find_sites
@@ -23,6 +23,7 @@ from histoflare.masks.importers import MANIFEST
 from histoflare.masks.metrics import confusion
 from histoflare.report.generated import GeneratedImage
 from histoflare.report.page import write_page
+from histoflare.rounds.local import load_model
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.image_pictures import dice_of, draw_image, draw_mask, predict_mask
 from histoflare.site.kinds import IMAGES
@@ -102,8 +103,10 @@ def draw_generated(
     """
     job = experiment.job
     state = job.strategy.personalize(outcome.federated.state, {})
-    federated = load_model(job, state, experiment.device)
-    alone = {site: load_model(job, local, experiment.device) for site, local in sorted(outcome.local.items())}
+    federated = load_model(job.task, state, experiment.device)
+    alone = {
+        site: load_model(job.task, local, experiment.device) for site, local in sorted(outcome.local.items())
+    }
     names = list(alone)
     firsts: dict[str, Any] = {}
     for planned in plan_images(made):

@@ -13,6 +13,7 @@ from histoflare.commands.clock import PhaseClock
 from histoflare.commands.console import console
 from histoflare.commands.runtimes import Experiment, Federated, federate, with_refused
 from histoflare.commands.sites import EXTERNAL
+from histoflare.ensemble import split_models
 from histoflare.errors import HistoflareError, JobError
 from histoflare.flare.job import Job
 from histoflare.flare.workstation import Workstation
@@ -27,7 +28,7 @@ from histoflare.report.page import write_page
 from histoflare.report.site_page import write_site_page
 from histoflare.rounds.bounds import POOLED, Bounds, Courses, plan_bounds, train_bounds, without_noise
 from histoflare.rounds.comparison import Comparison, compare
-from histoflare.rounds.local import predict
+from histoflare.rounds.local import load_model, predict
 from histoflare.rounds.round import count_sent_by_job
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, digest, n_bytes
@@ -302,13 +303,13 @@ def write_site_pages(
         for site, at in {**experiment.sites, **experiment.external}.items()
         if site in outcome.cohorts
     }
-    update_bytes = n_bytes(job.transport.pack(job.strategy.sent(federated.state)))
+    update_bytes = n_bytes(job.transport.pack(job.strategy.sent(split_models(federated.state)[0])))
     bar = bars.add_task("pages of the sites", total=len(everyone))
     paths = []
     with clock.phase("pages"):
         for site, configuration in everyone.items():
             own = job.strategy.personalize(federated.state, federated.site_states.get(site, {}))
-            model = load_model(job, own, device_of(configuration))
+            model = load_model(job.task, own, device_of(configuration))
             local = outcome.local.get(site)
             parts = PageParts(
                 site,
@@ -317,7 +318,7 @@ def write_site_pages(
                 job.task,
                 model,
                 outcome.report,
-                alone=None if local is None else load_model(job, local, device_of(configuration)),
+                alone=None if local is None else load_model(job.task, local, device_of(configuration)),
                 alias=federated.pseudonyms.get(site, ""),
                 update_bytes=update_bytes,
             )
@@ -331,13 +332,6 @@ def write_site_pages(
             paths.append(out / f"site-{site}.html")
             write_site_page(page, paths[-1])
     return paths
-
-
-def load_model(job: Job, state: State, device: str) -> Any:
-    """Return the job's model with the weights of ``state``, in evaluation mode, on ``device``."""
-    model = job.task.build_model()
-    model.load_state_dict(state)
-    return model.to(device).eval()
 
 
 def _build_report(
@@ -473,7 +467,7 @@ def _try_budgets(
         found = compare(
             job.task,
             job.strategy,
-            run.state,
+            run.handed_out,
             cohorts,
             site_states=run.site_states,
             seed=job.seed,

@@ -6,7 +6,7 @@ job, whatever the job's own filters are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -163,10 +163,22 @@ def check_patience(policy: Policy, job: Job) -> None:
 def check_parts(policy: Policy, job: Job) -> None:
     """Refuse a job whose parts its privacy plan does not admit, or that sends what the policy keeps."""
     job.plan.admits(job.strategy, job.task, job.transport)
+    check_listed(policy, job.strategy.numbers)
     if not policy.counts and getattr(job.strategy, "weighting", None) == "samples":
         raise JobError(
             'The job weighs sites by their samples; under this policy it must say weighting "uniform".',
             reason="WEIGHT_NOT_ALLOWED",
+        )
+
+
+def check_listed(policy: Policy, numbers: Iterable[str]) -> None:
+    """Refuse a strategy that has a site send numbers which its policy does not list."""
+    unlisted = [name for name in numbers if name not in policy.numbers]
+    if unlisted:
+        raise JobError(
+            f"The job's strategy sends {', '.join(unlisted)} beside the update, and the policy lets "
+            f"{', '.join(policy.numbers) or 'no numbers'} out.",
+            reason="NUMBER_NOT_ALLOWED",
         )
 
 

@@ -19,7 +19,7 @@ from histoflare.errors import HistoflareError, JobError
 from histoflare.flare import handshake
 from histoflare.flare.gate import refused
 from histoflare.flare.handshake import Admitted
-from histoflare.flare.headers import METRICS, TOTAL_ROUNDS, WEIGHT
+from histoflare.flare.headers import METRICS, NUMBERS, TOTAL_ROUNDS, WEIGHT
 from histoflare.flare.job import Job, job_of
 from histoflare.flare.job_schema import EVALUATE, TRAIN
 from histoflare.flare.tensors import as_arrays
@@ -131,6 +131,9 @@ class SiteExecutor(Executor):
         answer = books.train(received, index, train).answer
         handshake.release(answer.tensors, answer.patients, books.plan)
         meta: dict[str, object] = {WEIGHT: float(answer.weight)}
+        if answer.numbers:
+            handshake.release(answer.numbers, answer.patients)
+            meta[NUMBERS] = answer.numbers
         if answer.metrics and answer.metric_patients >= policy.minimum_patients:
             handshake.release(answer.metrics, answer.metric_patients)
             meta[METRICS] = answer.metrics

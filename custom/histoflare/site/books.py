@@ -162,7 +162,7 @@ class Books:
                 round_index=index,
                 model_sha256=model,
                 digest=said,
-                figures=self._policy.allowed_metrics(answer.metrics),
+                figures=[*self._policy.allowed_metrics(answer.metrics), *answer.numbers],
                 patients=answer.patients,
             )
             self._note_release("update", index, said, answer.patients)
@@ -182,7 +182,8 @@ class Books:
         try:
             answer = train()
             said = digest_of(answer.tensors)
-            store.save(booked.id, answer.tensors, {"patients": answer.patients, "weight": answer.weight})
+            beside = {"patients": answer.patients, "weight": answer.weight, "numbers": answer.numbers}
+            store.save(booked.id, answer.tensors, beside)
             ledger.release(booked, said)
         except Exception as error:
             if not (isinstance(error, HistoflareError) and error.reason == "STOPPED"):
@@ -291,6 +292,7 @@ class Books:
             weight=float(kept.extra["weight"]),
             metrics={},
             patients=int(kept.extra["patients"]),
+            numbers=dict(kept.extra.get("numbers", {})),
         )
 
     def _note_release(self, what: str, index: int, said: str, patients: int) -> None:

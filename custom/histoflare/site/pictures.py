@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from histoflare.bags.bag import Bag, read_bag
 from histoflare.bags.cohort import BagRecord, Cohort
 from histoflare.bags.folder import bag_path, read_left_out
 from histoflare.bags.heatmap import attention_levels, attention_limit, relative_attention
-from histoflare.bags.models.model import BagModel
 from histoflare.bags.task import BagTask
 from histoflare.errors import BagError, SlideError
 from histoflare.reasons import explain
@@ -57,7 +57,7 @@ def build_site_page(
     bags: Path,
     cohort: Cohort,
     task: BagTask,
-    model: BagModel | None,
+    model: nn.Module | None,
     report: Mapping[str, Any],
     *,
     alias: str = "",

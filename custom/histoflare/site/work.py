@@ -119,13 +119,14 @@ class SiteWork:
             metrics=figures,
             patients=len({record.patient for record in cohort.train}),
             metric_patients=metric_patients,
+            numbers=dict(outcome.update.numbers),
         )
 
     def evaluate(self, arrays: Arrays, split: str) -> EvaluateAnswer:
         """Return how well this site's model does on ``split`` (train, validation, test or all).
 
-        The model is the received one, with what this site keeps for itself in its place unless that was
-        learned under a privacy plan. Each slide's prediction goes into the site's own notes.
+        The model is the received one, or the ensemble, with what this site keeps for itself in its place
+        unless that was learned under a privacy plan. Each slide's prediction goes into the site's own notes.
 
         Raises:
             HistoflareError: The split has no slides (NOTHING_TO_EVALUATE), or the site cannot take part.
@@ -168,7 +169,7 @@ class SiteWork:
         )
 
     def _predict(self, state: State, site_state: State, split: str) -> PredictionTable:
-        model = self._setup.strategy.personalize(split_state(state)[0], site_state)
+        model = self._setup.strategy.personalize(state, site_state)
         return predict(self._task, model, self._data(), split, self._device)
 
     def _validate(
@@ -181,7 +182,8 @@ class SiteWork:
         for name in names:
             if name.partition("/")[0] != METRIC_SPLIT:
                 raise JobError(f"Metrics sent with an update are {METRIC_SPLIT}/…, and not {name!r}.")
-        table = self._predict(state, site_state, METRIC_SPLIT)
+        handed_out = self._setup.strategy.handed_out(*split_state(state))
+        table = self._predict(handed_out, site_state, METRIC_SPLIT)
         unknown = [name for name in names if name.partition("/")[2] not in table.measures]
         if unknown:
             listed = ", ".join(f"{METRIC_SPLIT}/{figure}" for figure in table.measures)
