@@ -51,7 +51,9 @@ def job_of(repository: Path, name: str) -> Job:
 def gains(job: Job, manifests: Mapping[str, Path], plan: Any) -> tuple[float, list[float]]:
     """Return the balanced accuracy of the federated model, and by how much it beats each site's own."""
     at = {
-        site: SiteConfiguration(manifest=path, bags=path.parent / "bags", records=path.parent / "records")
+        site: SiteConfiguration(
+            {"manifest": path, "bags": path.parent / "bags"}, records=path.parent / "records"
+        )
         for site, path in manifests.items()
     }
     sites: dict[str, SiteData] = {site: load_site_data(site, job.task, where) for site, where in at.items()}
