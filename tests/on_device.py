@@ -115,7 +115,7 @@ def test_a_comparison() -> None:
 
 
 def test_segmentation(tmp_path: Path) -> None:
-    made = SiteConfiguration(images=make_site(tmp_path / "a", 1, patients=4, side_px=64))
+    made = SiteConfiguration({"images": make_site(tmp_path / "a", 1, patients=4, side_px=64)})
     task, data = replace(MASK_TASK, local_steps=1, augmentation=False), load_site_data("a", MASK_TASK, made)
     with Watch() as watch:
         state = run_in_process(task, {"a": data}, FedAvg(), 1, 0, device=STUB).state

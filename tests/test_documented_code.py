@@ -19,6 +19,7 @@ import pytest
 
 from histoflare.rounds.strategies import make_strategy
 from histoflare.rounds.topologies import make_topology
+from tests.bags import test_model_contract
 from tests.masks.networks import test_networks
 from tests.rounds import test_strategy_contract, test_topology_contract
 
@@ -110,6 +111,15 @@ def test_the_topology_keeps_the_contract(try_section: Callable[[str], list[str]]
     topology, strategy = try_section("A topology")
     assert keep_contract(test_topology_contract, topology=make_topology(topology)) >= 5
     assert keep_contract(test_strategy_contract, strategy=make_strategy(strategy)) > 10
+
+
+def test_the_model_on_bags_keeps_the_contract(try_section: Callable[[str], list[str]]) -> None:
+    (name,) = try_section("A model on bags")
+    settings = test_model_contract.MODELS[name]()
+    model = test_model_contract.build_model(
+        settings, test_model_contract.F_IN, test_model_contract.OUTPUTS, 1
+    )
+    assert keep_contract(test_model_contract, name=name, settings=settings, model=model.eval()) >= 8
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])

@@ -58,6 +58,12 @@ PLACES = (MODEL_FILE, GLOBAL_MODEL_FILE, f"workspace/{GLOBAL_MODEL_FILE}")
 OF_STRATEGY = "strategy/"
 """Tensors that a strategy keeps in a global model, beside the model's own."""
 
+WORKS = {
+    "bags": "it classifies slides (histoflare classify)",
+    "images": "it segments slides (histoflare segment)",
+}
+"""Kind of data → what a model on it does, for whoever took it for one on other data."""
+
 LARGEST_SAFETENSORS_HEADER_BYTES = 1 << 24
 LARGEST_HEADER_BYTES = 1 << 20
 _LENGTH_BYTES = 8
@@ -114,10 +120,7 @@ class ModelHeader:
     def check_data(self, data: str) -> None:
         """Raise :class:`JobError` unless the model works on ``data``."""
         if self.data != data:
-            other = "it segments slides (histoflare segment)"
-            if self.data == "bags":
-                other = "it classifies slides (histoflare classify)"
-            raise invalid(self.path, other)
+            raise invalid(self.path, WORKS.get(self.data, f"it works on {self.data}"))
 
 
 @dataclass(frozen=True)
@@ -250,7 +253,7 @@ def read_model_header(path: Path) -> ModelHeader:
         raise invalid(file, "its header names no task")
     header = ModelHeader(
         path=file,
-        data="images" if "network" in task else "bags",
+        data=said.get("data", "") if entry == ENTRY else _data_of_earlier(task),
         task=task,
         mosaic=said.get("mosaic"),
         protocol_sha256=said.get("protocol_sha256"),
@@ -260,6 +263,7 @@ def read_model_header(path: Path) -> ModelHeader:
         models=said.get("models", 1),
     )
     wanted = {
+        "data": isinstance(header.data, str) and header.data != "",
         "mosaic": isinstance(header.mosaic, dict | None),
         "protocol_sha256": isinstance(header.protocol_sha256, str | None),
         "run": isinstance(header.run, str | None),
@@ -326,6 +330,11 @@ def find_model_file(path: Path) -> Path:
 def invalid(path: Path, what: str) -> JobError:
     """Return the error of a file that is no model."""
     return JobError(f"{path} cannot be used as a model: {what}.", reason="MODEL_FILE_INVALID")
+
+
+def _data_of_earlier(task: Mapping[str, Any]) -> str:
+    """Return what a model of an earlier version works on: its header has the task alone."""
+    return "images" if "network" in task else "bags"
 
 
 def _read_metadata(path: Path) -> dict[str, str]:

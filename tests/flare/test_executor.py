@@ -27,7 +27,8 @@ from histoflare.privacy.plan import Open
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.site.books import Books
-from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE, SiteConfiguration, read_site_file
+from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.site_file import SITE_FILE, SITES_VARIABLE, read_site_file
 from histoflare.site.trainer import EvaluateAnswer, TrainAnswer, TrainerSetup
 from histoflare.slides.splits import DEFAULT_SPLIT
 from tests.privacy.ledgers import paths, site_lines
@@ -114,9 +115,20 @@ class Site:
             except JobError:
                 ledger, key = paths(self.kit / "site")
                 configuration = SiteConfiguration(
-                    self.kit / "m.csv", self.kit / "bags", ledger=ledger, ledger_key=key
+                    {"manifest": self.kit / "m.csv", "bags": self.kit / "bags"},
+                    ledger=ledger,
+                    ledger_key=key,
                 )
-            books = Books(configuration, policy, Open(), rounds=3, weights=0, run=self.run, labels=["a", "b"])
+            books = Books(
+                configuration,
+                policy,
+                Open(),
+                rounds=3,
+                weights=0,
+                run=self.run,
+                labels=["a", "b"],
+                data="bags",
+            )
             handshake.admit(handshake.Admitted(self.engine.job, policy, 3, books), fl_ctx)
         return fl_ctx
 

@@ -36,8 +36,8 @@ from histoflare.privacy.plan import Open
 from histoflare.privacy.policy import POLICIES
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
 from histoflare.rounds.strategies import STRATEGIES
-from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE
 from histoflare.site.messages import TrainAnswer, digest_of
+from histoflare.site.site_file import SITE_FILE, SITES_VARIABLE
 from tests.privacy.ledgers import paths, site_lines
 
 from ..rounds.throwaway import Normalised, Paced

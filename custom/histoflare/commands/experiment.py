@@ -33,9 +33,10 @@ from histoflare.rounds.round import count_sent_by_job
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, digest, n_bytes
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.data import SiteData, check_resolutions, device_of, load_site_data, pool_site_data
+from histoflare.site.data import device_of, load_site_data
+from histoflare.site.kinds import kind_of
+from histoflare.site.kinds.kind import PageParts, SiteData
 from histoflare.site.overlap import check_apart
-from histoflare.site.pictures import build_site_page
 from histoflare.storage import write_json
 
 REPORT_FILE = "report.json"
@@ -99,7 +100,7 @@ def load_experiment(experiment: Experiment, clock: PhaseClock) -> Loaded:
             sites={site: experiment.sites[site] for site in cohorts},
             external={name: experiment.external[name] for name in outside},
         )
-        check_resolutions(job.task, taking_part.sites)
+        kind_of(job.task.data).check_resolutions(job.task, taking_part.sites)
         everyone = {**taking_part.sites, **taking_part.external}
         for warning in check_apart(everyone, job.task.data, protected=job.plan.protects):
             _warn(warning)
@@ -161,7 +162,7 @@ def run_loaded(
     job, taking_part = experiment.job, replace(loaded.taking_part, job=experiment.job)
     cohorts, outside = loaded.cohorts, loaded.outside
     refused, untested = loaded.refused, loaded.untested
-    external = pool_site_data(job.task, list(outside.values()), EXTERNAL) if outside else None
+    external = kind_of(job.task.data).pool(list(outside.values()), EXTERNAL) if outside else None
     courses = _plan_bounds(job, cohorts)  # before the rounds: what it has to say must not cost them
     federated = federate(taking_part, cohorts, out, bars, clock, running)
     lost = _never_took_part(federated, cohorts)
@@ -170,7 +171,7 @@ def run_loaded(
         unread = _unreadable(experiment, federated, outside)
         if unread:
             outside, untested = _without(outside, unread), untested | unread
-            external = pool_site_data(job.task, list(outside.values()), EXTERNAL) if outside else None
+            external = kind_of(job.task.data).pool(list(outside.values()), EXTERNAL) if outside else None
         if lost:
             cohorts = _without(cohorts, lost)
             if not cohorts:
@@ -208,7 +209,7 @@ def run_loaded(
         out / MODEL_FILE,
         job.strategy.personalize(federated.state, {}),
         job.task,
-        mosaic=None if job.task.data == "images" else _mosaic(cohorts),
+        mosaic=kind_of(job.task.data).mosaic(list(cohorts.values())),
         protocol_sha256=protocol_digest(job.protocol),
         training=training,
     )
@@ -265,7 +266,7 @@ def _unreadable(
     unread: dict[str, HistoflareError] = {}
     for site, cohort in cohorts.items():
         try:
-            again = pool_site_data(job.task, [cohort], site)  # from disk: the pool has nothing in memory
+            again = kind_of(job.task.data).pool([cohort], site)  # from disk: the pool has nothing in memory
             predict(job.task, state, again, "all", experiment.device)
         except (HistoflareError, OSError) as error:
             unread[site] = error if isinstance(error, HistoflareError) else JobError(str(error))
@@ -309,20 +310,20 @@ def write_site_pages(
         for site, configuration in everyone.items():
             own = job.strategy.personalize(federated.state, federated.site_states.get(site, {}))
             model = load_model(job.task, own, device_of(configuration))
-            known: dict[str, Any] = {
-                "alias": federated.pseudonyms.get(site, ""),
-                "update_bytes": update_bytes,
-            }
-            data, report = outcome.cohorts[site], outcome.report
+            local = outcome.local.get(site)
+            parts = PageParts(
+                site,
+                configuration,
+                outcome.cohorts[site],
+                job.task,
+                model,
+                outcome.report,
+                alone=None if local is None else load_model(job.task, local, device_of(configuration)),
+                alias=federated.pseudonyms.get(site, ""),
+                update_bytes=update_bytes,
+            )
             try:
-                if job.task.data == "images":
-                    from histoflare.site.image_pictures import build_image_site_page
-
-                    local = outcome.local.get(site)
-                    alone = None if local is None else load_model(job.task, local, device_of(configuration))
-                    page = build_image_site_page(site, data, job.task, model, report, alone=alone, **known)
-                else:
-                    page = build_site_page(site, configuration, data, job.task, model, report, **known)
+                page = kind_of(job.task.data).build_page(parts)
             except HistoflareError as error:
                 _warn(f"{site} gets no page ({error.reason}): {error}")
                 continue
@@ -398,7 +399,7 @@ def _train_bounds(
 ) -> _Trained:
     job = experiment.job
     sites = {site: cohorts[site] for site in sorted(cohorts)}
-    pooled = pool_site_data(job.task, list(sites.values()), POOLED)
+    pooled = kind_of(job.task.data).pool(list(sites.values()), POOLED)
     noiseless = without_noise(own, job.seed) if job.plan.protects else None
     names = "bounds (each site alone, all pooled)"
     models = len(own.local) + (own.pooled is not None)
@@ -490,12 +491,3 @@ def _other_plans(job: Job, epsilons: Sequence[float]) -> list[PrivacyPlan]:
         if plan != job.plan:
             plans.append(plan)
     return [*plans, job.plan.without_noise(job.seed)]
-
-
-def _mosaic(cohorts: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the mosaic parameters of the first bag: a model is used on slides cut as its own were."""
-    from histoflare.bags.bag import read_header
-
-    record = next(iter(cohorts.values())).records[0]
-    mosaic = read_header(record.path).mosaic
-    return None if mosaic is None else dict(mosaic)

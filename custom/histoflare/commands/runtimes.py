@@ -23,7 +23,7 @@ from histoflare.flare.workstation import Workstation, federation_up
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.data import SiteData
+from histoflare.site.kinds.kind import SiteData
 
 FEDERATION_FOLDER = "federation"
 

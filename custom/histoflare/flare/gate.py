@@ -31,10 +31,11 @@ from histoflare.privacy.policy import Policy
 from histoflare.reasons import REASONS
 from histoflare.rounds.round import check_numbers
 from histoflare.rounds.strategy import Strategy
-from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
+from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.ledgers import ledger_holds
 from histoflare.site.messages import digest_of
 from histoflare.site.refusals import note_refusal, say_refusal
+from histoflare.site.site_file import read_own_file
 
 
 class Gate(Filter):
@@ -109,7 +110,7 @@ class _Site:
     def _configuration(self) -> SiteConfiguration:
         local = Path(self.fl_ctx.get_engine().get_workspace().get_site_config_dir())
         site = self.fl_ctx.get_identity_name()
-        return read_site_file(find_site_file(site, local), site)
+        return read_own_file(site, local)
 
 
 def refused(reason: str) -> Shareable:
@@ -220,7 +221,6 @@ def _restore_cookies(fl_ctx: FLContext) -> None:
 def _pseudonym(fl_ctx: FLContext) -> str | None:
     local = Path(fl_ctx.get_engine().get_workspace().get_site_config_dir())
     try:
-        configuration = read_site_file(find_site_file(fl_ctx.get_identity_name(), local))
+        return read_own_file(fl_ctx.get_identity_name(), local).pseudonym
     except HistoflareError:
         return None
-    return getattr(configuration, "pseudonym", None)

@@ -36,7 +36,7 @@ from histoflare.flare.record import (
 )
 from histoflare.flare.tensors import as_arrays, as_state, tensor_bytes
 from histoflare.rounds.strategy import split
-from histoflare.site.configuration import is_pseudonym
+from histoflare.site.site_file import is_pseudonym
 from histoflare.storage import write_json
 
 TASK_CHECK_SECONDS = 0.05

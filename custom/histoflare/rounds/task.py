@@ -62,7 +62,7 @@ class Task(Protocol):
     """
 
     data: ClassVar[str]
-    """The kind of data it is trained on, as a site knows it: ``"bags"`` or ``"images"``."""
+    """The kind of data it is trained on, by its name in ``site.kinds``."""
 
     @property
     def labels(self) -> Sequence[str]:

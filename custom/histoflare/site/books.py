@@ -48,7 +48,7 @@ class Books:
         configuration: The site's. policy: Of the job's scope. plan: The job's, settled for its rounds.
         rounds: Of the job. run: Its run; the same for a job that goes on after another.
         weights: How many numbers leave in a round (``rounds.round.count_sent_by_job``).
-        labels: Of the task. data: The kind of data it is trained on, ``"bags"`` or ``"images"``.
+        labels: Of the task. data: The kind of data it is trained on (``site.kinds``).
         split: The protocol's rule, for a manifest without a split column.
 
     Raises:
@@ -65,7 +65,7 @@ class Books:
         weights: int,
         run: str,
         labels: list[str],
-        data: str = "bags",
+        data: str,
         split: SplitRule = DEFAULT_SPLIT,
     ) -> None:
         if not is_run_name(run):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,8 +29,7 @@ from histoflare.report.site_page import (
     encode_picture,
     sent_rows,
 )
-from histoflare.site.configuration import SiteConfiguration, bags_of
-from histoflare.slides.manifest import Manifest, ManifestRow, read_manifest
+from histoflare.slides.manifest import Manifest, ManifestRow
 from histoflare.slides.mosaic import MosaicParameters, build_mosaic
 from histoflare.slides.overlay import VIRIDIS, draw_attention, draw_overlay, read_picture
 from histoflare.slides.reader import Slide
@@ -54,7 +53,8 @@ class _Plan:
 
 def build_site_page(
     site: str,
-    configuration: SiteConfiguration,
+    manifest: Manifest,
+    bags: Path,
     cohort: Cohort,
     task: BagTask,
     model: nn.Module | None,
@@ -64,6 +64,7 @@ def build_site_page(
     update_bytes: int | None = None,
     most_pictures: int = MOST_PICTURES,
     threads: int = THREADS,
+    on_slide: Callable[[int, int], None] = lambda done, total: None,
 ) -> SitePage:
     """Return the page of ``site``, its pictures drawn.
 
@@ -71,20 +72,18 @@ def build_site_page(
     Memory holds ``threads`` open slides and the finished pictures, at most 60 kB each, three a slide.
 
     Args:
-        cohort: The site's bags (``site.work.load_site_cohort``).
+        manifest: The site's slides. bags: The folder of their bags. cohort: The bags, loaded.
         model: The federated model as this site uses it, in evaluation mode; None leaves out what it says.
         report: The consortium's report.
         alias: The site's name in the report, where that is another.
         update_bytes: Size of one update's tensors.
         most_pictures: Slides that get pictures; test slides first.
         threads: Slides read at once.
+        on_slide: Told how many slides are drawn, and of how many.
 
     Raises:
-        ManifestError: The manifest cannot be read.
         BagError: A bag is damaged or was changed.
     """
-    manifest_file, bags = bags_of(configuration)
-    manifest = read_manifest(manifest_file, labels=task.manifest_labels, check_files=False)
     by_id = {manifest.row_id(row): row for row in manifest.rows}
     there = {name for name, row in by_id.items() if row.slide.exists()}  # they get the pictures
     records = sorted(
@@ -105,7 +104,10 @@ def build_site_page(
             plans.append(_Plan(by_id[record.slide_id], record, relative))
     limit = attention_limit([plan.relative for plan in plans if plan.relative is not None])
     with ThreadPoolExecutor(max(1, threads), thread_name_prefix="pictures") as pool:
-        pictures = list(pool.map(lambda plan: _draw(plan, limit), plans))
+        pictures = []
+        for each in pool.map(lambda plan: _draw(plan, limit), plans):
+            pictures.append(each)
+            on_slide(len(pictures), len(plans))
     drawn = {plan.record.slide_id: each for plan, each in zip(plans, pictures, strict=True)}
     return SitePage(
         site=site,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,15 +18,14 @@ from histoflare.rounds.state import State
 from histoflare.rounds.strategy import split as split_state
 from histoflare.rounds.task import PredictionTable
 from histoflare.seeds import derive_seed
-from histoflare.site.data import SiteData, device_of, load_site_data, prepare_site_data
+from histoflare.site.data import device_of, load_site_data
+from histoflare.site.kinds import kind_of
+from histoflare.site.kinds.kind import Say, SiteData
 from histoflare.site.messages import Arrays, EvaluateAnswer, TrainAnswer, TrainerSetup
 from histoflare.site.records import RunRecords
 
 METRIC_SPLIT = "validation"
 """The split that metrics sent with an update are of: a model must not be chosen by test patients."""
-
-Say = Callable[[str], None]
-"""Says a line to the person at this site."""
 
 
 class SiteWork:
@@ -150,7 +149,7 @@ class SiteWork:
     def _data(self) -> SiteData:
         if self._cohort is None:
             setup = self._setup
-            prepare_site_data(setup.site, self._task, setup.configuration, self._say)
+            kind_of(self._task.data).prepare(setup.site, self._task, setup.configuration, self._say)
             cohort = load_site_data(setup.site, self._task, setup.configuration, setup.split)
             for warning in cohort.warnings:
                 self._say(f"{setup.site}: {warning}")

@@ -16,7 +16,7 @@ from histoflare.errors import JobError
 from histoflare.seeds import derive_seed
 from histoflare.slides.manifest import ManifestRow, write_manifest
 from histoflare.slides.splits import Split
-from histoflare.slides.tissue_texture import Stain
+from histoflare.synthetic.tissue_texture import Stain
 
 LABELS = ("glandular", "solid")
 EXTERNAL = "external"
@@ -71,7 +71,7 @@ class SyntheticCohort:
         slides_per_hospital: Slides of a hospital; its last patient may thereby have fewer than drawn.
         slides_external: Slides of the external site.
         more_patients: Further patients of each hospital, with one slide each that is planned and never drawn:
-            a bag of generated tissue stands for it (``bags.synthetic_bags``).
+            a bag of generated tissue stands for it (``synthetic.bags``).
         more_external: The same of the external site.
         um_field: Side of the square slide.
         seed: Of everything.
