@@ -27,7 +27,7 @@ lint: $(STAMP) ## ruff (style and imports) and mypy (types, strict)
 
 test: lint ## lint, then every test: the quick ones first, then those with processes of their own, two at a time
 	$(BIN)/python -m pytest -m 'not slow' -n logical --maxprocesses 4 --dist loadfile --durations 10
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup --durations 10
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations 10
 
 # What a person gives as SLIDES, OUT, TASK, SITES and BAGS reaches the shell in its environment: paths may have blanks.
 demo: $(STAMP) ## four hospitals and an external one through FLARE: demo-run/report.json (SLIDES=folder for your own: folder-run/; TASK=segmentation)

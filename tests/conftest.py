@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -23,14 +25,17 @@ settings.register_profile("check", deadline=None, derandomize=True)
 settings.load_profile("check" if os.environ.get("CI") else "person")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file with one worker (``--dist loadgroup``): they share what was made for them.
+class _ByFederation(LoadFileScheduling):
+    """A file's tests go to one worker, and so do those of ``flare/hostile``: they share one federation."""
 
-    The files of ``flare/hostile`` share one federation.
-    """
-    for item in items:
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group(folder if folder == "hostile" else item.path.stem))
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "tests/flare/hostile" if file.startswith("tests/flare/hostile/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    """Return what deals the tests to the workers (``--dist loadfile``)."""
+    return _ByFederation(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

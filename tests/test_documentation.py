@@ -337,9 +337,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for sites, bags in (("my-sites", "my-run/bags"), ("lung", "lung-run/bags")):
         for name in ("clinic-a", "clinic-b", "external"):
             site = relabel(write_site(folder / sites, name, encoder="imported:uni", features=16), *LUNG)
-            assert site.bags is not None
             (folder / bags).mkdir(parents=True, exist_ok=True)
-            site.bags.rename(folder / bags / name)
+            site.files["bags"].rename(folder / bags / name)
     make_image_site(folder / "clinic-a", 0, patients=3, side_px=64)
     model = folder / "result" / "JOB_ID" / "workspace" / "global_model.safetensors"
     task = read_job(JOBS / "mem_fedavg").task

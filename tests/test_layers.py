@@ -5,23 +5,37 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pytest
 
-ROOMS = ("slides", "bags", "masks", "privacy", "rounds", "report", "site", "flare", "commands")
-GROUND = {"errors", "extras", "checks", "ranges", "reasons", "storage", "seeds", "model_file", "shipped"}
+from histoflare.site.kinds import KINDS
+
+ROOMS = ("slides", "bags", "masks", "synthetic", "privacy", "rounds", "report", "site", "flare", "commands")
+GROUND = {
+    "errors",
+    "extras",
+    "checks",
+    "ranges",
+    "reasons",
+    "storage",
+    "seeds",
+    "model_file",
+    "ensemble",
+    "shipped",
+}
 ALLOWED = {
     "slides": set(),
     "bags": {"slides"},
     "masks": {"slides"},
+    "synthetic": {"slides", "bags", "masks"},  # nothing that runs at a hospital imports it
     "privacy": set(),
     "rounds": {"privacy"},
     "report": {"rounds", "privacy"},
     "site": {"slides", "bags", "masks", "privacy", "rounds", "report"},
     "flare": {"slides", "bags", "masks", "privacy", "rounds", "report", "site"},
-    "commands": {"slides", "bags", "masks", "privacy", "rounds", "report", "site", "flare"},
+    "commands": {"slides", "bags", "masks", "synthetic", "privacy", "rounds", "report", "site", "flare"},
 }
 LIBRARY_HOME = {"openslide": {"slides"}, "nvflare": {"flare"}, "typer": {"commands", "cli"}}
 FORBIDDEN_IN_PRIVACY = {"nvflare", "openslide", "monai"}
@@ -72,6 +86,8 @@ def test_every_import_goes_downward(repository: Path) -> None:
         ("bags", "import nvflare.apis.executor"),
         ("rounds", "from histoflare import flare"),
         ("bags", "import openslide"),
+        ("bags", "from histoflare.synthetic.slides import reference_patches"),
+        ("site", "from histoflare import synthetic"),
         ("privacy", "from histoflare.bags import mem"),
     ],
 )
@@ -120,6 +136,55 @@ def test_a_circle_is_seen() -> None:
     through = {"a": {"b"}, "b": {"c", "os"}, "c": {"a", "f"}, "d": {"a"}, "e": {"d"}, "f": set()}
     assert circle(through) == ["a", "b", "c"]
     assert not circle({"a": {"b", "c"}, "b": {"c"}, "c": {"os"}})
+
+
+def kind_comparisons(source: str, kinds: Collection[str]) -> list[int]:
+    """Return the lines on which something is compared with the name of a kind of data, or its constant."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare):
+            compared = [part for side in (node.left, *node.comparators) for part in ast.walk(side)]
+        elif isinstance(node, ast.MatchValue):
+            compared = [node.value]
+        else:
+            continue
+        constants = {part.value for part in compared if isinstance(part, ast.Constant)}
+        names = {part.id.lower() for part in compared if isinstance(part, ast.Name) and part.id.isupper()}
+        if (constants | names) & set(kinds):
+            lines.append(node.lineno if isinstance(node, ast.Compare) else node.value.lineno)
+    return lines
+
+
+def test_nobody_asks_what_kind_of_data_there_is(repository: Path) -> None:
+    """A kind brings what it needs (``site.kinds``): nothing outside it decides by a kind's name."""
+    package = repository / "custom" / "histoflare"
+    found = [
+        f"{path.relative_to(package)}, line {line}"
+        for path in sorted(package.rglob("*.py"))
+        if not path.is_relative_to(package / "site" / "kinds")
+        for line in kind_comparisons(path.read_text(), KINDS)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'task.data == "images"',
+        '"bags" != data',
+        'data in ("films", "images")',
+        "content['data'] == IMAGES",
+        "kind is not BAGS",
+        'match data:\n    case "bags": pass',
+    ],
+)
+def test_a_comparison_with_a_kind_is_seen(line: str) -> None:
+    assert kind_comparisons(line, KINDS)
+
+
+@pytest.mark.parametrize("line", ['counts = {"images": 3}', "kind_of(data) is kind_of(other)", "BAGS.load()"])
+def test_what_is_no_comparison_with_a_kind_is_none(line: str) -> None:
+    assert not kind_comparisons(line, KINDS)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ run on one workstation (``model.safetensors``) and ``masks pretrained``. Its one
     Of a federation's model: the run's name and the round, counted from 0; else null.
 ``training``
     Strategy, rounds, seed and the like.
+``models``
+    How many models of the task it holds, where it is more than one: an ensemble (``histoflare.ensemble``).
 
 It holds no paths, and no names or counts of slides or patients.
 """
@@ -56,6 +58,12 @@ PLACES = (MODEL_FILE, GLOBAL_MODEL_FILE, f"workspace/{GLOBAL_MODEL_FILE}")
 OF_STRATEGY = "strategy/"
 """Tensors that a strategy keeps in a global model, beside the model's own."""
 
+WORKS = {
+    "bags": "it classifies slides (histoflare classify)",
+    "images": "it segments slides (histoflare segment)",
+}
+"""Kind of data → what a model on it does, for whoever took it for one on other data."""
+
 LARGEST_SAFETENSORS_HEADER_BYTES = 1 << 24
 LARGEST_HEADER_BYTES = 1 << 20
 _LENGTH_BYTES = 8
@@ -74,6 +82,7 @@ class ModelTask(Protocol):
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Any: ...
     def build_model(self) -> nn.Module: ...
+    def average(self, outputs: Tensor) -> Tensor: ...
 
 
 Task = TypeVar("Task", bound=ModelTask)
@@ -95,6 +104,7 @@ class ModelHeader:
     run: str | None
     round: int | None
     training: dict[str, Any]
+    models: int = 1
 
     @property
     def labels(self) -> list[str]:
@@ -110,25 +120,26 @@ class ModelHeader:
     def check_data(self, data: str) -> None:
         """Raise :class:`JobError` unless the model works on ``data``."""
         if self.data != data:
-            other = "it segments slides (histoflare segment)"
-            if self.data == "bags":
-                other = "it classifies slides (histoflare classify)"
-            raise invalid(self.path, other)
+            raise invalid(self.path, WORKS.get(self.data, f"it works on {self.data}"))
 
 
 @dataclass(frozen=True)
 class LoadedModel(Generic[Task]):
-    """A model file, read: its header, its task, and the model's tensors in the model's own order."""
+    """A model file, read: its header, its task, and the tensors of its model or ensemble, in its order."""
 
     header: ModelHeader
     task: Task
     state: dict[str, Tensor]
 
     def build_model(self) -> Any:
-        """Return the task's model with these tensors, in evaluation mode."""
-        model = self.task.build_model()
-        model.load_state_dict(self.state)
-        return model.eval()
+        """Return the task's model with these tensors, or the ensemble that they are, in evaluation mode."""
+        from histoflare.ensemble import assemble, split_models
+
+        members = []
+        for state in split_models(self.state):
+            members.append(self.task.build_model())
+            members[-1].load_state_dict(state)
+        return assemble(members, self.task.average).eval()
 
 
 def save_model(
@@ -143,14 +154,22 @@ def save_model(
     """Write a trained model, whole or not at all; the same arguments give the same bytes.
 
     Args:
-        state: The model's tensors. task: Makes the model.
+        state: The model's tensors, or an ensemble's (``ensemble.join_models``). task: Makes the model.
         mosaic, protocol_sha256, training: Of the header, see the module; plain JSON.
 
     Raises:
         JobError: The state is not one of the task's model, or not finite.
     """
+    from histoflare.ensemble import split_models
+
     _order(state, task, f"The model for {path.name}")
-    header = describe_model(task, mosaic=mosaic, protocol_sha256=protocol_sha256, training=training)
+    header = describe_model(
+        task,
+        mosaic=mosaic,
+        protocol_sha256=protocol_sha256,
+        training=training,
+        models=len(split_models(state)),
+    )
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     write_model_file(path, tensors, header, public=True)
 
@@ -163,10 +182,12 @@ def describe_model(
     run: str | None = None,
     round_index: int | None = None,
     training: Mapping[str, Any] | None = None,
+    models: int = 1,
 ) -> dict[str, Any]:
-    """Return the header of a model of ``task``."""
+    """Return the header of a model of ``task``, or of an ensemble of several."""
     arguments = task.to_json()
     return {
+        **({} if models == 1 else {"models": models}),
         "version": VERSION,
         "data": task.data,
         "model": task.model_name,
@@ -232,20 +253,23 @@ def read_model_header(path: Path) -> ModelHeader:
         raise invalid(file, "its header names no task")
     header = ModelHeader(
         path=file,
-        data="images" if "network" in task else "bags",
+        data=said.get("data", "") if entry == ENTRY else _data_of_earlier(task),
         task=task,
         mosaic=said.get("mosaic"),
         protocol_sha256=said.get("protocol_sha256"),
         run=said.get("run"),
         round=said.get("round"),
         training=said.get("training") or {},
+        models=said.get("models", 1),
     )
     wanted = {
+        "data": isinstance(header.data, str) and header.data != "",
         "mosaic": isinstance(header.mosaic, dict | None),
         "protocol_sha256": isinstance(header.protocol_sha256, str | None),
         "run": isinstance(header.run, str | None),
         "round": header.round is None or is_whole(header.round, 0),
         "training": isinstance(header.training, dict),
+        "models": type(header.models) is int and header.models >= 1,
     }
     if wrong := [name for name, fits in wanted.items() if not fits]:
         raise invalid(file, f"its header has no readable {', '.join(wrong)}")
@@ -265,6 +289,8 @@ def read_model_file(path: Path, kind: type[Task]) -> LoadedModel[Task]:
     """
     import safetensors.torch
 
+    from histoflare.ensemble import split_models
+
     header = read_model_header(path)
     header.check_data(kind.data)
     task: Task = kind.from_json(header.task)
@@ -272,9 +298,18 @@ def read_model_file(path: Path, kind: type[Task]) -> LoadedModel[Task]:
         found = safetensors.torch.load_file(header.path)
     except (safetensors.SafetensorError, OSError) as error:
         raise invalid(header.path, f"it is damaged ({error})") from error
-    state = {name: tensor for name, tensor in found.items() if not name.startswith(OF_STRATEGY)}
+    state = handed_out(found)
+    if len(split_models(state)) != header.models:
+        raise invalid(header.path, f"its header says that it holds {header.models}, and it does not")
     order = _order(state, task, f"The model file {header.path}")
     return LoadedModel(header, task, {name: state[name] for name in order})
+
+
+def handed_out(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what a file's tensors hand out: its model, or its ensemble, without what a run goes on from."""
+    from histoflare.ensemble import only_models
+
+    return only_models({n: tensor for n, tensor in tensors.items() if not n.startswith(OF_STRATEGY)})
 
 
 def find_model_file(path: Path) -> Path:
@@ -297,6 +332,11 @@ def invalid(path: Path, what: str) -> JobError:
     return JobError(f"{path} cannot be used as a model: {what}.", reason="MODEL_FILE_INVALID")
 
 
+def _data_of_earlier(task: Mapping[str, Any]) -> str:
+    """Return what a model of an earlier version works on: its header has the task alone."""
+    return "images" if "network" in task else "bags"
+
+
 def _read_metadata(path: Path) -> dict[str, str]:
     """Return a safetensors file's metadata; what is too large is refused before it is parsed."""
     try:
@@ -311,10 +351,17 @@ def _read_metadata(path: Path) -> dict[str, str]:
 
 
 def _order(state: Mapping[str, Tensor], task: ModelTask, whose: str) -> list[str]:
-    """Return the names in the model's order; raises :class:`JobError` unless ``state`` is a state of it."""
+    """Return the names in the model's order; raises :class:`JobError` unless ``state`` is one of it.
+
+    An ensemble's, member by member: each must be a state of the model.
+    """
     import torch
 
-    expected = task.build_model().state_dict()
+    from histoflare.ensemble import tensor_name
+
+    prefixes = dict.fromkeys(name.removesuffix(tensor_name(name)) for name in state) or {"": None}
+    like = task.build_model().state_dict()
+    expected = {prefix + name: tensor for prefix in prefixes for name, tensor in like.items()}
     wrong = sorted(set(state) ^ set(expected))
     wrong += [name for name in expected if name in state and state[name].shape != expected[name].shape]
     wrong += [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]

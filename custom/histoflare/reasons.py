@@ -227,6 +227,11 @@ REASONS = {
     "NOT_ADMITTED": Reason("The site's admission had not let this job in, so nothing was trained."),
     "NOT_FINITE": Reason("The update held numbers that are not finite: training had diverged."),
     "NOT_RELEASED": Reason("The update did not carry the site's release stamp, so it was not used."),
+    "NUMBER_NOT_ALLOWED": Reason(
+        "The site's policy does not let a number out that the strategy sends beside an update.",
+        lead="Choose another strategy, or have the site's policy list the number.",
+        site="'histoflare policy show --all' lists the numbers that may leave.",
+    ),
     "OUTPUT_TAKEN": Reason("The output folder held what another run had left."),
     "POLICY_INVALID": Reason(
         "A policy file of the site is missing or wrong; without its policies nothing leaves.",

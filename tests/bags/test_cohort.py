@@ -11,10 +11,11 @@ import torch
 
 from histoflare.bags import cohort as cohort_module
 from histoflare.bags.bag import BAG_VERSION, Bag, BagHeader, write_bag
-from histoflare.bags.cohort import LISTED_PROBLEMS, load_cohort, pooled
+from histoflare.bags.cohort import load_cohort, pooled
 from histoflare.bags.folder import LEFT_OUT
 from histoflare.bags.targets.classes import Classes
 from histoflare.errors import BagError
+from histoflare.slides.cohort import LISTED_PROBLEMS
 from histoflare.slides.manifest import Manifest
 from histoflare.slides.splits import SplitRule
 

@@ -18,9 +18,8 @@ from torch import nn
 from histoflare.bags import densenet as densenet_module
 from histoflare.bags import encoder as encoder_module
 from histoflare.bags.encoder import load_encoder, load_encoder_of
-from histoflare.bags.preprocessing import IMAGENET, SUFFIX, Preprocessing
+from histoflare.bags.preprocessing import SUFFIX, Preprocessing
 from histoflare.errors import EncoderError
-from histoflare.slides.synthetic import reference_patches
 from tests.refusals import raises_reason
 
 
@@ -154,31 +153,6 @@ def random_encoder() -> encoder_module.Encoder:
 def test_random_encoder_is_named_so_and_built_once(random_encoder: encoder_module.Encoder) -> None:
     assert "random" in random_encoder.id
     assert load_encoder("densenet121-random", device="cpu") is random_encoder
-
-
-def test_random_encoder_has_unit_statistics_on_its_reference_patches() -> None:
-    """With statistics of the batch itself, what enters each norm's scale has mean 0 and variance 1."""
-    network = densenet_module.densenet121()
-    images = IMAGENET.apply(random_patches(8))
-    densenet_module.set_statistics(network, images)
-    seen: list[torch.Tensor] = []
-    norm = network.layers.denseblock2.denselayer3.layers.norm1
-    norm.register_forward_hook(lambda _module, _inputs, output: seen.append(output.clone()))
-    with torch.no_grad():
-        network(images)
-    torch.testing.assert_close(seen[0].mean(dim=(0, 2, 3)), torch.zeros(norm.num_features), atol=2e-2, rtol=0)
-    torch.testing.assert_close(seen[0].var(dim=(0, 2, 3)), torch.ones(norm.num_features), atol=2e-2, rtol=0)
-
-
-def test_random_features_are_standardised_on_the_reference_patches(
-    random_encoder: encoder_module.Encoder,
-) -> None:
-    """Their mean over those patches is 0 and their deviation 1, but for constant ones."""
-    count, size_px = encoder_module.REFERENCE_FEATURE_PATCHES, encoder_module.REFERENCE_PATCH_PX
-    patches = torch.from_numpy(reference_patches(count, size_px)).permute(0, 3, 1, 2)
-    features = random_encoder.encode(patches)  # (count, 1024)
-    torch.testing.assert_close(features.mean(dim=0), torch.zeros(1024), atol=1e-2, rtol=0)
-    torch.testing.assert_close(features.std(dim=0).median(), torch.tensor(1.0), atol=1e-2, rtol=0)
 
 
 def test_features_depend_neither_on_the_batch_nor_on_its_size(random_encoder: encoder_module.Encoder) -> None:

@@ -254,10 +254,10 @@ class Normed(BagModel):
         return Attended(self.head(x.mean(dim=-2).flatten(end_dim=-2)), mask[..., None, :] / mask.sum())
 
 
-@pytest.mark.parametrize("settings", [Mixing(), Declaring()], ids=["undeclared", "declared"])
-def test_a_model_that_mixes_samples_is_refused_under_dp_sgd(settings: ModelSettings) -> None:
+@pytest.mark.parametrize("mixing", [Mixing(), Declaring()], ids=["undeclared", "declared"])
+def test_a_model_that_mixes_samples_is_refused_under_dp_sgd(mixing: ModelSettings) -> None:
     with pytest.raises(JobError) as caught:
-        PLAN.admits(FedAvg(weighting="uniform"), task_of(settings), PLAIN)
+        PLAN.admits(FedAvg(weighting="uniform"), task_of(mixing), PLAIN)
     assert caught.value.reason == "MODEL_NOT_PRIVATE"
 
 

@@ -56,6 +56,9 @@ class Number(Target):
     def losses(self, outputs: Tensor, values: Tensor) -> Tensor:
         return (outputs[..., 0] - values / self.unit).square()
 
+    def average(self, outputs: Tensor) -> Tensor:
+        return outputs.mean(dim=0)
+
     def answer(self, outputs: Floats) -> Said:
         return Said(self.say(float(outputs[0]) * self.unit), {})
 

@@ -1,11 +1,11 @@
 """A step of DP-SGD on MEM beside a plain step: time and memory of each way to its clipped gradients.
 
-    python tests/benchmarks/bench_dp_step.py [--patches 50 200] [--steps 15] [--threads 1]
+    python -m tests.benchmarks.bench_dp_step [--patches 50 200] [--steps 15] [--threads 1]
 
 MEM is the job's (features 1024, memories 10, dim 128, hidden 256; 1.6 million parameters), a step is eight
 records of one slide each, then Adam. ``plain`` has them in one batch and no protection. ``one by one`` is
 what training under protection does. The others take the eight in one batch, for comparison: they are no
-protection against who chose the model (see ``histoflare.privacy.gradients``). All have the same secure noise.
+protection against who chose the model (see ``gradient_engines``). All have the same secure noise.
 Time: all take a step in turn in one process, so that a busy machine is busy for all; the fastest. Memory: a
 process for each; by how much its peak grows in three steps over what it holds with model and batch loaded.
 ``noise`` is the time of drawing a step's noise alone, and ``- noise`` the time of the rest of the step.
@@ -30,12 +30,11 @@ from torch import Tensor
 from histoflare.bags.patients import collate_patients
 from histoflare.bags.task import collate
 from histoflare.privacy.dpsgd import private_gradient
-from histoflare.privacy.gradients import sum_of_clipped_gradients
 from histoflare.privacy.mechanism import add_noise
 from histoflare.privacy.noise import SecureNoise
-from histoflare.privacy.requirements import ENGINES
 
 from ..mem import make_mem_task
+from .gradient_engines import ENGINES, sum_of_clipped_gradients
 
 TASK = make_mem_task(["a", "b"], "encoder", max_patches=None)
 RECORDS = 8
@@ -151,8 +150,8 @@ def main() -> None:
         times = fastest(patches, options.steps)
         memory = {}
         for case in CASES:
-            command = [sys.executable, __file__, "--memory-of", case, "--patches", str(patches)]
-            command += ["--threads", str(options.threads)]
+            command = [sys.executable, "-m", "tests.benchmarks.bench_dp_step", "--memory-of", case]
+            command += ["--patches", str(patches), "--threads", str(options.threads)]
             found = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=os.environ | RETURN_FREED)
             memory[case] = json.loads(found.stdout)
         print(f"\n{patches} patches a bag; the noise of a step takes {times['noise']:.1f} ms")

@@ -51,9 +51,9 @@ def run_seed(seed: int, index: Path, folder: Path, job_name: str = "mem_fedavg")
     found = find_sites(folder / "slides")
     where = {}
     for name, path in (found.sites | found.external).items():
-        where[name] = SiteConfiguration(path, folder / "bags" / name)
+        where[name] = SiteConfiguration({"manifest": path, "bags": folder / "bags" / name})
         parameters = MosaicParameters(mpp=job.task.mpp, patch_px=job.task.patch_px)
-        prepare(read_manifest(path, labels=job.task.labels), where[name].bags, encoder, parameters)
+        prepare(read_manifest(path, labels=job.task.labels), where[name].files["bags"], encoder, parameters)
     experiment = Experiment(
         job=job,
         sites={name: where[name] for name in found.sites},

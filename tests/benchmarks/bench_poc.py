@@ -167,7 +167,7 @@ def measure_dhunet(
     }
     job = write_variant(REPOSITORY / "jobs" / "dhunet_fedavg", folder / "job", changes)
     sites = {
-        site: SiteConfiguration(images=make_site(folder / "sites" / site, seed, side_px=224))
+        site: SiteConfiguration({"images": make_site(folder / "sites" / site, seed, side_px=224)})
         for seed, site in enumerate(SITES[:2])
     }
     return run_idle(job, sites, rounds, folder, stock=False)

@@ -25,7 +25,7 @@ from histoflare.bags.prepare import prepare
 from histoflare.slides.manifest import read_manifest
 from histoflare.slides.mosaic import MosaicParameters, build_mosaic
 from histoflare.slides.reader import Slide
-from histoflare.slides.synthetic import SyntheticCohort, make_slides
+from histoflare.synthetic.slides import SyntheticCohort, make_slides
 
 
 def time_phases(

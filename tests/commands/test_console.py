@@ -16,7 +16,7 @@ import pytest
 from histoflare.flare import processes
 from histoflare.flare.job import read_job
 from histoflare.flare.poc import Federation
-from histoflare.slides.synthetic import SyntheticCohort, make_slides
+from histoflare.synthetic.slides import SyntheticCohort, make_slides
 
 pytestmark = [pytest.mark.flare, pytest.mark.slow]
 

@@ -17,13 +17,15 @@ from typer.testing import CliRunner
 
 from histoflare.bags.efficientnet import find_packaged_weights
 from histoflare.cli import app
+from histoflare.commands.demo import CHAPTER_SETTINGS
 from histoflare.commands.options import DEMO_JOBS
 from histoflare.flare import processes
+from histoflare.flare.job_variant import write_variant
 from histoflare.flare.poc import STATE_FILE
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.ledger import Ledger
-from histoflare.slides import synthetic
-from histoflare.slides.synthetic import SyntheticCohort
+from histoflare.synthetic import slides as synthetic
+from histoflare.synthetic.slides import SyntheticCohort
 
 pytestmark = pytest.mark.slow
 
@@ -47,9 +49,15 @@ def here(*arguments: object) -> Any:
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
-    """A demo of two small hospitals in this process's runtime, with slides of a quarter of the usual area."""
+    """The first chapter's job at two small hospitals, in this process's runtime.
+
+    Its slides have a quarter of the usual area.
+    """
     out = tmp_path_factory.mktemp("demo")
-    job = repository / "jobs" / "mem_fedavg"
+    settings = CHAPTER_SETTINGS["mem_fedavg"]  # as the first chapter runs it
+    job = write_variant(
+        repository / "jobs" / "mem_fedavg", tmp_path_factory.mktemp("jobs") / "mem_fedavg", settings
+    )
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(synthetic, "SyntheticCohort", partial(SyntheticCohort, um_field=448.0))
         here("demo", "--out", out, "--job", job, "--runtime", "inprocess", *SMALL)

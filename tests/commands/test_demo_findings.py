@@ -12,7 +12,6 @@ import pytest
 
 from histoflare.bags.efficientnet import find_packaged_weights
 from histoflare.bags.encoder import EFFICIENTNET, load_encoder
-from histoflare.bags.synthetic_bags import FieldParameters, make_bags
 from histoflare.commands.demo import CHAPTER_SETTINGS, PATCHES_WITHOUT_SLIDE
 from histoflare.flare.job import Job
 from histoflare.flare.job_choice import choose_job
@@ -23,7 +22,8 @@ from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import SiteData, load_site_data, pool_site_data
-from histoflare.slides.synthetic_cohort import SyntheticCohort
+from histoflare.synthetic.bags import FieldParameters, make_bags
+from histoflare.synthetic.cohort import SyntheticCohort
 
 SMALLER = SyntheticCohort(external=False, slides_per_hospital=4, more_patients=40, seed=103)
 SEED = 2
@@ -51,7 +51,9 @@ def job_of(repository: Path, name: str) -> Job:
 def gains(job: Job, manifests: Mapping[str, Path], plan: Any) -> tuple[float, list[float]]:
     """Return the balanced accuracy of the federated model, and by how much it beats each site's own."""
     at = {
-        site: SiteConfiguration(manifest=path, bags=path.parent / "bags", records=path.parent / "records")
+        site: SiteConfiguration(
+            {"manifest": path, "bags": path.parent / "bags"}, records=path.parent / "records"
+        )
         for site, path in manifests.items()
     }
     sites: dict[str, SiteData] = {site: load_site_data(site, job.task, where) for site, where in at.items()}

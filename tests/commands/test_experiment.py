@@ -35,7 +35,7 @@ from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.strategies.cyclic import CyclicWeightTransfer
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.data import load_site_cohort, load_site_data
+from histoflare.site.data import load_site_data
 from histoflare.slides.manifest import read_manifest
 from tests.flare.bags_on_disk import relabel, write_site
 from tests.masks.made import TASK as MASK_TASK
@@ -57,7 +57,11 @@ def test_personal_layers_are_evaluated(tmp_path: Path, repository: Path) -> None
         report = run_experiment(experiment, tmp_path / "out", bars, PhaseClock()).report
     cohorts = {
         site: load_cohort(
-            site, read_manifest(w.manifest, task.labels, False), w.bags, task.target, task.encoder
+            site,
+            read_manifest(w.files["manifest"], task.labels, False),
+            w.files["bags"],
+            task.target,
+            task.encoder,
         )
         for site, w in sites.items()
     }
@@ -102,7 +106,7 @@ def test_accuracy_against_epsilon(plan: UpdateNoise | DpSgd, tmp_path: Path, rep
     assert smaller["epsilon"] == pytest.approx(1.0, rel=0.1)
     assert unprotected["epsilon_is_infinite"] is True
     assert own["noise_multiplier"] < smaller["noise_multiplier"]
-    cohorts = {site: load_site_cohort(site, job.task, made) for site, made in sites_of(tmp_path).items()}
+    cohorts = {site: load_site_data(site, job.task, made) for site, made in sites_of(tmp_path).items()}
     for entry, tried in (
         (smaller, replace(plan, budget_epsilon=1.0, budget_share=1.0).settled(2, 1000)),
         (unprotected, plan.settled(2, 1000).without_noise(job.seed)),
@@ -133,7 +137,8 @@ def test_accuracy_against_epsilon(plan: UpdateNoise | DpSgd, tmp_path: Path, rep
 
 def sites_of(folder: Path) -> dict[str, SiteConfiguration]:
     return {
-        site: SiteConfiguration(folder / site / "manifest.csv", folder / site / "bags") for site in ("a", "b")
+        site: SiteConfiguration({"manifest": folder / site / "manifest.csv", "bags": folder / site / "bags"})
+        for site in ("a", "b")
     }
 
 
@@ -158,7 +163,7 @@ def test_a_budget_that_no_noise_reaches_is_left_out(tmp_path: Path, repository: 
 def test_sites_with_images_get_their_own_pages(tmp_path: Path, repository: Path) -> None:
     job = replace(read_job(repository / "jobs" / "dhunet_fedavg"), task=MASK_TASK, rounds=30)
     sites = {
-        site: SiteConfiguration(images=make_site(tmp_path / site, seed, patients=3, side_px=64))
+        site: SiteConfiguration({"images": make_site(tmp_path / site, seed, patients=3, side_px=64)})
         for seed, site in enumerate(("tnbc-1", "dsb-2"))
     }
     cohorts = {site: load_site_data(site, job.task, at) for site, at in sites.items()}
@@ -185,7 +190,7 @@ def test_a_site_that_does_not_fit_ends_nobody_elses_run(tmp_path: Path, reposito
     sites["untrained"] = relabel(write_site(tmp_path, "untrained"), "test", column="split")
     outside = {
         "external": relabel(write_site(tmp_path, "external"), "solid"),
-        "external-c": SiteConfiguration(tmp_path / "nowhere.csv", tmp_path / "nowhere"),
+        "external-c": SiteConfiguration({"manifest": tmp_path / "nowhere.csv", "bags": tmp_path / "nowhere"}),
     }
     with progress() as bars:
         experiment = Experiment(job, sites, outside, Runtime.INPROCESS)
@@ -234,7 +239,7 @@ def test_the_loss_of_each_round_is_shown(tmp_path: Path, repository: Path) -> No
     job = small_job(repository, Open())
     with progress() as bars:
         run_experiment(Experiment(job, sites, {}, Runtime.INPROCESS), tmp_path / "out", bars, PhaseClock())
-    cohorts = {site: load_site_cohort(site, job.task, made) for site, made in sites.items()}
+    cohorts = {site: load_site_data(site, job.task, made) for site, made in sites.items()}
     (*_, last) = run_in_process(job.task, cohorts, job.strategy, job.rounds, job.seed).losses
     (bar,) = [task for task in bars.tasks if task.description.startswith("federated rounds")]
     assert bar.description == f"federated rounds, loss {sum(last.values()) / 2:.3g}"
@@ -252,7 +257,7 @@ def test_bounds_take_as_many_rounds_as_patience_left(repository: Path) -> None:
 
 def damage(site: SiteConfiguration) -> None:
     """Flip a bit of the content of a site's first bag; its header stays as it was."""
-    bag = min(site.bags.glob("*.h5"))
+    bag = min(site.files["bags"].glob("*.h5"))
     content = bytearray(bag.read_bytes())
     content[content.find(read_bag(bag).features.astype("<f4").tobytes())] ^= 1
     bag.write_bytes(content)

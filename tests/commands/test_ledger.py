@@ -17,7 +17,8 @@ from histoflare.privacy.ledger import Ledger
 from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.policy import POLICIES
 from histoflare.privacy.words import say_epsilon
-from histoflare.site.configuration import SiteConfiguration, write_site_file
+from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.site_file import write_site_file
 from tests.privacy.ledgers import (
     ABOUT,
     BUDGET,
@@ -100,7 +101,11 @@ def test_from_the_kits_folder_everything_is_found(tmp_path: Path, monkeypatch: p
     local.mkdir(parents=True)
     write_site_file(
         local / "histoflare.toml",
-        SiteConfiguration(tmp_path / "m.csv", tmp_path / "bags", ledger=path, ledger_key=key),
+        SiteConfiguration(
+            {"manifest": tmp_path / "m.csv", "bags": tmp_path / "bags"},
+            ledger=path,
+            ledger_key=key,
+        ),
     )
     for scope in ("dp-patient", "dp-update", "open"):
         (local / f"policy_{scope}.toml").write_bytes((POLICIES / f"{scope}.toml").read_bytes())
@@ -210,7 +215,9 @@ def test_move_asks_where_it_cannot_see_and_names_the_new_place(tmp_path: Path) -
 def test_the_site_file_says_where_the_ledger_is_and_its_policy_may_lower_the_budget(tmp_path: Path) -> None:
     path, key = paths(tmp_path)
     site = tmp_path / "histoflare.toml"
-    configuration = SiteConfiguration(tmp_path / "m.csv", tmp_path / "bags", ledger=path, ledger_key=key)
+    configuration = SiteConfiguration(
+        {"manifest": tmp_path / "m.csv", "bags": tmp_path / "bags"}, ledger=path, ledger_key=key
+    )
     write_site_file(site, configuration)
     with pytest.raises(LedgerError) as caught:
         run("verify", "--site", site)
@@ -228,7 +235,7 @@ def test_the_site_file_says_where_the_ledger_is_and_its_policy_may_lower_the_bud
     write_first_policy(tmp_path)
     shown = json.loads(run("show", "--site", site, "--policy", POLICIES / "open.toml", "--json"))
     assert shown["budgets"] == [], "a policy without a budget: what left, and no ε"
-    write_site_file(site, SiteConfiguration(tmp_path / "m.csv", tmp_path / "bags"))
+    write_site_file(site, SiteConfiguration({"manifest": tmp_path / "m.csv", "bags": tmp_path / "bags"}))
     with pytest.raises(LedgerError) as caught:
         run("show", "--site", site)
     assert caught.value.reason == "LEDGER_MISSING"

@@ -18,6 +18,7 @@ from histoflare.cli import app
 from histoflare.commands.sites import find_sites
 from histoflare.errors import BagError, JobError, ManifestError
 from histoflare.masks.image_manifest import read_image_manifest
+from histoflare.site.kinds import IMAGES
 from histoflare.slides.manifest import read_manifest
 
 from ..masks.made import make_site
@@ -143,7 +144,7 @@ def test_images_with_masks_are_dealt_too(tmp_path: Path) -> None:
     images = make_site(tmp_path / "all")
     sites = found(images, "--sites", 2, "--out", tmp_path / "two")
     assert [entry["patients"] for entry in sites.values()] == [3, 3]
-    dealt = [read_image_manifest(path) for path in find_sites(tmp_path / "two", "images").sites.values()]
+    dealt = [read_image_manifest(path) for path in find_sites(tmp_path / "two", IMAGES).sites.values()]
     before = {
         row.image.resolve(): (row.mask.resolve(), row.split) for row in read_image_manifest(images).rows
     }

@@ -57,7 +57,7 @@ def test_the_job_is_one_that_the_sites_that_are_there_can_run(
     assert read_job(_write_job(tmp_path, job, None, sites, "bags")).least_sites == 2
     alone = {"a": sites["a"]}
     assert read_job(_write_job(tmp_path, job, None, alone, "bags")).least_sites == 1
-    faulty = sites["b"].manifest
+    faulty = sites["b"].files["manifest"]
     assert faulty is not None
     faulty.write_text(faulty.read_text().replace("train", "trian"))
     capsys.readouterr()

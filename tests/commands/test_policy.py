@@ -16,7 +16,7 @@ from histoflare.flare.site_policy import known_models, policy_file, write_first_
 from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.rounds.strategies import STRATEGIES
-from histoflare.site.configuration import SITE_FILE
+from histoflare.site.site_file import SITE_FILE
 from tests.report.parsed import assert_loads_nothing, parse
 
 

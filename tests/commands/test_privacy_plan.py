@@ -23,7 +23,7 @@ from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
 from histoflare.site.books import Books
-from histoflare.site.configuration import SITE_FILE, read_site_file
+from histoflare.site.site_file import SITE_FILE, read_site_file
 from histoflare.slides.manifest import read_manifest
 from tests.flare.bags_on_disk import write_bags
 from tests.privacy.ledgers import paths, site_lines
@@ -103,7 +103,14 @@ def test_what_was_spent_before_counts(repository: Path, site: Path) -> None:
         budget = Budget(8.0, 1e-5)
         assert facts["spent"] == pytest.approx(budget.epsilon_of(before * budget.allowance), abs=0.01)
         Books(
-            read_site_file(site), policy, job.plan, rounds=30, weights=1000, run=run, labels=labels
+            read_site_file(site),
+            policy,
+            job.plan,
+            rounds=30,
+            weights=1000,
+            run=run,
+            labels=labels,
+            data="bags",
         ).reserve()
     code, facts = plan(repository / "jobs" / "mem_update_dp", site)
     assert (code, facts["admitted"], facts["reason"]) == (3, False, "BUDGET_EXHAUSTED")
@@ -201,7 +208,14 @@ def test_what_the_ledger_does_not_say_is_unknown(repository: Path, site: Path) -
     read, policy = read_job(job), read_policy(site.parent / policy_file("dp-patient"))
     labels = list(read.task.labels)
     Books(
-        read_site_file(site), policy, read.plan, rounds=30, weights=1000, run="first", labels=labels
+        read_site_file(site),
+        policy,
+        read.plan,
+        rounds=30,
+        weights=1000,
+        run="first",
+        labels=labels,
+        data="bags",
     ).reserve()
     paths(site.parent / "steward")[0].unlink()
     code, facts = plan(job, site)

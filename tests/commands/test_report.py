@@ -18,9 +18,10 @@ from histoflare.privacy.budget import Budget
 from histoflare.privacy.ledger import Booking
 from histoflare.privacy.spend import Spend
 from histoflare.report.guarantee_words import say_epsilon
-from histoflare.site.configuration import SiteConfiguration, write_site_file
+from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.ledgers import audit_log_of, on_workstation, open_ledger
 from histoflare.site.records import RunRecords
+from histoflare.site.site_file import write_site_file
 from histoflare.slides.manifest import read_manifest
 from tests.flare.bags_on_disk import write_site
 from tests.masks.made import TASK as MASK_TASK
@@ -86,7 +87,7 @@ def test_a_sites_own_page(report_file: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def images_site(tmp_path: Path) -> list[str]:
     """Arguments for the page of a site with images: its file, name, and a network's file."""
-    configuration = SiteConfiguration(images=make_site(tmp_path / "images", patients=3, side_px=64))
+    configuration = SiteConfiguration({"images": make_site(tmp_path / "images", patients=3, side_px=64)})
     write_site_file(tmp_path / "histoflare.toml", configuration)
     model = tmp_path / "model.safetensors"
     save_model(model, MASK_TASK.build_model().state_dict(), MASK_TASK)
@@ -178,12 +179,13 @@ def test_a_run_that_was_refused_says_why_in_the_sites_words(own: SiteConfigurati
 
 
 def test_the_answers_to_an_evaluation_are_on_the_page(own: SiteConfiguration, tmp_path: Path) -> None:
-    assert own.manifest is not None
-    manifest = read_manifest(own.manifest, BAG_TASK.labels, check_files=False)
+    manifest = read_manifest(own.files["manifest"], BAG_TASK.labels, check_files=False)
     row = next(row for row in manifest.rows if row.split == "test")
     records = RunRecords(own.records, "run-1", "graz")
     header = ["slide", "patient", "label", "predicted", "p_glandular", "p_solid"]
     shares = ["0.125", "0.875"] if row.label == "solid" else ["0.875", "0.125"]
-    records.write_predictions("test", header, [[manifest.row_id(row), row.patient, "", "", *shares]])
+    records.write_predictions(
+        "test", header, [[manifest.row_id(row), row.patient, row.label, row.label, *shares]]
+    )
     said = site_page(tmp_path)
     assert "names the right label for 1 of 1 test slide" in said and "0.875" in said

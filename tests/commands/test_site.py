@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from histoflare.cli import app
 from histoflare.errors import JobError
-from histoflare.site.configuration import SITE_FILE
 from histoflare.site.places import find_site_of, kit_of
+from histoflare.site.site_file import SITE_FILE
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def write_site(
     ]
     manifest = write_manifest(root / site / "manifest.csv", rows)
     write_bags(manifest, root / site / "bags", rng, encoder, features, longer)
-    return SiteConfiguration(root / site / "manifest.csv", root / site / "bags")
+    return SiteConfiguration({"manifest": root / site / "manifest.csv", "bags": root / site / "bags"})
 
 
 def write_bags(
@@ -77,11 +77,10 @@ def write_bags(
 
 def relabel(site: SiteConfiguration, *labels: str, column: str = "label") -> SiteConfiguration:
     """Give the slides of a site other labels (or values of another column), in turn."""
-    assert site.manifest is not None
-    header, *rows = site.manifest.read_text().splitlines()
+    header, *rows = site.files["manifest"].read_text().splitlines()
     place = header.split(",").index(column)
     cells = [row.split(",") for row in rows]
     for index, row in enumerate(cells):
         row[place] = labels[index % len(labels)]
-    site.manifest.write_text("\n".join([header, *map(",".join, cells)]) + "\n")
+    site.files["manifest"].write_text("\n".join([header, *map(",".join, cells)]) + "\n")
     return site

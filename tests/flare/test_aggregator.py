@@ -19,7 +19,7 @@ from nvflare.app_common.abstract.model import make_model_learnable
 from nvflare.app_common.app_constant import AppConstants
 
 from histoflare.flare.aggregator import MetricsCollector, SiteOrderAggregator
-from histoflare.flare.headers import METRICS, RELEASE, WEIGHT
+from histoflare.flare.headers import METRICS, NUMBERS, RELEASE, WEIGHT
 from histoflare.flare.record import EVALUATION_FILE
 from histoflare.privacy.plan import Open, PrivacyPlan, UpdateNoise
 from histoflare.rounds.round import server_round
@@ -27,6 +27,7 @@ from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import Strategy, Update
 from histoflare.site.messages import digest_of
 
+from ..rounds.throwaway import Normalised
 from .stand_in import StandInEngine, come_from, job_of_engine
 
 SITES = ("a", "b", "c")
@@ -74,9 +75,10 @@ def reply(
     index: int = ROUND,
     kind: str = DataKind.WEIGHT_DIFF,
     metrics: Any = None,
+    numbers: Any = None,
 ) -> Shareable:
     data = {"w": np.asarray(values, dtype=np.float32)} if not isinstance(values, dict) else values
-    return stamped(DXO(kind, data=data, meta={WEIGHT: weight, METRICS: metrics}), index)
+    return stamped(DXO(kind, data=data, meta={WEIGHT: weight, METRICS: metrics, NUMBERS: numbers}), index)
 
 
 def stamped(dxo: DXO, index: int = ROUND) -> Shareable:
@@ -226,6 +228,29 @@ def test_a_second_reply_of_a_site_is_refused(server: Server) -> None:
     assert server.accept("a", reply())
     assert not server.accept("a", reply((9.0, 9.0)))
     np.testing.assert_array_equal(server.aggregate()["w"], [1.5, 1.5])
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        None,
+        5,
+        {"steps": 4.0},
+        {"steps": 4.0, "loss": float("nan")},
+        {"steps": 4.0, "loss": "0.5"},
+        {"steps": 4.0, "loss": 0.5, "patients": 17.0},
+    ],
+)
+def test_numbers_that_are_not_the_strategy_s_cost_the_round(tmp_path: Path, numbers: Any) -> None:
+    server = Server(tmp_path, Normalised())
+    assert not server.accept("b", reply(numbers=numbers))
+    assert server.accept("a", reply(numbers={"steps": 2.0, "loss": 0.5}))
+    np.testing.assert_array_equal(server.aggregate()["w"], [1.5, 1.5])
+    assert server.aggregator.notes == {"numbers": {"a": {"steps": 2.0, "loss": 0.5}}}
+
+
+def test_numbers_that_nobody_asked_for_cost_the_round(server: Server) -> None:
+    assert not server.accept("b", reply(numbers={"steps": 2.0}))
 
 
 def test_a_round_without_updates_leaves_the_model_as_it_was(server: Server) -> None:

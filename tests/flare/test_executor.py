@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -22,12 +22,13 @@ from histoflare.errors import HistoflareError, JobError
 from histoflare.flare import executor as module
 from histoflare.flare import handshake
 from histoflare.flare.executor import SiteExecutor
-from histoflare.flare.headers import METRICS, TOTAL_ROUNDS, WEIGHT
+from histoflare.flare.headers import METRICS, NUMBERS, TOTAL_ROUNDS, WEIGHT
 from histoflare.privacy.plan import Open
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.site.books import Books
-from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE, SiteConfiguration, read_site_file
+from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.site_file import SITE_FILE, SITES_VARIABLE, read_site_file
 from histoflare.site.trainer import EvaluateAnswer, TrainAnswer, TrainerSetup
 from histoflare.slides.splits import DEFAULT_SPLIT
 from tests.privacy.ledgers import paths, site_lines
@@ -45,6 +46,7 @@ class StandInTrainer:
     made: list[StandInTrainer]
     error: Exception | None = None
     metric_patients = 3
+    numbers: ClassVar[dict[str, float]] = {}
     pid: int | None = None
 
     def __init__(self, setup: TrainerSetup, say: Any) -> None:
@@ -58,7 +60,14 @@ class StandInTrainer:
         if StandInTrainer.error is not None:
             raise StandInTrainer.error
         values = dict.fromkeys(metrics, 0.5)
-        return TrainAnswer(dict(TENSORS), 6.0, values, patients=6, metric_patients=self.metric_patients)
+        return TrainAnswer(
+            dict(TENSORS),
+            6.0,
+            values,
+            patients=6,
+            metric_patients=self.metric_patients,
+            numbers=dict(self.numbers),
+        )
 
     def prepare(self, *, stopped: Any) -> None:
         self.pid = 1
@@ -106,9 +115,20 @@ class Site:
             except JobError:
                 ledger, key = paths(self.kit / "site")
                 configuration = SiteConfiguration(
-                    self.kit / "m.csv", self.kit / "bags", ledger=ledger, ledger_key=key
+                    {"manifest": self.kit / "m.csv", "bags": self.kit / "bags"},
+                    ledger=ledger,
+                    ledger_key=key,
                 )
-            books = Books(configuration, policy, Open(), rounds=3, weights=0, run=self.run, labels=["a", "b"])
+            books = Books(
+                configuration,
+                policy,
+                Open(),
+                rounds=3,
+                weights=0,
+                run=self.run,
+                labels=["a", "b"],
+                data="bags",
+            )
             handshake.admit(handshake.Admitted(self.engine.job, policy, 3, books), fl_ctx)
         return fl_ctx
 
@@ -120,6 +140,13 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     StandInTrainer.made, StandInTrainer.error, StandInTrainer.metric_patients = [], None, 3
     yield
     handshake._released.clear()
+
+
+def test_numbers_are_let_go_beside_the_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StandInTrainer, "numbers", {"steps": 5.0})
+    dxo = from_shareable(Site(tmp_path).ask())
+    assert dxo.meta == {WEIGHT: 6.0, NUMBERS: {"steps": 5.0}}
+    assert handshake.take_release(dxo.meta[NUMBERS]) is not None
 
 
 def test_an_update_is_released_and_goes_with_its_weight(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ class Running:
         self.federation = Federation.prepare(folder / "run", self.sites, Agreement(self.original))
         resources = self.federation.kits.kit("server") / "local" / "resources.json.default"
         content = json.loads(resources.read_text())
-        content["servers"][0]["heart_beat_timeout"] = 45
+        content["servers"][0]["heart_beat_timeout"] = 30
         write_json(resources, content)
         self.federation.kits.sign("server")
         self._count = 0
@@ -123,11 +123,11 @@ SITE_PROCESS = "nvflare.private.fed.app.client.client_train"
 
 
 def load(task: Any, site: str, where: SiteConfiguration) -> Any:
-    manifest = read_manifest(where.manifest, task.labels, check_files=False)
-    return load_cohort(site, manifest, where.bags, task.target, task.encoder)
+    manifest = read_manifest(where.files["manifest"], task.labels, check_files=False)
+    return load_cohort(site, manifest, where.files["bags"], task.target, task.encoder)
 
 
-def wait(done: Callable[[], bool], seconds: float = 90.0) -> None:
+def wait(done: Callable[[], bool], seconds: float = 180.0) -> None:
     until = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < until

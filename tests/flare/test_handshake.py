@@ -23,7 +23,7 @@ from histoflare.flare import handshake
 from histoflare.flare.admission import Admission
 from histoflare.flare.gate import Gate
 from histoflare.flare.guard import Guard
-from histoflare.flare.headers import METRICS, PSEUDONYM, RELEASE, WEIGHT
+from histoflare.flare.headers import METRICS, NUMBERS, PSEUDONYM, RELEASE, WEIGHT
 from histoflare.flare.job import read_application, read_job
 from histoflare.flare.job_files import CONFIG_FOLDER
 from histoflare.flare.job_variant import write_variant
@@ -35,10 +35,12 @@ from histoflare.privacy.own_policy_file import read_own_policy
 from histoflare.privacy.plan import Open
 from histoflare.privacy.policy import POLICIES
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
-from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE
+from histoflare.rounds.strategies import STRATEGIES
 from histoflare.site.messages import TrainAnswer, digest_of
+from histoflare.site.site_file import SITE_FILE, SITES_VARIABLE
 from tests.privacy.ledgers import paths, site_lines
 
+from ..rounds.throwaway import Normalised, Paced
 from .stand_in import StandInEngine
 
 SECRET = "patient Doe"
@@ -105,6 +107,18 @@ def site(tmp_path: Path, repository: Path) -> Site:
     return Site(tmp_path, repository)
 
 
+@pytest.fixture
+def telling(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A site whose policy lists the numbers of the job's strategy."""
+    monkeypatch.setitem(STRATEGIES, "fedavg", f"{Normalised.__module__}:Normalised")
+    monkeypatch.setattr(Normalised, "name", "fedavg")  # as the steward lists it
+    site = Site(tmp_path, repository, {"strategy": {"name": "fedavg"}})
+    assert handshake.refusal(site.admit()) == "NUMBER_NOT_ALLOWED", "none, unless it is listed"
+    site.policy("counts = true", 'counts = true\nnumbers = ["steps", "loss"]')
+    assert handshake.redeem(site.admit()) is not None
+    return site
+
+
 @pytest.fixture(autouse=True)
 def _own_file(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv(SITES_VARIABLE, raising=False)
@@ -117,6 +131,13 @@ def update(tensors: dict[str, Any] = TENSORS, released: bool = True, **meta: Any
     if released:
         handshake.release(tensors, 10, Open())
     return DXO(DataKind.WEIGHT_DIFF, data=tensors, meta={WEIGHT: 1.0, **meta}).to_shareable()
+
+
+def with_numbers(numbers: Any, released: bool = True) -> Shareable:
+    """Return an update with numbers beside it, as the executor lets both go."""
+    if isinstance(numbers, dict) and SECRET not in numbers.values():
+        handshake.release(numbers, 10)
+    return update(released=released, **{NUMBERS: numbers})
 
 
 def code(reply: Shareable) -> str:
@@ -423,6 +444,34 @@ class TestAdmissionUnderProtection:
         stamp = from_shareable(sent).meta[RELEASE]
         assert (stamp["mechanism"], stamp["spend"]) == ("dp-sgd", admitted.books.plan.spend().to_json())
 
+    def test_only_numbers_without_data_leave_beside_a_protected_update(
+        self, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(STRATEGIES, "fedavg", f"{Paced.__module__}:Paced")
+        monkeypatch.setattr(Paced, "name", "fedavg")
+        site = self.site(tmp_path, repository, {"strategy": {"name": "fedavg"}})
+        assert handshake.refusal(site.admit("train")) == "NUMBER_NOT_ALLOWED"
+        site.policy("counts = false", 'counts = false\nnumbers = ["planned_steps"]')
+        fl_ctx = site.admit("train")
+        admitted = handshake.redeem(fl_ctx)
+        assert admitted is not None
+
+        def train() -> TrainAnswer:
+            return TrainAnswer(dict(TENSORS), 1.0, {}, patients=6, numbers={"planned_steps": 3.0})
+
+        for again in (False, True):  # the second is what was released, from the disk
+            answer = admitted.books.train({"w": np.zeros(2, np.float32)}, 0, train)
+            assert answer.again is again and answer.answer.numbers == {"planned_steps": 3.0}
+            handshake.release(answer.answer.tensors, 6, admitted.books.plan)
+            sent = site.reply(with_numbers(answer.answer.numbers, released=False), fl_ctx)
+            assert code(sent) == ReturnCode.OK
+            assert from_shareable(sent).meta[NUMBERS] == {"planned_steps": 3.0}
+        monkeypatch.setattr(Paced, "numbers", {"planned_steps": True})
+        assert handshake.refusal(site.admit("train")) == "PRIVACY_INVALID"
+        handshake.release(answer.answer.tensors, 6, admitted.books.plan)
+        sent = site.reply(with_numbers({"planned_steps": 3.0}, released=False), fl_ctx)
+        assert code(sent) == "REFUSED_NUMBER_NOT_ALLOWED", "the gate does not rely on the door"
+
 
 class TestGate:
     def test_an_update_leaves_as_it_was_released_with_its_stamp(self, site: Site) -> None:
@@ -508,6 +557,50 @@ class TestGate:
         handshake.release({"loss": 1.0}, patients=12)
         reply = site.reply(DXO(DataKind.METRICS, data={"loss": 1.0}).to_shareable())
         assert code(reply) == "REFUSED_METRIC_NOT_ALLOWED"
+
+    def test_numbers_leave_beside_an_update_if_declared_and_listed(self, telling: Site) -> None:
+        numbers = {"steps": 5.0, "loss": 0.25}
+        reply = telling.reply(with_numbers(numbers))
+        assert code(reply) == ReturnCode.OK and from_shareable(reply).meta[NUMBERS] == numbers
+        assert handshake.is_permitted(reply)
+        from_shareable(reply).meta[NUMBERS]["steps"] = 6.0
+        assert not handshake.is_permitted(reply)
+
+    @pytest.mark.parametrize(
+        ("numbers", "reason"),
+        [
+            ({"steps": 5.0, "loss": float("nan")}, "NOT_FINITE"),
+            ({"steps": float("inf"), "loss": 0.25}, "NOT_FINITE"),
+            ({"steps": 5, "loss": 0.25}, "NOT_FINITE"),
+            ({"steps": 5.0, "loss": 0.25, SECRET: 1.0}, "NUMBER_NOT_ALLOWED"),
+            ({"steps": 5.0, "loss": 0.25, "auc": 1.0}, "NUMBER_NOT_ALLOWED"),
+            ({"steps": 5.0}, "NUMBER_NOT_ALLOWED"),
+            ({"steps": 5.0, "loss": SECRET}, "REPLY_NOT_ALLOWED"),
+            ([5.0, 0.25], "NOT_RELEASED"),
+            (SECRET, "NOT_RELEASED"),
+        ],
+    )
+    def test_no_other_number_leaves(self, telling: Site, numbers: Any, reason: str) -> None:
+        reply = telling.reply(with_numbers(numbers))
+        assert code(reply) == f"REFUSED_{reason}"
+        assert SECRET not in repr(dict(reply)) and "DXO" not in reply
+
+    def test_a_number_that_the_executor_did_not_let_go_stays(self, telling: Site) -> None:
+        answer = with_numbers({"steps": 5.0, "loss": 0.25})
+        answer["DXO"]["meta"][NUMBERS] = {"steps": 5.0, "loss": 0.26}
+        assert code(telling.reply(answer)) == "REFUSED_NOT_RELEASED"
+
+    def test_numbers_that_no_policy_lists_stay(self, telling: Site) -> None:
+        fl_ctx = telling.admit()
+        telling.own("# numbers = []", 'numbers = ["steps"]')
+        answer = with_numbers({"steps": 5.0, "loss": 0.25})
+        assert code(telling.reply(answer, fl_ctx)) == "REFUSED_NUMBER_NOT_ALLOWED"
+        assert handshake.refusal(telling.admit()) == "NUMBER_NOT_ALLOWED"
+
+    def test_a_strategy_without_numbers_sends_none(self, site: Site) -> None:
+        site.policy("counts = true", 'counts = true\nnumbers = ["steps", "loss"]')
+        answer = with_numbers({"steps": 5.0, "loss": 0.25})
+        assert code(site.reply(answer)) == "REFUSED_NUMBER_NOT_ALLOWED"
 
     def test_metrics_beside_an_update_are_cut_to_the_list(self, site: Site) -> None:
         metrics = {"validation/auc": 0.75, "validation/loss": 3.0}

@@ -39,8 +39,6 @@ GOOD = honest(JOB / CONFIG_FOLDER)
 META = json.loads((JOB / "meta.json").read_text())
 AROUND = Around(Path("/nowhere/marker"), Path("/nowhere/bags/s3-1.h5"), "http://127.0.0.1:9")
 SUBMITTED = Pack("job/app/", {"job/": b"", "job/meta.json": json.dumps(META).encode(), "job/app/": b""})
-HOSTILE = hostile(GOOD, AROUND, Pack())
-SUBMISSIONS = hostile(GOOD, AROUND, SUBMITTED)
 INERT = inert(GOOD, AROUND, Pack())
 ID = str(uuid.UUID(int=13))
 MOST_SECONDS = 10.0
@@ -82,21 +80,35 @@ def bounded() -> Iterator[Callable[[], None]]:
     tracemalloc.stop()
 
 
-def test_no_site_takes_any_of_it(bounded: Callable[[], None]) -> None:
-    for name, body in HOSTILE.items():
+@pytest.fixture(scope="module")
+def archives() -> dict[str, bytes]:
+    """What nobody may take, alone; made where it is used, for it takes seconds."""
+    return hostile(GOOD, AROUND, Pack())
+
+
+@pytest.fixture(scope="module")
+def submissions() -> dict[str, bytes]:
+    """The same in a job's folder; made before memory is traced."""
+    return hostile(GOOD, AROUND, SUBMITTED)
+
+
+def test_no_site_takes_any_of_it(bounded: Callable[[], None], archives: dict[str, bytes]) -> None:
+    for name, body in archives.items():
         assert refused(check_application, body) == "JOB_INVALID", name
         bounded()
 
 
-def test_no_server_starts_it() -> None:
-    for name, body in HOSTILE.items():
+def test_no_server_starts_it(archives: dict[str, bytes]) -> None:
+    for name, body in archives.items():
         assert refused(check_server_application, body, "app") == "JOB_INVALID", name
         if not name.startswith(("config/start_model", "config/earlier_rounds")):
             assert refused(check_server_application, body, "app_server") == "JOB_INVALID", name
 
 
-def test_no_server_takes_it(bounded: Callable[[], None], tmp_path: Path) -> None:
-    for name, body in SUBMISSIONS.items():
+def test_no_server_takes_it(
+    bounded: Callable[[], None], submissions: dict[str, bytes], tmp_path: Path
+) -> None:
+    for name, body in submissions.items():
         (tmp_path / "job.zip").write_bytes(body)
         for archive in (body, str(tmp_path / "job.zip")):
             assert refused(check_submission, archive) == "JOB_INVALID", name
@@ -170,6 +182,20 @@ def kit(tmp_path: Path) -> Path:
     return tmp_path
 
 
+LARGE: dict[str, Callable[[], Any]] = {
+    "study": lambda: "x" * (2 << 20),
+    "schedule_history": lambda: [0] * (2 << 20),
+    "deploy_map": lambda: {str(n): [n] for n in range(1 << 20)},
+}
+"""Key → what makes a value for it that is too large, where it is used."""
+
+
+def meta_of(name: str, metas: dict[str, Any]) -> Any:
+    """Return one of ``metas``, or one that is too large."""
+    key = name.removeprefix("too large: ")
+    return metas[name] if key == name else {**META, "job_id": ID, key: LARGE[key]()}
+
+
 METAS: dict[str, Any] = {
     "none": None,
     "a list": [META],
@@ -196,11 +222,8 @@ METAS: dict[str, Any] = {
             ("name", ""),
             ("name", "a b"),
             ("name", 5),
-            ("study", "x" * (2 << 20)),
             ("study", b"x"),
             ("approvals", [AROUND]),
-            ("schedule_history", [0] * (2 << 20)),
-            ("deploy_map", {str(n): [n] for n in range(1 << 20)}),
             ("job_id", "../../local"),
             ("job_id", str(uuid.UUID(int=14))),
             ("job_id", None),
@@ -216,16 +239,17 @@ class TestDeploy:
         said, given = deployed(kit, Pack()(GOOD))
         assert said == "OK" and len(given) == 1 and (kit / ID).is_dir()
 
-    def test_nothing_of_a_hostile_one_is(self, kit: Path) -> None:
+    def test_nothing_of_a_hostile_one_is(self, kit: Path, archives: dict[str, bytes]) -> None:
         before = sorted(kit.rglob("*"))
-        for name, body in HOSTILE.items():
+        for name, body in archives.items():
             said, given = deployed(kit, body)
             assert (said, given) == ("JOB_INVALID", []), name
         assert sorted(kit.rglob("*")) == before
 
-    @pytest.mark.parametrize("meta", METAS)
+    @pytest.mark.parametrize("meta", [*METAS, *(f"too large: {key}" for key in LARGE)])
     def test_a_meta_that_asks_for_something(self, kit: Path, meta: str) -> None:
-        assert deployed(kit, Pack()(GOOD), **{RequestHeader.JOB_META: METAS[meta]}) == ("JOB_INVALID", [])
+        headers = {RequestHeader.JOB_META: meta_of(meta, METAS)}
+        assert deployed(kit, Pack()(GOOD), **headers) == ("JOB_INVALID", [])
 
     @pytest.mark.parametrize(
         "job_id",
@@ -258,9 +282,11 @@ class TestDeploy:
         """FLARE writes the name into a file of its own in the kit, as long as it is."""
         assert deployed(kit, Pack()(GOOD), **{RequestHeader.APP_NAME: app}) == ("JOB_INVALID", [])
 
-    def test_a_refused_one_does_not_remove_an_earlier_job(self, kit: Path) -> None:
+    def test_a_refused_one_does_not_remove_an_earlier_job(
+        self, kit: Path, archives: dict[str, bytes]
+    ) -> None:
         (kit / ID).mkdir()
-        assert deployed(kit, HOSTILE["nothing"])[0] == "JOB_INVALID" and (kit / ID).is_dir()
+        assert deployed(kit, archives["nothing"])[0] == "JOB_INVALID" and (kit / ID).is_dir()
 
 
 SUBMITTED_METAS = {
@@ -280,9 +306,9 @@ SUBMITTED_METAS = {
 }
 
 
-@pytest.mark.parametrize("meta", SUBMITTED_METAS)
+@pytest.mark.parametrize("meta", [*SUBMITTED_METAS, *(f"too large: {key}" for key in LARGE)])
 def test_a_submission_whose_meta_asks_for_something(meta: str) -> None:
-    said = json.dumps(SUBMITTED_METAS[meta], default=repr).encode()
+    said = json.dumps(meta_of(meta, SUBMITTED_METAS), default=repr).encode()
     pack = Pack("job/app/", {"job/": b"", "job/meta.json": said, "job/app/": b""})
     assert refused(check_submission, pack(GOOD)) == "JOB_INVALID"
 

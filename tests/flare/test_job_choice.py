@@ -13,8 +13,8 @@ from histoflare.flare.job import read_job
 from histoflare.flare.job_choice import choose_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.data import check_resolutions
-from histoflare.site.found_data import FoundData, Patches, find_data
+from histoflare.site.found_data import FoundData, Patches
+from histoflare.site.kinds import BAGS, IMAGES
 from tests.flare.bags_on_disk import relabel, write_site
 
 SHIPPED = Patches("densenet121-random:v1", 1024, 224, 0.5)
@@ -26,7 +26,7 @@ def mem(repository: Path) -> Path:
 
 
 def test_what_fits_stays_as_it_is(mem: Path, tmp_path: Path) -> None:
-    found = find_data({"a": write_site(tmp_path, "a"), "b": write_site(tmp_path, "b")}, "bags")
+    found = BAGS.find({"a": write_site(tmp_path, "a"), "b": write_site(tmp_path, "b")})
     assert found == FoundData(("glandular", "solid"), SHIPPED)
     choice = choose_job(mem, found=found)
     assert choice.fitted == choice.changes == {} and choice.say_fitted() == ""
@@ -38,7 +38,7 @@ def test_labels_encoder_and_patches_are_those_of_most_bags(mem: Path, tmp_path: 
         "b": relabel(write_site(tmp_path, "b", encoder="imported:uni", features=64), "LUAD"),
         "odd": relabel(write_site(tmp_path, "odd", slides=5), "LUSC"),
     }
-    choice = choose_job(mem, found=find_data(sites, "bags"))
+    choice = choose_job(mem, found=BAGS.find(sites))
     assert choice.fitted == {
         "protocol.labels": ["LUAD", "LUSC"],
         "protocol.encoder": "imported:uni",
@@ -65,16 +65,16 @@ def test_patches(mem: Path, there: Patches | None, changes: dict[str, Any]) -> N
 
 def test_a_label_that_may_be_mistyped_is_said_with_its_site(mem: Path, tmp_path: Path) -> None:
     sites = {name: write_site(tmp_path, name) for name in ("a", "b")}
-    assert choose_job(mem, found=find_data(sites, "bags")).doubt == ""
-    manifest = sites["b"].manifest
+    assert choose_job(mem, found=BAGS.find(sites)).doubt == ""
+    manifest = sites["b"].files["manifest"]
     assert manifest is not None
     manifest.write_text(manifest.read_text().replace("solid", "soild", 1))
-    doubt = choose_job(mem, found=find_data(sites, "bags")).doubt
+    doubt = choose_job(mem, found=BAGS.find(sites)).doubt
     assert doubt.endswith("mistyped:\n  soild: 1 slide at b")
     named = ['protocol.labels=["glandular", "solid", "soild"]']
-    assert choose_job(mem, None, named, find_data(sites, "bags")).doubt == ""
+    assert choose_job(mem, None, named, BAGS.find(sites)).doubt == ""
     others = {"a": relabel(sites["a"], "LUAD", "LUSC"), "b": relabel(sites["b"], "LUAD")}
-    assert choose_job(mem, found=find_data(others, "bags")).doubt.endswith(":\n  LUSC: 5 slides at a")
+    assert choose_job(mem, found=BAGS.find(others)).doubt.endswith(":\n  LUSC: 5 slides at a")
 
 
 def test_labels_in_two_spellings_are_no_classes_unless_the_job_names_its_own(
@@ -84,7 +84,7 @@ def test_labels_in_two_spellings_are_no_classes_unless_the_job_names_its_own(
         "a": relabel(write_site(tmp_path, "a"), "LUAD", "LUSC"),
         "b": relabel(write_site(tmp_path, "b"), "luad", "LUSC"),
     }
-    found = find_data(sites, "bags")
+    found = BAGS.find(sites)
     with pytest.raises(JobError, match="LUAD at a; luad at b") as caught:
         choose_job(mem, found=found)
     assert caught.value.reason == "JOB_INVALID"
@@ -110,20 +110,20 @@ def test_images_that_agree_on_a_resolution(repository: Path, tmp_path: Path) -> 
         rows = [f"{name}{i}.png,{name}{i}m.png,p{i},{mpp}" for i, mpp in enumerate(mpps)]
         path = tmp_path / f"{name}.csv"
         path.write_text("\n".join(["image,mask,patient,mpp", *rows]) + "\n")
-        return SiteConfiguration(images=path)
+        return SiteConfiguration({"images": path})
 
     folder = repository / "jobs" / "dhunet_fedavg"
-    same = find_data({"a": site("a", 0.25, 0.25), "b": site("b", 0.2505)}, "images")
+    same = IMAGES.find({"a": site("a", 0.25, 0.25), "b": site("b", 0.2505)})
     assert choose_job(folder, found=same).fitted == {"protocol.mpp": 0.25}
-    unsaid = find_data({"a": site("a", 0.25), "d": site("d", "")}, "images")
+    unsaid = IMAGES.find({"a": site("a", 0.25), "d": site("d", "")})
     assert choose_job(folder, found=unsaid).fitted == {"protocol.mpp": 0.25}
     for others in ({"a": site("a", 0.25), "c": site("c", 0.5)}, {"d": site("d", "")}):
-        assert choose_job(folder, found=find_data(others, "images")).fitted == {}
+        assert choose_job(folder, found=IMAGES.find(others)).fitted == {}
     apart = {"a": site("a", 0.25), "c": site("c", 0.5)}
     with pytest.raises(MaskError, match=r"a: 0\.25; c: 0\.5"):
-        check_resolutions(read_job(folder).task, apart)
-    named = choose_job(folder, None, ["protocol.mpp=0.5"], find_data(apart, "images"))
-    check_resolutions(named.job.task, apart)  # each site is then held to it
+        IMAGES.check_resolutions(read_job(folder).task, apart)
+    named = choose_job(folder, None, ["protocol.mpp=0.5"], IMAGES.find(apart))
+    IMAGES.check_resolutions(named.job.task, apart)  # each site is then held to it
 
 
 def test_one_label_everywhere_is_nothing_to_tell_apart(mem: Path) -> None:

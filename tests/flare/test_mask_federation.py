@@ -57,7 +57,8 @@ class Running:
         self.evaluation = jobs / "dhunet_evaluate"
         self.sites = {
             site: on_workstation(
-                site, SiteConfiguration(images=make_site(folder / "sites" / site, seed, side_px=224))
+                site,
+                SiteConfiguration({"images": make_site(folder / "sites" / site, seed, side_px=224)}),
             )
             for seed, site in enumerate(SITES)
         }

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from nvflare.app_common.abstract.model import make_model_learnable
+import torch
+from nvflare.app_common.abstract.model import ModelLearnableKey, make_model_learnable
 from nvflare.app_common.app_constant import AppConstants
+from safetensors.torch import save_file
 
 from histoflare.bags.task import BagTask
+from histoflare.ensemble import join_models, split_models
+from histoflare.errors import JobError
 from histoflare.flare import persistor as persistor_module
 from histoflare.flare.job import Job, read_job
+from histoflare.flare.job_files import START_MODEL_FILE
+from histoflare.flare.job_schema import EVALUATION
 from histoflare.flare.job_variant import try_variant
-from histoflare.flare.persistor import BEST_MODEL_FILE, SeededPersistor, read_state
-from histoflare.flare.tensors import as_arrays
+from histoflare.flare.persistor import BEST_MODEL_FILE, SeededPersistor, first_state, read_state
+from histoflare.flare.tensors import as_arrays, as_state
 from histoflare.masks.task import MaskTask
 from histoflare.model_file import GLOBAL_MODEL_FILE, read_model_file, read_model_header
 from histoflare.privacy.protocol import digest as protocol_digest
 from histoflare.rounds.state import State, digest, model_state
+from histoflare.rounds.strategy import join, split
+
+from ..rounds.throwaway import Gathered
 
 TINY = {"mem_fedavg": {"task.model.memories": 2}, "dhunet_fedavg": {"task.width": 24, "task.mpp": 0.5}}
 
@@ -62,6 +72,36 @@ def test_the_best_model_says_what_made_it_the_best(job: Job, context: Any, tmp_p
     header = read_model_header(tmp_path / BEST_MODEL_FILE)
     assert header.round == 2, "of the model with which this round began"
     assert (header.training["metric"], header.training["value"]) == ("auc", 0.75)
+
+
+def test_an_ensemble_is_written_beside_what_the_run_goes_on_from_and_asked_as_one(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = try_variant(repository / "jobs" / "mem_fedavg", TINY["mem_fedavg"])
+    strategy = Gathered(members=["a", "b"])
+    job = replace(read, strategy=strategy, folder=tmp_path)
+    monkeypatch.setattr(persistor_module, "job_of", lambda _: job)
+    monkeypatch.setattr(persistor_module, "run_folder", lambda _: tmp_path)
+    context: Any = SimpleNamespace(get_job_id=lambda: "4c1f", get_prop={AppConstants.CURRENT_ROUND: 3}.get)
+    model, own = split(first_state(strategy, job.task))
+    own = {name: tensor + (0.5 if name.startswith("b/") else 0.25) for name, tensor in own.items()}
+    SeededPersistor().save_model(learnable(join(model, own)), context)
+    written = tmp_path / GLOBAL_MODEL_FILE
+    loaded = read_model_file(written, type(job.task))
+    assert loaded.header.models == 2
+    expected = strategy.models(model, own)
+    assert [digest(each) for each in split_models(loaded.state)] == [digest(expected[site]) for site in "ab"]
+    resumed = read_state(written, like=first_state(strategy, job.task))
+    assert digest(resumed) == digest(join(model, own))
+    # A question about the file is about the ensemble, whatever strategy the asking job names.
+    written.rename(tmp_path / START_MODEL_FILE)
+    job = replace(read, kind=EVALUATION, folder=tmp_path)
+    asked = as_state(SeededPersistor().load_model(context)[ModelLearnableKey.WEIGHTS])
+    assert digest(asked) == digest(join_models(expected))
+    save_file({"head.bias": torch.zeros(2)}, tmp_path / START_MODEL_FILE)
+    with pytest.raises(JobError) as caught:
+        SeededPersistor().load_model(context)
+    assert caught.value.reason == "STATE_INVALID"
 
 
 def test_what_the_protocol_leaves_open_the_model_does_not_say(repository: Path) -> None:

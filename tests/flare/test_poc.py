@@ -23,8 +23,9 @@ from histoflare.flare import processes
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.kits import Agreement
 from histoflare.flare.poc import COMPLETED, STATE_FILE, Federation
-from histoflare.site.configuration import SiteConfiguration, read_site_file
+from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.ledgers import on_workstation, open_ledger
+from histoflare.site.site_file import read_site_file
 
 from .bags_on_disk import write_site
 
@@ -137,7 +138,7 @@ def test_a_site_that_cannot_start_ends_the_others(
 
 
 def test_kits_that_flare_refuses_to_make(tmp_path: Path, agreement: Agreement) -> None:
-    site = SiteConfiguration(tmp_path / "m.csv", tmp_path / "bags")
+    site = SiteConfiguration({"manifest": tmp_path / "m.csv", "bags": tmp_path / "bags"})
     with pytest.raises(HistoflareError) as caught:
         Federation.prepare(tmp_path / "run", {"no site name!": site}, agreement)
     assert caught.value.reason == "FEDERATION_FAILED"
@@ -218,7 +219,8 @@ from histoflare.flare.poc import Federation
 from histoflare.site.configuration import SiteConfiguration
 
 run, job = Path(sys.argv[1]), Path(sys.argv[2])
-sites = {name: SiteConfiguration(run / "m.csv", run / f"{name}-bags") for name in ("clinic-a", "clinic-b")}
+names = ("clinic-a", "clinic-b")
+sites = {name: SiteConfiguration({"manifest": run / "m.csv", "bags": run / f"{name}-bags"}) for name in names}
 with Federation.prepare(run, sites, Agreement(job)) as federation:
     federation.start()
     print("started", flush=True)

@@ -145,9 +145,9 @@ def test_a_site_without_the_budget_drops_out_before_its_first_step_and_the_other
     # The same bytes as without FLARE: the noise is repeatable here.
     cohorts = {}
     for site in rich:
-        manifest = read_manifest(running.sites[site].manifest, job.task.labels, check_files=False)
+        manifest = read_manifest(running.sites[site].files["manifest"], job.task.labels, check_files=False)
         cohorts[site] = load_cohort(
-            site, manifest, running.sites[site].bags, job.task.target, job.task.encoder
+            site, manifest, running.sites[site].files["bags"], job.task.target, job.task.encoder
         )
     expected = run_in_process(job.task, cohorts, job.strategy, job.rounds, job.seed, job.plan).state
     assert digest(load_file(folder / GLOBAL_MODEL_FILE)) == digest(expected)

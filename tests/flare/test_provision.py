@@ -31,7 +31,7 @@ from histoflare.privacy.own_policy_file import read_site_policy
 from histoflare.privacy.policy import read_policy
 from histoflare.privacy.protocol import digest, read_protocols
 from histoflare.rounds.strategies import STRATEGIES
-from histoflare.site.configuration import read_site_file
+from histoflare.site.site_file import read_site_file
 
 SITES = ("hospital-a", "hospital-b", "hospital-c", "hospital-d", "external")
 
@@ -339,7 +339,7 @@ def test_a_steward_s_two_lines_make_it_whole(kits: Path, tmp_path: Path) -> None
     path = tmp_path / "histoflare.toml"
     path.write_text(text.replace("# manifest =", "manifest =").replace("# bags =", "bags ="))
     site = read_site_file(path)
-    assert (site.manifest, site.bags, site.records) == tuple(
+    assert (site.files["manifest"], site.files["bags"], site.records) == tuple(
         tmp_path / name for name in ("manifest.csv", "bags", "records")
     )
 
@@ -442,7 +442,7 @@ def test_loaders_are_closed_before_anything_else_is_built(kits: Path, kit: str) 
 def test_a_property_fills_in_the_site_file(tmp_path: Path) -> None:
     given = {"manifest": "/data/m.csv", "bags": "/data/bags", "prepare": True, "pseudonym": "north"}
     site = site_configuration("hospital-a", given)
-    assert (site.manifest, site.bags, site.prepare, site.pseudonym) == (
+    assert (site.files["manifest"], site.files["bags"], site.prepare, site.pseudonym) == (
         Path("/data/m.csv"),
         Path("/data/bags"),
         True,

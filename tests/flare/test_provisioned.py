@@ -33,8 +33,9 @@ from histoflare.flare.kits import Kits, kit_environment
 from histoflare.flare.poc import COMPLETED, Federation
 from histoflare.flare.result import read_result
 from histoflare.privacy.policy import POLICIES
-from histoflare.site.configuration import SiteConfiguration, read_site_file, write_site_file
+from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.ledgers import audit_log_of, open_ledger
+from histoflare.site.site_file import read_site_file, write_site_file
 from histoflare.storage import write_json
 from tests.privacy.ledgers import steward_ledger
 

@@ -15,6 +15,7 @@ from nvflare.app_common.app_constant import AppConstants
 from histoflare.flare import aggregator, persistor, shareables
 from histoflare.flare.headers import RELEASE, WEIGHT
 from histoflare.flare.job_files import START_MODEL_FILE
+from histoflare.flare.result import read_result
 from histoflare.flare.tensors import as_arrays, as_state
 from histoflare.model_file import GLOBAL_MODEL_FILE
 from histoflare.privacy.plan import Open
@@ -24,7 +25,7 @@ from histoflare.rounds.state import State, digest
 from histoflare.rounds.strategy import OWN, Strategy, split
 from histoflare.site.messages import digest_of
 
-from ..rounds.throwaway import Momentum, Scaffold
+from ..rounds.throwaway import Gathered, Momentum, Scaffold
 from ..rounds.toy import ToyTask, toy_sites
 from .stand_in import StandInEngine, come_from, job_of_engine
 
@@ -119,7 +120,7 @@ def _own_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(persistor, "write_model_file", write)
 
 
-@pytest.mark.parametrize("strategy", [Momentum(), Scaffold()], ids=lambda one: one.name)
+@pytest.mark.parametrize("strategy", [Momentum(), Scaffold(), Gathered()], ids=lambda one: one.name)
 def test_the_same_bytes_as_in_process_also_after_a_loss(tmp_path: Path, strategy: Strategy) -> None:
     expected = run_in_process(TASK, DATA, strategy, 4, 1)
     (tmp_path / "first").mkdir()
@@ -138,6 +139,7 @@ def test_the_same_bytes_as_in_process_also_after_a_loss(tmp_path: Path, strategy
     model, own = second.state
     assert digest(model) == digest(expected.state)
     assert own and digest(own) == digest(expected.own)
+    assert digest(read_result(second_folder).state or {}) == digest(expected.handed_out)
 
 
 def test_momentum_is_never_sent(tmp_path: Path) -> None:

@@ -61,7 +61,11 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], set
 def in_process(job: Job, sites: dict[str, SiteConfiguration]) -> RunResult:
     cohorts = {
         site: load_cohort(
-            site, read_manifest(where.manifest, LABELS, False), where.bags, job.task.target, job.task.encoder
+            site,
+            read_manifest(where.files["manifest"], LABELS, False),
+            where.files["bags"],
+            job.task.target,
+            job.task.encoder,
         )
         for site, where in sorted(sites.items())
     }
@@ -120,7 +124,9 @@ def test_a_job_that_stops_is_an_error_with_its_log(
     repository: Path, tmp_path: Path, sites: dict[str, SiteConfiguration]
 ) -> None:
     job = variant(repository, tmp_path, rounds=2, least_sites=3)
-    sites["clinic-b"] = SiteConfiguration(tmp_path / "nowhere.csv", tmp_path / "nowhere")
+    sites["clinic-b"] = SiteConfiguration(
+        {"manifest": tmp_path / "nowhere.csv", "bags": tmp_path / "nowhere"}
+    )
     with pytest.raises(JobError, match="stopped after 0 of 2 rounds"):
         run_simulation(job, sites)
 
@@ -129,7 +135,7 @@ def test_ctrl_c_leaves_nothing_running(
     repository: Path, tmp_path: Path, sites: dict[str, SiteConfiguration], started: Callable[[], set[int]]
 ) -> None:
     job = variant(repository, tmp_path, rounds=500)
-    listed = [(name, str(where.manifest), str(where.bags)) for name, where in sites.items()]
+    listed = [(name, str(where.files["manifest"]), str(where.files["bags"])) for name, where in sites.items()]
     code = f"""
 import os, psutil, signal
 from pathlib import Path
@@ -137,7 +143,7 @@ from typing import Any
 from histoflare.flare.job import read_job
 from histoflare.flare.simulator import run_simulation
 from histoflare.site.configuration import SiteConfiguration
-sites = {{name: SiteConfiguration(Path(m), Path(b)) for name, m, b in {listed!r}}}
+sites = {{name: SiteConfiguration({{"manifest": Path(m), "bags": Path(b)}}) for name, m, b in {listed!r}}}
 def on_round(done, loss):
     if done >= 1:
         children = psutil.Process().children(recursive=True)

@@ -11,10 +11,11 @@ from PIL import Image
 from histoflare.errors import MaskError
 from histoflare.masks import image_files
 from histoflare.masks.image_files import decode_image, read_file
-from histoflare.masks.images import LISTED_PROBLEMS, load_image_cohort, pooled_images
+from histoflare.masks.images import load_image_cohort, pooled_images
 from histoflare.masks.importers import write_mask
 from histoflare.masks.pixels import read_record
 from histoflare.masks.windows import IGNORE
+from histoflare.slides.cohort import LISTED_PROBLEMS
 from histoflare.slides.splits import SplitRule
 from tests.refusals import raises_reason
 

@@ -547,3 +547,40 @@ def test_a_run_takes_no_more_than_its_share_however_often_it_is_asked_again(tmp_
     with pytest.raises(LedgerError):
         ledger.reserve(run="run", rounds=1, job_share=share, **asked)
     ledger.reserve(run="another", rounds=1, job_share=share, **asked)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"rounds": most_rounds() + 1}, "BUDGET_EXHAUSTED"),
+        ({"job_share": 0.5}, "JOB_SHARE_EXCEEDED"),
+        ({"roles": dict.fromkeys(ROLES, "test")}, "SITE_HAS_NO_TRAINING_DATA"),
+        (
+            {
+                "roles": {
+                    name: {"train": "test", "test": "train"}.get(role, role) for name, role in ROLES.items()
+                }
+            },
+            "ROLE_CHANGED",
+        ),
+        ({}, None),
+    ],
+)
+def test_what_would_be_refused_is_known_beforehand_and_nothing_is_written(
+    tmp_path: Path, changes: dict[str, Any], reason: str | None
+) -> None:
+    ledger = new_ledger(tmp_path)
+    if reason == "ROLE_CHANGED":
+        reserve(ledger, "before", 1)
+    asked: dict[str, Any] = {"spend": SPEND, "rounds": most_rounds(), "roles": ROLES, "budget": BUDGET}
+    entries = ledger.verify().entries
+    said = []
+    for ask in (ledger.check_room, lambda **asked: ledger.reserve(run="run", about=ABOUT, **asked)):
+        try:
+            ask(**asked | changes)
+            said.append(None)
+        except LedgerError as error:
+            said.append(error.reason)
+        if ask == ledger.check_room:
+            assert ledger.verify().entries == entries
+    assert said == [reason, reason]

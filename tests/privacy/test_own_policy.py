@@ -24,6 +24,7 @@ from histoflare.privacy.spend import Spend
 from histoflare.reasons import REASONS
 
 METRICS = ("accuracy", "auc", "dice", "n_patients", "validation/auc")
+NUMBERS = ("loss", "steps")
 RECORDS = ("patient", "slide")
 LISTS: dict[str, Any] = {"purposes": ("research",), "strategies": ("fedavg",), "models": ("mem",)}
 DP = Policy(
@@ -49,7 +50,12 @@ budgets = {
     "seeded_noise": st.booleans(),
     "job_share": st.sampled_from([0.1, 0.5, 1.0]) | st.floats(0.01, 1.0),
 }
-outer = {"minimum_patients": st.integers(1, 20), "metrics": some(METRICS), "counts": st.booleans()}
+outer = {
+    "minimum_patients": st.integers(1, 20),
+    "metrics": some(METRICS),
+    "counts": st.booleans(),
+    "numbers": some(NUMBERS),
+}
 protections = st.builds(Protection, **budgets)
 policies = st.builds(
     Policy,
@@ -72,10 +78,11 @@ stewards = st.builds(
 
 def holds_within(inner: Policy, limit: Policy) -> None:
     """Hold every field of a policy to a limit; a field that this does not know fails."""
-    known = {"name", "mechanism", "metrics", "counts", "minimum_patients", "protection", *LISTS}
+    known = {"name", "mechanism", "metrics", "counts", "minimum_patients", "numbers", "protection", *LISTS}
     assert {field.name for field in fields(Policy)} == known, "say here what narrower means"
     assert (inner.name, inner.mechanism) == (limit.name, limit.mechanism)
     assert set(inner.metrics) <= set(limit.metrics)
+    assert set(inner.numbers) <= set(limit.numbers)
     assert limit.counts or not inner.counts
     assert inner.minimum_patients >= limit.minimum_patients
     assert (inner.protection is None) == (limit.protection is None)
@@ -112,6 +119,7 @@ def within(draw: st.DrawFn, policy: Policy) -> Narrowing:
         "minimum_patients": st.integers(policy.minimum_patients, 40),
         "metrics": some(policy.metrics) if policy.metrics else st.just(()),
         "counts": st.just(False) | st.just(policy.counts),
+        "numbers": some(policy.numbers) if policy.numbers else st.just(()),
     }
     if policy.protection is not None:
         bound = policy.protection

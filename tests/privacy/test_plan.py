@@ -26,9 +26,10 @@ DECLARED = {
     "keeps": (),
     "equal_weights": True,
     "sees_data": False,
+    "numbers": {},
     "topology": STAR,
 }
-TASK = SimpleNamespace(record_losses=None)
+TASK = SimpleNamespace(record_losses=None, sample_mixing=False)
 EXACT = SimpleNamespace(name="exact", readable=True, exact=True)
 ROUNDING = SimpleNamespace(name="rounding", readable=True, exact=False)
 
@@ -150,6 +151,16 @@ def test_noise_at_the_server_needs_a_server_that_aggregates() -> None:
             each.admits(declared(topology=SimpleNamespace(name="silent")), TASK, EXACT)
 
 
+@pytest.mark.parametrize("plan", [DpSgd(noise_multiplier=2.0), UpdateNoise(noise_multiplier=1.0)])
+def test_no_number_of_a_site_s_data_goes_beside_a_protected_update(plan: PrivacyPlan) -> None:
+    plan.admits(declared(numbers={"planned_steps": False}), TASK, EXACT)
+    for of_data in (True, None, "no"):
+        with pytest.raises(JobError, match="loss") as caught:
+            plan.admits(declared(numbers={"planned_steps": False, "loss": of_data}), TASK, EXACT)
+        assert caught.value.reason == "PRIVACY_INVALID"
+    Open().admits(declared(numbers={"loss": True}), TASK, EXACT)
+
+
 def test_dp_sgd_refuses_a_strategy_that_looks_at_data() -> None:
     with pytest.raises(JobError) as caught:
         DpSgd(noise_multiplier=2.0).admits(declared(sees_data=True), TASK, EXACT)
@@ -159,7 +170,7 @@ def test_dp_sgd_refuses_a_strategy_that_looks_at_data() -> None:
 
 
 @pytest.mark.parametrize("plan", [Open(), DpSgd(noise_multiplier=2.0), UpdateNoise(noise_multiplier=1.0)])
-@pytest.mark.parametrize("left_out", ["linear", "keeps", "equal_weights", "sees_data"])
+@pytest.mark.parametrize("left_out", ["linear", "keeps", "equal_weights", "sees_data", "numbers"])
 def test_a_strategy_that_does_not_declare_itself_is_refused(plan: PrivacyPlan, left_out: str) -> None:
     plan.admits(declared(), TASK, EXACT)
     with pytest.raises(JobError, match=left_out) as caught:

@@ -29,6 +29,9 @@ def test_a_policy_says_what_may_leave(tmp_path: Path) -> None:
     assert policy == Policy("open", "open", ("auc", "validation/auc"), False, 5)
     metrics = {"auc": 0.5, "accuracy": 0.9, "validation/auc": None, "n_patients": 12.0, "test/n_slides": 3.0}
     assert policy.allowed_metrics(metrics) == {"auc": 0.5, "validation/auc": None}
+    assert policy.numbers == (), "none, unless it says so"
+    listing = read_policy(written(tmp_path, f'{GOOD}numbers = ["steps"]\n'))
+    assert listing.numbers == ("steps",)
     counting = read_policy(written(tmp_path, GOOD.replace("false", "true")))
     assert set(counting.allowed_metrics(metrics)) == {"auc", "validation/auc", "n_patients", "test/n_slides"}
 
@@ -43,6 +46,7 @@ def test_a_policy_says_what_may_leave(tmp_path: Path) -> None:
         (("counts = false", 'counts = false\npurposes = ["research"]'), "purposes: stands in the site's own"),
         (("counts = false", "counts = false\nmodels = []"), "models: stands in the site's own"),
         (('["auc", "validation/auc"]', '"auc"'), "metrics: a list of texts"),
+        (("counts = false", 'counts = false\nnumbers = "steps"'), "numbers: a list of texts"),
         (('mechanism = "open"', 'mechanism = "laplace"'), "L1 norm"),
         (("= 5", "= 0"), "minimum_patients: a whole number of at least 1"),
         (("= 5", "= true"), "minimum_patients"),

@@ -22,7 +22,7 @@ from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import Strategy, Update
 from histoflare.rounds.transport import PLAIN, Float16, Float32, check_readable
 
-from .throwaway import Median, Momentum, Scaffold
+from .throwaway import Median, Momentum, Normalised, Scaffold
 from .toy import Table, ToyTask, toy_sites, toy_table
 
 
@@ -95,6 +95,16 @@ def test_a_strategy_says_what_it_made_of_each_update() -> None:
     run = run_in_process(ToyTask(), toy_sites(3), Median(), 2, 0)
     assert [set(notes["contribution"]) for notes in run.notes] == [set(toy_sites(3))] * 2
     assert run_in_process(ToyTask(), toy_sites(3), FedAvg(), 1, 0).notes == ({},)
+
+
+def test_the_numbers_that_sites_send_stand_in_the_run_s_record() -> None:
+    sites = toy_sites(3)
+    run = run_in_process(ToyTask(batch_size=8), sites, Normalised(), 1, 0)
+    sent = run.notes[0]["numbers"]
+    assert {site: numbers["steps"] for site, numbers in sent.items()} == {
+        site: -(-len(data.y) // 8) for site, data in sites.items()
+    }
+    assert {site: numbers["loss"] for site, numbers in sent.items()} == run.losses[0]
 
 
 def test_fewer_updates_than_a_strategy_needs_end_the_round() -> None:

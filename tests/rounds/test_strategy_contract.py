@@ -11,14 +11,16 @@ import math
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from histoflare.errors import JobError
 from histoflare.privacy.plan import DpSgd, Open, UpdateNoise
+from histoflare.rounds.local import predict
 from histoflare.rounds.round import count_sent, count_sent_by_job, server_round, site_round
 from histoflare.rounds.runner import run_in_process
-from histoflare.rounds.state import State, add, digest, model_state
+from histoflare.rounds.state import State, add, digest, load_state, model_state
 from histoflare.rounds.strategies import STRATEGIES, make_strategy
 from histoflare.rounds.strategy import ServerRound, SiteOutcome, Strategy, Update, join, split
 from histoflare.rounds.transport import PLAIN
@@ -91,6 +93,8 @@ def test_a_site_sends_what_the_strategy_says_and_changes_nothing_it_was_given(st
     }
     assert all(tensor.is_floating_point() for tensor in update.tensors.values())
     assert math.isfinite(update.weight) and update.weight >= 0
+    assert set(update.numbers) == set(strategy.numbers)
+    assert all(type(value) is float and math.isfinite(value) for value in update.numbers.values())
     assert any(bool((tensor != 0).any()) for tensor in update.tensors.values())
 
 
@@ -107,7 +111,8 @@ def test_a_round_learns_and_keeps_the_form_of_the_state(strategy: Strategy) -> N
 
 def test_the_same_seed_gives_the_same_bytes(strategy: Strategy) -> None:
     first, again, other = (run_in_process(TASK, DATA, strategy, 4, seed) for seed in (1, 1, 2))
-    assert digest(first.state) == digest(again.state) != digest(other.state)
+    assert digest(first.handed_out) == digest(again.handed_out) != digest(other.handed_out)
+    assert digest(first.state) == digest(again.state)
 
 
 def test_a_run_goes_on_from_what_server_and_sites_kept(strategy: Strategy) -> None:
@@ -146,6 +151,21 @@ def test_what_goes_down_is_the_model_and_what_is_declared(strategy: Strategy) ->
     assert split(join(model, own)) == (model, own)
 
 
+def test_what_a_job_hands_out_is_of_its_task_and_known_to_whoever_received_the_round(
+    strategy: Strategy,
+) -> None:
+    run = run_in_process(TASK, DATA, strategy, 2, 1)
+    models = strategy.models(run.state, run.own)
+    assert models and not any("/" in name for name in models)
+    for each in models.values():
+        load_state(TASK.build_model(), each)
+    assert digest(strategy.handed_out(run.state, run.own)) == digest(run.handed_out)
+    assert digest(strategy.handed_out(run.state, strategy.downlink(run.own))) == digest(run.handed_out)
+    said = [predict(TASK, each, DATA["site_0"], "test").probabilities for each in models.values()]
+    together = predict(TASK, run.handed_out, DATA["site_0"], "test").probabilities
+    np.testing.assert_allclose(together, np.mean(said, axis=0), atol=1e-6)
+
+
 def test_an_update_of_zeros_changes_nothing(strategy: Strategy) -> None:
     model = start_model()
     zeros = [
@@ -159,7 +179,10 @@ def test_one_participant_alone_gives_its_model(strategy: Strategy) -> None:
     assert strategy.least_updates == 1, "a strategy that needs several is held to another test"
     model = start_model()
     outcome = outcome_of(strategy, SITES[0], model)
-    combined = server_round(strategy, model, [outcome.update], SITES).model
+    made = server_round(strategy, model, [outcome.update], SITES)
+    (combined,) = [
+        each for name, each in strategy.models(made.model, made.own).items() if name in ("global", SITES[0])
+    ]
     for name, expected in add(model, split(outcome.update.tensors)[0]).items():
         torch.testing.assert_close(combined[name], expected, rtol=1e-6, atol=1e-7)
 
@@ -171,7 +194,12 @@ def test_the_order_of_arrival_changes_no_bit(strategy: Strategy) -> None:
     asked = strategy.topology.plan(0, SITES, 1).trainers
     like = strategy.sent(model)
     sent = [
-        Update(site, {name: torch.full_like(tensor, value) for name, tensor in like.items()}, 1.0)
+        Update(
+            site,
+            {name: torch.full_like(tensor, value) for name, tensor in like.items()},
+            1.0,
+            dict.fromkeys(strategy.numbers, 1.0),
+        )
         for site, value in zip(asked, (1.0, 1e17, -1e17), strict=False)
     ]
     first = server_round(strategy, model, sent, SITES)
@@ -183,15 +211,32 @@ def test_the_order_of_arrival_changes_no_bit(strategy: Strategy) -> None:
 
 @pytest.mark.parametrize(
     "fault",
-    ["nan", "inf", "shape", "missing", "unknown", "dtype", "weight", "site", "double", "none", "negative"],
+    [
+        *(
+            "nan",
+            "inf",
+            "shape",
+            "missing",
+            "unknown",
+            "dtype",
+            "weight",
+            "site",
+            "double",
+            "none",
+            "negative",
+        ),
+        "number",
+    ],
 )
 def test_a_bad_update_is_refused_and_never_averaged(strategy: Strategy, fault: str) -> None:
     model = start_model()
     good, *others = good_updates(strategy, model)
     tensors = dict(good.tensors)
     name = next(iter(tensors))
-    site, weight = good.site, 1.0
+    site, weight, numbers = good.site, 1.0, dict(good.numbers)
     match fault:
+        case "number":
+            numbers["patients"] = 17.0
         case "nan" | "inf":
             tensors[name] = torch.full_like(tensors[name], float(fault))
         case "shape":
@@ -208,9 +253,21 @@ def test_a_bad_update_is_refused_and_never_averaged(strategy: Strategy, fault: s
             weight = -1.0
         case "site":
             site = "stranger"
-    updates = {"double": [good, good], "none": []}.get(fault, [Update(site, tensors, weight), *others])
+    updates = {"double": [good, good], "none": []}.get(
+        fault, [Update(site, tensors, weight, numbers), *others]
+    )
     with pytest.raises(JobError):
         server_round(strategy, model, updates, SITES)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in {*STRATEGIES, *THROWAWAY} if make(name).numbers))
+@pytest.mark.parametrize("number", [math.nan, math.inf, "3", None])
+def test_a_number_that_is_missing_or_none_is_refused(name: str, number: Any) -> None:
+    model, strategy = start_model(), make(name)
+    good, *others = good_updates(strategy, model)
+    for numbers in ({}, dict.fromkeys(good.numbers, number)):
+        with pytest.raises(JobError):
+            server_round(strategy, model, [replace(good, numbers=numbers), *others], SITES)
 
 
 def test_partial_sharing_keeps_the_rest_at_home(strategy: Strategy) -> None:
@@ -229,9 +286,15 @@ def test_partial_sharing_keeps_the_rest_at_home(strategy: Strategy) -> None:
 def test_it_declares_what_a_privacy_plan_asks(strategy: Strategy) -> None:
     for name, kind in (("linear", bool), ("kept", tuple), ("sees_data", bool)):
         assert isinstance(vars(type(strategy))[name], kind), f"{name}: of its own, not inherited"
-    for plan in (Open(), UpdateNoise(noise_multiplier=1.0)):
-        plan.admits(strategy, TASK, PLAIN)
-    if strategy.keeps or strategy.sees_data:
+    assert all(type(of_data) is bool for of_data in strategy.numbers.values())
+    Open().admits(strategy, TASK, PLAIN)
+    if any(strategy.numbers.values()):
+        with pytest.raises(JobError) as caught:
+            UpdateNoise(noise_multiplier=1.0).admits(strategy, TASK, PLAIN)
+        assert caught.value.reason == "PRIVACY_INVALID"
+    else:
+        UpdateNoise(noise_multiplier=1.0).admits(strategy, TASK, PLAIN)
+    if strategy.keeps or strategy.sees_data or any(strategy.numbers.values()):
         with pytest.raises(JobError):
             DpSgd(noise_multiplier=1.0).admits(strategy, RowTask(), PLAIN)
     else:

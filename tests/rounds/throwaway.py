@@ -6,13 +6,14 @@ The contract suite runs them beside the registered ones, so that the interface i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from histoflare.rounds.hook import LocalHook
+from histoflare.rounds.local import LocalResult
 from histoflare.rounds.state import State, add, add_weighted_mean
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import (
@@ -167,6 +168,88 @@ class Median(FedAvg):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Normalised(FedAvg):
+    """FedNova (Wang et al. 2020): a site says how many steps it took, and counts by the step."""
+
+    name: ClassVar[str] = "normalised"
+    linear: ClassVar[bool] = False
+    kept: ClassVar[tuple[str, ...]] = ()
+    sees_data: ClassVar[bool] = False
+    numbers: ClassVar[Mapping[str, bool]] = {"steps": True, "loss": True}
+
+    def said(self, ctx: SiteRound, training: LocalResult) -> dict[str, float]:
+        return {"steps": float(training.n_steps), "loss": training.mean_loss}
+
+    def combine(self, ctx: ServerRound) -> ServerOutcome:
+        steps = [update.numbers["steps"] for update in ctx.updates]
+        mean = sum(steps) / len(steps)
+        scaled = [
+            {name: tensor * (mean / taken) for name, tensor in update.tensors.items()}
+            for update, taken in zip(ctx.updates, steps, strict=True)
+        ]
+        return ServerOutcome(add_weighted_mean(ctx.model, scaled, [1.0] * len(scaled)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paced(FedAvg):
+    """A site says how many steps it was to take: the job's number, which tells nothing."""
+
+    name: ClassVar[str] = "paced"
+    linear: ClassVar[bool] = True
+    kept: ClassVar[tuple[str, ...]] = ()
+    sees_data: ClassVar[bool] = False
+    numbers: ClassVar[Mapping[str, bool]] = {"planned_steps": False}
+    weighting: str = "uniform"
+
+    def said(self, ctx: SiteRound, training: LocalResult) -> dict[str, float]:
+        return {"planned_steps": 3.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gathered(Strategy):
+    """Each site's own model is kept at the server and never averaged: the job hands out the ensemble.
+
+    Attributes:
+        members: The sites.
+    """
+
+    name: ClassVar[str] = "gathered"
+    linear: ClassVar[bool] = False
+    kept: ClassVar[tuple[str, ...]] = ()
+    sees_data: ClassVar[bool] = False
+    equal_weights: ClassVar[bool] = True
+    members: Sequence[str] = field(default_factory=lambda: ["site_0", "site_1", "site_2"])
+
+    def begin(self, model: State) -> State:
+        """Return how far each site's model is from the first one: nowhere yet."""
+        return {
+            f"{site}/{name}": torch.zeros_like(model[name])
+            for site in self.members
+            for name in self.shared_names(model)
+        }
+
+    def downlink(self, own: State) -> State:
+        return own
+
+    def models(self, model: State, own: State) -> dict[str, State]:
+        return {site: self._of(site, model, own) for site in self.members}
+
+    def _of(self, site: str, model: State, own: State) -> State:
+        way = {name: own[f"{site}/{name}"] for name in model if f"{site}/{name}" in own}
+        return add(model, way)
+
+    def local_round(self, ctx: SiteRound) -> SiteOutcome:
+        return super().local_round(replace(ctx, model=self._of(ctx.site, ctx.model, ctx.downlink)))
+
+    def combine(self, ctx: ServerRound) -> ServerOutcome:
+        own = dict(ctx.own)
+        for update in ctx.updates:
+            for name, change in update.tensors.items():
+                own[f"{update.site}/{name}"] = own[f"{update.site}/{name}"] + change
+        return ServerOutcome({name: tensor.clone() for name, tensor in ctx.model.items()}, own)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rotating(Topology):
     """Swarm learning's star without a hub: all sites train, and in each round another one aggregates."""
 
@@ -214,5 +297,6 @@ class Pushing(LocalHook):
 THROWAWAY_TOPOLOGIES: dict[str, type[Topology]] = {kind.name: kind for kind in (Rotating, Passing)}
 
 THROWAWAY: dict[str, type[Strategy]] = {
-    kind.name: kind for kind in (Momentum, Scaffold, Proximal, LossyLoss, Median, Swarm)
+    kind.name: kind
+    for kind in (Momentum, Scaffold, Proximal, LossyLoss, Median, Normalised, Paced, Gathered, Swarm)
 }

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from histoflare.bags.targets.classes import Predictions
+from histoflare.ensemble import mean_probabilities
 from histoflare.seeds import derive_seed
 
 
@@ -82,6 +83,9 @@ class ToyTask:
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         return F.cross_entropy(model(batch[0]), batch[1])
+
+    def average(self, outputs: Tensor) -> Tensor:
+        return mean_probabilities(outputs, -1)
 
     def predict(self, model: nn.Module, data: Table, split: str) -> Predictions:
         x, y = (data.x, data.y) if split == "train" else (data.x_test, data.y_test)

@@ -23,7 +23,7 @@ from histoflare.rounds.state import State, model_state
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import SiteOutcome, Strategy
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.data import load_site_cohort
+from histoflare.site.data import load_site_data
 from histoflare.site.trainer import KIT_MALLOC, TrainerSetup
 
 from ..flare.bags_on_disk import ENCODER, LABELS
@@ -115,7 +115,7 @@ def in_process(
         task,
         strategy or FedAvg(),
         state,
-        load_site_cohort("a", task, configuration),
+        load_site_data("a", task, configuration),
         site="a",
         site_state=site_state,
         round_index=index,

@@ -50,7 +50,7 @@ def site(folder: Path, train: int = 6, test: int = 2, **options: Any) -> SiteCon
                 table.writerow([f"{number}{slide}.tif", f"p{number}", LABELS[number % 2], role])
     ledger, key = steward_ledger(folder)
     named = {"ledger": ledger, "ledger_key": key, "site": SITE, **options}
-    return SiteConfiguration(folder / "manifest.csv", folder / "bags", **named)
+    return SiteConfiguration({"manifest": folder / "manifest.csv", "bags": folder / "bags"}, **named)
 
 
 def is_empty(configuration: SiteConfiguration) -> bool:
@@ -70,7 +70,14 @@ def books(
     configuration: SiteConfiguration, plan: PrivacyPlan = PLAN, rules: Policy | None = None, run: str = "run"
 ) -> Books:
     return Books(
-        configuration, rules or policy(), plan, rounds=ROUNDS, weights=WEIGHTS, run=run, labels=LABELS
+        configuration,
+        rules or policy(),
+        plan,
+        rounds=ROUNDS,
+        weights=WEIGHTS,
+        run=run,
+        labels=LABELS,
+        data="bags",
     )
 
 
@@ -322,14 +329,13 @@ def test_a_patient_keeps_the_role_of_the_first_job(tmp_path: Path) -> None:
 def test_a_patient_of_the_ledger_is_in_one_fold_only(tmp_path: Path) -> None:
     """A budget pays for training and not for figures: nobody is trained on here and tested there."""
     at = site(tmp_path, train=20, test=0)
-    assert at.manifest is not None
-    rows = [line.rpartition(",")[0] for line in at.manifest.read_text().splitlines()]
-    at.manifest.write_text("\n".join(rows) + "\n")
+    rows = [line.rpartition(",")[0] for line in at.files["manifest"].read_text().splitlines()]
+    at.files["manifest"].write_text("\n".join(rows) + "\n")
 
     def of_fold(fold: int) -> Books:
         rule = SplitRule(None, folds=5, fold=fold)
-        named = {"rounds": ROUNDS, "weights": WEIGHTS, "run": f"fold-{fold}", "labels": LABELS, "split": rule}
-        return Books(at, policy(), PLAN, **named)
+        named = {"rounds": ROUNDS, "weights": WEIGHTS, "run": f"fold-{fold}", "labels": LABELS}
+        return Books(at, policy(), PLAN, data="bags", split=rule, **named)
 
     first = of_fold(2)
     first.reserve()

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from histoflare.errors import JobError
-from histoflare.site.configuration import (
+from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.ledgers import on_workstation
+from histoflare.site.site_file import (
     SITE_FILE,
     SITES_VARIABLE,
-    SiteConfiguration,
+    entries,
     find_site_file,
     name_ledger,
     named_ledger,
     read_site_file,
     write_site_file,
 )
-from histoflare.site.ledgers import on_workstation
 
 SHA256 = "0123456789abcdef" * 4
 MINIMUM = 'manifest = "m.csv"\nbags = "bags"\n'
@@ -27,10 +27,9 @@ MINIMUM = 'manifest = "m.csv"\nbags = "bags"\n'
 
 @pytest.mark.parametrize("name", ["bags", 'a "quoted" \\ folder', "größe 1", "line\nbreak\x7f", "{braces}"])
 def test_what_is_written_is_read(tmp_path: Path, name: str) -> None:
-    plain = SiteConfiguration(tmp_path / f"{name}.csv", tmp_path / name)
+    plain = SiteConfiguration({"manifest": tmp_path / f"{name}.csv", "bags": tmp_path / name})
     full = SiteConfiguration(
-        tmp_path / "m.csv",
-        tmp_path / "bags",
+        {"manifest": tmp_path / "m.csv", "bags": tmp_path / "bags"},
         records=tmp_path / name,
         ledger=tmp_path / name / "ledger.sqlite",
         ledger_key=tmp_path / f"{name}.key",
@@ -41,7 +40,9 @@ def test_what_is_written_is_read(tmp_path: Path, name: str) -> None:
         evaluation_only=True,
         pseudonym="river-7",
     )
-    of_workstation = SiteConfiguration(tmp_path / "m.csv", tmp_path / "bags", workstation=True)
+    of_workstation = SiteConfiguration(
+        {"manifest": tmp_path / "m.csv", "bags": tmp_path / "bags"}, workstation=True
+    )
     for configuration in (plain, full, of_workstation):
         write_site_file(tmp_path / SITE_FILE, configuration)
         assert read_site_file(tmp_path / SITE_FILE) == configuration
@@ -49,11 +50,12 @@ def test_what_is_written_is_read(tmp_path: Path, name: str) -> None:
 
 def test_a_written_file_has_every_key_with_a_comment_above_it(tmp_path: Path) -> None:
     named = {"ledger": tmp_path / "ledger.sqlite", "ledger_key": tmp_path / "keys" / "ledger.key"}
-    site = SiteConfiguration(tmp_path / "m.csv", tmp_path / "bags", workstation=True, **named)
+    site = SiteConfiguration(
+        {"manifest": tmp_path / "m.csv", "bags": tmp_path / "bags"}, workstation=True, **named
+    )
     write_site_file(tmp_path / SITE_FILE, site)
     text = (tmp_path / SITE_FILE).read_text()
-    known = [field.name for field in fields(SiteConfiguration) if field.name != "site"]
-    assert list(tomllib.loads(text)) == known
+    assert list(tomllib.loads(text)) == entries()
     blocks = text.split("\n\n")
     assert all(block.startswith("#") for block in blocks)
 
@@ -64,8 +66,7 @@ def test_relative_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     for path in (tmp_path / SITE_FILE, Path(SITE_FILE)):
         assert read_site_file(path) == SiteConfiguration(
-            tmp_path / "m.csv",
-            tmp_path / "../bags",
+            {"manifest": tmp_path / "m.csv", "bags": tmp_path / "../bags"},
             records=tmp_path / "notes",
             encoder_weights=tmp_path / "w.pth",
             encoder_sha256=SHA256,
@@ -76,16 +77,17 @@ def test_the_defaults(tmp_path: Path) -> None:
     (tmp_path / SITE_FILE).write_text(MINIMUM)
     read = read_site_file(tmp_path / SITE_FILE)
     assert read == SiteConfiguration(
-        tmp_path / "m.csv",
-        tmp_path / "bags",
-        records=tmp_path / "records",
+        {"manifest": tmp_path / "m.csv", "bags": tmp_path / "bags"}, records=tmp_path / "records"
     )
     assert (read.prepare, read.cache_mb, read.evaluation_only) == (False, 2048, False)
     assert (read.encoder_weights, read.encoder_sha256, read.pseudonym) == (None, None, None)
 
 
 def test_sites_on_one_machine_have_records_of_their_own(tmp_path: Path) -> None:
-    sites = [SiteConfiguration(tmp_path / f"{name}.csv", tmp_path / "bags" / name) for name in "ab"]
+    sites = [
+        SiteConfiguration({"manifest": tmp_path / f"{name}.csv", "bags": tmp_path / "bags" / name})
+        for name in "ab"
+    ]
     assert sites[0].records != sites[1].records
     for name in "ab":
         (tmp_path / f"{name}.toml").write_text(MINIMUM)
@@ -100,7 +102,7 @@ def test_sites_on_one_machine_have_records_of_their_own(tmp_path: Path) -> None:
 
 def test_a_ledger_is_named_in_a_file_that_stays_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / SITE_FILE
-    write_site_file(path, SiteConfiguration(tmp_path / "m.csv", tmp_path / "bags"))
+    write_site_file(path, SiteConfiguration({"manifest": tmp_path / "m.csv", "bags": tmp_path / "bags"}))
     before = path.read_text()
     assert "\n# ledger = " in before and named_ledger(path) is None
     ledger, key = tmp_path / 'a "place"' / "ledger.sqlite", tmp_path / "keys" / "ledger.key"

@@ -16,10 +16,12 @@ from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import digest, model_state
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import Strategy
-from histoflare.site.configuration import SiteConfiguration, read_site_file, write_site_file
-from histoflare.site.data import check_resolution_named, device_of, load_site_data, pool_site_data, read_roles
+from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.data import device_of, load_site_data, read_roles
+from histoflare.site.kinds import BAGS, IMAGES
 from histoflare.site.ledgers import on_workstation
 from histoflare.site.messages import TrainerSetup
+from histoflare.site.site_file import read_site_file, write_site_file
 from histoflare.site.work import SiteWork
 from histoflare.slides.splits import SplitRule
 from tests.refusals import raises_reason
@@ -32,7 +34,7 @@ SEED = 7
 
 @pytest.fixture
 def site(tmp_path: Path) -> SiteConfiguration:
-    return SiteConfiguration(images=make_site(tmp_path / "site"))
+    return SiteConfiguration({"images": make_site(tmp_path / "site")})
 
 
 def work(site: SiteConfiguration, strategy: Strategy | None = None) -> SiteWork:
@@ -41,19 +43,17 @@ def work(site: SiteConfiguration, strategy: Strategy | None = None) -> SiteWork:
 
 
 def test_a_site_with_images_only_has_its_notes_and_ledger_beside_them(site: SiteConfiguration) -> None:
-    assert site.images is not None
-    assert site.records == site.images.parent / "images-records"
+    assert site.records == site.files["images"].parent / "images-records"
     assert site.ledger is None
     site = on_workstation("a", site)
-    assert site.images is not None
-    assert site.ledger == site.images.parent / "images-ledger" / "ledger.sqlite"
-    path = site.images.with_name("histoflare.toml")
+    assert site.ledger == site.files["images"].parent / "images-ledger" / "ledger.sqlite"
+    path = site.files["images"].with_name("histoflare.toml")
     write_site_file(path, site)
     assert read_site_file(path) == site
 
 
 def test_a_site_without_the_job_s_kind_of_data_says_so(tmp_path: Path, site: SiteConfiguration) -> None:
-    bags_only = SiteConfiguration(tmp_path / "manifest.csv", tmp_path / "bags")
+    bags_only = SiteConfiguration({"manifest": tmp_path / "manifest.csv", "bags": tmp_path / "bags"})
     for task, where, names in (
         (TASK, bags_only, "images"),
         (make_mem_task(["a", "b"], "e:v1"), site, "manifest"),
@@ -66,19 +66,19 @@ def test_a_site_without_the_job_s_kind_of_data_says_so(tmp_path: Path, site: Sit
 
 def test_images_that_state_their_resolution_want_a_task_that_names_one(site: SiteConfiguration) -> None:
     """Without one nobody compares the sites; images that state nothing are taken as they are."""
-    assert site.images is not None and TASK.mpp is None
-    check_resolution_named(TASK, site)
-    rows = read_image_manifest(site.images).rows
-    write_image_manifest(site.images, [replace(rows[0], mpp=0.25), *rows[1:]])
-    for ask in (lambda: check_resolution_named(TASK, site), lambda: load_site_data("a", TASK, site)):
+    assert TASK.mpp is None
+    IMAGES.check_resolution_named(TASK, site)
+    rows = read_image_manifest(site.files["images"]).rows
+    write_image_manifest(site.files["images"], [replace(rows[0], mpp=0.25), *rows[1:]])
+    for ask in (lambda: IMAGES.check_resolution_named(TASK, site), lambda: load_site_data("a", TASK, site)):
         with pytest.raises(JobError) as refused:
             ask()
         assert refused.value.reason == "RESOLUTION_NOT_NAMED"
         assert "0.25" in str(refused.value) and "protocol.mpp" in str(refused.value)
     named = replace(TASK, mpp=0.25)
-    check_resolution_named(named, site)
+    IMAGES.check_resolution_named(named, site)
     assert len(load_site_data("a", named, site).records) == len(rows)
-    check_resolution_named(make_mem_task(["a", "b"], "e:v1"), site)
+    BAGS.check_resolution_named(make_mem_task(["a", "b"], "e:v1"), site)
 
 
 def test_roles_are_the_manifest_s(site: SiteConfiguration) -> None:
@@ -90,9 +90,8 @@ def test_roles_are_the_manifest_s(site: SiteConfiguration) -> None:
 
 
 def test_without_a_split_column_roles_follow_the_job_s_rule(site: SiteConfiguration) -> None:
-    assert site.images is not None
-    manifest = read_image_manifest(site.images)
-    write_image_manifest(site.images, [replace(row, split=None) for row in manifest.rows])
+    manifest = read_image_manifest(site.files["images"])
+    write_image_manifest(site.files["images"], [replace(row, split=None) for row in manifest.rows])
     for rule in (SplitRule(0.3), SplitRule(None, 2, 0), SplitRule(0.2, 2, 1)):
         expected = {row.patient: rule.role_of(row.patient) for row in manifest.rows}
         assert read_roles(site, list(LABELS), "images", rule) == expected
@@ -103,8 +102,7 @@ def test_without_a_split_column_roles_follow_the_job_s_rule(site: SiteConfigurat
 
 
 def test_a_patient_in_two_splits_is_an_error(site: SiteConfiguration) -> None:
-    assert site.images is not None
-    site.images.write_text(site.images.read_text().replace("p2", "p0"))
+    site.files["images"].write_text(site.files["images"].read_text().replace("p2", "p0"))
     for ask in (lambda: read_roles(site, list(LABELS), "images"), lambda: load_site_data("a", TASK, site)):
         with raises_reason("MANIFEST_INVALID", "p0"):
             ask()
@@ -136,10 +134,10 @@ def test_an_evaluation_notes_each_image(site: SiteConfiguration) -> None:
 
 def test_pooled_data_keep_sites_apart(tmp_path: Path) -> None:
     cohorts = [
-        load_site_data(name, TASK, SiteConfiguration(images=make_site(tmp_path / name, seed)))
+        load_site_data(name, TASK, SiteConfiguration({"images": make_site(tmp_path / name, seed)}))
         for seed, name in enumerate(("a", "b"))
     ]
-    pooled = pool_site_data(TASK, cohorts)
+    pooled = IMAGES.pool(cohorts, "pooled")
     assert {record.patient for record in pooled.records} == {f"{s}/p{i}" for s in "ab" for i in range(6)}
     run = run_in_process(TASK, {"pooled": pooled}, FedAvg(), rounds=1, seed=1)
     assert digest(run.state) != digest(run.initial)

@@ -60,7 +60,7 @@ def test_what_a_protected_run_keeps_shows_in_no_evaluation(tmp_path: Path, scope
     said = []
     first = model_state(TASK.build_model())
     for seed in (0, 1):
-        site = on_workstation("a", SiteConfiguration(images=make_site(tmp_path / str(seed), seed=0)))
+        site = on_workstation("a", SiteConfiguration({"images": make_site(tmp_path / str(seed), seed=0)}))
         if seed:  # other patients to train on, the same to test on
             for index in (0, 1, 3):
                 other = make_site(tmp_path / "other", seed=7).parent / f"image{index}.png"
@@ -81,7 +81,7 @@ def test_what_a_protected_run_keeps_shows_in_no_evaluation(tmp_path: Path, scope
 
 
 def test_an_unprotected_run_is_asked_with_what_it_keeps(tmp_path: Path) -> None:
-    site = SiteConfiguration(images=make_site(tmp_path / "a"))
+    site = SiteConfiguration({"images": make_site(tmp_path / "a")})
     first = model_state(TASK.build_model())
     trainer = work(site, Open(), None)
     before = trainer.evaluate(arrays(first), "test").metrics
@@ -120,7 +120,7 @@ def test_a_figure_that_rests_on_few_patients_stays(tmp_path: Path) -> None:
     confusion[:, 1, 1] -= 10
     merged = evaluate(merge_predictions({"a": table, "b": table}), bootstraps=0)
     assert merged["dice"].patients == 2
-    site = on_workstation("a", SiteConfiguration(images=make_site(tmp_path / "a")))
+    site = on_workstation("a", SiteConfiguration({"images": make_site(tmp_path / "a")}))
     metrics = {"dice": 0.5, "dice_low": 0.5, "pixel_accuracy": 0.9, "n_patients": 2.0}
     behind = {"dice": 1, "dice_low": 1, "pixel_accuracy": 2}
     answer = books(site).evaluate(
@@ -144,13 +144,8 @@ def test_nothing_to_learn_from_is_an_update_of_noise(tmp_path: Path) -> None:
 
 def test_a_site_with_bags_and_images_says_one_role_for_each_patient(tmp_path: Path) -> None:
     images = make_site(tmp_path / "a")
-    site = SiteConfiguration(
-        tmp_path / "slides.csv",
-        tmp_path / "bags",
-        images,
-        ledger=tmp_path / "ledger.sqlite",
-        ledger_key=tmp_path / "keys" / "key",
-    )
+    files = {"manifest": tmp_path / "slides.csv", "bags": tmp_path / "bags", "images": images}
+    site = SiteConfiguration(files, ledger=tmp_path / "ledger.sqlite", ledger_key=tmp_path / "keys" / "key")
 
     def write(split: str | None) -> None:
         with (tmp_path / "slides.csv").open("w", newline="") as file:
@@ -186,7 +181,7 @@ def test_the_same_image_in_two_splits_is_an_error(tmp_path: Path) -> None:
 
 
 def test_notes_of_an_earlier_version_are_of_the_same_job(tmp_path: Path) -> None:
-    site = SiteConfiguration(images=make_site(tmp_path / "a"))
+    site = SiteConfiguration({"images": make_site(tmp_path / "a")})
     setup = TrainerSetup("a", site, TASK, FedAvg(), 1, "run")
     SiteWork(setup, lambda _: None).prepare()
     path = site.records / "run" / RUN_FILE

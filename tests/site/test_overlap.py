@@ -37,7 +37,7 @@ def bags(tmp_path: Path) -> Sites:
 @pytest.fixture
 def images(tmp_path: Path) -> Sites:
     return {
-        site: SiteConfiguration(images=make_site(tmp_path / site, seed, mark=f"{site}-"))
+        site: SiteConfiguration({"images": make_site(tmp_path / site, seed, mark=f"{site}-")})
         for seed, site in enumerate(("a", "b", "external"))
     }
 
@@ -56,7 +56,7 @@ def test_sites_that_share_nobody_are_fine(bags: Sites, images: Sites) -> None:
 
 
 def test_where_nothing_is_protected_a_name_at_two_sites_is_a_warning(bags: Sites) -> None:
-    change_cell(bags["b"].manifest, 4, "patient", "a-p3")
+    change_cell(bags["b"].files["manifest"], 4, "patient", "a-p3")
     (said,) = check_apart(bags, "bags", protected=False)
     assert "patient a-p3: a (manifest.csv, line 5) and b (manifest.csv, line 4)" in said
     same_bag(bags)
@@ -68,14 +68,14 @@ def test_where_nothing_is_protected_a_name_at_two_sites_is_a_warning(bags: Sites
 @pytest.mark.parametrize("written", ["a-p3", " a-p3 "])
 def test_a_patient_at_two_sites(bags: Sites, other: str, written: str) -> None:
     """An external cohort counts: the figures on it are of patients whom nobody trained on."""
-    change_cell(bags[other].manifest, 4, "patient", written)
+    change_cell(bags[other].files["manifest"], 4, "patient", written)
     said = refusal(bags, "bags")
     assert f"patient a-p3: a (manifest.csv, line 5) and {other} (manifest.csv, line 4)" in said
     assert "different names" in said
 
 
 def test_a_patient_with_images_at_two_sites(images: Sites) -> None:
-    change_cell(images["external"].images, 2, "patient", "b-p1")
+    change_cell(images["external"].files["images"], 2, "patient", "b-p1")
     assert "patient b-p1: b (images.csv, line 3) and external (images.csv, line 2)" in refusal(
         images, "images"
     )
@@ -83,14 +83,14 @@ def test_a_patient_with_images_at_two_sites(images: Sites) -> None:
 
 def same_bag(bags: Sites) -> None:
     """The features of one slide, imported at both sites."""
-    first, second = (sorted(bags[site].bags.glob("*.h5"))[0] for site in ("a", "b"))
+    first, second = (sorted(bags[site].files["bags"].glob("*.h5"))[0] for site in ("a", "b"))
     shutil.copyfile(first, second)
 
 
 def same_hash(bags: Sites) -> None:
     """Bags of one slide, made with other mosaics."""
     for site in ("a", "b"):
-        path = sorted(bags[site].bags.glob("*.h5"))[0]
+        path = sorted(bags[site].files["bags"].glob("*.h5"))[0]
         bag = read_bag(path)
         write_bag(path, replace(bag, header=replace(bag.header, slide_sha256="5" * 64)))
 
@@ -98,8 +98,8 @@ def same_hash(bags: Sites) -> None:
 def same_file(bags: Sites) -> None:
     """One file under two names, before there are bags."""
     for site, number in (("a", 0), ("b", 0)):
-        shutil.rmtree(bags[site].bags)
-        folder = bags[site].manifest.parent / "slides"
+        shutil.rmtree(bags[site].files["bags"])
+        folder = bags[site].files["manifest"].parent / "slides"
         folder.mkdir()
         (folder / f"s{number}.tif").write_bytes(b"slide")
         (folder / "s1.tif").write_bytes(site.encode() * 5)  # as long, and another
@@ -107,7 +107,7 @@ def same_file(bags: Sites) -> None:
 
 def same_path(bags: Sites) -> None:
     """A link of one site to the other's slide, which is on a disk that is away."""
-    slides = [bags[site].manifest.parent / "slides" / "s0.tif" for site in ("a", "b")]
+    slides = [bags[site].files["manifest"].parent / "slides" / "s0.tif" for site in ("a", "b")]
     slides[1].parent.mkdir()
     slides[1].symlink_to(slides[0])
 
@@ -121,7 +121,9 @@ def test_a_slide_at_two_sites_under_other_names(bags: Sites, make: Callable[[Sit
 
 
 def test_an_image_at_two_sites_under_other_names(images: Sites) -> None:
-    shutil.copyfile(images["a"].images.parent / "image2.png", images["b"].images.parent / "image4.png")
+    shutil.copyfile(
+        images["a"].files["images"].parent / "image2.png", images["b"].files["images"].parent / "image4.png"
+    )
     assert "one image: a (images.csv, line 4) and b (images.csv, line 6)" in refusal(images, "images")
 
 
@@ -135,7 +137,7 @@ def test_of_many_the_first_are_listed(bags: Sites, tmp_path: Path) -> None:
 def test_a_federation_for_the_console_is_prepared_only_without_protection(
     tmp_path: Path, repository: Path, bags: Sites, capsys: pytest.CaptureFixture[str], job: str
 ) -> None:
-    change_cell(bags["b"].manifest, 4, "patient", "a-p3")
+    change_cell(bags["b"].files["manifest"], 4, "patient", "a-p3")
 
     def write() -> Path:
         return _write_job(tmp_path / "poc", repository / "jobs" / job, None, bags, "bags")

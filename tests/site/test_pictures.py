@@ -15,11 +15,12 @@ from histoflare.bags.prepare import prepare
 from histoflare.errors import BagError
 from histoflare.report.site_page import write_site_page
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.data import load_site_cohort
+from histoflare.site.data import load_site_data
+from histoflare.site.kinds import BAGS
 from histoflare.site.pictures import (
     build_site_page,
 )
-from histoflare.slides.manifest import read_manifest
+from histoflare.slides.manifest import Manifest, read_manifest
 from histoflare.slides.mosaic import MosaicParameters
 from histoflare.slides.pyramid import write_pyramid
 from tests.bags.conftest import MeanColour, paint_slide
@@ -48,16 +49,21 @@ def configuration(tmp_path: Path) -> SiteConfiguration:
     prepare(
         manifest, tmp_path / "bags", MeanColour(), MosaicParameters(patch_px=64, fraction=0.5, clusters=3)
     )
-    return SiteConfiguration(tmp_path / "manifest.csv", tmp_path / "bags")
+    return SiteConfiguration({"manifest": tmp_path / "manifest.csv", "bags": tmp_path / "bags"})
+
+
+def slides_of(configuration: SiteConfiguration) -> tuple[Manifest, Path]:
+    """Return the site's slides and the folder of their bags."""
+    return BAGS.read_manifest(configuration), configuration.files["bags"]
 
 
 def test_test_slides_come_first_and_the_others_are_in_the_table(
     configuration: SiteConfiguration, tmp_path: Path
 ) -> None:
-    cohort = load_site_cohort("graz", TASK, configuration)
+    cohort = load_site_data("graz", TASK, configuration)
     model = TASK.build_model().eval()
     report = full_report()
-    page = build_site_page("graz", configuration, cohort, TASK, model, report, most_pictures=3)
+    page = build_site_page("graz", *slides_of(configuration), cohort, TASK, model, report, most_pictures=3)
     assert [slide.slide[:2] for slide in page.slides] == ["s4", "s5", "s0", "s1", "s2", "s3"]
     assert [slide.pictures is not None for slide in page.slides] == [True] * 3 + [False] * 3
     for slide in page.slides[:3]:
@@ -79,11 +85,17 @@ def test_test_slides_come_first_and_the_others_are_in_the_table(
 
 
 def test_pictures_do_not_depend_on_the_number_of_threads(configuration: SiteConfiguration) -> None:
-    cohort = load_site_cohort("graz", TASK, configuration)
+    cohort = load_site_data("graz", TASK, configuration)
     model = TASK.build_model().eval()
     pages = [
         build_site_page(
-            "graz", configuration, cohort, TASK, model, {"participation": [], "sites": {}}, threads=n
+            "graz",
+            *slides_of(configuration),
+            cohort,
+            TASK,
+            model,
+            {"participation": [], "sites": {}},
+            threads=n,
         )
         for n in (1, 3)
     ]
@@ -91,8 +103,8 @@ def test_pictures_do_not_depend_on_the_number_of_threads(configuration: SiteConf
 
 
 def test_without_a_model_there_is_no_attention(configuration: SiteConfiguration) -> None:
-    cohort = load_site_cohort("graz", TASK, configuration)
-    page = build_site_page("graz", configuration, cohort, TASK, None, full_report())
+    cohort = load_site_data("graz", TASK, configuration)
+    page = build_site_page("graz", *slides_of(configuration), cohort, TASK, None, full_report())
     assert page.scale is None
     for slide in page.slides:
         assert slide.probabilities == {}
@@ -102,15 +114,15 @@ def test_without_a_model_there_is_no_attention(configuration: SiteConfiguration)
 
 
 def test_a_slide_that_is_gone_or_another_one_costs_no_other(configuration: SiteConfiguration) -> None:
-    slides = configuration.manifest.parent / "slides"
+    slides = configuration.files["manifest"].parent / "slides"
     (slides / "s4.tif").unlink()
     write_pyramid(slides / "s5.tif", paint_slide(77), 0.5)
     (slides / "s0.tif").write_bytes(b"no slide")
     with pytest.raises(BagError, match="another size"):
-        load_site_cohort("graz", TASK, configuration)
-    cohort = load_site_cohort("graz", TASK, configuration, refuse_changed_slides=False)
+        load_site_data("graz", TASK, configuration)
+    cohort = BAGS.load("graz", TASK, configuration, is_over=True)
     model = TASK.build_model().eval()
-    page = build_site_page("graz", configuration, cohort, TASK, model, full_report())
+    page = build_site_page("graz", *slides_of(configuration), cohort, TASK, model, full_report())
     drawn = {slide.slide[:2]: slide.pictures for slide in page.slides}
     assert "SLIDE_MISSING" in drawn["s4"].notes[0]
     assert drawn["s4"].thumbnail == ""
@@ -126,8 +138,10 @@ def test_imported_features_without_slides(tmp_path: Path) -> None:
     task = replace(
         TASK, labels=["glandular", "solid"], encoder="densenet121-random:v1", features=1024, patch_px=224
     )
-    cohort = load_site_cohort("graz", task, configuration)
-    page = build_site_page("graz", configuration, cohort, task, task.build_model().eval(), full_report())
+    cohort = load_site_data("graz", task, configuration)
+    page = build_site_page(
+        "graz", *slides_of(configuration), cohort, task, task.build_model().eval(), full_report()
+    )
     assert len(page.slides) == 10
     assert all(slide.pictures and slide.pictures.notes for slide in page.slides)
     assert page.scale is None

@@ -15,6 +15,7 @@ from histoflare.bags.encoder import RANDOM_ID
 from histoflare.errors import EncoderError, HistoflareError
 from histoflare.site import preparation
 from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.kinds import BAGS
 from histoflare.site.trainer import Trainer
 from histoflare.site.work import SiteWork
 from histoflare.slides.manifest import read_manifest
@@ -67,23 +68,23 @@ def site(tmp_path: Path) -> SiteConfiguration:
         split = "test" if index in (2, 3) else "train"
         rows.append({"slide": written, "patient": f"p{index}", "label": "ab"[index % 2], "split": split})
     write_rows(tmp_path / "manifest.csv", rows)
-    return SiteConfiguration(tmp_path / "manifest.csv", tmp_path / "bags", prepare=True)
+    return SiteConfiguration({"manifest": tmp_path / "manifest.csv", "bags": tmp_path / "bags"}, prepare=True)
 
 
 def made(site: SiteConfiguration) -> dict[str, int]:
-    return {path.stem: path.stat().st_mtime_ns for path in site.bags.glob("*.h5")}
+    return {path.stem: path.stat().st_mtime_ns for path in site.files["bags"].glob("*.h5")}
 
 
 def test_missing_bags_are_made_and_unusable_slides_said(site: SiteConfiguration, loading: Loading) -> None:
-    weights = site.manifest.with_name("w.pth")
+    weights = site.files["manifest"].with_name("w.pth")
     site = replace(site, encoder_weights=weights, encoder_sha256="0" * 64)
     lines: list[str] = []
     work = SiteWork(setup_of(site, TASK), lines.append)
     assert work.train(first_state(TASK), 0, 2, []).patients == 2
-    manifest = read_manifest(site.manifest, check_files=False)
+    manifest = read_manifest(site.files["manifest"], check_files=False)
     ids = [manifest.row_id(row) for row in manifest.rows]
     assert sorted(made(site)) == sorted(ids[:4])
-    header = read_header(site.bags / f"{ids[0]}.h5")
+    header = read_header(site.files["bags"] / f"{ids[0]}.h5")
     assert (header.encoder, header.patch_px, header.patch_mpp) == ("mean-colour:v1", 64, 0.5)
     assert loading.asked == [("mean-colour", weights, "0" * 64, "cpu", 64)], "on the site's device"
     for written in ("slides/s4.tif", "slides/s5.tif"):
@@ -102,7 +103,7 @@ def test_only_stale_bags_are_made_again_and_once(site: SiteConfiguration, loadin
     assert made(site) == first and loading.encoder.encoded == encoded
     assert len(loading.asked) == 1, "an encoder that is not needed is not loaded"
     assert any("0 made, 4 up to date, 2 left out" in line for line in lines)
-    manifest = read_manifest(site.manifest, check_files=False)
+    manifest = read_manifest(site.files["manifest"], check_files=False)
     write_pyramid(manifest.rows[1].slide, paint_slide(99, (320, 256)), 0.5)
     SiteWork(setup, lambda _: None).train(first_state(TASK), 2, 3, [])
     changed = {name for name, when in made(site).items() if when != first[name]}
@@ -122,7 +123,7 @@ def test_progress_has_counts_and_the_time_left(
 ) -> None:
     monkeypatch.setattr(preparation, "PROGRESS_SECONDS", 0.0)
     lines: list[str] = []
-    preparation.prepare_site("a", TASK, site, lines.append)
+    BAGS.prepare("a", TASK, site, lines.append)
     assert any(re.search(r"slide 1 of 6, patch \d+ of \d+$", line) for line in lines)
     assert any(re.search(r": 2 of 6 slides, about \d+ (s|min) left$", line) for line in lines)
     assert any(re.search(r": 6 of 6 slides$", line) for line in lines)
@@ -132,7 +133,7 @@ def test_preparing_leaves_the_threads_as_they_were(site: SiteConfiguration, load
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        preparation.prepare_site("a", TASK, site, lambda _: None)
+        BAGS.prepare("a", TASK, site, lambda _: None)
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
@@ -144,17 +145,18 @@ def test_without_prepare_nothing_is_made(site: SiteConfiguration, loading: Loadi
             first_state(TASK), 0, 1, []
         )
     assert caught.value.reason == "COHORT_INVALID"
-    assert not site.bags.exists() and not loading.asked
+    assert not site.files["bags"].exists() and not loading.asked
 
 
 def test_a_task_that_takes_any_patches_gets_the_default_ones(
     site: SiteConfiguration, loading: Loading
 ) -> None:
     task = replace(TASK, mpp=None, patch_px=None)
-    big = site.manifest.with_name("big")
+    big = site.files["manifest"].with_name("big")
     write_pyramid(big / "s.tif", paint_slide(1, (2400, 2400)), 0.5)
     write_rows(big / "manifest.csv", [{"slide": "s.tif", "patient": "p", "label": "a"}])
-    preparation.prepare_site("a", task, SiteConfiguration(big / "manifest.csv", big / "bags"), lambda _: None)
+    files = {"manifest": big / "manifest.csv", "bags": big / "bags"}
+    BAGS.prepare("a", task, SiteConfiguration(files, prepare=True), lambda _: None)
     (bag,) = (read_bag(path) for path in (big / "bags").glob("*.h5"))
     assert (bag.header.patch_px, bag.header.patch_mpp) == (1000, 0.5)
 
@@ -168,7 +170,7 @@ def test_a_trainers_process_makes_bags_with_the_real_encoder(site: SiteConfigura
         assert trainer.train(first_state(task), 0, 1).patients == 2
     finally:
         trainer.close()
-    headers = [read_header(path) for path in site.bags.glob("*.h5")]
+    headers = [read_header(path) for path in site.files["bags"].glob("*.h5")]
     assert [(header.encoder, header.features, header.patch_px) for header in headers] == [
         (RANDOM_ID, 1024, 64)
     ] * 4

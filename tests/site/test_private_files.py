@@ -39,7 +39,9 @@ def test_after_a_run_nothing_of_a_site_can_be_read_by_others(tmp_path: Path, uma
     """A protected round with a state that stays, an evaluation, ledger, key, releases, audit log, notes."""
     site = on_workstation("a", write_site(tmp_path, "a", slides=20))
     policy = replace(read_policy(POLICIES / "dp-update.toml"), minimum_patients=2)
-    books = Books(site, policy, PLAN, rounds=1, weights=WEIGHTS, run="run-1", labels=list(TASK.labels))
+    books = Books(
+        site, policy, PLAN, rounds=1, weights=WEIGHTS, run="run-1", labels=list(TASK.labels), data="bags"
+    )
     books.reserve()
     trainer = Trainer(setup_of(site, strategy=SHARED_BODY, plan=PLAN, roles=books.roles), lambda _: None)
     model = first_state()

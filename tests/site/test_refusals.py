@@ -16,7 +16,7 @@ from histoflare.site.refusals import list_refusals, note_refusal, say_refusal
 
 @pytest.fixture
 def site(tmp_path: Path) -> SiteConfiguration:
-    return SiteConfiguration(tmp_path / "m.csv", tmp_path / "bags")
+    return SiteConfiguration({"manifest": tmp_path / "m.csv", "bags": tmp_path / "bags"})
 
 
 def test_one_line_has_the_code_what_is_wrong_and_what_to_do() -> None:

@@ -24,7 +24,7 @@ from histoflare.rounds.local import predict
 from histoflare.rounds.state import State, model_state
 from histoflare.seeds import derive_seed
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.data import load_site_cohort
+from histoflare.site.data import load_site_data
 from histoflare.site.trainer import Trainer
 from tests.refusals import raises_reason
 
@@ -115,7 +115,7 @@ def test_a_round_gives_the_bytes_of_site_round_in_process(make: Make, site: Site
 
 def test_an_evaluation_is_the_one_in_process(make: Make, site: SiteConfiguration) -> None:
     answer = make().evaluate(first_state(), "test")
-    table = predict(TASK, model_state(TASK.build_model()), load_site_cohort("a", TASK, site), "test")
+    table = predict(TASK, model_state(TASK.build_model()), load_site_data("a", TASK, site), "test")
     auc = evaluate(table, seed=derive_seed(SEED, "evaluate"))["auc"]
     found = [answer.metrics[name] for name in ("auc", "auc_low", "auc_high")]
     assert (found, answer.patients) == ([auc.value, auc.low, auc.high], 8)
@@ -348,7 +348,7 @@ from ..mem import make_mem_task
 from tests.site.tasks import GatedTask, SMALL, first_state, setup_of
 
 root, gate, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-site = SiteConfiguration(root / "a" / "manifest.csv", root / "a" / "bags")
+site = SiteConfiguration({"manifest": root / "a" / "manifest.csv", "bags": root / "a" / "bags"})
 trainer = Trainer(setup_of(site, GatedTask(**SMALL, gate=str(gate)), run=how.replace(" ", "-")), print)
 if how == "leaves":
     gate.unlink()
@@ -368,7 +368,7 @@ else:
 def test_it_dies_with_its_parent(
     site: SiteConfiguration, gate: Path, repository: Path, tmp_path: Path, how: str
 ) -> None:
-    root = site.manifest.parents[1]
+    root = site.files["manifest"].parents[1]
     (tmp_path / "program.py").write_text(PARENT)
     parent = subprocess.Popen(
         [sys.executable, str(tmp_path / "program.py"), str(root), str(gate), how],

@@ -20,9 +20,10 @@ from histoflare.rounds.comparison import compare
 from histoflare.rounds.evaluation import evaluate
 from histoflare.rounds.local import predict
 from histoflare.rounds.state import State, digest, model_state
+from histoflare.rounds.strategy import join
 from histoflare.site.books import Books
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.data import load_site_cohort
+from histoflare.site.data import load_site_data
 from histoflare.site.ledgers import on_workstation
 from histoflare.site.records import RunRecords
 from histoflare.site.work import SiteWork
@@ -30,6 +31,7 @@ from histoflare.slides.manifest import read_manifest, write_manifest
 
 from ..flare.bags_on_disk import FEATURES, write_site
 from ..mem import with_mem
+from ..rounds.throwaway import Gathered
 from .tasks import SEED, SHARED_BODY, SMALL, TASK, first_state, in_process, same_bytes, setup_of
 
 
@@ -45,9 +47,9 @@ def tensors(arrays: Any) -> State:
 def move_to_validation(site: SiteConfiguration, patients: set[str]) -> None:
     rows = [
         replace(row, split="validation") if row.patient in patients else row
-        for row in read_manifest(site.manifest, check_files=False).rows
+        for row in read_manifest(site.files["manifest"], check_files=False).rows
     ]
-    write_manifest(site.manifest, rows)
+    write_manifest(site.files["manifest"], rows)
 
 
 def say_nothing(_: str) -> None:
@@ -58,16 +60,25 @@ def say_nothing(_: str) -> None:
 def test_figures_over_few_patients_of_a_class_stay(tmp_path: Path, few: int, stays: bool) -> None:
     """Eight test patients are enough for the policy, and one of a class is not."""
     where = write_site(tmp_path, "a", slides=20)
-    tested = [row for row in read_manifest(where.manifest, check_files=False).rows if row.split == "test"]
+    tested = [
+        row for row in read_manifest(where.files["manifest"], check_files=False).rows if row.split == "test"
+    ]
     moved = [row.patient for row in tested if row.label == "solid"][few:]
     rows = [
         replace(row, split="train") if row.patient in moved else row
-        for row in read_manifest(where.manifest, check_files=False).rows
+        for row in read_manifest(where.files["manifest"], check_files=False).rows
     ]
-    write_manifest(where.manifest, rows)
+    write_manifest(where.files["manifest"], rows)
     policy = replace(read_policy(POLICIES / "open.toml"), minimum_patients=2)
     books = Books(
-        on_workstation("a", where), policy, Open(), rounds=1, weights=0, run="run-1", labels=list(TASK.labels)
+        on_workstation("a", where),
+        policy,
+        Open(),
+        rounds=1,
+        weights=0,
+        run="run-1",
+        labels=list(TASK.labels),
+        data="bags",
     )
     work = SiteWork(setup_of(where), say_nothing)
     answer = books.evaluate(first_state(), "test", "q", lambda: work.evaluate(first_state(), "test"))
@@ -81,14 +92,14 @@ def test_figures_over_few_patients_of_a_class_stay(tmp_path: Path, few: int, sta
 def test_the_cohort_is_the_tasks_and_its_memory_the_sites(site: SiteConfiguration) -> None:
     bag_bytes = 6 * FEATURES * 4  # the largest bag has 6 patches
     for cache_mb, most in ((0, 0), (2048, 20 * bag_bytes)):
-        cohort = load_site_cohort("a", TASK, replace(site, cache_mb=cache_mb))
+        cohort = load_site_data("a", TASK, replace(site, cache_mb=cache_mb))
         for record in cohort.records:
             cohort.features(record)
         assert (cohort.name, cohort.labels, len(cohort.records)) == ("a", TASK.labels, 20)
         assert cohort.cache.held_bytes <= most
         assert len(cohort.cache.held) == (20 if cache_mb else 0)
     with pytest.raises(HistoflareError) as caught:
-        load_site_cohort("a", replace(TASK, encoder="other:v1"), site)
+        load_site_data("a", replace(TASK, encoder="other:v1"), site)
     assert caught.value.reason == "COHORT_INVALID"
 
 
@@ -103,9 +114,9 @@ def test_a_round_gives_the_bytes_of_site_round(site: SiteConfiguration) -> None:
 
 def test_under_a_ledger_a_damaged_bag_is_found_before_a_round(site: SiteConfiguration) -> None:
     """In a round it would fail, or be passed over, only if its patient was drawn."""
-    rows = read_manifest(site.manifest, check_files=False).rows
+    rows = read_manifest(site.files["manifest"], check_files=False).rows
     roles = {row.patient: str(row.split) for row in rows}
-    cohort = load_site_cohort("a", TASK, site)
+    cohort = load_site_data("a", TASK, site)
     with h5py.File(cohort.train[-1].path, "r+") as file:
         file["features"][0, 0] += 1.0
     SiteWork(setup_of(site), say_nothing).prepare()
@@ -115,10 +126,12 @@ def test_under_a_ledger_a_damaged_bag_is_found_before_a_round(site: SiteConfigur
 
 
 def test_patients_are_counted_once(site: SiteConfiguration) -> None:
-    rows = read_manifest(site.manifest, check_files=False).rows
+    rows = read_manifest(site.files["manifest"], check_files=False).rows
     train = [row for row in rows if row.split == "train"]
     both = {train[0].patient: "x", train[2].patient: "x"}
-    write_manifest(site.manifest, [replace(row, patient=both.get(row.patient, row.patient)) for row in rows])
+    write_manifest(
+        site.files["manifest"], [replace(row, patient=both.get(row.patient, row.patient)) for row in rows]
+    )
     answer = SiteWork(setup_of(site), say_nothing).train(first_state(), 0, 1, [])
     assert (answer.weight, answer.patients) == (12.0, 11)
 
@@ -151,7 +164,7 @@ def test_metrics_are_of_the_model_as_it_came_and_of_validation_patients(site: Si
     move_to_validation(site, {"a-p0", "a-p1", "a-p2", "a-p5"})
     asked = ["validation/balanced_accuracy", "validation/auc"]
     answer = SiteWork(setup_of(site), say_nothing).train(first_state(), 0, 1, asked)
-    cohort = load_site_cohort("a", TASK, site)
+    cohort = load_site_data("a", TASK, site)
     oracle = evaluate(predict(TASK, model_state(TASK.build_model()), cohort, "validation"))
     assert answer.metrics == {
         "validation/balanced_accuracy": oracle["balanced_accuracy"].value,
@@ -184,9 +197,33 @@ def test_a_site_that_only_evaluates_does_not_train(site: SiteConfiguration) -> N
     assert work.evaluate(first_state(), "all").patients == 20
 
 
+def test_a_site_asks_an_ensemble_when_it_receives_its_round_and_at_the_end(site: SiteConfiguration) -> None:
+    move_to_validation(site, {"a-p0", "a-p1", "a-p2", "a-p5"})
+    strategy = Gathered(members=["a", "b"])
+    model = model_state(TASK.build_model())
+    other = {name: -4 * each if name.startswith("head") else each for name, each in model.items()}
+    own = strategy.begin(model) | {f"b/{name}": other[name] - tensor for name, tensor in model.items()}
+    handed_out = strategy.handed_out(model, own)
+    cohort = load_site_data("a", TASK, site)
+    expected = {
+        split: evaluate(predict(TASK, handed_out, cohort, split), bootstraps=0)["auc"].value
+        for split in ("validation", "test")
+    }
+    work = SiteWork(setup_of(site, strategy=strategy), say_nothing)
+    received = {name: tensor.numpy() for name, tensor in join(model, own).items()}
+    answer = work.train(received, 0, 1, ["validation/auc"])
+    assert answer.metrics == {"validation/auc": expected["validation"]}
+    asked = {name: tensor.numpy() for name, tensor in handed_out.items()}
+    assert work.evaluate(asked, "test").metrics["auc"] == expected["test"]
+    alone = {
+        split: evaluate(predict(TASK, model, cohort, split), bootstraps=0)["auc"].value for split in expected
+    }
+    assert all(alone[split] != expected[split] for split in expected), "one model's figures are others"
+
+
 def test_an_evaluation_has_the_figures_of_the_in_process_report(site: SiteConfiguration) -> None:
     answer = SiteWork(setup_of(site), say_nothing).evaluate(first_state(), "test")
-    cohort = load_site_cohort("a", TASK, site)
+    cohort = load_site_data("a", TASK, site)
     rows = compare(TASK, SHARED_BODY, model_state(TASK.build_model()), {"a": cohort}, seed=SEED).sites
     expected = rows["a"].federated
     assert expected is not None
@@ -209,7 +246,7 @@ def test_an_evaluation_is_of_the_sites_own_model(site: SiteConfiguration) -> Non
     answer = work.evaluate(first_state(), "train")
     kept = RunRecords(site.records, "run-1", "a").load_state()
     own = SHARED_BODY.personalize(model_state(TASK.build_model()), kept)
-    table = predict(TASK, own, load_site_cohort("a", TASK, site), "train")
+    table = predict(TASK, own, load_site_data("a", TASK, site), "train")
     assert answer.metrics["auc"] == evaluate(table)["auc"].value
     path = site.records / "run-1" / "evaluation_train.csv"
     with path.open(newline="") as file:
@@ -227,11 +264,11 @@ def test_nothing_to_evaluate_is_a_code(site: SiteConfiguration) -> None:
 
 def test_a_fault_that_was_put_right_costs_no_later_round(site: SiteConfiguration) -> None:
     work = SiteWork(setup_of(site), say_nothing)
-    hidden = site.bags.rename(site.bags.with_name("elsewhere"))
+    hidden = site.files["bags"].rename(site.files["bags"].with_name("elsewhere"))
     with pytest.raises(HistoflareError) as caught:
         work.train(first_state(), 0, 2, [])
     assert caught.value.reason == "COHORT_INVALID"
-    hidden.rename(site.bags)
+    hidden.rename(site.files["bags"])
     assert work.train(first_state(), 1, 2, []).patients == 12
 
 

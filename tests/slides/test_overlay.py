@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from histoflare.slides.mosaic import MosaicParameters, build_mosaic
+from histoflare.slides.mosaic import MosaicParameters, find_mosaic
 from histoflare.slides.overlay import (
     COLOURS,
     PICTURE_PX,
@@ -23,8 +23,8 @@ from histoflare.slides.reader import Slide
 @pytest.mark.parametrize("patch_px", [64, 224])
 def test_chosen_patches_are_framed_in_their_colour(test_data: Path, patch_px: int) -> None:
     with Slide(test_data / "wsi" / "CMU-1-Small-Region.svs") as slide:
-        mosaic = build_mosaic(slide, MosaicParameters(patch_px=patch_px))
-        picture = np.asarray(draw_overlay(slide, mosaic))
+        mosaic, tissue = find_mosaic(slide, MosaicParameters(patch_px=patch_px))
+        picture = np.asarray(draw_overlay(slide, mosaic, tissue))
     scale = PICTURE_PX / 2967
     left = (picture.shape[1] - round(2220 * scale)) // 2
     chosen = set(mosaic.chosen)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +14,13 @@ from histoflare.bags.bag import BagHeader, read_bag, read_header_and_count, read
 from histoflare.bags.folder import bag_path, read_left_out
 from histoflare.bags.targets.target import Target
 from histoflare.errors import BagError
+from histoflare.slides.cohort import SplitCohort, fingerprint, list_problems, pool
 from histoflare.slides.manifest import SUBGROUPS, Manifest, ManifestRow, assign_splits, role_warnings
 from histoflare.slides.resolution import SAME_MPP
 from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
 
 CACHE_BYTES = 1 << 30
 
-LISTED_PROBLEMS = 20
 ONE_FILE = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif")
 """Suffixes of slides that are one file, whose size is known at no cost."""
 
@@ -89,7 +87,7 @@ def _check_same(record: BagRecord, header: BagHeader) -> None:
 
 
 @dataclass(frozen=True)
-class Cohort:
+class Cohort(SplitCohort[BagRecord]):
     """The bags of one site (or of several, pooled), in the order of their slide ids.
 
     Attributes:
@@ -106,25 +104,6 @@ class Cohort:
     records: tuple[BagRecord, ...]
     warnings: tuple[str, ...] = ()
     cache: FeatureCache = field(default_factory=lambda: FeatureCache(CACHE_BYTES), repr=False, compare=False)
-
-    @cached_property
-    def train(self) -> tuple[BagRecord, ...]:
-        """The bags to train on."""
-        return self.of_split("train")
-
-    @cached_property
-    def validation(self) -> tuple[BagRecord, ...]:
-        """The bags to choose settings by."""
-        return self.of_split("validation")
-
-    @cached_property
-    def test(self) -> tuple[BagRecord, ...]:
-        """The bags to test on."""
-        return self.of_split("test")
-
-    def of_split(self, split: str) -> tuple[BagRecord, ...]:
-        """Return the records of ``split``."""
-        return tuple(record for record in self.records if record.split == split)
 
     def features(self, record: BagRecord, rows: Sequence[int] | None = None) -> torch.Tensor:
         """Return the features float32 (n, f) of the record's bag, or ``rows`` of them; do not write to them.
@@ -150,19 +129,7 @@ class Cohort:
 
         Patients enter by their order of appearance and not by name.
         """
-        numbers: dict[str, int] = {}
-        rows = [
-            (
-                record.slide_id,
-                record.content_sha256,
-                record.label,
-                record.split,
-                numbers.setdefault(record.patient, len(numbers)),
-            )
-            for record in self.records
-        ]
-        content = json.dumps([self.labels, self.encoder, rows])
-        return hashlib.sha256(content.encode()).hexdigest()
+        return fingerprint([self.labels, self.encoder], self.records, lambda record: record.label)
 
 
 def load_cohort(
@@ -211,11 +178,9 @@ def load_cohort(
     findings.problems.extend(_mixed(found))
     findings.warnings.extend(_by_bag(found, lambda header: _unsaid(header, mpp, patch_px)))
     if findings.problems:
-        listed = "".join(f"\n  {problem}" for problem in findings.problems[:LISTED_PROBLEMS])
-        more = len(findings.problems) - LISTED_PROBLEMS
         raise BagError(
-            f"{name}: the bags in {bags_dir} do not fit the manifest and the job:{listed}"
-            + (f"\n  … and {more} more" if more > 0 else ""),
+            f"{name}: the bags in {bags_dir} do not fit the manifest and the job:"
+            + list_problems(findings.problems),
             reason="COHORT_INVALID",
         )
     records = tuple(record for record, _ in found)
@@ -238,17 +203,9 @@ def pooled(cohorts: Sequence[Cohort], name: str = "pooled") -> Cohort:
             reason="COHORT_INVALID",
         )
     ((labels, encoder),) = contracts
-    records = [
-        replace(
-            record, slide_id=f"{cohort.name}/{record.slide_id}", patient=f"{cohort.name}/{record.patient}"
-        )
-        for cohort in cohorts
-        for record in cohort.records
-    ]
-    warnings = tuple(f"{cohort.name}: {warning}" for cohort in cohorts for warning in cohort.warnings)
-    ordered = tuple(sorted(records, key=lambda record: record.slide_id))
+    records, warnings = pool(cohorts)
     limit = max(cohort.cache.limit_bytes for cohort in cohorts)
-    return Cohort(name, labels, encoder, ordered, warnings, FeatureCache(limit))
+    return Cohort(name, labels, encoder, records, warnings, FeatureCache(limit))
 
 
 @dataclass(frozen=True)

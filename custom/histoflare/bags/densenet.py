@@ -60,30 +60,9 @@ def densenet121() -> DenseNetFeatures:
     return network
 
 
-def set_statistics(network: nn.Module, images: torch.Tensor) -> None:
-    """Set every BatchNorm layer's running statistics to those on ``images`` (b, 3, h, w), normalised."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
-            module.momentum = None  # the running values become the mean over what is seen, here one batch
-    network.train()
-    with torch.no_grad():
-        network(images)
-    network.eval()
-
-
-def standardise_features(network: DenseNetFeatures, images: torch.Tensor, batch_size: int = 8) -> None:
-    """Make each feature's mean 0 and standard deviation 1 over ``images`` (b, 3, h, w), normalised.
-
-    Random features all but agree on every patch; what tells patches apart is small beside what they share.
-    """
-    with torch.no_grad():
-        features = torch.cat([network(part) for part in torch.split(images, batch_size)])  # (b, 1024)
-    deviation = features.std(dim=0)
-    network.mean.copy_(features.mean(dim=0))
-    network.deviation.copy_(
-        deviation.clamp(min=float(deviation.max()) * 1e-3)
-    )  # a constant feature stays one
+def is_statistic(name: str) -> bool:
+    """Return whether a tensor of the network is a normalisation statistic, and no weight."""
+    return name in ("mean", "deviation") or name.endswith(("running_mean", "running_var"))
 
 
 # torchvision says denselayer1.norm.1 (the published file) or denselayer1.norm1, MONAI

@@ -5,7 +5,7 @@ Four kinds, each named by an id that a bag's header carries:
 - ``densenet121``: MONAI's DenseNet121 up to its global average pooling (1024 features, ImageNet
   normalisation; Adnan 2022, Kalra et al. 2020) with weights from a local file, pinned by its SHA-256.
 - ``densenet121-random``: the same network with seeded initial weights, for demos and tests. Its normalisation
-  statistics come from generated patches that are part of this package: it is the same at every site and no
+  statistics are those of generated patches, in a file of this package: it is the same at every site and no
   patient had a part in it.
 - ``efficientnet-lite0``: ImageNet weights that come with the extra ``demo``, see ``bags.efficientnet``.
 - ``torchscript:<name>``: any TorchScript file, pinned by its SHA-256, for pathology foundation models. What
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -32,8 +33,6 @@ from histoflare.bags.densenet import (
     densenet121,
     first_line,
     load_densenet,
-    set_statistics,
-    standardise_features,
 )
 from histoflare.bags.efficientnet import (
     PREPROCESSING,
@@ -43,7 +42,7 @@ from histoflare.bags.efficientnet import (
     load_efficientnet,
 )
 from histoflare.bags.network_encoder import Encoder, NetworkEncoder
-from histoflare.bags.preprocessing import IMAGENET, Preprocessing, read_preprocessing
+from histoflare.bags.preprocessing import Preprocessing, read_preprocessing
 from histoflare.errors import EncoderError
 
 EFFICIENTNET = "efficientnet-lite0"
@@ -52,10 +51,12 @@ RANDOM_ID = "densenet121-random:v1"
 SHA256_DIGITS = 12
 """Of the weights' SHA-256, in an encoder's id."""
 
-# Of densenet121-random: patches for the BatchNorm statistics, and, those included, for the features' own.
-REFERENCE_PATCHES = 32
-REFERENCE_FEATURE_PATCHES = 96
-REFERENCE_PATCH_PX = 224
+STATISTICS = Path(__file__).with_name("densenet121_random.safetensors")
+"""Of densenet121-random; made by ``synthetic.statistics``."""
+STATISTICS_SHA256 = "cc504a89f338a04aa85e1fea6722c543f4c9bab5bde9cd0144322a3d760517a0"
+
+PROBE_PX = 224
+"""Side of the patches that a TorchScript file is tried with, if nothing says another."""
 
 
 def load_encoder(
@@ -212,17 +213,13 @@ def _efficientnet(weights: Path | None, sha256: str | None, device: torch.device
 
 @lru_cache(maxsize=2)
 def _random_densenet(device: str) -> Encoder:
-    """Build ``densenet121-random`` once a process: setting its statistics takes a few seconds.
+    """Build ``densenet121-random`` once a process.
 
     Its weights are random, its statistics those of generated patches: it depends on no patient.
     """
-    from histoflare.slides.synthetic import reference_patches
-
-    patches = torch.from_numpy(reference_patches(REFERENCE_FEATURE_PATCHES, REFERENCE_PATCH_PX))
-    images = IMAGENET.apply(patches.permute(0, 3, 1, 2))  # (b, h, w, 3) to (b, 3, h, w)
+    content, _ = read_pinned(RANDOM_ID, STATISTICS, STATISTICS_SHA256)
     network = densenet121()
-    set_statistics(network, images[:REFERENCE_PATCHES])
-    standardise_features(network, images)
+    network.load_state_dict({**network.state_dict(), **safetensors.torch.load(content)})
     return NetworkEncoder(network, RANDOM_ID, network.features, torch.device(device))
 
 
@@ -244,7 +241,7 @@ def _torchscript(
             "torch.jit.trace(...).save(file)",
             reason="ENCODER_WEIGHTS",
         ) from error
-    side = probe_px or preprocessing.input_px or REFERENCE_PATCH_PX
+    side = probe_px or preprocessing.input_px or PROBE_PX
     # Two unlike patches: one of tissue's pink noise, one of empty glass.
     noise = np.random.default_rng(0).integers(120, 230, (3, side, side), dtype=np.uint8)
     probe = torch.stack([torch.from_numpy(noise), torch.full((3, side, side), 240, dtype=torch.uint8)])

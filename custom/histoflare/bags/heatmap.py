@@ -14,13 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from histoflare.bags.models.model import BagModel
+from histoflare.ensemble import members_of
 from histoflare.slides.mask_pyramid import write_mask_pyramid
 from histoflare.slides.overlay import attention_colours
 from histoflare.slides.planes import Plane
@@ -50,27 +52,31 @@ class BagAttention:
     """The attention of a model to the patches of a bag, and to others added to it one at a time.
 
     Args:
-        model: In evaluation mode.
+        model: A :class:`BagModel` in evaluation mode, or an ensemble of several, whose attention is averaged.
         features: The bag (n, f), n >= 1.
     """
 
-    def __init__(self, model: BagModel, features: Tensor) -> None:
+    def __init__(self, model: nn.Module, features: Tensor) -> None:
         self._device = next(model.parameters()).device
         self.bag = relative_attention(model, features)
         with torch.inference_mode():
-            self._added = model.attend_added(features.to(self._device))
+            bag = features.to(self._device)
+            self._added = [cast(BagModel, member).attend_added(bag) for member in members_of(model)]
 
     def added(self, features: Tensor) -> NDArray[np.float64]:
         """Return the relative attention (b,) that each patch of ``features`` (b, f) would be paid."""
         with torch.inference_mode():
-            relative: NDArray[np.float64] = self._added(features.to(self._device)).numpy(force=True)
+            each = [added(features.to(self._device)).numpy(force=True) for added in self._added]
+        relative: NDArray[np.float64] = np.mean(each, axis=0)
         return relative
 
 
-def relative_attention(model: BagModel, features: Tensor) -> NDArray[np.float64]:
+def relative_attention(model: nn.Module, features: Tensor) -> NDArray[np.float64]:
     """Return how much the model attends to each patch (n,) of a bag (n, f), the average patch being 1."""
+    bag = features[None].to(next(model.parameters()).device)
     with torch.inference_mode():
-        attention = model.attend(features[None].to(next(model.parameters()).device)).attention[0]  # (h, n)
+        each = [cast(BagModel, member).attend(bag).attention[0] for member in members_of(model)]
+        attention = torch.cat(each)  # (h, n) of each member below the other's
         relative: NDArray[np.float64] = attention.double().mean(dim=0).numpy(force=True)  # (n,)
     return relative * len(features)
 

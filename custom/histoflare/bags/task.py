@@ -302,6 +302,10 @@ class BagTask:
         """Return a table's rows for the site's own notes."""
         return self.target.notes(table)
 
+    def average(self, outputs: Tensor) -> Tensor:
+        """Return the outputs (...) that say the mean of several models' (m, ...): the target knows how."""
+        return self.target.average(outputs)
+
     def answer(self, model: nn.Module, features: Tensor) -> Said:
         """Return what the model says of one bag (n, f)."""
         return self.target.answer(self._outputs(model, features))

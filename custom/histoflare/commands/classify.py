@@ -100,7 +100,9 @@ def classify(
 
 def _check_model(header: ModelHeader, weights: Path | None) -> None:
     """Say at once that the model is none of slides, or that the weight file is not there."""
-    header.check_data("bags")
+    from histoflare.site.kinds import BAGS
+
+    header.check_data(BAGS.name)
     encoder_id = str(header.task.get("encoder"))
     if header.mosaic is None or encoder_id.startswith("imported:"):
         raise JobError(

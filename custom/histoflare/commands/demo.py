@@ -24,7 +24,6 @@ from histoflare.commands.options import (
     read_epsilons,
 )
 from histoflare.errors import JobError
-from histoflare.storage import real_path
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -36,19 +35,18 @@ if TYPE_CHECKING:
     from histoflare.flare.job import Job
     from histoflare.site.configuration import SiteConfiguration
     from histoflare.slides.mosaic import MosaicParameters
-    from histoflare.slides.synthetic import SyntheticCohort
+    from histoflare.synthetic.slides import SyntheticCohort
 
-PATCHES_WITHOUT_SLIDE = 2
+PATCHES_WITHOUT_SLIDE = 4
 """Patches in the bag of a made-up patient without a slide: cheap."""
 
 CHAPTER_SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    "mem_fedavg": {"rounds": 20, "task.learning_rate": 0.015},
-    "mem_dpsgd": {"rounds": 20, "privacy.steps": 3},
+    "mem_fedavg": {"rounds": 16, "task.learning_rate": 0.02},
+    "mem_dpsgd": {"rounds": 16, "privacy.steps": 3},
 }
 """Job of a chapter → what it says otherwise than the job that comes with the package, for the sake of time.
 
-Fewer rounds with as much training in each: two thirds of the rounds, and half as much again of the learning
-rate, or of the protected steps."""
+Half the rounds, and in each twice the learning rate, or half as many protected steps again."""
 
 JOBS_FOLDER = "job"
 """In the output folder: the jobs that ran."""
@@ -74,10 +72,10 @@ def demo(
     seed: Annotated[int | None, typer.Option(help="Seed instead of the job's.")] = None,
     patch_px: Annotated[int | None, typer.Option(min=32, help="Patch edge instead of the job's.")] = None,
     hospitals: Annotated[int, typer.Option(min=2, help="Made-up hospitals (without --slides).")] = 4,
-    slides_per_hospital: Annotated[int, typer.Option(min=4, help="Made-up slides of each.")] = 8,
+    slides_per_hospital: Annotated[int, typer.Option(min=4, help="Made-up slides of each.")] = 6,
     patients_per_hospital: Annotated[
         int, typer.Option(min=0, help="Further made-up patients of each, as bags without a slide.")
-    ] = 100,
+    ] = 80,
     encoder: Annotated[str | None, typer.Option(help="Encoder instead of the job's, see prepare.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Weight file of the encoder.")] = None,
     weights_sha256: Annotated[str | None, typer.Option(help="SHA-256 the weight file must have.")] = None,
@@ -109,8 +107,8 @@ def demo(
     from histoflare.commands.runtimes import FEDERATION_FOLDER, Experiment
     from histoflare.commands.sites import find_sites
     from histoflare.shipped import find_job
-    from histoflare.site.configuration import SiteConfiguration
-    from histoflare.slides.synthetic import SyntheticCohort
+    from histoflare.site.kinds import BAGS
+    from histoflare.synthetic.slides import SyntheticCohort
 
     if runtime == Runtime.POC:
         from histoflare.flare.poc import refuse_running
@@ -145,6 +143,7 @@ def demo(
             cohort = SyntheticCohort(
                 hospitals,
                 slides_per_hospital=slides_per_hospital,
+                slides_external=slides_per_hospital,
                 more_patients=patients_per_hospital,
                 more_external=patients_per_hospital // 2,
             )
@@ -154,9 +153,10 @@ def demo(
             found = find_sites(slides)
             chosen = _write_jobs(folders, preset, out_dir, found, changes, network)
             sites = {
-                name: SiteConfiguration(
-                    manifest=real_path(path),
-                    bags=(out_dir / "bags" / name).resolve(),
+                name: BAGS.configure(
+                    name,
+                    path,
+                    out_dir / "bags",
                     records=(out_dir / "records" / name).resolve(),
                     device=where,
                     evaluation_only=name in found.external,
@@ -213,7 +213,7 @@ def _note(cohort: SyntheticCohort | None) -> str:
     """Return what made-up data are."""
     if cohort is None:
         return ""
-    from histoflare.slides.synthetic import plan_slides
+    from histoflare.synthetic.slides import plan_slides
 
     planned = plan_slides(cohort)
     everyone = {slide.patient for slide in planned}
@@ -227,7 +227,7 @@ def _note(cohort: SyntheticCohort | None) -> str:
 
 
 def _make_slides(folder: Path, cohort: SyntheticCohort, bars: Progress) -> None:
-    from histoflare.slides.synthetic import make_slides, plan_slides
+    from histoflare.synthetic.slides import make_slides, plan_slides
 
     planned = plan_slides(cohort)
     wanted = sum(slide.drawn for slide in planned)
@@ -251,10 +251,10 @@ def _make_undrawn_bags(
     cohort: SyntheticCohort, sites: dict[str, SiteConfiguration], job: Job, encoder: Encoder, bars: Progress
 ) -> None:
     """Make the bags of the patients of whom there is no slide."""
-    from histoflare.bags.synthetic_bags import FieldParameters, make_undrawn_bags
-    from histoflare.site.configuration import bags_of
+    from histoflare.site.kinds import BAGS
+    from histoflare.synthetic.bags import FieldParameters, make_undrawn_bags
 
-    places = {name: bags_of(site) for name, site in sites.items()}
+    places = {name: BAGS.paths(site) for name, site in sites.items()}
     bar = bars.add_task("bags without slides", total=None)
     make_undrawn_bags(
         {name: manifest for name, (manifest, _) in places.items()},
@@ -281,6 +281,7 @@ def _open_encoder(
     from histoflare.bags.encoder import EFFICIENTNET, RANDOM_ID, load_encoder, load_encoder_of
     from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_schema import TRAINING
+    from histoflare.site.kinds import BAGS
 
     for folder in folders:
         if (out_dir / JOBS_FOLDER).resolve() in folder.resolve().parents:
@@ -289,8 +290,10 @@ def _open_encoder(
                 "folder first."
             )
         job = choose_job(folder, preset, changes=changes).job
-        if job.kind != TRAINING or job.task.data != "bags":
-            raise JobError(f"{folder}: the demo trains on bags of slides, and this job does not.")
+        otherwise = f"{folder}: the demo trains on bags of slides, and this job does not."
+        BAGS.expect(job.task, otherwise)
+        if job.kind != TRAINING:
+            raise JobError(otherwise)
     spec, weights, sha256, device = wanted_encoder
     if spec is None and job.task.encoder == RANDOM_ID and weights is None and find_packaged_weights():
         spec = EFFICIENTNET  # real features, where the extra is installed that has them
@@ -356,10 +359,10 @@ def _prepare(
         only_there: Whether slides of the manifest that are not there have bags of another kind.
     """
     from histoflare.bags.prepare import prepare
-    from histoflare.site.configuration import bags_of
+    from histoflare.site.kinds import BAGS
     from histoflare.slides.manifest import read_manifest
 
-    manifest_file, bags = bags_of(site)
+    manifest_file, bags = BAGS.paths(site)
     manifest = read_manifest(manifest_file, labels=job.task.manifest_labels, check_files=not only_there)
     if only_there:
         manifest = replace(manifest, rows=tuple(row for row in manifest.rows if row.slide.is_file()))

@@ -11,30 +11,31 @@ from typing import TYPE_CHECKING, Any
 from histoflare.commands.clock import PhaseClock
 from histoflare.commands.console import progress, say_fitted
 from histoflare.commands.earlier_run import claim_output
-from histoflare.commands.experiment import PAGE_FILE, Outcome, load_model, run_experiment, write_site_pages
+from histoflare.commands.experiment import PAGE_FILE, Outcome, run_experiment, write_site_pages
 from histoflare.commands.options import Runtime
 from histoflare.commands.runtimes import Experiment
-from histoflare.commands.sites import configure_site, find_sites
+from histoflare.commands.sites import find_sites
 from histoflare.errors import JobError
 from histoflare.flare.job import Job, read_job
 from histoflare.flare.job_choice import choose_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.masks.importers import MANIFEST
 from histoflare.masks.metrics import confusion
-from histoflare.masks.synthetic_images import make_images
 from histoflare.report.generated import GeneratedImage
 from histoflare.report.page import write_page
+from histoflare.rounds.local import load_model
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.found_data import find_data
 from histoflare.site.image_pictures import dice_of, draw_image, draw_mask, predict_mask
-from histoflare.slides.synthetic_images import SyntheticImages, plan_images, render_image
+from histoflare.site.kinds import IMAGES
+from histoflare.synthetic.image_files import make_images
+from histoflare.synthetic.images import SyntheticImages, plan_images, render_image
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 JOB = Path("dhunet_fedavg")
 PRESET = "generated-nuclei"
-IMAGES = SyntheticImages(patients=16, images_per_patient=1, side_px=128, stain_power=4.0)
+GENERATED = SyntheticImages(patients=16, images_per_patient=1, side_px=128, stain_power=4.0)
 """Four hospitals, 10 patients of each for training and 6 for testing. Their stains differ much, so that a
 hospital's own model has seen little of what the others have."""
 
@@ -67,15 +68,13 @@ def run_segmentation_demo(
             images = out_dir / "images"
             with clock.phase("make images"):
                 _make(images, bars)
-        found = find_sites(images, "images")
+        found = find_sites(images, IMAGES)
         claim_output(out_dir, {"task": "segmentation", "sites": found.to_json()})
 
         def configure(manifests: Mapping[str, Path], **settings: Any) -> dict[str, SiteConfiguration]:
             records = (out_dir / "records").resolve()
             return {
-                name: configure_site(
-                    name, path, "images", None, records=records / name, device=device, **settings
-                )
+                name: IMAGES.configure(name, path, None, records=records / name, device=device, **settings)
                 for name, path in manifests.items()
             }
 
@@ -89,7 +88,7 @@ def run_segmentation_demo(
         )
         outcome = run_experiment(experiment, out_dir, bars, clock, ())
         if generated:
-            write_page(outcome.report, out_dir / PAGE_FILE, draw_generated(IMAGES, experiment, outcome))
+            write_page(outcome.report, out_dir / PAGE_FILE, draw_generated(GENERATED, experiment, outcome))
         pages = write_site_pages(experiment, outcome, out_dir, bars, clock)
     return outcome, pages, clock
 
@@ -104,8 +103,10 @@ def draw_generated(
     """
     job = experiment.job
     state = job.strategy.personalize(outcome.federated.state, {})
-    federated = load_model(job, state, experiment.device)
-    alone = {site: load_model(job, local, experiment.device) for site, local in sorted(outcome.local.items())}
+    federated = load_model(job.task, state, experiment.device)
+    alone = {
+        site: load_model(job.task, local, experiment.device) for site, local in sorted(outcome.local.items())
+    }
     names = list(alone)
     firsts: dict[str, Any] = {}
     for planned in plan_images(made):
@@ -131,12 +132,12 @@ def draw_generated(
 
 
 def _make(folder: Path, bars: Progress) -> None:
-    planned = plan_images(IMAGES)
+    planned = plan_images(GENERATED)
     there = all((folder / site / MANIFEST).exists() for site in {image.site for image in planned})
     if there and len(list(folder.glob("*/images/*.png"))) == len(planned):
         return
     bar = bars.add_task("make images", total=len(planned))
-    make_images(folder, IMAGES, progress=lambda done, total: bars.update(bar, completed=done, total=total))
+    make_images(folder, GENERATED, progress=lambda done, total: bars.update(bar, completed=done, total=total))
 
 
 def _write_job(
@@ -147,9 +148,8 @@ def _write_job(
     changes: Mapping[str, Any],
 ) -> Job:
     """Return the job, fitted to the images that are there."""
-    if read_job(folder).task.data != "images":
-        raise JobError(f"{folder}: no job of segmentation; jobs/dhunet_fedavg is one.")
-    choice = choose_job(folder, preset, found=find_data(dict(sites), "images"), changes=changes)
+    IMAGES.expect(read_job(folder).task, f"{folder}: no job of segmentation; jobs/dhunet_fedavg is one.")
+    choice = choose_job(folder, preset, found=IMAGES.find(sites), changes=changes)
     say_fitted(choice)
     if folder.parent.resolve() == jobs.resolve():
         raise JobError(

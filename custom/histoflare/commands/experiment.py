@@ -13,6 +13,7 @@ from histoflare.commands.clock import PhaseClock
 from histoflare.commands.console import console
 from histoflare.commands.runtimes import Experiment, Federated, federate, with_refused
 from histoflare.commands.sites import EXTERNAL
+from histoflare.ensemble import split_models
 from histoflare.errors import HistoflareError, JobError
 from histoflare.flare.job import Job
 from histoflare.flare.workstation import Workstation
@@ -27,14 +28,15 @@ from histoflare.report.page import write_page
 from histoflare.report.site_page import write_site_page
 from histoflare.rounds.bounds import POOLED, Bounds, Courses, plan_bounds, train_bounds, without_noise
 from histoflare.rounds.comparison import Comparison, compare
-from histoflare.rounds.local import predict
+from histoflare.rounds.local import load_model, predict
 from histoflare.rounds.round import count_sent_by_job
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, digest, n_bytes
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.data import SiteData, check_resolutions, device_of, load_site_data, pool_site_data
+from histoflare.site.data import device_of, load_site_data
+from histoflare.site.kinds import kind_of
+from histoflare.site.kinds.kind import PageParts, SiteData
 from histoflare.site.overlap import check_apart
-from histoflare.site.pictures import build_site_page
 from histoflare.storage import write_json
 
 REPORT_FILE = "report.json"
@@ -98,7 +100,7 @@ def load_experiment(experiment: Experiment, clock: PhaseClock) -> Loaded:
             sites={site: experiment.sites[site] for site in cohorts},
             external={name: experiment.external[name] for name in outside},
         )
-        check_resolutions(job.task, taking_part.sites)
+        kind_of(job.task.data).check_resolutions(job.task, taking_part.sites)
         everyone = {**taking_part.sites, **taking_part.external}
         for warning in check_apart(everyone, job.task.data, protected=job.plan.protects):
             _warn(warning)
@@ -160,7 +162,7 @@ def run_loaded(
     job, taking_part = experiment.job, replace(loaded.taking_part, job=experiment.job)
     cohorts, outside = loaded.cohorts, loaded.outside
     refused, untested = loaded.refused, loaded.untested
-    external = pool_site_data(job.task, list(outside.values()), EXTERNAL) if outside else None
+    external = kind_of(job.task.data).pool(list(outside.values()), EXTERNAL) if outside else None
     courses = _plan_bounds(job, cohorts)  # before the rounds: what it has to say must not cost them
     federated = federate(taking_part, cohorts, out, bars, clock, running)
     lost = _never_took_part(federated, cohorts)
@@ -169,7 +171,7 @@ def run_loaded(
         unread = _unreadable(experiment, federated, outside)
         if unread:
             outside, untested = _without(outside, unread), untested | unread
-            external = pool_site_data(job.task, list(outside.values()), EXTERNAL) if outside else None
+            external = kind_of(job.task.data).pool(list(outside.values()), EXTERNAL) if outside else None
         if lost:
             cohorts = _without(cohorts, lost)
             if not cohorts:
@@ -207,7 +209,7 @@ def run_loaded(
         out / MODEL_FILE,
         job.strategy.personalize(federated.state, {}),
         job.task,
-        mosaic=None if job.task.data == "images" else _mosaic(cohorts),
+        mosaic=kind_of(job.task.data).mosaic(list(cohorts.values())),
         protocol_sha256=protocol_digest(job.protocol),
         training=training,
     )
@@ -264,7 +266,7 @@ def _unreadable(
     unread: dict[str, HistoflareError] = {}
     for site, cohort in cohorts.items():
         try:
-            again = pool_site_data(job.task, [cohort], site)  # from disk: the pool has nothing in memory
+            again = kind_of(job.task.data).pool([cohort], site)  # from disk: the pool has nothing in memory
             predict(job.task, state, again, "all", experiment.device)
         except (HistoflareError, OSError) as error:
             unread[site] = error if isinstance(error, HistoflareError) else JobError(str(error))
@@ -301,27 +303,27 @@ def write_site_pages(
         for site, at in {**experiment.sites, **experiment.external}.items()
         if site in outcome.cohorts
     }
-    update_bytes = n_bytes(job.transport.pack(job.strategy.sent(federated.state)))
+    update_bytes = n_bytes(job.transport.pack(job.strategy.sent(split_models(federated.state)[0])))
     bar = bars.add_task("pages of the sites", total=len(everyone))
     paths = []
     with clock.phase("pages"):
         for site, configuration in everyone.items():
             own = job.strategy.personalize(federated.state, federated.site_states.get(site, {}))
-            model = load_model(job, own, device_of(configuration))
-            known: dict[str, Any] = {
-                "alias": federated.pseudonyms.get(site, ""),
-                "update_bytes": update_bytes,
-            }
-            data, report = outcome.cohorts[site], outcome.report
+            model = load_model(job.task, own, device_of(configuration))
+            local = outcome.local.get(site)
+            parts = PageParts(
+                site,
+                configuration,
+                outcome.cohorts[site],
+                job.task,
+                model,
+                outcome.report,
+                alone=None if local is None else load_model(job.task, local, device_of(configuration)),
+                alias=federated.pseudonyms.get(site, ""),
+                update_bytes=update_bytes,
+            )
             try:
-                if job.task.data == "images":
-                    from histoflare.site.image_pictures import build_image_site_page
-
-                    local = outcome.local.get(site)
-                    alone = None if local is None else load_model(job, local, device_of(configuration))
-                    page = build_image_site_page(site, data, job.task, model, report, alone=alone, **known)
-                else:
-                    page = build_site_page(site, configuration, data, job.task, model, report, **known)
+                page = kind_of(job.task.data).build_page(parts)
             except HistoflareError as error:
                 _warn(f"{site} gets no page ({error.reason}): {error}")
                 continue
@@ -330,13 +332,6 @@ def write_site_pages(
             paths.append(out / f"site-{site}.html")
             write_site_page(page, paths[-1])
     return paths
-
-
-def load_model(job: Job, state: State, device: str) -> Any:
-    """Return the job's model with the weights of ``state``, in evaluation mode, on ``device``."""
-    model = job.task.build_model()
-    model.load_state_dict(state)
-    return model.to(device).eval()
 
 
 def _build_report(
@@ -404,7 +399,7 @@ def _train_bounds(
 ) -> _Trained:
     job = experiment.job
     sites = {site: cohorts[site] for site in sorted(cohorts)}
-    pooled = pool_site_data(job.task, list(sites.values()), POOLED)
+    pooled = kind_of(job.task.data).pool(list(sites.values()), POOLED)
     noiseless = without_noise(own, job.seed) if job.plan.protects else None
     names = "bounds (each site alone, all pooled)"
     models = len(own.local) + (own.pooled is not None)
@@ -472,7 +467,7 @@ def _try_budgets(
         found = compare(
             job.task,
             job.strategy,
-            run.state,
+            run.handed_out,
             cohorts,
             site_states=run.site_states,
             seed=job.seed,
@@ -496,12 +491,3 @@ def _other_plans(job: Job, epsilons: Sequence[float]) -> list[PrivacyPlan]:
         if plan != job.plan:
             plans.append(plan)
     return [*plans, job.plan.without_noise(job.seed)]
-
-
-def _mosaic(cohorts: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the mosaic parameters of the first bag: a model is used on slides cut as its own were."""
-    from histoflare.bags.bag import read_header
-
-    record = next(iter(cohorts.values())).records[0]
-    mosaic = read_header(record.path).mosaic
-    return None if mosaic is None else dict(mosaic)

@@ -119,7 +119,7 @@ def make(
     from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_schema import EVALUATION
     from histoflare.flare.job_variant import write_variant
-    from histoflare.flare.persistor import read_state
+    from histoflare.flare.persistor import read_handed_out, read_state
     from histoflare.flare.result import find_protocol
     from histoflare.model_file import read_model_header
     from histoflare.privacy.protocol import digest
@@ -139,7 +139,10 @@ def make(
     made = choice.job
     names = _site_names(sites) if sites else None
     if model is not None:
-        read_state(model, like=model_state(made.task.build_model()))
+        if made.kind == EVALUATION:
+            read_handed_out(model, made.task)
+        else:
+            read_state(model, like=model_state(made.task.build_model()))
     if names is not None and len(names) < made.least_sites:
         raise JobError(
             f"--sites names {len(names)}, and the job needs updates of {made.least_sites} (--set "

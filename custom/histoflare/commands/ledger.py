@@ -56,8 +56,8 @@ def create(
     --key /srv/histoflare-key/ledger.key --site local/histoflare.toml
     """
     from histoflare.privacy.ledger import Ledger
-    from histoflare.site.configuration import name_ledger, named_ledger
     from histoflare.site.ledgers import refuse_kit
+    from histoflare.site.site_file import name_ledger, named_ledger
 
     site = _site(site)
     named = named_ledger(site) if site is not None else None
@@ -104,8 +104,8 @@ def move(
 
     Example: histoflare ledger move --site /srv/kit
     """
-    from histoflare.site.configuration import name_ledger
     from histoflare.site.ledgers import refuse_kit
+    from histoflare.site.site_file import name_ledger
 
     site = None if site is None else _site(site)
     both = site is not None and ledger is not None and key is not None
@@ -239,8 +239,8 @@ def close(
 
 def _open(site: Path | None, ledger: Path | None, key: Path | None) -> Ledger:
     from histoflare.privacy.ledger import Ledger
-    from histoflare.site.configuration import read_site_file
     from histoflare.site.places import find_site_of
+    from histoflare.site.site_file import read_site_file
 
     if ledger is None and key is None:
         site = find_site_of(site)

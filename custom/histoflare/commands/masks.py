@@ -82,6 +82,7 @@ def pretrained(
     from histoflare.masks.checkpoints import load_pretrained
     from histoflare.model_file import save_model
     from histoflare.privacy.protocol import digest
+    from histoflare.site.kinds import IMAGES
 
     job = find_job(job)
     check_outputs([out], [path for path in (job, swin, convnext) if path is not None])
@@ -89,8 +90,7 @@ def pretrained(
     task = read.task
     if swin is None and convnext is None:
         raise JobError("Give --swin, --convnext or both.")
-    if task.data != "images":
-        raise JobError(f"{job}: does not segment.")
+    IMAGES.expect(task, f"{job}: does not segment.")
     network = task.build_model()
     loaded = load_pretrained(network, swin=swin, convnext=convnext)
     save_model(

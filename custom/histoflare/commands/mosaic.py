@@ -44,7 +44,7 @@ def mosaic(
     """
     from histoflare import storage
     from histoflare.commands.console import out as stdout
-    from histoflare.slides.mosaic import MosaicParameters, build_mosaic
+    from histoflare.slides.mosaic import MosaicParameters, find_mosaic
     from histoflare.slides.overlay import draw_overlay
     from histoflare.slides.reader import Slide
 
@@ -60,8 +60,8 @@ def mosaic(
         seed=seed,
     )
     with Slide(slide, mpp=mpp) as opened:
-        built = build_mosaic(opened, parameters, threads)
-        picture = draw_overlay(opened, built)
+        built, tissue = find_mosaic(opened, parameters, threads)
+        picture = draw_overlay(opened, built, tissue)
         info = opened.info
     json_path = out / f"{slide.stem}.mosaic.json"
     picture_path = out / f"{slide.stem}.overlay.png"

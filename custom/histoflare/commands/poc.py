@@ -122,14 +122,13 @@ def _write_job(
     from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_variant import write_variant
     from histoflare.flare.workstation import evaluated_by, for_fewer_sites
-    from histoflare.site.data import check_resolutions
-    from histoflare.site.found_data import find_data
+    from histoflare.site.kinds import kind_of
     from histoflare.site.overlap import check_apart
 
     training = {name: site for name, site in sites.items() if not site.evaluation_only}
-    choice = choose_job(job, preset, found=find_data(training, data))
+    choice = choose_job(job, preset, found=kind_of(data).find(training))
     say_fitted(choice)
-    check_resolutions(choice.job.task, training)
+    kind_of(data).check_resolutions(choice.job.task, training)
     faulty = _faulty(sites, data)
     training = {name: site for name, site in training.items() if name not in faulty}
     if not training:
@@ -169,16 +168,19 @@ def _configure(
     folder: Path, bags: Path | None, data: str, prepare: bool = False
 ) -> dict[str, SiteConfiguration]:
     """Return the sites of a folder; an external cohort only evaluates."""
-    from histoflare.commands.sites import configure_site, find_sites
+    from histoflare.commands.sites import find_sites
+    from histoflare.site.kinds import kind_of
 
-    found = find_sites(folder, data)
+    kind = kind_of(data)
+    found = find_sites(folder, kind)
     chosen = {}
     for name, manifest in (found.sites | found.external).items():
         only = name in found.external
-        site = configure_site(name, manifest, data, bags, prepare=prepare, evaluation_only=only)
-        if site.bags is not None and not site.bags.is_dir() and not prepare:
+        site = kind.configure(name, manifest, bags, prepare=prepare, evaluation_only=only)
+        gone = [path for path in kind.paths(site) if not path.exists()]
+        if gone and not prepare:
             raise JobError(
-                f"{name}: no folder of bags at {site.bags}. Make them (histoflare prepare), give --bags, or "
+                f"{name}: there is no {gone[0]}. Make the bags (histoflare prepare), give --bags, or "
                 "let the sites make them (--prepare)."
             )
         chosen[name] = site
@@ -188,11 +190,11 @@ def _configure(
 def _made_up(folder: Path, job: Path, task: Any) -> dict[str, SiteConfiguration]:
     """Return made-up sites with the bags that a job's task wants; those that are there are kept."""
     from histoflare.bags.encoder import load_encoder_of
-    from histoflare.bags.synthetic_bags import FieldParameters, make_bags
-    from histoflare.slides.synthetic import SyntheticCohort
+    from histoflare.site.kinds import BAGS
+    from histoflare.synthetic.bags import FieldParameters, make_bags
+    from histoflare.synthetic.slides import SyntheticCohort
 
-    if task.data != "bags":
-        raise JobError(f"{job}: trains on {task.data}; give your own with --sites.")
+    BAGS.expect(task, f"{job}: trains on {task.data}; give your own with --sites.")
     cohort = SyntheticCohort(slides_per_hospital=MADE_UP_SLIDES)
     field = FieldParameters(MADE_UP_PATCHES, task.patch_px, task.mpp)
     encoder = load_encoder_of(task.encoder)

@@ -73,15 +73,16 @@ def show_plan(
     if not trains:
         _show_evaluation(read, rules, refusal)
         return
-    from histoflare.site.configuration import read_site_file
-    from histoflare.site.data import device_of, slides_of_a_patient
+    from histoflare.site.data import device_of
+    from histoflare.site.kinds import kind_of
     from histoflare.site.likely_time import likely_seconds
     from histoflare.site.preview import preview
+    from histoflare.site.site_file import read_site_file
 
     configuration, weights = read_site_file(where), count_sent_by_job(read.strategy, read.task)
     found = preview(configuration, rules, read.plan, read.rounds, weights, read.task, read.split)
     refusal = refusal or found.refusal
-    most_slides = slides_of_a_patient(configuration, read.task.manifest_labels, read.task.data)
+    most_slides = kind_of(read.task.data).slides_of_a_patient(configuration, read.task.manifest_labels)
     device = device_of(configuration)
     takes = likely_seconds(read.task, read.plan, max(1, found.patients), most_slides, device)
     if as_json:
@@ -259,8 +260,8 @@ def _refused_otherwise(job: Job, policy: Policy, site: Path, trains: bool) -> Jo
     from histoflare.flare.kit_signature import verify_kit
     from histoflare.privacy.own_policy import check_taking_part
     from histoflare.privacy.protocol import PROTOCOL_FILE
-    from histoflare.site.configuration import read_site_file
-    from histoflare.site.data import check_resolution_named
+    from histoflare.site.kinds import kind_of
+    from histoflare.site.site_file import read_site_file
 
     local = real_path(site).parent
     try:
@@ -274,7 +275,7 @@ def _refused_otherwise(job: Job, policy: Policy, site: Path, trains: bool) -> Jo
         )
         if (local / PROTOCOL_FILE).is_file():
             check_agreement(job, local)
-        check_resolution_named(job.task, read_site_file(site))
+        kind_of(job.task.data).check_resolution_named(job.task, read_site_file(site))
         if trains:
             check_parts(policy, job)
     except JobError as error:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from histoflare.flare.download import Download
 
 REPORT_FILE, PAGE_FILE = "report.json", "report.html"
-EVALUATIONS = {"bags": "mem_evaluate", "images": "dhunet_evaluate"}
 
 
 def show_result(
@@ -70,8 +69,15 @@ def show_result(
 
 def _hint(download: Download) -> str:
     """Return the commands that ask the sites how good the model is, under the protocol of its job."""
+    from histoflare.site.kinds import kind_of
+
     job = download.job
-    words = ["histoflare job make", EVALUATIONS[job.task.data], "--model", shlex.quote(str(download.folder))]
+    words = [
+        "histoflare job make",
+        kind_of(job.task.data).evaluation_job,
+        "--model",
+        shlex.quote(str(download.folder)),
+    ]
     words += ["--sites", ",".join(download.sites), "--scope", job.scope]
     words += [f"--set {shlex.quote(setting)}" for setting in _settings(download)]
     return (
@@ -86,9 +92,10 @@ def _settings(download: Download) -> list[str]:
     from histoflare.flare.job import read_job
     from histoflare.flare.job_schema import AGREED
     from histoflare.shipped import find_job
+    from histoflare.site.kinds import kind_of
 
     job = download.job
-    shipped = read_job(find_job(Path(EVALUATIONS[job.task.data])))
+    shipped = read_job(find_job(Path(kind_of(job.task.data).evaluation_job)))
     said = _flat(job.protocol, "protocol.")
     known = _flat(shipped.protocol, "protocol.")
     taken = {f"protocol.{name}" for name in AGREED}  # from the model's header

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from histoflare.site.configuration import SiteConfiguration
+    from histoflare.site.kinds import DataKind
 
 SUMMARY_FILE = "summary.json"
 
@@ -75,16 +76,16 @@ def run(
     from histoflare.flare.job_choice import choose_job, facts_of
     from histoflare.flare.job_variant import parse_settings, write_variant
     from histoflare.report.headline import closing_words
-    from histoflare.site.found_data import find_data
+    from histoflare.site.kinds import kind_of
     from histoflare.storage import write_json
 
     job = find_job(job)
-    data = read_job(job).task.data
-    found = find_sites(sites, data)
+    kind = kind_of(read_job(job).task.data)
+    found = find_sites(sites, kind)
     if "seed" in parse_settings(setting or []):
         raise JobError("--set seed=…: seeds are given with --seeds.")
     budgets, where = read_epsilons(epsilons), read_device(device)
-    there = find_data(_configure(found.sites, data, bags, out_dir, where), data)
+    there = kind.find(_configure(found.sites, kind, bags, out_dir, where))
     choice = choose_job(job, preset, setting or [], there)
     say_fitted(choice)
     numbers = _seeds(seeds)
@@ -102,8 +103,8 @@ def run(
             variant = write_variant(job, folder / "job" / job.name, changes, scope=choice.scope)
             experiment = Experiment(
                 job=read_job(variant),
-                sites=_configure(found.sites, data, bags, folder, where),
-                external=_configure(found.external, data, bags, folder, where, evaluation_only=True),
+                sites=_configure(found.sites, kind, bags, folder, where),
+                external=_configure(found.external, kind, bags, folder, where, evaluation_only=True),
                 runtime=runtime,
                 device=where,
             )
@@ -128,19 +129,16 @@ def run(
 
 def _configure(
     manifests: dict[str, Path],
-    data: str,
+    kind: DataKind,
     bags: Path | None,
     folder: Path,
     device: str,
     evaluation_only: bool = False,
 ) -> dict[str, SiteConfiguration]:
-    from histoflare.commands.sites import configure_site
-
     return {
-        name: configure_site(
+        name: kind.configure(
             name,
             path,
-            data,
             bags,
             records=(folder / "records" / name).resolve(),
             device=device,

@@ -23,7 +23,7 @@ from histoflare.flare.workstation import Workstation, federation_up
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.data import SiteData
+from histoflare.site.kinds.kind import SiteData
 
 FEDERATION_FOLDER = "federation"
 
@@ -53,7 +53,8 @@ class Federated:
     """What came out of a job.
 
     Attributes:
-        state: The last global state. site_states: Site → what the strategy keeps there.
+        state: What the job hands out, its last model or an ensemble.
+        site_states: Site → what the strategy keeps there.
         participation: One row per round, see ``report.consortium.RunFacts``.
         evaluated: Site → what it says of the last model; None where the sites were not asked.
         evaluation_refused: Site → fixed reason code it answered instead.
@@ -225,7 +226,7 @@ def _in_process(
         if len(rows) < job.rounds:
             rows[-1]["stopped"] = run.patience.to_json()
     return Federated(
-        state=run.state,
+        state=run.handed_out,
         site_states=run.site_states,
         participation=rows,
         failures={site: str(error) for failed in run.refused for site, error in failed.items()},

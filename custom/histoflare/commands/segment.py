@@ -68,12 +68,13 @@ def segment(
     Example: histoflare segment slides --model demo-run --out masks --geojson outlines
     """
     from histoflare.model_file import read_model_header
+    from histoflare.site.kinds import IMAGES
     from histoflare.slides.files import fingerprint
     from histoflare.slides.reader import Slide
     from histoflare.slides.resolution import check_given_mpp
 
     header = read_model_header(model)
-    header.check_data("images")
+    header.check_data(IMAGES.name)
     check_given_mpp(mpp, "--mpp")
     many = is_many(slide, mask)
     if many:

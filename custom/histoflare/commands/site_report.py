@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from histoflare.site.own_run import Notes
     from histoflare.slides.splits import SplitRule
 
-BAGS, IMAGES = "bags", "images"
-
 
 def make_site_page(
     site: Annotated[Path, typer.Option(help="The site's own file, e.g. local/histoflare.toml.")],
@@ -52,8 +50,8 @@ def make_site_page(
     """
     from histoflare.report.report_file import of_a_report, read_report, sites_of
     from histoflare.report.site_page import write_site_page
-    from histoflare.site.configuration import read_site_file
     from histoflare.site.own_run import choose_run, own_report, read_notes, read_own_run
+    from histoflare.site.site_file import read_site_file
 
     if run is not None and report is not None:
         raise typer.BadParameter("--run is a run of the site's own records; --report is of one run")
@@ -105,21 +103,23 @@ def _name_of(configuration: SiteConfiguration) -> str:
 
 
 def _kind_of_data(task: Mapping[str, Any] | None, configuration: SiteConfiguration) -> str:
-    if task is not None:
-        return IMAGES if "network" in task else BAGS
-    return IMAGES if configuration.bags is None else BAGS
+    """Return on what a run's task trains; without the task, what the site has."""
+    from histoflare.site.kinds import KINDS
+
+    of_task = [kind.name for kind in KINDS.values() if kind.task_field in (task or {})]
+    return (of_task or [kind.name for kind in KINDS.values() if kind.is_named(configuration)])[0]
 
 
 def _refuse_other_kind(content: Mapping[str, Any], model: Path, whose: Path) -> None:
-    """Raise :class:`JobError` if one of run and model is of a segmentation and the other is not."""
+    """Raise :class:`JobError` if run and model are on different kinds of data."""
     from histoflare.model_file import read_model_header
+    from histoflare.site.kinds import kind_of
 
-    kinds = ["a segmentation" if each else "a classification" for each in (True, False)]
-    of_run, of_model = content["data"] == IMAGES, read_model_header(model).data == IMAGES
-    if of_run != of_model:
+    of_run, of_model = kind_of(content["data"]), kind_of(read_model_header(model).data)
+    if of_run is not of_model:
         raise JobError(
-            f"{model} is the model of {kinds[not of_model]}, the run of {whose} is {kinds[not of_run]}: give "
-            "the model of that run."
+            f"{model} is the model of {of_model.learned}, the run of {whose} is {of_run.learned}: give the "
+            "model of that run."
         )
 
 
@@ -134,33 +134,36 @@ def _build(
     threads: int,
 ) -> SitePage:
     """Return the page with the site's slides or images, as the run's task has them."""
-    from histoflare.bags.task import BagTask
-    from histoflare.masks.task import MaskTask
     from histoflare.model_file import read_model_file
-    from histoflare.site.data import device_of, load_site_cohort, load_site_data
+    from histoflare.site.data import device_of
+    from histoflare.site.kinds import kind_of
+    from histoflare.site.kinds.kind import PageParts
 
-    kind: Any = MaskTask if content["data"] == IMAGES else BagTask
+    kind = kind_of(content["data"])
     task, network = None, None
     if model is not None:
-        loaded = read_model_file(model, kind)
+        loaded = read_model_file(model, kind.task_type())
         task, network = loaded.task, loaded.build_model().to(device_of(configuration))
     elif content["task"]:
-        task = kind.from_json(content["task"])
+        task = kind.task_type().from_json(content["task"])
     if task is None:
         return _without_data(name, content)
-    known: dict[str, Any] = {"alias": alias, "most_pictures": pictures}
-    if content["data"] == IMAGES:
-        from histoflare.site.image_pictures import build_image_site_page
-
-        cohort: Any = load_site_data(name, task, configuration, split)
-        with progress() as bars:
-            bar = bars.add_task("images", total=None)
-            known["on_image"] = lambda done, total: bars.update(bar, completed=done, total=total)
-            return build_image_site_page(name, cohort, task, network, content, **known)
-    from histoflare.site.pictures import build_site_page
-
-    cohort = load_site_cohort(name, task, configuration, split, refuse_changed_slides=False)
-    return build_site_page(name, configuration, cohort, task, network, content, threads=threads, **known)
+    cohort = kind.load(name, task, configuration, split, is_over=True)
+    with progress() as bars:
+        bar = bars.add_task(f"{kind.item}s", total=None)
+        parts = PageParts(
+            name,
+            configuration,
+            cohort,
+            task,
+            network,
+            content,
+            alias=alias,
+            most_pictures=pictures,
+            threads=threads,
+            on_item=lambda done, total: bars.update(bar, completed=done, total=total),
+        )
+        return kind.build_page(parts)
 
 
 def _without_data(name: str, content: Mapping[str, Any], *warnings: str) -> SitePage:

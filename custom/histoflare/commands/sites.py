@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from histoflare.errors import ManifestError
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.storage import real_path
+from histoflare.site.kinds import BAGS, KINDS, DataKind
 
 EXTERNAL = "external"
 
 LEDGERS_FOLDER, KEYS_FOLDER = "ledgers", "ledger-keys"
 """In a workspace: the ledgers of its sites, and apart from them their keys."""
-
-USUAL_NAMES = {"bags": "manifest.csv", "images": "images.csv"}
-"""Kind of data (``Task.data``) → the name of its manifest in a site's own folder."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +28,11 @@ class SiteFolder:
         return {name: str(path.resolve()) for name, path in {**self.sites, **self.external}.items()}
 
 
-def find_sites(folder: Path, data: str = "bags") -> SiteFolder:
+def find_sites(folder: Path, kind: DataKind = BAGS) -> SiteFolder:
     """Return the manifests in ``folder``: ``<site>/manifest.csv`` or ``<site>.csv``.
 
-    For ``data = "images"`` they are ``<site>/images.csv`` or ``<site>.csv``. External cohorts are a site
-    called ``external``, and every ``external/<name>.csv``.
+    Of another kind of data than bags ``manifest.csv`` has another name. External cohorts are a site called
+    ``external``, and every ``external/<name>.csv``.
 
     Raises:
         ManifestError: There are none, one site has two, or a name cannot be a FLARE site name.
@@ -45,7 +41,7 @@ def find_sites(folder: Path, data: str = "bags") -> SiteFolder:
 
     found: dict[str, Path] = {}
     problems = []
-    usual = USUAL_NAMES[data]
+    usual, manifests = kind.manifest, {each.manifest for each in KINDS.values()}
     for path in sorted([*folder.glob(f"*/{usual}"), *folder.glob("*.csv")]):
         if path.name.startswith((".", "~$")):  # companions of macOS, locks of spreadsheets
             continue
@@ -57,7 +53,7 @@ def find_sites(folder: Path, data: str = "bags") -> SiteFolder:
     external |= {
         f"{EXTERNAL}-{path.stem}": path
         for path in sorted((folder / EXTERNAL).glob("*.csv"))
-        if path.name not in USUAL_NAMES.values() and not path.name.startswith((".", "~$"))
+        if path.name not in manifests and not path.name.startswith((".", "~$"))
     }
     found.pop(EXTERNAL, None)
     problems += [
@@ -83,19 +79,3 @@ def with_ledgers(sites: Mapping[str, SiteConfiguration], workspace: Path) -> dic
         )
         for name, site in sites.items()
     }
-
-
-def configure_site(
-    name: str, manifest: Path, data: str, bags: Path | None, **settings: Any
-) -> SiteConfiguration:
-    """Return the configuration of a site of a folder.
-
-    Args:
-        data: The kind of data its manifest lists.
-        bags: Folder with one ``<site>/`` of bags each, if not beside the manifests.
-        settings: Of :class:`SiteConfiguration`.
-    """
-    if data == "images":
-        return SiteConfiguration(images=real_path(manifest), **settings)
-    of_site = (bags / name if bags else manifest.parent / "bags").resolve()
-    return SiteConfiguration(real_path(manifest), of_site, **settings)

@@ -39,7 +39,7 @@ def slides(
 
     Example: histoflare synthetic slides --out slides --hospitals 4 --slides-per-hospital 12
     """
-    from histoflare.slides.synthetic import SyntheticCohort, make_slides
+    from histoflare.synthetic.slides import SyntheticCohort, make_slides
 
     cohort = SyntheticCohort(
         hospitals, external, slides_per_hospital, slides_external, um_field=um_field, seed=seed
@@ -74,8 +74,8 @@ def bags(
     Example: histoflare synthetic bags --out bags --count 2000
     """
     from histoflare.bags.encoder import load_encoder
-    from histoflare.bags.synthetic_bags import FieldParameters, make_bags
-    from histoflare.slides.synthetic import SyntheticCohort
+    from histoflare.synthetic.bags import FieldParameters, make_bags
+    from histoflare.synthetic.slides import SyntheticCohort
 
     each, more = divmod(count, hospitals + external)
     cohort = SyntheticCohort(hospitals, external, each, each + more, seed=seed)
@@ -105,8 +105,8 @@ def images(
     --set task.labels='["background","nucleus"]' --set task.width=24 --set task.window_px=128
     --set task.stride_px=128 --set task.patch_px=64 --set task.batch_size=8 --set task.learning_rate=0.05
     """
-    from histoflare.masks.synthetic_images import make_images
-    from histoflare.slides.synthetic_images import SyntheticImages
+    from histoflare.synthetic.image_files import make_images
+    from histoflare.synthetic.images import SyntheticImages
 
     made = SyntheticImages(sites, patients, images_per_patient, side_px, seed)
     _show_images(_with_bar("images", lambda tick: make_images(out, made, tick)), as_json)
@@ -214,7 +214,7 @@ def _show_images(manifests: Mapping[str, Path], as_json: bool) -> None:
     """Print per site the manifest and how many images, patients and patients for testing it has."""
     from histoflare.commands.console import make_table, out, print_json
     from histoflare.masks.image_manifest import read_image_manifest
-    from histoflare.masks.synthetic_images import LABELS
+    from histoflare.synthetic.image_files import LABELS
 
     found: dict[str, dict[str, Any]] = {}
     for site, path in manifests.items():

@@ -6,7 +6,7 @@ job, whatever the job's own filters are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from histoflare.privacy.own_policy_file import read_site_policy
 from histoflare.privacy.policy import Policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, digest, read_protocols
 from histoflare.site.books import Books, check_plan
-from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
-from histoflare.site.data import check_resolution_named
+from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.kinds import kind_of
 from histoflare.site.refusals import note_refusal, say_refusal
+from histoflare.site.site_file import read_own_file
 
 
 class Admission(Filter):
@@ -113,7 +114,7 @@ class Admission(Filter):
         )
         agreed = check_agreement(job, local)
         _check_rules(agreed)
-        check_resolution_named(job.task, _site_file(fl_ctx))
+        kind_of(job.task.data).check_resolution_named(job.task, _site_file(fl_ctx))
         rounds = agreed["stop"]["rounds"]
         books = Books(
             _site_file(fl_ctx),
@@ -162,6 +163,7 @@ def check_patience(policy: Policy, job: Job) -> None:
 def check_parts(policy: Policy, job: Job) -> None:
     """Refuse a job whose parts its privacy plan does not admit, or that sends what the policy keeps."""
     job.plan.admits(job.strategy, job.task, job.transport)
+    check_listed(policy, job.strategy.numbers)
     if not policy.counts and getattr(job.strategy, "weighting", None) == "samples":
         raise JobError(
             'The job weighs sites by their samples; under this policy it must say weighting "uniform".',
@@ -169,10 +171,21 @@ def check_parts(policy: Policy, job: Job) -> None:
         )
 
 
+def check_listed(policy: Policy, numbers: Iterable[str]) -> None:
+    """Refuse a strategy that has a site send numbers which its policy does not list."""
+    unlisted = [name for name in numbers if name not in policy.numbers]
+    if unlisted:
+        raise JobError(
+            f"The job's strategy sends {', '.join(unlisted)} beside the update, and the policy lets "
+            f"{', '.join(policy.numbers) or 'no numbers'} out.",
+            reason="NUMBER_NOT_ALLOWED",
+        )
+
+
 def _site_file(fl_ctx: FLContext) -> SiteConfiguration:
     local = Path(fl_ctx.get_engine().get_workspace().get_site_config_dir())
     site = fl_ctx.get_identity_name()
-    return read_site_file(find_site_file(site, local), site)
+    return read_own_file(site, local)
 
 
 def _check_rules(protocol: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from nvflare.app_common.abstract.model import ModelLearnableKey
 from nvflare.app_common.app_constant import AppConstants
 
 from histoflare.errors import HistoflareError, JobError
-from histoflare.flare.headers import METRICS, RELEASE, WEIGHT
+from histoflare.flare.headers import METRICS, NUMBERS, RELEASE, WEIGHT
 from histoflare.flare.job import job_of
 from histoflare.flare.record import EVALUATION_FILE, run_folder
 from histoflare.flare.tensors import as_arrays, as_state
@@ -108,7 +108,8 @@ class SiteOrderAggregator(StampedAggregator):
         weight = dxo.get_meta_prop(WEIGHT)
         if not isinstance(weight, float):
             raise JobError("it has no weight")
-        update = Update(site=site, tensors=as_state(dxo.data), weight=weight)
+        numbers = dxo.get_meta_prop(NUMBERS) or {}
+        update = Update(site=site, tensors=as_state(dxo.data), weight=weight, numbers=dict(numbers))
         job = job_of(fl_ctx)
         check_update(job.strategy, split(as_state(_weights(fl_ctx)))[0], update, job.transport)
         self._updates[site] = update

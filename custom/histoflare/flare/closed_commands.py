@@ -36,9 +36,10 @@ from histoflare.flare.closed_messages import close_messages
 from histoflare.flare.job_folders import is_job_id, remove
 from histoflare.flare.kit_check import refuse_start
 from histoflare.flare.loaders import parameters, require_known_flare
-from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
+from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.ledgers import audit_log_of
 from histoflare.site.refusals import list_refusals, note_refusal, say_refusal
+from histoflare.site.site_file import read_own_file
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +221,7 @@ def _note(engine: Any, job_id: str, error: Exception) -> None:
 
 def _site_file(engine: Any) -> SiteConfiguration:
     site = engine.get_client_name()
-    return read_site_file(find_site_file(site, Path(engine.args.workspace) / "local"), site)
+    return read_own_file(site, Path(engine.args.workspace) / "local")
 
 
 def _resources(body: Shareable) -> Shareable:

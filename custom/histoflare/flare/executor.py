@@ -19,13 +19,14 @@ from histoflare.errors import HistoflareError, JobError
 from histoflare.flare import handshake
 from histoflare.flare.gate import refused
 from histoflare.flare.handshake import Admitted
-from histoflare.flare.headers import METRICS, TOTAL_ROUNDS, WEIGHT
+from histoflare.flare.headers import METRICS, NUMBERS, TOTAL_ROUNDS, WEIGHT
 from histoflare.flare.job import Job, job_of
 from histoflare.flare.job_schema import EVALUATE, TRAIN
 from histoflare.flare.tensors import as_arrays
-from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
+from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.pace import EVALUATING, PREPARING, TRAINING, Pace
 from histoflare.site.refusals import note_refusal, say_refusal
+from histoflare.site.site_file import read_own_file
 from histoflare.site.trainer import EvaluateAnswer, TrainAnswer, Trainer, TrainerSetup
 
 PACE_FILE = "pace.json"
@@ -130,6 +131,9 @@ class SiteExecutor(Executor):
         answer = books.train(received, index, train).answer
         handshake.release(answer.tensors, answer.patients, books.plan)
         meta: dict[str, object] = {WEIGHT: float(answer.weight)}
+        if answer.numbers:
+            handshake.release(answer.numbers, answer.patients)
+            meta[NUMBERS] = answer.numbers
         if answer.metrics and answer.metric_patients >= policy.minimum_patients:
             handshake.release(answer.metrics, answer.metric_patients)
             meta[METRICS] = answer.metrics
@@ -177,7 +181,7 @@ class SiteExecutor(Executor):
     def _configuration(self, fl_ctx: FLContext) -> SiteConfiguration:
         local = Path(fl_ctx.get_engine().get_workspace().get_site_config_dir())
         site = fl_ctx.get_identity_name()
-        return read_site_file(find_site_file(site, local), site)
+        return read_own_file(site, local)
 
     def _start(self, configuration: SiteConfiguration, fl_ctx: FLContext, admitted: Admitted) -> Trainer:
         books, job = admitted.books, admitted.job

@@ -7,7 +7,7 @@ meta of the reply it was given gets past it, whoever put it there.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,15 +22,20 @@ from nvflare.apis.shareable import Shareable, make_reply
 
 from histoflare.errors import HistoflareError, JobError
 from histoflare.flare import handshake
+from histoflare.flare.admission import check_listed
 from histoflare.flare.handshake import Release
-from histoflare.flare.headers import METRICS, PSEUDONYM, REFUSED, RELEASE, WEIGHT
+from histoflare.flare.headers import METRICS, NUMBERS, PSEUDONYM, REFUSED, RELEASE, WEIGHT
+from histoflare.flare.job import job_of
 from histoflare.privacy.own_policy_file import read_site_policy
 from histoflare.privacy.policy import Policy
 from histoflare.reasons import REASONS
-from histoflare.site.configuration import SiteConfiguration, find_site_file, read_site_file
+from histoflare.rounds.round import check_numbers
+from histoflare.rounds.strategy import Strategy
+from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.ledgers import ledger_holds
 from histoflare.site.messages import digest_of
 from histoflare.site.refusals import note_refusal, say_refusal
+from histoflare.site.site_file import read_own_file
 
 
 class Gate(Filter):
@@ -53,7 +58,7 @@ class Gate(Filter):
         site = _Site(fl_ctx)
         try:
             local = Path(fl_ctx.get_engine().get_workspace().get_site_config_dir())
-            reply = self._rebuild(shareable, read_site_policy(local / self._policy), site)
+            reply = self._rebuild(shareable, read_site_policy(local / self._policy), site, fl_ctx)
         except HistoflareError as error:
             say_refusal(self.logger.warning, fl_ctx.get_job_id(), error)
             site.note(error)
@@ -68,7 +73,7 @@ class Gate(Filter):
         handshake.permit(reply)
         return reply
 
-    def _rebuild(self, shareable: Shareable, policy: Policy, site: _Site) -> Shareable:
+    def _rebuild(self, shareable: Shareable, policy: Policy, site: _Site, fl_ctx: FLContext) -> Shareable:
         code = shareable.get_return_code()
         if code not in (None, ReturnCode.OK):
             return refused(reason_of(code))
@@ -77,7 +82,7 @@ class Gate(Filter):
         except Exception:
             raise JobError("It is neither an update nor metrics.", reason="REPLY_NOT_ALLOWED") from None
         if dxo.data_kind == DataKind.WEIGHT_DIFF:
-            return _update(dxo, policy, site)
+            return _update(dxo, policy, site, lambda: job_of(fl_ctx).strategy)
         if dxo.data_kind == DataKind.METRICS:
             metrics, release = _released(dxo.data, policy, site)
             metrics = _metrics(metrics, policy)
@@ -105,7 +110,7 @@ class _Site:
     def _configuration(self) -> SiteConfiguration:
         local = Path(self.fl_ctx.get_engine().get_workspace().get_site_config_dir())
         site = self.fl_ctx.get_identity_name()
-        return read_site_file(find_site_file(site, local), site)
+        return read_own_file(site, local)
 
 
 def refused(reason: str) -> Shareable:
@@ -123,7 +128,7 @@ def reason_of(code: str) -> str:
     return known.get(code, "REPLY_NOT_ALLOWED")
 
 
-def _update(dxo: DXO, policy: Policy, site: _Site) -> Shareable:
+def _update(dxo: DXO, policy: Policy, site: _Site, strategy: Callable[[], Strategy]) -> Shareable:
     arrays, release = _released(dxo.data, policy, site)
     if not all(np.isfinite(np.asarray(array)).all() for array in arrays.values()):
         raise JobError("The update has NaN or infinity in it.", reason="NOT_FINITE")
@@ -137,6 +142,9 @@ def _update(dxo: DXO, policy: Policy, site: _Site) -> Shareable:
             reason="WEIGHT_NOT_ALLOWED",
         )
     meta: dict[str, Any] = {WEIGHT: weight}
+    numbers = dxo.get_meta_prop(NUMBERS)
+    if numbers:
+        meta[NUMBERS] = _numbers(numbers, policy, strategy())
     metrics = dxo.get_meta_prop(METRICS)
     if metrics:
         meta[METRICS] = _metrics(_released(metrics, policy, site)[0], policy)
@@ -171,6 +179,24 @@ def _metrics(metrics: Mapping[str, Any], policy: Policy) -> dict[str, float | No
     return {name: None if value is None else float(value) for name, value in allowed.items()}
 
 
+def _numbers(numbers: Any, policy: Policy, strategy: Strategy) -> dict[str, float]:
+    """Return the numbers beside an update, over whose patients it was, if all of them may leave.
+
+    They are what the executor let go, and what the job's strategy declares; the policy lists each. Under a
+    budget none may follow from the site's data: the ledger holds nothing of them.
+    """
+    if not isinstance(numbers, Mapping) or handshake.take_release(numbers) is None:
+        raise JobError("The reply holds numbers that were not released.", reason="NOT_RELEASED")
+    check_numbers(strategy, numbers, whose="The reply")
+    check_listed(policy, numbers)
+    if policy.protection is not None and any(strategy.numbers[name] is not False for name in numbers):
+        raise JobError(
+            "A number beside the update follows from the site's data, and nothing protects it.",
+            reason="NUMBER_NOT_ALLOWED",
+        )
+    return dict(numbers)
+
+
 def _stamped(
     kind: str, data: dict[str, Any], meta: dict[str, Any], release: Release, policy: Policy
 ) -> Shareable:
@@ -195,7 +221,6 @@ def _restore_cookies(fl_ctx: FLContext) -> None:
 def _pseudonym(fl_ctx: FLContext) -> str | None:
     local = Path(fl_ctx.get_engine().get_workspace().get_site_config_dir())
     try:
-        configuration = read_site_file(find_site_file(fl_ctx.get_identity_name(), local))
+        return read_own_file(fl_ctx.get_identity_name(), local).pseudonym
     except HistoflareError:
         return None
-    return getattr(configuration, "pseudonym", None)

@@ -14,6 +14,9 @@ WEIGHT = "histoflare_weight"
 METRICS = "histoflare_metrics"
 """DXO meta of an update: metrics of the model that the site received, as far as its policy lets them out."""
 
+NUMBERS = "histoflare_numbers"
+"""DXO meta of an update: the numbers that the strategy has a site send beside it."""
+
 RELEASE = "histoflare_release"
 """DXO meta: the stamp of the site's gate, with the digest of what it let out, its scope and mechanism."""
 

@@ -11,8 +11,8 @@ from nvflare.apis.fl_constant import WorkspaceConstants
 from histoflare.errors import HistoflareError
 from histoflare.flare.job_folders import remove_applications
 from histoflare.flare.kit_signature import CLIENT_FILE, participant_of, verify_kit
-from histoflare.site.configuration import find_site_file, read_site_file
 from histoflare.site.ledgers import open_ledger
+from histoflare.site.site_file import read_own_file
 
 CHECK_FILE = "kit_check__p_resources.json"
 """In ``startup``: FLARE reads it whatever the site has in ``local``, in the process that starts the jobs, and
@@ -61,7 +61,7 @@ def require_own_kit(kit: Path) -> None:
         return
     site = participant_of(kit)
     try:
-        open_ledger(read_site_file(find_site_file(site, kit / "local"), site)).check_usable()
+        open_ledger(read_own_file(site, kit / "local")).check_usable()
     except HistoflareError as error:
         if error.reason == "LEDGER_FOREIGN":
             refuse_start(kit, error)

@@ -19,8 +19,9 @@ from histoflare.flare import processes
 from histoflare.flare.kit_signature import read_authority, sign_kit
 from histoflare.flare.provision import check_names, project_with_absolute_paths, read_agreed_protocol
 from histoflare.privacy.policy import POLICIES
-from histoflare.site.configuration import SITE_FILE, SITES_VARIABLE, SiteConfiguration, write_site_file
+from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.ledgers import on_workstation
+from histoflare.site.site_file import SITE_FILE, SITES_VARIABLE, write_site_file
 from histoflare.storage import real_path, write_text
 
 SERVER = "server"
@@ -260,9 +261,7 @@ def _absolute(configuration: SiteConfiguration) -> SiteConfiguration:
     weights = configuration.encoder_weights
     return replace(
         configuration,
-        manifest=configuration.manifest and real_path(configuration.manifest),
-        bags=configuration.bags and real_path(configuration.bags),
-        images=configuration.images and real_path(configuration.images),
+        files={key: real_path(path) for key, path in configuration.files.items()},
         records=real_path(configuration.records),
         ledger=configuration.ledger and real_path(configuration.ledger),
         ledger_key=configuration.ledger_key and real_path(configuration.ledger_key),

@@ -13,13 +13,14 @@ from nvflare.app_common.app_constant import AppConstants
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from histoflare.ensemble import MEMBER, split_models
 from histoflare.errors import JobError
 from histoflare.flare.job import job_of
 from histoflare.flare.job_files import START_MODEL_FILE
 from histoflare.flare.job_schema import EVALUATION
 from histoflare.flare.record import run_folder
 from histoflare.flare.tensors import apart, as_arrays, as_state
-from histoflare.model_file import GLOBAL_MODEL_FILE, describe_model, write_model_file
+from histoflare.model_file import GLOBAL_MODEL_FILE, describe_model, handed_out, write_model_file
 from histoflare.privacy.protocol import digest
 from histoflare.rounds.state import State, check_tensors, model_state
 from histoflare.rounds.strategy import OWN, Strategy, join, split
@@ -41,7 +42,9 @@ class SeededPersistor(ModelPersistor):
         job = job_of(fl_ctx)
         state = first_state(job.strategy, job.task)
         start = job.folder / START_MODEL_FILE
-        if start.is_file() and job.start_round > 0:
+        if start.is_file() and job.kind == EVALUATION:
+            state = read_handed_out(start, job.task)
+        elif start.is_file() and job.start_round > 0:
             state = read_state(start, like=state)
         elif start.is_file():
             model = read_state(start, like=split(state)[0])
@@ -60,12 +63,15 @@ class SeededPersistor(ModelPersistor):
         self._write(BEST_MODEL_FILE, model, fl_ctx, before, {"metric": metric, "value": value})
 
     def load_best(self, fl_ctx: FLContext) -> ModelLearnable | None:
-        """Return the best global model as :meth:`save_best` left it; None if there is none."""
+        """Return the best global model and what the strategy kept beside it, as :meth:`save_best` left them.
+
+        None if there is none.
+        """
         path = run_folder(fl_ctx) / BEST_MODEL_FILE
         if not path.is_file():
             return None
         job = job_of(fl_ctx)
-        state = read_state(path, like=model_state(job.task.build_model()))
+        state = read_state(path, like=first_state(job.strategy, job.task))
         return make_model_learnable(as_arrays(state), {})
 
     def _write(
@@ -77,6 +83,8 @@ class SeededPersistor(ModelPersistor):
         training: Mapping[str, Any] | None = None,
     ) -> None:
         job = job_of(fl_ctx)
+        state = as_state(model[ModelLearnableKey.WEIGHTS])
+        models = job.strategy.handed_out(*split(state))
         header = describe_model(
             job.task,
             mosaic=getattr(job.task, "mosaic", None),
@@ -89,15 +97,27 @@ class SeededPersistor(ModelPersistor):
                 "seed": job.seed,
                 **(training or {}),
             },
+            models=len(split_models(models)),
         )
-        state = apart(as_state(model[ModelLearnableKey.WEIGHTS]))
-        write_model_file(run_folder(fl_ctx) / name, state, header)
+        write_model_file(run_folder(fl_ctx) / name, apart({**state, **models}), header)
 
 
 def first_state(strategy: Strategy, task: Task) -> State:
     """Return a run's seeded global model, and with it what the strategy keeps at the server."""
     model = model_state(task.build_model())
     return join(model, strategy.begin(model))
+
+
+def read_handed_out(path: Path, task: Task) -> State:
+    """Return the model in a file, or the ensemble, as it is asked.
+
+    Raises:
+        JobError: The file is missing or damaged, or has not the tensors of the task's model.
+    """
+    state, like = handed_out(_read(path)), model_state(task.build_model())
+    for each in split_models(state):
+        check_tensors(each, like, whose=f"The model in {path.name}")
+    return state
 
 
 def read_state(path: Path, like: State) -> State:
@@ -111,13 +131,19 @@ def read_state(path: Path, like: State) -> State:
     Raises:
         JobError: The file is missing or damaged, or has not the tensors of ``like``.
     """
+    found = _read(path)
+    state: State = {
+        name: each for name, each in found.items() if name in like or not name.startswith((OWN, MEMBER))
+    }
+    check_tensors(state, like, whose=f"The model in {path.name}")
+    return state
+
+
+def _read(path: Path) -> State:
     try:
         # a copy: what safetensors loads is the file itself, in memory
-        found = {name: tensor.clone() for name, tensor in load_file(path).items()}
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except FileNotFoundError:
         raise JobError(f"{path}: not found.", reason="MODEL_FILE_MISSING") from None
     except (SafetensorError, OSError) as error:
         raise JobError(f"{path}: not a model: {error}", reason="MODEL_FILE_INVALID") from None
-    state: State = {name: each for name, each in found.items() if name in like or not name.startswith(OWN)}
-    check_tensors(state, like, whose=f"The model in {path.name}")
-    return state

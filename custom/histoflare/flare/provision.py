@@ -34,7 +34,9 @@ from histoflare.flare.site_policy import PRIVACY_FILE, policy_file, privacy_conf
 from histoflare.privacy.policy import read_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
 from histoflare.shipped import JOBS, job_names
-from histoflare.site.configuration import SITE_FILE, SiteConfiguration, write_site_file
+from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.kinds import BAGS
+from histoflare.site.site_file import SITE_FILE, entries, make_configuration, write_site_file
 from histoflare.storage import real_path, write_json, write_text
 
 SITE_PROPERTY = "histoflare"
@@ -270,7 +272,7 @@ def _write_site_file(path: Path, client: Participant) -> None:
     """Write a client's site file; what its steward has to say stands there as a comment."""
     settings = client.get_prop(SITE_PROPERTY, {})
     write_site_file(path, site_configuration(client.name, settings))
-    unsaid = tuple(f"{name} = " for name in ("manifest", "bags") if name not in settings)
+    unsaid = tuple(f"{name} = " for name in BAGS.keys if name not in settings)
     lines = path.read_text().splitlines(keepends=True)
     write_text(path, "".join(f"# {line}" if line.startswith(unsaid) else line for line in lines))
 
@@ -281,24 +283,14 @@ def site_configuration(site: str, settings: Any) -> SiteConfiguration:
     Raises:
         JobError: The property is not a mapping, or has a key that no site file has.
     """
-    known = [name for name in SiteConfiguration.__dataclass_fields__ if name not in ("site", "workstation")]
+    known = [name for name in entries() if name != "workstation"]
     if not isinstance(settings, Mapping) or set(settings) - set(known):
         raise JobError(
             f"{site}: the property '{SITE_PROPERTY}' takes the entries of a site file: {', '.join(known)}.",
             reason="SITE_NOT_CONFIGURED",
         )
-    paths = {
-        "manifest": "manifest.csv",
-        "bags": "bags",
-        "records": "records",
-        "ledger": None,
-        "ledger_key": None,
-        "encoder_weights": None,
-    }
-    given = {name: settings.get(name) or default for name, default in paths.items()}
-    values = {name: Path(value) for name, value in given.items() if value}
-    others = {name: value for name, value in settings.items() if name not in paths}
-    return SiteConfiguration(**{**others, **values})
+    whole = {"manifest": BAGS.manifest, "bags": "bags", "records": "records"}
+    return make_configuration(whole | {name: value for name, value in settings.items() if value != ""})
 
 
 def _limit_jobs(local: Path) -> None:

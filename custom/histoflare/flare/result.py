@@ -14,11 +14,10 @@ from histoflare.errors import HistoflareError
 from histoflare.flare.job_files import CONFIG_FOLDER, MOST_BYTES, PROTOCOL_FILE, SERVER_APP, read_toml
 from histoflare.flare.job_schema import complete
 from histoflare.flare.record import EVALUATION_FILE, SITES_FILE, read_best_row, read_if_there, read_rows
-from histoflare.model_file import GLOBAL_MODEL_FILE
+from histoflare.model_file import GLOBAL_MODEL_FILE, handed_out
 from histoflare.privacy.protocol import digest
 from histoflare.report.outcomes import SiteOutcome, find_outcomes
 from histoflare.rounds.state import State
-from histoflare.rounds.strategy import split
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.records import RunRecords
 
@@ -28,7 +27,7 @@ class FederationResult:
     """What came out of a job.
 
     Attributes:
-        state: The last global model; None if no round was finished.
+        state: What the job hands out, its last model or an ensemble; None if no round was finished.
         rounds: One row per round, see ``flare.record.RoundRecord.to_json``.
         evaluation: Site → metrics of the model, where the sites were asked.
         pseudonyms: Site → the name under which others may see it, of those that have one.
@@ -96,7 +95,7 @@ def read_result(folder: Path) -> FederationResult:
     model = folder / GLOBAL_MODEL_FILE
     rows, evaluation_round = read_rows(folder)
     return FederationResult(
-        state=split(load_file(model))[0] if model.is_file() else None,
+        state=handed_out(load_file(model)) if model.is_file() else None,
         rounds=rows,
         evaluation=read_if_there(folder / EVALUATION_FILE) or {},
         pseudonyms=read_if_there(folder / SITES_FILE) or {},

@@ -22,6 +22,7 @@ from histoflare.flare.job_variant import write_variant
 from histoflare.flare.persistor import first_state, read_state
 from histoflare.flare.record import ROUNDS_FILE
 from histoflare.model_file import GLOBAL_MODEL_FILE, invalid, read_model_header
+from histoflare.site.kinds import kind_of
 from histoflare.site.run_name import is_run_name
 from histoflare.storage import write_json
 
@@ -105,7 +106,7 @@ def write_resumed(run: StoppedRun, target: Path) -> Path:
         write_json(job / META_FILE, {name: run.meta[name] for name in META_FIELDS if name in run.meta})
         read = read_job(job)
         if run.next_round >= read.rounds:
-            evaluation = "dhunet_evaluate" if read.task.data == "images" else "mem_evaluate"
+            evaluation = kind_of(read.task.data).evaluation_job
             raise JobError(
                 f"The run has finished its {read.rounds} rounds: there is nothing to go on with. To ask "
                 f"sites about its model: histoflare job make {evaluation} --model RESULT --sites … --out NEW."

@@ -34,8 +34,9 @@ from histoflare.flare.result import (
 from histoflare.flare.site_policy import PRIVACY_FILE, policy_file, privacy_configuration, write_first_policy
 from histoflare.flare.workstation import OnRounds, for_fewer_sites, write_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
-from histoflare.site.configuration import SITES_VARIABLE, SiteConfiguration, write_site_file
+from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.ledgers import on_workstation
+from histoflare.site.site_file import SITES_VARIABLE, write_site_file
 from histoflare.storage import write_json
 
 POLL_SECONDS = 0.3

@@ -36,7 +36,7 @@ from histoflare.flare.record import (
 )
 from histoflare.flare.tensors import as_arrays, as_state, tensor_bytes
 from histoflare.rounds.strategy import split
-from histoflare.site.configuration import is_pseudonym
+from histoflare.site.site_file import is_pseudonym
 from histoflare.storage import write_json
 
 TASK_CHECK_SECONDS = 0.05
@@ -145,7 +145,8 @@ class AskingScatterAndGather(ScatterAndGather):
         self._collector = self._engine.get_component("collector")
         self._collector.reset(fl_ctx)
         fl_ctx.set_prop(AppConstants.CURRENT_ROUND, index, private=True, sticky=True)
-        asked, _ = split(as_state(model[ModelLearnableKey.WEIGHTS]))  # what the strategy keeps here stays
+        state = as_state(model[ModelLearnableKey.WEIGHTS])
+        asked = self._job.strategy.handed_out(*split(state))  # what else the strategy keeps here stays
         data = DXO(DataKind.WEIGHTS, data=as_arrays(asked)).to_shareable()
         data.add_cookie(AppConstants.CONTRIBUTION_ROUND, index)
         sites = sorted(client.name for client in self._engine.get_clients())

@@ -6,11 +6,8 @@ of bytes of pixels stay in memory.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +19,16 @@ from histoflare.masks.image_manifest import ImageRow, assign_image_splits, missi
 from histoflare.masks.pixels import ImageRecord, PixelCache, ReadImage, read_record
 from histoflare.masks.resolution import MPP_PLACE, agreed_mpp, is_same_mpp
 from histoflare.masks.windows import IGNORE, too_small
+from histoflare.slides.cohort import LISTED_PROBLEMS, SplitCohort, fingerprint, in_order, list_problems, pool
 from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
 
 __all__ = ["ImageCohort", "ImageRecord", "ReadImage", "load_image_cohort", "pooled_images"]
 
 CACHE_BYTES = 1 << 30
-LISTED_PROBLEMS = 20
 
 
 @dataclass(frozen=True)
-class ImageCohort:
+class ImageCohort(SplitCohort[ImageRecord]):
     """The images of one site (or of several, pooled), in the order of their ids.
 
     Attributes:
@@ -46,25 +43,6 @@ class ImageCohort:
     records: tuple[ImageRecord, ...]
     warnings: tuple[str, ...] = ()
     cache: PixelCache = field(default_factory=lambda: PixelCache(CACHE_BYTES), repr=False, compare=False)
-
-    @cached_property
-    def train(self) -> tuple[ImageRecord, ...]:
-        """The images to train on."""
-        return self.of_split("train")
-
-    @cached_property
-    def validation(self) -> tuple[ImageRecord, ...]:
-        """The images to choose settings by."""
-        return self.of_split("validation")
-
-    @cached_property
-    def test(self) -> tuple[ImageRecord, ...]:
-        """The images to test on."""
-        return self.of_split("test")
-
-    def of_split(self, split: str) -> tuple[ImageRecord, ...]:
-        """Return the records of ``split``."""
-        return tuple(record for record in self.records if record.split == split)
 
     def read(self, record: ImageRecord, *, keep: bool = True) -> ReadImage:
         """Return the pixels of the record; ``keep`` them in memory if there is room.
@@ -92,18 +70,7 @@ class ImageCohort:
 
         Patients enter by their order of appearance and not by name.
         """
-        numbers: dict[str, int] = {}
-        rows = [
-            (
-                record.slide_id,
-                record.content_sha256,
-                record.mpp,
-                record.split,
-                numbers.setdefault(record.patient, len(numbers)),
-            )
-            for record in self.records
-        ]
-        return hashlib.sha256(json.dumps([self.labels, rows]).encode()).hexdigest()
+        return fingerprint([self.labels], self.records, lambda record: record.mpp)
 
 
 def load_image_cohort(
@@ -177,11 +144,8 @@ def load_image_cohort(
                     f"images trains under a protocol that names none (mpp = {agreed:g} in protocol.toml)"
                 )
     if problems:
-        listed = "".join(f"\n  {problem}" for problem in problems[:LISTED_PROBLEMS])
-        more = len(problems) - LISTED_PROBLEMS
         raise MaskError(
-            f"{name}: the images of {manifest_path} do not fit the job:{listed}"
-            + (f"\n  … and {more} more" if more > 0 else ""),
+            f"{name}: the images of {manifest_path} do not fit the job:{list_problems(problems)}",
             reason="COHORT_INVALID",
         )
     if unsaid:
@@ -198,8 +162,7 @@ def load_image_cohort(
             "of it"
         )
     warnings += _split_warnings(records, labels, seen)
-    ordered = tuple(sorted(records, key=lambda record: record.slide_id))
-    return ImageCohort(name, tuple(labels), ordered, tuple(warnings), PixelCache(cache_bytes))
+    return ImageCohort(name, tuple(labels), in_order(records), tuple(warnings), PixelCache(cache_bytes))
 
 
 def pooled_images(cohorts: Sequence[ImageCohort], name: str = "pooled") -> ImageCohort:
@@ -217,17 +180,9 @@ def pooled_images(cohorts: Sequence[ImageCohort], name: str = "pooled") -> Image
             "labels",
             reason="COHORT_INVALID",
         )
-    records = [
-        replace(
-            record, slide_id=f"{cohort.name}/{record.slide_id}", patient=f"{cohort.name}/{record.patient}"
-        )
-        for cohort in cohorts
-        for record in cohort.records
-    ]
-    warnings = tuple(f"{cohort.name}: {warning}" for cohort in cohorts for warning in cohort.warnings)
-    ordered = tuple(sorted(records, key=lambda record: record.slide_id))
+    records, warnings = pool(cohorts)
     limit = max(cohort.cache.limit_bytes for cohort in cohorts)
-    return ImageCohort(name, labels.pop(), ordered, warnings, PixelCache(limit))
+    return ImageCohort(name, labels.pop(), records, warnings, PixelCache(limit))
 
 
 def _check(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from histoflare.checks import is_above_zero, is_number, is_whole
+from histoflare.ensemble import mean_probabilities
 from histoflare.errors import JobError
 from histoflare.masks.networks import NETWORKS, build_network
 from histoflare.masks.networks.norm import NORMS
@@ -216,6 +217,10 @@ class MaskTask:
             subgroups={name: [record.subgroups.get(name) or None for record in records] for name in names},
             image_ids=[record.slide_id for record in records],
         )
+
+    def average(self, outputs: Tensor) -> Tensor:
+        """Return the logits (b, k, h, w) of the mean, pixel by pixel, of several networks' probabilities."""
+        return mean_probabilities(outputs, 2)
 
     def notes(self, table: MaskPredictions) -> tuple[list[str], list[list[str]]]:
         """Return a table's rows for the site's own notes: each image's Dice per class."""

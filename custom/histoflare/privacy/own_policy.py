@@ -28,8 +28,8 @@ class Narrowing:
     """What a steward makes narrower; the entries are those of a signed policy. None leaves one as it is.
 
     Attributes:
-        minimum_patients: At least the limit. metrics: Some of the limit's, or none. counts: Only false, where
-            the limit is true.
+        minimum_patients: At least the limit. metrics, numbers: Some of the limit's, or none. counts: Only
+            false, where the limit is true.
         epsilon, delta, evaluations, job_share: At most the limit, in a scope with a budget. A lower ε or δ
             has another Rényi order (see ``privacy.budget``).
         records: Some of the limit's, at least one. seeded_noise: As counts.
@@ -44,6 +44,7 @@ class Narrowing:
     records: tuple[str, ...] | None = None
     seeded_noise: bool | None = None
     job_share: float | None = None
+    numbers: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ _NARROWER: Mapping[str, tuple[Callable[[Any, Any], bool], str]] = {
     "minimum_patients": (operator.ge, "at least"),
     "metrics": (_is_part, "some of"),
     "counts": (operator.le, "no more than"),
+    "numbers": (_is_part, "some of"),
     "epsilon": (operator.le, "at most"),
     "delta": (operator.le, "at most"),
     "evaluations": (operator.le, "at most"),

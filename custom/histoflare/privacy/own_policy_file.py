@@ -49,6 +49,7 @@ models = {models}
 # minimum_patients = 10
 # metrics = ["auc", "auc_low", "auc_high"]
 # counts = false
+# numbers = []
 
 # A lower budget for each patient, over all jobs together. Here, above all tables, these lines take for
 # granted that every scope the site takes part in has a budget (open has none).
@@ -212,6 +213,7 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "minimum_patients": (lambda value: is_whole(value, 1, LARGEST), "a whole number of at least 1"),
     "metrics": (_is_names, _NAMES),
     "counts": _TRUTH,
+    "numbers": (_is_names, _NAMES),
     "epsilon": (lambda value: is_above_zero(value, LARGEST), "a number above 0"),
     "delta": (lambda value: is_above_zero(value, MAX_DELTA), f"a number above 0 and at most {MAX_DELTA}"),
     "evaluations": (lambda value: is_whole(value, 0, LARGEST), "a whole number of at least 0"),
@@ -227,7 +229,7 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 ENTRIES = (*TAKES_PART, "scopes", *_RULES)
 """What a site's own policy can say."""
 
-LISTS = (*TAKES_PART, "scopes", "metrics", "records")
+LISTS = (*TAKES_PART, "scopes", "metrics", "numbers", "records")
 """Those of them that are lists of names."""
 
 

@@ -168,7 +168,16 @@ class PrivacyPlan(ABC):
             transport: How an update travels.
         """
         for part, asked in (
-            (strategy, {"linear": bool, "keeps": tuple, "equal_weights": bool, "sees_data": bool}),
+            (
+                strategy,
+                {
+                    "linear": bool,
+                    "keeps": tuple,
+                    "equal_weights": bool,
+                    "sees_data": bool,
+                    "numbers": Mapping,
+                },
+            ),
             (getattr(strategy, "topology", None), {"aggregates_at_server": bool}),
             (transport, {"readable": bool, "exact": bool}),
         ):
@@ -289,8 +298,16 @@ class Noisy(PrivacyPlan):
         return (weights + (MOST_RECORDS if like.sample_rate < 1 else 0)) * like.steps * rounds
 
     def admits(self, strategy: Any, task: Any, transport: Any) -> None:
-        """Of data in bags, the largest that is trained on must be public: time tells of a longer one."""
+        """No number of a site's data may leave beside the update; and of data in bags, the largest that is
+        trained on must be public, for time tells of a longer one."""
         super().admits(strategy, task, transport)
+        telling = [name for name, of_data in strategy.numbers.items() if of_data is not False]
+        if telling:
+            raise JobError(
+                f"The strategy {strategy.name} sends {', '.join(telling)} beside the update, which follows "
+                "from the site's data and has no noise: choose another strategy.",
+                reason="PRIVACY_INVALID",
+            )
         if getattr(task, "max_patches", 0) is None:
             raise JobError(
                 "A protected job says in protocol.toml how long a bag it trains on: max_patches.",

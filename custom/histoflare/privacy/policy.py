@@ -69,6 +69,8 @@ class Policy:
         mechanism: One of :data:`MECHANISMS`.
         metrics: Names of the metrics that may leave, e.g. ``"auc"`` or ``"validation/auc"``; others are cut.
         counts: Whether counts (of slides, patients, training samples as an update's weight) may leave.
+        numbers: Names of the numbers that may leave beside an update (``rounds.strategy.Strategy.numbers``);
+            none unless a policy says so. Under a budget those that follow from data stay, listed or not.
         minimum_patients: Nothing computed over fewer patients leaves, neither update nor metric. At least 1.
         protection: With every mechanism but ``open``: the budget, and what else holds. None books nothing.
         purposes, strategies, models: What the site takes part in, from its own file; no signed policy says
@@ -81,6 +83,7 @@ class Policy:
     counts: bool
     minimum_patients: int
     protection: Protection | None = None
+    numbers: tuple[str, ...] = ()
     purposes: tuple[str, ...] = ()
     strategies: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
@@ -124,6 +127,7 @@ def read_policy(path: Path) -> Policy:
         counts=content["counts"],
         minimum_patients=content["minimum_patients"],
         protection=_protection(content.get("protection")),
+        numbers=tuple(content.get("numbers", ())),
     )
 
 
@@ -135,7 +139,8 @@ def _protection(content: Mapping[str, Any] | None) -> Protection | None:
 
 def _problems(content: Mapping[str, Any]) -> list[str]:
     fields = [name for name in Policy.__dataclass_fields__ if name not in TAKES_PART]
-    problems = [f"{name}: missing" for name in fields if name not in content and name != "protection"]
+    optional = ("protection", "numbers")
+    problems = [f"{name}: missing" for name in fields if name not in content and name not in optional]
     problems += [
         f"{name}: {_ELSEWHERE if name in TAKES_PART else 'not an entry of a policy'}"
         for name in content
@@ -147,9 +152,10 @@ def _problems(content: Mapping[str, Any]) -> list[str]:
         problems.append(
             f"mechanism: one of {', '.join(MECHANISMS)}, not {content['mechanism']!r}{_why(content)}"
         )
-    metrics = content.get("metrics", [])
-    if not (isinstance(metrics, list) and all(isinstance(entry, str) and entry for entry in metrics)):
-        problems.append(f"metrics: a list of texts, not {metrics!r}")
+    for name in ("metrics", "numbers"):
+        listed = content.get(name, [])
+        if not (isinstance(listed, list) and all(isinstance(entry, str) and entry for entry in listed)):
+            problems.append(f"{name}: a list of texts, not {listed!r}")
     if not isinstance(content.get("counts", True), bool):
         problems.append(f"counts: true or false, not {content['counts']!r}")
     minimum = content.get("minimum_patients", 1)

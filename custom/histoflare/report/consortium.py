@@ -192,6 +192,7 @@ def _row(index: int, row: Sequence[str] | Mapping[str, Any], runtime: str) -> di
         "stopped",
         "rejected",
         "contribution",
+        "numbers",
     )
     known = {name: row[name] for name in optional if name in row}
     return {

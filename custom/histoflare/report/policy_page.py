@@ -15,6 +15,7 @@ MEANINGS = {
     "minimum_patients": "nothing computed over fewer patients leaves",
     "evaluations": "how many evaluations over a patient may leave, over all jobs",
     "counts": "whether numbers of slides and patients may leave",
+    "numbers": "numbers that may leave beside an update",
     "records": "whose contribution training limits",
     "seeded_noise": "whether noise may be repeatable, which voids every promise",
 }

@@ -75,7 +75,8 @@ def compare(
     """Ask every model about every site's test patients and about the external cohort.
 
     Args:
-        federated: The last global state; a site's own model is made of it by ``strategy.personalize``.
+        federated: What the run hands out, a model or an ensemble; a site's own is made of it by
+            ``strategy.personalize``.
         sites: Site → its data.
         site_states: What the strategy keeps at each site (personal layers).
         local, pooled: The bounds' models, where they were trained. A site may be without one.

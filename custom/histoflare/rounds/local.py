@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from histoflare.ensemble import assemble, split_models
 from histoflare.errors import JobError
 from histoflare.rounds.hook import LocalHook
 from histoflare.rounds.state import State, is_finite, load_state, model_state
@@ -130,15 +131,25 @@ def train_locally(
 
 
 def predict(task: Task, state: State, data: Any, split: str, device: str = "cpu") -> PredictionTable:
-    """Return what the model with ``state`` says of ``split``: evaluation mode, no gradients.
+    """Return what the model, or ensemble, with ``state`` says of ``split``: evaluation mode, no gradients.
 
     On the CPU it takes one thread, so that the figures are the same wherever they are made.
     """
     with reproducible(0, device), torch.no_grad():
-        model = task.build_model()
-        load_state(model, state)
-        model.to(device).eval()
-        return task.predict(model, data, split)
+        return task.predict(load_model(task, state, device), data, split)
+
+
+def load_model(task: Task, state: State, device: str = "cpu") -> nn.Module:
+    """Return the task's model with the weights of ``state``, in evaluation mode; or the ensemble that it is.
+
+    Raises:
+        JobError: The state is not one of the task's model.
+    """
+    members = []
+    for each in split_models(state):
+        members.append(task.build_model())
+        load_state(members[-1], each)
+    return assemble(members, task.average).to(device).eval()
 
 
 def _batches(task: Task, data: Any, seed: int, steps: int) -> Iterator[Any]:

@@ -119,7 +119,8 @@ def server_round(
     protected = plan.at_server([update.tensors for update in ordered])
     ordered = [replace(update, tensors=tensors) for update, tensors in zip(ordered, protected, strict=True)]
     made = strategy.combine(ServerRound(model, own, ordered, sites, round_index, total_rounds, seed))
-    made = replace(made, model=without_negative_variances(made.model))
+    sent = {update.site: update.numbers for update in ordered if update.numbers}
+    made = replace(made, model=without_negative_variances(made.model), numbers=sent)
     check_tensors(made.model, model, whose=f"The global model that {strategy.name} made")
     check_tensors(made.own, own, whose=f"What {strategy.name} keeps at the server")
     return made
@@ -142,7 +143,9 @@ def _check_senders(strategy: Strategy, updates: Sequence[Update], sites: Sequenc
 def check_update(
     strategy: Strategy, model: Mapping[str, Tensor], update: Update, transport: Transport = PLAIN
 ) -> None:
-    """Raise :class:`JobError` unless ``update`` has the tensors that ``strategy`` sends and a weight.
+    """Raise :class:`JobError` unless ``update`` has the tensors and numbers that its strategy sends.
+
+    And a weight that is a number of at least 0.
 
     Args:
         model: The global model. update: As it travels. transport: How it is written.
@@ -154,6 +157,23 @@ def check_update(
             f"The update of {update.site} has weight {update.weight}; it must be a number of at least 0.",
             reason="WEIGHTS_INVALID",
         )
+    check_numbers(strategy, update.numbers, whose=f"The update of {update.site}")
+
+
+def check_numbers(strategy: Strategy, numbers: Mapping[str, float], *, whose: str) -> None:
+    """Raise :class:`JobError` unless these are the numbers that ``strategy`` declares, each a finite float.
+
+    Args:
+        whose: Subject of the error's sentence.
+    """
+    if set(numbers) != set(strategy.numbers):
+        listed = ", ".join(strategy.numbers) or "none"
+        raise JobError(
+            f"{whose} has not the numbers that the strategy {strategy.name} declares ({listed}).",
+            reason="NUMBER_NOT_ALLOWED",
+        )
+    if not all(type(value) is float and math.isfinite(value) for value in numbers.values()):
+        raise JobError(f"{whose} has a number that is NaN, infinite or none at all.", reason="NOT_FINITE")
 
 
 def count_sent(strategy: Strategy, model: Mapping[str, Tensor]) -> int:

@@ -26,6 +26,7 @@ class RunResult:
 
     Attributes:
         initial, state: First and last global model.
+        handed_out: What the run hands out, the last model or an ensemble (``Strategy.handed_out``).
         own: What the strategy keeps at the server after the last round.
         site_states: Site → what the strategy keeps there (personal layers, control variates).
         participation: For each round run, who trained.
@@ -39,6 +40,7 @@ class RunResult:
 
     initial: State
     state: State
+    handed_out: State
     own: State
     site_states: dict[str, State]
     participation: tuple[tuple[str, ...], ...]
@@ -109,12 +111,13 @@ def run_in_process(
         outcomes: dict[str, SiteOutcome] = {}
         failed: dict[str, HistoflareError] = {}
         figures: dict[str, float | None] = {}
-        sent = join(state, strategy.downlink(own))
+        downlink = strategy.downlink(own)
+        sent, asked = join(state, downlink), strategy.handed_out(state, downlink)
         for site in turn.trainers:
             try:
                 if patience is not None:
                     figures[site] = validate(
-                        task, strategy, state, kept[site], sites[site], patience.metric, device
+                        task, strategy, asked, kept[site], sites[site], patience.metric, device
                     )
                 outcomes[site] = site_round(
                     task,
@@ -175,6 +178,7 @@ def run_in_process(
     return RunResult(
         initial,
         state,
+        strategy.handed_out(state, own),
         own,
         kept,
         tuple(participation),

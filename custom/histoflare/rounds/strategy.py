@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from histoflare.ensemble import join_models, tensor_name
 from histoflare.errors import BagError, JobError, MaskError
 from histoflare.model_file import OF_STRATEGY
 from histoflare.privacy.plan import PrivacyPlan
@@ -159,11 +160,13 @@ class Update:
         tensors: Local minus global of what is shared, and under :data:`OWN` what the strategy adds;
             floating-point.
         weight: Its weight in the sum, at least 0.
+        numbers: Of the names that ``Strategy.numbers`` declares, each finite. They leave without noise.
     """
 
     site: str
     tensors: State
     weight: float
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -212,16 +215,22 @@ class ServerOutcome:
             :meth:`Strategy.begin`.
         rejected: Site → why its update was not used, a fixed code; for the run's record and report.
         contribution: Site → its share of the step, where the strategy has such a figure; likewise.
+        numbers: Site → the numbers that it sent; the round puts them here.
     """
 
     model: State
     own: State = field(default_factory=dict)
     rejected: Mapping[str, str] = field(default_factory=dict)
     contribution: Mapping[str, float] = field(default_factory=dict)
+    numbers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def notes(self) -> dict[str, Any]:
         """Return what goes into the run's record, as plain JSON: empty where there is nothing to say."""
-        said = {"rejected": dict(self.rejected), "contribution": dict(self.contribution)}
+        said = {
+            "rejected": dict(self.rejected),
+            "contribution": dict(self.contribution),
+            "numbers": {site: dict(sent) for site, sent in self.numbers.items()},
+        }
         return {name: value for name, value in said.items() if value}
 
 
@@ -240,6 +249,9 @@ class Strategy(ABC):
         kept: What it keeps at a site from round to round beside the layers that are not sent, in words
             (control variates); () for nothing.
         sees_data: Whether its :class:`LocalHook` looks at training data. DP-SGD refuses it then.
+        numbers: What a site sends beside the tensors: name → whether it follows from the site's data (its
+            loss does, a planned number of steps does not). Each must be one that the site's policy lists, and
+            no privacy plan admits one that follows from data, for it has no noise.
         share: Module prefixes of what is sent; None sends every floating-point tensor. Tensors not sent are
             personal: each site keeps its own between rounds, and the server's stay as they were.
         batch_norm: What of BatchNorm layers is sent, one of ``rounds.state.BATCH_NORM``.
@@ -250,6 +262,7 @@ class Strategy(ABC):
     linear: ClassVar[bool]
     kept: ClassVar[tuple[str, ...]]
     sees_data: ClassVar[bool]
+    numbers: ClassVar[Mapping[str, bool]] = {}
     share: Sequence[str] | None = None
     batch_norm: str = "shared"
 
@@ -273,6 +286,24 @@ class Strategy(ABC):
         personal = [] if self.share is None else ["personal layers"]
         norms = [] if self.batch_norm == "shared" else ["batch-norm statistics"]
         return (*self.kept, *personal, *norms)
+
+    def models(self, model: State, own: State) -> dict[str, State]:
+        """Return the models that a job hands out after a round: name, without a slash → tensors.
+
+        One, unless a strategy says else. Several are an ensemble (``histoflare.ensemble``): wherever the
+        job's model is asked (by sites, beside its bounds, out of its file), each of them is, and their
+        probabilities are averaged.
+
+        Args:
+            model: The global model.
+            own: What the strategy keeps at the server, or of it what it sent down: sites ask the models of
+                the round that they received, so that what makes them must be sent down.
+        """
+        return {"global": model}
+
+    def handed_out(self, model: State, own: State) -> State:
+        """Return :meth:`models` as one state, as it is sent to be asked and written to files."""
+        return join_models(self.models(model, own))
 
     def check_sites(self, sites: Sequence[str]) -> None:
         """Raise :class:`JobError` if this strategy cannot work with these sites. Called before round 0."""
@@ -303,6 +334,10 @@ class Strategy(ABC):
         """Return what a site sends beside the model's tensors: tensors of those names, shapes and dtypes."""
         return {}
 
+    def said(self, ctx: SiteRound, training: LocalResult) -> dict[str, float]:
+        """Return the numbers that a site sends: all that :attr:`numbers` declares, and no other."""
+        return {}
+
     def hook(self, ctx: SiteRound) -> LocalHook | None:
         """Return what takes part in the steps of local training, if the strategy needs that."""
         return None
@@ -312,7 +347,7 @@ class Strategy(ABC):
         start = self.personalize(ctx.model, ctx.site_state)
         result = ctx.train(start, self.hook(ctx))
         change = subtract(result.state, start, self.shared_names(start))
-        update = Update(ctx.site, change, self.weight(ctx.site, result.n_samples))
+        update = Update(ctx.site, change, self.weight(ctx.site, result.n_samples), self.said(ctx, result))
         return SiteOutcome(update, self.personal_state(result.state), result)
 
     def shared_names(self, model: Mapping[str, Tensor]) -> list[str]:
@@ -325,8 +360,12 @@ class Strategy(ABC):
         return join({name: model[name] for name in self.shared_names(model)}, self.uplink(model))
 
     def personalize(self, model: Mapping[str, Tensor], site_state: Mapping[str, Tensor]) -> State:
-        """Return a site's model: the global tensors, with the site's personal ones in their place."""
-        return {name: site_state.get(PERSONAL + name, tensor) for name, tensor in model.items()}
+        """Return a site's model: the global tensors, with the site's personal ones in their place.
+
+        Args:
+            model: The global model, or what a job hands out (:meth:`handed_out`): then in every member.
+        """
+        return {name: site_state.get(PERSONAL + tensor_name(name), each) for name, each in model.items()}
 
     def personal_state(self, trained: Mapping[str, Tensor]) -> State:
         """Return the floating-point tensors of ``trained`` that are not sent, for a site's own state."""

@@ -62,7 +62,7 @@ class Task(Protocol):
     """
 
     data: ClassVar[str]
-    """The kind of data it is trained on, as a site knows it: ``"bags"`` or ``"images"``."""
+    """The kind of data it is trained on, by its name in ``site.kinds``."""
 
     @property
     def labels(self) -> Sequence[str]:
@@ -100,6 +100,13 @@ class Task(Protocol):
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the scalar loss of one batch."""
+
+    def average(self, outputs: Tensor) -> Tensor:
+        """Return the outputs that say the mean of several models' answers (``histoflare.ensemble``).
+
+        Args:
+            outputs: Of all of them (m, ...).
+        """
 
     def predict(self, model: nn.Module, data: Any, split: str) -> PredictionTable:
         """Return predictions for ``split``: train, validation, test or all."""

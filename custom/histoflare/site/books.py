@@ -48,7 +48,7 @@ class Books:
         configuration: The site's. policy: Of the job's scope. plan: The job's, settled for its rounds.
         rounds: Of the job. run: Its run; the same for a job that goes on after another.
         weights: How many numbers leave in a round (``rounds.round.count_sent_by_job``).
-        labels: Of the task. data: The kind of data it is trained on, ``"bags"`` or ``"images"``.
+        labels: Of the task. data: The kind of data it is trained on (``site.kinds``).
         split: The protocol's rule, for a manifest without a split column.
 
     Raises:
@@ -65,7 +65,7 @@ class Books:
         weights: int,
         run: str,
         labels: list[str],
-        data: str = "bags",
+        data: str,
         split: SplitRule = DEFAULT_SPLIT,
     ) -> None:
         if not is_run_name(run):
@@ -162,7 +162,7 @@ class Books:
                 round_index=index,
                 model_sha256=model,
                 digest=said,
-                figures=self._policy.allowed_metrics(answer.metrics),
+                figures=[*self._policy.allowed_metrics(answer.metrics), *answer.numbers],
                 patients=answer.patients,
             )
             self._note_release("update", index, said, answer.patients)
@@ -182,7 +182,8 @@ class Books:
         try:
             answer = train()
             said = digest_of(answer.tensors)
-            store.save(booked.id, answer.tensors, {"patients": answer.patients, "weight": answer.weight})
+            beside = {"patients": answer.patients, "weight": answer.weight, "numbers": answer.numbers}
+            store.save(booked.id, answer.tensors, beside)
             ledger.release(booked, said)
         except Exception as error:
             if not (isinstance(error, HistoflareError) and error.reason == "STOPPED"):
@@ -291,6 +292,7 @@ class Books:
             weight=float(kept.extra["weight"]),
             metrics={},
             patients=int(kept.extra["patients"]),
+            numbers=dict(kept.extra.get("numbers", {})),
         )
 
     def _note_release(self, what: str, index: int, said: str, patients: int) -> None:

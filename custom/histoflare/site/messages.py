@@ -64,6 +64,7 @@ class TrainAnswer:
         metrics: Those asked for, of the model as it was received; None where a figure does not exist.
         patients: Patients trained on.
         metric_patients: Patients behind the part of the metrics that the fewest are behind.
+        numbers: What the strategy sends beside the tensors.
     """
 
     tensors: Arrays
@@ -71,6 +72,7 @@ class TrainAnswer:
     metrics: dict[str, float | None]
     patients: int
     metric_patients: int = 0
+    numbers: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

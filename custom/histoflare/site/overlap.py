@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
-from histoflare.errors import HistoflareError, JobError
+from histoflare.errors import JobError
 from histoflare.privacy.ledger.chain import normalised
-from histoflare.site.configuration import SiteConfiguration, bags_of, images_of
-from histoflare.site.data import IMAGES
-from histoflare.slides.manifest import read_manifest
+from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.kinds import kind_of
+from histoflare.site.kinds.kind import Entry
 
 LISTED = 10
 
@@ -31,16 +30,13 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class _Entry:
-    """A slide or image of a site, where the manifest says so, and the hash in its bag, where there is one."""
+    """A slide or image of a site."""
 
     site: str
-    patient: str
-    file: Path
-    where: str
-    bag_of: str | None
+    of_site: Entry
 
     def __str__(self) -> str:
-        return f"{self.site} ({self.where})"
+        return f"{self.site} ({self.of_site.where})"
 
 
 def check_apart(sites: Mapping[str, SiteConfiguration], data: str, *, protected: bool) -> list[str]:
@@ -61,17 +57,18 @@ def check_apart(sites: Mapping[str, SiteConfiguration], data: str, *, protected:
         JobError: A slide is at two sites, or a patient of a protected job (COHORT_INVALID), or a site has no
             data of this kind.
     """
-    entries = [entry for site, of_site in sites.items() for entry in _entries(site, of_site, data)]
+    kind = kind_of(data)
+    entries = [_Entry(site, entry) for site, of_site in sites.items() for entry in kind.entries(of_site)]
     patients = [
-        f"patient {name}: {_say(found)}" for name, found in _shared(entries, lambda e: normalised(e.patient))
+        f"patient {name}: {_say(found)}"
+        for name, found in _shared(entries, lambda e: normalised(e.of_site.patient))
     ]
-    slides = [found for _, found in _shared(entries, lambda entry: entry.file.resolve())]
-    slides += [found for _, found in _shared(entries, lambda entry: entry.bag_of)]
-    without_bag = [entry for entry in entries if entry.bag_of is None]
-    sizes = {size for size, _ in _shared(without_bag, _size)}
-    slides += [found for _, found in _shared([e for e in without_bag if _size(e) in sizes], _content)]
-    what = "image" if data == IMAGES else "slide"
-    problems = list(dict.fromkeys(f"one {what}: {_say(found)}" for found in slides))
+    slides = [found for _, found in _shared(entries, lambda entry: entry.of_site.file.resolve())]
+    slides += [found for _, found in _shared(entries, lambda entry: entry.of_site.content)]
+    unknown = [entry for entry in entries if entry.of_site.content is None]
+    sizes = {size for size, _ in _shared(unknown, _size)}
+    slides += [found for _, found in _shared([e for e in unknown if _size(e) in sizes], _content)]
+    problems = list(dict.fromkeys(f"one {kind.item}: {_say(found)}" for found in slides))
     if protected or problems:
         problems = patients + problems
     if problems:
@@ -99,34 +96,12 @@ def _say(entries: list[_Entry]) -> str:
 
 
 def _size(entry: _Entry) -> int | None:
-    return entry.file.stat().st_size if entry.file.is_file() else None
+    return entry.of_site.file.stat().st_size if entry.of_site.file.is_file() else None
 
 
 def _content(entry: _Entry) -> str:
-    with entry.file.open("rb") as opened:
+    with entry.of_site.file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _entries(site: str, configuration: SiteConfiguration, data: str) -> Iterator[_Entry]:
-    if data == IMAGES:
-        from histoflare.masks.image_manifest import read_image_manifest
-
-        path = images_of(configuration)
-        for image in read_image_manifest(path, check_files=False).rows:
-            yield _Entry(site, image.patient, image.image, f"{path.name}, line {image.line}", None)
-        return
-    from histoflare.bags.bag import read_header
-    from histoflare.bags.folder import bag_path
-
-    path, bags = bags_of(configuration)
-    manifest = read_manifest(path, check_files=False)
-    for slide in manifest.rows:
-        try:
-            header = read_header(bag_path(bags, manifest.row_id(slide)))
-            bag_of = header.slide_sha256 or f"features {header.content_sha256}"
-        except (HistoflareError, OSError):  # none yet, or damaged; who loads it says so
-            bag_of = None
-        yield _Entry(site, slide.patient, slide.slide, f"{path.name}, line {slide.line}", bag_of)
 
 
 def _shared(entries: list[_Entry], key_of: Callable[[_Entry], Key | None]) -> list[tuple[Key, list[_Entry]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from histoflare.bags.bag import Bag, read_bag
 from histoflare.bags.cohort import BagRecord, Cohort
 from histoflare.bags.folder import bag_path, read_left_out
 from histoflare.bags.heatmap import attention_levels, attention_limit, relative_attention
-from histoflare.bags.models.model import BagModel
 from histoflare.bags.task import BagTask
 from histoflare.errors import BagError, SlideError
 from histoflare.reasons import explain
@@ -29,9 +29,8 @@ from histoflare.report.site_page import (
     encode_picture,
     sent_rows,
 )
-from histoflare.site.configuration import SiteConfiguration, bags_of
-from histoflare.slides.manifest import Manifest, ManifestRow, read_manifest
-from histoflare.slides.mosaic import MosaicParameters, build_mosaic
+from histoflare.slides.manifest import Manifest, ManifestRow
+from histoflare.slides.mosaic import MosaicParameters, find_mosaic
 from histoflare.slides.overlay import VIRIDIS, draw_attention, draw_overlay, read_picture
 from histoflare.slides.reader import Slide
 
@@ -54,16 +53,18 @@ class _Plan:
 
 def build_site_page(
     site: str,
-    configuration: SiteConfiguration,
+    manifest: Manifest,
+    bags: Path,
     cohort: Cohort,
     task: BagTask,
-    model: BagModel | None,
+    model: nn.Module | None,
     report: Mapping[str, Any],
     *,
     alias: str = "",
     update_bytes: int | None = None,
     most_pictures: int = MOST_PICTURES,
     threads: int = THREADS,
+    on_slide: Callable[[int, int], None] = lambda done, total: None,
 ) -> SitePage:
     """Return the page of ``site``, its pictures drawn.
 
@@ -71,20 +72,18 @@ def build_site_page(
     Memory holds ``threads`` open slides and the finished pictures, at most 60 kB each, three a slide.
 
     Args:
-        cohort: The site's bags (``site.work.load_site_cohort``).
+        manifest: The site's slides. bags: The folder of their bags. cohort: The bags, loaded.
         model: The federated model as this site uses it, in evaluation mode; None leaves out what it says.
         report: The consortium's report.
         alias: The site's name in the report, where that is another.
         update_bytes: Size of one update's tensors.
         most_pictures: Slides that get pictures; test slides first.
         threads: Slides read at once.
+        on_slide: Told how many slides are drawn, and of how many.
 
     Raises:
-        ManifestError: The manifest cannot be read.
         BagError: A bag is damaged or was changed.
     """
-    manifest_file, bags = bags_of(configuration)
-    manifest = read_manifest(manifest_file, labels=task.manifest_labels, check_files=False)
     by_id = {manifest.row_id(row): row for row in manifest.rows}
     there = {name for name, row in by_id.items() if row.slide.exists()}  # they get the pictures
     records = sorted(
@@ -105,7 +104,10 @@ def build_site_page(
             plans.append(_Plan(by_id[record.slide_id], record, relative))
     limit = attention_limit([plan.relative for plan in plans if plan.relative is not None])
     with ThreadPoolExecutor(max(1, threads), thread_name_prefix="pictures") as pool:
-        pictures = list(pool.map(lambda plan: _draw(plan, limit), plans))
+        pictures = []
+        for each in pool.map(lambda plan: _draw(plan, limit), plans):
+            pictures.append(each)
+            on_slide(len(pictures), len(plans))
     drawn = {plan.record.slide_id: each for plan, each in zip(plans, pictures, strict=True)}
     return SitePage(
         site=site,
@@ -139,12 +141,12 @@ def _draw_open(slide: Slide, plan: _Plan, bag: Bag, limit: float) -> SlidePictur
     if bag.header.mosaic is None:
         notes.append("No mosaic: the features of this slide were imported.")
     else:
-        mosaic = build_mosaic(slide, MosaicParameters.from_json(bag.header.mosaic))
+        mosaic, tissue = find_mosaic(slide, MosaicParameters.from_json(bag.header.mosaic))
         corners = np.array([(patch.l0_x_px, patch.l0_y_px) for patch in mosaic.patches], dtype=np.int64)
         if np.array_equal(corners, bag.l0_coords):
             pictures = replace(
                 pictures,
-                mosaic=encode_picture(draw_overlay(slide, mosaic, base, legend=False)),
+                mosaic=encode_picture(draw_overlay(slide, mosaic, tissue, base, legend=False)),
                 chosen=len(mosaic.chosen),
                 candidates=len(mosaic.candidates),
             )

@@ -9,8 +9,9 @@ from histoflare.errors import JobError
 from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.own_policy_file import POLICY_FILE
 from histoflare.privacy.protocol import PROTOCOL_FILE
-from histoflare.site.configuration import SITE_FILE, SiteConfiguration, read_site_file
+from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.ledgers import audit_path_of
+from histoflare.site.site_file import SITE_FILE, read_site_file
 from histoflare.storage import real_path
 
 LOCAL = "local"
@@ -83,9 +84,7 @@ def list_places(site: Path) -> tuple[list[Place], JobError | None]:
 def _configured(configuration: SiteConfiguration) -> list[tuple[str, Path | None]]:
     ledger, key = configuration.ledger, configuration.ledger_key
     return [
-        ("manifest", configuration.manifest),
-        ("bags", configuration.bags),
-        ("images", configuration.images),
+        *configuration.files.items(),
         ("records of runs", configuration.records),
         ("ledger", ledger),
         ("ledger's key", key),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,29 +18,29 @@ from histoflare.bags.prepare import prepare
 from histoflare.bags.preprocessing import Preprocessing
 from histoflare.bags.task import BagTask
 from histoflare.errors import EncoderError
-from histoflare.site.configuration import SiteConfiguration, bags_of
-from histoflare.slides.manifest import ManifestRow, read_manifest
+from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.kinds.kind import Say
+from histoflare.slides.manifest import Manifest, ManifestRow
 from histoflare.slides.mosaic import MosaicParameters
 
 PROGRESS_SECONDS = 10.0
 
-Say = Callable[[str], None]
 
-
-def prepare_site(site: str, task: BagTask, configuration: SiteConfiguration, say: Say) -> None:
+def prepare_site(
+    site: str, task: BagTask, manifest: Manifest, bags: Path, configuration: SiteConfiguration, say: Say
+) -> None:
     """Make the bags that are missing or were not made as the task wants them.
 
     A slide that cannot be used is said and costs no other. The encoder is loaded only if there is a bag to
     make. A task that takes any resolution or size of patches gets the mosaics' own defaults.
 
+    Args:
+        manifest: The site's slides. bags: The folder of their bags.
+
     Raises:
-        ManifestError: The manifest cannot be used.
         BagError: Another process writes there (BAGS_BUSY), or the disk is full (BAG_NOT_WRITTEN).
         EncoderError: The site's encoder cannot be loaded, or is not the task's (ENCODER_MISMATCH).
     """
-    # A missing slide is one row's fault and must not cost the others.
-    manifest_file, bags = bags_of(configuration)
-    manifest = read_manifest(manifest_file, labels=task.manifest_labels, check_files=False)
     wanted: dict[str, Any] = {"mpp": task.mpp, "patch_px": task.patch_px}
     parameters = MosaicParameters(**{name: value for name, value in wanted.items() if value is not None})
     progress = _Progress(site, len(manifest.rows), say)

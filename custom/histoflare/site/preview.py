@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from histoflare.errors import HistoflareError, JobError, LedgerError
+from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.budget import Budget
-from histoflare.privacy.ledger.rules import refuse_share
 from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import Policy
 from histoflare.site.books import check_plan, check_size
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.data import IMAGES, load_site_data, read_roles
+from histoflare.site.data import load_site_data, read_roles
+from histoflare.site.kinds import kind_of
 from histoflare.site.ledgers import open_ledger
 from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
 
@@ -77,10 +77,16 @@ def preview(
         check_plan(policy, plan)
         check_size(policy, patients)
         budget.without_sampler(plan.numbers(rounds, weights))
+        ledger.check_room(
+            spend=plan.spend(),
+            rounds=rounds,
+            roles=roles,
+            budget=budget,
+            job_share=policy.protection.job_share,
+        )
     except HistoflareError as error:
         refusal = error
     cost = budget.cost(plan.spend().times(rounds))
-    refusal = refusal or _beyond(budget, spent, cost, policy.protection.job_share)
     refusal = refusal or _data_fault(configuration, task, split)
     before, alone, after = (
         math.nan if math.isnan(rho) else budget.epsilon_of(rho) for rho in (spent, cost, spent + cost)
@@ -93,24 +99,9 @@ def preview(
     )
 
 
-def _beyond(budget: Budget, spent: float, cost: float, job_share: float) -> HistoflareError | None:
-    """Return why a budget does not hold a job."""
-    if not budget.admits(spent + cost):
-        return LedgerError(
-            "Run fewer rounds or with more noise, close runs that will not go on (histoflare ledger close), "
-            "or train on other patients.",
-            reason="BUDGET_EXHAUSTED",
-        )
-    try:
-        refuse_share(budget, cost, job_share)
-    except LedgerError as error:
-        return error
-    return None
-
-
 def _data_fault(configuration: SiteConfiguration, task: Any, split: SplitRule) -> HistoflareError | None:
     """Return why a site's bags or images cannot be used; those that it makes itself need not be there yet."""
-    if configuration.prepare and task.data != IMAGES:
+    if kind_of(task.data).prepares(configuration):
         return None
     try:
         load_site_data("this site", task, configuration, split)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,15 +18,14 @@ from histoflare.rounds.state import State
 from histoflare.rounds.strategy import split as split_state
 from histoflare.rounds.task import PredictionTable
 from histoflare.seeds import derive_seed
-from histoflare.site.data import SiteData, device_of, load_site_data, prepare_site_data
+from histoflare.site.data import device_of, load_site_data
+from histoflare.site.kinds import kind_of
+from histoflare.site.kinds.kind import Say, SiteData
 from histoflare.site.messages import Arrays, EvaluateAnswer, TrainAnswer, TrainerSetup
 from histoflare.site.records import RunRecords
 
 METRIC_SPLIT = "validation"
 """The split that metrics sent with an update are of: a model must not be chosen by test patients."""
-
-Say = Callable[[str], None]
-"""Says a line to the person at this site."""
 
 
 class SiteWork:
@@ -120,13 +119,14 @@ class SiteWork:
             metrics=figures,
             patients=len({record.patient for record in cohort.train}),
             metric_patients=metric_patients,
+            numbers=dict(outcome.update.numbers),
         )
 
     def evaluate(self, arrays: Arrays, split: str) -> EvaluateAnswer:
         """Return how well this site's model does on ``split`` (train, validation, test or all).
 
-        The model is the received one, with what this site keeps for itself in its place unless that was
-        learned under a privacy plan. Each slide's prediction goes into the site's own notes.
+        The model is the received one, or the ensemble, with what this site keeps for itself in its place
+        unless that was learned under a privacy plan. Each slide's prediction goes into the site's own notes.
 
         Raises:
             HistoflareError: The split has no slides (NOTHING_TO_EVALUATE), or the site cannot take part.
@@ -149,7 +149,7 @@ class SiteWork:
     def _data(self) -> SiteData:
         if self._cohort is None:
             setup = self._setup
-            prepare_site_data(setup.site, self._task, setup.configuration, self._say)
+            kind_of(self._task.data).prepare(setup.site, self._task, setup.configuration, self._say)
             cohort = load_site_data(setup.site, self._task, setup.configuration, setup.split)
             for warning in cohort.warnings:
                 self._say(f"{setup.site}: {warning}")
@@ -169,7 +169,7 @@ class SiteWork:
         )
 
     def _predict(self, state: State, site_state: State, split: str) -> PredictionTable:
-        model = self._setup.strategy.personalize(split_state(state)[0], site_state)
+        model = self._setup.strategy.personalize(state, site_state)
         return predict(self._task, model, self._data(), split, self._device)
 
     def _validate(
@@ -182,7 +182,8 @@ class SiteWork:
         for name in names:
             if name.partition("/")[0] != METRIC_SPLIT:
                 raise JobError(f"Metrics sent with an update are {METRIC_SPLIT}/…, and not {name!r}.")
-        table = self._predict(state, site_state, METRIC_SPLIT)
+        handed_out = self._setup.strategy.handed_out(*split_state(state))
+        table = self._predict(handed_out, site_state, METRIC_SPLIT)
         unknown = [name for name in names if name.partition("/")[2] not in table.measures]
         if unknown:
             listed = ", ".join(f"{METRIC_SPLIT}/{figure}" for figure in table.measures)

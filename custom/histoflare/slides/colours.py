@@ -79,7 +79,10 @@ class GridColours:
             return
         # rows first, as one long row of numbers each: by far the larger part of the additions
         flat = pixels.reshape(height, width * 3)[:rows]
-        by_row = np.add.reduceat(flat, starts_y, axis=0, dtype=np.uint32).reshape(-1, width, 3)
+        small = np.min_scalar_type(255 * self._side_px)  # holds a patch's column of bytes; fastest if narrow
+        ends_y = [*starts_y[1:], rows]
+        parts = [flat[top:end].sum(0, small) for top, end in zip(starts_y, ends_y, strict=True)]
+        by_row = np.stack(parts).reshape(-1, width, 3)
         sums = np.add.reduceat(by_row[:, :columns], starts_x, axis=1, dtype=np.int64)
         with self._adding:
             self._sums[y : y + len(starts_y), x : x + len(starts_x)] += sums

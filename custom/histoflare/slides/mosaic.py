@@ -27,7 +27,7 @@ from histoflare.slides.colours import GridColours, read_mean_colours
 from histoflare.slides.pixels import Block
 from histoflare.slides.reader import Slide
 from histoflare.slides.resolution import is_mpp
-from histoflare.slides.tissue import find_tissue
+from histoflare.slides.tissue import Tissue, find_tissue
 
 Selection = Literal["random", "spatial"]
 
@@ -159,6 +159,15 @@ def build_mosaic(slide: Slide, parameters: MosaicParameters, threads: int = 1) -
     """Return the mosaic of ``slide``; the same slide and parameters give the same one, for any ``threads``.
 
     Raises:
+        SlideError: As :func:`find_mosaic`.
+    """
+    return find_mosaic(slide, parameters, threads)[0]
+
+
+def find_mosaic(slide: Slide, parameters: MosaicParameters, threads: int = 1) -> tuple[Mosaic, Tissue]:
+    """Return what :func:`build_mosaic` returns, and the tissue that was found for it.
+
+    Raises:
         SlideError: No tissue (``SLIDE_NO_TISSUE``), a dark background (``SLIDE_DARK_BACKGROUND``), a slide
             smaller than one patch (``SLIDE_TOO_SMALL``), no patch with enough tissue
             (``SLIDE_NO_PATCHES``), or what :meth:`Slide.read` raises.
@@ -166,7 +175,7 @@ def build_mosaic(slide: Slide, parameters: MosaicParameters, threads: int = 1) -
     l0_patch_px = round(parameters.patch_px * slide.l0_per_px(parameters.mpp))
     colour_mpp = max(parameters.cluster_mpp, parameters.mpp)
     grid = GridColours(slide, l0_patch_px, colour_mpp)  # while tissue is sought
-    l0_xy, tissue = _find_candidates(slide, parameters, l0_patch_px, threads, grid.add)
+    l0_xy, shares, tissue = _find_candidates(slide, parameters, l0_patch_px, threads, grid.add)
     if grid.complete:
         colours = grid.means(l0_xy)
     else:
@@ -176,9 +185,9 @@ def build_mosaic(slide: Slide, parameters: MosaicParameters, threads: int = 1) -
         chosen = _choose(l0_xy, clusters, parameters)
     candidates = tuple(
         Patch(int(x), int(y), int(cluster), round(float(share), 4))
-        for (x, y), cluster, share in zip(l0_xy, clusters, tissue, strict=True)
+        for (x, y), cluster, share in zip(l0_xy, clusters, shares, strict=True)
     )
-    return Mosaic(parameters, l0_patch_px, candidates, tuple(chosen))
+    return Mosaic(parameters, l0_patch_px, candidates, tuple(chosen)), tissue
 
 
 def _find_candidates(
@@ -187,11 +196,11 @@ def _find_candidates(
     l0_patch_px: int,
     threads: int,
     also: Callable[[Block], None],
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return corners (n, 2) and tissue shares (n,) of the grid patches with enough tissue, row by row.
+) -> tuple[NDArray[np.int64], NDArray[np.float64], Tissue]:
+    """Return corners (n, 2) and tissue shares (n,) of the grid patches with enough tissue, and the tissue.
 
-    Only whole patches count: what is left over at the right and lower edge is no patch. ``also`` is called
-    with the blocks that are read.
+    Patches come row by row. Only whole ones count: what is left over at the right and lower edge is no patch.
+    ``also`` is called with the blocks that are read.
     """
     l0_width, l0_height = slide.info.l0_size_px
     columns, rows = l0_width // l0_patch_px, l0_height // l0_patch_px
@@ -214,7 +223,7 @@ def _find_candidates(
             "tissue (--tissue-fraction).",
             reason="SLIDE_NO_PATCHES",
         )
-    return l0_corners[enough].astype(np.int64), shares[enough]
+    return l0_corners[enough].astype(np.int64), shares[enough], tissue
 
 
 def _cluster_colours(colours: NDArray[np.float64], parameters: MosaicParameters) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from histoflare.slides.mosaic import Mosaic
 from histoflare.slides.reader import Slide
-from histoflare.slides.tissue import find_tissue
+from histoflare.slides.tissue import Tissue
 
 PICTURE_PX = 1400
 """Longer side of the slide in the picture."""
@@ -70,20 +70,26 @@ def read_picture(slide: Slide, longer_px: int = PICTURE_PX) -> SlidePicture:
 
 
 def draw_overlay(
-    slide: Slide, mosaic: Mosaic, base: SlidePicture | None = None, *, legend: bool = True
+    slide: Slide,
+    mosaic: Mosaic,
+    tissue: Tissue,
+    base: SlidePicture | None = None,
+    *,
+    legend: bool = True,
 ) -> Image.Image:
     """Return the slide with the outline of its tissue, its patches by cluster and the chosen ones framed.
 
     Args:
+        slide: The slide.
+        mosaic, tissue: What :func:`~histoflare.slides.mosaic.find_mosaic` found on it.
         base: The slide's picture, if it was read already.
         legend: Whether to draw one below the picture.
 
     Raises:
-        SlideError: What :meth:`Slide.read` raises, or a slide without tissue.
+        SlideError: What :meth:`Slide.read` raises.
     """
     base = base or read_picture(slide)
     picture, px_per_l0, size = base.image, base.px_per_l0, base.image.size
-    tissue = find_tissue(slide, um_patch=mosaic.l0_patch_px * slide.mpp)
     # the mask's last row and column may reach beyond the slide
     mask_width, mask_height = (side / tissue.l0_per_px for side in slide.info.l0_size_px)
     box = (0.0, 0.0, mask_width, mask_height)

@@ -79,8 +79,8 @@ def extend_edges(
 def resample(image: Image.Image, size_px: tuple[int, int], lv_per_px: float) -> NDArray[np.uint8]:
     """Return an RGBA image of a level on white, at ``size_px`` (width, height): uint8 (h, w, 3)."""
     if lv_per_px == 1.0:
-        return _rgb_array(image)
-    return _resample_rgb(_rgb_image(image), size_px, lv_per_px)
+        return _rgb_array(image, _is_opaque(image))
+    return _resample_rgb(_rgb_image(image, _is_opaque(image)), size_px, lv_per_px)
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,12 @@ class Block:
     image: Image.Image
 
     @cached_property
+    def _opaque(self) -> bool:
+        return _is_opaque(self.image)
+
+    @cached_property
     def _on_white(self) -> Image.Image:
-        return _rgb_image(self.image)
+        return _rgb_image(self.image, self._opaque)
 
     @property
     def place(self) -> tuple[slice, slice]:
@@ -114,18 +118,18 @@ class Block:
     def pixels(self) -> NDArray[np.uint8]:
         """Return this piece of the thumbnail: uint8 (h, w, 3)."""
         if self.lv_per_px == 1.0:
-            return _rgb_array(self.image)
+            return _rgb_array(self.image, self._opaque)
         return _resample_rgb(self._on_white, self.size_px, self.lv_per_px)
 
     def averages(self, lv_per_px: int) -> NDArray[np.uint8]:
         """Return the averages of squares of ``lv_per_px`` pixels of the level: uint8 (h, w, 3)."""
         if lv_per_px == 1:
-            return _rgb_array(self.image)
+            return _rgb_array(self.image, self._opaque)
         return np.asarray(self._on_white.reduce(lv_per_px))
 
     def scanned(self) -> NDArray[np.bool_]:
         """Return which pixels (h, w) of :meth:`pixels` are not wholly transparent in the slide."""
-        if _is_opaque(self.image):
+        if self._opaque:
             return np.ones(self.size_px[::-1], np.bool_)
         return np.asarray(self.image.getchannel("A").resize(self.size_px, Image.Resampling.BOX)) > 0
 
@@ -143,18 +147,18 @@ def _is_opaque(image: Image.Image) -> bool:
     return bool(np.bitwise_and.reduce(pixels, axis=None).tobytes()[3] == 255)
 
 
-def _rgb_image(image: Image.Image) -> Image.Image:
+def _rgb_image(image: Image.Image, opaque: bool) -> Image.Image:
     """Return an RGBA image on white."""
-    if _is_opaque(image):
+    if opaque:
         return image.convert("RGB")
     white = Image.new("RGB", image.size, (255, 255, 255))
     white.paste(image, mask=image.getchannel("A"))
     return white
 
 
-def _rgb_array(image: Image.Image) -> NDArray[np.uint8]:
+def _rgb_array(image: Image.Image, opaque: bool) -> NDArray[np.uint8]:
     """Return an RGBA image on white as an array (h, w, 3)."""
-    if not _is_opaque(image):
-        return np.asarray(_rgb_image(image))
+    if not opaque:
+        return np.asarray(_rgb_image(image, opaque))
     packed = image.tobytes("raw", "RGB")  # a third of the time of convert and asarray
     return np.frombuffer(packed, np.uint8).reshape(image.height, image.width, 3)

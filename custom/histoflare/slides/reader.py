@@ -45,6 +45,9 @@ BLOCK_PX = 4096
 
 SMALL_BLOCK_PX = 1024
 
+BLOCK_ROWS = 3
+"""Rows of small blocks that are read together: a column of them has 13 x 5 tiles of 256 px, half a cache."""
+
 CACHE_BYTES = 1 << 25
 """Of decoded tiles that OpenSlide keeps of a slide: its own default."""
 
@@ -258,7 +261,14 @@ class Slide:
             lv_xy = corner[0] / downsample, corner[1] / downsample
             use(Block(px_xy, size_px, level, lv_per_px, lv_xy, image))
 
-        corners = ((x, y) for y in range(0, height_px, step_px) for x in range(0, width_px, step_px))
+        # a few rows at once, column by column: a tile of the file that two blocks share is still in the cache
+        rows_px = BLOCK_ROWS * step_px
+        corners = (
+            (x, y)
+            for top in range(0, height_px, rows_px)
+            for x in range(0, width_px, step_px)
+            for y in range(top, min(top + rows_px, height_px), step_px)
+        )
         with ThreadPoolExecutor(max(1, threads), thread_name_prefix="blocks") as pool:
             list(pool.map(read, corners))
 

@@ -36,7 +36,7 @@ def attack(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterat
     }
     listener = Listener()
     with Federation.prepare(folder / "run", sites, Agreement(job)) as federation:
-        bag = next(sites["clinic-a"].bags.glob("*.h5"))
+        bag = next(sites["clinic-a"].files["bags"].glob("*.h5"))
         made = Attack(folder, federation, listener, Around(folder / "marker", bag, listener.url))
         memory = Memory(federation.kits.name)
         try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from histoflare.site.configuration import read_site_file
 from histoflare.site.ledgers import open_ledger
+from histoflare.site.site_file import read_site_file
 
 from .attack import SITES, Attack
 from .restarts import EARLIER_JOB

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from histoflare.bags.targets.target import Floats, Said, Target
+from histoflare.ensemble import mean_probabilities
 from histoflare.errors import BagError, JobError
 
 MOST_LABELS = 1000
@@ -67,6 +68,10 @@ class Classes(Target):
         """Return each bag's cross-entropy."""
         entropy = F.cross_entropy(outputs.flatten(end_dim=-2), values.flatten(), reduction="none")
         return entropy.view_as(values)
+
+    def average(self, outputs: Tensor) -> Tensor:
+        """Return the logits (...) of the mean of the models' probabilities."""
+        return mean_probabilities(outputs, -1)
 
     def answer(self, outputs: Floats) -> Said:
         """Return the most probable class, of equally probable ones the first, and all probabilities."""

@@ -109,6 +109,10 @@ class Target(ABC):
         """Return the loss (...) of each bag by itself, of outputs (..., k) and values (...)."""
 
     @abstractmethod
+    def average(self, outputs: Tensor) -> Tensor:
+        """Return the outputs (...) of an ensemble of m models, of theirs (m, ...): answers are averaged."""
+
+    @abstractmethod
     def answer(self, outputs: Floats) -> Said:
         """Return what the outputs (k,) of one bag say."""
 

@@ -21,9 +21,9 @@ from histoflare.errors import MaskError
 from histoflare.masks.image_files import IGNORED_COLOUR
 from histoflare.masks.image_manifest import ImageManifest
 from histoflare.masks.windows import IGNORE
+from histoflare.slides.cohort import list_problems
 
 MANIFEST = "images.csv"
-LISTED_PROBLEMS = 20
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 
 COLOURS = (
@@ -130,11 +130,5 @@ def images_in(folder: Path) -> dict[str, Path]:
 
 def refuse(where: Path, problems: Sequence[str], reason: str = "MASK_UNUSABLE") -> None:
     """Raise a MaskError that lists ``problems``, if there are any."""
-    if not problems:
-        return
-    listed = "".join(f"\n  {problem}" for problem in problems[:LISTED_PROBLEMS])
-    more = len(problems) - LISTED_PROBLEMS
-    raise MaskError(
-        f"{where}: cannot be imported:{listed}" + (f"\n  … and {more} more" if more > 0 else ""),
-        reason=reason,
-    )
+    if problems:
+        raise MaskError(f"{where}: cannot be imported:{list_problems(problems)}", reason=reason)

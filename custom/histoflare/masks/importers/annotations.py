@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from histoflare.errors import HistoflareError, JobError, MaskError
-from histoflare.masks.importers import LISTED_PROBLEMS, refuse
+from histoflare.masks.importers import refuse
 from histoflare.masks.importers.polygons import (
     Annotation,
     class_name,
@@ -20,6 +20,7 @@ from histoflare.masks.importers.polygons import (
     read_features,
 )
 from histoflare.masks.windows import IGNORE
+from histoflare.slides.cohort import LISTED_PROBLEMS
 from histoflare.slides.planes import PLANE_NAMES, Plane, PlaneName, plane_of
 from histoflare.slides.resolution import SlideInfo
 

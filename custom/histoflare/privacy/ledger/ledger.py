@@ -55,9 +55,11 @@ from histoflare.privacy.ledger.rules import (
     check_text,
     enter_patients,
     members_of,
+    most_charged,
     normalise_roles,
     open_account,
-    refuse_other_roles,
+    refuse_nobody,
+    refuse_share,
     some_of,
 )
 from histoflare.privacy.ledger.session import Sessions
@@ -243,8 +245,7 @@ class Ledger:
             raise JobError(f"rounds: a whole number of at least 1, not {rounds!r}", reason="PRIVACY_INVALID")
         check_text(run=run, about=about)
         known_as = normalise_roles(roles)
-        if TRAIN not in known_as.values():
-            raise LedgerError("There is no patient to train on.", reason="SITE_HAS_NO_TRAINING_DATA")
+        refuse_nobody(known_as)
         with self._sessions.writing(whole=True) as page:
             ids = enter_patients(page, known_as)
             cohort = page.add_cohort(ids[name] for name, role in known_as.items() if role == TRAIN)
@@ -272,13 +273,24 @@ class Ledger:
         """
         known_as = normalise_roles(roles)
         with self._sessions.reading() as (books, _, _):
-            ids = {name: books.patients.get(books.keys.patient(name)) for name in known_as}
-            refuse_other_roles(
-                [name for name, id_ in ids.items() if id_ and books.roles[id_ - 1] != known_as[name]]
-            )
-            charges = books.charges(budget)
-            trained_on = [id_ - 1 for name, id_ in ids.items() if id_ and known_as[name] == TRAIN]
-            return float(charges[trained_on].max(initial=0.0))
+            return most_charged(books, known_as, budget)
+
+    def check_room(
+        self,
+        *,
+        spend: Spend,
+        rounds: int,
+        roles: Mapping[str, str],
+        budget: Budget,
+        job_share: float = 1.0,
+    ) -> None:
+        """Refuse what :meth:`reserve` would refuse of a new run, as it does; nothing is written."""
+        known_as = normalise_roles(roles)
+        refuse_nobody(known_as)
+        cost = budget.cost(spend.times(rounds))
+        with self._sessions.reading() as (books, _, _):
+            admit(budget, most_charged(books, known_as, budget), cost, "this job")
+        refuse_share(budget, cost, job_share)
 
     def book(
         self,

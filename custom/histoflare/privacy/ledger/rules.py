@@ -57,6 +57,12 @@ def enter_patients(page: Page, known_as: Mapping[str, str]) -> dict[str, int]:
     return {name: books.patients[mac] for name, mac in macs.items()}
 
 
+def refuse_nobody(known_as: Mapping[str, str]) -> None:
+    """Refuse patients of whom none is to be trained on."""
+    if TRAIN not in known_as.values():
+        raise LedgerError("There is no patient to train on.", reason="SITE_HAS_NO_TRAINING_DATA")
+
+
 def refuse_other_roles(changed: list[str]) -> None:
     """Refuse patients who have another role in the ledger, if there are any."""
     if changed:
@@ -65,6 +71,15 @@ def refuse_other_roles(changed: list[str]) -> None:
             "trained on is never evaluated on, nor the other way round: put the old split back.",
             reason="ROLE_CHANGED",
         )
+
+
+def most_charged(books: Books, known_as: Mapping[str, str], budget: Budget) -> float:
+    """Return what the most exposed patient to train on was charged (ρ); refuse other roles."""
+    ids = {name: books.patients.get(books.keys.patient(name)) for name in known_as}
+    refuse_other_roles([name for name, id_ in ids.items() if id_ and books.roles[id_ - 1] != known_as[name]])
+    charges = books.charges(budget)
+    trained_on = [id_ - 1 for name, id_ in ids.items() if id_ and known_as[name] == TRAIN]
+    return float(charges[trained_on].max(initial=0.0))
 
 
 def members_of(books: Books, cohort: int) -> np.ndarray[Any, np.dtype[np.intp]]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from histoflare.slides.tissue_layout import HARMONICS, Layout, Nuclei
+from histoflare.synthetic.tissue_layout import HARMONICS, Layout, Nuclei
 
 Plane = NDArray[np.float32]
 

@@ -18,7 +18,8 @@ from sklearn.preprocessing import StandardScaler
 from histoflare.errors import JobError
 from histoflare.slides.manifest import read_manifest
 from histoflare.slides.reader import Slide
-from histoflare.slides.synthetic import (
+from histoflare.slides.tissue import tissue_mask
+from histoflare.synthetic.slides import (
     LABELS,
     NEUTRAL_STYLE,
     SyntheticCohort,
@@ -30,9 +31,8 @@ from histoflare.slides.synthetic import (
     render_patch,
     render_slide,
 )
-from histoflare.slides.tissue import tissue_mask
-from histoflare.slides.tissue_layout import Composition, Layout, lay_out
-from histoflare.slides.tissue_texture import render_densities
+from histoflare.synthetic.tissue_layout import Composition, Layout, lay_out
+from histoflare.synthetic.tissue_texture import render_densities
 
 FOLDS = StratifiedGroupKFold(5, shuffle=True, random_state=0)
 SMALL = SyntheticCohort(hospitals=2, slides_per_hospital=4, slides_external=2, um_field=320)

@@ -9,8 +9,9 @@ import pytest
 
 from histoflare.commands.sites import find_sites
 from histoflare.masks.images import load_image_cohort
-from histoflare.masks.synthetic_images import LABELS, make_images
-from histoflare.slides.synthetic_images import IMAGE_MPP, SyntheticImages, plan_images, render_image
+from histoflare.site.kinds import IMAGES
+from histoflare.synthetic.image_files import LABELS, make_images
+from histoflare.synthetic.images import IMAGE_MPP, SyntheticImages, plan_images, render_image
 
 MADE = SyntheticImages(sites=2, patients=3, images_per_patient=2, side_px=64)
 
@@ -23,7 +24,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_cohort_has_what_was_drawn(made: Path) -> None:
-    found = find_sites(made, "images")
+    found = find_sites(made, IMAGES)
     assert (set(found.sites), set(found.external)) == ({"hospital-1", "hospital-2"}, {"external"})
     planned = {image.slide_id: image for image in plan_images(MADE)}
     for site, path in (found.sites | found.external).items():

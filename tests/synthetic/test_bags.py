@@ -16,11 +16,11 @@ from sklearn.preprocessing import StandardScaler
 from histoflare.bags.bag import read_bag
 from histoflare.bags.cohort import load_cohort
 from histoflare.bags.encoder import load_encoder
-from histoflare.bags.synthetic_bags import FieldParameters, make_bags
 from histoflare.bags.targets.classes import Classes
 from histoflare.errors import JobError
 from histoflare.slides.manifest import read_manifest
-from histoflare.slides.synthetic import LABELS, SyntheticCohort
+from histoflare.synthetic.bags import FieldParameters, make_bags
+from histoflare.synthetic.slides import LABELS, SyntheticCohort
 
 FOLDS = StratifiedGroupKFold(5, shuffle=True, random_state=0)
 TINY = SyntheticCohort(hospitals=2, slides_per_hospital=4, slides_external=2)

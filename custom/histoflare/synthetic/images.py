@@ -1,6 +1,6 @@
 """Generated images of tissue of which it is known where the nuclei lie: for learning to outline them.
 
-Patients, hospitals and tissue are as in :mod:`histoflare.slides.synthetic`. All images have one resolution,
+Patients, hospitals and tissue are as in :mod:`histoflare.synthetic.slides`. All images have one resolution,
 so that hospitals differ in look and not in scale.
 """
 
@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from histoflare.errors import JobError
 from histoflare.seeds import derive_seed
 from histoflare.slides.splits import Split
-from histoflare.slides.synthetic import DRAWN_MPP, _slide_traits
-from histoflare.slides.synthetic_cohort import (
+from histoflare.synthetic.cohort import (
     AGE_BANDS,
     EXTERNAL,
     EXTERNAL_STYLE,
@@ -24,8 +23,9 @@ from histoflare.slides.synthetic_cohort import (
     PlannedSlide,
     hospital_style,
 )
-from histoflare.slides.tissue_layout import lay_out
-from histoflare.slides.tissue_texture import render_densities, stain_rgb
+from histoflare.synthetic.slides import DRAWN_MPP, _slide_traits
+from histoflare.synthetic.tissue_layout import lay_out
+from histoflare.synthetic.tissue_texture import render_densities, stain_rgb
 
 IMAGE_MPP = DRAWN_MPP
 """Of every image, µm/px."""
@@ -45,7 +45,7 @@ class SyntheticImages:
         side_px: Of the square images.
         seed: Of everything.
         stain_power: The strengths of a site's stains (1 is that of a neutral one) are raised to it: at 1
-            sites stain as those of :mod:`histoflare.slides.synthetic`, above it they differ more.
+            sites stain as those of :mod:`histoflare.synthetic.slides`, above it they differ more.
     """
 
     sites: int = 4

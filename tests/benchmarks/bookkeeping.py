@@ -57,7 +57,7 @@ def gradients_of(
     """Return the weighted sum of the records' gradients by parameter, their norms (P,), their losses (P,).
 
     Args:
-        model: One that :func:`histoflare.privacy.requirements.check_model` takes for this engine.
+        model: One whose trained parameters are all in an ``nn.Linear``, each under one name.
         losses_of: Runs the model and returns the records' losses (P,).
         factors_of: What the records count for (P,), at least their norms → their weights (P,); 0 leaves a
             record out, NaN and all.

@@ -1,6 +1,6 @@
 """Bags of generated tissue without the slides in between: thousands, for experiments.
 
-The patients, hospitals and tissue are those of :mod:`histoflare.slides.synthetic`. A bag holds a square field
+The patients, hospitals and tissue are those of :mod:`histoflare.synthetic.slides`. A bag holds a square field
 of patches instead of a mosaic chosen from a slide: its header names no mosaic, and its source says so.
 """
 
@@ -20,9 +20,9 @@ from histoflare.bags.folder import bag_path, save_bag, writing_to
 from histoflare.bags.network_encoder import Encoder
 from histoflare.errors import BagError, JobError
 from histoflare.slides.manifest import read_manifest
-from histoflare.slides.synthetic import PlannedSlide, SyntheticCohort, plan_slides, render_mosaic
-from histoflare.slides.synthetic_cohort import write_site_manifests
 from histoflare.slides.threads import make_each
+from histoflare.synthetic.cohort import write_site_manifests
+from histoflare.synthetic.slides import PlannedSlide, SyntheticCohort, plan_slides, render_mosaic
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def make_undrawn_bags(
     """Write a bag for every slide of ``cohort`` that is planned and not drawn; those that are there are kept.
 
     Args:
-        manifests: Site → its manifest, as ``slides.synthetic.make_slides`` wrote it.
+        manifests: Site → its manifest, as ``synthetic.slides.make_slides`` wrote it.
         folders: Site → the folder of its bags, beside those of its slides.
         encoder, cohort, field, progress: As for :func:`make_bags`.
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from histoflare.masks.image_manifest import ImageRow, write_image_manifest
 from histoflare.masks.importers import MANIFEST, write_mask, write_png
-from histoflare.slides.synthetic_cohort import PlannedSlide
-from histoflare.slides.synthetic_images import IMAGE_MPP, SyntheticImages, plan_images, render_image
+from histoflare.synthetic.cohort import PlannedSlide
+from histoflare.synthetic.images import IMAGE_MPP, SyntheticImages, plan_images, render_image
 
 LABELS = ("background", "nucleus")
 """What the masks' values 0 and 1 are."""

@@ -1,8 +1,8 @@
 """Generated slides of tissue that looks a little like H&E: for demos, tests and experiments.
 
 Two classes, ``glandular`` and ``solid``, differ in how tumour cells grow and in nothing else (see
-:mod:`histoflare.slides.tissue_layout`). Hospitals differ in stain, blur, noise and resolution. A patient has
-one to three slides that share the tissue's composition. Nothing here comes from a patient.
+:mod:`histoflare.synthetic.tissue_layout`). Hospitals differ in stain, blur, noise and resolution. A patient
+has one to three slides that share the tissue's composition. Nothing here comes from a patient.
 
 Slides at 0.25 um/px are drawn at 0.5 and enlarged: more pixels, not more detail.
 """
@@ -21,7 +21,8 @@ from PIL import Image
 
 from histoflare.seeds import derive_seed
 from histoflare.slides.pyramid import write_pyramid
-from histoflare.slides.synthetic_cohort import (
+from histoflare.slides.threads import make_each
+from histoflare.synthetic.cohort import (
     LABELS,
     NEUTRAL_STYLE,
     HospitalStyle,
@@ -32,9 +33,8 @@ from histoflare.slides.synthetic_cohort import (
     slide_path,
     write_site_manifests,
 )
-from histoflare.slides.threads import make_each
-from histoflare.slides.tissue_layout import Composition, lay_out
-from histoflare.slides.tissue_texture import Plane, Stain, enlarge, render_densities, stain_rgb
+from histoflare.synthetic.tissue_layout import Composition, lay_out
+from histoflare.synthetic.tissue_texture import Plane, Stain, enlarge, render_densities, stain_rgb
 
 __all__ = [
     "LABELS",

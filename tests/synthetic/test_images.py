@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from histoflare.errors import JobError
-from histoflare.slides.synthetic_cohort import LABELS, NEUTRAL_STYLE
-from histoflare.slides.synthetic_images import SyntheticImages, plan_images, render_image
+from histoflare.synthetic.cohort import LABELS, NEUTRAL_STYLE
+from histoflare.synthetic.images import SyntheticImages, plan_images, render_image
 
 MADE = SyntheticImages(sites=2, patients=6)
 

@@ -1,0 +1,105 @@
+"""What the cohorts of all kinds of data have in common: splits, pooling, a fingerprint, a list of faults."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Generic, Protocol, TypeVar
+
+LISTED_PROBLEMS = 20
+
+
+class Record(Protocol):
+    """One slide or image, a dataclass. ``split`` is train, validation or test."""
+
+    @property
+    def slide_id(self) -> str: ...
+    @property
+    def patient(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def content_sha256(self) -> str: ...
+
+
+R = TypeVar("R", bound=Record)
+
+
+class SplitCohort(Generic[R]):
+    """A cohort's records by their splits; what is made of this class has name, records and warnings."""
+
+    name: str
+    records: tuple[R, ...]
+    warnings: tuple[str, ...]
+
+    @cached_property
+    def train(self) -> tuple[R, ...]:
+        """Those to train on."""
+        return self.of_split("train")
+
+    @cached_property
+    def validation(self) -> tuple[R, ...]:
+        """Those to choose settings by."""
+        return self.of_split("validation")
+
+    @cached_property
+    def test(self) -> tuple[R, ...]:
+        """Those to test on."""
+        return self.of_split("test")
+
+    def of_split(self, split: str) -> tuple[R, ...]:
+        """Return the records of ``split``."""
+        return tuple(record for record in self.records if record.split == split)
+
+
+def in_order(records: Sequence[R]) -> tuple[R, ...]:
+    """Return records in the order of their ids, in which every cohort has them."""
+    return tuple(sorted(records, key=lambda record: record.slide_id))
+
+
+def pool(cohorts: Sequence[SplitCohort[R]]) -> tuple[tuple[R, ...], tuple[str, ...]]:
+    """Return the records and warnings of several cohorts.
+
+    Records, patients and warnings get their site's name in front, so equal names of two sites stay apart.
+    """
+    records = [
+        replace(  # type: ignore[type-var]
+            record, slide_id=f"{cohort.name}/{record.slide_id}", patient=f"{cohort.name}/{record.patient}"
+        )
+        for cohort in cohorts
+        for record in cohort.records
+    ]
+    warnings = tuple(f"{cohort.name}: {warning}" for cohort in cohorts for warning in cohort.warnings)
+    return in_order(records), warnings
+
+
+def fingerprint(about: Sequence[Any], records: Sequence[R], detail: Callable[[R], Any]) -> str:
+    """Return a SHA-256 that changes when a record's content, split or detail does, or whose it is.
+
+    Patients enter by their order of appearance and not by name.
+
+    Args:
+        about: What else it is of, plain JSON. detail: Further plain JSON of each record.
+    """
+    numbers: dict[str, int] = {}
+    rows = [
+        (
+            record.slide_id,
+            record.content_sha256,
+            detail(record),
+            record.split,
+            numbers.setdefault(record.patient, len(numbers)),
+        )
+        for record in records
+    ]
+    return hashlib.sha256(json.dumps([*about, rows]).encode()).hexdigest()
+
+
+def list_problems(problems: Sequence[str]) -> str:
+    """Return problems as lines of a message, the first :data:`LISTED_PROBLEMS` of them."""
+    more = len(problems) - LISTED_PROBLEMS
+    listed = "".join(f"\n  {problem}" for problem in problems[:LISTED_PROBLEMS])
+    return listed + (f"\n  … and {more} more" if more > 0 else "")
