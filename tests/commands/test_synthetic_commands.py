@@ -43,9 +43,12 @@ def test_images_are_made_and_counted(tmp_path: Path) -> None:
     assert [site["images"] for site in printed["sites"].values()] == [6, 6]
     assert [site["test_patients"] for site in printed["sites"].values()] == [1, 3]
     assert all(len(read_image_manifest(Path(s["manifest"])).rows) == 6 for s in printed["sites"].values())
-    result = runner.invoke(app, [*arguments, "--images-per-patient", "1"])
+    result = runner.invoke(app, [*arguments, "--images-per-patient", "1"], env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.output
-    assert "external" in result.stdout
+    *table, where = result.stdout.splitlines()
+    assert where == f"manifests: {tmp_path}/<site>/images.csv"
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table if line.startswith("│")]
+    assert rows == [["hospital-1", "3", "3", "1"], ["external", "3", "3", "3"]]
 
 
 @pytest.mark.parametrize("wrong", ["aca", "=LUAD", "aca="])

@@ -202,12 +202,13 @@ def _show(manifests: Mapping[str, Path], as_json: bool, labels: Sequence[str] | 
     if as_json:
         print_json({"sites": found})
         return
-    table = make_table("site", "slides", "patients", "for testing", "slides by label", "manifest")
+    table = make_table("site", "slides", "patients", "for testing", "slides by label")
     for site, of in found.items():
         labels = ", ".join(f"{label} {count}" for label, count in of["labels"].items())
-        cells = (of["slides"], of["patients"], of["test_patients"], labels, of["manifest"])
+        cells = (of["slides"], of["patients"], of["test_patients"], labels)
         table.add_row(site, *map(str, cells))
     out.print(table, markup=False)
+    _say_where(manifests)
 
 
 def _show_images(manifests: Mapping[str, Path], as_json: bool) -> None:
@@ -228,7 +229,17 @@ def _show_images(manifests: Mapping[str, Path], as_json: bool) -> None:
     if as_json:
         print_json({"labels": list(LABELS), "sites": found})
         return
-    table = make_table("site", "images", "patients", "for testing", "manifest")
+    table = make_table("site", "images", "patients", "for testing")
     for site, of in found.items():
-        table.add_row(site, *map(str, (of["images"], of["patients"], of["test_patients"], of["manifest"])))
+        table.add_row(site, *map(str, (of["images"], of["patients"], of["test_patients"])))
     out.print(table, markup=False)
+    _say_where(manifests)
+
+
+def _say_where(manifests: Mapping[str, Path]) -> None:
+    """Print where the manifests are: on a line of its own, as a path is wider than a column of a table."""
+    from histoflare.commands.console import out
+
+    path = next(iter(manifests.values()))
+    text = f"manifests: {path.parent.parent}/<site>/{path.name}"
+    out.print(text, soft_wrap=True, highlight=False, markup=False)
