@@ -25,6 +25,7 @@ BESIDE = {
 """Document of the repository → page of the site."""
 
 CODE_IN_CELL = re.compile(r"(?<=<code>)[^<]*(?=</code>)")
+CODE = re.compile(r"`[^`]*`")
 LINK = re.compile(r"(!?)\[([^]]*)\]\(([^)#\s]*)(#[^)\s]*)?\)")
 
 
@@ -36,7 +37,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Make a document's links, which are right in the repository, right in the site."""
+    """Make a document's links and tables, which are right in the repository, right in the site."""
     sources = {page: source for source, page in BESIDE.items()}
     source = ROOT / sources.get(page.file.src_uri, f"docs/{page.file.src_uri}")
 
@@ -50,7 +51,13 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             return str(text)
         return f"{mark}[{text}]({uri}{anchor or ''})"
 
-    return LINK.sub(lead, markdown)
+    lines = [_unescape(line) if line.startswith("|") else line for line in markdown.splitlines()]
+    return LINK.sub(lead, "\n".join(lines))
+
+
+def _unescape(row: str) -> str:
+    """Return a table's row with plain bars in its code: GitHub wants them escaped, a site shows it."""
+    return CODE.sub(lambda code: code[0].replace("\\|", "|"), row)
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:

@@ -245,6 +245,17 @@ def test_the_readme_leads_to_every_page() -> None:
     assert {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} <= linked
 
 
+def test_the_site_has_every_document() -> None:
+    """mkdocs is an extra, so the two files are only read."""
+    pages = re.findall(r": ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    beside = dict(re.findall(r'"([\w./-]+\.md)": "([\w-]+\.md)"', (ROOT / "docs" / "hooks.py").read_text()))
+    assert {f"{path.relative_to(ROOT)}" for path in DOCUMENTS} | {"CHANGELOG.md"} == {
+        *beside,
+        *(f"docs/{page}" for page in pages if page not in beside.values()),
+    }
+    assert set(beside.values()) <= set(pages)
+
+
 ADVISED = sorted(
     {
         line

@@ -14,16 +14,8 @@ from histoflare.site.kinds import KINDS
 
 ROOMS = ("slides", "bags", "masks", "synthetic", "privacy", "rounds", "report", "site", "flare", "commands")
 GROUND = {
-    "errors",
-    "extras",
-    "checks",
-    "ranges",
-    "reasons",
-    "storage",
-    "seeds",
-    "model_file",
-    "ensemble",
-    "shipped",
+    *("errors", "extras", "checks", "ranges", "reasons", "storage", "seeds"),
+    *("ensemble", "model_file", "shipped"),
 }
 ALLOWED = {
     "slides": set(),

@@ -15,13 +15,14 @@ from histoflare.bags.encoder import EFFICIENTNET, load_encoder
 from histoflare.commands.demo import CHAPTER_SETTINGS, PATCHES_WITHOUT_SLIDE
 from histoflare.flare.job import Job
 from histoflare.flare.job_choice import choose_job
-from histoflare.rounds.bounds import plan_bounds, train_bounds
+from histoflare.rounds.bounds import POOLED, plan_bounds, train_bounds
 from histoflare.rounds.evaluation import evaluate, merge_predictions
 from histoflare.rounds.local import predict
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.data import SiteData, load_site_data, pool_site_data
+from histoflare.site.data import SiteData, load_site_data
+from histoflare.site.kinds import kind_of
 from histoflare.synthetic.bags import FieldParameters, make_bags
 from histoflare.synthetic.cohort import SyntheticCohort
 
@@ -66,7 +67,7 @@ def gains(job: Job, manifests: Mapping[str, Path], plan: Any) -> tuple[float, li
 
     federated = ask(run_in_process(job.task, sites, job.strategy, job.rounds, job.seed, plan).state)
     courses = plan_bounds(job.task, sites, job.strategy, job.rounds, job.seed, plan)
-    pool = pool_site_data(job.task, list(sites.values()))
+    pool = kind_of(job.task.data).pool(list(sites.values()), POOLED)
     alone = train_bounds(job.task, sites, pool, replace(courses, pooled=None), job.strategy, job.seed).local
     return federated, [federated - ask(state) for state in alone.values()]
 

@@ -344,7 +344,6 @@ import sys, threading
 from pathlib import Path
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.trainer import Trainer
-from ..mem import make_mem_task
 from tests.site.tasks import GatedTask, SMALL, first_state, setup_of
 
 root, gate, how = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
