@@ -141,7 +141,9 @@ REASONS = {
             "'histoflare privacy plan JOB' says what it takes and what the policy lets one job."
         ),
         site=(
-            "Nothing here, if one job is to take no more; 'histoflare policy show' says how much it may take."
+            "Nothing here, if one job is to take no more; 'histoflare policy show' says how much it may "
+            "take. If this site's ε is below the job's budget_epsilon, tell the lead: the job takes a larger "
+            "share here than its budget_share."
         ),
     ),
     "JOB_VERSION": Reason(

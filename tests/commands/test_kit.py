@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from typer.testing import CliRunner
 
 from histoflare.cli import app
-from histoflare.errors import JobError
+from histoflare.errors import JobError, LedgerError
 from histoflare.flare.kit_signature import sign_kit
+from histoflare.privacy.ledger import Ledger
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +67,38 @@ def test_what_is_no_site_s_kit_is_said(made: Path, tmp_path: Path) -> None:
         result = CliRunner().invoke(app, ["kit", "check", str(path)])
         assert isinstance(result.exception, JobError)
         assert says in str(result.exception)
+
+
+def test_the_ledger_of_another_hospital_is_neither_made_nor_bound_in_a_kit(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = made / "prod_00" / "hospital-d" / "local"
+    place, elsewhere = (
+        (tmp_path / folder / "data" / "ledger.sqlite", tmp_path / folder / "keys" / "ledger.key")
+        for folder in ("here", "elsewhere")
+    )
+    Ledger.create(*elsewhere, "hospital-a")
+
+    def run(command: str, files: tuple[Path, Path], *more: str) -> str | None:
+        asked = ["--ledger", str(files[0]), "--key", str(files[1]), "--site", str(local)]
+        caught = CliRunner().invoke(app, ["ledger", command, *more, *asked]).exception
+        return caught.reason if isinstance(caught, LedgerError) else caught and repr(caught)
+
+    assert run("create", place, "hospital-a") == "LEDGER_FOREIGN"
+    assert not place[0].exists() and not place[1].exists()
+    copy = tuple(tmp_path / "copy" / path.relative_to(tmp_path / "elsewhere") for path in elsewhere)
+    shutil.copytree(tmp_path / "elsewhere", tmp_path / "copy")
+    assert run("move", copy, "--yes") == "LEDGER_FOREIGN"
+    assert not Ledger(*elsewhere).identity().is_away, "the other hospital's goes on"
+    assert run("create", place, "hospital-d") is None
+    own = (local / "histoflare.toml").read_text()
+    (local / "histoflare.toml").write_text(
+        'manifest = "m.csv"\nbags = "b"\n' + own.replace(str(tmp_path / "here"), str(tmp_path / "copy"))
+    )
+    monkeypatch.chdir(local.parent)
+    for more in ("--yes", "--away"):
+        caught = CliRunner().invoke(app, ["ledger", "move", more]).exception
+        assert isinstance(caught, LedgerError) and caught.reason == "LEDGER_FOREIGN"
+    assert not Ledger(*elsewhere).identity().is_away
+    (local / "histoflare.toml").write_text(own)
+    assert run("move", place) is None

@@ -222,6 +222,18 @@ def test_what_the_ledger_does_not_say_is_unknown(repository: Path, site: Path) -
     assert (code, facts["reason"], facts["spent"], facts["together"]) == (3, "LEDGER_MISSING", None, None)
 
 
+def test_of_another_sites_ledger_nothing_is_shown(
+    repository: Path, site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("histoflare.flare.kit_signature.site_around", lambda _: "another")
+    ledger, budget = Ledger(*paths(site.parent / "steward")), Budget(8.0, 1e-5)
+    spend = read_job(repository / "jobs" / "mem_dpsgd").plan.spend()
+    roles = {f"p{n}": "test" if n < 6 else "train" for n in range(8)}
+    ledger.reserve(run="r", about="a", spend=spend, rounds=1, roles=roles, budget=budget)
+    code, facts = plan(repository / "jobs" / "mem_dpsgd", site)
+    assert (code, facts["reason"], facts["spent"]) == (3, "LEDGER_FOREIGN", None), "and not ROLE_CHANGED"
+
+
 def test_a_site_without_a_ledger_knows_of_nothing_spent(repository: Path, site: Path) -> None:
     site.write_text('manifest = "m.csv"\nbags = "bags"\n')
     code, facts = plan(repository / "jobs" / "mem_dpsgd", site)

@@ -73,6 +73,7 @@ def create(
             reason="SITE_NOT_CONFIGURED",
         )
     refuse_kit(ledger, key)
+    _refuse_foreign(site, name)
     made = Ledger.create(ledger, key, name)
     say_plainly(f"{made.path}: made for '{name}'. Its key: {key}. Keep copies of both, in different places.")
     if site is not None:
@@ -107,9 +108,12 @@ def move(
     from histoflare.site.ledgers import refuse_kit
     from histoflare.site.site_file import name_ledger
 
-    site = None if site is None else _site(site)
+    site = _site(site) if site is not None or ledger is None else None
     both = site is not None and ledger is not None and key is not None
     opened = _open(None if both else site, ledger, key)
+    if not away:
+        refuse_kit(opened.path, opened.key_path)
+    _refuse_foreign(site, name or opened.identity().site)
     if away:
         if both or name is not None:
             raise typer.BadParameter("--away closes it where it is: give --site, or --ledger and --key")
@@ -119,7 +123,6 @@ def move(
             "key, and run in the new place: histoflare ledger move."
         )
         return
-    refuse_kit(opened.path, opened.key_path)
     try:
         moved = opened.move(old_is_gone=yes, site=name)
     except LedgerError as error:
@@ -255,6 +258,23 @@ def _open(site: Path | None, ledger: Path | None, key: Path | None) -> Ledger:
     if site is None and ledger is not None and key is not None:
         return Ledger(ledger, key)
     raise typer.BadParameter("give the site's kit or file with --site, or --ledger and --key")
+
+
+def _refuse_foreign(site: Path | None, name: str) -> None:
+    """Refuse a ledger of ``name`` in another hospital's kit: to bind it there would close that of its owner.
+
+    Raises:
+        LedgerError: The kit around the site's file is another hospital's (LEDGER_FOREIGN).
+    """
+    from histoflare.flare.kit_signature import site_around
+
+    own = None if site is None else site_around(site)
+    if own not in (None, name):
+        raise LedgerError(
+            f"{site}: this is the kit of '{own}', and the ledger is one of '{name}'. Give the ledger this "
+            "kit's name, or name this site's own ledger.",
+            reason="LEDGER_FOREIGN",
+        )
 
 
 def _site(given: Path | None) -> Path | None:

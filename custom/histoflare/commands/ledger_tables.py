@@ -61,7 +61,7 @@ def show_summary(summary: Summary, scopes: Sequence[str], how: bool) -> None:
     if summary.runs:
         out.print(table, markup=False)
     say_plainly(
-        f"{summary.disclosures} evaluations were let out; one patient had part in at most "
+        f"Evaluations let out: {summary.disclosures}; no patient had part in more than "
         f"{summary.most_disclosures}. They have no ε."
     )
     if how:

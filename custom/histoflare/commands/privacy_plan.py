@@ -47,6 +47,7 @@ def show_plan(
     """
     from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_schema import TRAINING
+    from histoflare.flare.kit_signature import site_around
     from histoflare.flare.site_policy import policy_file
     from histoflare.privacy.own_policy_file import read_site_policy
     from histoflare.privacy.policy import POLICIES, read_policy
@@ -79,7 +80,8 @@ def show_plan(
     from histoflare.site.preview import preview
     from histoflare.site.site_file import read_site_file
 
-    configuration, weights = read_site_file(where), count_sent_by_job(read.strategy, read.task)
+    configuration = read_site_file(where, site_around(where))
+    weights = count_sent_by_job(read.strategy, read.task)
     found = preview(configuration, rules, read.plan, read.rounds, weights, read.task, read.split)
     refusal = refusal or found.refusal
     most_slides = kind_of(read.task.data).slides_of_a_patient(configuration, read.task.manifest_labels)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from histoflare.commands.console import console, progress
+from histoflare.commands.options import SiteOption
 from histoflare.commands.outputs import refuse_overwriting
 from histoflare.errors import HistoflareError, JobError
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def make_site_page(
-    site: Annotated[Path, typer.Option(help="The site's own file, e.g. local/histoflare.toml.")],
+    site: SiteOption = None,
     run: Annotated[
         str | None, typer.Option(help="The run; none: the newest in which the site did something.")
     ] = None,
@@ -46,15 +47,19 @@ def make_site_page(
     It takes nothing but the site's own records, ledger and log. A site keeps no global model: without --model
     the page has what the model said when the site was asked about it, and no pictures of where it looks.
 
-    Example: histoflare report site --site local/histoflare.toml
+    Example: histoflare report site
+
+    Example: histoflare report site --site kits/histoflare/prod_00/hospital-a
     """
     from histoflare.report.report_file import of_a_report, read_report, sites_of
     from histoflare.report.site_page import write_site_page
     from histoflare.site.own_run import choose_run, own_report, read_notes, read_own_run
+    from histoflare.site.places import find_site_of
     from histoflare.site.site_file import read_site_file
 
     if run is not None and report is not None:
         raise typer.BadParameter("--run is a run of the site's own records; --report is of one run")
+    site = find_site_of(site)
     configuration = read_site_file(site)
     name = name or _name_of(configuration)
     target = out or Path(f"site-{name}.html")

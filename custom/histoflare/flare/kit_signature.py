@@ -40,6 +40,7 @@ from nvflare.lighter.utils import (
 )
 
 from histoflare.errors import JobError
+from histoflare.site.places import kit_of
 from histoflare.storage import write_json
 
 SIGNATURE_FILE = "startup/kit_signature.json"
@@ -235,6 +236,16 @@ def participant_of(kit: Path) -> str:
     except (OSError, ValueError):
         raise _changed(kit, ["not a certificate of a participant"]) from None
     return name
+
+
+def site_around(site: Path) -> str | None:
+    """Return the name of the hospital whose kit a site's file is in; None if it is in no client's kit.
+
+    Raises:
+        JobError: The kit has no certificate (KIT_CHANGED).
+    """
+    kit = kit_of(site)
+    return participant_of(kit) if kit is not None and (kit / CLIENT_FILE).exists() else None
 
 
 def is_own(path: str) -> bool:

@@ -72,8 +72,8 @@ def preview(
     spent, refusal = math.nan, None
     try:
         ledger = open_ledger(configuration)
+        ledger.check_usable()  # first: what another site's or an older copy says was spent is not to be shown
         spent = ledger.exposure(roles, budget)
-        ledger.check_usable()
         check_plan(policy, plan)
         check_size(policy, patients)
         budget.without_sampler(plan.numbers(rounds, weights))
