@@ -314,6 +314,15 @@ def test_a_variant_changes_what_it_names_and_what_follows_from_it(tmp_path: Path
     assert all(line.partition("#")[2] in said for line in lines), "comments stay"
 
 
+def test_what_a_variant_adds_stands_above_the_next_tables_comment(tmp_path: Path) -> None:
+    named = ("protocol.split.folds", "protocol.split.fold", "task.added")
+    config = write_variant(FEDAVG, tmp_path / "v", dict.fromkeys(named, 1)) / CONFIG_FOLDER
+    said = (config / PROTOCOL_FILE).read_text()
+    assert said.index("[split]") < said.index("\nfold = ") < said.index("# When training ends")
+    said = (config / JOB_FILE).read_text()
+    assert said.index("[task]") < said.index("added = 1") < said.index("# The model and its own")
+
+
 @pytest.mark.parametrize("value", [None, "text", 3, 0.25, True, ["a", "b"], {"clinic-a": 1.0}])
 def test_a_variant_says_any_plain_value(tmp_path: Path, value: Any) -> None:
     config = write_variant(FEDAVG, tmp_path / "v", {"strategy.weights": value}) / CONFIG_FOLDER

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import tomlkit
+from tomlkit.container import Container
 from tomlkit.exceptions import TOMLKitError
+from tomlkit.items import AoT, Table
 
 from histoflare.errors import JobError
 from histoflare.flare.job import Job, read_job
@@ -137,10 +139,27 @@ def _change(path: Path, changes: Mapping[str, Any]) -> None:
                 else:
                     if name == MODEL[1] and table.get(last) != value:
                         table.clear()
-                    table[last] = _plain(value)
+                    _set(table, last, _plain(value))
             except (TOMLKitError, ValueError, TypeError):
                 raise JobError(f"{name}: {value!r} is no value of a job.", reason="JOB_INVALID") from None
     path.write_text(tomlkit.dumps(document), encoding="utf-8")
+
+
+def _set(table: Any, name: str, value: Any) -> None:
+    """Set a value of a table; a new name comes right after the last one that the table has.
+
+    What stands below that in the file, as comments do, may speak of the next table.
+    """
+    container = table.value if isinstance(table, Table) else table
+    names = [
+        key
+        for key, item in (container.body if isinstance(container, Container) else ())
+        if key is not None and not isinstance(item, Table | AoT)
+    ]
+    if name in table or not names:
+        table[name] = value
+    else:
+        container._insert_after(names[-1], name, value)
 
 
 def _plain(value: Any) -> Any:
