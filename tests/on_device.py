@@ -16,8 +16,7 @@ from typer.testing import CliRunner
 
 from histoflare.bags.heatmap import BagAttention, relative_attention
 from histoflare.bags.models.mem import MemSettings
-from histoflare.commands.clock import PhaseClock
-from histoflare.commands.console import progress
+from histoflare.commands.console import progress, watch_on
 from histoflare.commands.experiment import run_experiment, write_site_pages
 from histoflare.commands.options import Runtime, read_device
 from histoflare.commands.runtimes import Experiment
@@ -188,8 +187,8 @@ def test_a_page_of_a_site(tmp_path: Path, repository: Path) -> None:
     sites = {site: replace(write_site(tmp_path, site, slides=12), device=STUB) for site in ("a", "b")}
     experiment = Experiment(job, sites, {}, Runtime.INPROCESS, STUB)
     with progress() as bars, Watch() as watch:
-        outcome = run_experiment(experiment, tmp_path / "out", bars, PhaseClock(), ())
-        write_site_pages(experiment, outcome, tmp_path / "out", bars, PhaseClock())
+        outcome = run_experiment(experiment, tmp_path / "out", watch_on(bars), ())
+        write_site_pages(experiment, outcome, tmp_path / "out", watch_on(bars))
     assert not watch.on_cpu and watch.on_stub["tanh"] > 10
 
 

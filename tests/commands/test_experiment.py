@@ -12,8 +12,7 @@ from rich.progress import Progress
 from histoflare.bags.bag import read_bag
 from histoflare.bags.cohort import FeatureCache, load_cohort
 from histoflare.bags.models.mem import MemSettings
-from histoflare.commands.clock import PhaseClock
-from histoflare.commands.console import progress
+from histoflare.commands.console import progress, watch_on
 from histoflare.commands.experiment import (
     Outcome,
     _rounds_run,
@@ -54,7 +53,7 @@ def test_personal_layers_are_evaluated(tmp_path: Path, repository: Path) -> None
     sites = {site: write_site(tmp_path, site, slides=20) for site in ("a", "b")}
     experiment = Experiment(job, sites, {}, Runtime.INPROCESS)
     with progress() as bars:
-        report = run_experiment(experiment, tmp_path / "out", bars, PhaseClock()).report
+        report = run_experiment(experiment, tmp_path / "out", watch_on(bars)).report
     cohorts = {
         site: load_cohort(
             site,
@@ -84,7 +83,7 @@ def reported(job: Job, folder: Path, *epsilons: float) -> tuple[dict[str, Any], 
     sites = {site: write_site(folder, site, slides=20) for site in ("a", "b")}
     with progress() as bars:
         experiment = Experiment(job, sites, {}, Runtime.INPROCESS)
-        outcome = run_experiment(experiment, folder / "out", bars, PhaseClock(), epsilons)
+        outcome = run_experiment(experiment, folder / "out", watch_on(bars), epsilons)
     return outcome.report, bars
 
 
@@ -172,7 +171,7 @@ def test_sites_with_images_get_their_own_pages(tmp_path: Path, repository: Path)
     outcome = Outcome(full_report(**segmentation_facts()), cohorts, federated, local=own)
     experiment = Experiment(job, sites, {}, Runtime.INPROCESS)
     with progress() as bars:
-        paths = write_site_pages(experiment, outcome, tmp_path / "out", bars, PhaseClock())
+        paths = write_site_pages(experiment, outcome, tmp_path / "out", watch_on(bars))
     assert [path.name for path in paths] == ["site-tnbc-1.html", "site-dsb-2.html"]
     for site, path in zip(sites, paths, strict=True):
         parsed = parse(path)
@@ -194,8 +193,8 @@ def test_a_site_that_does_not_fit_ends_nobody_elses_run(tmp_path: Path, reposito
     }
     with progress() as bars:
         experiment = Experiment(job, sites, outside, Runtime.INPROCESS)
-        outcome = run_experiment(experiment, tmp_path / "out", bars, PhaseClock())
-        pages = write_site_pages(experiment, outcome, tmp_path / "out", bars, PhaseClock())
+        outcome = run_experiment(experiment, tmp_path / "out", watch_on(bars))
+        pages = write_site_pages(experiment, outcome, tmp_path / "out", watch_on(bars))
     codes = {"broken": "COHORT_INVALID", "untrained": "SITE_HAS_NO_TRAINING_DATA"}
     report = outcome.report
     assert list(report["sites"]) == ["a", "b"]
@@ -210,8 +209,7 @@ def test_a_site_that_does_not_fit_ends_nobody_elses_run(tmp_path: Path, reposito
     without = run_experiment(
         Experiment(job, {site: sites[site] for site in ("a", "b")}, {}, Runtime.INPROCESS),
         tmp_path / "without",
-        bars,
-        PhaseClock(),
+        watch_on(bars),
     )
     assert report["model_sha256"] == without.report["model_sha256"]
 
@@ -220,7 +218,7 @@ def test_a_run_that_no_site_fits_says_every_fault(tmp_path: Path, repository: Pa
     sites = {site: write_site(tmp_path, site, encoder="other:v1") for site in ("a", "b")}
     experiment = Experiment(small_job(repository, Open()), sites, {}, Runtime.INPROCESS)
     with progress() as bars, pytest.raises(HistoflareError, match=r"a: the bags(?s:.*)b: the bags"):
-        run_experiment(experiment, tmp_path / "out", bars, PhaseClock())
+        run_experiment(experiment, tmp_path / "out", watch_on(bars))
 
 
 def test_a_site_whose_training_fails_is_left_out_of_the_figures(tmp_path: Path, repository: Path) -> None:
@@ -228,7 +226,7 @@ def test_a_site_whose_training_fails_is_left_out_of_the_figures(tmp_path: Path, 
     experiment = Experiment(small_job(repository, Open()), sites, {}, Runtime.INPROCESS)
     damage(sites["gone"])
     with progress() as bars:
-        outcome = run_experiment(experiment, tmp_path / "out", bars, PhaseClock())
+        outcome = run_experiment(experiment, tmp_path / "out", watch_on(bars))
     assert list(outcome.report["sites"]) == ["a", "b"]
     assert [row["refused"] for row in outcome.report["participation"]] == [{"gone": "BAG_DAMAGED"}] * 2
     assert outcome.refused["gone"].startswith("BAG_DAMAGED: ")
@@ -238,7 +236,7 @@ def test_the_loss_of_each_round_is_shown(tmp_path: Path, repository: Path) -> No
     sites = {site: write_site(tmp_path, site, slides=20) for site in ("a", "b")}
     job = small_job(repository, Open())
     with progress() as bars:
-        run_experiment(Experiment(job, sites, {}, Runtime.INPROCESS), tmp_path / "out", bars, PhaseClock())
+        run_experiment(Experiment(job, sites, {}, Runtime.INPROCESS), tmp_path / "out", watch_on(bars))
     cohorts = {site: load_site_data(site, job.task, made) for site, made in sites.items()}
     (*_, last) = run_in_process(job.task, cohorts, job.strategy, job.rounds, job.seed).losses
     (bar,) = [task for task in bars.tasks if task.description.startswith("federated rounds")]
@@ -287,7 +285,7 @@ def run_with_fault_after_round_1(
 
     monkeypatch.setattr("histoflare.commands.runtimes.run_in_process", damaging)
     with progress() as bars:
-        return run_experiment(experiment, tmp_path / "out", bars, PhaseClock())
+        return run_experiment(experiment, tmp_path / "out", watch_on(bars))
 
 
 def test_a_site_that_fails_mid_run_costs_its_own_figures_only(
@@ -340,5 +338,5 @@ def test_a_cycle_in_which_every_site_fails_says_why(tmp_path: Path, repository: 
         progress() as bars,
         pytest.raises(JobError, match=r"No site can take part:\na: (?s:.*)\nb: ") as caught,
     ):
-        run_experiment(experiment, tmp_path / "out", bars, PhaseClock())
+        run_experiment(experiment, tmp_path / "out", watch_on(bars))
     assert caught.value.reason == "BAG_DAMAGED"

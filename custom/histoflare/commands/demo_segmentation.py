@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from histoflare.commands.clock import PhaseClock
-from histoflare.commands.console import progress, say_fitted
+from histoflare.commands.console import progress, say_fitted, watch_on
 from histoflare.commands.earlier_run import claim_output
 from histoflare.commands.experiment import PAGE_FILE, Outcome, run_experiment, write_site_pages
 from histoflare.commands.options import Runtime
 from histoflare.commands.runtimes import Experiment
 from histoflare.commands.sites import find_sites
+from histoflare.commands.watch import Watch
 from histoflare.errors import JobError
 from histoflare.flare.job import Job, read_job
 from histoflare.flare.job_choice import choose_job
@@ -48,7 +48,7 @@ def run_segmentation_demo(
     runtime: Runtime,
     device: str,
     changes: Mapping[str, Any],
-) -> tuple[Outcome, list[Path], PhaseClock]:
+) -> tuple[Outcome, list[Path], Watch]:
     """Train, compare, and write the report, its page and each site's page.
 
     Args:
@@ -61,12 +61,12 @@ def run_segmentation_demo(
     Returns:
         What came out, the sites' pages, and what took how long.
     """
-    clock = PhaseClock()
     generated = images is None
     with progress() as bars:
+        watch = watch_on(bars)
         if images is None:
             images = out_dir / "images"
-            with clock.phase("make images"):
+            with watch.phase("make images"):
                 _make(images, bars)
         found = find_sites(images, IMAGES)
         claim_output(out_dir, {"task": "segmentation", "sites": found.to_json()})
@@ -86,11 +86,11 @@ def run_segmentation_demo(
             runtime=runtime,
             device=device,
         )
-        outcome = run_experiment(experiment, out_dir, bars, clock, ())
+        outcome = run_experiment(experiment, out_dir, watch, ())
         if generated:
             write_page(outcome.report, out_dir / PAGE_FILE, draw_generated(GENERATED, experiment, outcome))
-        pages = write_site_pages(experiment, outcome, out_dir, bars, clock)
-    return outcome, pages, clock
+        pages = write_site_pages(experiment, outcome, out_dir, watch)
+    return outcome, pages, watch
 
 
 def draw_generated(

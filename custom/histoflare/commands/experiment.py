@@ -7,12 +7,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
-
-from histoflare.commands.clock import PhaseClock
-from histoflare.commands.console import console
 from histoflare.commands.runtimes import Experiment, Federated, federate, with_refused
 from histoflare.commands.sites import EXTERNAL
+from histoflare.commands.watch import Watch
 from histoflare.ensemble import split_models
 from histoflare.errors import HistoflareError, JobError
 from histoflare.flare.job import Job
@@ -82,7 +79,7 @@ class Loaded:
     untested: dict[str, HistoflareError]
 
 
-def load_experiment(experiment: Experiment, clock: PhaseClock) -> Loaded:
+def load_experiment(experiment: Experiment, watch: Watch) -> Loaded:
     """Return the data of an experiment's sites; one whose data do not fit is left out, with its reason.
 
     Raises:
@@ -90,7 +87,7 @@ def load_experiment(experiment: Experiment, clock: PhaseClock) -> Loaded:
             patient.
     """
     job = experiment.job
-    with clock.phase(f"load {job.task.data}"):
+    with watch.phase(f"load {job.task.data}"):
         cohorts, refused = _load(experiment.sites, job, trains=True)
         outside, untested = _load(experiment.external, job, trains=False)
         if not cohorts:
@@ -103,20 +100,19 @@ def load_experiment(experiment: Experiment, clock: PhaseClock) -> Loaded:
         kind_of(job.task.data).check_resolutions(job.task, taking_part.sites)
         everyone = {**taking_part.sites, **taking_part.external}
         for warning in check_apart(everyone, job.task.data, protected=job.plan.protects):
-            _warn(warning)
+            watch.warn(warning)
         for site, cohort in cohorts.items():
             for warning in cohort.warnings:
-                _warn(f"{site}: {warning}")
+                watch.warn(f"{site}: {warning}")
         for site, error in {**refused, **untested}.items():
-            _warn(f"{site} is left out ({error.reason}): {error}")
+            watch.warn(f"{site} is left out ({error.reason}): {error}")
     return Loaded(taking_part, cohorts, outside, refused, untested)
 
 
 def run_experiment(
     experiment: Experiment,
     out: Path,
-    bars: Progress,
-    clock: PhaseClock,
+    watch: Watch,
     epsilons: Sequence[float] = EPSILONS,
 ) -> Outcome:
     """Run the job and its bounds, and write the report, its page and the model to ``out``.
@@ -132,7 +128,7 @@ def run_experiment(
         HistoflareError: The data of no site fit the job or no site took part (every fault at once), two sites
             share a slide or, in a protected job, a patient, or the job failed.
     """
-    outcome = run_loaded(experiment, load_experiment(experiment, clock), out, bars, clock, epsilons)
+    outcome = run_loaded(experiment, load_experiment(experiment, watch), out, watch, epsilons)
     write_report(outcome.report, out)
     return outcome
 
@@ -147,8 +143,7 @@ def run_loaded(
     experiment: Experiment,
     loaded: Loaded,
     out: Path,
-    bars: Progress,
-    clock: PhaseClock,
+    watch: Watch,
     epsilons: Sequence[float],
     running: Workstation | None = None,
 ) -> Outcome:
@@ -163,12 +158,12 @@ def run_loaded(
     cohorts, outside = loaded.cohorts, loaded.outside
     refused, untested = loaded.refused, loaded.untested
     external = kind_of(job.task.data).pool(list(outside.values()), EXTERNAL) if outside else None
-    courses = _plan_bounds(job, cohorts)  # before the rounds: what it has to say must not cost them
-    federated = federate(taking_part, cohorts, out, bars, clock, running)
-    lost = _never_took_part(federated, cohorts)
-    with clock.phase("local and pooled bounds"):
-        lost |= _unreadable(experiment, federated, _without(cohorts, lost))
-        unread = _unreadable(experiment, federated, outside)
+    courses = _plan_bounds(job, cohorts, watch)  # before the rounds: what it has to say must not cost them
+    federated = federate(taking_part, cohorts, out, watch, running)
+    lost = _never_took_part(federated, cohorts, watch)
+    with watch.phase("local and pooled bounds"):
+        lost |= _unreadable(experiment, federated, _without(cohorts, lost), watch)
+        unread = _unreadable(experiment, federated, outside, watch)
         if unread:
             outside, untested = _without(outside, unread), untested | unread
             external = kind_of(job.task.data).pool(list(outside.values()), EXTERNAL) if outside else None
@@ -176,10 +171,10 @@ def run_loaded(
             cohorts = _without(cohorts, lost)
             if not cohorts:
                 raise _no_site({site: _said_of(site, error) for site, error in lost.items()})
-            courses = _plan_bounds(job, cohorts)
+            courses = _plan_bounds(job, cohorts, watch)
         federated = with_refused(with_refused(federated, refused, asked=True), untested, asked=False)
-        bounds = _train_bounds(experiment, cohorts, courses.until(_rounds_run(job, federated)), bars)
-    with clock.phase("evaluation"):
+        bounds = _train_bounds(experiment, cohorts, courses.until(_rounds_run(job, federated)), watch)
+    with watch.phase("evaluation"):
         comparison = compare(
             job.task,
             job.strategy,
@@ -195,9 +190,9 @@ def run_loaded(
         )
     entries: list[dict[str, Any]] = []
     if epsilons and job.plan.protects:
-        with clock.phase("other budgets"):
-            entries = _try_budgets(experiment, cohorts, comparison, epsilons, bars)
-    report = _build_report(experiment, federated, comparison, bounds.stated, entries, clock)
+        with watch.phase("other budgets"):
+            entries = _try_budgets(experiment, cohorts, comparison, epsilons, watch)
+    report = _build_report(experiment, federated, comparison, bounds.stated, entries, watch)
     training = {
         "job": job.name,
         "strategy": report["strategy"],
@@ -258,7 +253,7 @@ def _said_of(site: str, error: HistoflareError) -> HistoflareError:
 
 
 def _unreadable(
-    experiment: Experiment, federated: Federated, cohorts: Mapping[str, Any]
+    experiment: Experiment, federated: Federated, cohorts: Mapping[str, Any], watch: Watch
 ) -> dict[str, HistoflareError]:
     """Return the sites whose data cannot be read any more, with the reason: the model is asked about all."""
     job = experiment.job
@@ -270,11 +265,13 @@ def _unreadable(
             predict(job.task, state, again, "all", experiment.device)
         except (HistoflareError, OSError) as error:
             unread[site] = error if isinstance(error, HistoflareError) else JobError(str(error))
-            _warn(f"{site} is left out of the figures ({unread[site].reason}): {error}")
+            watch.warn(f"{site} is left out of the figures ({unread[site].reason}): {error}")
     return unread
 
 
-def _never_took_part(federated: Federated, cohorts: Mapping[str, Any]) -> dict[str, HistoflareError]:
+def _never_took_part(
+    federated: Federated, cohorts: Mapping[str, Any], watch: Watch
+) -> dict[str, HistoflareError]:
     """Return the sites whose updates were refused and never used, with the last reason."""
     took = {site for row in federated.participation for site in row["taking_part"]}
     codes = {site: code for row in federated.participation for site, code in row["refused"].items()}
@@ -282,17 +279,11 @@ def _never_took_part(federated: Federated, cohorts: Mapping[str, Any]) -> dict[s
     for site, code in codes.items():
         if site in cohorts and site not in took:
             never[site] = JobError(federated.failures.get(site) or explain(code), reason=code)
-            _warn(f"{site} took part in no round ({code}: {never[site]})")
+            watch.warn(f"{site} took part in no round ({code}: {never[site]})")
     return never
 
 
-def _warn(text: str) -> None:
-    console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
-
-
-def write_site_pages(
-    experiment: Experiment, outcome: Outcome, out: Path, bars: Progress, clock: PhaseClock
-) -> list[Path]:
+def write_site_pages(experiment: Experiment, outcome: Outcome, out: Path, watch: Watch) -> list[Path]:
     """Write each site's own page, with pictures, to ``site-<name>.html``; return the paths.
 
     A site whose data cannot be read any more gets none, and ends nothing.
@@ -304,9 +295,9 @@ def write_site_pages(
         if site in outcome.cohorts
     }
     update_bytes = n_bytes(job.transport.pack(job.strategy.sent(split_models(federated.state)[0])))
-    bar = bars.add_task("pages of the sites", total=len(everyone))
+    step = watch.begin("pages of the sites", len(everyone))
     paths = []
-    with clock.phase("pages"):
+    with watch.phase("pages"):
         for site, configuration in everyone.items():
             own = job.strategy.personalize(federated.state, federated.site_states.get(site, {}))
             model = load_model(job.task, own, device_of(configuration))
@@ -325,10 +316,10 @@ def write_site_pages(
             try:
                 page = kind_of(job.task.data).build_page(parts)
             except HistoflareError as error:
-                _warn(f"{site} gets no page ({error.reason}): {error}")
+                watch.warn(f"{site} gets no page ({error.reason}): {error}")
                 continue
             finally:
-                bars.advance(bar)
+                step.advance()
             paths.append(out / f"site-{site}.html")
             write_site_page(page, paths[-1])
     return paths
@@ -340,7 +331,7 @@ def _build_report(
     comparison: Comparison,
     bounds: Mapping[str, Any],
     entries: Sequence[Mapping[str, Any]],
-    clock: PhaseClock,
+    watch: Watch,
 ) -> dict[str, Any]:
     job = experiment.job
     facts = RunFacts(
@@ -357,7 +348,7 @@ def _build_report(
         spend=job.plan.spend().to_json(),
         numbers=job.plan.numbers(job.rounds, count_sent_by_job(job.strategy, job.task)),
         accuracy_against_epsilon=entries,
-        seconds=clock.seconds,
+        seconds=watch.seconds,
         model_sha256=digest(federated.state),
         protocol={"sha256": protocol_digest(job.protocol), **job.protocol},
         evaluated_at_sites=federated.evaluated,
@@ -386,16 +377,16 @@ def _rounds_run(job: Job, federated: Federated) -> int:
     return len(rows) if rows and rows[-1].get("stopped") else job.rounds
 
 
-def _plan_bounds(job: Job, cohorts: Mapping[str, SiteData]) -> Courses:
+def _plan_bounds(job: Job, cohorts: Mapping[str, SiteData], watch: Watch) -> Courses:
     sites = {site: cohorts[site] for site in sorted(cohorts)}
     courses = plan_bounds(job.task, sites, job.strategy, job.rounds, job.seed, job.plan, job.asked)
     if courses.no_pool is not None:
-        _warn(f"There will be no model of all data in one place: {courses.no_pool}")
+        watch.warn(f"There will be no model of all data in one place: {courses.no_pool}")
     return courses
 
 
 def _train_bounds(
-    experiment: Experiment, cohorts: Mapping[str, SiteData], own: Courses, bars: Progress
+    experiment: Experiment, cohorts: Mapping[str, SiteData], own: Courses, watch: Watch
 ) -> _Trained:
     job = experiment.job
     sites = {site: cohorts[site] for site in sorted(cohorts)}
@@ -403,7 +394,7 @@ def _train_bounds(
     noiseless = without_noise(own, job.seed) if job.plan.protects else None
     names = "bounds (each site alone, all pooled)"
     models = len(own.local) + (own.pooled is not None)
-    bar = bars.add_task(names, total=models * (1 if noiseless is None else 2))
+    step = watch.begin(names, models * (1 if noiseless is None else 2))
 
     def train(courses: Courses) -> Bounds:
         bounds = train_bounds(
@@ -414,10 +405,10 @@ def _train_bounds(
             job.strategy,
             job.seed,
             device=experiment.device,
-            on_model=lambda: bars.advance(bar),
+            on_model=step.advance,
         )
         for name, error in bounds.failed.items():
-            _warn(f"The bound of {name} is left out ({error.reason}): {error}")
+            watch.warn(f"The bound of {name} is left out ({error.reason}): {error}")
         return bounds
 
     # Under DP-SGD the plan says how large a step's sample is, and a task's batch_size is not used.
@@ -440,13 +431,13 @@ def _try_budgets(
     cohorts: Mapping[str, SiteData],
     own: Comparison,
     epsilons: Sequence[float],
-    bars: Progress,
+    watch: Watch,
 ) -> list[dict[str, Any]]:
     """Return the job's accuracy at its own ε, at others, and without noise, see ``budget_entry``."""
     job, device = experiment.job, experiment.device
     entries = [budget_entry(job.plan, job.rounds, own, own, is_own=True, data=job.task.data)]
-    others = _other_plans(job, epsilons)
-    bar = bars.add_task("other budgets", total=len(others) * job.rounds)
+    others = _other_plans(job, epsilons, watch)
+    step = watch.begin("other budgets", len(others) * job.rounds)
     for plan in others:
         try:
             run = run_in_process(
@@ -457,12 +448,12 @@ def _try_budgets(
                 job.seed,
                 plan,
                 transport=job.transport,
-                on_round=lambda *_: bars.advance(bar),
+                on_round=lambda *_: step.advance(),
                 device=device,
                 least=min(job.least_sites, len(cohorts)),
             )
         except HistoflareError as error:
-            _warn(f"Another budget is left out: {error}")
+            watch.warn(f"Another budget is left out: {error}")
             continue
         found = compare(
             job.task,
@@ -477,7 +468,7 @@ def _try_budgets(
     return entries
 
 
-def _other_plans(job: Job, epsilons: Sequence[float]) -> list[PrivacyPlan]:
+def _other_plans(job: Job, epsilons: Sequence[float], watch: Watch) -> list[PrivacyPlan]:
     """Return the job's plan at other budgets, settled, and without noise; an ε out of reach is left out."""
     plans: list[PrivacyPlan] = []
     for epsilon in epsilons:
@@ -486,7 +477,7 @@ def _other_plans(job: Job, epsilons: Sequence[float]) -> list[PrivacyPlan]:
             asked: Any = replace(job.asked, **whole)  # type: ignore[type-var]
             plan = asked.settled(job.rounds, count_sent_by_job(job.strategy, job.task))
         except HistoflareError as error:
-            _warn(f"ε = {epsilon:g} is left out: {error}")
+            watch.warn(f"ε = {epsilon:g} is left out: {error}")
             continue
         if plan != job.plan:
             plans.append(plan)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from histoflare.commands.console import out, print_json, progress, say, say_fitted, say_refused
+from histoflare.commands.console import out, print_json, progress, say, say_fitted, say_refused, watch_on
 from histoflare.commands.options import (
     DEFAULT_JOB,
     DEVICE_HELP,
@@ -67,7 +67,6 @@ def run(
 
     Example: histoflare run --job dhunet_fedavg --sites my-images --out run --set rounds=20
     """
-    from histoflare.commands.clock import PhaseClock
     from histoflare.commands.earlier_run import claim_output
     from histoflare.commands.experiment import REPORT_FILE, run_experiment, write_site_pages
     from histoflare.commands.runtimes import Experiment
@@ -108,9 +107,9 @@ def run(
                 runtime=runtime,
                 device=where,
             )
-            clock = PhaseClock()
-            outcome = run_experiment(experiment, folder, bars, clock, budgets)
-            write_site_pages(experiment, outcome, folder, bars, clock)
+            watch = watch_on(bars)
+            outcome = run_experiment(experiment, folder, watch, budgets)
+            write_site_pages(experiment, outcome, folder, watch)
             reports.append(outcome.report)
             refused |= outcome.refused
     summary = summarise(reports)
