@@ -17,10 +17,11 @@ from typer.testing import CliRunner
 from histoflare.bags.heatmap import BagAttention, relative_attention
 from histoflare.bags.models.mem import MemSettings
 from histoflare.commands.console import progress, watch_on
-from histoflare.commands.experiment import run_experiment, write_site_pages
-from histoflare.commands.options import Runtime, read_device
-from histoflare.commands.runtimes import Experiment
+from histoflare.commands.options import read_device
 from histoflare.flare.job import read_job
+from histoflare.lab.experiment import Experiment, Runtime
+from histoflare.lab.pages import write_site_pages
+from histoflare.lab.run import run_experiment
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.rounds.bounds import Bounds, plan_bounds, train_bounds, without_noise
 from histoflare.rounds.comparison import compare

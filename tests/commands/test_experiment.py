@@ -13,16 +13,13 @@ from histoflare.bags.bag import read_bag
 from histoflare.bags.cohort import FeatureCache, load_cohort
 from histoflare.bags.models.mem import MemSettings
 from histoflare.commands.console import progress, watch_on
-from histoflare.commands.experiment import (
-    Outcome,
-    _rounds_run,
-    run_experiment,
-    write_site_pages,
-)
-from histoflare.commands.options import Runtime
-from histoflare.commands.runtimes import Experiment, Federated
 from histoflare.errors import HistoflareError, JobError
 from histoflare.flare.job import Job, read_job
+from histoflare.lab.bounds import rounds_run
+from histoflare.lab.experiment import Experiment, Runtime
+from histoflare.lab.federation import Federated
+from histoflare.lab.pages import write_site_pages
+from histoflare.lab.run import Outcome, run_experiment
 from histoflare.model_file import MODEL_FILE
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.report.consortium import say_missing
@@ -248,9 +245,9 @@ def test_bounds_take_as_many_rounds_as_patience_left(repository: Path) -> None:
     job = read_job(repository / "jobs" / "mem_fedavg")
     rows: list[dict[str, object]] = [{"taking_part": ["a"]}, {"taking_part": ["a"]}]
     ran = Federated(state={}, site_states={}, participation=rows)
-    assert _rounds_run(job, ran) == job.rounds > 2
+    assert rounds_run(job, ran) == job.rounds > 2
     rows[-1]["stopped"] = {"patience": 1}
-    assert _rounds_run(job, ran) == 2
+    assert rounds_run(job, ran) == 2
 
 
 def damage(site: SiteConfiguration) -> None:
@@ -283,7 +280,7 @@ def run_with_fault_after_round_1(
 
         return run_in_process(*args, **{**kwargs, "on_round": on_round})
 
-    monkeypatch.setattr("histoflare.commands.runtimes.run_in_process", damaging)
+    monkeypatch.setattr("histoflare.lab.federation.run_in_process", damaging)
     with progress() as bars:
         return run_experiment(experiment, tmp_path / "out", watch_on(bars))
 

@@ -24,7 +24,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from histoflare.commands.plain_progress import PlainProgress
-from histoflare.commands.watch import Step, Watch
+from histoflare.lab.watch import Step, Watch
 
 if TYPE_CHECKING:
     from histoflare.flare.job_choice import Choice

@@ -19,19 +19,19 @@ from histoflare.commands.options import (
     RUNTIME_HELP,
     DemoTask,
     Preset,
-    Runtime,
     read_device,
     read_epsilons,
 )
 from histoflare.errors import JobError
+from histoflare.lab.experiment import Runtime
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from histoflare.bags.network_encoder import Encoder
-    from histoflare.commands.experiment import Outcome
-    from histoflare.commands.sites import SiteFolder
     from histoflare.flare.job import Job
+    from histoflare.lab.run import Outcome
+    from histoflare.lab.sites import SiteFolder
     from histoflare.site.configuration import SiteConfiguration
     from histoflare.slides.mosaic import MosaicParameters
     from histoflare.synthetic.slides import SyntheticCohort
@@ -100,10 +100,12 @@ def demo(
 
     Example: histoflare demo --task segmentation --out segmentation-run
     """
-    from histoflare.commands.chapters import run_chapters
-    from histoflare.commands.experiment import run_experiment, write_site_pages
-    from histoflare.commands.runtimes import FEDERATION_FOLDER, Experiment
-    from histoflare.commands.sites import find_sites
+    from histoflare.lab.chapters import run_chapters
+    from histoflare.lab.experiment import Experiment
+    from histoflare.lab.federation import FEDERATION_FOLDER
+    from histoflare.lab.pages import write_site_pages
+    from histoflare.lab.run import run_experiment
+    from histoflare.lab.sites import find_sites
     from histoflare.shipped import find_job
     from histoflare.site.kinds import BAGS
     from histoflare.synthetic.slides import SyntheticCohort
@@ -190,7 +192,7 @@ def _show(
     outcome: Outcome, pages: list[Path], seconds: Mapping[str, float], out_dir: Path, *, as_json: bool
 ) -> None:
     from histoflare.commands.console import print_json
-    from histoflare.commands.experiment import PAGE_FILE
+    from histoflare.lab.run import PAGE_FILE
     from histoflare.report.chapters import write_chapters
     from histoflare.report.consortium import results_table
 

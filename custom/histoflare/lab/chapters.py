@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from histoflare.commands.experiment import Outcome, load_experiment, run_loaded, write_report
-from histoflare.commands.options import Runtime
-from histoflare.commands.runtimes import Experiment, up_for
-from histoflare.commands.watch import Watch
 from histoflare.flare.job import Job
+from histoflare.lab.experiment import Experiment, Runtime
+from histoflare.lab.federation import up_for
+from histoflare.lab.loading import load_experiment
+from histoflare.lab.run import Outcome, run_loaded, write_report
+from histoflare.lab.watch import Watch
 from histoflare.report.chapters import join_chapters
 from histoflare.rounds.evaluation import evaluate_difference, merge_predictions
 from histoflare.rounds.local import predict
@@ -38,7 +39,7 @@ def run_chapters(
 
     Args:
         unprotected, protected: Of the same sites, cohorts and runtime.
-        epsilons: As for :func:`histoflare.commands.experiment.run_experiment`.
+        epsilons: As for :func:`histoflare.lab.run.run_experiment`.
         note: What the page says of the data.
 
     Returns:

@@ -10,40 +10,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from histoflare.commands.options import Runtime
-from histoflare.commands.sites import KEYS_FOLDER, LEDGERS_FOLDER, with_ledgers
-from histoflare.commands.watch import RunningStep, Watch
 from histoflare.errors import HistoflareError
 from histoflare.flare.job import Job
 from histoflare.flare.result import FederationResult, FederationRun
 from histoflare.flare.simulator import run_simulation
 from histoflare.flare.workstation import Workstation, federation_up
+from histoflare.lab.experiment import Experiment, Runtime
+from histoflare.lab.sites import KEYS_FOLDER, LEDGERS_FOLDER, with_ledgers
+from histoflare.lab.watch import RunningStep, Watch
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State
-from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.kinds.kind import SiteData
 
 FEDERATION_FOLDER = "federation"
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """What to run.
-
-    Attributes:
-        job: The job.
-        sites: Training sites and where each keeps its manifest and bags.
-        external: External cohorts; they are asked as one.
-        runtime: Where.
-        device: Where models run in this process: the bounds, the comparison, the sites' training in process.
-            A site in a process of its own has the device of its own configuration.
-    """
-
-    job: Job
-    sites: Mapping[str, SiteConfiguration]
-    external: Mapping[str, SiteConfiguration]
-    runtime: Runtime
-    device: str = "cpu"
 
 
 @dataclass(frozen=True)
