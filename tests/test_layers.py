@@ -90,7 +90,7 @@ def test_every_import_goes_downward(repository: Path) -> None:
         ("bags", "from histoflare.synthetic.slides import reference_patches"),
         ("site", "from histoflare import synthetic"),
         ("site", "from histoflare.flare.job import read_job"),
-        ("flare", "from histoflare.lab.run import run_experiment"),
+        ("flare", "from histoflare.lab.run import run_watched"),
         ("lab", "from histoflare.commands.console import say"),
         ("lab", "from rich.progress import Progress"),
         ("privacy", "from histoflare.bags import mem"),

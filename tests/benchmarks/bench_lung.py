@@ -29,7 +29,7 @@ from histoflare.commands.run import show_summary
 from histoflare.flare.job import read_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.lab.experiment import Experiment, Runtime
-from histoflare.lab.run import run_experiment
+from histoflare.lab.run import run_watched
 from histoflare.lab.sites import find_sites
 from histoflare.lab.summary import summarise
 from histoflare.site.configuration import SiteConfiguration
@@ -60,7 +60,7 @@ def run_seed(seed: int, index: Path, folder: Path, job_name: str = "mem_fedavg")
         runtime=Runtime.INPROCESS,
     )
     with progress() as bars:
-        return run_experiment(experiment, folder / "run", watch_on(bars), ()).report
+        return run_watched(experiment, folder / "run", watch_on(bars), ()).report
 
 
 def measure(seeds: list[int], index: Path, job_name: str = "mem_fedavg") -> dict:

@@ -104,7 +104,7 @@ def demo(
     from histoflare.lab.experiment import Experiment
     from histoflare.lab.federation import FEDERATION_FOLDER
     from histoflare.lab.pages import write_site_pages
-    from histoflare.lab.run import run_experiment
+    from histoflare.lab.run import run_watched
     from histoflare.lab.sites import find_sites
     from histoflare.shipped import find_job
     from histoflare.site.kinds import BAGS
@@ -182,7 +182,7 @@ def demo(
         if len(experiments) == 2:
             outcome = run_chapters(experiments[0], experiments[1], out_dir, watch, budgets, _note(cohort))
         else:
-            outcome = run_experiment(experiments[0], out_dir, watch, budgets)
+            outcome = run_watched(experiments[0], out_dir, watch, budgets)
         pages = write_site_pages(experiments[-1], outcome, out_dir, watch)
     _show(outcome, pages, watch.seconds, out_dir, as_json=as_json)
     raise typer.Exit(3 if left_out or outcome.refused else 0)
@@ -314,10 +314,10 @@ def _write_jobs(
 
     Their labels are those of the manifests, where these are others.
     """
-    from histoflare.commands.earlier_run import claim_output
     from histoflare.flare.job import read_job
     from histoflare.flare.job_choice import choose_job, facts_of
     from histoflare.flare.job_variant import write_variant
+    from histoflare.lab.earlier_run import claim_output
     from histoflare.site.found_data import FoundData, Patches, find_labels
 
     labels, jobs = find_labels(found.sites.values()), out_dir / JOBS_FOLDER

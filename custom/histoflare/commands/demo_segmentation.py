@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from histoflare.commands.console import progress, say_fitted, watch_on
-from histoflare.commands.earlier_run import claim_output
 from histoflare.errors import JobError
 from histoflare.flare.job import Job, read_job
 from histoflare.flare.job_choice import choose_job
 from histoflare.flare.job_variant import write_variant
+from histoflare.lab.earlier_run import claim_output
 from histoflare.lab.experiment import Experiment, Runtime
 from histoflare.lab.generated import draw_generated
 from histoflare.lab.pages import write_site_pages
-from histoflare.lab.run import PAGE_FILE, Outcome, run_experiment
+from histoflare.lab.run import PAGE_FILE, Outcome, run_watched
 from histoflare.lab.sites import find_sites
 from histoflare.lab.watch import Watch
 from histoflare.masks.importers import MANIFEST
@@ -82,7 +82,7 @@ def run_segmentation_demo(
             runtime=runtime,
             device=device,
         )
-        outcome = run_experiment(experiment, out_dir, watch, ())
+        outcome = run_watched(experiment, out_dir, watch, ())
         if generated:
             write_page(outcome.report, out_dir / PAGE_FILE, draw_generated(GENERATED, experiment, outcome))
         pages = write_site_pages(experiment, outcome, out_dir, watch)

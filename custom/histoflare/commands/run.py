@@ -66,13 +66,13 @@ def run(
 
     Example: histoflare run --job dhunet_fedavg --sites my-images --out run --set rounds=20
     """
-    from histoflare.commands.earlier_run import claim_output
     from histoflare.flare.job import read_job
     from histoflare.flare.job_choice import choose_job, facts_of
     from histoflare.flare.job_variant import parse_settings, write_variant
+    from histoflare.lab.earlier_run import claim_output
     from histoflare.lab.experiment import Experiment
     from histoflare.lab.pages import write_site_pages
-    from histoflare.lab.run import REPORT_FILE, run_experiment
+    from histoflare.lab.run import REPORT_FILE, run_watched
     from histoflare.lab.sites import find_sites
     from histoflare.lab.summary import summarise
     from histoflare.report.headline import closing_words
@@ -109,7 +109,7 @@ def run(
                 device=where,
             )
             watch = watch_on(bars)
-            outcome = run_experiment(experiment, folder, watch, budgets)
+            outcome = run_watched(experiment, folder, watch, budgets)
             write_site_pages(experiment, outcome, folder, watch)
             reports.append(outcome.report)
             refused |= outcome.refused

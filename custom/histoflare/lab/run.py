@@ -7,15 +7,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from histoflare.errors import JobError
+from histoflare.flare.job import Job
 from histoflare.flare.workstation import Workstation
 from histoflare.lab.bounds import plan_bounds_of, rounds_run, train_bounds_of
 from histoflare.lab.budgets import EPSILONS, try_budgets
-from histoflare.lab.experiment import Experiment
+from histoflare.lab.experiment import Experiment, Runtime
 from histoflare.lab.federation import Federated, federate, with_refused
 from histoflare.lab.left_out import find_never_took_part, find_unreadable, no_site, said_of, without
 from histoflare.lab.loading import Loaded, load_experiment
 from histoflare.lab.sites import EXTERNAL
-from histoflare.lab.watch import Watch
+from histoflare.lab.watch import OnProgress, OnWarning, Watch
 from histoflare.model_file import MODEL_FILE, save_model
 from histoflare.privacy.protocol import digest as protocol_digest
 from histoflare.reasons import explain
@@ -24,6 +26,8 @@ from histoflare.report.page import write_page
 from histoflare.rounds.comparison import Comparison, compare
 from histoflare.rounds.round import count_sent_by_job
 from histoflare.rounds.state import State, digest
+from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.data import check_device
 from histoflare.site.kinds import kind_of
 from histoflare.storage import write_json
 
@@ -51,23 +55,73 @@ class Outcome:
 
 
 def run_experiment(
-    experiment: Experiment,
+    job: Job,
+    sites: Mapping[str, SiteConfiguration],
     out: Path,
-    watch: Watch,
-    epsilons: Sequence[float] = EPSILONS,
+    *,
+    external: Mapping[str, SiteConfiguration] | None = None,
+    runtime: str = Runtime.INPROCESS,
+    device: str = "cpu",
+    epsilons: Sequence[float] = (),
+    on_progress: OnProgress | None = None,
+    on_warning: OnWarning | None = None,
 ) -> Outcome:
-    """Run the job and its bounds, and write the report, its page and the model to ``out``.
+    """Run a job and its bounds, compare the models, and write the report, its page and the model to ``out``.
 
     A site whose data do not fit is left out, with its reason, and ends nobody else's run; nor does one that
     fails after some rounds, or whose data cannot be read when they are over.
 
     Args:
+        job: What to run, see :func:`histoflare.choose_job`.
+        sites: Training site → where its manifest and bags, or its images, are.
+        out: The folder for what is made; what an earlier run left there is written over.
+        external: External cohort → where its data are. They are asked as one and never train.
+        runtime: ``"inprocess"``, ``"simulator"`` or ``"poc"`` (real FLARE processes).
+        device: Where models run in this process: ``"cpu"``, ``"cuda"`` or ``"cuda:<n>"``.
         epsilons: A job with a privacy plan is run in this process at each of these budgets too, and without
             protection; empty: it is not.
+        on_progress: Is told of each :class:`histoflare.lab.watch.Step`: what is done, how much, of how much.
+        on_warning: Is told what is odd or left out; None: it is one of Python's warnings.
 
     Raises:
-        HistoflareError: The data of no site fit the job or no site took part (every fault at once), two sites
-            share a slide or, in a protected job, a patient, or the job failed.
+        HistoflareError: There is no such runtime or device, the data of no site fit the job or no site took
+            part (every fault at once), two sites share a slide or, in a protected job, a patient, or the job
+            failed.
+
+    >>> from pathlib import Path
+    >>> from histoflare import SiteConfiguration, choose_job, run_experiment
+    >>> from histoflare.shipped import JOBS
+    >>> job = choose_job(JOBS / "mem_fedavg", settings=["rounds=2", "task.model.memories=2"]).job
+    >>> sites = {
+    ...     name: SiteConfiguration({"manifest": Path(name, "manifest.csv"), "bags": Path(name, "bags")})
+    ...     for name in ("clinic-a", "clinic-b")
+    ... }
+    >>> steps = []
+    >>> outcome = run_experiment(job, sites, Path("out"), on_progress=steps.append)
+    >>> sorted(outcome.report["sites"])
+    ['clinic-a', 'clinic-b']
+    >>> [(step.done, step.total) for step in steps if step.number == 1]
+    [(0, 2), (1, 2), (2, 2)]
+    """
+    if runtime not in {*Runtime}:
+        raise JobError(f"There is no runtime {runtime!r}; there are: {', '.join(Runtime)}.")
+    where = check_device(device)
+    experiment = Experiment(job, sites, external or {}, Runtime(runtime), where)
+    return run_watched(experiment, Path(out), Watch(on_progress, on_warning), epsilons)
+
+
+def run_watched(
+    experiment: Experiment,
+    out: Path,
+    watch: Watch,
+    epsilons: Sequence[float] = EPSILONS,
+) -> Outcome:
+    """Do what :func:`run_experiment` does, with a watch of the caller's, who may time other phases by it.
+
+    Args and errors are those of :func:`run_experiment`.
+
+    Args:
+        watch: Is told how far it is. The seconds of its phases so far stand in the report too.
     """
     outcome = run_loaded(experiment, load_experiment(experiment, watch), out, watch, epsilons)
     write_report(outcome.report, out)
