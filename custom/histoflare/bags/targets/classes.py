@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
@@ -101,7 +100,9 @@ class Classes(Target):
 
 
 def _softmax(outputs: Floats) -> Floats:
-    probabilities: Floats = torch.from_numpy(outputs).softmax(dim=-1).numpy()
+    with np.errstate(invalid="ignore"):  # of a model that diverged nothing is known
+        powers = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
+        probabilities: Floats = powers / powers.sum(axis=-1, keepdims=True)
     return probabilities
 
 
