@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 
 from histoflare.bags.heatmap import BagAttention, relative_attention
 from histoflare.bags.models.mem import MemSettings
-from histoflare.commands.clock import PhaseClock
-from histoflare.commands.console import progress
-from histoflare.commands.experiment import run_experiment, write_site_pages
-from histoflare.commands.options import Runtime, read_device
-from histoflare.commands.runtimes import Experiment
+from histoflare.commands.console import progress, watch_on
+from histoflare.commands.options import read_device
 from histoflare.flare.job import read_job
+from histoflare.lab.experiment import Experiment, Runtime
+from histoflare.lab.pages import write_site_pages
+from histoflare.lab.run import run_watched
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.rounds.bounds import Bounds, plan_bounds, train_bounds, without_noise
 from histoflare.rounds.comparison import compare
@@ -188,8 +188,8 @@ def test_a_page_of_a_site(tmp_path: Path, repository: Path) -> None:
     sites = {site: replace(write_site(tmp_path, site, slides=12), device=STUB) for site in ("a", "b")}
     experiment = Experiment(job, sites, {}, Runtime.INPROCESS, STUB)
     with progress() as bars, Watch() as watch:
-        outcome = run_experiment(experiment, tmp_path / "out", bars, PhaseClock(), ())
-        write_site_pages(experiment, outcome, tmp_path / "out", bars, PhaseClock())
+        outcome = run_watched(experiment, tmp_path / "out", watch_on(bars), ())
+        write_site_pages(experiment, outcome, tmp_path / "out", watch_on(bars))
     assert not watch.on_cpu and watch.on_stub["tanh"] > 10
 
 

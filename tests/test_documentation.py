@@ -371,3 +371,16 @@ def test_a_command_does_what_the_document_says(
         if ended.exception is not None and not isinstance(ended.exception, SystemExit):
             raise ended.exception
         assert ended.exit_code == 0, ended.output
+
+
+def test_the_code_for_a_researcher_does_what_the_document_says(
+    reader: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(reader)
+    page = ROOT / "docs" / "researcher.md"
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    known: dict[str, Any] = {"__name__": "tried"}
+    exec(compile(code, str(page), "exec", dont_inherit=True), known)
+    assert known["outcome"].report["rounds"] == 5
+    assert "done=5, total=5" in capsys.readouterr().out
+    assert {"report.json", "report.html"} <= {path.name for path in Path("my-run/from-python").iterdir()}

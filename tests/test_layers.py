@@ -12,7 +12,10 @@ import pytest
 
 from histoflare.site.kinds import KINDS
 
-ROOMS = ("slides", "bags", "masks", "synthetic", "privacy", "rounds", "report", "site", "flare", "commands")
+ROOMS = (
+    *("slides", "bags", "masks", "synthetic", "privacy", "rounds", "report", "site", "flare"),
+    *("lab", "commands"),
+)
 GROUND = {
     *("errors", "extras", "checks", "ranges", "reasons", "storage", "seeds"),
     *("ensemble", "model_file", "shipped"),
@@ -27,9 +30,15 @@ ALLOWED = {
     "report": {"rounds", "privacy"},
     "site": {"slides", "bags", "masks", "privacy", "rounds", "report"},
     "flare": {"slides", "bags", "masks", "privacy", "rounds", "report", "site"},
-    "commands": {"slides", "bags", "masks", "synthetic", "privacy", "rounds", "report", "site", "flare"},
+    "lab": {*ROOMS} - {"commands"},
+    "commands": {*ROOMS},
 }
-LIBRARY_HOME = {"openslide": {"slides"}, "nvflare": {"flare"}, "typer": {"commands", "cli"}}
+LIBRARY_HOME = {
+    "openslide": {"slides"},
+    "nvflare": {"flare"},
+    "typer": {"commands", "cli"},
+    "rich": {"report", "commands"},
+}
 FORBIDDEN_IN_PRIVACY = {"nvflare", "openslide", "monai"}
 
 
@@ -80,6 +89,10 @@ def test_every_import_goes_downward(repository: Path) -> None:
         ("bags", "import openslide"),
         ("bags", "from histoflare.synthetic.slides import reference_patches"),
         ("site", "from histoflare import synthetic"),
+        ("site", "from histoflare.flare.job import read_job"),
+        ("flare", "from histoflare.lab.run import run_watched"),
+        ("lab", "from histoflare.commands.console import say"),
+        ("lab", "from rich.progress import Progress"),
         ("privacy", "from histoflare.bags import mem"),
     ],
 )

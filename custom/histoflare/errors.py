@@ -16,6 +16,14 @@ class HistoflareError(Exception):
     Args:
         message: What is wrong and what to do, for the person at this site. May name slides and paths.
         reason: Fixed code in capitals, safe to show to others.
+
+    >>> from pathlib import Path
+    >>> from histoflare import HistoflareError, read_job
+    >>> try:
+    ...     read_job(Path("no-such-folder"))
+    ... except HistoflareError as error:
+    ...     print(error.reason)
+    JOB_INVALID
     """
 
     reason = "ERROR"

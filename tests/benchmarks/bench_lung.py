@@ -24,15 +24,14 @@ from rich.console import Console
 from histoflare.bags.efficientnet import find_packaged_weights
 from histoflare.bags.encoder import EFFICIENTNET, load_encoder
 from histoflare.bags.prepare import prepare
-from histoflare.commands.clock import PhaseClock
-from histoflare.commands.console import progress
-from histoflare.commands.experiment import run_experiment
-from histoflare.commands.options import Runtime
-from histoflare.commands.run import show_summary, summarise
-from histoflare.commands.runtimes import Experiment
-from histoflare.commands.sites import find_sites
+from histoflare.commands.console import progress, watch_on
+from histoflare.commands.run import show_summary
 from histoflare.flare.job import read_job
 from histoflare.flare.job_variant import write_variant
+from histoflare.lab.experiment import Experiment, Runtime
+from histoflare.lab.run import run_watched
+from histoflare.lab.sites import find_sites
+from histoflare.lab.summary import summarise
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.slides.assemble import LUNG_LABELS, AssemblyParameters, assemble
 from histoflare.slides.manifest import read_manifest
@@ -61,7 +60,7 @@ def run_seed(seed: int, index: Path, folder: Path, job_name: str = "mem_fedavg")
         runtime=Runtime.INPROCESS,
     )
     with progress() as bars:
-        return run_experiment(experiment, folder / "run", bars, PhaseClock(), ()).report
+        return run_watched(experiment, folder / "run", watch_on(bars), ()).report
 
 
 def measure(seeds: list[int], index: Path, job_name: str = "mem_fedavg") -> dict:

@@ -15,8 +15,8 @@ from histoflare.bags.cohort import load_cohort
 from histoflare.bags.folder import RowResult, bag_path, save_bag, save_left_out
 from histoflare.bags.targets.classes import Classes
 from histoflare.cli import app
-from histoflare.commands.sites import find_sites
 from histoflare.errors import BagError, JobError, ManifestError
+from histoflare.lab.sites import find_sites
 from histoflare.masks.image_manifest import read_image_manifest
 from histoflare.site.kinds import IMAGES
 from histoflare.slides.manifest import read_manifest

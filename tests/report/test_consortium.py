@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from histoflare.commands.run import show_summary, summarise
+from histoflare.commands.run import show_summary
 from histoflare.errors import JobError
+from histoflare.lab.summary import summarise
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.plan import UpdateNoise
 from histoflare.report.consortium import RunFacts, build_report, results_table

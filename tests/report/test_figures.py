@@ -13,7 +13,8 @@ import pytest
 from rich.console import Console
 
 from histoflare.bags.targets.classes import Predictions
-from histoflare.commands.run import show_summary, summarise
+from histoflare.commands.run import show_summary
+from histoflare.lab.summary import summarise
 from histoflare.masks.metrics import MaskPredictions
 from histoflare.privacy.plan import Open, UpdateNoise
 from histoflare.report.budgets import budget_entry

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from histoflare.commands import demo_segmentation
+from histoflare.lab import generated
 from histoflare.privacy.plan import UpdateNoise
 from histoflare.reasons import explain
 from histoflare.report.generated import GeneratedImage
@@ -163,10 +163,10 @@ def test_a_page_has_pictures_of_generated_images_and_else_none(tmp_path: Path) -
 
 def test_only_what_the_program_drew_can_be_shown() -> None:
     """The maker of such pictures is handed what images are drawn from, and reads no file of a site."""
-    source = Path(demo_segmentation.__file__).parents[1]
+    source = Path(generated.__file__).parents[1]
     makers = [path.name for path in source.rglob("*.py") if "GeneratedImage(" in path.read_text()]
-    assert makers == ["demo_segmentation.py"]
-    body = inspect.getsource(demo_segmentation.draw_generated)
+    assert makers == ["generated.py"]
+    body = inspect.getsource(generated.draw_generated)
     assert "render_image(" in body
     assert not any(word in body for word in (".read(", "open(", "cohorts", "experiment.sites", "Path"))
 

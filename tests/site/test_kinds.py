@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from histoflare.commands.sites import find_sites
 from histoflare.errors import HistoflareError, JobError
 from histoflare.flare.job import read_job
+from histoflare.lab.sites import find_sites
 from histoflare.model_file import read_model_header, save_model
 from histoflare.privacy.plan import UpdateNoise
 from histoflare.privacy.policy import POLICIES, read_policy

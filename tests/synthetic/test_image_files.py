@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from histoflare.commands.sites import find_sites
+from histoflare.lab.sites import find_sites
 from histoflare.masks.images import load_image_cohort
 from histoflare.site.kinds import IMAGES
 from histoflare.synthetic.image_files import LABELS, make_images

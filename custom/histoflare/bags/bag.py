@@ -158,7 +158,14 @@ def read_header_and_count(path: Path) -> tuple[BagHeader, int]:
 
 
 def read_bag(path: Path) -> Bag:
-    """Read the bag at ``path`` and check it against its own hash. Raises as :func:`read_header`."""
+    """Read the bag at ``path`` and check it against its own hash. Raises as :func:`read_header`.
+
+    >>> from pathlib import Path
+    >>> from histoflare import read_bag
+    >>> bag = read_bag(min(Path("clinic-a/bags").glob("*.h5")))
+    >>> bag.features.shape == (len(bag.l0_coords), bag.header.features)
+    True
+    """
     try:
         with _open(path) as file:
             header = _header(path, file)

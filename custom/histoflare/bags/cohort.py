@@ -169,6 +169,14 @@ def load_cohort(
 
     Raises:
         BagError: Something is wrong (COHORT_INVALID); everything that is, is in its text.
+
+    >>> from pathlib import Path
+    >>> from histoflare import TARGETS, load_cohort, read_manifest
+    >>> manifest = read_manifest(Path("clinic-a/manifest.csv"), check_files=False)
+    >>> target = TARGETS["classes"](labels=("glandular", "solid"))
+    >>> cohort = load_cohort("clinic-a", manifest, Path("clinic-a/bags"), target, encoder=None)
+    >>> cohort.features(cohort.train[0]).shape[1]
+    1024
     """
     manifest = assign_splits(manifest, split)
     findings = _Findings([], [])

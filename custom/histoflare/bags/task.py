@@ -131,6 +131,11 @@ class BagTask:
 
     Raises:
         JobError: A field is out of range; the message names every such field.
+
+    >>> from histoflare import MODELS, BagTask
+    >>> task = BagTask(("benign", "tumour"), "uni:v1", MODELS["mem"](memories=4), learning_rate=0.01)
+    >>> task.model_name, task.features
+    ('mem', 1024)
     """
 
     data: ClassVar[str] = "bags"

@@ -15,6 +15,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -23,6 +24,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from histoflare.commands.plain_progress import PlainProgress
+from histoflare.lab.watch import Step, Watch
 
 if TYPE_CHECKING:
     from histoflare.flare.job_choice import Choice
@@ -57,6 +59,19 @@ def progress() -> Progress:
         TimeRemainingColumn(),
         console=console,
     )
+
+
+def watch_on(bars: Progress) -> Watch:
+    """Return what shows the steps of an experiment as bars, and prints its warnings."""
+    shown: dict[int, TaskID] = {}
+
+    def show(step: Step) -> None:
+        if step.number in shown:
+            bars.update(shown[step.number], completed=step.done, total=step.total, description=step.text)
+        else:
+            shown[step.number] = bars.add_task(step.text, total=step.total)
+
+    return Watch(show, lambda text: say(text, style="yellow"))
 
 
 def say(text: str, style: str | None = None) -> None:

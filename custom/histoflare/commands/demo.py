@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from histoflare.commands.console import console, out, progress, say, say_fitted, say_refused
+from histoflare.commands.console import console, out, progress, say, say_fitted, say_refused, watch_on
 from histoflare.commands.options import (
     DEMO_JOBS,
     DEVICE_HELP,
@@ -19,20 +19,19 @@ from histoflare.commands.options import (
     RUNTIME_HELP,
     DemoTask,
     Preset,
-    Runtime,
     read_device,
     read_epsilons,
 )
 from histoflare.errors import JobError
+from histoflare.lab.experiment import Runtime
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from histoflare.bags.network_encoder import Encoder
-    from histoflare.commands.clock import PhaseClock
-    from histoflare.commands.experiment import Outcome
-    from histoflare.commands.sites import SiteFolder
     from histoflare.flare.job import Job
+    from histoflare.lab.run import Outcome
+    from histoflare.lab.sites import SiteFolder
     from histoflare.site.configuration import SiteConfiguration
     from histoflare.slides.mosaic import MosaicParameters
     from histoflare.synthetic.slides import SyntheticCohort
@@ -101,11 +100,12 @@ def demo(
 
     Example: histoflare demo --task segmentation --out segmentation-run
     """
-    from histoflare.commands.chapters import run_chapters
-    from histoflare.commands.clock import PhaseClock
-    from histoflare.commands.experiment import run_experiment, write_site_pages
-    from histoflare.commands.runtimes import FEDERATION_FOLDER, Experiment
-    from histoflare.commands.sites import find_sites
+    from histoflare.lab.chapters import run_chapters
+    from histoflare.lab.experiment import Experiment
+    from histoflare.lab.federation import FEDERATION_FOLDER
+    from histoflare.lab.pages import write_site_pages
+    from histoflare.lab.run import run_watched
+    from histoflare.lab.sites import find_sites
     from histoflare.shipped import find_job
     from histoflare.site.kinds import BAGS
     from histoflare.synthetic.slides import SyntheticCohort
@@ -119,7 +119,7 @@ def demo(
         from histoflare.commands.demo_segmentation import JOB, PRESET, run_segmentation_demo
 
         chosen_job, chosen_preset = (JOB, preset or PRESET) if job is None else (job, preset)
-        outcome, pages, clock = run_segmentation_demo(
+        outcome, pages, watch = run_segmentation_demo(
             out_dir,
             slides,
             find_job(chosen_job),
@@ -128,15 +128,15 @@ def demo(
             where,
             {"rounds": rounds, "seed": seed},
         )
-        _show(outcome, pages, clock, out_dir, as_json=as_json)
+        _show(outcome, pages, watch.seconds, out_dir, as_json=as_json)
         raise typer.Exit(3 if outcome.refused else 0)
     if job is None and preset is not None:
         raise JobError("A preset belongs to one job: name it, too (--job mem_dpsgd).")
-    clock = PhaseClock()
     folders = [find_job(each) for each in (DEMO_JOBS if job is None else (job,))]
     changes = {"rounds": rounds, "seed": seed, "task.patch_px": patch_px}
     cohort = None
     with progress() as bars:
+        watch = watch_on(bars)
         network = _open_encoder(folders, preset, out_dir, changes, (encoder, weights, weights_sha256, where))
         if slides is None:
             slides = out_dir / "slides"
@@ -147,9 +147,9 @@ def demo(
                 more_patients=patients_per_hospital,
                 more_external=patients_per_hospital // 2,
             )
-            with clock.phase("make slides"):
+            with watch.phase("make slides"):
                 _make_slides(slides, cohort, bars)
-        with clock.phase("prepare bags"):
+        with watch.phase("prepare bags"):
             found = find_sites(slides)
             chosen = _write_jobs(folders, preset, out_dir, found, changes, network)
             sites = {
@@ -180,19 +180,19 @@ def demo(
             for each in chosen
         ]
         if len(experiments) == 2:
-            outcome = run_chapters(
-                experiments[0], experiments[1], out_dir, bars, clock, budgets, _note(cohort)
-            )
+            outcome = run_chapters(experiments[0], experiments[1], out_dir, watch, budgets, _note(cohort))
         else:
-            outcome = run_experiment(experiments[0], out_dir, bars, clock, budgets)
-        pages = write_site_pages(experiments[-1], outcome, out_dir, bars, clock)
-    _show(outcome, pages, clock, out_dir, as_json=as_json)
+            outcome = run_watched(experiments[0], out_dir, watch, budgets)
+        pages = write_site_pages(experiments[-1], outcome, out_dir, watch)
+    _show(outcome, pages, watch.seconds, out_dir, as_json=as_json)
     raise typer.Exit(3 if left_out or outcome.refused else 0)
 
 
-def _show(outcome: Outcome, pages: list[Path], clock: PhaseClock, out_dir: Path, *, as_json: bool) -> None:
+def _show(
+    outcome: Outcome, pages: list[Path], seconds: Mapping[str, float], out_dir: Path, *, as_json: bool
+) -> None:
     from histoflare.commands.console import print_json
-    from histoflare.commands.experiment import PAGE_FILE
+    from histoflare.lab.run import PAGE_FILE
     from histoflare.report.chapters import write_chapters
     from histoflare.report.consortium import results_table
 
@@ -202,7 +202,7 @@ def _show(outcome: Outcome, pages: list[Path], clock: PhaseClock, out_dir: Path,
         for number, chapter in enumerate(write_chapters(outcome.report), start=1):
             out.print(f"Chapter {number}: {chapter.verdict}", highlight=False, markup=False)
         out.print(results_table(outcome.report))
-        spent = " · ".join(f"{phase} {seconds:.0f} s" for phase, seconds in clock.seconds.items())
+        spent = " · ".join(f"{phase} {took:.0f} s" for phase, took in seconds.items())
         console.print(spent, style="dim", highlight=False)
         say(f"report: {out_dir / PAGE_FILE}")
         say(f"each site's own: {', '.join(str(path) for path in pages)}")
@@ -314,10 +314,10 @@ def _write_jobs(
 
     Their labels are those of the manifests, where these are others.
     """
-    from histoflare.commands.earlier_run import claim_output
     from histoflare.flare.job import read_job
     from histoflare.flare.job_choice import choose_job, facts_of
     from histoflare.flare.job_variant import write_variant
+    from histoflare.lab.earlier_run import claim_output
     from histoflare.site.found_data import FoundData, Patches, find_labels
 
     labels, jobs = find_labels(found.sites.values()), out_dir / JOBS_FOLDER

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from histoflare.commands.clock import PhaseClock
-from histoflare.commands.console import progress, say_fitted
-from histoflare.commands.earlier_run import claim_output
-from histoflare.commands.experiment import PAGE_FILE, Outcome, run_experiment, write_site_pages
-from histoflare.commands.options import Runtime
-from histoflare.commands.runtimes import Experiment
-from histoflare.commands.sites import find_sites
+from histoflare.commands.console import progress, say_fitted, watch_on
 from histoflare.errors import JobError
 from histoflare.flare.job import Job, read_job
 from histoflare.flare.job_choice import choose_job
 from histoflare.flare.job_variant import write_variant
+from histoflare.lab.earlier_run import claim_output
+from histoflare.lab.experiment import Experiment, Runtime
+from histoflare.lab.generated import draw_generated
+from histoflare.lab.pages import write_site_pages
+from histoflare.lab.run import PAGE_FILE, Outcome, run_watched
+from histoflare.lab.sites import find_sites
+from histoflare.lab.watch import Watch
 from histoflare.masks.importers import MANIFEST
-from histoflare.masks.metrics import confusion
-from histoflare.report.generated import GeneratedImage
 from histoflare.report.page import write_page
-from histoflare.rounds.local import load_model
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.site.image_pictures import dice_of, draw_image, draw_mask, predict_mask
 from histoflare.site.kinds import IMAGES
 from histoflare.synthetic.image_files import make_images
-from histoflare.synthetic.images import SyntheticImages, plan_images, render_image
+from histoflare.synthetic.images import SyntheticImages, plan_images
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -48,7 +44,7 @@ def run_segmentation_demo(
     runtime: Runtime,
     device: str,
     changes: Mapping[str, Any],
-) -> tuple[Outcome, list[Path], PhaseClock]:
+) -> tuple[Outcome, list[Path], Watch]:
     """Train, compare, and write the report, its page and each site's page.
 
     Args:
@@ -61,12 +57,12 @@ def run_segmentation_demo(
     Returns:
         What came out, the sites' pages, and what took how long.
     """
-    clock = PhaseClock()
     generated = images is None
     with progress() as bars:
+        watch = watch_on(bars)
         if images is None:
             images = out_dir / "images"
-            with clock.phase("make images"):
+            with watch.phase("make images"):
                 _make(images, bars)
         found = find_sites(images, IMAGES)
         claim_output(out_dir, {"task": "segmentation", "sites": found.to_json()})
@@ -86,49 +82,11 @@ def run_segmentation_demo(
             runtime=runtime,
             device=device,
         )
-        outcome = run_experiment(experiment, out_dir, bars, clock, ())
+        outcome = run_watched(experiment, out_dir, watch, ())
         if generated:
             write_page(outcome.report, out_dir / PAGE_FILE, draw_generated(GENERATED, experiment, outcome))
-        pages = write_site_pages(experiment, outcome, out_dir, bars, clock)
-    return outcome, pages, clock
-
-
-def draw_generated(
-    made: SyntheticImages, experiment: Experiment, outcome: Outcome
-) -> Sequence[GeneratedImage]:
-    """Return newly drawn images, one of each hospital's look, and the masks that models make of them.
-
-    Each is of a test patient, and none is among the images of a folder: what is shown comes out of
-    :func:`render_image`, and no file of a site is read for it.
-    """
-    job = experiment.job
-    state = job.strategy.personalize(outcome.federated.state, {})
-    federated = load_model(job.task, state, experiment.device)
-    alone = {
-        site: load_model(job.task, local, experiment.device) for site, local in sorted(outcome.local.items())
-    }
-    names = list(alone)
-    firsts: dict[str, Any] = {}
-    for planned in plan_images(made):
-        if planned.split == "test" and planned.number == made.images_per_patient:
-            firsts.setdefault(planned.site, replace(planned, number=planned.number + 1))
-    drawn = []
-    for index, (site, planned) in enumerate(firsts.items()):
-        pixels, truth = render_image(planned, made.side_px, made.seed)
-        asked = {"Federated": federated}
-        if site in alone:
-            asked["Its hospital's model alone"] = alone[site]
-        if others := [name for name in names if name != site]:
-            other = others[index % len(others)]
-            asked[f"{other} alone"] = alone[other]
-        pictures = [("Image", draw_image(pixels), False), ("True mask", draw_mask(truth, job.task), True)]
-        for caption, model in asked.items():
-            mask = predict_mask(model, job.task, pixels)
-            dice = dice_of(job.task, confusion(truth, mask, len(job.task.labels)))
-            said = ", ".join(f"Dice {value:.2f}" for value in dice.values() if value is not None)
-            pictures.append((f"{caption}: {said}" if said else caption, draw_mask(mask, job.task), True))
-        drawn.append(GeneratedImage(f"Generated image, look of {site}", site, pictures))
-    return drawn
+        pages = write_site_pages(experiment, outcome, out_dir, watch)
+    return outcome, pages, watch
 
 
 def _make(folder: Path, bars: Progress) -> None:

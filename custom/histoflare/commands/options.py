@@ -37,14 +37,6 @@ How = Annotated[bool, typer.Option("--how", help="Show also how it was computed,
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-class Runtime(StrEnum):
-    """Where a job's server and sites run."""
-
-    POC = "poc"
-    SIMULATOR = "simulator"
-    INPROCESS = "inprocess"
-
-
 class DemoTask(StrEnum):
     """What a demo learns."""
 

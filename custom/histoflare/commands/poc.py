@@ -79,7 +79,7 @@ def start(
         if sites is not None
         else _made_up(workspace / "sites", job, task)
     )
-    from histoflare.commands.sites import with_ledgers  # FLARE and PyTorch: seconds
+    from histoflare.lab.sites import with_ledgers  # FLARE and PyTorch: seconds
 
     chosen = with_ledgers(chosen, workspace)
     agreed = _write_job(workspace, job, preset, chosen, task.data)
@@ -168,7 +168,7 @@ def _configure(
     folder: Path, bags: Path | None, data: str, prepare: bool = False
 ) -> dict[str, SiteConfiguration]:
     """Return the sites of a folder; an external cohort only evaluates."""
-    from histoflare.commands.sites import find_sites
+    from histoflare.lab.sites import find_sites
     from histoflare.site.kinds import kind_of
 
     kind = kind_of(data)

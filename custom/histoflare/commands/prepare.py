@@ -136,7 +136,7 @@ def _manifest_files(manifest: Path | None, sites: Path | None) -> dict[str, Path
     if sites is None:
         assert manifest is not None
         return {"": manifest}
-    from histoflare.commands.sites import find_sites
+    from histoflare.lab.sites import find_sites
 
     found = find_sites(sites)
     return {**found.sites, **found.external}

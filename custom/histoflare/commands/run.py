@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from histoflare.commands.console import out, print_json, progress, say, say_fitted, say_refused
+from histoflare.commands.console import out, print_json, progress, say, say_fitted, say_refused, watch_on
 from histoflare.commands.options import (
     DEFAULT_JOB,
     DEVICE_HELP,
@@ -17,11 +16,11 @@ from histoflare.commands.options import (
     JOB_HELP,
     RUNTIME_HELP,
     Preset,
-    Runtime,
     read_device,
     read_epsilons,
 )
 from histoflare.errors import JobError
+from histoflare.lab.experiment import Runtime
 from histoflare.shipped import find_job
 
 if TYPE_CHECKING:
@@ -67,14 +66,15 @@ def run(
 
     Example: histoflare run --job dhunet_fedavg --sites my-images --out run --set rounds=20
     """
-    from histoflare.commands.clock import PhaseClock
-    from histoflare.commands.earlier_run import claim_output
-    from histoflare.commands.experiment import REPORT_FILE, run_experiment, write_site_pages
-    from histoflare.commands.runtimes import Experiment
-    from histoflare.commands.sites import find_sites
     from histoflare.flare.job import read_job
     from histoflare.flare.job_choice import choose_job, facts_of
     from histoflare.flare.job_variant import parse_settings, write_variant
+    from histoflare.lab.earlier_run import claim_output
+    from histoflare.lab.experiment import Experiment
+    from histoflare.lab.pages import write_site_pages
+    from histoflare.lab.run import REPORT_FILE, run_watched
+    from histoflare.lab.sites import find_sites
+    from histoflare.lab.summary import summarise
     from histoflare.report.headline import closing_words
     from histoflare.site.kinds import kind_of
     from histoflare.storage import write_json
@@ -108,9 +108,9 @@ def run(
                 runtime=runtime,
                 device=where,
             )
-            clock = PhaseClock()
-            outcome = run_experiment(experiment, folder, bars, clock, budgets)
-            write_site_pages(experiment, outcome, folder, bars, clock)
+            watch = watch_on(bars)
+            outcome = run_watched(experiment, folder, watch, budgets)
+            write_site_pages(experiment, outcome, folder, watch)
             reports.append(outcome.report)
             refused |= outcome.refused
     summary = summarise(reports)
@@ -146,61 +146,6 @@ def _configure(
         )
         for name, path in manifests.items()
     }
-
-
-def summarise(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return mean and standard deviation over the seeds' reports, per cohort, model and figure.
-
-    ``rounds`` were planned; ``rounds_run`` were brought to their end, seed by seed.
-
-    ``data`` is the kind of task, as in the reports. ``missing`` says which figures do not exist, and why.
-
-    ``each site``: the mean over the sites, each model on that site's test patients. ``all sites``: on the
-    test patients of all sites together; there, and on the external cohort, ``local`` is the mean over the
-    sites' own models.
-    """
-    from histoflare.report.bounds import models_of
-    from histoflare.report.consortium import own_models, say_missing
-    from histoflare.report.figures import kind_of
-    from histoflare.report.participation import finished_rounds
-
-    kind, models = kind_of(reports[0]), models_of(reports[0])
-    missing = {sentence: None for report in reports for sentence in say_missing(report)}
-    cohorts: dict[str, list[dict[str, Any]]] = {
-        "each site": [
-            {model: [site[model] for site in report["sites"].values()] for model in models}
-            for report in reports
-        ],
-        "all sites": [{model: own_models(report, model) for model in models} for report in reports],
-    }
-    if all(report["external"] for report in reports):
-        cohorts["external"] = [
-            {model: own_models(report, model, external=True) for model in models} for report in reports
-        ]
-    return {
-        "seeds": [report["seed"] for report in reports],
-        "rounds": reports[0]["rounds"],
-        "rounds_run": [finished_rounds(report) for report in reports],
-        "job": reports[0]["job"],
-        "data": kind.data,
-        "missing": list(missing),
-        "cohorts": {
-            cohort: {
-                model: {figure: _spread([row[model] for row in rows], figure) for figure in kind.names}
-                for model in models
-            }
-            for cohort, rows in cohorts.items()
-        },
-    }
-
-
-def _spread(rows: list[list[dict[str, Any]]], figure: str) -> dict[str, float | None]:
-    """Return mean and standard deviation over seeds; each seed's value is the mean over its models."""
-    known = [[row[figure] for row in seed if row and row[figure] is not None] for seed in rows]
-    values = [statistics.fmean(seed) for seed in known if seed]
-    if not values:
-        return {"mean": None, "sd": None}
-    return {"mean": statistics.fmean(values), "sd": statistics.stdev(values) if len(values) > 1 else None}
 
 
 def show_summary(summary: dict[str, Any]) -> Table:

@@ -150,6 +150,12 @@ def read_job(folder: Path) -> Job:
     Raises:
         JobError: Something is missing, unknown or out of range; the message names it (JOB_INVALID, or what
             the part says), or the job is of another version (JOB_VERSION).
+
+    >>> from histoflare import read_job
+    >>> from histoflare.shipped import JOBS
+    >>> job = read_job(JOBS / "mem_fedavg")
+    >>> job.strategy.name, job.task.model_name
+    ('fedavg', 'mem')
     """
     try:
         meta = json.loads((folder / META_FILE).read_text())

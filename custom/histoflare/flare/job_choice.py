@@ -63,6 +63,12 @@ def choose_job(
     Raises:
         JobError: The folder, the preset or a setting cannot be used; or labels are taken from the data, and
             there is one only, or two differ in capitals only.
+
+    >>> from histoflare import choose_job
+    >>> from histoflare.shipped import JOBS
+    >>> choice = choose_job(JOBS / "mem_fedavg", settings=["rounds=2"])
+    >>> choice.job.rounds, choice.job.name
+    (2, 'mem_fedavg')
     """
     read_job(folder)  # what is wrong with the job must not be said of a copy
     chosen = read_preset(folder, preset) if preset else None

@@ -75,6 +75,11 @@ class MaskTask:
 
     Raises:
         JobError: A field is out of range; the message names every such field.
+
+    >>> from histoflare import MaskTask
+    >>> task = MaskTask(("background", "nucleus"), background="background", width=24, patch_px=64)
+    >>> task.model_name
+    'dhunet'
     """
 
     data: ClassVar[str] = "images"

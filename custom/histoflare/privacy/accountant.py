@@ -48,7 +48,13 @@ _ROUNDING = 1e-14
 
 
 def epsilon(spends: Iterable[Spend], delta: float, accountant: str = "rdp") -> float:
-    """Return the ε of all ``spends`` together at ``delta``, in [0, ∞]; see :func:`count`."""
+    """Return the ε of all ``spends`` together at ``delta``, in [0, ∞]; see :func:`count`.
+
+    >>> from histoflare import DpSgd, epsilon
+    >>> plan = DpSgd(noise_multiplier=4.0, sample_rate=0.1, batch_size=8, steps=2)
+    >>> 0 < epsilon([plan.spend()] * 20, delta=1e-5) < epsilon([plan.spend()] * 40, delta=1e-5)
+    True
+    """
     return count(spends, delta, accountant)[0]
 
 
@@ -123,6 +129,12 @@ def calibrate(
     Raises:
         JobError: An argument is out of its range, or it takes more noise than :data:`MOST_NOISE`
             (PRIVACY_INVALID).
+
+    >>> from histoflare import DpSgd, calibrate, epsilon
+    >>> noise = calibrate(8.0, 1e-5, sample_rate=0.1, steps=500)
+    >>> plan = DpSgd(noise_multiplier=noise, sample_rate=0.1, steps=500)
+    >>> 7.9 < epsilon([plan.spend()], delta=1e-5) <= 8.0
+    True
     """
     _check(delta, accountant)
     if not 0 < target_epsilon < math.inf:

@@ -203,6 +203,10 @@ class Open(PrivacyPlan):
     """No protection: what was trained is what leaves.
 
     Guarantee: none. ε = ∞ before, during and after; nothing is booked.
+
+    >>> from histoflare import Open
+    >>> Open().protects
+    False
     """
 
     mechanism: ClassVar[str] = "open"
@@ -365,6 +369,12 @@ class DpSgd(Noisy):
         steps: Of each round.
         record: ``"patient"`` or ``"slide"``: what is sampled and clipped.
         slides_per_patient: k; only with ``record = "slide"``.
+
+    >>> from histoflare import DpSgd
+    >>> asked = DpSgd(budget_epsilon=8.0, budget_share=0.25, sample_rate=0.1, batch_size=8, steps=2)
+    >>> plan = asked.settled(rounds=20, weights=1000)
+    >>> plan.budget().spent([plan.spend().times(20)]) <= 8
+    True
     """
 
     mechanism: ClassVar[str] = "dp-sgd"
@@ -478,6 +488,11 @@ class UpdateNoise(Noisy):
     Attributes:
         noise_location: ``"client"``: each site adds its own. ``"server"``: sites clip, and the server adds
             noise once to the sum (eq. 11): against the server itself ε is ∞, and the sites must trust it.
+
+    >>> from histoflare import UpdateNoise
+    >>> plan = UpdateNoise(noise_multiplier=10.0)
+    >>> plan.spend().noise_multiplier  # one patient can move an update by twice the clip
+    5.0
     """
 
     mechanism: ClassVar[str] = "update-noise"

@@ -124,6 +124,17 @@ def evaluate(
 
     Raises:
         JobError: There is no row, or the parts do not fit one another.
+
+    >>> from pathlib import Path
+    >>> from histoflare import MODELS, BagTask, evaluate, load_cohort, predict, read_manifest
+    >>> model = MODELS["mem"](memories=2, dim=4, hidden=8)
+    >>> task = BagTask(("glandular", "solid"), "densenet121-random:v1", model, patch_px=224)
+    >>> manifest = read_manifest(Path("clinic-a/manifest.csv"), check_files=False)
+    >>> cohort = load_cohort("clinic-a", manifest, Path("clinic-a/bags"), task.target, task.encoder)
+    >>> state = task.build_model().state_dict()  # or that of a run
+    >>> found = evaluate(predict(task, state, cohort, "test"))
+    >>> 0 <= found["accuracy"].value <= 1 and found.n_patients == len(cohort.test)
+    True
     """
     _check(table)
     if not len(table.patients):

@@ -134,6 +134,17 @@ def predict(task: Task, state: State, data: Any, split: str, device: str = "cpu"
     """Return what the model, or ensemble, with ``state`` says of ``split``: evaluation mode, no gradients.
 
     On the CPU it takes one thread, so that the figures are the same wherever they are made.
+
+    >>> from pathlib import Path
+    >>> from histoflare import MODELS, BagTask, load_cohort, predict, read_manifest
+    >>> model = MODELS["mem"](memories=2, dim=4, hidden=8)
+    >>> task = BagTask(("glandular", "solid"), "densenet121-random:v1", model, patch_px=224)
+    >>> manifest = read_manifest(Path("clinic-a/manifest.csv"), check_files=False)
+    >>> cohort = load_cohort("clinic-a", manifest, Path("clinic-a/bags"), task.target, task.encoder)
+    >>> state = task.build_model().state_dict()  # or that of a run
+    >>> table = predict(task, state, cohort, "test")
+    >>> table.probabilities.shape == (len(table.patients), 2)
+    True
     """
     with reproducible(0, device), torch.no_grad():
         return task.predict(load_model(task, state, device), data, split)

@@ -88,6 +88,18 @@ def run_in_process(
     Raises:
         JobError: The sites, the rounds or an update cannot be used, or a round had too few updates.
         HistoflareError: No site had one; the error is the first site's.
+
+    >>> from pathlib import Path
+    >>> from histoflare import MODELS, BagTask, FedAvg, load_cohort, read_manifest, run_in_process
+    >>> model = MODELS["mem"](memories=2, dim=4, hidden=8)
+    >>> task = BagTask(("glandular", "solid"), "densenet121-random:v1", model, patch_px=224)
+    >>> cohorts = {}
+    >>> for site in ("clinic-a", "clinic-b"):
+    ...     manifest = read_manifest(Path(site, "manifest.csv"), check_files=False)
+    ...     cohorts[site] = load_cohort(site, manifest, Path(site, "bags"), task.target, task.encoder)
+    >>> run = run_in_process(task, cohorts, FedAvg(), rounds=2, seed=1)
+    >>> run.participation
+    (('clinic-a', 'clinic-b'), ('clinic-a', 'clinic-b'))
     """
     strategy.check_sites(list(sites))
     if not 0 <= start_round <= rounds:

@@ -30,6 +30,12 @@ class SiteConfiguration:
         workstation: Whether it is one of several sites on one workstation, which may use a ledger that was
             made there to try things out.
         site: The name under which it takes part; None: not known. It does not stand in its file.
+
+    >>> from pathlib import Path
+    >>> from histoflare import SiteConfiguration
+    >>> site = SiteConfiguration({"manifest": Path("clinic-a/manifest.csv"), "bags": Path("clinic-a/bags")})
+    >>> site.records.name
+    'bags-records'
     """
 
     files: Mapping[str, Path] = field(default_factory=dict)

@@ -97,6 +97,12 @@ def read_manifest(path: Path, labels: Sequence[str] | None = None, check_files: 
     Raises:
         ManifestError: It cannot be read (``MANIFEST_UNREADABLE``) or is wrong (``MANIFEST_INVALID``); every
             fault is in its ``problems``.
+
+    >>> from pathlib import Path
+    >>> from histoflare import read_manifest
+    >>> manifest = read_manifest(Path("clinic-a/manifest.csv"), check_files=False)
+    >>> manifest.rows[0].patient, manifest.rows[0].label
+    ('clinic-a-p0', 'glandular')
     """
     table = read_table(path, NEEDED, COLUMNS)
     problems: list[str] = []

@@ -54,6 +54,11 @@ class MosaicParameters:
 
     Raises:
         SlideError: A value is out of its range (``MOSAIC_PARAMETERS``); all such values are listed.
+
+    >>> from histoflare import MosaicParameters
+    >>> parameters = MosaicParameters(patch_px=224, fraction=0.2)
+    >>> parameters.mpp, parameters.clusters
+    (0.5, 9)
     """
 
     mpp: float = 0.5
@@ -160,6 +165,13 @@ def build_mosaic(slide: Slide, parameters: MosaicParameters, threads: int = 1) -
 
     Raises:
         SlideError: As :func:`find_mosaic`.
+
+    >>> from pathlib import Path
+    >>> from histoflare import MosaicParameters, Slide, build_mosaic
+    >>> with Slide(Path("slide.tif")) as slide:
+    ...     mosaic = build_mosaic(slide, MosaicParameters(mpp=0.5, patch_px=64, clusters=3))
+    >>> 3 <= len(mosaic.patches) < len(mosaic.candidates)
+    True
     """
     return find_mosaic(slide, parameters, threads)[0]
 

@@ -73,6 +73,12 @@ class Slide:
         SlideError: No such file (``SLIDE_MISSING``), a format OpenSlide does not know
             (``SLIDE_UNSUPPORTED``), damaged (``SLIDE_OPEN_FAILED``), several series in one folder
             (``SLIDE_AMBIGUOUS``), or ``mpp`` is no resolution (``SLIDE_MPP_INVALID``).
+
+    >>> from pathlib import Path
+    >>> from histoflare import Slide
+    >>> with Slide(Path("slide.tif")) as slide:
+    ...     print(slide.mpp, slide.thumbnail(mpp=8.0).shape[-1])
+    0.5 3
     """
 
     def __init__(self, path: Path, *, mpp: float | None = None, mpp_place: str = MPP_PLACE) -> None:

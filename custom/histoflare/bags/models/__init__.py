@@ -10,6 +10,12 @@ from histoflare.bags.models.model import BagModel, ModelSettings
 MODELS: dict[str, type[ModelSettings]] = {
     "mem": MemSettings,
 }
+"""Name → the model's settings, which make it.
+
+>>> from histoflare import MODELS
+>>> MODELS["mem"](memories=4).memories
+4
+"""
 
 
 def build_model(settings: ModelSettings, features: int, outputs: int, seed: int) -> BagModel:

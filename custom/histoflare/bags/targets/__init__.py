@@ -8,3 +8,9 @@ from histoflare.bags.targets.target import Target
 TARGETS: dict[str, type[Target]] = {
     "classes": Classes,
 }
+"""Name → the target with its settings.
+
+>>> from histoflare import TARGETS
+>>> TARGETS["classes"](labels=("benign", "tumour")).labels
+('benign', 'tumour')
+"""

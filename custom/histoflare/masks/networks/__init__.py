@@ -68,6 +68,12 @@ NETWORKS: dict[str, NetworkKind] = {
         "ConvNeXt-T and UPerNet of transformers; 46.5 million parameters, as published",
     ),
 }
+"""Name → how the network is made, and what it is.
+
+>>> from histoflare import NETWORKS
+>>> print(NETWORKS["convnext-upernet"].description)
+ConvNeXt-T and UPerNet of transformers; 46.5 million parameters, as published
+"""
 
 
 def build_network(

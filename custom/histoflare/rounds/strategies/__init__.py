@@ -11,6 +11,12 @@ STRATEGIES = {
     "fedavg": "histoflare.rounds.strategies.fedavg:FedAvg",
     "cyclic": "histoflare.rounds.strategies.cyclic:CyclicWeightTransfer",
 }
+"""Name → the strategy's class, for :func:`make_strategy`.
+
+>>> from histoflare import STRATEGIES
+>>> STRATEGIES["fedavg"]
+'histoflare.rounds.strategies.fedavg:FedAvg'
+"""
 
 
 def make_strategy(name: str, **arguments: Any) -> Strategy:
@@ -18,6 +24,10 @@ def make_strategy(name: str, **arguments: Any) -> Strategy:
 
     Raises:
         JobError: No such strategy, or it does not take these arguments.
+
+    >>> from histoflare import make_strategy
+    >>> make_strategy("fedavg", weighting="uniform").weighting
+    'uniform'
     """
     made: Strategy = make_registered("strategy", STRATEGIES, name, arguments)
     return made

@@ -27,6 +27,10 @@ class FedAvg(Strategy):
         weights: Site → weight, for ``"fixed"``: finite, >= 0, at least one above 0.
         clients_per_round: See :class:`Federated`.
         share, batch_norm: See :class:`Strategy`.
+
+    >>> from histoflare import FedAvg
+    >>> FedAvg(weighting="uniform").equal_weights
+    True
     """
 
     name: ClassVar[str] = "fedavg"

@@ -11,6 +11,12 @@ TOPOLOGIES = {
     "federated": "histoflare.rounds.topologies.federated:Federated",
     "cyclic": "histoflare.rounds.topologies.cyclic:Cyclic",
 }
+"""Name → the topology's class, for :func:`make_topology`.
+
+>>> from histoflare import TOPOLOGIES
+>>> TOPOLOGIES["cyclic"]
+'histoflare.rounds.topologies.cyclic:Cyclic'
+"""
 
 
 def make_topology(name: str, **arguments: Any) -> Topology:

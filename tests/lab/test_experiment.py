@@ -12,18 +12,14 @@ from rich.progress import Progress
 from histoflare.bags.bag import read_bag
 from histoflare.bags.cohort import FeatureCache, load_cohort
 from histoflare.bags.models.mem import MemSettings
-from histoflare.commands.clock import PhaseClock
-from histoflare.commands.console import progress
-from histoflare.commands.experiment import (
-    Outcome,
-    _rounds_run,
-    run_experiment,
-    write_site_pages,
-)
-from histoflare.commands.options import Runtime
-from histoflare.commands.runtimes import Experiment, Federated
+from histoflare.commands.console import progress, watch_on
 from histoflare.errors import HistoflareError, JobError
 from histoflare.flare.job import Job, read_job
+from histoflare.lab.bounds import rounds_run
+from histoflare.lab.experiment import Experiment, Runtime
+from histoflare.lab.federation import Federated
+from histoflare.lab.pages import write_site_pages
+from histoflare.lab.run import Outcome, run_experiment, run_watched
 from histoflare.model_file import MODEL_FILE
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.report.consortium import say_missing
@@ -54,7 +50,7 @@ def test_personal_layers_are_evaluated(tmp_path: Path, repository: Path) -> None
     sites = {site: write_site(tmp_path, site, slides=20) for site in ("a", "b")}
     experiment = Experiment(job, sites, {}, Runtime.INPROCESS)
     with progress() as bars:
-        report = run_experiment(experiment, tmp_path / "out", bars, PhaseClock()).report
+        report = run_watched(experiment, tmp_path / "out", watch_on(bars)).report
     cohorts = {
         site: load_cohort(
             site,
@@ -84,7 +80,7 @@ def reported(job: Job, folder: Path, *epsilons: float) -> tuple[dict[str, Any], 
     sites = {site: write_site(folder, site, slides=20) for site in ("a", "b")}
     with progress() as bars:
         experiment = Experiment(job, sites, {}, Runtime.INPROCESS)
-        outcome = run_experiment(experiment, folder / "out", bars, PhaseClock(), epsilons)
+        outcome = run_watched(experiment, folder / "out", watch_on(bars), epsilons)
     return outcome.report, bars
 
 
@@ -172,7 +168,7 @@ def test_sites_with_images_get_their_own_pages(tmp_path: Path, repository: Path)
     outcome = Outcome(full_report(**segmentation_facts()), cohorts, federated, local=own)
     experiment = Experiment(job, sites, {}, Runtime.INPROCESS)
     with progress() as bars:
-        paths = write_site_pages(experiment, outcome, tmp_path / "out", bars, PhaseClock())
+        paths = write_site_pages(experiment, outcome, tmp_path / "out", watch_on(bars))
     assert [path.name for path in paths] == ["site-tnbc-1.html", "site-dsb-2.html"]
     for site, path in zip(sites, paths, strict=True):
         parsed = parse(path)
@@ -194,8 +190,8 @@ def test_a_site_that_does_not_fit_ends_nobody_elses_run(tmp_path: Path, reposito
     }
     with progress() as bars:
         experiment = Experiment(job, sites, outside, Runtime.INPROCESS)
-        outcome = run_experiment(experiment, tmp_path / "out", bars, PhaseClock())
-        pages = write_site_pages(experiment, outcome, tmp_path / "out", bars, PhaseClock())
+        outcome = run_watched(experiment, tmp_path / "out", watch_on(bars))
+        pages = write_site_pages(experiment, outcome, tmp_path / "out", watch_on(bars))
     codes = {"broken": "COHORT_INVALID", "untrained": "SITE_HAS_NO_TRAINING_DATA"}
     report = outcome.report
     assert list(report["sites"]) == ["a", "b"]
@@ -207,11 +203,10 @@ def test_a_site_that_does_not_fit_ends_nobody_elses_run(tmp_path: Path, reposito
     # the external cohort is of one class
     assert report["external"]["auc"] is None and report["external"]["accuracy"] is not None
     assert say_missing(report) == ["No AUC for external: all slides are of one class."]
-    without = run_experiment(
+    without = run_watched(
         Experiment(job, {site: sites[site] for site in ("a", "b")}, {}, Runtime.INPROCESS),
         tmp_path / "without",
-        bars,
-        PhaseClock(),
+        watch_on(bars),
     )
     assert report["model_sha256"] == without.report["model_sha256"]
 
@@ -220,7 +215,7 @@ def test_a_run_that_no_site_fits_says_every_fault(tmp_path: Path, repository: Pa
     sites = {site: write_site(tmp_path, site, encoder="other:v1") for site in ("a", "b")}
     experiment = Experiment(small_job(repository, Open()), sites, {}, Runtime.INPROCESS)
     with progress() as bars, pytest.raises(HistoflareError, match=r"a: the bags(?s:.*)b: the bags"):
-        run_experiment(experiment, tmp_path / "out", bars, PhaseClock())
+        run_watched(experiment, tmp_path / "out", watch_on(bars))
 
 
 def test_a_site_whose_training_fails_is_left_out_of_the_figures(tmp_path: Path, repository: Path) -> None:
@@ -228,7 +223,7 @@ def test_a_site_whose_training_fails_is_left_out_of_the_figures(tmp_path: Path, 
     experiment = Experiment(small_job(repository, Open()), sites, {}, Runtime.INPROCESS)
     damage(sites["gone"])
     with progress() as bars:
-        outcome = run_experiment(experiment, tmp_path / "out", bars, PhaseClock())
+        outcome = run_watched(experiment, tmp_path / "out", watch_on(bars))
     assert list(outcome.report["sites"]) == ["a", "b"]
     assert [row["refused"] for row in outcome.report["participation"]] == [{"gone": "BAG_DAMAGED"}] * 2
     assert outcome.refused["gone"].startswith("BAG_DAMAGED: ")
@@ -238,7 +233,7 @@ def test_the_loss_of_each_round_is_shown(tmp_path: Path, repository: Path) -> No
     sites = {site: write_site(tmp_path, site, slides=20) for site in ("a", "b")}
     job = small_job(repository, Open())
     with progress() as bars:
-        run_experiment(Experiment(job, sites, {}, Runtime.INPROCESS), tmp_path / "out", bars, PhaseClock())
+        run_watched(Experiment(job, sites, {}, Runtime.INPROCESS), tmp_path / "out", watch_on(bars))
     cohorts = {site: load_site_data(site, job.task, made) for site, made in sites.items()}
     (*_, last) = run_in_process(job.task, cohorts, job.strategy, job.rounds, job.seed).losses
     (bar,) = [task for task in bars.tasks if task.description.startswith("federated rounds")]
@@ -250,9 +245,9 @@ def test_bounds_take_as_many_rounds_as_patience_left(repository: Path) -> None:
     job = read_job(repository / "jobs" / "mem_fedavg")
     rows: list[dict[str, object]] = [{"taking_part": ["a"]}, {"taking_part": ["a"]}]
     ran = Federated(state={}, site_states={}, participation=rows)
-    assert _rounds_run(job, ran) == job.rounds > 2
+    assert rounds_run(job, ran) == job.rounds > 2
     rows[-1]["stopped"] = {"patience": 1}
-    assert _rounds_run(job, ran) == 2
+    assert rounds_run(job, ran) == 2
 
 
 def damage(site: SiteConfiguration) -> None:
@@ -285,9 +280,9 @@ def run_with_fault_after_round_1(
 
         return run_in_process(*args, **{**kwargs, "on_round": on_round})
 
-    monkeypatch.setattr("histoflare.commands.runtimes.run_in_process", damaging)
+    monkeypatch.setattr("histoflare.lab.federation.run_in_process", damaging)
     with progress() as bars:
-        return run_experiment(experiment, tmp_path / "out", bars, PhaseClock())
+        return run_watched(experiment, tmp_path / "out", watch_on(bars))
 
 
 def test_a_site_that_fails_mid_run_costs_its_own_figures_only(
@@ -340,5 +335,24 @@ def test_a_cycle_in_which_every_site_fails_says_why(tmp_path: Path, repository: 
         progress() as bars,
         pytest.raises(JobError, match=r"No site can take part:\na: (?s:.*)\nb: ") as caught,
     ):
-        run_experiment(experiment, tmp_path / "out", bars, PhaseClock())
+        run_watched(experiment, tmp_path / "out", watch_on(bars))
     assert caught.value.reason == "BAG_DAMAGED"
+
+
+def test_a_runtime_that_there_is_not_is_refused(tmp_path: Path, repository: Path) -> None:
+    job = small_job(repository, Open())
+    with pytest.raises(JobError, match=r"'cloud'.*poc, simulator, inprocess") as caught:
+        run_experiment(job, {}, tmp_path / "out", runtime="cloud")
+    assert caught.value.reason == "JOB_INVALID"
+
+
+def test_a_warning_that_nobody_asked_for_is_one_of_pythons(tmp_path: Path, repository: Path) -> None:
+    sites = {site: write_site(tmp_path, site, slides=20) for site in ("a", "b")}
+    sites["broken"] = write_site(tmp_path, "broken", encoder="other:v1")
+    heard: list[str] = []
+    job = small_job(repository, Open())
+    with pytest.warns(UserWarning, match=r"^broken is left out \(COHORT_INVALID\)"):
+        outcome = run_experiment(job, sites, tmp_path / "out")
+    again = run_experiment(job, sites, tmp_path / "again", on_warning=heard.append)
+    assert [said.partition(":")[0] for said in heard] == ["broken is left out (COHORT_INVALID)"]
+    assert outcome.report["model_sha256"] == again.report["model_sha256"]

@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
-
-from histoflare.commands.clock import PhaseClock
-from histoflare.commands.experiment import Outcome, load_experiment, run_loaded, write_report
-from histoflare.commands.options import Runtime
-from histoflare.commands.runtimes import Experiment, up_for
 from histoflare.flare.job import Job
+from histoflare.lab.experiment import Experiment, Runtime
+from histoflare.lab.federation import up_for
+from histoflare.lab.loading import load_experiment
+from histoflare.lab.run import Outcome, run_loaded, write_report
+from histoflare.lab.watch import Watch
 from histoflare.report.chapters import join_chapters
 from histoflare.rounds.evaluation import evaluate_difference, merge_predictions
 from histoflare.rounds.local import predict
@@ -30,8 +29,7 @@ def run_chapters(
     unprotected: Experiment,
     protected: Experiment,
     out: Path,
-    bars: Progress,
-    clock: PhaseClock,
+    watch: Watch,
     epsilons: Sequence[float],
     note: str = "",
 ) -> Outcome:
@@ -41,7 +39,7 @@ def run_chapters(
 
     Args:
         unprotected, protected: Of the same sites, cohorts and runtime.
-        epsilons: As for :func:`histoflare.commands.experiment.run_experiment`.
+        epsilons: As for :func:`histoflare.lab.run.run_experiment`.
         note: What the page says of the data.
 
     Returns:
@@ -50,14 +48,14 @@ def run_chapters(
     Raises:
         HistoflareError: As for ``run_experiment``.
     """
-    loaded = load_experiment(protected, clock)
+    loaded = load_experiment(protected, watch)
     both = [replace(loaded.taking_part, job=each.job) for each in (protected, unprotected)]
-    up = up_for(both, out, bars, clock) if protected.runtime == Runtime.POC else nullcontext()
+    up = up_for(both, out, watch) if protected.runtime == Runtime.POC else nullcontext()
     beside = out / UNPROTECTED_FOLDER
     beside.mkdir(parents=True, exist_ok=True)
     with up as running:
-        first = run_loaded(unprotected, loaded, beside, bars, clock, (), running)
-        second = run_loaded(protected, loaded, out, bars, clock, epsilons, running)
+        first = run_loaded(unprotected, loaded, beside, watch, (), running)
+        second = run_loaded(protected, loaded, out, watch, epsilons, running)
     cohorts = {
         site: second.cohorts[site]
         for site in sorted(protected.sites)
@@ -69,7 +67,7 @@ def run_chapters(
             {site: predict(job.task, state, data, "test", protected.device) for site, data in cohorts.items()}
         )
 
-    with clock.phase("evaluation"):
+    with watch.phase("evaluation"):
         free, private = (
             ask(each.job, each.job.strategy.personalize(outcome.federated.state, {}))
             for each, outcome in ((unprotected, first), (protected, second))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from histoflare.commands.earlier_run import claim_output
 from histoflare.errors import JobError
+from histoflare.lab.earlier_run import claim_output
 
 SITES = {"sites": {"a": "/a.csv"}, "job": {"rounds": 3, "labels": ("x", "y")}}
 

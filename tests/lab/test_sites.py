@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from histoflare.commands.sites import find_sites
 from histoflare.errors import ManifestError
+from histoflare.lab.sites import find_sites
 
 
 def touch(path: Path) -> Path:

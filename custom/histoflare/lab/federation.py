@@ -10,42 +10,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
-
-from histoflare.commands.clock import PhaseClock
-from histoflare.commands.options import Runtime
-from histoflare.commands.sites import KEYS_FOLDER, LEDGERS_FOLDER, with_ledgers
 from histoflare.errors import HistoflareError
 from histoflare.flare.job import Job
 from histoflare.flare.result import FederationResult, FederationRun
 from histoflare.flare.simulator import run_simulation
 from histoflare.flare.workstation import Workstation, federation_up
+from histoflare.lab.experiment import Experiment, Runtime
+from histoflare.lab.sites import KEYS_FOLDER, LEDGERS_FOLDER, with_ledgers
+from histoflare.lab.watch import RunningStep, Watch
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State
-from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.kinds.kind import SiteData
 
 FEDERATION_FOLDER = "federation"
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """What to run.
-
-    Attributes:
-        job: The job.
-        sites: Training sites and where each keeps its manifest and bags.
-        external: External cohorts; they are asked as one.
-        runtime: Where.
-        device: Where models run in this process: the bounds, the comparison, the sites' training in process.
-            A site in a process of its own has the device of its own configuration.
-    """
-
-    job: Job
-    sites: Mapping[str, SiteConfiguration]
-    external: Mapping[str, SiteConfiguration]
-    runtime: Runtime
-    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -78,8 +55,7 @@ def federate(
     experiment: Experiment,
     cohorts: Mapping[str, SiteData],
     out: Path,
-    bars: Progress,
-    clock: PhaseClock,
+    watch: Watch,
     running: Workstation | None = None,
 ) -> Federated:
     """Run an experiment's job.
@@ -87,25 +63,23 @@ def federate(
     Args:
         cohorts: The sites' data; only a job that runs in this process looks at them.
         out: Folder for what a federation makes.
-        bars: Shows how far it is. clock: Times the parts.
+        watch: Is told how far it is.
         running: A federation that is up for this job; None starts one, where the runtime has processes.
 
     Raises:
         HistoflareError: The job did not finish.
     """
     if running is not None:
-        return _in_federation(running, experiment.job, bars)
+        return _in_federation(running, experiment.job, watch)
     if experiment.runtime == Runtime.POC:
-        with up_for([experiment], out, bars, clock) as own:
-            return _in_federation(own, experiment.job, bars)
+        with up_for([experiment], out, watch) as own:
+            return _in_federation(own, experiment.job, watch)
     run = {Runtime.SIMULATOR: _simulator, Runtime.INPROCESS: _in_process}
-    return run[experiment.runtime](_with_new_ledgers(experiment, out), cohorts, out, bars, clock)
+    return run[experiment.runtime](_with_new_ledgers(experiment, out), cohorts, watch)
 
 
 @contextmanager
-def up_for(
-    experiments: Sequence[Experiment], out: Path, bars: Progress, clock: PhaseClock
-) -> Iterator[Workstation]:
+def up_for(experiments: Sequence[Experiment], out: Path, watch: Watch) -> Iterator[Workstation]:
     """Start a federation for several experiments on the same sites, and end it when the block is left.
 
     Every site has one new ledger, in which all their jobs are booked.
@@ -116,11 +90,11 @@ def up_for(
 
     @contextmanager
     def phase(name: str) -> Iterator[None]:
-        bar = None if name == "federated rounds" else bars.add_task(name, total=None)
-        with clock.phase(name):
+        step = None if name == "federated rounds" else watch.begin(name)
+        with watch.phase(name):
             yield
-        if bar is not None:
-            bars.update(bar, total=1, completed=1)
+        if step is not None:
+            step.end()
 
     first = _with_new_ledgers(experiments[0], out)
     jobs = [experiment.job for experiment in experiments]
@@ -162,16 +136,14 @@ def _with_new_ledgers(experiment: Experiment, out: Path) -> Experiment:
     )
 
 
-def _in_federation(running: Workstation, job: Job, bars: Progress) -> Federated:
-    return _of_processes(running.run(job, _Rounds(bars, job.rounds, "FLARE processes").show))
+def _in_federation(running: Workstation, job: Job, watch: Watch) -> Federated:
+    return _of_processes(running.run(job, _Rounds(watch, job.rounds, "FLARE processes").show))
 
 
-def _simulator(
-    experiment: Experiment, cohorts: Mapping[str, SiteData], out: Path, bars: Progress, clock: PhaseClock
-) -> Federated:
+def _simulator(experiment: Experiment, cohorts: Mapping[str, SiteData], watch: Watch) -> Federated:
     job = experiment.job
-    rounds = _Rounds(bars, job.rounds, "FLARE's simulator")
-    with clock.phase("federated rounds"):
+    rounds = _Rounds(watch, job.rounds, "FLARE's simulator")
+    with watch.phase("federated rounds"):
         run = run_simulation(job, experiment.sites, rounds.show)
     return _of_processes(run)
 
@@ -189,12 +161,10 @@ def _of_processes(run: FederationRun) -> Federated:
     )
 
 
-def _in_process(
-    experiment: Experiment, cohorts: Mapping[str, SiteData], out: Path, bars: Progress, clock: PhaseClock
-) -> Federated:
+def _in_process(experiment: Experiment, cohorts: Mapping[str, SiteData], watch: Watch) -> Federated:
     job = experiment.job
-    rounds = _Rounds(bars, job.rounds, "this process")
-    with clock.phase("federated rounds"):
+    rounds = _Rounds(watch, job.rounds, "this process")
+    with watch.phase("federated rounds"):
         run = run_in_process(
             job.task,
             {site: cohorts[site] for site in sorted(experiment.sites)},
@@ -236,22 +206,22 @@ def _in_process(
 
 
 class _Rounds:
-    """A bar that appears with the first round: the time before it says nothing of the time left."""
+    """A step that begins with the first round: the time before it says nothing of the time left."""
 
-    def __init__(self, bars: Progress, total: int, where: str) -> None:
-        self._bars = bars
+    def __init__(self, watch: Watch, total: int, where: str) -> None:
+        self._watch = watch
         self._total = total
         self._text = f"federated rounds ({where})"
-        self._bar: Any = None
+        self._step: RunningStep | None = None
 
     def show(self, done: int, loss: float | None) -> None:
         """Show that ``done`` rounds are finished, the last one with this mean training loss of the sites."""
         if not done:
             return
-        if self._bar is None:
-            self._bar = self._bars.add_task(self._text, total=self._total)
+        if self._step is None:
+            self._step = self._watch.begin(self._text, self._total)
         text = self._text if loss is None else f"federated rounds, loss {loss:.3g}"  # fits 80 columns
-        self._bars.update(self._bar, completed=done, description=text)
+        self._step.show(done, text)
 
     def advance(self, index: int, total: int, seconds: float, losses: Mapping[str, float]) -> None:
         """Show that round ``index`` is finished, see ``rounds.runner.OnRound``."""

@@ -1,0 +1,99 @@
+"""What an experiment says while it runs, and how long its phases take."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far a step of an experiment is.
+
+    Attributes:
+        number: 1, 2, … in the order in which steps begin. Several may have the same text.
+        text: What is being done.
+        done: How much of it is done.
+        total: Out of how much; None if nobody knows.
+    """
+
+    number: int
+    text: str
+    done: int
+    total: int | None
+
+
+OnProgress = Callable[[Step], None]
+"""Called when a step begins and whenever it goes on."""
+
+OnWarning = Callable[[str], None]
+"""Called with one sentence about what is odd or left out."""
+
+
+class Watch:
+    """Whom an experiment tells how far it is, and a clock for its phases.
+
+    Args:
+        on_progress: Is told of each step; None: nobody is.
+        on_warning: Is told what is odd or left out; None: it is one of Python's warnings.
+
+    Attributes:
+        seconds: Phase → how long it took.
+    """
+
+    def __init__(self, on_progress: OnProgress | None = None, on_warning: OnWarning | None = None) -> None:
+        self._on_progress = on_progress
+        self._on_warning = on_warning
+        self._begun = 0
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a block under ``name``."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+
+    def begin(self, text: str, total: int | None = None) -> RunningStep:
+        """Begin a step and return what it is told through."""
+        self._begun += 1
+        return RunningStep(self._tell, Step(self._begun, text, 0, total))
+
+    def warn(self, text: str) -> None:
+        """Say what is odd or left out."""
+        if self._on_warning is None:
+            warnings.warn(text, stacklevel=2)
+        else:
+            self._on_warning(text)
+
+    def _tell(self, step: Step) -> None:
+        if self._on_progress is not None:
+            self._on_progress(step)
+
+
+class RunningStep:
+    """A step that has begun; each call tells how far it is."""
+
+    def __init__(self, tell: OnProgress, step: Step) -> None:
+        self._tell = tell
+        self._step = step
+        tell(step)
+
+    def advance(self) -> None:
+        """One more is done."""
+        self.show(self._step.done + 1)
+
+    def show(self, done: int, text: str | None = None) -> None:
+        """So many are done; ``text`` says from now on what is being done."""
+        self._step = replace(self._step, done=done, text=text or self._step.text)
+        self._tell(self._step)
+
+    def end(self) -> None:
+        """A step of which nobody knew how long it takes is over."""
+        self._step = replace(self._step, total=1)
+        self.show(1)
