@@ -202,7 +202,7 @@ def read_rows(path: Path, rows: Sequence[int]) -> tuple[BagHeader, npt.NDArray[n
 
 def _open(path: Path) -> Any:
     if not path.is_file():
-        # A bag's name ends with a hash of the slide's path as the manifest writes it; a moved manifest has others.
+        # A bag's name ends with a hash of the slide's path in the manifest: a moved manifest has others.
         slide = path.stem.rpartition("-")[0]
         other = next(path.parent.glob(f"{glob.escape(slide)}-????????.h5"), None) if slide else None
         moved = f" ({other.name} there is of a slide of that name at another path)" if other else ""
