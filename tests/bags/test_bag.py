@@ -116,6 +116,9 @@ def test_header_is_read_without_the_features(tmp_path: Path, monkeypatch: pytest
 def test_missing_and_foreign_files(tmp_path: Path) -> None:
     with raises_reason("BAG_MISSING", "prepare"):
         read_bag(tmp_path / "none.h5")
+    write_bag(tmp_path / "s-1-0123abcd.h5", make_bag())
+    with raises_reason("BAG_MISSING", "s-1-0123abcd.h5"):
+        read_bag(tmp_path / "s-1-ffffffff.h5")
     with h5py.File(tmp_path / "clam.h5", "w") as file:
         file["features"] = np.zeros((2, 3))
     with raises_reason("BAG_FOREIGN"):

@@ -38,6 +38,7 @@ def test_prepare_lists_what_it_left_out(manifest: Path, tmp_path: Path) -> None:
     assert result.exit_code == 3, result.output
     assert "2 made" in result.output and "1 failed" in result.output
     assert "densenet121-random" in result.output
+    assert "warning: random weights" in result.stderr
     assert "  line 4: gone.tif, failed (SLIDE_MISSING)" in result.stdout
     assert max(map(len, result.stdout.partition("left out:")[2].splitlines())) <= 80
     again = runner.invoke(app, ["prepare", str(manifest), "--out", str(tmp_path / "bags"), *FEW, "--json"])

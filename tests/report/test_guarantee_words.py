@@ -74,7 +74,7 @@ def test_the_bottom_line() -> None:
     more = budget.room_for(*[budget.cost(QUIET.spend().times(30))] * 2)
     assert say_guarantee(quiet) == (
         f"This job spends ε = {bound} of 8 for each patient, at δ = 1e-5; {more} more like it fit where "
-        "nothing else was spent."
+        "nothing else was spent (shares of a budget add up, ε does not)."
     )
     assert say_title(quiet) == f"Privacy: spends ε = {bound} of 8 at δ = 1e-5"
     how = " ".join(say_how(quiet))

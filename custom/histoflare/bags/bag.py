@@ -8,6 +8,7 @@ The same content gives the same bytes, and a hash in the header tells damage apa
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import json
@@ -208,8 +209,12 @@ def read_rows(path: Path, rows: Sequence[int]) -> tuple[BagHeader, npt.NDArray[n
 
 def _open(path: Path) -> Any:
     if not path.is_file():
+        # A bag's name ends with a hash of the slide's path in the manifest: a moved manifest has others.
+        slide = path.stem.rpartition("-")[0]
+        other = next(path.parent.glob(f"{glob.escape(slide)}-????????.h5"), None) if slide else None
+        moved = f" ({other.name} there is of a slide of that name at another path)" if other else ""
         raise BagError(
-            f"{path}: there is no such bag; make it with 'histoflare prepare'", reason="BAG_MISSING"
+            f"{path}: there is no such bag{moved}; make it with 'histoflare prepare'", reason="BAG_MISSING"
         )
     return h5py.File(path, "r")
 

@@ -38,7 +38,8 @@ def check(
     """Check a manifest as a whole; every fault is listed with its line number.
 
     It also says who is for training and for testing, and of which label there is nobody. The slides are
-    opened: one that cannot be used, or whose resolution is not known, is listed, and the exit code is then 3.
+    opened: one that cannot be, or whose resolution is not known, is listed, and the exit code is then 3.
+    Whether a slide is large and fine enough for patches, 'histoflare prepare' says.
 
     Example: histoflare manifest check hospital.csv --label LUAD --label LUSC
     """

@@ -30,8 +30,9 @@ def prepare(
     encoder: Annotated[
         str,
         typer.Option(
-            help="densenet121 or torchscript:<name> (with --weights; FILE.toml beside TorchScript says "
-            "its mean, std and input_px), or densenet121-random for trying out."
+            help="efficientnet-lite0 (ImageNet weights of the extra demo), densenet121 or torchscript:<name> "
+            "(with --weights; FILE.toml beside TorchScript says its mean, std and input_px), or "
+            "densenet121-random for trying out."
         ),
     ] = "densenet121-random",
     weights: Annotated[Path | None, typer.Option(help="The encoder's weight file.")] = None,
@@ -94,10 +95,12 @@ def prepare(
     }
     roles = {name: assign_splits(rows) for name, rows in manifests.items()}
 
-    from histoflare.bags.encoder import load_encoder  # torch: seconds, after the cheap faults
+    from histoflare.bags.encoder import RANDOM_ID, load_encoder  # torch: seconds, after the cheap faults
     from histoflare.bags.prepare import prepare as make_bags
 
     loaded = load_encoder(encoder, weights, weights_sha256, device, probe_px=patch_px)
+    if loaded.id == RANDOM_ID:
+        say_warnings(["random weights, for trying out; --encoder efficientnet-lite0 has ImageNet's"])
     reports: dict[str, PrepareReport] = {}
     for name, rows in manifests.items():
         folder = out / name

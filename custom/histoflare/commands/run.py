@@ -95,6 +95,8 @@ def run(
     refused: dict[str, str] = {}
     with progress() as bars:
         for seed in numbers:
+            if len(numbers) > 1:
+                say(f"seed {seed}:")
             folder = out_dir / f"seed-{seed}"
             if job.resolve().is_relative_to((folder / "job").resolve()):
                 raise JobError(f"{job}: this command writes its jobs to {folder / 'job'}; copy yours first.")

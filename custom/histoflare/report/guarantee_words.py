@@ -56,7 +56,9 @@ def say_room(guarantee: Mapping[str, Any]) -> str:
     """Return how many more jobs like this one a patient's budget holds, if nothing else was spent of it."""
     share, further = guarantee["budget"]["share"], guarantee["budget"]["further"]
     said = words.say_further(further, math.inf if share is None else share)
-    return said if further == 0 else f"{said} where nothing else was spent"
+    if further == 0:
+        return said
+    return f"{said} where nothing else was spent (shares of a budget add up, ε does not)"
 
 
 def say_how(guarantee: Mapping[str, Any]) -> list[str]:
