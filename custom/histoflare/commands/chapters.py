@@ -13,7 +13,7 @@ from rich.progress import Progress
 from histoflare.commands.clock import PhaseClock
 from histoflare.commands.experiment import Outcome, load_experiment, run_loaded, write_report
 from histoflare.commands.options import Runtime
-from histoflare.commands.runtimes import Experiment, up_for
+from histoflare.commands.runtimes import Experiment, shown_phase, up_for
 from histoflare.flare.job import Job
 from histoflare.report.chapters import join_chapters
 from histoflare.rounds.evaluation import evaluate_difference, merge_predictions
@@ -69,7 +69,7 @@ def run_chapters(
             {site: predict(job.task, state, data, "test", protected.device) for site, data in cohorts.items()}
         )
 
-    with clock.phase("evaluation"):
+    with shown_phase("evaluation", bars, clock):
         free, private = (
             ask(each.job, each.job.strategy.personalize(outcome.federated.state, {}))
             for each, outcome in ((unprotected, first), (protected, second))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from histoflare.commands.clock import PhaseClock
 from histoflare.commands.console import console
-from histoflare.commands.runtimes import Experiment, Federated, federate, with_refused
+from histoflare.commands.runtimes import Experiment, Federated, federate, shown_phase, with_refused
 from histoflare.commands.sites import EXTERNAL
 from histoflare.ensemble import split_models
 from histoflare.errors import HistoflareError, JobError
@@ -167,8 +167,10 @@ def run_loaded(
     federated = federate(taking_part, cohorts, out, bars, clock, running)
     lost = _never_took_part(federated, cohorts)
     with clock.phase("local and pooled bounds"):
-        lost |= _unreadable(experiment, federated, _without(cohorts, lost))
-        unread = _unreadable(experiment, federated, outside)
+        there = _without(cohorts, lost)
+        bar = bars.add_task(f"reading the sites' {job.task.data} again", total=len(there) + len(outside))
+        lost |= _unreadable(experiment, federated, there, lambda: bars.advance(bar))
+        unread = _unreadable(experiment, federated, outside, lambda: bars.advance(bar))
         if unread:
             outside, untested = _without(outside, unread), untested | unread
             external = kind_of(job.task.data).pool(list(outside.values()), EXTERNAL) if outside else None
@@ -179,7 +181,7 @@ def run_loaded(
             courses = _plan_bounds(job, cohorts)
         federated = with_refused(with_refused(federated, refused, asked=True), untested, asked=False)
         bounds = _train_bounds(experiment, cohorts, courses.until(_rounds_run(job, federated)), bars)
-    with clock.phase("evaluation"):
+    with shown_phase("evaluation", bars, clock):
         comparison = compare(
             job.task,
             job.strategy,
@@ -258,9 +260,13 @@ def _said_of(site: str, error: HistoflareError) -> HistoflareError:
 
 
 def _unreadable(
-    experiment: Experiment, federated: Federated, cohorts: Mapping[str, Any]
+    experiment: Experiment, federated: Federated, cohorts: Mapping[str, Any], on_site: Callable[[], object]
 ) -> dict[str, HistoflareError]:
-    """Return the sites whose data cannot be read any more, with the reason: the model is asked about all."""
+    """Return the sites whose data cannot be read any more, with the reason: the model is asked about all.
+
+    Args:
+        on_site: Told after each site.
+    """
     job = experiment.job
     state = job.strategy.personalize(federated.state, {})
     unread: dict[str, HistoflareError] = {}
@@ -271,6 +277,7 @@ def _unreadable(
         except (HistoflareError, OSError) as error:
             unread[site] = error if isinstance(error, HistoflareError) else JobError(str(error))
             _warn(f"{site} is left out of the figures ({unread[site].reason}): {error}")
+        on_site()
     return unread
 
 

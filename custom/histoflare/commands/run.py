@@ -35,7 +35,10 @@ SUMMARY_FILE = "summary.json"
 
 def run(
     sites: Annotated[
-        Path, typer.Option(help="Folder with one <site>/manifest.csv (or <site>.csv) per site.")
+        Path,
+        typer.Option(
+            help="Folder with one <site>/manifest.csv, for images <site>/images.csv (or <site>.csv) per site."
+        ),
     ],
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the reports and models.")],
     bags: Annotated[
