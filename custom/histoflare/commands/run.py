@@ -62,7 +62,7 @@ def run(
 
     Labels, encoder, width, side and resolution of the patches are those of the bags and manifests that are
     there, unless --set says otherwise. A site whose data do not fit is left out with its reason; the exit
-    code is then 3.
+    code is then 3. A run that was stopped begins its rounds anew.
 
     Example: histoflare run --sites my-sites --bags my-run/bags --out my-run/seeds --seeds 1,2,3
 
