@@ -350,7 +350,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
             site = relabel(write_site(folder / sites, name, encoder="imported:uni", features=16), *LUNG)
             (folder / bags).mkdir(parents=True, exist_ok=True)
             site.files["bags"].rename(folder / bags / name)
-    make_image_site(folder / "clinic-a", 0, patients=3, side_px=64)
+    make_image_site(folder / "my-images" / "clinic-a", 0, patients=3, side_px=64)
     model = folder / "result" / "JOB_ID" / "workspace" / "global_model.safetensors"
     task = read_job(JOBS / "mem_fedavg").task
     model.parent.mkdir(parents=True)

@@ -75,6 +75,8 @@ def test_nuclei_are_imported_and_checked(tmp_path: Path) -> None:
     assert "each image counts as a patient" in result.output
     report = json.loads(runner.invoke(app, [*command, "--json"]).stdout)
     assert report["images"] == 2 and Path(report["manifest"]) == out / "images.csv"
+    unsaid = json.loads(runner.invoke(app, [*command[:-2], "--json"]).stdout)
+    assert any("--mpp" in note for note in unsaid["notes"]) and "--mpp" not in str(report["notes"])
     again = runner.invoke(app, ["masks", "check", report["manifest"], "--labels", ",".join(report["labels"])])
     assert again.exit_code == 0, again.output
 

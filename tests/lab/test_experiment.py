@@ -191,6 +191,8 @@ def test_a_site_that_does_not_fit_ends_nobody_elses_run(tmp_path: Path, reposito
     with progress() as bars:
         experiment = Experiment(job, sites, outside, Runtime.INPROCESS)
         outcome = run_watched(experiment, tmp_path / "out", watch_on(bars))
+        steps = {task.description: (task.completed, task.total) for task in bars.tasks}
+        assert steps["reading the sites' bags again"] == (3, 3) and steps["evaluation"] == (1, 1)
         pages = write_site_pages(experiment, outcome, tmp_path / "out", watch_on(bars))
     codes = {"broken": "COHORT_INVALID", "untrained": "SITE_HAS_NO_TRAINING_DATA"}
     report = outcome.report

@@ -328,9 +328,9 @@ def test_a_class_in_other_capitals_is_not_taken_and_the_label_is_named(
     slide_path: Path, tmp_path: Path, name: str
 ) -> None:
     features = [feature([box(0, 0, 50, 50)]), feature([box(9, 9, 19, 19)], name)]
-    assert "(not 'tumour'?)" in refusal(slide_path, tmp_path, features)
+    assert "(did you mean 'tumour'?)" in refusal(slide_path, tmp_path, features)
     report = run(slide_path, tmp_path, features, ignore_unknown=True)
-    assert f"1 of '{name}' (not 'tumour'?)" in report.notes[0]
+    assert f"1 of '{name}' (did you mean 'tumour'?)" in report.notes[0]
     assert whole(report, (640, 480))[9, 9] == IGNORE
 
 

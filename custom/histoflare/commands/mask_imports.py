@@ -213,7 +213,13 @@ def _show(report: ImportReport, as_json: bool) -> None:
 
     rows = report.manifest.rows
     patients = len({row.patient for row in rows})
-    for note in report.notes:
+    notes = list(report.notes)
+    if unsaid := sum(row.mpp is None for row in rows):
+        notes.append(
+            f"{unsaid} of {len(rows)} images do not say their resolution, so that nothing holds them to that "
+            "of other sites and of slides: give --mpp if you know it (µm/px; 40x is about 0.25, 20x 0.5)"
+        )
+    for note in notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     if as_json:
         print_json(
@@ -222,7 +228,7 @@ def _show(report: ImportReport, as_json: bool) -> None:
                 "labels": list(report.labels),
                 "images": len(rows),
                 "patients": patients,
-                "notes": list(report.notes),
+                "notes": notes,
             }
         )
         return

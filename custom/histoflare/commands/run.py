@@ -34,7 +34,10 @@ SUMMARY_FILE = "summary.json"
 
 def run(
     sites: Annotated[
-        Path, typer.Option(help="Folder with one <site>/manifest.csv (or <site>.csv) per site.")
+        Path,
+        typer.Option(
+            help="Folder with one <site>/manifest.csv, for images <site>/images.csv (or <site>.csv) per site."
+        ),
     ],
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the reports and models.")],
     bags: Annotated[
@@ -58,7 +61,7 @@ def run(
 
     Labels, encoder, width, side and resolution of the patches are those of the bags and manifests that are
     there, unless --set says otherwise. A site whose data do not fit is left out with its reason; the exit
-    code is then 3.
+    code is then 3. A run that was stopped begins its rounds anew.
 
     Example: histoflare run --sites my-sites --bags my-run/bags --out my-run/seeds --seeds 1,2,3
 

@@ -36,7 +36,7 @@ def segment(
         typer.Option(
             "--out",
             help="The mask: a pyramidal TIFF of class indices. Of many: a folder for masks and results.csv; "
-            "--geojson and --overlay are folders too.",
+            "--geojson and --overlay, of slides only, are folders too.",
         ),
     ],
     geojson: Annotated[Path | None, typer.Option(help="Outlines of the classes for QuPath.")] = None,
@@ -63,9 +63,10 @@ def segment(
 
     A research model's answer is not a diagnosis.
 
-    Example: histoflare segment a.svs --model demo-run --out a.mask.tiff --geojson a.geojson --overlay a.png
+    Example: histoflare segment a.svs --model nuclei/seed-1 --out a.mask.tiff --geojson a.geojson
+    --overlay a.png
 
-    Example: histoflare segment slides --model demo-run --out masks --geojson outlines
+    Example: histoflare segment slides --model nuclei/seed-1 --out masks --geojson outlines
     """
     from histoflare.model_file import read_model_header
     from histoflare.site.kinds import IMAGES

@@ -67,7 +67,7 @@ def run_chapters(
             {site: predict(job.task, state, data, "test", protected.device) for site, data in cohorts.items()}
         )
 
-    with watch.phase("evaluation"):
+    with watch.shown_phase("evaluation"):
         free, private = (
             ask(each.job, each.job.strategy.personalize(outcome.federated.state, {}))
             for each, outcome in ((unprotected, first), (protected, second))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -88,18 +88,22 @@ def up_for(experiments: Sequence[Experiment], out: Path, watch: Watch) -> Iterat
         HistoflareError: The federation could not be started.
     """
 
-    @contextmanager
-    def phase(name: str) -> Iterator[None]:
-        step = None if name == "federated rounds" else watch.begin(name)
-        with watch.phase(name):
-            yield
-        if step is not None:
-            step.end()
+    def phase(name: str) -> AbstractContextManager[None]:
+        return watch.phase(name) if name == "federated rounds" else watch.shown_phase(name)
 
     first = _with_new_ledgers(experiments[0], out)
     jobs = [experiment.job for experiment in experiments]
     with federation_up(jobs, first.sites, first.external, out / FEDERATION_FOLDER, phase) as running:
         yield running
+
+
+@contextmanager
+def shown_phase(name: str, bars: Progress, clock: PhaseClock) -> Iterator[None]:
+    """Time a block under ``name``, and show that it is at work."""
+    bar = bars.add_task(name, total=None)
+    with clock.phase(name):
+        yield
+    bars.update(bar, total=1, completed=1)
 
 
 def with_refused(federated: Federated, refused: Mapping[str, HistoflareError], asked: bool) -> Federated:

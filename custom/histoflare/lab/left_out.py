@@ -8,7 +8,7 @@ from typing import Any
 from histoflare.errors import HistoflareError, JobError
 from histoflare.lab.experiment import Experiment
 from histoflare.lab.federation import Federated
-from histoflare.lab.watch import Watch
+from histoflare.lab.watch import RunningStep, Watch
 from histoflare.reasons import explain
 from histoflare.rounds.local import predict
 from histoflare.site.kinds import kind_of
@@ -34,9 +34,13 @@ def without(cohorts: Mapping[str, Any], lost: Mapping[str, Any]) -> dict[str, An
 
 
 def find_unreadable(
-    experiment: Experiment, federated: Federated, cohorts: Mapping[str, Any], watch: Watch
+    experiment: Experiment, federated: Federated, cohorts: Mapping[str, Any], watch: Watch, step: RunningStep
 ) -> dict[str, HistoflareError]:
-    """Return the sites whose data cannot be read any more, with the reason: the model is asked about all."""
+    """Return the sites whose data cannot be read any more, with the reason: the model is asked about all.
+
+    Args:
+        step: Advanced after each site.
+    """
     job = experiment.job
     state = job.strategy.personalize(federated.state, {})
     unread: dict[str, HistoflareError] = {}
@@ -47,6 +51,7 @@ def find_unreadable(
         except (HistoflareError, OSError) as error:
             unread[site] = error if isinstance(error, HistoflareError) else JobError(str(error))
             watch.warn(f"{site} is left out of the figures ({unread[site].reason}): {error}")
+        step.advance()
     return unread
 
 

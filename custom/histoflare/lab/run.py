@@ -157,8 +157,10 @@ def run_loaded(
     federated = federate(taking_part, cohorts, out, watch, running)
     lost = find_never_took_part(federated, cohorts, watch)
     with watch.phase("local and pooled bounds"):
-        lost |= find_unreadable(experiment, federated, without(cohorts, lost), watch)
-        unread = find_unreadable(experiment, federated, outside, watch)
+        there = without(cohorts, lost)
+        step = watch.begin(f"reading the sites' {job.task.data} again", len(there) + len(outside))
+        lost |= find_unreadable(experiment, federated, there, watch, step)
+        unread = find_unreadable(experiment, federated, outside, watch, step)
         if unread:
             outside, untested = without(outside, unread), untested | unread
             external = kind_of(job.task.data).pool(list(outside.values()), EXTERNAL) if outside else None
@@ -169,7 +171,7 @@ def run_loaded(
             courses = plan_bounds_of(job, cohorts, watch)
         federated = with_refused(with_refused(federated, refused, asked=True), untested, asked=False)
         bounds = train_bounds_of(experiment, cohorts, courses.until(rounds_run(job, federated)), watch)
-    with watch.phase("evaluation"):
+    with watch.shown_phase("evaluation"):
         comparison = compare(
             job.task,
             job.strategy,

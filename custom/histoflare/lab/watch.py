@@ -59,6 +59,14 @@ class Watch:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
+    @contextmanager
+    def shown_phase(self, name: str) -> Iterator[None]:
+        """Time a block under ``name``, and tell of it as a step of which nobody knows how long it takes."""
+        step = self.begin(name)
+        with self.phase(name):
+            yield
+        step.end()
+
     def begin(self, text: str, total: int | None = None) -> RunningStep:
         """Begin a step and return what it is told through."""
         self._begun += 1

@@ -167,7 +167,7 @@ def _shift(annotation: Annotation, l0_offset: tuple[float, float]) -> Annotation
 def _near(name: str | None, labels: Sequence[str]) -> str:
     """Return what to say of a class that is one of ``labels`` but for capitals and blanks; often nothing."""
     plain = (name or "").strip().casefold()
-    return next((f" (not '{label}'?)" for label in labels if label.casefold() == plain), "")
+    return next((f" (did you mean '{label}'?)" for label in labels if label.casefold() == plain), "")
 
 
 def _is_detection(feature: Any) -> bool:
