@@ -59,8 +59,8 @@ def show(
         "kind": read.kind,
         "purpose": read.purpose,
         "scope": read.scope,
-        "strategy": {"name": read.strategy.name, **asdict(read.strategy)},
-        "transport": {"name": read.transport.name, **asdict(read.transport)},
+        "strategy": _settings(read.strategy),
+        "transport": _settings(read.transport),
         "privacy": read.asked.to_json(),
         "protocol_sha256": digest(read.protocol),
         "protocol": read.protocol,
@@ -272,6 +272,11 @@ def _site_names(text: str) -> list[str]:
             "job is for all."
         )
     return names
+
+
+def _settings(part: Any) -> dict[str, Any]:
+    """Return the name and the fields of a strategy or a transport, which are dataclasses."""
+    return {"name": part.name, **asdict(part)}
 
 
 def _lines(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
