@@ -202,6 +202,17 @@ class TestSubmit:
         assert "histoflare poc start --sites" in str(caught.value) and "every kit" in str(caught.value)
 
 
+def test_show_says_how_the_sites_work_together_and_who_is_asked(tmp_path: Path, repository: Path) -> None:
+    job = repository / "jobs" / "mem_fedavg"
+    settings = ("strategy.clients_per_round=3", "transport.name=float16", 'evaluation_only=["external"]')
+    options = [part for each in settings for part in ("--set", each)]
+    run("job", "make", job, "--out", tmp_path / "job", *options)
+    shown = json.loads(run("job", "show", tmp_path / "job", "--json"))
+    assert shown["strategy"]["name"] == "fedavg" and shown["strategy"]["clients_per_round"] == 3
+    assert shown["transport"]["name"] == "float16"
+    assert shown["evaluate"] is True and shown["evaluation_only"] == ["external"]
+
+
 def test_show_takes_a_preset(repository: Path) -> None:
     shown = json.loads(run("job", "show", repository / "jobs" / "mem_dpsgd", "--preset", "adnan", "--json"))
     assert shown["rounds"] == 116 and shown["privacy"]["noise_multiplier"] == 4.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,7 +59,8 @@ def show(
         "kind": read.kind,
         "purpose": read.purpose,
         "scope": read.scope,
-        "strategy": read.strategy.name,
+        "strategy": _settings(read.strategy),
+        "transport": _settings(read.transport),
         "privacy": read.asked.to_json(),
         "protocol_sha256": digest(read.protocol),
         "protocol": read.protocol,
@@ -73,9 +74,11 @@ def show(
         "answer_seconds",
         "seed",
         "best_metric",
+        "evaluate",
         "run",
     )
     facts |= {name: getattr(read, name) for name in more}
+    facts["evaluation_only"] = list(read.evaluation_only)
     facts |= {"starts": say_start(read), "cost": find_cost(read)}
     allowed = None if policies is None else find_allowances(read, policies)
     if as_json:
@@ -269,6 +272,11 @@ def _site_names(text: str) -> list[str]:
             "job is for all."
         )
     return names
+
+
+def _settings(part: Any) -> dict[str, Any]:
+    """Return the name and the fields of a strategy or a transport, which are dataclasses."""
+    return {"name": part.name, **asdict(part)}
 
 
 def _lines(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

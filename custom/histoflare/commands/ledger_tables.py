@@ -20,7 +20,7 @@ def show_identity(identity: Identity) -> None:
     """Print whose a ledger is, and where it is bound to."""
     place = identity.place
     owner = "" if identity.owner == "steward" else ", made on a workstation: for trying out, no site takes it"
-    say_plainly(f"The ledger of '{identity.site}'{owner}. {identity.entries} entries.")
+    say_plainly(f"The ledger of '{identity.site}'{owner}. Entries: {identity.entries}.")
     state = "bound there"
     if identity.is_away:
         state = f"closed there, {f'to go on as {identity.went_to}' if identity.went_to else 'to be moved'}"

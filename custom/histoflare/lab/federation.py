@@ -97,15 +97,6 @@ def up_for(experiments: Sequence[Experiment], out: Path, watch: Watch) -> Iterat
         yield running
 
 
-@contextmanager
-def shown_phase(name: str, bars: Progress, clock: PhaseClock) -> Iterator[None]:
-    """Time a block under ``name``, and show that it is at work."""
-    bar = bars.add_task(name, total=None)
-    with clock.phase(name):
-        yield
-    bars.update(bar, total=1, completed=1)
-
-
 def with_refused(federated: Federated, refused: Mapping[str, HistoflareError], asked: bool) -> Federated:
     """Return what came out of a job with the sites that were left out before it began.
 
