@@ -27,7 +27,7 @@ from histoflare.rounds.bounds import Bounds, plan_bounds, train_bounds, without_
 from histoflare.rounds.comparison import compare
 from histoflare.rounds.local import predict, reproducible
 from histoflare.rounds.runner import run_in_process
-from histoflare.rounds.state import digest
+from histoflare.rounds.state import hash_state
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.site import trainer
 from histoflare.site.configuration import SiteConfiguration
@@ -82,7 +82,7 @@ def one_federation(plan: PrivacyPlan, device: str) -> list[str]:
         bounds = train_bounds(MEM_TASK, sites, pooled, each, strategy, 0, device=device)
         assert bounds.pooled is not None
         states += [*bounds.local.values(), bounds.pooled]
-    return [digest(state) for state in states]
+    return [hash_state(state) for state in states]
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.mechanism)

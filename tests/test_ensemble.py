@@ -21,7 +21,7 @@ from histoflare.errors import JobError
 from histoflare.masks.task import MaskTask
 from histoflare.model_file import ENTRY, describe_model, read_model_file, read_model_header, save_model
 from histoflare.rounds.local import load_model
-from histoflare.rounds.state import State, digest, model_state
+from histoflare.rounds.state import State, hash_state, model_state
 
 from .bags.throwaway_targets import Number
 from .mem import make_mem_task
@@ -80,7 +80,9 @@ def test_certain_members_that_disagree_leave_no_certainty_and_no_nan() -> None:
 
 def test_one_model_stays_as_it_is() -> None:
     state = model_state(MEM_TASK.build_model())
-    assert digest(join_models({"global": state})) == digest(state) == digest(split_models(state)[0])
+    assert (
+        hash_state(join_models({"global": state})) == hash_state(state) == hash_state(split_models(state)[0])
+    )
     assert type(load_model(MEM_TASK, state)) is type(MEM_TASK.build_model())
     assert "models" not in describe_model(MEM_TASK)
 
@@ -90,7 +92,9 @@ def test_a_file_holds_an_ensemble_and_is_read_like_any_other(tmp_path: Path) -> 
     save_model(path, join_models(models), MEM_TASK)
     assert read_model_header(path).models == 3
     loaded = read_model_file(path, BagTask)
-    assert [digest(each) for each in split_models(loaded.state)] == [digest(each) for each in models.values()]
+    assert [hash_state(each) for each in split_models(loaded.state)] == [
+        hash_state(each) for each in models.values()
+    ]
     asked, bag = loaded.build_model(), torch.randn((7, 6))
     members = [load_model(MEM_TASK, each) for each in models.values()]
     singly = [list(MEM_TASK.answer(member, bag).probabilities.values()) for member in members]

@@ -27,7 +27,7 @@ from histoflare.flare.job_variant import write_variant
 from histoflare.flare.site_policy import known_models
 from histoflare.privacy.plan import DpSgd
 from histoflare.rounds.runner import run_in_process
-from histoflare.rounds.state import digest, model_state
+from histoflare.rounds.state import hash_state, model_state
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.transport import PLAIN
 
@@ -160,7 +160,7 @@ def test_one_seed_makes_the_same_bytes_and_leaves_the_global_state_alone(setting
     torch.manual_seed(3)
     first, again, other = (model_state(task_of(settings, seed=seed).build_model()) for seed in (1, 1, 2))
     assert torch.equal(torch.rand(2), expected)
-    assert digest(first) == digest(again) != digest(other)
+    assert hash_state(first) == hash_state(again) != hash_state(other)
 
 
 def test_a_records_loss_depends_on_no_other_record(settings: ModelSettings) -> None:
@@ -189,7 +189,7 @@ def test_it_trains_in_a_federation(settings: ModelSettings, plan: DpSgd | None) 
         plan.admits(FedAvg(weighting="uniform"), task, PLAIN)
     strategy = FedAvg(weighting="uniform")
     first, again = (run_in_process(task, sites, strategy, 6, 1, plan=plan) for _ in range(2))
-    assert digest(first.state) == digest(again.state) != digest(first.initial)
+    assert hash_state(first.state) == hash_state(again.state) != hash_state(first.initial)
     losses = [np.mean(list(of_round.values())) for of_round in first.losses]
     assert np.isfinite(losses).all()
     if plan is None:

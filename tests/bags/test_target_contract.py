@@ -21,12 +21,12 @@ from histoflare.errors import BagError, JobError
 from histoflare.flare.job import read_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.privacy.plan import DpSgd
-from histoflare.privacy.protocol import digest as protocol_digest
+from histoflare.privacy.protocol import hash_protocol
 from histoflare.rounds.evaluation import evaluate, merge_predictions
 from histoflare.rounds.local import predict
 from histoflare.rounds.patience import Patience
 from histoflare.rounds.runner import run_in_process
-from histoflare.rounds.state import digest, model_state
+from histoflare.rounds.state import hash_state, model_state
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.task import PredictionTable
 from histoflare.slides.manifest import read_manifest
@@ -148,7 +148,7 @@ def test_it_is_learned_in_a_federation(task: BagTask, plan: DpSgd | None) -> Non
     first, again = (
         run_in_process(task, sites, FedAvg(weighting="uniform"), 8, 1, plan=plan) for _ in range(2)
     )
-    assert digest(first.state) == digest(again.state) != digest(first.initial)
+    assert hash_state(first.state) == hash_state(again.state) != hash_state(first.initial)
     losses = [np.mean(list(of_round.values())) for of_round in first.losses]
     assert np.isfinite(losses).all()
     if plan is None:
@@ -199,7 +199,7 @@ def test_a_protocol_names_it(name: str, tmp_path: Path, repository: Path) -> Non
     changes = {"task.target": {"name": name}, "protocol.labels": list(LABELS[name])}
     read = read_job(write_variant(base, tmp_path / "job", changes))
     assert (read.task.target.name, read.task.labels) == (name, LABELS[name])
-    assert protocol_digest(read.protocol) != protocol_digest(read_job(base).protocol)  # it is agreed on
+    assert hash_protocol(read.protocol) != hash_protocol(read_job(base).protocol)  # it is agreed on
     assert "target" not in read_job(base).protocol and read_job(base).task.target.name == Classes.name
 
 

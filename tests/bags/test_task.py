@@ -16,7 +16,7 @@ from histoflare.errors import JobError
 from histoflare.rounds.evaluation import evaluate
 from histoflare.rounds.local import predict, train_locally
 from histoflare.rounds.runner import run_in_process
-from histoflare.rounds.state import digest, model_state
+from histoflare.rounds.state import hash_state, model_state
 from histoflare.rounds.strategies.fedavg import FedAvg
 from tests.refusals import raises_reason
 
@@ -164,10 +164,10 @@ def test_it_learns_and_federates(optimizer: str) -> None:
 def test_training_is_the_same_bytes_for_one_seed() -> None:
     data, task = memory_bags(0), small_task(max_patches=4)
     state = model_state(task.build_model())
-    assert digest(state) == digest(model_state(task.build_model()))
-    assert digest(state) != digest(model_state(small_task(seed=1).build_model()))
+    assert hash_state(state) == hash_state(model_state(task.build_model()))
+    assert hash_state(state) != hash_state(model_state(small_task(seed=1).build_model()))
     first, again, other = (train_locally(task, state, data, seed=seed).state for seed in (0, 0, 1))
-    assert digest(first) == digest(again) != digest(other)
+    assert hash_state(first) == hash_state(again) != hash_state(other)
 
 
 def of_patients(*patients: str) -> MemoryBags:

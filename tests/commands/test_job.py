@@ -18,8 +18,8 @@ from histoflare.flare.admin import Admin
 from histoflare.flare.job import read_job
 from histoflare.flare.job_variant import try_variant, write_variant
 from histoflare.model_file import describe_model, read_model_file, save_model, write_model_file
-from histoflare.privacy.protocol import digest as digest_protocol
-from histoflare.rounds.state import digest, model_state
+from histoflare.privacy.protocol import hash_protocol
+from histoflare.rounds.state import hash_state, model_state
 
 
 def run(*arguments: object) -> str:
@@ -91,7 +91,7 @@ def test_a_job_starts_from_a_model_file_or_a_run_s_folder(tmp_path: Path, reposi
         made = read_job(out)
         assert (made.task.model.memories, made.task.model.hidden) == (2, 8)
         start = read_model_file(out / "app_server" / "config" / "start_model.safetensors", BagTask)
-        assert digest(start.state) == digest(state)
+        assert hash_state(start.state) == hash_state(state)
 
 
 def test_an_evaluation_of_a_download_has_the_protocol_that_its_model_was_trained_under(
@@ -103,7 +103,7 @@ def test_an_evaluation_of_a_download_has_the_protocol_that_its_model_was_trained
     job = read_job(trained)
     task, state = job.task, model_state(job.task.build_model())
     facts = describe_model(
-        task, mosaic=task.mosaic, protocol_sha256=digest_protocol(job.protocol), run="run-1", round_index=6
+        task, mosaic=task.mosaic, protocol_sha256=hash_protocol(job.protocol), run="run-1", round_index=6
     )
     write_model_file(tmp_path / "result" / "workspace" / "global_model.safetensors", state, facts)
     options = ("job", "make", repository / "jobs" / "mem_evaluate", "--sites", "a,b")

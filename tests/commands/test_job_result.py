@@ -15,7 +15,7 @@ from histoflare.flare.job_variant import write_variant
 from histoflare.model_file import describe_model, write_model_file
 from histoflare.report.page import write_page
 from histoflare.report.report_file import read_report
-from histoflare.rounds.state import digest, model_state
+from histoflare.rounds.state import hash_state, model_state
 from histoflare.storage import write_json
 from tests.commands.test_job import run
 
@@ -78,7 +78,7 @@ def test_who_took_part_refused_or_was_late_and_how_to_ask(result: Path) -> None:
     assert "0.500 in round 1 and 0.625 in round 2" in said
     assert "--sites a,b,c --scope open --set protocol.stop.rounds=2" in " ".join(said.split())
     report = read_report(result / "report.json")
-    assert report["model_sha256"] == digest(model_state(read_job(result / "job").task.build_model()))
+    assert report["model_sha256"] == hash_state(model_state(read_job(result / "job").task.build_model()))
     assert {name for each in report["participation"] for name in each["taking_part"]} == {"river"}
     assert report["evaluated_at_sites"] is None and report["sites"] == {}
     page = (result / "report.html").read_text()

@@ -18,7 +18,7 @@ from histoflare.flare.job_variant import write_variant
 from histoflare.masks.checkpoints import LoadedWeights
 from histoflare.masks.task import MaskTask
 from histoflare.model_file import read_model_file, read_model_header
-from histoflare.privacy.protocol import digest
+from histoflare.privacy.protocol import hash_protocol
 from histoflare.slides.pyramid import write_pyramid
 from tests.masks.image_folders import rgb, save, write_cohort
 
@@ -139,7 +139,7 @@ def test_pretrained_weights_are_a_model_file_that_a_job_starts_from(
     read = read_job(job)
     loaded = read_model_file(out, MaskTask)
     assert loaded.task == read.task and loaded.header.training == {"pretrained": "ImageNet"}
-    assert loaded.header.protocol_sha256 == digest(read.protocol)
+    assert loaded.header.protocol_sha256 == hash_protocol(read.protocol)
     made = ["make", str(job), "--model", str(out), "--sites", "a,b", "--out", str(tmp_path / "made")]
     assert runner.invoke(job_app, made, catch_exceptions=False).exit_code == 0
     start = tmp_path / "made" / "app_server" / "config" / "start_model.safetensors"

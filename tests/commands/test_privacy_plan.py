@@ -22,7 +22,7 @@ from histoflare.privacy.ledger import Ledger
 from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
-from histoflare.site.books import Books
+from histoflare.site.bookkeeping import Bookkeeping
 from histoflare.site.site_file import SITE_FILE, read_site_file
 from histoflare.slides.manifest import read_manifest
 from tests.flare.bags_on_disk import write_bags
@@ -102,7 +102,7 @@ def test_what_was_spent_before_counts(repository: Path, site: Path) -> None:
         assert (code == 0, facts["admitted"]) == (fits, fits)
         budget = Budget(8.0, 1e-5)
         assert facts["spent"] == pytest.approx(budget.epsilon_of(before * budget.allowance), abs=0.01)
-        Books(
+        Bookkeeping(
             read_site_file(site),
             policy,
             job.plan,
@@ -207,7 +207,7 @@ def test_what_the_ledger_does_not_say_is_unknown(repository: Path, site: Path) -
     job = repository / "jobs" / "mem_dpsgd"
     read, policy = read_job(job), read_policy(site.parent / policy_file("dp-patient"))
     labels = list(read.task.labels)
-    Books(
+    Bookkeeping(
         read_site_file(site),
         policy,
         read.plan,

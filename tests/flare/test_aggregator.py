@@ -19,7 +19,7 @@ from nvflare.app_common.abstract.model import make_model_learnable
 from nvflare.app_common.app_constant import AppConstants
 
 from histoflare.flare.aggregator import MetricsCollector, SiteOrderAggregator
-from histoflare.flare.headers import METRICS, NUMBERS, RELEASE, WEIGHT
+from histoflare.flare.header_names import METRICS, NUMBERS, RELEASE, WEIGHT
 from histoflare.flare.record import EVALUATION_FILE
 from histoflare.privacy.plan import Open, PrivacyPlan, UpdateNoise
 from histoflare.rounds.round import server_round

@@ -21,7 +21,7 @@ from nvflare.fuel.utils.fobs import fobs as inside
 from nvflare.fuel.utils.fobs import lobs
 from nvflare.private.admin_defs import Message
 
-from histoflare.flare import closed_messages, handshake
+from histoflare.flare import capabilities, closed_messages
 from histoflare.flare.closed_messages import MOST_FRAME_BYTES, MOST_VALUES, close_messages
 
 from .hostile.objects import MAIN, PLANTED, file_of, objects, raw_messages, section, thing, too_large
@@ -121,6 +121,6 @@ class TestCookies:
     def test_of_them_words_and_numbers_do(self, jar: Any) -> None:
         task, context = Shareable(), FLContext()
         task.set_header("__cookie_jar__", jar)
-        handshake.keep_task(task, context)
-        kept = handshake.kept_task(context)
+        capabilities.keep_task(task, context)
+        kept = capabilities.kept_task(context)
         assert kept is not None and kept.cookies == ({"a": 1} if jar and type(jar) is dict else {})

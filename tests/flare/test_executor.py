@@ -19,14 +19,14 @@ from nvflare.apis.signal import Signal
 from nvflare.app_common.app_constant import AppConstants
 
 from histoflare.errors import HistoflareError, JobError
+from histoflare.flare import capabilities
 from histoflare.flare import executor as module
-from histoflare.flare import handshake
 from histoflare.flare.executor import SiteExecutor
-from histoflare.flare.headers import METRICS, NUMBERS, TOTAL_ROUNDS, WEIGHT
+from histoflare.flare.header_names import METRICS, NUMBERS, TOTAL_ROUNDS, WEIGHT
 from histoflare.privacy.plan import Open
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.rounds.strategies.fedavg import FedAvg
-from histoflare.site.books import Books
+from histoflare.site.bookkeeping import Bookkeeping
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.site_file import SITE_FILE, SITES_VARIABLE, read_site_file
 from histoflare.site.trainer import EvaluateAnswer, TrainAnswer, TrainerSetup
@@ -119,7 +119,7 @@ class Site:
                     ledger=ledger,
                     ledger_key=key,
                 )
-            books = Books(
+            bookkeeping = Bookkeeping(
                 configuration,
                 policy,
                 Open(),
@@ -129,7 +129,7 @@ class Site:
                 labels=["a", "b"],
                 data="bags",
             )
-            handshake.admit(handshake.Admitted(self.engine.job, policy, 3, books), fl_ctx)
+            capabilities.issue(capabilities.Admitted(self.engine.job, policy, 3, bookkeeping), fl_ctx)
         return fl_ctx
 
 
@@ -139,21 +139,21 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(module, "Trainer", StandInTrainer)
     StandInTrainer.made, StandInTrainer.error, StandInTrainer.metric_patients = [], None, 3
     yield
-    handshake._released.clear()
+    capabilities._released.clear()
 
 
 def test_numbers_are_let_go_beside_the_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StandInTrainer, "numbers", {"steps": 5.0})
     dxo = from_shareable(Site(tmp_path).ask())
     assert dxo.meta == {WEIGHT: 6.0, NUMBERS: {"steps": 5.0}}
-    assert handshake.take_release(dxo.meta[NUMBERS]) is not None
+    assert capabilities.take_release(dxo.meta[NUMBERS]) is not None
 
 
 def test_an_update_is_released_and_goes_with_its_weight(tmp_path: Path) -> None:
     reply = Site(tmp_path).ask(index=1)
     dxo = from_shareable(reply)
     assert (dxo.data_kind, dxo.meta) == (DataKind.WEIGHT_DIFF, {WEIGHT: 6.0})
-    released = handshake.take_release(dxo.data)
+    released = capabilities.take_release(dxo.data)
     assert released is not None and released.patients == 6
     (trainer,) = StandInTrainer.made
     assert trainer.asked == [(1, 3, [], False)]
@@ -171,14 +171,14 @@ def test_an_update_and_a_failure_come_at_the_public_time(
     site.engine.job.answer_seconds, site.engine.job.run = 1, None
     for prepares in (1, 0):  # the first task also has the time in which the data are read
         fl_ctx = site.context()
-        handshake.keep_task(Shareable(), fl_ctx)
+        capabilities.keep_task(Shareable(), fl_ctx)
         started = time.monotonic()
         reply = site.ask(fl_ctx=fl_ctx)
         assert 1 + prepares <= time.monotonic() - started
         assert reply.get_return_code() == (f"REFUSED_{reason}" if reason else ReturnCode.OK)
     stopped = Signal()
     stopped.trigger(True)
-    handshake.keep_task(Shareable(), fl_ctx := site.context())
+    capabilities.keep_task(Shareable(), fl_ctx := site.context())
     assert site.ask(fl_ctx=fl_ctx, signal=stopped).get_return_code() == "REFUSED_STOPPED"
 
 
@@ -187,10 +187,10 @@ def test_no_data_are_looked_at_before_a_budget_is_reserved(
 ) -> None:
     site = Site(tmp_path)
 
-    def nothing_reserved(self: Books) -> None:
+    def nothing_reserved(self: Bookkeeping) -> None:
         raise JobError("nothing is reserved", reason="NOT_ADMITTED")
 
-    monkeypatch.setattr(Books, "check_reserved", nothing_reserved)
+    monkeypatch.setattr(Bookkeeping, "check_reserved", nothing_reserved)
     reply = site.ask()
     assert reply.get_return_code().endswith("NOT_ADMITTED")
     assert StandInTrainer.made == []
@@ -209,7 +209,7 @@ def test_one_trainer_serves_every_round_and_ends_with_the_job(tmp_path: Path) ->
 def test_a_metric_is_asked_for_only_if_the_policy_lets_it_out(tmp_path: Path) -> None:
     dxo = from_shareable(Site(tmp_path, best="auc").ask())
     assert dxo.meta[METRICS] == {"validation/auc": 0.5}
-    released = handshake.take_release(dxo.meta[METRICS])
+    released = capabilities.take_release(dxo.meta[METRICS])
     assert released is not None and released.patients == 3
     assert METRICS not in from_shareable(Site(tmp_path, best="loss").ask()).meta
 
@@ -221,7 +221,7 @@ def test_an_evaluation_asks_test_patients_or_all_of_a_site_that_never_trains(
     dxo = from_shareable(Site(tmp_path, text).ask("evaluate"))
     assert (dxo.data_kind, dxo.data) == (DataKind.METRICS, {"auc": 0.75})
     assert StandInTrainer.made[0].asked == [(split, False)]
-    assert handshake.take_release(dxo.data) is not None
+    assert capabilities.take_release(dxo.data) is not None
 
 
 def test_an_evaluation_is_answered_once(tmp_path: Path) -> None:

@@ -30,11 +30,11 @@ from histoflare.flare.record import BEST_EVALUATION_FILE
 from histoflare.flare.result import read_result
 from histoflare.flare.resume import read_run, write_resumed
 from histoflare.model_file import GLOBAL_MODEL_FILE, read_model_file, read_model_header
-from histoflare.privacy.protocol import digest as protocol_digest
+from histoflare.privacy.protocol import hash_protocol
 from histoflare.rounds.evaluation import evaluate
 from histoflare.rounds.local import predict
 from histoflare.rounds.runner import run_in_process
-from histoflare.rounds.state import State, digest
+from histoflare.rounds.state import State, hash_state
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.slides.manifest import read_manifest
 from histoflare.storage import write_json
@@ -159,10 +159,10 @@ def test_staggered_sites_end_with_the_weights_of_the_in_process_runner(running: 
     assert [row["taking_part"] for row in rows] == [list(SITES)] * ROUNDS
     orders = {tuple(sorted(SITES, key=lambda site: row["seconds"][site]["training"])) for row in rows}
     assert len(orders) >= 3, "they did not arrive in site order only"
-    assert digest(load_file(folder / GLOBAL_MODEL_FILE)) == digest(running.in_process(job))
+    assert hash_state(load_file(folder / GLOBAL_MODEL_FILE)) == hash_state(running.in_process(job))
     model = read_model_file(folder, BagTask)  # as classify opens it
     assert (model.task, model.header.run, model.header.round) == (read_job(job).task, job_id, ROUNDS - 1)
-    assert model.header.protocol_sha256 == protocol_digest(read_job(job).protocol)
+    assert model.header.protocol_sha256 == hash_protocol(read_job(job).protocol)
     assert model.header.mosaic == {"mpp": model.task.mpp, "patch_px": model.task.patch_px}
     assert read_result(folder).pseudonyms == {"clinic-b": "river"}
     # The policies let the metric out: the best model is kept beside the last, and TensorBoard shows it.
@@ -242,7 +242,7 @@ def test_a_job_goes_on_after_a_lost_job_process_and_then_after_a_lost_server(run
     status, rows, folder = running.end(running.submit(resumed))
     assert status == COMPLETED
     assert [row["round"] for row in rows] == list(range(ROUNDS)), "with the rounds of before"
-    assert digest(load_file(folder / GLOBAL_MODEL_FILE)) == digest(running.in_process(job))
+    assert hash_state(load_file(folder / GLOBAL_MODEL_FILE)) == hash_state(running.in_process(job))
 
 
 def registered(federation: Federation) -> set[str]:

@@ -35,7 +35,7 @@ from histoflare.flare.job_variant import parse_settings, read_preset, try_varian
 from histoflare.flare.workflow import AskingScatterAndGather
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.policy import POLICIES, read_policy
-from histoflare.privacy.protocol import digest
+from histoflare.privacy.protocol import hash_protocol
 from histoflare.rounds.strategies import STRATEGIES
 from histoflare.slides.splits import SplitRule
 
@@ -116,7 +116,7 @@ def test_folds_stand_in_place_of_the_share(tmp_path: Path) -> None:
     assert try_variant(FEDAVG, parse_settings(both)).split == SplitRule(0.3, folds=5, fold=2)
     changed = try_variant(FEDAVG, parse_settings(["protocol.split.test_fraction=0.3"]))
     assert changed.split == SplitRule(0.3)
-    assert digest(changed.protocol) != digest(read_job(FEDAVG).protocol)
+    assert hash_protocol(changed.protocol) != hash_protocol(read_job(FEDAVG).protocol)
     for setting in ("protocol.split.seed=1", "protocol.split.test_fraction=0.25", "protocol.split.folds=5"):
         with pytest.raises(JobError, match="The protocol's split must have"):
             try_variant(FEDAVG, parse_settings([setting]))
@@ -167,7 +167,9 @@ class TestEveryJob:
         assert read_job(folder).purpose == "research"
         family = folder.name.partition("_")[0]
         agreed = read_job(repository / "jobs" / f"{family}_fedavg").protocol
-        assert digest(read_job(folder).protocol) == digest(agreed), "one protocol for each question"
+        assert hash_protocol(read_job(folder).protocol) == hash_protocol(agreed), (
+            "one protocol for each question"
+        )
 
     def test_survives_the_rewriting_of_nvflare_job_submit(self, folder: Path, tmp_path: Path) -> None:
         """FLARE's command loads each configuration, and submits what it has written out again."""

@@ -20,7 +20,7 @@ from histoflare.masks.task import MaskTask
 from histoflare.model_file import GLOBAL_MODEL_FILE, read_model_file
 from histoflare.privacy.budget import Budget
 from histoflare.rounds.runner import run_in_process
-from histoflare.rounds.state import digest, is_finite, n_bytes
+from histoflare.rounds.state import hash_state, is_finite, n_bytes
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_data
 from histoflare.site.ledgers import on_workstation, open_ledger
@@ -92,11 +92,13 @@ def test_a_small_network_ends_with_the_weights_of_the_in_process_runner(running:
     cohorts = {site: load_site_data(site, job.task, where) for site, where in running.sites.items()}
     expected = run_in_process(job.task, cohorts, job.strategy, job.rounds, job.seed, transport=job.transport)
     state = load_file(folder / GLOBAL_MODEL_FILE)
-    assert digest(state) == digest(expected.state)
-    assert digest(read_model_file(folder, MaskTask).state) == digest(expected.state), "as segment opens it"
+    assert hash_state(state) == hash_state(expected.state)
+    assert hash_state(read_model_file(folder, MaskTask).state) == hash_state(expected.state), (
+        "as segment opens it"
+    )
     kept = load_site_states(running.sites, run)
-    assert {site: digest(each) for site, each in kept.items()} == {
-        site: digest(each) for site, each in expected.site_states.items()
+    assert {site: hash_state(each) for site, each in kept.items()} == {
+        site: hash_state(each) for site, each in expected.site_states.items()
     }
     assert sum(row["bytes_up"] for row in result.rounds) == expected.bytes_up
     asked = write_evaluation(

@@ -25,8 +25,8 @@ from histoflare.flare.persistor import BEST_MODEL_FILE, SeededPersistor, first_s
 from histoflare.flare.tensors import as_arrays, as_state
 from histoflare.masks.task import MaskTask
 from histoflare.model_file import GLOBAL_MODEL_FILE, read_model_file, read_model_header
-from histoflare.privacy.protocol import digest as protocol_digest
-from histoflare.rounds.state import State, digest, model_state
+from histoflare.privacy.protocol import hash_protocol
+from histoflare.rounds.state import State, hash_state, model_state
 from histoflare.rounds.strategy import join, split
 
 from ..rounds.throwaway import Gathered
@@ -55,15 +55,15 @@ def test_the_global_model_says_all_that_its_use_needs(job: Job, context: Any, tm
     SeededPersistor().save_model(learnable(state), context)
     loaded = read_model_file(tmp_path, type(job.task))
     header = loaded.header
-    assert loaded.task == job.task and digest(loaded.state) == digest(state)
+    assert loaded.task == job.task and hash_state(loaded.state) == hash_state(state)
     assert (header.run, header.round) == ("4c1f", 3)
-    assert header.protocol_sha256 == protocol_digest(job.protocol)
+    assert header.protocol_sha256 == hash_protocol(job.protocol)
     assert header.training == {"strategy": "fedavg", "rounds": job.rounds, "seed": job.seed}
     if isinstance(job.task, BagTask):
         assert header.mosaic == {"mpp": 0.5, "patch_px": 224}
     else:
         assert isinstance(job.task, MaskTask) and header.mosaic is None and header.mpp == 0.5
-    assert digest(read_state(tmp_path / GLOBAL_MODEL_FILE, like=state)) == digest(state)
+    assert hash_state(read_state(tmp_path / GLOBAL_MODEL_FILE, like=state)) == hash_state(state)
 
 
 def test_the_best_model_says_what_made_it_the_best(job: Job, context: Any, tmp_path: Path) -> None:
@@ -90,14 +90,16 @@ def test_an_ensemble_is_written_beside_what_the_run_goes_on_from_and_asked_as_on
     loaded = read_model_file(written, type(job.task))
     assert loaded.header.models == 2
     expected = strategy.models(model, own)
-    assert [digest(each) for each in split_models(loaded.state)] == [digest(expected[site]) for site in "ab"]
+    assert [hash_state(each) for each in split_models(loaded.state)] == [
+        hash_state(expected[site]) for site in "ab"
+    ]
     resumed = read_state(written, like=first_state(strategy, job.task))
-    assert digest(resumed) == digest(join(model, own))
+    assert hash_state(resumed) == hash_state(join(model, own))
     # A question about the file is about the ensemble, whatever strategy the asking job names.
     written.rename(tmp_path / START_MODEL_FILE)
     job = replace(read, kind=EVALUATION, folder=tmp_path)
     asked = as_state(SeededPersistor().load_model(context)[ModelLearnableKey.WEIGHTS])
-    assert digest(asked) == digest(join_models(expected))
+    assert hash_state(asked) == hash_state(join_models(expected))
     save_file({"head.bias": torch.zeros(2)}, tmp_path / START_MODEL_FILE)
     with pytest.raises(JobError) as caught:
         SeededPersistor().load_model(context)

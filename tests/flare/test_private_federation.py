@@ -24,7 +24,7 @@ from histoflare.privacy.ledger import EVALUATION, Ledger
 from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.policy import POLICIES
 from histoflare.rounds.runner import run_in_process
-from histoflare.rounds.state import digest
+from histoflare.rounds.state import hash_state
 from histoflare.site.ledgers import audit_log_of, on_workstation, open_ledger
 from histoflare.site.own_run import read_notes, read_own_run
 from histoflare.slides.manifest import read_manifest
@@ -150,7 +150,7 @@ def test_a_site_without_the_budget_drops_out_before_its_first_step_and_the_other
             site, manifest, running.sites[site].files["bags"], job.task.target, job.task.encoder
         )
     expected = run_in_process(job.task, cohorts, job.strategy, job.rounds, job.seed, job.plan).state
-    assert digest(load_file(folder / GLOBAL_MODEL_FILE)) == digest(expected)
+    assert hash_state(load_file(folder / GLOBAL_MODEL_FILE)) == hash_state(expected)
 
 
 def test_the_next_job_pays_for_the_one_before(running: Running) -> None:

@@ -29,7 +29,7 @@ from histoflare.flare.site_policy import known_models, policy_file
 from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.own_policy_file import read_site_policy
 from histoflare.privacy.policy import read_policy
-from histoflare.privacy.protocol import digest, read_protocols
+from histoflare.privacy.protocol import hash_protocol, read_protocols
 from histoflare.rounds.strategies import STRATEGIES
 from histoflare.site.site_file import read_site_file
 
@@ -122,8 +122,8 @@ class TestSite:
             own.write_bytes(before)
 
     def test_has_the_protocol_of_the_jobs(self, kits: Path, repository: Path, site: str) -> None:
-        agreed = set(map(digest, read_protocols(kits / site / "local" / "protocol.json")))
-        assert {digest(read_job(job).protocol) for job in (repository / "jobs").iterdir()} == agreed
+        agreed = set(map(hash_protocol, read_protocols(kits / site / "local" / "protocol.json")))
+        assert {hash_protocol(read_job(job).protocol) for job in (repository / "jobs").iterdir()} == agreed
 
     def test_jobs_may_name_this_package_s_classes_only(self, kits: Path, site: str) -> None:
         local = kits / site / "local"

@@ -13,7 +13,7 @@ from nvflare.app_common.abstract.model import ModelLearnableKey, make_model_lear
 from nvflare.app_common.app_constant import AppConstants
 
 from histoflare.flare import aggregator, persistor, shareables
-from histoflare.flare.headers import RELEASE, WEIGHT
+from histoflare.flare.header_names import RELEASE, WEIGHT
 from histoflare.flare.job_files import START_MODEL_FILE
 from histoflare.flare.result import read_result
 from histoflare.flare.tensors import as_arrays, as_state
@@ -21,7 +21,7 @@ from histoflare.model_file import GLOBAL_MODEL_FILE
 from histoflare.privacy.plan import Open
 from histoflare.rounds.round import site_round
 from histoflare.rounds.runner import run_in_process
-from histoflare.rounds.state import State, digest
+from histoflare.rounds.state import State, hash_state
 from histoflare.rounds.strategy import OWN, Strategy, split
 from histoflare.site.messages import digest_of
 
@@ -137,9 +137,9 @@ def test_the_same_bytes_as_in_process_also_after_a_loss(tmp_path: Path, strategy
     for index in (2, 3):
         second.run(index)
     model, own = second.state
-    assert digest(model) == digest(expected.state)
-    assert own and digest(own) == digest(expected.own)
-    assert digest(read_result(second_folder).state or {}) == digest(expected.handed_out)
+    assert hash_state(model) == hash_state(expected.state)
+    assert own and hash_state(own) == hash_state(expected.own)
+    assert hash_state(read_result(second_folder).state or {}) == hash_state(expected.handed_out)
 
 
 def test_momentum_is_never_sent(tmp_path: Path) -> None:
@@ -165,5 +165,5 @@ def test_a_model_alone_begins_the_server_s_state_anew(tmp_path: Path) -> None:
     written = (tmp_path / "first" / GLOBAL_MODEL_FILE).read_bytes()
     (tmp_path / "second" / START_MODEL_FILE).write_bytes(written)
     model, own = Federation(tmp_path / "second", replace(Momentum(), beta=0.1)).state
-    assert digest(model) == digest(first.state[0])
+    assert hash_state(model) == hash_state(first.state[0])
     assert own and all(bool((tensor == 0).all()) for tensor in own.values())

@@ -19,7 +19,7 @@ from histoflare.flare.job import Job, read_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.simulator import run_simulation
 from histoflare.rounds.runner import RunResult, run_in_process
-from histoflare.rounds.state import digest
+from histoflare.rounds.state import hash_state
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.slides.manifest import read_manifest
 
@@ -95,9 +95,9 @@ def test_flare_ends_with_the_weights_of_the_in_process_runner(
     run = run_simulation(job, sites, on_round=lambda *state: seen.append(state))
     other = in_process(job, sites)
     result = run.training
-    assert digest(result.state) == digest(other.state)
-    assert {site: digest(state) for site, state in run.site_states.items()} == {
-        site: digest(other.site_states.get(site, {})) for site in sites
+    assert hash_state(result.state) == hash_state(other.state)
+    assert {site: hash_state(state) for site, state in run.site_states.items()} == {
+        site: hash_state(other.site_states.get(site, {})) for site in sites
     }, "what each site keeps for itself"
     expected = [
         list(job.strategy.topology.plan(index, sorted(SITES), job.seed).trainers) for index in range(3)

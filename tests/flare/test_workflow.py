@@ -26,7 +26,7 @@ from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
 from histoflare.errors import JobError
 from histoflare.flare import workflow as module
 from histoflare.flare.aggregator import MetricsCollector
-from histoflare.flare.headers import ASKED, PSEUDONYM, RELEASE
+from histoflare.flare.header_names import ASKED, PSEUDONYM, RELEASE
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.record import BEST_EVALUATION_FILE, EARLIER_ROUNDS_FILE, ROUNDS_FILE, SITES_FILE
 from histoflare.flare.result import read_result

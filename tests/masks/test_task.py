@@ -20,7 +20,7 @@ from histoflare.privacy.plan import DpSgd, Open, UpdateNoise
 from histoflare.rounds.evaluation import evaluate, merge_predictions
 from histoflare.rounds.local import predict, train_locally
 from histoflare.rounds.runner import run_in_process
-from histoflare.rounds.state import digest, model_state
+from histoflare.rounds.state import hash_state, model_state
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import PERSONAL
 from histoflare.rounds.transport import Float16, Float32
@@ -196,7 +196,7 @@ def test_half_precision_comes_after_the_noise(sites: dict[str, ImageCohort]) -> 
         if full.is_floating_point():
             change = (full - runs["float32"].initial[name]).abs().max()
             assert (runs["float16"].state[name] - full).abs().max() <= 2**-10 * (change + 1)
-    assert digest(runs["float16"].state) != digest(runs["float32"].state)
+    assert hash_state(runs["float16"].state) != hash_state(runs["float32"].state)
     with raises_reason("PRIVACY_INVALID", "float16"):
         UpdateNoise(noise_multiplier=1.0, noise_location="server").admits(
             FedAvg(weighting="uniform"), GROUP, Float16()
@@ -238,11 +238,11 @@ def test_a_model_file_brings_the_same_network_back(tmp_path: Path) -> None:
     save_model(path, state, TASK, training={"rounds": 1})
     loaded = read_model_file(path, MaskTask)
     assert loaded.task == TASK and loaded.header.training == {"rounds": 1}
-    assert digest(model_state(loaded.build_model())) == digest(state)
+    assert hash_state(model_state(loaded.build_model())) == hash_state(state)
     with pytest.raises(JobError, match="does not fit its task"):
         save_model(path, state, replace(TASK, norm="group"))
 
 
 def test_an_open_round_is_the_same_bytes_again(sites: dict[str, ImageCohort]) -> None:
     runs = [run_in_process(TASK, sites, FedAvg(), rounds=2, seed=4, plan=Open()) for _ in range(2)]
-    assert digest(runs[0].state) == digest(runs[1].state)
+    assert hash_state(runs[0].state) == hash_state(runs[1].state)

@@ -15,7 +15,7 @@ import pytest
 from histoflare.errors import HistoflareError, JobError, LedgerError
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.ledger import Booking, Ledger, Release, Reservation
-from histoflare.privacy.ledger.chain import START, Keys, canonical
+from histoflare.privacy.ledger.chain import START, Keys, canonical_json
 from histoflare.privacy.ledger.events import FIELDS
 from histoflare.privacy.spend import Spend
 from tests.privacy.ledgers import (
@@ -492,7 +492,7 @@ def test_the_export_can_be_checked_by_whoever_has_the_key(ledger: Ledger, tmp_pa
     lines = [json.loads(json.dumps(line)) for line in ledger.events()]
     chain = START
     for seq, line in enumerate(lines, start=1):
-        body = canonical(line["body"]).encode()
+        body = canonical_json(line["body"]).encode()
         chain = keys.link(chain, seq, line["unix_time"], line["kind"].encode(), body)
         assert (line["seq"], line["chain"]) == (seq, chain.hex())
     (failed,) = [line["body"]["of"] for line in lines if line["kind"] == "failure"]

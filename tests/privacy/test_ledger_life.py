@@ -17,7 +17,7 @@ from histoflare.errors import JobError, LedgerError
 from histoflare.privacy.audit_log import AuditLog
 from histoflare.privacy.ledger import STEWARD, WORKSTATION, Ledger
 from histoflare.privacy.ledger import place as places
-from histoflare.privacy.ledger.chain import Keys, canonical
+from histoflare.privacy.ledger.chain import Keys, canonical_json
 from histoflare.privacy.ledger.file import STATEMENTS, VERSION
 from histoflare.privacy.ledger.key import Head, KeyFolder
 from histoflare.privacy.release_store import ReleaseStore
@@ -354,7 +354,7 @@ def write_entry(folder: Path, kind: str, body: dict[str, Any]) -> None:
     """Append an entry as another version of this program might, chained as it should be."""
     path, key = paths(folder)
     keys, head = Keys(key.read_bytes()), KeyFolder(key).read_head()
-    text = canonical(body)
+    text = canonical_json(body)
     chain = keys.link(head.chain, head.seq + 1, 2**31, kind.encode(), text.encode())
     with sqlite3.connect(path) as connection:
         row = (head.seq + 1, 2**31, kind, text, chain)

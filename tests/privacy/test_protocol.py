@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from histoflare.errors import JobError
-from histoflare.privacy.protocol import FIELDS, digest, read_protocols, write_protocols
+from histoflare.privacy.protocol import FIELDS, hash_protocol, read_protocols, write_protocols
 from tests.refusals import raises_reason
 
 AGREED: dict[str, Any] = {
@@ -28,7 +28,7 @@ AGREED: dict[str, Any] = {
 
 @given(st.permutations([*FIELDS, "encoder", "max_patches"]))
 def test_the_order_of_the_fields_does_not_matter(order: list[str]) -> None:
-    assert digest({name: AGREED[name] for name in order}) == digest(AGREED)
+    assert hash_protocol({name: AGREED[name] for name in order}) == hash_protocol(AGREED)
 
 
 @pytest.mark.parametrize(
@@ -42,12 +42,12 @@ def test_the_order_of_the_fields_does_not_matter(order: list[str]) -> None:
     ],
 )
 def test_another_agreement_has_another_hash(change: dict[str, Any]) -> None:
-    assert digest(AGREED | change) != digest(AGREED)
+    assert hash_protocol(AGREED | change) != hash_protocol(AGREED)
 
 
 def test_a_whole_float_is_the_whole_number() -> None:
-    assert digest(AGREED | {"mpp": 1.0}) == digest(AGREED | {"mpp": 1})
-    assert digest(AGREED | {"labels": ("a", "b")}) == digest(AGREED)
+    assert hash_protocol(AGREED | {"mpp": 1.0}) == hash_protocol(AGREED | {"mpp": 1})
+    assert hash_protocol(AGREED | {"labels": ("a", "b")}) == hash_protocol(AGREED)
 
 
 @pytest.mark.parametrize(
@@ -65,14 +65,16 @@ def test_a_whole_float_is_the_whole_number() -> None:
 )
 def test_what_is_no_protocol_has_no_hash(protocol: dict[str, Any], says: str) -> None:
     with pytest.raises(JobError, match=says):
-        digest(protocol)
+        hash_protocol(protocol)
 
 
 def test_a_site_reads_the_protocol_it_was_given(tmp_path: Path) -> None:
     other = {name: AGREED[name] for name in FIELDS} | {"network": "dhunet", "window_px": 512}
     for agreed in ([AGREED], [AGREED, other]):
         write_protocols(tmp_path / "protocol.json", agreed)
-        assert list(map(digest, read_protocols(tmp_path / "protocol.json"))) == list(map(digest, agreed))
+        assert list(map(hash_protocol, read_protocols(tmp_path / "protocol.json"))) == list(
+            map(hash_protocol, agreed)
+        )
     for text, says in (("[]", "not a protocol"), ("{", "not JSON"), (json.dumps({"metric": 1}), "missing")):
         (tmp_path / "protocol.json").write_text(text)
         with pytest.raises(JobError, match=says):

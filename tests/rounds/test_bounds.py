@@ -16,7 +16,7 @@ from histoflare.privacy.spend import Spend
 from histoflare.rounds.bounds import POOLED, Course, plan_bounds, train_alone, train_bounds, without_noise
 from histoflare.rounds.patience import Patience
 from histoflare.rounds.runner import run_in_process
-from histoflare.rounds.state import State, digest
+from histoflare.rounds.state import State, hash_state
 from histoflare.rounds.strategies.cyclic import CyclicWeightTransfer
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import Strategy
@@ -132,12 +132,12 @@ def test_a_federation_of_one_is_its_own_bound(plan: PrivacyPlan) -> None:
     federated = run_in_process(task, sites, FedAvg(weighting="uniform"), 4, 7, plan).state
     for course in (courses.local["site_0"], courses.pooled):
         found = train_alone(task, sites["site_0"], course, FedAvg(weighting="uniform"), 7, name="site_0")
-        assert digest(found) == digest(federated)
+        assert hash_state(found) == hash_state(federated)
 
 
 def test_a_site_alone_does_not_depend_on_the_others() -> None:
     sites, task = toy_sites(3), ToyTask()
-    assert digest(alone(task, sites, 2, 0)["site_1"]) == digest(
+    assert hash_state(alone(task, sites, 2, 0)["site_1"]) == hash_state(
         alone(task, {"site_1": sites["site_1"]}, 2, 0)["site_1"]
     )
 
@@ -211,7 +211,7 @@ def test_without_noise_only_the_noise_is_gone() -> None:
     found = [
         train_alone(task, data, free.pooled, FedAvg(weighting="uniform"), 0, name=POOLED) for _ in range(2)
     ]
-    assert digest(found[0]) == digest(found[1])
+    assert hash_state(found[0]) == hash_state(found[1])
     moved = torch.cat([(found[0][n] - t).flatten() for n, t in task.build_model().state_dict().items()])
     # 36 steps of at most (number drawn, some 8) · 0.01 / 8 · learning rate 0.1
     assert 0 < float(moved.norm()) < 3 * 36 * 0.01 * 0.1
@@ -233,9 +233,9 @@ def test_a_bound_that_ends_early_has_the_schedule_of_all_rounds() -> None:
     courses = plan_bounds(task, sites, FedAvg(), 20, 7).until(4)
     for course in (courses.local["site_0"], courses.pooled):
         assert course is not None and len(course.spends) == 4
-        assert digest(train_alone(task, sites["site_0"], course, FedAvg(), 7, name="site_0")) == digest(
-            run.state
-        )
+        assert hash_state(
+            train_alone(task, sites["site_0"], course, FedAvg(), 7, name="site_0")
+        ) == hash_state(run.state)
 
 
 def test_without_noise_an_open_plan_is_what_it_was() -> None:

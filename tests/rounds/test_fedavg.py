@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from histoflare.errors import JobError
 from histoflare.rounds.round import server_round
-from histoflare.rounds.state import State, digest
+from histoflare.rounds.state import State, hash_state
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import Update
 
@@ -87,10 +87,10 @@ def test_opposite_updates_cancel_and_weights_scale_together() -> None:
     start, change = random_state(0), random_state(1)
     back = {name: -tensor for name, tensor in change.items()}
     same = combined_of(FedAvg(), start, [Update("a", change, 3.0), Update("b", back, 3.0)], SITES)
-    assert digest(same) == digest(start)
+    assert hash_state(same) == hash_state(start)
     once = combined_of(FedAvg(), start, updates_of({"a": 1.0, "b": 3.0}), SITES)
     twice = combined_of(FedAvg(), start, updates_of({"a": 2.0, "b": 6.0}), SITES)
-    assert digest(once) == digest(twice)
+    assert hash_state(once) == hash_state(twice)
 
 
 def test_weightings() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from histoflare.errors import JobError
 from histoflare.rounds.local import predict, train_locally
-from histoflare.rounds.state import digest, model_state
+from histoflare.rounds.state import hash_state, model_state
 
 from .throwaway import Pushing
 from .toy import ToyTask, toy_table
@@ -20,14 +20,14 @@ def test_same_seed_same_bytes_and_another_seed_differs() -> None:
     state = model_state(TASK.build_model())
     data = toy_table(1)
     first, again, other = (train_locally(TASK, state, data, seed=seed) for seed in (3, 3, 4))
-    assert digest(first.state) == digest(again.state)
+    assert hash_state(first.state) == hash_state(again.state)
     assert first == replace(again, state=first.state)
-    assert digest(first.state) != digest(other.state)
+    assert hash_state(first.state) != hash_state(other.state)
 
 
 def test_nothing_global_is_disturbed() -> None:
     state = model_state(TASK.build_model())
-    before, threads = digest(state), torch.get_num_threads()
+    before, threads = hash_state(state), torch.get_num_threads()
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -39,7 +39,7 @@ def test_nothing_global_is_disturbed() -> None:
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(torch.rand(3), expected)
-    assert digest(state) == before
+    assert hash_state(state) == before
 
 
 def test_threads_are_put_back_when_training_fails() -> None:

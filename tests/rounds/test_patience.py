@@ -14,7 +14,7 @@ from histoflare.rounds.evaluation import evaluate
 from histoflare.rounds.local import predict
 from histoflare.rounds.patience import Patience, validate
 from histoflare.rounds.runner import run_in_process
-from histoflare.rounds.state import digest
+from histoflare.rounds.state import hash_state
 from histoflare.rounds.strategies.fedavg import FedAvg
 
 from .toy import ToyTask, toy_sites
@@ -62,7 +62,7 @@ def test_a_run_ends_with_the_round_in_which_it_is_over() -> None:
     run = run_in_process(task, sites, FedAvg(), 20, 0, patience=Patience("auc", 3))
     assert run.patience is not None and run.patience.best_round == 0 and len(run.patience.means) == 4
     assert len(run.participation) == len(run.losses) == 4
-    assert digest(run.state) == digest(run_in_process(task, sites, FedAvg(), 4, 0).state)
+    assert hash_state(run.state) == hash_state(run_in_process(task, sites, FedAvg(), 4, 0).state)
     whole = run_in_process(task, sites, FedAvg(), 4, 0, patience=Patience("auc", 3))
     assert len(whole.participation) == 4
     never = run_in_process(ToyTask(), sites, FedAvg(), 4, 0, patience=Patience("auc", 50))

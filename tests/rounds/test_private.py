@@ -18,7 +18,7 @@ from histoflare.privacy.noise import SecureNoise, SeededNoise
 from histoflare.rounds.evaluation import evaluate
 from histoflare.rounds.local import predict, train_locally
 from histoflare.rounds.private import train_privately
-from histoflare.rounds.state import digest, load_state, model_state
+from histoflare.rounds.state import hash_state, load_state, model_state
 from histoflare.rounds.task import PerRecord
 
 from ..bags.stand_in import MemoryBags, Record, memory_bags
@@ -97,23 +97,23 @@ def test_an_exact_full_step_is_that_of_local_training_on_one_slide_each() -> Non
 def test_the_same_bytes_for_the_same_source_and_seed() -> None:
     task, data = mem_task(max_patches=3), several_slides()
     first, again, other = (train(task, data, noise=SeededNoise(noise)) for noise in (3, 3, 4))
-    assert digest(first.state) == digest(again.state) != digest(other.state)
+    assert hash_state(first.state) == hash_state(again.state) != hash_state(other.state)
     assert first.mean_loss == again.mean_loss
-    assert digest(train(task, data, noise=SeededNoise(3), seed=1).state) != digest(first.state)
+    assert hash_state(train(task, data, noise=SeededNoise(3), seed=1).state) != hash_state(first.state)
     secret = [train(task, data, noise=SecureNoise()) for _ in range(2)]
-    assert digest(secret[0].state) != digest(secret[1].state)
+    assert hash_state(secret[0].state) != hash_state(secret[1].state)
 
 
 def test_nothing_global_is_disturbed() -> None:
     task = mem_task()
     state = model_state(task.build_model())
-    before, threads = digest(state), torch.get_num_threads()
+    before, threads = hash_state(state), torch.get_num_threads()
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
     train(task, several_slides(), state=state)
     assert torch.equal(torch.rand(3), expected)
-    assert (digest(state), torch.get_num_threads()) == (before, threads)
+    assert (hash_state(state), torch.get_num_threads()) == (before, threads)
 
 
 def test_records_come_one_at_a_time() -> None:
@@ -191,7 +191,7 @@ def test_dropout_follows_the_secret_source_and_not_the_public_seed() -> None:
         train(task, plan=EXACT, noise=SeededNoise(noise), seed=seed)
         for noise, seed in ((0, 0), (0, 1), (1, 0))
     )
-    assert digest(one.state) == digest(same.state) != digest(other.state)
+    assert hash_state(one.state) == hash_state(same.state) != hash_state(other.state)
 
 
 def test_what_cannot_be_trained_is_refused() -> None:

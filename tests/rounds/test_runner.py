@@ -11,7 +11,7 @@ from histoflare.errors import JobError
 from histoflare.rounds.bounds import plan_bounds, train_bounds
 from histoflare.rounds.local import predict
 from histoflare.rounds.runner import run_in_process
-from histoflare.rounds.state import State, digest
+from histoflare.rounds.state import State, hash_state
 from histoflare.rounds.strategies.cyclic import CyclicWeightTransfer
 from histoflare.rounds.strategies.fedavg import FedAvg
 
@@ -21,9 +21,9 @@ from .toy import Table, ToyTask, toy_sites
 def test_a_run_is_its_arguments() -> None:
     task, sites = ToyTask(hidden=4), toy_sites(3)
     runs = [run_in_process(task, sites, FedAvg(), 3, seed) for seed in (0, 0, 1)]
-    assert digest(runs[0].state) == digest(runs[1].state) != digest(runs[2].state)
+    assert hash_state(runs[0].state) == hash_state(runs[1].state) != hash_state(runs[2].state)
     assert runs[0].losses == runs[1].losses != runs[2].losses
-    assert digest(runs[0].initial) == digest(
+    assert hash_state(runs[0].initial) == hash_state(
         runs[2].initial
     )  # the task's seed makes the model, not the job's
 
@@ -36,10 +36,10 @@ def test_a_resumed_run_ends_as_if_it_had_never_stopped(share: list[str] | None) 
     rest = run_in_process(
         task, sites, strategy, 6, 0, start_round=3, initial_state=half.state, site_states=half.site_states
     )
-    assert digest(rest.state) == digest(whole.state)
+    assert hash_state(rest.state) == hash_state(whole.state)
     assert rest.participation == whole.participation[3:]
     for site in sites:
-        assert digest(rest.site_states[site]) == digest(whole.site_states[site])
+        assert hash_state(rest.site_states[site]) == hash_state(whole.site_states[site])
 
 
 def test_what_a_run_reports() -> None:
@@ -126,7 +126,7 @@ def test_a_site_that_fails_costs_its_own_updates_only() -> None:
     empty = {"empty": replace(full, x=full.x[:0], y=full.y[:0])}
     with_it = run_in_process(ToyTask(), {**sites, **empty}, FedAvg(), 2, 1)
     without = run_in_process(ToyTask(), sites, FedAvg(), 2, 1)
-    assert digest(with_it.state) == digest(without.state)
+    assert hash_state(with_it.state) == hash_state(without.state)
     assert with_it.participation == (tuple(sites),) * 2
     codes = [{site: error.reason for site, error in row.items()} for row in with_it.refused]
     assert codes == [{"empty": "SITE_HAS_NO_TRAINING_DATA"}] * 2
@@ -144,4 +144,6 @@ def test_in_a_cycle_a_site_that_fails_loses_its_turn() -> None:
     sites["z"] = replace(full, x=full.x[:0], y=full.y[:0])
     run = run_in_process(ToyTask(), sites, CyclicWeightTransfer(), 3, 1)
     assert [len(row) for row in run.participation] == [1, 1, 0]
-    assert digest(run.state) == digest(run_in_process(ToyTask(), sites, CyclicWeightTransfer(), 2, 1).state)
+    assert hash_state(run.state) == hash_state(
+        run_in_process(ToyTask(), sites, CyclicWeightTransfer(), 2, 1).state
+    )

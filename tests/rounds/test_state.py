@@ -9,7 +9,7 @@ from histoflare.rounds.state import (
     add,
     add_weighted_mean,
     check_tensors,
-    digest,
+    hash_state,
     is_finite,
     load_state,
     model_state,
@@ -23,10 +23,10 @@ def test_model_state_is_a_copy_in_state_dict_order() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     state = model_state(model)
     assert list(state) == list(model.state_dict())
-    before = digest(state)
+    before = hash_state(state)
     with torch.no_grad():
         model[0].weight.add_(1.0)
-    assert digest(state) == before
+    assert hash_state(state) == before
 
 
 def test_shared_names_leave_integers_out_and_end_at_a_module() -> None:
@@ -129,6 +129,6 @@ def test_digest_sees_bytes_names_shapes_and_dtypes() -> None:
         {"a": torch.zeros(2, dtype=torch.int32)},
         {"a": torch.tensor([0.0, -0.0])},
     ]
-    assert len({digest(state) for state in states}) == len(states)
-    assert digest({"a": torch.tensor(1.0)}) == digest({"a": torch.tensor(1.0)})
+    assert len({hash_state(state) for state in states}) == len(states)
+    assert hash_state({"a": torch.tensor(1.0)}) == hash_state({"a": torch.tensor(1.0)})
     assert n_bytes({"a": torch.zeros(3), "b": torch.tensor(1)}) == 20

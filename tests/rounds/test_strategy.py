@@ -16,7 +16,7 @@ from histoflare.privacy.plan import Open, UpdateNoise
 from histoflare.rounds.local import predict
 from histoflare.rounds.round import server_round, site_round
 from histoflare.rounds.runner import run_in_process
-from histoflare.rounds.state import State, digest
+from histoflare.rounds.state import State, hash_state
 from histoflare.rounds.strategies import make_strategy
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import Strategy, Update
@@ -194,7 +194,7 @@ def test_a_site_does_not_depend_on_the_other_sites() -> None:
         ).update.tensors
 
     digests = [
-        digest(tensors(*key)) for key in [("s", 0, 0), ("s", 0, 0), ("t", 0, 0), ("s", 1, 0), ("s", 0, 1)]
+        hash_state(tensors(*key)) for key in [("s", 0, 0), ("s", 0, 0), ("t", 0, 0), ("s", 1, 0), ("s", 0, 1)]
     ]
     assert digests[0] == digests[1]
     assert len(set(digests)) == 4  # site, round and job seed each change the batches

@@ -20,7 +20,7 @@ from histoflare.privacy.plan import DpSgd, Open, UpdateNoise
 from histoflare.rounds.local import predict
 from histoflare.rounds.round import count_sent, count_sent_by_job, server_round, site_round
 from histoflare.rounds.runner import run_in_process
-from histoflare.rounds.state import State, add, digest, load_state, model_state
+from histoflare.rounds.state import State, add, hash_state, load_state, model_state
 from histoflare.rounds.strategies import STRATEGIES, make_strategy
 from histoflare.rounds.strategy import ServerRound, SiteOutcome, Strategy, Update, join, split
 from histoflare.rounds.transport import PLAIN
@@ -85,9 +85,9 @@ def test_it_is_named_as_registered_and_its_fields_are_json(strategy: Strategy) -
 
 def test_a_site_sends_what_the_strategy_says_and_changes_nothing_it_was_given(strategy: Strategy) -> None:
     model = start_model()
-    before = digest(model)
+    before = hash_state(model)
     update = outcome_of(strategy, SITES[0], model).update
-    assert digest(model) == before
+    assert hash_state(model) == before
     assert {n: (t.shape, t.dtype) for n, t in update.tensors.items()} == {
         n: (t.shape, t.dtype) for n, t in strategy.sent(model).items()
     }
@@ -111,8 +111,8 @@ def test_a_round_learns_and_keeps_the_form_of_the_state(strategy: Strategy) -> N
 
 def test_the_same_seed_gives_the_same_bytes(strategy: Strategy) -> None:
     first, again, other = (run_in_process(TASK, DATA, strategy, 4, seed) for seed in (1, 1, 2))
-    assert digest(first.handed_out) == digest(again.handed_out) != digest(other.handed_out)
-    assert digest(first.state) == digest(again.state)
+    assert hash_state(first.handed_out) == hash_state(again.handed_out) != hash_state(other.handed_out)
+    assert hash_state(first.state) == hash_state(again.state)
 
 
 def test_a_run_goes_on_from_what_server_and_sites_kept(strategy: Strategy) -> None:
@@ -129,8 +129,8 @@ def test_a_run_goes_on_from_what_server_and_sites_kept(strategy: Strategy) -> No
         initial_own=half.own,
         site_states=half.site_states,
     )
-    assert digest(rest.state) == digest(whole.state)
-    assert digest(rest.own) == digest(whole.own)
+    assert hash_state(rest.state) == hash_state(whole.state)
+    assert hash_state(rest.own) == hash_state(whole.own)
 
 
 def test_the_server_keeps_the_form_of_what_it_began_with(strategy: Strategy) -> None:
@@ -159,8 +159,10 @@ def test_what_a_job_hands_out_is_of_its_task_and_known_to_whoever_received_the_r
     assert models and not any("/" in name for name in models)
     for each in models.values():
         load_state(TASK.build_model(), each)
-    assert digest(strategy.handed_out(run.state, run.own)) == digest(run.handed_out)
-    assert digest(strategy.handed_out(run.state, strategy.downlink(run.own))) == digest(run.handed_out)
+    assert hash_state(strategy.handed_out(run.state, run.own)) == hash_state(run.handed_out)
+    assert hash_state(strategy.handed_out(run.state, strategy.downlink(run.own))) == hash_state(
+        run.handed_out
+    )
     said = [predict(TASK, each, DATA["site_0"], "test").probabilities for each in models.values()]
     together = predict(TASK, run.handed_out, DATA["site_0"], "test").probabilities
     np.testing.assert_allclose(together, np.mean(said, axis=0), atol=1e-6)
@@ -172,7 +174,7 @@ def test_an_update_of_zeros_changes_nothing(strategy: Strategy) -> None:
         replace(update, tensors={name: torch.zeros_like(tensor) for name, tensor in update.tensors.items()})
         for update in good_updates(strategy, model)
     ]
-    assert digest(server_round(strategy, model, zeros, SITES).model) == digest(model)
+    assert hash_state(server_round(strategy, model, zeros, SITES).model) == hash_state(model)
 
 
 def test_one_participant_alone_gives_its_model(strategy: Strategy) -> None:
@@ -205,8 +207,8 @@ def test_the_order_of_arrival_changes_no_bit(strategy: Strategy) -> None:
     first = server_round(strategy, model, sent, SITES)
     for arrived in (sent[::-1], sent[1:] + sent[:1]):
         again = server_round(strategy, model, arrived, SITES)
-        assert digest(again.model) == digest(first.model)
-        assert digest(again.own) == digest(first.own)
+        assert hash_state(again.model) == hash_state(first.model)
+        assert hash_state(again.own) == hash_state(first.own)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 
 from histoflare.errors import JobError
 from histoflare.rounds.runner import RunResult, run_in_process
-from histoflare.rounds.state import digest, n_bytes
+from histoflare.rounds.state import hash_state, n_bytes
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import Strategy, join
 from histoflare.rounds.topologies import TOPOLOGIES, make_topology
@@ -115,8 +115,8 @@ def run(strategy: Strategy, rounds: int = 4) -> RunResult:
 @pytest.mark.parametrize("strategy", [FedAvg(), Momentum()], ids=lambda one: one.name)
 def test_a_site_that_aggregates_makes_the_bytes_of_a_server(strategy: Strategy) -> None:
     star, swarm = run(strategy), run(in_topology(strategy, Rotating()))
-    assert digest(swarm.state) == digest(star.state)
-    assert digest(swarm.own) == digest(star.own)
+    assert hash_state(swarm.state) == hash_state(star.state)
+    assert hash_state(swarm.own) == hash_state(star.own)
     assert swarm.participation == star.participation
 
 
@@ -135,7 +135,7 @@ def test_what_a_site_hands_to_itself_is_not_sent() -> None:
 
 def test_an_aggregator_need_not_train() -> None:
     passed, visited = run(in_topology(FedAvg(), Passing())), run(in_topology(FedAvg(), Cyclic()))
-    assert digest(passed.state) == digest(visited.state)
+    assert hash_state(passed.state) == hash_state(visited.state)
 
 
 def test_the_runner_asks_whom_the_topology_says() -> None:

@@ -13,7 +13,7 @@ from histoflare.masks.image_manifest import read_image_manifest, write_image_man
 from histoflare.rounds.evaluation import evaluate
 from histoflare.rounds.local import predict
 from histoflare.rounds.runner import run_in_process
-from histoflare.rounds.state import digest, model_state
+from histoflare.rounds.state import hash_state, model_state
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import Strategy
 from histoflare.site.configuration import SiteConfiguration
@@ -140,7 +140,7 @@ def test_pooled_data_keep_sites_apart(tmp_path: Path) -> None:
     pooled = IMAGES.pool(cohorts, "pooled")
     assert {record.patient for record in pooled.records} == {f"{s}/p{i}" for s in "ab" for i in range(6)}
     run = run_in_process(TASK, {"pooled": pooled}, FedAvg(), rounds=1, seed=1)
-    assert digest(run.state) != digest(run.initial)
+    assert hash_state(run.state) != hash_state(run.initial)
 
 
 def test_a_gpu_that_is_not_there_is_one_clear_error(site: SiteConfiguration) -> None:

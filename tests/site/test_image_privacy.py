@@ -19,11 +19,11 @@ from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.privacy.policy import POLICIES, Policy, read_policy
 from histoflare.rounds.evaluation import evaluate, merge_predictions
 from histoflare.rounds.runner import run_in_process
-from histoflare.rounds.state import State, digest, model_state
+from histoflare.rounds.state import State, hash_state, model_state
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import PERSONAL
 from histoflare.rounds.transport import PLAIN
-from histoflare.site.books import Books
+from histoflare.site.bookkeeping import Bookkeeping
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_data, read_roles
 from histoflare.site.ledgers import on_workstation
@@ -46,8 +46,10 @@ def arrays(state: State) -> dict[str, Any]:
     return {name: tensor.numpy() for name, tensor in state.items()}
 
 
-def books(site: SiteConfiguration, plan: PrivacyPlan = PLAN, policy: Policy = POLICY) -> Books:
-    return Books(site, policy, plan, rounds=1, weights=10**6, run="run", labels=list(LABELS), data="images")
+def bookkeeping(site: SiteConfiguration, plan: PrivacyPlan = PLAN, policy: Policy = POLICY) -> Bookkeeping:
+    return Bookkeeping(
+        site, policy, plan, rounds=1, weights=10**6, run="run", labels=list(LABELS), data="images"
+    )
 
 
 def work(site: SiteConfiguration, plan: PrivacyPlan, roles: dict[str, str] | None) -> SiteWork:
@@ -65,7 +67,7 @@ def test_what_a_protected_run_keeps_shows_in_no_evaluation(tmp_path: Path, scope
             for index in (0, 1, 3):
                 other = make_site(tmp_path / "other", seed=7).parent / f"image{index}.png"
                 (tmp_path / str(seed) / f"image{index}.png").write_bytes(other.read_bytes())
-        of_job = books(site)
+        of_job = bookkeeping(site)
         with pytest.raises(JobError, match="Nothing is reserved"):
             of_job.check_reserved()
         of_job.reserve()
@@ -75,7 +77,7 @@ def test_what_a_protected_run_keeps_shows_in_no_evaluation(tmp_path: Path, scope
         kept = trainer._records.load_state()
         assert kept and all(name.startswith(PERSONAL) for name in kept)
         asking = work(site, Open() if scope == "open" else PLAN, None)
-        said.append((digest(kept), digest_of(asking.evaluate(arrays(first), "test").metrics)))
+        said.append((hash_state(kept), digest_of(asking.evaluate(arrays(first), "test").metrics)))
     assert said[0][0] != said[1][0], "they kept something else"
     assert said[0][1] == said[1][1], "and nobody sees it"
 
@@ -123,7 +125,7 @@ def test_a_figure_that_rests_on_few_patients_stays(tmp_path: Path) -> None:
     site = on_workstation("a", SiteConfiguration({"images": make_site(tmp_path / "a")}))
     metrics = {"dice": 0.5, "dice_low": 0.5, "pixel_accuracy": 0.9, "n_patients": 2.0}
     behind = {"dice": 1, "dice_low": 1, "pixel_accuracy": 2}
-    answer = books(site).evaluate(
+    answer = bookkeeping(site).evaluate(
         arrays(model_state(TASK.build_model())), "test", "q", lambda: EvaluateAnswer(metrics, 2, behind)
     )
     assert set(answer.metrics) == {"pixel_accuracy", "n_patients"}

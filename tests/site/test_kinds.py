@@ -19,7 +19,7 @@ from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.rounds.evaluation import evaluate
 from histoflare.rounds.local import predict
 from histoflare.rounds.runner import run_in_process
-from histoflare.rounds.state import State, digest, model_state
+from histoflare.rounds.state import State, hash_state, model_state
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.shipped import find_job
 from histoflare.site.configuration import SiteConfiguration
@@ -229,7 +229,7 @@ def test_a_task_trains_on_its_data(case: Case, tmp_path: Path) -> None:
     def run() -> State:
         return run_in_process(case.task, cohorts, FedAvg(), rounds=2, seed=1).state
 
-    assert digest(run()) == digest(run()) != digest(model_state(case.task.build_model()))
+    assert hash_state(run()) == hash_state(run()) != hash_state(model_state(case.task.build_model()))
     table = predict(case.task, run(), cohorts["a"], "test")
     tested = [record.patient for record in cohorts["a"].records if record.split == "test"]
     assert sorted(table.patients) == sorted(tested)

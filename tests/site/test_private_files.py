@@ -11,7 +11,7 @@ import pytest
 
 from histoflare.privacy.plan import UpdateNoise
 from histoflare.privacy.policy import POLICIES, read_policy
-from histoflare.site.books import Books
+from histoflare.site.bookkeeping import Bookkeeping
 from histoflare.site.ledgers import audit_log_of, on_workstation
 from histoflare.site.trainer import Trainer
 
@@ -39,15 +39,17 @@ def test_after_a_run_nothing_of_a_site_can_be_read_by_others(tmp_path: Path, uma
     """A protected round with a state that stays, an evaluation, ledger, key, releases, audit log, notes."""
     site = on_workstation("a", write_site(tmp_path, "a", slides=20))
     policy = replace(read_policy(POLICIES / "dp-update.toml"), minimum_patients=2)
-    books = Books(
+    bookkeeping = Bookkeeping(
         site, policy, PLAN, rounds=1, weights=WEIGHTS, run="run-1", labels=list(TASK.labels), data="bags"
     )
-    books.reserve()
-    trainer = Trainer(setup_of(site, strategy=SHARED_BODY, plan=PLAN, roles=books.roles), lambda _: None)
+    bookkeeping.reserve()
+    trainer = Trainer(
+        setup_of(site, strategy=SHARED_BODY, plan=PLAN, roles=bookkeeping.roles), lambda _: None
+    )
     model = first_state()
     try:
-        books.train(model, 0, lambda: trainer.train(model, 0, 1))
-        books.evaluate(model, "test", "q", lambda: trainer.evaluate(model, "test"))
+        bookkeeping.train(model, 0, lambda: trainer.train(model, 0, 1))
+        bookkeeping.evaluate(model, "test", "q", lambda: trainer.evaluate(model, "test"))
     finally:
         trainer.close()
     written = [

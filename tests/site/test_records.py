@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from histoflare.bags.targets.classes import Predictions
 from histoflare.errors import JobError
-from histoflare.rounds.state import State, digest
+from histoflare.rounds.state import State, hash_state
 from histoflare.site.records import RunRecords
 
 from ..mem import make_mem_task
@@ -34,13 +34,13 @@ def test_a_round_starts_from_the_newest_state_before_it(records: RunRecords) -> 
     records.save_state(3, state(3.5))  # rounds 1 and 2 were others'
     assert records.load_state(before=0) == {}
     for before, value in ((1, 0.5), (3, 0.5), (4, 3.5), (9, 3.5), (None, 3.5)):
-        assert digest(records.load_state(before)) == digest(state(value))
+        assert hash_state(records.load_state(before)) == hash_state(state(value))
 
 
 def test_a_round_run_again_starts_where_it_did_the_first_time(records: RunRecords) -> None:
     for index in range(5):
         records.save_state(index, state(index))
-        assert digest(records.load_state(before=index)) == digest(state(index - 1) if index else {})
+        assert hash_state(records.load_state(before=index)) == hash_state(state(index - 1) if index else {})
 
 
 def test_two_states_are_kept_and_none_of_a_history_that_is_no_more(records: RunRecords) -> None:
@@ -51,8 +51,8 @@ def test_two_states_are_kept_and_none_of_a_history_that_is_no_more(records: RunR
         "state_00011.safetensors",
     ]
     records.save_state(4, state(-4.0))  # the job was resumed at round 4
-    assert digest(records.load_state()) == digest(state(-4.0))
-    assert digest(records.load_state(before=12)) == digest(state(-4.0))
+    assert hash_state(records.load_state()) == hash_state(state(-4.0))
+    assert hash_state(records.load_state(before=12)) == hash_state(state(-4.0))
 
 
 def test_an_empty_state_replaces_another(records: RunRecords) -> None:
@@ -66,7 +66,7 @@ def test_what_was_loaded_outlives_its_file(records: RunRecords) -> None:
     loaded = records.load_state()
     path = records.folder / "state_00000.safetensors"
     path.write_bytes(b"\xff" * path.stat().st_size)
-    assert digest(loaded) == digest(state(1.0))
+    assert hash_state(loaded) == hash_state(state(1.0))
 
 
 @pytest.mark.parametrize("fault", ["damaged", "cut", "another site", "renamed"])

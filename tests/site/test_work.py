@@ -19,9 +19,9 @@ from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.rounds.comparison import compare
 from histoflare.rounds.evaluation import evaluate
 from histoflare.rounds.local import predict
-from histoflare.rounds.state import State, digest, model_state
+from histoflare.rounds.state import State, hash_state, model_state
 from histoflare.rounds.strategy import join
-from histoflare.site.books import Books
+from histoflare.site.bookkeeping import Bookkeeping
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_data
 from histoflare.site.ledgers import on_workstation
@@ -70,7 +70,7 @@ def test_figures_over_few_patients_of_a_class_stay(tmp_path: Path, few: int, sta
     ]
     write_manifest(where.files["manifest"], rows)
     policy = replace(read_policy(POLICIES / "open.toml"), minimum_patients=2)
-    books = Books(
+    bookkeeping = Bookkeeping(
         on_workstation("a", where),
         policy,
         Open(),
@@ -81,7 +81,7 @@ def test_figures_over_few_patients_of_a_class_stay(tmp_path: Path, few: int, sta
         data="bags",
     )
     work = SiteWork(setup_of(where), say_nothing)
-    answer = books.evaluate(first_state(), "test", "q", lambda: work.evaluate(first_state(), "test"))
+    answer = bookkeeping.evaluate(first_state(), "test", "q", lambda: work.evaluate(first_state(), "test"))
     figures = {
         f"{name}{end}" for name in ("accuracy", "balanced_accuracy", "auc") for end in ("", "_low", "_high")
     }
@@ -147,7 +147,7 @@ def test_what_a_site_keeps_goes_from_round_to_round(site: SiteConfiguration) -> 
         assert "head.weight" not in answer.tensors
         assert same_bytes(answer.tensors, expected.update.tensors)
         kept = expected.site_state
-    assert digest(RunRecords(site.records, "run-1", "a").load_state()) == digest(kept)
+    assert hash_state(RunRecords(site.records, "run-1", "a").load_state()) == hash_state(kept)
 
 
 @pytest.mark.parametrize("newest", [0, 1, 2])

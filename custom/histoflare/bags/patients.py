@@ -12,14 +12,14 @@ from torch import Tensor
 from histoflare.errors import JobError
 
 
-class Slide(Protocol):
+class PatientSlide(Protocol):
     """What is read of a slide's record."""
 
     @property
     def patient(self) -> str: ...
 
 
-AnySlide = TypeVar("AnySlide", bound=Slide)
+AnySlide = TypeVar("AnySlide", bound=PatientSlide)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def show(
         say_start,
     )
     from histoflare.flare.job_choice import choose_job
-    from histoflare.privacy.protocol import digest
+    from histoflare.privacy.protocol import hash_protocol
 
     job = find_job(job)
     read = choose_job(job, preset).job
@@ -62,7 +62,7 @@ def show(
         "strategy": _settings(read.strategy),
         "transport": _settings(read.transport),
         "privacy": read.asked.to_json(),
-        "protocol_sha256": digest(read.protocol),
+        "protocol_sha256": hash_protocol(read.protocol),
         "protocol": read.protocol,
         "task": read.task.to_json(),
     }
@@ -125,7 +125,7 @@ def make(
     from histoflare.flare.persistor import read_handed_out, read_state
     from histoflare.flare.result import find_protocol
     from histoflare.model_file import read_model_header
-    from histoflare.privacy.protocol import digest
+    from histoflare.privacy.protocol import hash_protocol
     from histoflare.rounds.state import model_state
 
     job = find_job(job)
@@ -152,14 +152,14 @@ def make(
             "least_sites=…)."
         )
     write_variant(job, target, choice.changes, sites=names, scope=scope or choice.scope, start_model=model)
-    if header is not None and header.protocol_sha256 not in (None, digest(made.protocol)):
+    if header is not None and header.protocol_sha256 not in (None, hash_protocol(made.protocol)):
         say(
             "The model was trained under another protocol than this job has; sites that agreed to that alone "
             "refuse it (PROTOCOL_MISMATCH). Give the whole download as --model, or set protocol.… so.",
             style="yellow",
         )
     console.print(f"job: {target}", highlight=False, markup=False, soft_wrap=True)
-    of_the_model = header is not None and header.protocol_sha256 == digest(made.protocol)
+    of_the_model = header is not None and header.protocol_sha256 == hash_protocol(made.protocol)
     if not of_the_model and (said := say_protocol_change(read_job(job).protocol, made.protocol, target)):
         console.print(said, style="yellow", highlight=False, markup=False, soft_wrap=True)
 

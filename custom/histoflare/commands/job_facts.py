@@ -166,7 +166,7 @@ def _problem(job: Job, policy: Policy, narrowed: bool) -> str | None:
     from histoflare.flare.admission import check_parts, check_patience
     from histoflare.flare.job_schema import EVALUATION
     from histoflare.privacy.own_policy import check_taking_part
-    from histoflare.site.books import check_plan
+    from histoflare.site.bookkeeping import check_plan
 
     try:
         if narrowed:
@@ -197,15 +197,16 @@ def say_protocol_change(before: Mapping[str, Any], after: Mapping[str, Any], tar
         before, after: The protocols. target: The folder of the variant.
     """
     from histoflare.flare.job_files import CONFIG_FOLDER, PROTOCOL_FILE
-    from histoflare.privacy.protocol import digest
+    from histoflare.privacy.protocol import hash_protocol
 
-    if digest(before) == digest(after):
+    if hash_protocol(before) == hash_protocol(after):
         return ""
     old, new = _flat(before), _flat(after)
     changed = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
     listed = "".join(f"\n  {name}: {_said(old, name)} → {_said(new, name)}" for name in changed)
     return (
-        f"The protocol is not that of the job it was made of: {digest(before)[:12]}… → {digest(after)}"
+        f"The protocol is not that of the job it was made of: {hash_protocol(before)[:12]}… → "
+        f"{hash_protocol(after)}"
         f"{listed}\nSites whose kits do not have it refuse the job (PROTOCOL_MISMATCH). To agree on it: show "
         f"them {target / CONFIG_FOLDER / PROTOCOL_FILE}, name the job under protocol in "
         "provisioning/project.yml, and make the kits anew."

@@ -81,7 +81,7 @@ def pretrained(
     from histoflare.flare.job_choice import choose_job
     from histoflare.masks.checkpoints import load_pretrained
     from histoflare.model_file import save_model
-    from histoflare.privacy.protocol import digest
+    from histoflare.privacy.protocol import hash_protocol
     from histoflare.site.kinds import IMAGES
 
     job = find_job(job)
@@ -97,7 +97,7 @@ def pretrained(
         out,
         network.state_dict(),
         task,
-        protocol_sha256=digest(read.protocol),
+        protocol_sha256=hash_protocol(read.protocol),
         training={"pretrained": "ImageNet"},
     )
     console.print(

@@ -126,7 +126,7 @@ def _show_costs(read: Job, signed: Policy, how: bool, as_json: bool) -> None:
     from histoflare.flare.job_schema import TRAINING
     from histoflare.privacy.ledger.rules import refuse_share
     from histoflare.rounds.round import count_sent_by_job
-    from histoflare.site.books import check_plan
+    from histoflare.site.bookkeeping import check_plan
 
     protection = signed.protection
     if read.kind != TRAINING:

@@ -17,17 +17,17 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
 from histoflare.errors import HistoflareError, JobError
-from histoflare.flare import handshake
+from histoflare.flare import capabilities
 from histoflare.flare.application import check_folder
-from histoflare.flare.handshake import Admitted
+from histoflare.flare.capabilities import Admitted
 from histoflare.flare.job import Job, job_of
 from histoflare.flare.job_schema import TRAIN, TRAINING
 from histoflare.flare.kit_signature import check_running_kit
 from histoflare.privacy.own_policy import check_taking_part
 from histoflare.privacy.own_policy_file import read_site_policy
 from histoflare.privacy.policy import Policy
-from histoflare.privacy.protocol import PROTOCOL_FILE, digest, read_protocols
-from histoflare.site.books import Books, check_plan
+from histoflare.privacy.protocol import PROTOCOL_FILE, hash_protocol, read_protocols
+from histoflare.site.bookkeeping import Bookkeeping, check_plan
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.kinds import kind_of
 from histoflare.site.refusals import note_refusal, say_refusal
@@ -52,7 +52,7 @@ class Admission(Filter):
 
     def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
         """Admit or refuse one task; the task itself goes on unchanged."""
-        handshake.keep_task(shareable, fl_ctx)
+        capabilities.keep_task(shareable, fl_ctx)
         job_id = fl_ctx.get_job_id()
         try:
             if job_id not in self._admitted:
@@ -65,18 +65,18 @@ class Admission(Filter):
                     reason="TASK_UNEXPECTED",
                 )
             if job.kind == TRAINING:
-                check_plan(admitted.policy, admitted.books.plan)
+                check_plan(admitted.policy, admitted.bookkeeping.plan)
                 check_patience(admitted.policy, job)
                 check_parts(admitted.policy, job)
             if task == TRAIN:
-                admitted.books.reserve()  # the whole job, before its first gradient
+                admitted.bookkeeping.reserve()  # the whole job, before its first gradient
             elif admitted.policy.protection is not None and job.answer_seconds is None:
                 raise JobError(
                     "An evaluation under this policy is answered at a public time: job.toml must say "
                     "answer_seconds.",
                     reason="PRIVACY_INVALID",
                 )
-            handshake.admit(admitted, fl_ctx)
+            capabilities.issue(admitted, fl_ctx)
         except HistoflareError as error:
             self._refuse(error, fl_ctx)
         except Exception as error:
@@ -86,7 +86,7 @@ class Admission(Filter):
 
     def _refuse(self, error: HistoflareError, fl_ctx: FLContext) -> None:
         job_id = fl_ctx.get_job_id()
-        handshake.refuse(error.reason, fl_ctx)
+        capabilities.refuse(error.reason, fl_ctx)
         say_refusal(self.logger.warning, job_id, error)
         with suppress(Exception):
             note_refusal(_site_file(fl_ctx), job_id, error)
@@ -116,7 +116,7 @@ class Admission(Filter):
         _check_rules(agreed)
         kind_of(job.task.data).check_resolution_named(job.task, _site_file(fl_ctx))
         rounds = agreed["stop"]["rounds"]
-        books = Books(
+        bookkeeping = Bookkeeping(
             _site_file(fl_ctx),
             policy,
             job.plan,
@@ -127,7 +127,7 @@ class Admission(Filter):
             data=job.task.data,
             split=job.split,
         )
-        return Admitted(job, policy, rounds, books)
+        return Admitted(job, policy, rounds, bookkeeping)
 
 
 def check_agreement(job: Job, local: Path) -> dict[str, Any]:
@@ -140,14 +140,14 @@ def check_agreement(job: Job, local: Path) -> dict[str, Any]:
         JobError: The job's protocol is not one that the site has agreed to.
     """
     protocol = job.protocol
-    agreed = {digest(each): each for each in read_protocols(local / PROTOCOL_FILE)}
-    if digest(protocol) not in agreed:
+    agreed = {hash_protocol(each): each for each in read_protocols(local / PROTOCOL_FILE)}
+    if hash_protocol(protocol) not in agreed:
         known = ", ".join(f"{each[:12]}…" for each in agreed)
         raise JobError(
-            f"The job's protocol ({digest(protocol)[:12]}…) is not one this site agreed to ({known}).",
+            f"The job's protocol ({hash_protocol(protocol)[:12]}…) is not one this site agreed to ({known}).",
             reason="PROTOCOL_MISMATCH",
         )
-    return agreed[digest(protocol)]
+    return agreed[hash_protocol(protocol)]
 
 
 def check_patience(policy: Policy, job: Job) -> None:

@@ -16,7 +16,7 @@ from nvflare.app_common.abstract.model import ModelLearnableKey
 from nvflare.app_common.app_constant import AppConstants
 
 from histoflare.errors import HistoflareError, JobError
-from histoflare.flare.headers import METRICS, NUMBERS, RELEASE, WEIGHT
+from histoflare.flare.header_names import METRICS, NUMBERS, RELEASE, WEIGHT
 from histoflare.flare.job import job_of
 from histoflare.flare.record import EVALUATION_FILE, run_folder
 from histoflare.flare.tensors import as_arrays, as_state

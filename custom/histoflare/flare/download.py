@@ -26,12 +26,12 @@ from histoflare.flare.record import (
 from histoflare.flare.result import FederationResult, read_result
 from histoflare.flare.resume import find_configuration, job_name, refuse_links
 from histoflare.model_file import GLOBAL_MODEL_FILE, read_model_header
-from histoflare.privacy.protocol import digest as protocol_digest
+from histoflare.privacy.protocol import hash_protocol
 from histoflare.report.consortium import RunFacts, build_report
 from histoflare.report.report_file import drop_missing
 from histoflare.rounds.comparison import Comparison
 from histoflare.rounds.round import count_sent_by_job
-from histoflare.rounds.state import State, digest
+from histoflare.rounds.state import State, hash_state
 
 RUNTIME = "federation"
 Said = dict[str, dict[str, float | None]]
@@ -71,7 +71,7 @@ class Download:
     @property
     def model_sha256(self) -> str | None:
         """Of the last global model's tensors; None if no round was finished."""
-        return None if self.result.state is None else digest(self.result.state)
+        return None if self.result.state is None else hash_state(self.result.state)
 
 
 def read_download(folder: Path) -> Download:
@@ -99,7 +99,7 @@ def read_download(folder: Path) -> Download:
         asked_after = _read_optional(workspace / EVALUATION_ROUND_FILE)
         _check(result, asked_after)
         best = workspace / BEST_MODEL_FILE
-        best_sha256 = digest(load_file(best)) if best.is_file() else None
+        best_sha256 = hash_state(load_file(best)) if best.is_file() else None
     except (ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise JobError(f"{workspace}: damaged ({error}): download the job again.") from None
     return Download(
@@ -151,7 +151,7 @@ def build_download_report(download: Download, evaluation: Download | None = None
         plan=job.plan.to_json(),
         spend=job.plan.spend().to_json(),
         numbers=job.plan.numbers(job.rounds, count_sent_by_job(job.strategy, job.task)),
-        protocol={"sha256": protocol_digest(job.protocol), **job.protocol},
+        protocol={"sha256": hash_protocol(job.protocol), **job.protocol},
         evaluated_at_sites=evaluated,
         evaluation_refused=refused,
         pseudonyms=result.pseudonyms,
@@ -184,7 +184,7 @@ def _model_asked_about(download: Download, evaluation: Download) -> str:
     if not path.is_file():
         path = evaluation.workspace / GLOBAL_MODEL_FILE
     refuse_links(evaluation.folder, path)
-    asked = digest(_load(path))
+    asked = hash_state(_load(path))
     known = {download.model_sha256: "last", download.best_sha256: "best"}
     if asked not in known:
         raise JobError(

@@ -16,10 +16,10 @@ from nvflare.app_common.app_constant import AppConstants
 from nvflare.fuel.utils.memory_utils import try_malloc_trim
 
 from histoflare.errors import HistoflareError, JobError
-from histoflare.flare import handshake
+from histoflare.flare import capabilities
+from histoflare.flare.capabilities import Admitted
 from histoflare.flare.gate import refused
-from histoflare.flare.handshake import Admitted
-from histoflare.flare.headers import METRICS, NUMBERS, TOTAL_ROUNDS, WEIGHT
+from histoflare.flare.header_names import METRICS, NUMBERS, TOTAL_ROUNDS, WEIGHT
 from histoflare.flare.job import Job, job_of
 from histoflare.flare.job_schema import EVALUATE, TRAIN
 from histoflare.flare.tensors import as_arrays
@@ -67,9 +67,9 @@ class SiteExecutor(Executor):
     ) -> Shareable:
         admitted = None
         try:
-            admitted = handshake.redeem(fl_ctx)
+            admitted = capabilities.redeem(fl_ctx)
             if admitted is None:
-                return refused(handshake.refusal(fl_ctx))
+                return refused(capabilities.refusal(fl_ctx))
             if task_name == TRAIN:
                 return self._train(shareable, fl_ctx, admitted, abort_signal)
             if task_name == EVALUATE:
@@ -86,7 +86,7 @@ class SiteExecutor(Executor):
         job_id = fl_ctx.get_job_id()
         say_refusal(self.logger.warning, job_id, error)
         if admitted is not None:
-            note_refusal(admitted.books.configuration, admitted.books.run, error, job_id)
+            note_refusal(admitted.bookkeeping.configuration, admitted.bookkeeping.run, error, job_id)
         return refused(error.reason)
 
     def _train(
@@ -105,7 +105,7 @@ class SiteExecutor(Executor):
                 f"The server asked for round {index!r} of {total!r}; the protocol has {admitted.rounds}.",
                 reason="ROUND_INVALID",
             )
-        policy, books, best = admitted.policy, admitted.books, admitted.job.best_metric
+        policy, bookkeeping, best = admitted.policy, admitted.bookkeeping, admitted.job.best_metric
         asked = [f"validation/{best}"] if best else []
         received = as_arrays(from_shareable(shareable).data)
 
@@ -121,21 +121,21 @@ class SiteExecutor(Executor):
                 stopped=stopped,
             )
 
-        books.check_reserved()  # nothing is said of the data before
+        bookkeeping.check_reserved()  # nothing is said of the data before
         trainer = self._start(configuration, fl_ctx, admitted)
         cold = trainer.pid is None
         trainer.prepare(stopped=stopped)  # what is wrong with the data is said before a round is booked
         if cold and not self._is_time(stopped):  # how long it took to read them is no part of a round's time
             raise HistoflareError("The work was stopped.", reason="STOPPED")
         self._doing = TRAINING
-        answer = books.train(received, index, train).answer
-        handshake.release(answer.tensors, answer.patients, books.plan)
+        answer = bookkeeping.train(received, index, train).answer
+        capabilities.release(answer.tensors, answer.patients, bookkeeping.plan)
         meta: dict[str, object] = {WEIGHT: float(answer.weight)}
         if answer.numbers:
-            handshake.release(answer.numbers, answer.patients)
+            capabilities.release(answer.numbers, answer.patients)
             meta[NUMBERS] = answer.numbers
         if answer.metrics and answer.metric_patients >= policy.minimum_patients:
-            handshake.release(answer.metrics, answer.metric_patients)
+            capabilities.release(answer.metrics, answer.metric_patients)
             meta[METRICS] = answer.metrics
         reply: Shareable = DXO(DataKind.WEIGHT_DIFF, data=answer.tensors, meta=meta).to_shareable()
         return reply
@@ -156,8 +156,8 @@ class SiteExecutor(Executor):
             trainer = self._start(configuration, fl_ctx, admitted)
             return trainer.evaluate(received, split, stopped=lambda: bool(abort_signal.triggered))
 
-        answer = admitted.books.evaluate(received, split, _question(admitted.job), evaluate)
-        handshake.release(answer.metrics, answer.patients)
+        answer = admitted.bookkeeping.evaluate(received, split, _question(admitted.job), evaluate)
+        capabilities.release(answer.metrics, answer.patients)
         reply: Shareable = DXO(DataKind.METRICS, data=answer.metrics).to_shareable()
         return reply
 
@@ -165,7 +165,7 @@ class SiteExecutor(Executor):
         """Begin to count when the task came in at the door; admission takes its time too."""
         self._doing = PREPARING
         try:
-            job, task = job_of(fl_ctx), handshake.kept_task(fl_ctx)
+            job, task = job_of(fl_ctx), capabilities.kept_task(fl_ctx)
             if job.answer_seconds is None or task is None:
                 return
             if self._pace is None:
@@ -184,12 +184,12 @@ class SiteExecutor(Executor):
         return read_own_file(site, local)
 
     def _start(self, configuration: SiteConfiguration, fl_ctx: FLContext, admitted: Admitted) -> Trainer:
-        books, job = admitted.books, admitted.job
-        if self._trainer is not None and self._roles != books.roles:
+        bookkeeping, job = admitted.bookkeeping, admitted.job
+        if self._trainer is not None and self._roles != bookkeeping.roles:
             self._trainer.close()  # it has read the manifest under other roles than were booked since
             self._trainer = None
         if self._trainer is None:
-            self._roles = books.roles
+            self._roles = bookkeeping.roles
             setup = TrainerSetup(
                 site=fl_ctx.get_identity_name(),
                 configuration=configuration,
@@ -197,9 +197,9 @@ class SiteExecutor(Executor):
                 strategy=job.strategy,
                 transport=job.transport,
                 seed=job.seed,
-                run=books.run,
-                plan=books.plan,
-                roles=books.roles,
+                run=bookkeeping.run,
+                plan=bookkeeping.plan,
+                roles=bookkeeping.roles,
                 split=job.split,
             )
             self._trainer = Trainer(setup, say=self.logger.info)

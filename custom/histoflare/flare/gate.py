@@ -21,10 +21,10 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 
 from histoflare.errors import HistoflareError, JobError
-from histoflare.flare import handshake
+from histoflare.flare import capabilities
 from histoflare.flare.admission import check_listed
-from histoflare.flare.handshake import Release
-from histoflare.flare.headers import METRICS, NUMBERS, PSEUDONYM, REFUSED, RELEASE, WEIGHT
+from histoflare.flare.capabilities import ReleasedResult
+from histoflare.flare.header_names import METRICS, NUMBERS, PSEUDONYM, REFUSED, RELEASE, WEIGHT
 from histoflare.flare.job import job_of
 from histoflare.privacy.own_policy_file import read_site_policy
 from histoflare.privacy.policy import Policy
@@ -70,7 +70,7 @@ class Gate(Filter):
         pseudonym = _pseudonym(fl_ctx)
         if pseudonym:
             reply.set_header(PSEUDONYM, pseudonym)
-        handshake.permit(reply)
+        capabilities.permit(reply)
         return reply
 
     def _rebuild(self, shareable: Shareable, policy: Policy, site: _Site, fl_ctx: FLContext) -> Shareable:
@@ -151,12 +151,12 @@ def _update(dxo: DXO, policy: Policy, site: _Site, strategy: Callable[[], Strate
     return _stamped(DataKind.WEIGHT_DIFF, arrays, meta, release, policy)
 
 
-def _released(content: Any, policy: Policy, site: _Site) -> tuple[dict[str, Any], Release]:
+def _released(content: Any, policy: Policy, site: _Site) -> tuple[dict[str, Any], ReleasedResult]:
     """Return ``content`` and the note on it if exactly this was released, over enough patients.
 
     Under a policy with a budget the ledger has the last word: what it does not hold as released stays here.
     """
-    release = handshake.take_release(content) if isinstance(content, Mapping) else None
+    release = capabilities.take_release(content) if isinstance(content, Mapping) else None
     if release is None:
         raise JobError("The reply holds something that was not released.", reason="NOT_RELEASED")
     if release.patients < policy.minimum_patients:
@@ -185,7 +185,7 @@ def _numbers(numbers: Any, policy: Policy, strategy: Strategy) -> dict[str, floa
     They are what the executor let go, and what the job's strategy declares; the policy lists each. Under a
     budget none may follow from the site's data: the ledger holds nothing of them.
     """
-    if not isinstance(numbers, Mapping) or handshake.take_release(numbers) is None:
+    if not isinstance(numbers, Mapping) or capabilities.take_release(numbers) is None:
         raise JobError("The reply holds numbers that were not released.", reason="NOT_RELEASED")
     check_numbers(strategy, numbers, whose="The reply")
     check_listed(policy, numbers)
@@ -198,7 +198,7 @@ def _numbers(numbers: Any, policy: Policy, strategy: Strategy) -> dict[str, floa
 
 
 def _stamped(
-    kind: str, data: dict[str, Any], meta: dict[str, Any], release: Release, policy: Policy
+    kind: str, data: dict[str, Any], meta: dict[str, Any], release: ReleasedResult, policy: Policy
 ) -> Shareable:
     stamp = {
         "digest": release.digest,
@@ -213,7 +213,7 @@ def _stamped(
 
 def _restore_cookies(fl_ctx: FLContext) -> None:
     """FLARE copies the task's cookies onto the reply after this filter: put them back as they came."""
-    task = handshake.kept_task(fl_ctx)
+    task = capabilities.kept_task(fl_ctx)
     if task is not None:
         task.data.set_cookie_jar(dict(task.cookies))
 

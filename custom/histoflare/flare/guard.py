@@ -24,11 +24,11 @@ from nvflare.fuel.f3.cellnet.utils import make_reply
 from nvflare.fuel.f3.message import Message
 from nvflare.fuel.f3.streaming.stream_const import STREAM_ACK_TOPIC, STREAM_CHANNEL
 
-from histoflare.flare import handshake
+from histoflare.flare import capabilities
 from histoflare.flare.application import check_folder
 from histoflare.flare.cells import ANY, DOWNLOAD, DOWNLOADS, Table, empty_reply, is_listed, pair_of
 from histoflare.flare.gate import refused
-from histoflare.flare.headers import PSEUDONYM
+from histoflare.flare.header_names import PSEUDONYM
 
 GET_TASK = "get_task"
 
@@ -121,7 +121,7 @@ class Guard(FLComponent):
 
     def _restore_cookies(self, fl_ctx: FLContext) -> None:
         """A reply that FLARE makes of an exception passes no gate, and carries the task's cookies."""
-        kept = handshake.kept_task(fl_ctx)
+        kept = capabilities.kept_task(fl_ctx)
         for task in (self._task, kept.data if kept else None):
             jar = task.get_cookie_jar() if task is not None else None
             if jar:
@@ -133,14 +133,14 @@ class Guard(FLComponent):
         if reply is None:
             return
         try:
-            if not handshake.is_permitted(reply):
+            if not capabilities.is_permitted(reply):
                 self.logger.warning("the reply was changed after the gate: nothing leaves")
                 _replace(reply, fl_ctx)
-                handshake.permit(reply)
+                capabilities.permit(reply)
             headers: dict[str, Any] = reply[ReservedHeaderKey.HEADERS]
             for name in [name for name in headers if name not in REPLY_HEADERS]:
                 del headers[name]
-            task = handshake.kept_task(fl_ctx)
+            task = capabilities.kept_task(fl_ctx)
             if ReservedHeaderKey.COOKIE_JAR in headers:
                 headers[ReservedHeaderKey.COOKIE_JAR] = dict(task.cookies) if task else {}
         except Exception:
@@ -152,7 +152,7 @@ def _replace(reply: Shareable, fl_ctx: FLContext) -> None:
     """Make ``reply`` a refusal, still of the same task: without its id the server would send it again."""
     reply.clear()
     reply.update(refused("REPLY_CHANGED"))
-    task = handshake.kept_task(fl_ctx)
+    task = capabilities.kept_task(fl_ctx)
     if task is not None:
         reply.set_cookie_jar(dict(task.cookies))
     reply.set_header(ReservedHeaderKey.TASK_NAME, fl_ctx.get_prop(FLContextKey.TASK_NAME))

@@ -14,7 +14,7 @@ from typing import Any
 from histoflare.checks import is_whole
 from histoflare.errors import JobError
 from histoflare.flare.job_files import FORMAT, JOB_FILE, PROTOCOL_FILE
-from histoflare.privacy.protocol import canonical
+from histoflare.privacy.protocol import canonical_protocol
 from histoflare.site.run_name import is_run_name
 
 TRAINING, EVALUATION = "training", "evaluation"
@@ -90,7 +90,7 @@ def complete(protocol: Mapping[str, Any]) -> dict[str, Any]:
     """
     optional = (*OPTIONAL, "max_patches") if "encoder" in protocol else OPTIONAL
     whole = {**dict.fromkeys(optional), **protocol}
-    canonical(whole)
+    canonical_protocol(whole)
     stop = whole["stop"]
     rounds = stop.get("rounds") if isinstance(stop, Mapping) else None
     if not is_whole(rounds, 1, MOST_ROUNDS):

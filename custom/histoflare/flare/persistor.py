@@ -21,7 +21,7 @@ from histoflare.flare.job_schema import EVALUATION
 from histoflare.flare.record import run_folder
 from histoflare.flare.tensors import apart, as_arrays, as_state
 from histoflare.model_file import GLOBAL_MODEL_FILE, describe_model, handed_out, write_model_file
-from histoflare.privacy.protocol import digest
+from histoflare.privacy.protocol import hash_protocol
 from histoflare.rounds.state import State, check_tensors, model_state
 from histoflare.rounds.strategy import OWN, Strategy, join, split
 from histoflare.rounds.task import Task
@@ -88,7 +88,7 @@ class SeededPersistor(ModelPersistor):
         header = describe_model(
             job.task,
             mosaic=getattr(job.task, "mosaic", None),
-            protocol_sha256=digest(job.protocol),
+            protocol_sha256=hash_protocol(job.protocol),
             run=job.run or fl_ctx.get_job_id(),
             round_index=round_index,
             training={

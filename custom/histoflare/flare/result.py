@@ -15,7 +15,7 @@ from histoflare.flare.job_files import CONFIG_FOLDER, MOST_BYTES, PROTOCOL_FILE,
 from histoflare.flare.job_schema import complete
 from histoflare.flare.record import EVALUATION_FILE, SITES_FILE, read_best_row, read_if_there, read_rows
 from histoflare.model_file import GLOBAL_MODEL_FILE, handed_out
-from histoflare.privacy.protocol import digest
+from histoflare.privacy.protocol import hash_protocol
 from histoflare.report.outcomes import SiteOutcome, find_outcomes
 from histoflare.rounds.state import State
 from histoflare.site.configuration import SiteConfiguration
@@ -131,7 +131,7 @@ def find_protocol(model: Path, sha256: str) -> dict[str, Any] | None:
             path = place / CONFIG_FOLDER.name / PROTOCOL_FILE
             with path.open("rb") as file:
                 protocol = complete(read_toml(str(path), file.read(MOST_BYTES + 1)))
-            if digest(protocol) == sha256:
+            if hash_protocol(protocol) == sha256:
                 return protocol
     return None
 

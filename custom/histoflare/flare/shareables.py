@@ -8,7 +8,7 @@ from nvflare.app_common.abstract.model import ModelLearnable, ModelLearnableKey,
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.shareablegenerators.full_model_shareable_generator import FullModelShareableGenerator
 
-from histoflare.flare.headers import ASKED, TOTAL_ROUNDS
+from histoflare.flare.header_names import ASKED, TOTAL_ROUNDS
 from histoflare.flare.job import job_of
 from histoflare.flare.job_schema import TRAINING
 from histoflare.flare.tensors import as_arrays, as_state

@@ -19,9 +19,8 @@ from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
 
 from histoflare.flare.aggregator import MetricsCollector
-from histoflare.flare.board import Board
 from histoflare.flare.gate import reason_of
-from histoflare.flare.headers import ASKED, PSEUDONYM
+from histoflare.flare.header_names import ASKED, PSEUDONYM
 from histoflare.flare.job import read_application
 from histoflare.flare.job_files import CONFIG_FOLDER
 from histoflare.flare.job_schema import EVALUATE, TASK_OF, TRAINING
@@ -34,6 +33,7 @@ from histoflare.flare.record import (
     RunRecord,
     run_folder,
 )
+from histoflare.flare.tensorboard_log import TensorBoardLog
 from histoflare.flare.tensors import as_arrays, as_state, tensor_bytes
 from histoflare.rounds.strategy import split
 from histoflare.site.site_file import is_pseudonym
@@ -93,7 +93,7 @@ class AskingScatterAndGather(ScatterAndGather):
         self._collector: MetricsCollector | None = None
         self._giving_up: threading.Timer | None = None
         self._record = RunRecord()
-        self._board = Board()
+        self._board = TensorBoardLog()
         self._current: RoundRecord | None = None
 
     def broadcast_and_wait(

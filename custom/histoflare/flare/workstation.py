@@ -25,7 +25,7 @@ from histoflare.flare.result import (
 )
 from histoflare.flare.site_policy import policy_file
 from histoflare.privacy.policy import POLICIES
-from histoflare.privacy.protocol import digest as protocol_digest
+from histoflare.privacy.protocol import hash_protocol
 from histoflare.report.outcomes import say_sites
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.storage import write_text
@@ -138,7 +138,7 @@ def agreement_of(jobs: Sequence[Job], folder: Path) -> Agreement:
     policies = {policy_file(job.scope): job.scope for job in jobs}
     for name, scope in policies.items():
         write_policy(scope, folder / name)
-    protocols = {protocol_digest(job.protocol): job.folder for job in jobs}
+    protocols = {hash_protocol(job.protocol): job.folder for job in jobs}
     first, *more = protocols.values()
     return Agreement(
         first,

@@ -19,13 +19,13 @@ from histoflare.lab.loading import Loaded, load_experiment
 from histoflare.lab.sites import EXTERNAL
 from histoflare.lab.watch import OnProgress, OnWarning, Watch
 from histoflare.model_file import MODEL_FILE, save_model
-from histoflare.privacy.protocol import digest as protocol_digest
+from histoflare.privacy.protocol import hash_protocol
 from histoflare.reasons import explain
 from histoflare.report.consortium import RunFacts, build_report
 from histoflare.report.page import write_page
 from histoflare.rounds.comparison import Comparison, compare
 from histoflare.rounds.round import count_sent_by_job
-from histoflare.rounds.state import State, digest
+from histoflare.rounds.state import State, hash_state
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import check_device
 from histoflare.site.kinds import kind_of
@@ -202,7 +202,7 @@ def run_loaded(
         job.strategy.personalize(federated.state, {}),
         job.task,
         mosaic=kind_of(job.task.data).mosaic(list(cohorts.values())),
-        protocol_sha256=protocol_digest(job.protocol),
+        protocol_sha256=hash_protocol(job.protocol),
         training=training,
     )
     why = {site: f"{error.reason}: {explain(error.reason)}" for site, error in (refused | untested).items()}
@@ -234,8 +234,8 @@ def _build_report(
         numbers=job.plan.numbers(job.rounds, count_sent_by_job(job.strategy, job.task)),
         accuracy_against_epsilon=entries,
         seconds=watch.seconds,
-        model_sha256=digest(federated.state),
-        protocol={"sha256": protocol_digest(job.protocol), **job.protocol},
+        model_sha256=hash_state(federated.state),
+        protocol={"sha256": hash_protocol(job.protocol), **job.protocol},
         evaluated_at_sites=federated.evaluated,
         data=job.task.data,
         evaluation_refused=federated.evaluation_refused,

@@ -30,7 +30,7 @@ PROTOCOL_FILE = "protocol.json"
 """A site's agreed protocol, or a list of them, in the ``local`` folder of its startup kit."""
 
 
-def canonical(protocol: Mapping[str, Any]) -> bytes:
+def canonical_protocol(protocol: Mapping[str, Any]) -> bytes:
     """Return the protocol as bytes that do not depend on the order of its keys or how its file is laid out.
 
     Numbers are written as JSON writes them, a whole float as an integer: 1.0 and 1 are the same agreement.
@@ -61,9 +61,9 @@ def canonical(protocol: Mapping[str, Any]) -> bytes:
     return text.encode()
 
 
-def digest(protocol: Mapping[str, Any]) -> str:
-    """Return the SHA-256 (hexadecimal) of :func:`canonical`."""
-    return hashlib.sha256(canonical(protocol)).hexdigest()
+def hash_protocol(protocol: Mapping[str, Any]) -> str:
+    """Return the SHA-256 (hexadecimal) of :func:`canonical_protocol`."""
+    return hashlib.sha256(canonical_protocol(protocol)).hexdigest()
 
 
 def read_protocols(path: Path) -> list[dict[str, Any]]:
@@ -85,13 +85,13 @@ def read_protocols(path: Path) -> list[dict[str, Any]]:
     if not protocols or not all(isinstance(protocol, dict) for protocol in protocols):
         raise JobError(f"{path}: not a protocol.", reason="PROTOCOL_INVALID")
     for protocol in protocols:
-        canonical(protocol)
+        canonical_protocol(protocol)
     return protocols
 
 
 def write_protocols(path: Path, protocols: Sequence[Mapping[str, Any]]) -> None:
     """Write a site's protocols, in their canonical form; one stands by itself."""
-    written = [canonical(protocol) for protocol in protocols]
+    written = [canonical_protocol(protocol) for protocol in protocols]
     content = written[0] if len(written) == 1 else b"[" + b",\n".join(written) + b"]"
     write_bytes(path, content + b"\n")
 

@@ -177,7 +177,7 @@ def _add(tensor: Tensor, change: Tensor) -> Tensor:
     return (tensor.to(torch.float64) + change).to(tensor.dtype)
 
 
-def digest(state: Mapping[str, Tensor]) -> str:
+def hash_state(state: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 (hex) of names, dtypes, shapes and bytes, in order of name."""
     hashed = hashlib.sha256()
     for name, tensor in sorted(state.items()):

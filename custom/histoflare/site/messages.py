@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from histoflare.privacy.plan import Open, PrivacyPlan
-from histoflare.rounds.state import digest
+from histoflare.rounds.state import hash_state
 from histoflare.rounds.strategy import Strategy
 from histoflare.rounds.transport import PLAIN, Transport
 from histoflare.site.configuration import SiteConfiguration
@@ -93,7 +93,7 @@ class EvaluateAnswer:
 
 def digest_of(content: Mapping[str, Any]) -> str:
     """Return the SHA-256 over names, types, shapes and bytes of tensors, arrays or numbers (None: NaN)."""
-    return digest({name: _as_tensor(value) for name, value in content.items()})
+    return hash_state({name: _as_tensor(value) for name, value in content.items()})
 
 
 def _as_tensor(value: Any) -> torch.Tensor:

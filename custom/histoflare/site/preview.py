@@ -10,7 +10,7 @@ from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import Policy
-from histoflare.site.books import check_plan, check_size
+from histoflare.site.bookkeeping import check_plan, check_size
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_data, read_roles
 from histoflare.site.kinds import kind_of
@@ -53,7 +53,7 @@ def preview(
     task: Any,
     split: SplitRule = DEFAULT_SPLIT,
 ) -> Preview:
-    """Return what ``site.books.Books.reserve`` would do. Nothing is written, and no ledger is made.
+    """Return what ``Bookkeeping.reserve`` would do. Nothing is written, and no ledger is made.
 
     The site's bags or images are looked at as a job does before its first round.
 

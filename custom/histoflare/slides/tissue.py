@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histoflare.errors import SlideError
-from histoflare.slides.parts import remove_small_parts
+from histoflare.slides.components import remove_small_parts
 from histoflare.slides.pixels import Block
 from histoflare.slides.reader import Slide
 

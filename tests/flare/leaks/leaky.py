@@ -74,7 +74,7 @@ class LeakyExecutor(SiteExecutor):
 
 
 class OpenExecutor(Executor):
-    """An executor that asks for no token: what a site without the handshake would let run."""
+    """An executor that asks for no token: what a site without admission would let run."""
 
     def __init__(self, mark: str) -> None:
         super().__init__()

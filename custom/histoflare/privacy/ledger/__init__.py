@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from histoflare.privacy.ledger.books import STEWARD, WORKSTATION
 from histoflare.privacy.ledger.history import Event, RunHistory
 from histoflare.privacy.ledger.ledger import Identity, Ledger, Verification
 from histoflare.privacy.ledger.rules import ROLES
+from histoflare.privacy.ledger.state import STEWARD, WORKSTATION
 from histoflare.privacy.ledger.tokens import (
     EVALUATION,
     UPDATE,

@@ -29,7 +29,7 @@ class Entry:
         seq: 1, 2, 3, …
         unix_time: Whole seconds; never less than the entry's before, whatever the clock says.
         kind: What happened.
-        body: The rest as canonical JSON (:func:`canonical`).
+        body: The rest as canonical JSON (:func:`canonical_json`).
         chain: 32 bytes.
     """
 
@@ -77,6 +77,6 @@ def normalised(patient: str) -> str:
     return unicodedata.normalize("NFC", patient).strip()
 
 
-def canonical(body: Mapping[str, Any]) -> str:
+def canonical_json(body: Mapping[str, Any]) -> str:
     """Return plain JSON values as the one text that stands for them: sorted keys, no spaces, ASCII."""
     return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)

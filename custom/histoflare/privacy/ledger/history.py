@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from histoflare.privacy.ledger.books import Books
+from histoflare.privacy.ledger.state import LedgerState
 from histoflare.privacy.ledger.tokens import EVALUATION, UPDATE, Account
 
 FAILED = "failed"
@@ -54,9 +54,9 @@ class Entry(Protocol):
     def content(self) -> dict[str, Any]: ...
 
 
-def summarise_history(books: Books, entries: Iterable[Entry], run: str) -> RunHistory:
+def summarise_history(state: LedgerState, entries: Iterable[Entry], run: str) -> RunHistory:
     """Return what verified entries say of a run; nothing is in it if the ledger does not know the run."""
-    accounts = {id_: each for id_, each in books.accounts.items() if each.reservation.run == run}
+    accounts = {id_: each for id_, each in state.accounts.items() if each.reservation.run == run}
     found: dict[int, Event] = {}
     for entry in entries:
         if entry.kind not in ("booking", "disclosure", "release", "failure"):

@@ -41,14 +41,12 @@ import numpy as np
 
 from histoflare.errors import JobError, LedgerError
 from histoflare.privacy.ledger import moves
-from histoflare.privacy.ledger.books import STEWARD, WORKSTATION
 from histoflare.privacy.ledger.chain import normalised
 from histoflare.privacy.ledger.events import GAUSSIAN, UNPROTECTED, mechanism_of, trust_of
 from histoflare.privacy.ledger.history import RunHistory, summarise_history
 from histoflare.privacy.ledger.place import Place
 from histoflare.privacy.ledger.rules import (
     TRAIN,
-    admit,
     admit_further,
     admit_share,
     check_digest,
@@ -59,10 +57,12 @@ from histoflare.privacy.ledger.rules import (
     normalise_roles,
     open_account,
     refuse_nobody,
+    refuse_over_budget,
     refuse_share,
     some_of,
 )
 from histoflare.privacy.ledger.session import Sessions
+from histoflare.privacy.ledger.state import STEWARD, WORKSTATION
 from histoflare.privacy.ledger.summary import DisclosureSummary, Summary, summarise, summarise_disclosures
 from histoflare.privacy.ledger.tokens import EVALUATION, Booking, Disclosure, Release, Reservation
 from histoflare.privacy.spend import Spend
@@ -166,23 +166,23 @@ class Ledger:
 
     def check_usable(self) -> None:
         """Raise :class:`LedgerError` unless this ledger may be written to; nothing is written."""
-        with self._sessions.reading() as (books, _, _):
-            self._sessions.check_usable(books)
+        with self._sessions.reading() as (state, _, _):
+            self._sessions.check_usable(state)
 
     def identity(self) -> Identity:
         """Return whose it is, and where it is bound to."""
-        with self._sessions.reading() as (books, _, _):
-            assert books.place is not None
-            is_here = not books.is_away and books.place == self._sessions.place(books.keys)
+        with self._sessions.reading() as (state, _, _):
+            assert state.place is not None
+            is_here = not state.is_away and state.place == self._sessions.place(state.keys)
             return Identity(
-                ledger=books.ledger,
-                site=books.site,
-                owner=books.owner,
-                place=books.place,
-                is_away=books.is_away,
-                went_to=books.went_to,
+                ledger=state.ledger,
+                site=state.site,
+                owner=state.owner,
+                place=state.place,
+                is_away=state.is_away,
+                went_to=state.went_to,
                 is_here=is_here,
-                entries=books.head.seq,
+                entries=state.head.seq,
             )
 
     def depart(self) -> None:
@@ -249,18 +249,18 @@ class Ledger:
         with self._sessions.writing(whole=True) as page:
             ids = enter_patients(page, known_as)
             cohort = page.add_cohort(ids[name] for name, role in known_as.items() if role == TRAIN)
-            for account in page.books.accounts.values():
+            for account in page.state.accounts.values():
                 old = account.reservation
                 known = (old.run, old.about, old.spend, old.rounds, old.trusts_server, account.cohort)
                 if account.is_open and known == (run, about, spend, rounds, trusts_server, cohort):
                     return old
-            before = float(page.books.charges(budget)[members_of(page.books, cohort)].max())
+            before = float(page.state.charges(budget)[members_of(page.state, cohort)].max())
             cost = budget.cost(spend.times(rounds))
-            admit(budget, before, cost, f"run {run}")
-            admit_share(page.books, budget, run, cost, job_share)
+            refuse_over_budget(budget, before, cost, f"run {run}")
+            admit_share(page.state, budget, run, cost, job_share)
             content = {"run": run, "about": about, "rounds": rounds, "cohort": cohort}
             content |= {"mechanism": mechanism_of(spend), "trust": trust_of(trusts_server)}
-            return page.books.accounts[page.append("reservation", content)].reservation
+            return page.state.accounts[page.append("reservation", content)].reservation
 
     def exposure(self, roles: Mapping[str, str], budget: Budget) -> float:
         """Return what the most exposed of the patients to train on was charged (ρ); nothing is written.
@@ -272,8 +272,8 @@ class Ledger:
             LedgerError: A patient has another role in the ledger (ROLE_CHANGED).
         """
         known_as = normalise_roles(roles)
-        with self._sessions.reading() as (books, _, _):
-            return most_charged(books, known_as, budget)
+        with self._sessions.reading() as (state, _, _):
+            return most_charged(state, known_as, budget)
 
     def check_room(
         self,
@@ -288,8 +288,8 @@ class Ledger:
         known_as = normalise_roles(roles)
         refuse_nobody(known_as)
         cost = budget.cost(spend.times(rounds))
-        with self._sessions.reading() as (books, _, _):
-            admit(budget, most_charged(books, known_as, budget), cost, "this job")
+        with self._sessions.reading() as (state, _, _):
+            refuse_over_budget(budget, most_charged(state, known_as, budget), cost, "this job")
         refuse_share(budget, cost, job_share)
 
     def book(
@@ -347,25 +347,25 @@ class Ledger:
         if type(round_index) is not int or round_index < 0:
             raise JobError(f"A round is counted from 0, not {round_index!r}.", reason="PRIVACY_INVALID")
         with self._sessions.writing(whole=False) as page:
-            books = page.books
-            account = open_account(books, reservation)
-            id_ = books.newest.get((reservation.id, round_index, model_sha256))
-            if id_ is not None and id_ not in books.failures:
-                if id_ not in books.releases:
-                    return books.bookings[id_]
+            state = page.state
+            account = open_account(state, reservation)
+            id_ = state.newest.get((reservation.id, round_index, model_sha256))
+            if id_ is not None and id_ not in state.failures:
+                if id_ not in state.releases:
+                    return state.bookings[id_]
                 if not again:
-                    return Release(books.bookings[id_], books.releases[id_])
+                    return Release(state.bookings[id_], state.releases[id_])
             if account.booked >= account.reservation.rounds:
-                admit_further(books, account, budget, job_share)
+                admit_further(state, account, budget, job_share)
             content = {
                 "reservation": reservation.id,
                 "round": round_index,
                 "model": model_sha256,
-                "attempt": 1 if id_ is None else books.bookings[id_].attempt + 1,
+                "attempt": 1 if id_ is None else state.bookings[id_].attempt + 1,
                 "mechanism": GAUSSIAN,
                 "trust": trust_of(reservation.trusts_server),
             }
-            return books.bookings[page.append("booking", content)]
+            return state.bookings[page.append("booking", content)]
 
     def release(self, paid: Booking | Disclosure, digest: str, figures: Iterable[str] = ()) -> None:
         """Mark the bytes with this SHA-256 (hex) as those that may leave for what was booked; twice is once.
@@ -379,20 +379,20 @@ class Ledger:
         """
         check_digest(digest)
         with self._sessions.writing(whole=False) as page:
-            books = page.books
-            if books.paid.get(paid.id) != paid:
+            state = page.state
+            if state.paid.get(paid.id) != paid:
                 raise LedgerError("What is to be released is not in this ledger.", reason="NOT_ADMITTED")
-            if paid.id in books.failures:
+            if paid.id in state.failures:
                 raise LedgerError(
                     f"Entry {paid.id} was answered with a failure; nothing may leave for it any more.",
                     reason="NOT_RELEASED",
                 )
-            if books.releases.get(paid.id, digest) != digest:
+            if state.releases.get(paid.id, digest) != digest:
                 raise LedgerError(
                     f"Entry {paid.id} was released with other bytes; only those may leave.",
                     reason="NOT_RELEASED",
                 )
-            if paid.id not in books.releases:
+            if paid.id not in state.releases:
                 page.append("release", {"of": paid.id, "digest": digest, "figures": sorted(figures)})
 
     def fail(self, booking: Booking) -> None:
@@ -406,17 +406,17 @@ class Ledger:
             LedgerError: The booking is not of this ledger (NOT_ADMITTED).
         """
         with self._sessions.writing(whole=False) as page:
-            books = page.books
-            if books.bookings.get(booking.id) != booking:
+            state = page.state
+            if state.bookings.get(booking.id) != booking:
                 raise LedgerError("What failed is not booked in this ledger.", reason="NOT_ADMITTED")
-            if booking.id not in books.failures and booking.id not in books.releases:
+            if booking.id not in state.failures and booking.id not in state.releases:
                 page.append("failure", {"of": booking.id})
 
     def is_released(self, digest: str) -> bool:
         """Return whether the bytes with this SHA-256 (hex) were released."""
         # With the lock: what a crash kept from the head must be in it before anyone acts on it.
         with self._sessions.writing(whole=False) as page:
-            return digest in page.books.digests
+            return digest in page.state.digests
 
     def disclose(
         self, *, run: str, model_sha256: str, patients: Iterable[str], roles: Mapping[str, str], limit: int
@@ -452,12 +452,12 @@ class Ledger:
                 reason="ROLE_CHANGED",
             )
         with self._sessions.writing(whole=True) as page:
-            books = page.books
+            state = page.state
             ids = enter_patients(page, known_as)
             cohort = page.add_cohort(ids[name] for name in evaluated)
             key = (run, model_sha256, cohort)
-            if key not in books.counted:
-                counted = books.disclosed()[members_of(books, cohort)]
+            if key not in state.counted:
+                counted = state.disclosed()[members_of(state, cohort)]
                 if counted.max() >= limit:
                     raise LedgerError(
                         f"{np.count_nonzero(counted >= limit)} of {len(evaluated)} patients had part in "
@@ -472,7 +472,7 @@ class Ledger:
                 }
                 content |= {"cohort": cohort, "patients": len(evaluated), "figures": None, "digest": None}
                 page.append("disclosure", {**content, "mechanism": UNPROTECTED, "trust": None})
-            return books.counted[key]
+            return state.counted[key]
 
     def note(
         self,
@@ -503,13 +503,13 @@ class Ledger:
         check_digest(digest)
         key = (what, run, round_index, model_sha256, digest)
         with self._sessions.writing(whole=False) as page:
-            if key not in page.books.noted:
+            if key not in page.state.noted:
                 content: dict[str, Any] = {"what": what, "run": run, "round": round_index}
                 content |= {"model": model_sha256, "cohort": None}
                 content |= {"patients": patients, "figures": sorted(figures)}
                 content |= {"digest": digest, "mechanism": UNPROTECTED, "trust": None}
                 page.append("disclosure", content)
-            return page.books.noted[key]
+            return page.state.noted[key]
 
     def close(self, run: str) -> list[Reservation]:
         """Give back what a run reserved and did not book; return what was open.
@@ -521,7 +521,7 @@ class Ledger:
             LedgerError: The run has nothing open (RUN_INVALID).
         """
         with self._sessions.writing(whole=True) as page:
-            found = [account.reservation for account in page.books.accounts.values() if account.is_open]
+            found = [account.reservation for account in page.state.accounts.values() if account.is_open]
             found = [reservation for reservation in found if reservation.run == run]
             if not found:
                 raise LedgerError(f"Run {run!r} has no open reservation here.", reason="RUN_INVALID")
@@ -530,34 +530,34 @@ class Ledger:
 
     def open_runs(self) -> set[str]:
         """Return the runs under which more may be booked."""
-        with self._sessions.reading() as (books, _, _):
-            return {account.reservation.run for account in books.accounts.values() if account.is_open}
+        with self._sessions.reading() as (state, _, _):
+            return {account.reservation.run for account in state.accounts.values() if account.is_open}
 
     def summary(self, budget: Budget) -> Summary:
         """Return what was reserved, booked, answered and disclosed, and its cost; no patient is named."""
-        with self._sessions.reading() as (books, _, _):
-            return summarise(books, budget)
+        with self._sessions.reading() as (state, _, _):
+            return summarise(state, budget)
 
     def disclosures(self) -> tuple[DisclosureSummary, ...]:
         """Return what left without protection, by run and kind, in the order of their first entries."""
-        with self._sessions.reading() as (books, _, _):
-            return summarise_disclosures(books)
+        with self._sessions.reading() as (state, _, _):
+            return summarise_disclosures(state)
 
     def history(self, run: str) -> RunHistory:
         """Return what happened in one run: what was paid for, what left and when; no patient is named."""
-        with self._sessions.reading() as (books, entries, _):
-            return summarise_history(books, entries, run)
+        with self._sessions.reading() as (state, entries, _):
+            return summarise_history(state, entries, run)
 
     def verify(self) -> Verification:
         """Read and verify everything; :class:`LedgerError` (LEDGER_DAMAGED) if anything is not as written."""
-        with self._sessions.reading() as (books, entries, head):
+        with self._sessions.reading() as (state, entries, head):
             return Verification(
-                entries=books.head.seq,
-                patients=len(books.roles),
-                cohorts=len(books.cohorts),
-                ahead=books.head.seq - head.seq,
+                entries=state.head.seq,
+                patients=len(state.roles),
+                cohorts=len(state.cohorts),
+                ahead=state.head.seq - head.seq,
                 first_unix_time=entries[0].unix_time,
-                last_unix_time=books.unix_time,
+                last_unix_time=state.unix_time,
             )
 
     def events(self) -> Iterator[dict[str, Any]]:
@@ -565,11 +565,11 @@ class Ledger:
 
         An entry that added patients or a cohort has them too: ``patients`` is a list of [MAC, role],
         ``members`` the cohort's bit set, both in hexadecimal. With the key anyone can check the chain: the
-        ``body`` as :func:`~histoflare.privacy.ledger.chain.canonical` JSON is what was signed.
+        ``body`` as :func:`~histoflare.privacy.ledger.chain.canonical_json` JSON is what was signed.
         """
-        with self._sessions.reading() as (books, entries, _):
-            macs = iter(books.patients)
-            roles, cohorts = iter(books.roles), iter(books.cohorts)
+        with self._sessions.reading() as (state, entries, _):
+            macs = iter(state.patients)
+            roles, cohorts = iter(state.roles), iter(state.cohorts)
             for entry in entries:
                 body = entry.content()
                 line: dict[str, Any] = {"seq": entry.seq, "unix_time": entry.unix_time, "kind": entry.kind}

@@ -18,10 +18,10 @@ import os
 from pathlib import Path
 
 from histoflare.errors import LedgerError
-from histoflare.privacy.ledger.books import Books
 from histoflare.privacy.ledger.chain import Entry
 from histoflare.privacy.ledger.place import Place
 from histoflare.privacy.ledger.session import Sessions
+from histoflare.privacy.ledger.state import LedgerState
 
 
 def depart(sessions: Sessions) -> None:
@@ -32,29 +32,29 @@ def depart(sessions: Sessions) -> None:
 
 def move(sessions: Sessions, *, old_is_gone: bool, site: str | None) -> bool:
     """Bind a ledger to the place where it is; see :meth:`~histoflare.privacy.ledger.Ledger.move`."""
-    with sessions.reading() as (books, entries, _):
-        here = sessions.place(books.keys)
-    old = books.place
+    with sessions.reading() as (state, entries, _):
+        here = sessions.place(state.keys)
+    old = state.place
     assert old is not None, "every ledger begins with its place"
     is_elsewhere = old != here
-    if not is_elsewhere and not books.is_away and site in (None, books.site):
+    if not is_elsewhere and not state.is_away and site in (None, state.site):
         return False
-    if books.went_to is not None:
+    if state.went_to is not None:
         is_safe = False
-    elif books.is_away:
-        is_safe = is_elsewhere and _close(books, entries, here) is not False
+    elif state.is_away:
+        is_safe = is_elsewhere and _close(state, entries, here) is not False
     else:
-        is_safe = not is_elsewhere or _is_renamed(old, here) or _close(books, entries, here) is True
+        is_safe = not is_elsewhere or _is_renamed(old, here) or _close(state, entries, here) is True
     if not (is_safe or old_is_gone):
         raise LedgerError(
             f"This ledger was bound to {old.ledger} on {old.host}"
-            + (f" and went on to {books.went_to}" if books.went_to else "")
+            + (f" and went on to {state.went_to}" if state.went_to else "")
             + ", and it cannot be seen from here whether anything is still booked there. It may be moved if "
             "nothing will be, ever again.",
             reason="LEDGER_MOVED",
         )
     with sessions.writing(whole=True, anywhere=True) as page:
-        page.append("move", {"place": here.to_json(), "site": site or page.books.site})
+        page.append("move", {"place": here.to_json(), "site": site or page.state.site})
     return True
 
 
@@ -67,7 +67,7 @@ def _is_renamed(old: Place, here: Place) -> bool:
     return ledger_stays or key_stays or (old.files == here.files and not os.path.lexists(old.ledger))
 
 
-def _close(books: Books, entries: list[Entry], here: Place) -> bool | None:
+def _close(state: LedgerState, entries: list[Entry], here: Place) -> bool | None:
     """Close the ledger in the place that another one was bound to.
 
     Returns:
@@ -76,7 +76,7 @@ def _close(books: Books, entries: list[Entry], here: Place) -> bool | None:
     Raises:
         LedgerError: It has gone on since this copy was made (LEDGER_DAMAGED).
     """
-    old = books.place
+    old = state.place
     if old is None or old.ledger == here.ledger or old.key == here.key:
         return None  # what is there is not the old one, but this one
     path, key = Path(old.ledger), Path(old.key)
@@ -86,8 +86,8 @@ def _close(books: Books, entries: list[Entry], here: Place) -> bool | None:
         if path.samefile(here.ledger) or key.samefile(here.key):
             return True  # one file under two names has one history
         with Sessions(path, key).writing(whole=True, anywhere=True) as page:
-            theirs = page.books
-            if (theirs.ledger, theirs.keys) != (books.ledger, books.keys):
+            theirs = page.state
+            if (theirs.ledger, theirs.keys) != (state.ledger, state.keys):
                 return None
             shared = min(len(entries), len(page.entries))
             has_gone_on = entries[shared - 1].chain != page.entries[shared - 1].chain or any(

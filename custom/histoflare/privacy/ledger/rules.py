@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histoflare.errors import JobError, LedgerError
-from histoflare.privacy.ledger.books import Books
 from histoflare.privacy.ledger.chain import normalised
 from histoflare.privacy.ledger.session import Page
+from histoflare.privacy.ledger.state import LedgerState
 from histoflare.privacy.ledger.tokens import Account, Reservation
 
 if TYPE_CHECKING:
@@ -41,20 +41,20 @@ def normalise_roles(roles: Mapping[str, str]) -> dict[str, str]:
 
 def enter_patients(page: Page, known_as: Mapping[str, str]) -> dict[str, int]:
     """Return patient → number; patients the ledger has not met are added."""
-    books = page.books
+    state = page.state
     macs = {name: page.keys.patient(name) for name in known_as}
     refuse_other_roles(
         [
             name
             for name, mac in macs.items()
-            if mac in books.patients and books.roles[books.patients[mac] - 1] != known_as[name]
+            if mac in state.patients and state.roles[state.patients[mac] - 1] != known_as[name]
         ]
     )
     # In order of their MACs: the manifest's order would tell who is who.
     page.add_patients(
-        sorted((mac, known_as[name]) for name, mac in macs.items() if mac not in books.patients)
+        sorted((mac, known_as[name]) for name, mac in macs.items() if mac not in state.patients)
     )
-    return {name: books.patients[mac] for name, mac in macs.items()}
+    return {name: state.patients[mac] for name, mac in macs.items()}
 
 
 def refuse_nobody(known_as: Mapping[str, str]) -> None:
@@ -73,23 +73,23 @@ def refuse_other_roles(changed: list[str]) -> None:
         )
 
 
-def most_charged(books: Books, known_as: Mapping[str, str], budget: Budget) -> float:
+def most_charged(state: LedgerState, known_as: Mapping[str, str], budget: Budget) -> float:
     """Return what the most exposed patient to train on was charged (ρ); refuse other roles."""
-    ids = {name: books.patients.get(books.keys.patient(name)) for name in known_as}
-    refuse_other_roles([name for name, id_ in ids.items() if id_ and books.roles[id_ - 1] != known_as[name]])
-    charges = books.charges(budget)
+    ids = {name: state.patients.get(state.keys.patient(name)) for name in known_as}
+    refuse_other_roles([name for name, id_ in ids.items() if id_ and state.roles[id_ - 1] != known_as[name]])
+    charges = state.charges(budget)
     trained_on = [id_ - 1 for name, id_ in ids.items() if id_ and known_as[name] == TRAIN]
     return float(charges[trained_on].max(initial=0.0))
 
 
-def members_of(books: Books, cohort: int) -> np.ndarray[Any, np.dtype[np.intp]]:
+def members_of(state: LedgerState, cohort: int) -> np.ndarray[Any, np.dtype[np.intp]]:
     """Return where a cohort's patients are in arrays over all patients."""
-    return np.flatnonzero(books.members(cohort))
+    return np.flatnonzero(state.members(cohort))
 
 
-def open_account(books: Books, reservation: Reservation) -> Account:
+def open_account(state: LedgerState, reservation: Reservation) -> Account:
     """Return a reservation's account; refuse one that was closed, or is not of this ledger."""
-    account = books.accounts.get(reservation.id)
+    account = state.accounts.get(reservation.id)
     if account is None or account.reservation != reservation:
         raise LedgerError("This reservation is not one of this ledger.", reason="NOT_ADMITTED")
     if not account.is_open:
@@ -100,17 +100,17 @@ def open_account(books: Books, reservation: Reservation) -> Account:
     return account
 
 
-def admit_further(books: Books, account: Account, budget: Budget, job_share: float = 1.0) -> None:
+def admit_further(state: LedgerState, account: Account, budget: Budget, job_share: float = 1.0) -> None:
     """Refuse an event beyond the reserved ones if the budget, or its run's share, has no room for it."""
-    id_, members = account.reservation.id, members_of(books, account.cohort)
-    before = float(books.charges(budget, events={id_: 0})[members].max())
+    id_, members = account.reservation.id, members_of(state, account.cohort)
+    before = float(state.charges(budget, events={id_: 0})[members].max())
     cost = budget.cost(account.reservation.spend.times(account.booked + 1))
-    admit(budget, before, cost, f"run {account.reservation.run} with one more round")
-    admit_share(books, budget, account.reservation.run, cost, job_share, without=id_)
+    refuse_over_budget(budget, before, cost, f"run {account.reservation.run} with one more round")
+    admit_share(state, budget, account.reservation.run, cost, job_share, without=id_)
 
 
 def admit_share(
-    books: Books, budget: Budget, run: str, cost: float, job_share: float, without: int | None = None
+    state: LedgerState, budget: Budget, run: str, cost: float, job_share: float, without: int | None = None
 ) -> None:
     """Refuse what makes a run cost more than the share of a budget that one job may take.
 
@@ -120,7 +120,7 @@ def admit_share(
     """
     if job_share >= 1:
         return  # the budget of each patient is all that counts
-    for id_, account in books.accounts.items():
+    for id_, account in state.accounts.items():
         if account.reservation.run == run and id_ != without and account.events:
             cost += budget.cost(account.reservation.spend.times(account.events))
     refuse_share(budget, cost, job_share)
@@ -136,7 +136,7 @@ def refuse_share(budget: Budget, cost: float, job_share: float) -> None:
         )
 
 
-def admit(budget: Budget, before: float, cost: float, what: str) -> None:
+def refuse_over_budget(budget: Budget, before: float, cost: float, what: str) -> None:
     """Refuse ``what``, of ρ = ``cost``, if the most exposed patient (ρ = ``before``) cannot pay it."""
     if not budget.admits(before + cost):
         raise LedgerError(

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from histoflare.errors import LedgerError
-from histoflare.privacy.ledger.books import WORKSTATION, Books, pack, patients_hash
-from histoflare.privacy.ledger.chain import Entry, Keys, canonical
+from histoflare.privacy.ledger.chain import Entry, Keys, canonical_json
 from histoflare.privacy.ledger.file import (
     VERSION,
     check_structure,
@@ -30,6 +29,7 @@ from histoflare.privacy.ledger.file import (
 )
 from histoflare.privacy.ledger.key import RESTORE, Head, KeyFolder
 from histoflare.privacy.ledger.place import Place
+from histoflare.privacy.ledger.state import WORKSTATION, LedgerState, pack, patients_hash
 from histoflare.storage import PARTIAL_SUFFIX, atomic_path, make_folder, real_path
 
 MISSING = (
@@ -39,32 +39,32 @@ MISSING = (
 
 
 class Page:
-    """An open transaction: the books so far, and a way to add to them.
+    """An open transaction: the state so far, and a way to add to them.
 
     Attributes:
         entries: Those that were read when it was opened; all of them if that was asked for.
     """
 
     def __init__(
-        self, connection: sqlite3.Connection, books: Books, entries: list[Entry] | None = None
+        self, connection: sqlite3.Connection, state: LedgerState, entries: list[Entry] | None = None
     ) -> None:
         self._connection = connection
         self.entries = entries or []
-        self.keys = books.keys
-        self.books = books
+        self.keys = state.keys
+        self.state = state
         self.is_written = False
 
     def append(self, kind: str, content: Mapping[str, Any]) -> int:
         """Add an entry; return its number."""
-        head = self.books.head
+        head = self.state.head
         # The clock may be set back, or be plainly wrong; an entry is never older than the one before it.
-        unix_time = max(int(time.time()), self.books.unix_time)
-        seq, body = head.seq + 1, canonical(content)
+        unix_time = max(int(time.time()), self.state.unix_time)
+        seq, body = head.seq + 1, canonical_json(content)
         chain = self.keys.link(head.chain, seq, unix_time, kind.encode(), body.encode())
         self._connection.execute(
             "INSERT INTO entries VALUES (?, ?, ?, ?, ?)", (seq, unix_time, kind, body, chain)
         )
-        self.books.apply(Entry(seq, unix_time, kind, body, chain))
+        self.state.apply(Entry(seq, unix_time, kind, body, chain))
         self.is_written = True
         return seq
 
@@ -72,31 +72,31 @@ class Page:
         """Add patients (MAC, role) that are not there yet."""
         if not rows:
             return
-        first = len(self.books.roles) + 1
+        first = len(self.state.roles) + 1
         self._connection.executemany(
             "INSERT INTO patients VALUES (?, ?, ?)",
             [(first + index, mac, role) for index, (mac, role) in enumerate(rows)],
         )
         hashed = patients_hash((mac, role.encode()) for mac, role in rows)
-        self.books.add_patients(rows)
+        self.state.add_patients(rows)
         self.append("patients", {"count": len(rows), "sha256": hashed})
 
     def add_cohort(self, ids: Iterable[int]) -> int:
         """Return the number of the cohort of these patients (numbers from 1); a new one is added."""
         members = pack(ids)
-        if members not in self.books.cohort_ids:
-            number = len(self.books.cohorts) + 1
+        if members not in self.state.cohort_ids:
+            number = len(self.state.cohorts) + 1
             self._connection.execute("INSERT INTO cohorts VALUES (?, ?)", (number, members))
-            self.books.add_cohort(members)
+            self.state.add_cohort(members)
             self.append("cohort", {"sha256": hashlib.sha256(members).hexdigest()})
-        return self.books.cohort_ids[members]
+        return self.state.cohort_ids[members]
 
 
 class Sessions:
     """Opens one ledger as often as it is used; safe for several threads and several processes.
 
-    Keeps the verified books between uses. A use that is not ``whole`` verifies only what was added since; its
-    answers come from those books, so that later damage to the file can change none of them.
+    Keeps the verified state between uses. A use that is not ``whole`` verifies only what was added since; its
+    answers come from that state, so that later damage to the file can change none of them.
 
     Args:
         path: The ledger.
@@ -113,7 +113,7 @@ class Sessions:
         self.path = real_path(path)
         self._site, self._owner = site, owner
         self._folder = KeyFolder(real_path(key_path))
-        self._books: Books | None = None
+        self._books: LedgerState | None = None
         self._alone = threading.Lock()
         if self.path.parent.resolve() == self._folder.key.parent.resolve():
             raise LedgerError(
@@ -155,50 +155,50 @@ class Sessions:
             make_file(partial)
             with opened(partial) as connection:
                 connection.execute("BEGIN IMMEDIATE")
-                page = Page(connection, Books(self.path, keys))
+                page = Page(connection, LedgerState(self.path, keys))
                 content = {"version": VERSION, "ledger": secrets.token_hex(16), "site": site, "owner": owner}
                 place = Place.of(self.path, self._folder.key, keys, written=partial)
                 page.append("created", {**content, "place": place.to_json()})
                 connection.execute("COMMIT")
-        return page.books.head
+        return page.state.head
 
     def place(self, keys: Keys) -> Place:
         """Return where the ledger is now."""
         with translated(self.path):
             return Place.of(self.path, self._folder.key, keys)
 
-    def check_usable(self, books: Books) -> None:
+    def check_usable(self, state: LedgerState) -> None:
         """Refuse to go on with a ledger that is another's, or bound to another place.
 
         Raises:
             LedgerError: It is another site's, or a workstation's (LEDGER_FOREIGN); it is bound to another
                 place, or was closed in this one (LEDGER_MOVED).
         """
-        if self._site not in (None, books.site):
+        if self._site not in (None, state.site):
             raise LedgerError(
-                f"{self.path}: this is the ledger of '{books.site}', and this site is '{self._site}'. Say in "
+                f"{self.path}: this is the ledger of '{state.site}', and this site is '{self._site}'. Say in "
                 "the site's file where its own is.",
                 reason="LEDGER_FOREIGN",
             )
-        if self._owner not in (None, books.owner):
-            what = "made on a workstation, to try things out" if books.owner == WORKSTATION else "a steward's"
+        if self._owner not in (None, state.owner):
+            what = "made on a workstation, to try things out" if state.owner == WORKSTATION else "a steward's"
             raise LedgerError(
                 f"{self.path}: this ledger was {what}. A site's own is made by its steward: histoflare "
                 "ledger create.",
                 reason="LEDGER_FOREIGN",
             )
-        assert books.place is not None, "every ledger begins with its place"
-        if books.is_away:
+        assert state.place is not None, "every ledger begins with its place"
+        if state.is_away:
             raise LedgerError(
                 f"{self.path}: this ledger was closed to go on elsewhere; nothing more is booked here. If "
                 "this is where it goes on: histoflare ledger move.",
                 reason="LEDGER_MOVED",
             )
-        differences = books.place.differences(self.place(books.keys))
+        differences = state.place.differences(self.place(state.keys))
         if differences:
             raise LedgerError(
-                f"{self.path}: this ledger is bound to {books.place.ledger}, with the key {books.place.key}, "
-                f"on {books.place.host}, and here is {', '.join(differences)}. If it was moved here, and "
+                f"{self.path}: this ledger is bound to {state.place.ledger}, with the key {state.place.key}, "
+                f"on {state.place.host}, and here is {', '.join(differences)}. If it was moved here, and "
                 "nothing is booked there any more: histoflare ledger move.",
                 reason="LEDGER_MOVED",
             )
@@ -224,23 +224,23 @@ class Sessions:
                 connection.execute("BEGIN IMMEDIATE")
                 kept, self._books = self._books, None
                 whole = whole or kept is None or kept.keys != keys
-                books = Books(self.path, keys) if whole or kept is None else kept
-                entries = self._verify(connection, books, head, whole=whole)
+                state = LedgerState(self.path, keys) if whole or kept is None else kept
+                entries = self._verify(connection, state, head, whole=whole)
                 if not anywhere:
-                    self.check_usable(books)
-                if books.head != head:
+                    self.check_usable(state)
+                if state.head != head:
                     folder.remove_leftovers()
-                    folder.write_head(books.head)
-                page = Page(connection, books, entries)
+                    folder.write_head(state.head)
+                page = Page(connection, state, entries)
                 yield page  # an exception ends the connection, and with it the transaction
                 if page.is_written:
                     connection.execute("COMMIT")
-                    folder.write_head(books.head)
-            self._books = books
+                    folder.write_head(state.head)
+            self._books = state
 
     @contextmanager
-    def reading(self) -> Iterator[tuple[Books, list[Entry], Head]]:
-        """Yield the verified books, all entries, and the head; changes nothing.
+    def reading(self) -> Iterator[tuple[LedgerState, list[Entry], Head]]:
+        """Yield the verified state, all entries, and the head; changes nothing.
 
         Raises:
             LedgerError: The ledger is missing, damaged or cannot be used.
@@ -248,29 +248,29 @@ class Sessions:
         self._check_present()
         with translated(self.path):
             head = self._folder.read_head()  # before the ledger, which may only have grown since
-            books = Books(self.path, Keys(self._folder.read_key()))
+            state = LedgerState(self.path, Keys(self._folder.read_key()))
             with opened(self.path) as connection:
                 connection.execute("BEGIN")
-                entries = self._verify(connection, books, head, whole=True)
-        yield books, entries, head
+                entries = self._verify(connection, state, head, whole=True)
+        yield state, entries, head
 
     def _verify(
-        self, connection: sqlite3.Connection, books: Books, head: Head, *, whole: bool
+        self, connection: sqlite3.Connection, state: LedgerState, head: Head, *, whole: bool
     ) -> list[Entry]:
-        """Bring the books up to the ledger's end, past ``head``; :class:`LedgerError` if it is damaged."""
+        """Bring the state up to the ledger's end, past ``head``; :class:`LedgerError` if it is damaged."""
         if whole:
             check_structure(self.path, connection)
-        known = {books.head.seq: books.head.chain}
-        entries = books.read_on(connection)
+        known = {state.head.seq: state.head.chain}
+        entries = state.read_on(connection)
         known |= {entry.seq: entry.chain for entry in entries}
-        if books.head.seq == 0:
+        if state.head.seq == 0:
             raise damaged(self.path, "it has no entries")
-        if books.head.seq < head.seq:
+        if state.head.seq < head.seq:
             raise damaged(
                 self.path,
-                f"it ends at entry {books.head.seq}, and there were {head.seq}: an older copy, or cut short",
+                f"it ends at entry {state.head.seq}, and there were {head.seq}: an older copy, or cut short",
             )
-        # Books that were kept may be past an older head that somebody put back; they know better.
+        # A state that was kept may be past an older head that somebody put back; it knows better.
         if known.get(head.seq, head.chain) != head.chain:
             raise damaged(self.path, f"its entry {head.seq} is not the one that was written")
         return entries

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histoflare.privacy.ledger.books import Books
+from histoflare.privacy.ledger.state import LedgerState
 from histoflare.privacy.ledger.tokens import Account, Disclosure
 from histoflare.privacy.spend import Spend
 
@@ -102,18 +102,18 @@ class Summary:
         return content
 
 
-def summarise(books: Books, budget: Budget) -> Summary:
-    """Return what verified books come to beside a budget."""
-    charges = books.charges(budget)
+def summarise(state: LedgerState, budget: Budget) -> Summary:
+    """Return what a verified state comes to beside a budget."""
+    charges = state.charges(budget)
     rho = float(charges.max(initial=0.0))
-    spends = _most_exposed(books, charges)
+    spends = _most_exposed(state, charges)
     return Summary(
         budget_epsilon=budget.epsilon,
         delta=budget.delta,
-        patients=len(books.roles),
-        runs=tuple(_summarise_run(account, budget) for account in books.accounts.values()),
-        disclosures=len(books.counted),
-        most_disclosures=int(books.disclosed().max(initial=0)),
+        patients=len(state.roles),
+        runs=tuple(_summarise_run(account, budget) for account in state.accounts.values()),
+        disclosures=len(state.counted),
+        most_disclosures=int(state.disclosed().max(initial=0)),
         rho=rho,
         allowance=budget.allowance,
         epsilon=budget.epsilon_of(rho),
@@ -123,10 +123,10 @@ def summarise(books: Books, budget: Budget) -> Summary:
     )
 
 
-def summarise_disclosures(books: Books) -> tuple[DisclosureSummary, ...]:
+def summarise_disclosures(state: LedgerState) -> tuple[DisclosureSummary, ...]:
     """Return what left without protection, by run and kind, in the order of their first entries."""
     by_run: dict[tuple[str, str, bool], list[Disclosure]] = {}
-    for each in sorted([*books.counted.values(), *books.noted.values()], key=lambda each: each.id):
+    for each in sorted([*state.counted.values(), *state.noted.values()], key=lambda each: each.id):
         by_run.setdefault((each.what, each.run, each.is_counted), []).append(each)
     return tuple(
         DisclosureSummary(
@@ -134,7 +134,7 @@ def summarise_disclosures(books: Books) -> tuple[DisclosureSummary, ...]:
             run=run,
             times=len(found),
             patients=max(each.patients for each in found),
-            figures=tuple(sorted({name for each in found for name in books.figures.get(each.id, ())})),
+            figures=tuple(sorted({name for each in found for name in state.figures.get(each.id, ())})),
             is_counted=is_counted,
             first_unix_time=found[0].unix_time,
             last_unix_time=found[-1].unix_time,
@@ -160,14 +160,14 @@ def _summarise_run(account: Account, budget: Budget) -> RunSummary:
     )
 
 
-def _most_exposed(books: Books, charges: np.ndarray[Any, np.dtype[np.float64]]) -> list[Spend]:
+def _most_exposed(state: LedgerState, charges: np.ndarray[Any, np.dtype[np.float64]]) -> list[Spend]:
     """Return the events that the most exposed patient is charged, each spend once with all its steps."""
     if not len(charges):
         return []
     index = int(charges.argmax())
     steps: dict[Spend, int] = {}
-    for account in books.accounts.values():
-        members = books.members(account.cohort)
+    for account in state.accounts.values():
+        members = state.members(account.cohort)
         if index < len(members) and members[index]:
             spend = account.reservation.spend
             steps[spend] = steps.get(spend, 0) + account.events

@@ -24,7 +24,7 @@ Say = Callable[[str], None]
 
 
 class SiteRecord(Protocol):
-    """What a round's books ask of one slide or image."""
+    """What a round's bookkeeping asks of one slide or image."""
 
     @property
     def slide_id(self) -> str: ...

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from histoflare.slides.parts import remove_small_parts
+from histoflare.slides.components import remove_small_parts
 
 
 def at_once(mask: NDArray[np.bool_], smallest_px: float) -> NDArray[np.bool_]:

@@ -41,8 +41,8 @@ class Answer:
     again: bool
 
 
-class Books:
-    """The books of one job at one site.
+class Bookkeeping:
+    """What is booked of one job at one site.
 
     Args:
         configuration: The site's. policy: Of the job's scope. plan: The job's, settled for its rounds.

@@ -63,7 +63,7 @@ def patients_hash(rows: Iterable[tuple[bytes, bytes]]) -> str:
 
 
 @dataclass
-class Books:
+class LedgerState:
     """The state of a ledger after its newest verified entry.
 
     Attributes:
@@ -305,16 +305,16 @@ class Books:
             self.accounts[reservation].is_open = False
 
 
-_HANDLERS: dict[str, Callable[[Books, int, Mapping[str, Any]], None]] = {
-    "created": Books._created,
-    "patients": Books._added,
-    "cohort": Books._added,
-    "reservation": Books._reserved,
-    "booking": Books._booked,
-    "release": Books._released,
-    "failure": Books._failed,
-    "disclosure": Books._disclosed,
-    "closing": Books._closed,
-    "departure": Books._departed,
-    "move": Books._moved,
+_HANDLERS: dict[str, Callable[[LedgerState, int, Mapping[str, Any]], None]] = {
+    "created": LedgerState._created,
+    "patients": LedgerState._added,
+    "cohort": LedgerState._added,
+    "reservation": LedgerState._reserved,
+    "booking": LedgerState._booked,
+    "release": LedgerState._released,
+    "failure": LedgerState._failed,
+    "disclosure": LedgerState._disclosed,
+    "closing": LedgerState._closed,
+    "departure": LedgerState._departed,
+    "move": LedgerState._moved,
 }

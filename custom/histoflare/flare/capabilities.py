@@ -20,12 +20,12 @@ from nvflare.apis.dxo import from_shareable
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 
-from histoflare.flare.headers import PSEUDONYM
+from histoflare.flare.header_names import PSEUDONYM
 from histoflare.flare.job import Job
 from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import Policy
 from histoflare.privacy.spend import Spend
-from histoflare.site.books import Books
+from histoflare.site.bookkeeping import Bookkeeping
 from histoflare.site.messages import digest_of
 
 _ADMITTED = "histoflare_admitted"
@@ -35,11 +35,11 @@ _PLAIN = (str, int, float, bool)
 
 _issued: dict[str, Admitted] = {}
 _permitted: list[tuple[str, dict[str, Any]]] = []
-_released: dict[str, Release] = {}
+_released: dict[str, ReleasedResult] = {}
 
 
 @dataclass(frozen=True)
-class Release:
+class ReleasedResult:
     """One result that may leave.
 
     Attributes:
@@ -57,12 +57,12 @@ class Release:
 
 @dataclass(frozen=True)
 class Admitted:
-    """A job that was admitted here: under which policy, for how many rounds, and the books of it."""
+    """A job that was admitted here: under which policy, for how many rounds, and what is booked of it."""
 
     job: Job
     policy: Policy
     rounds: int
-    books: Books
+    bookkeeping: Bookkeeping
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class ReceivedTask:
     arrived: float = field(default_factory=time.monotonic)
 
 
-def admit(admitted: Admitted, fl_ctx: FLContext) -> None:
+def issue(admitted: Admitted, fl_ctx: FLContext) -> None:
     """Issue the token that lets the executor work on this task."""
     token = secrets.token_hex(16)
     _issued[token] = admitted
@@ -104,11 +104,11 @@ def refusal(fl_ctx: FLContext) -> str:
 def release(content: Mapping[str, Any], patients: int, plan: PrivacyPlan | None = None) -> None:
     """Note that ``content`` (the tensors of an update made under ``plan``, or metrics) may leave, once."""
     spend, seeded = (None, False) if plan is None else (plan.spend(), plan.noise_seed is not None)
-    noted = Release(digest_of(content), patients, spend, seeded)
+    noted = ReleasedResult(digest_of(content), patients, spend, seeded)
     _released[noted.digest] = noted
 
 
-def take_release(content: Mapping[str, Any]) -> Release | None:
+def take_release(content: Mapping[str, Any]) -> ReleasedResult | None:
     """Return the note on ``content`` and strike it out; None if exactly these bytes were never released."""
     return _released.pop(digest_of(content), None)
 

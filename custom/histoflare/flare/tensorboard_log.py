@@ -11,7 +11,7 @@ from histoflare.flare.record import RoundRecord, run_folder
 BOARD_FOLDER = "tensorboard"
 
 
-class Board:
+class TensorBoardLog:
     """Writes one point per round into the run folder."""
 
     def __init__(self) -> None:

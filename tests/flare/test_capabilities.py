@@ -19,11 +19,11 @@ from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
 from nvflare.fuel.f3.message import Message
 from nvflare.fuel.f3.streaming.stream_const import STREAM_CHANNEL, STREAM_DATA_TOPIC, StreamHeaderKey
 
-from histoflare.flare import handshake
+from histoflare.flare import capabilities
 from histoflare.flare.admission import Admission
 from histoflare.flare.gate import Gate
 from histoflare.flare.guard import Guard
-from histoflare.flare.headers import METRICS, NUMBERS, PSEUDONYM, RELEASE, WEIGHT
+from histoflare.flare.header_names import METRICS, NUMBERS, PSEUDONYM, RELEASE, WEIGHT
 from histoflare.flare.job import read_application, read_job
 from histoflare.flare.job_files import CONFIG_FOLDER
 from histoflare.flare.job_variant import write_variant
@@ -113,9 +113,9 @@ def telling(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(STRATEGIES, "fedavg", f"{Normalised.__module__}:Normalised")
     monkeypatch.setattr(Normalised, "name", "fedavg")  # as the steward lists it
     site = Site(tmp_path, repository, {"strategy": {"name": "fedavg"}})
-    assert handshake.refusal(site.admit()) == "NUMBER_NOT_ALLOWED", "none, unless it is listed"
+    assert capabilities.refusal(site.admit()) == "NUMBER_NOT_ALLOWED", "none, unless it is listed"
     site.policy("counts = true", 'counts = true\nnumbers = ["steps", "loss"]')
-    assert handshake.redeem(site.admit()) is not None
+    assert capabilities.redeem(site.admit()) is not None
     return site
 
 
@@ -123,20 +123,20 @@ def telling(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -
 def _own_file(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv(SITES_VARIABLE, raising=False)
     yield
-    handshake._issued.clear()
-    handshake._released.clear()
+    capabilities._issued.clear()
+    capabilities._released.clear()
 
 
 def update(tensors: dict[str, Any] = TENSORS, released: bool = True, **meta: Any) -> Shareable:
     if released:
-        handshake.release(tensors, 10, Open())
+        capabilities.release(tensors, 10, Open())
     return DXO(DataKind.WEIGHT_DIFF, data=tensors, meta={WEIGHT: 1.0, **meta}).to_shareable()
 
 
 def with_numbers(numbers: Any, released: bool = True) -> Shareable:
     """Return an update with numbers beside it, as the executor lets both go."""
     if isinstance(numbers, dict) and SECRET not in numbers.values():
-        handshake.release(numbers, 10)
+        capabilities.release(numbers, 10)
     return update(released=released, **{NUMBERS: numbers})
 
 
@@ -147,21 +147,21 @@ def code(reply: Shareable) -> str:
 class TestAdmission:
     def test_admits_a_job_the_site_agreed_to_once_per_task(self, site: Site) -> None:
         fl_ctx = site.admit()
-        admitted = handshake.redeem(fl_ctx)
+        admitted = capabilities.redeem(fl_ctx)
         assert admitted is not None and admitted.policy.name == "open" and admitted.rounds == 30
-        assert handshake.redeem(fl_ctx) is None, "a token works once"
+        assert capabilities.redeem(fl_ctx) is None, "a token works once"
 
     def test_what_was_released_in_one_task_cannot_leave_in_the_next(self, site: Site) -> None:
-        handshake.redeem(site.admit())
-        handshake.release(TENSORS, 10, Open())
-        handshake.redeem(site.admit())
-        assert handshake.take_release(TENSORS) is None
+        capabilities.redeem(site.admit())
+        capabilities.release(TENSORS, 10, Open())
+        capabilities.redeem(site.admit())
+        assert capabilities.take_release(TENSORS) is None
 
     def test_a_token_of_the_job_s_own_making_is_none(self, site: Site) -> None:
         fl_ctx = site.engine.context("clinic-a")
         fl_ctx.set_prop("histoflare_admitted", "0" * 32, private=True, sticky=False)
-        assert handshake.redeem(fl_ctx) is None
-        assert handshake.refusal(fl_ctx) == "NOT_ADMITTED"
+        assert capabilities.redeem(fl_ctx) is None
+        assert capabilities.refusal(fl_ctx) == "NOT_ADMITTED"
 
     @pytest.mark.parametrize(
         ("changes", "reason"),
@@ -179,25 +179,25 @@ class TestAdmission:
     ) -> None:
         site = Site(tmp_path, repository, changes)
         fl_ctx = site.admit()
-        assert handshake.redeem(fl_ctx) is None
-        assert handshake.refusal(fl_ctx) == reason
+        assert capabilities.redeem(fl_ctx) is None
+        assert capabilities.refusal(fl_ctx) == reason
 
     @pytest.mark.parametrize("line", ["mpp = 0.25", 'labels = ["a", "b"]', "seed = 7", 'network = "unet"'])
     def test_a_task_cannot_say_what_the_protocol_decides(self, site: Site, line: str) -> None:
         site.rewrite("job.toml", "[task]\n", f"[task]\n{line}\n")
-        assert handshake.refusal(site.admit()) == "JOB_INVALID"
+        assert capabilities.refusal(site.admit()) == "JOB_INVALID"
 
     def test_only_a_training_that_says_so_asks_about_its_model(
         self, tmp_path: Path, repository: Path
     ) -> None:
         asks = Site(tmp_path / "asks", repository)
-        assert handshake.redeem(asks.admit("train")) is not None
-        assert handshake.redeem(asks.admit("evaluate")) is not None
+        assert capabilities.redeem(asks.admit("train")) is not None
+        assert capabilities.redeem(asks.admit("evaluate")) is not None
         for task in ("submit_model", "validate"):
-            assert handshake.refusal(asks.admit(task)) == "TASK_UNEXPECTED"
+            assert capabilities.refusal(asks.admit(task)) == "TASK_UNEXPECTED"
         silent = Site(tmp_path / "silent", repository, {"evaluate": False})
-        assert handshake.redeem(silent.admit("train")) is not None
-        assert handshake.refusal(silent.admit("evaluate")) == "TASK_UNEXPECTED"
+        assert capabilities.redeem(silent.admit("train")) is not None
+        assert capabilities.refusal(silent.admit("evaluate")) == "TASK_UNEXPECTED"
 
     def test_images_of_a_stated_resolution_want_a_protocol_that_names_one(
         self, tmp_path: Path, repository: Path
@@ -209,10 +209,10 @@ class TestAdmission:
         file.write_text(file.read_text() + 'images = "images.csv"\n')
         images = site.kit / "images.csv"
         images.write_text("image,mask,patient\ni.png,m.png,p\n")
-        assert handshake.redeem(site.admit()) is not None
+        assert capabilities.redeem(site.admit()) is not None
         images.write_text("image,mask,patient,mpp\ni.png,m.png,p,0.25\n")
         fl_ctx = site.admit()
-        assert handshake.redeem(fl_ctx) is None and handshake.refusal(fl_ctx) == "RESOLUTION_NOT_NAMED"
+        assert capabilities.redeem(fl_ctx) is None and capabilities.refusal(fl_ctx) == "RESOLUTION_NOT_NAMED"
         (event,) = AuditLog(site.ledger.with_name("ledger.audit.jsonl")).read()
         assert "protocol.mpp" in event["detail"] and "0.25" in event["detail"] and event["do"]
 
@@ -230,12 +230,12 @@ class TestAdmission:
     )
     def test_refuses_what_no_job_says(self, site: Site, line: str) -> None:
         site.rewrite("job.toml", "seed = 1\n", f"{line}\n")
-        assert handshake.refusal(site.admit()) == "JOB_INVALID"
+        assert capabilities.refusal(site.admit()) == "JOB_INVALID"
 
     @pytest.mark.parametrize("text", ["{manifest[0]}", "${HOME}", "{$HOME}", "{WORKSPACE}"])
     def test_a_reference_is_a_text_like_any_other(self, site: Site, text: str) -> None:
         site.rewrite("job.toml", 'purpose = "research"', f'purpose = "{text}"')
-        assert handshake.refusal(site.admit()) == "PURPOSE_NOT_ALLOWED"
+        assert capabilities.refusal(site.admit()) == "PURPOSE_NOT_ALLOWED"
         assert read_application(site.configuration).purpose == text
 
     @pytest.mark.parametrize(
@@ -245,15 +245,15 @@ class TestAdmission:
         path = site.configuration / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("{}")
-        assert handshake.refusal(site.admit()) == "JOB_INVALID"
+        assert capabilities.refusal(site.admit()) == "JOB_INVALID"
 
     def test_flare_s_signatures_belong_to_a_job(self, site: Site) -> None:
         (site.configuration / ".__nvfl_sig.json").write_text("{}")
-        assert handshake.redeem(site.admit()) is not None
+        assert capabilities.redeem(site.admit()) is not None
 
     def test_refuses_another_scope(self, site: Site) -> None:
         site.scope = "trusted"
-        assert handshake.refusal(site.admit()) == "SCOPE_UNKNOWN"
+        assert capabilities.refusal(site.admit()) == "SCOPE_UNKNOWN"
 
     @pytest.mark.parametrize(
         ("name", "reason"),
@@ -265,7 +265,7 @@ class TestAdmission:
     )
     def test_without_its_files_a_site_takes_no_job(self, site: Site, name: str, reason: str) -> None:
         (site.kit / name).unlink()
-        assert handshake.refusal(site.admit()) == reason
+        assert capabilities.refusal(site.admit()) == reason
 
     @pytest.mark.parametrize(
         ("change", "reason"),
@@ -284,14 +284,14 @@ class TestAdmission:
         site.own(*change)
         for task in ("train", "evaluate"):
             fl_ctx = site.admit(task)
-            assert handshake.redeem(fl_ctx) is None
-            assert handshake.refusal(fl_ctx) == reason
+            assert capabilities.redeem(fl_ctx) is None
+            assert capabilities.refusal(fl_ctx) == reason
 
     def test_what_it_cannot_check_it_refuses_and_says_nothing_aloud(
         self, site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.setattr(site.engine, "get_workspace", lambda: None)
-        assert handshake.refusal(site.admit()) == "NOT_ADMITTED"
+        assert capabilities.refusal(site.admit()) == "NOT_ADMITTED"
         assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
@@ -309,8 +309,8 @@ def test_a_site_with_no_ledger_of_its_own_takes_no_job(site: Site, ledger: str, 
     named = "" if ledger == "none" else f'ledger = "{path}"\nledger_key = "{key}"\n'
     (site.kit / SITE_FILE).write_text(text + named)
     fl_ctx = site.admit()
-    assert handshake.redeem(fl_ctx) is None
-    assert handshake.refusal(fl_ctx) == reason
+    assert capabilities.redeem(fl_ctx) is None
+    assert capabilities.refusal(fl_ctx) == reason
     log = site.kit / "records" / "audit.jsonl" if ledger == "none" else path.with_name("ledger.audit.jsonl")
     assert [event["reason"] for event in AuditLog(log).read()] == [reason]
 
@@ -332,13 +332,13 @@ class TestAdmissionUnderProtection:
     ) -> None:
         site = self.site(tmp_path, repository)
         ledger = Ledger(site.ledger, site.ledger_key)
-        assert handshake.redeem(site.admit("evaluate")) is None
+        assert capabilities.redeem(site.admit("evaluate")) is None
         assert ledger.verify().entries == 1
-        admitted = handshake.redeem(site.admit("train"))
+        admitted = capabilities.redeem(site.admit("train"))
         assert admitted is not None and admitted.rounds == 30
-        (run,) = ledger.summary(admitted.books.budget).runs
+        (run,) = ledger.summary(admitted.bookkeeping.budget).runs
         assert (run.rounds, run.booked, run.patients) == (30, 0, 6)
-        assert run.spend == admitted.books.plan.spend()
+        assert run.spend == admitted.bookkeeping.plan.spend()
         assert run.epsilon <= 8.0
 
     @pytest.mark.parametrize(
@@ -356,8 +356,8 @@ class TestAdmissionUnderProtection:
     ) -> None:
         site = self.site(tmp_path, repository, changes)
         fl_ctx = site.admit("train")
-        assert handshake.redeem(fl_ctx) is None
-        assert handshake.refusal(fl_ctx) == reason
+        assert capabilities.redeem(fl_ctx) is None
+        assert capabilities.refusal(fl_ctx) == reason
         events = list(AuditLog(site.ledger.with_name("ledger.audit.jsonl")).read())
         assert [event["reason"] for event in events] == [reason], "the detail is in the site's own log"
 
@@ -368,19 +368,19 @@ class TestAdmissionUnderProtection:
         site = self.site(tmp_path, repository, {"strategy.share": ["head"]})
         listed = read_own_policy(site.kit / OWN_POLICY_FILE).strategies
         assert "fedavg" in listed
-        assert handshake.refusal(site.admit("train")) == "PRIVACY_INVALID"
+        assert capabilities.refusal(site.admit("train")) == "PRIVACY_INVALID"
 
     def test_the_steward_s_own_budget_is_the_one_that_counts(self, tmp_path: Path, repository: Path) -> None:
         site = self.site(tmp_path, repository)  # a quarter of the kit's 8
         site.own("# epsilon = 4.0", "epsilon = 2.0")
-        assert handshake.refusal(site.admit("train")) == "BUDGET_EXHAUSTED"
+        assert capabilities.refusal(site.admit("train")) == "BUDGET_EXHAUSTED"
         site = self.site(tmp_path / "share", repository)
         site.own("# job_share = 0.25", "job_share = 0.2")
-        assert handshake.refusal(site.admit("train")) == "JOB_SHARE_EXCEEDED"
+        assert capabilities.refusal(site.admit("train")) == "JOB_SHARE_EXCEEDED"
         site = self.site(tmp_path / "other", repository)
         site.own("# epsilon = 4.0", "epsilon = 7.5")
-        admitted = handshake.redeem(site.admit("train"))
-        assert admitted is not None and admitted.books.budget.epsilon == 7.5
+        admitted = capabilities.redeem(site.admit("train"))
+        assert admitted is not None and admitted.bookkeeping.budget.epsilon == 7.5
 
     @pytest.mark.parametrize(
         ("changes", "reason"),
@@ -393,7 +393,7 @@ class TestAdmissionUnderProtection:
     def test_refuses_a_job_whose_time_would_tell(
         self, tmp_path: Path, repository: Path, changes: dict[str, Any], reason: str
     ) -> None:
-        assert handshake.refusal(self.site(tmp_path, repository, changes).admit("train")) == reason
+        assert capabilities.refusal(self.site(tmp_path, repository, changes).admit("train")) == reason
 
     @pytest.mark.parametrize(("seconds", "reason"), [(None, "PRIVACY_INVALID"), (5, "NOT_ADMITTED")])
     def test_an_evaluation_says_when_it_is_answered(
@@ -401,35 +401,35 @@ class TestAdmissionUnderProtection:
     ) -> None:
         site = Site(tmp_path, repository, {"answer_seconds": seconds}, job="mem_evaluate", scope="dp-patient")
         fl_ctx = site.admit("evaluate")
-        assert (handshake.redeem(fl_ctx) is None) == (seconds is None)
-        assert handshake.refusal(fl_ctx) == reason
+        assert (capabilities.redeem(fl_ctx) is None) == (seconds is None)
+        assert capabilities.refusal(fl_ctx) == reason
 
     def test_a_new_kit_finds_what_its_patients_have_spent(self, tmp_path: Path, repository: Path) -> None:
         half = {"privacy.budget_share": 0.5}
         first = self.site(tmp_path / "first", repository, half)
-        assert handshake.redeem(first.admit("train")) is not None
+        assert capabilities.redeem(first.admit("train")) is not None
         for kit in ("second", "third", "fourth"):
             site = self.site(tmp_path / kit, repository, half | {"run": kit})
             own = (first.kit / SITE_FILE).read_text()
             (site.kit / SITE_FILE).write_text(own)  # as the steward carries it over
             admitted = site.admit("train")
-            assert (handshake.redeem(admitted) is not None) == (kit == "second"), "two halves"
-            assert kit == "second" or handshake.refusal(admitted) == "BUDGET_EXHAUSTED"
+            assert (capabilities.redeem(admitted) is not None) == (kit == "second"), "two halves"
+            assert kit == "second" or capabilities.refusal(admitted) == "BUDGET_EXHAUSTED"
 
     def test_something_else_in_the_place_of_the_plan_is_refused(
         self, tmp_path: Path, repository: Path
     ) -> None:
         site = self.site(tmp_path, repository, {"privacy.mechanism": "fedavg"})
-        assert handshake.refusal(site.admit("train")) == "JOB_INVALID"
+        assert capabilities.refusal(site.admit("train")) == "JOB_INVALID"
 
     def test_a_run_s_name_is_no_path(self, tmp_path: Path, repository: Path) -> None:
         site = self.site(tmp_path, repository, {"run": "../../elsewhere"})
-        assert handshake.refusal(site.admit("train")) == "JOB_INVALID"
+        assert capabilities.refusal(site.admit("train")) == "JOB_INVALID"
 
     def test_only_what_the_ledger_holds_as_released_leaves(self, tmp_path: Path, repository: Path) -> None:
         site = self.site(tmp_path, repository)
         fl_ctx = site.admit("train")
-        admitted = handshake.redeem(fl_ctx)
+        admitted = capabilities.redeem(fl_ctx)
         assert admitted is not None
         reply = site.reply(update(), fl_ctx)  # noted in this process, and unknown to the ledger
         assert code(reply) == "REFUSED_NOT_RELEASED"
@@ -437,12 +437,12 @@ class TestAdmissionUnderProtection:
         def train() -> TrainAnswer:
             return TrainAnswer(dict(TENSORS), 1.0, {}, patients=6)
 
-        answer = admitted.books.train({"w": np.zeros(2, np.float32)}, 0, train).answer
-        handshake.release(answer.tensors, answer.patients, admitted.books.plan)
+        answer = admitted.bookkeeping.train({"w": np.zeros(2, np.float32)}, 0, train).answer
+        capabilities.release(answer.tensors, answer.patients, admitted.bookkeeping.plan)
         sent = site.reply(update(answer.tensors, released=False), fl_ctx)
         assert code(sent) == ReturnCode.OK
         stamp = from_shareable(sent).meta[RELEASE]
-        assert (stamp["mechanism"], stamp["spend"]) == ("dp-sgd", admitted.books.plan.spend().to_json())
+        assert (stamp["mechanism"], stamp["spend"]) == ("dp-sgd", admitted.bookkeeping.plan.spend().to_json())
 
     def test_only_numbers_without_data_leave_beside_a_protected_update(
         self, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
@@ -450,25 +450,25 @@ class TestAdmissionUnderProtection:
         monkeypatch.setitem(STRATEGIES, "fedavg", f"{Paced.__module__}:Paced")
         monkeypatch.setattr(Paced, "name", "fedavg")
         site = self.site(tmp_path, repository, {"strategy": {"name": "fedavg"}})
-        assert handshake.refusal(site.admit("train")) == "NUMBER_NOT_ALLOWED"
+        assert capabilities.refusal(site.admit("train")) == "NUMBER_NOT_ALLOWED"
         site.policy("counts = false", 'counts = false\nnumbers = ["planned_steps"]')
         fl_ctx = site.admit("train")
-        admitted = handshake.redeem(fl_ctx)
+        admitted = capabilities.redeem(fl_ctx)
         assert admitted is not None
 
         def train() -> TrainAnswer:
             return TrainAnswer(dict(TENSORS), 1.0, {}, patients=6, numbers={"planned_steps": 3.0})
 
         for again in (False, True):  # the second is what was released, from the disk
-            answer = admitted.books.train({"w": np.zeros(2, np.float32)}, 0, train)
+            answer = admitted.bookkeeping.train({"w": np.zeros(2, np.float32)}, 0, train)
             assert answer.again is again and answer.answer.numbers == {"planned_steps": 3.0}
-            handshake.release(answer.answer.tensors, 6, admitted.books.plan)
+            capabilities.release(answer.answer.tensors, 6, admitted.bookkeeping.plan)
             sent = site.reply(with_numbers(answer.answer.numbers, released=False), fl_ctx)
             assert code(sent) == ReturnCode.OK
             assert from_shareable(sent).meta[NUMBERS] == {"planned_steps": 3.0}
         monkeypatch.setattr(Paced, "numbers", {"planned_steps": True})
-        assert handshake.refusal(site.admit("train")) == "PRIVACY_INVALID"
-        handshake.release(answer.answer.tensors, 6, admitted.books.plan)
+        assert capabilities.refusal(site.admit("train")) == "PRIVACY_INVALID"
+        capabilities.release(answer.answer.tensors, 6, admitted.bookkeeping.plan)
         sent = site.reply(with_numbers({"planned_steps": 3.0}, released=False), fl_ctx)
         assert code(sent) == "REFUSED_NUMBER_NOT_ALLOWED", "the gate does not rely on the door"
 
@@ -489,7 +489,7 @@ class TestGate:
         answer.set_header("x", SECRET)
         answer.add_cookie("x", SECRET)
         answer["x"] = SECRET
-        task = handshake.kept_task(fl_ctx)
+        task = capabilities.kept_task(fl_ctx)
         assert task is not None
         task.data.add_cookie("x", SECRET)
         reply = site.reply(answer, fl_ctx)
@@ -537,7 +537,7 @@ class TestGate:
         assert code(site.reply(answer)) == "REFUSED_NOT_RELEASED"
 
     def test_too_few_patients_send_nothing(self, site: Site) -> None:
-        handshake.release(TENSORS, patients=1)
+        capabilities.release(TENSORS, patients=1)
         reply = site.reply(update(released=False))
         assert code(reply) == "REFUSED_TOO_FEW_PATIENTS"
 
@@ -549,12 +549,12 @@ class TestGate:
 
     def test_only_listed_metrics_leave(self, site: Site) -> None:
         metrics = {"auc": 0.5, "accuracy": None, "n_patients": 12, "loss": 0.1, SECRET: 1.0}
-        handshake.release(metrics, patients=12)
+        capabilities.release(metrics, patients=12)
         reply = site.reply(DXO(DataKind.METRICS, data=metrics).to_shareable())
         assert from_shareable(reply).data == {"auc": 0.5, "accuracy": None, "n_patients": 12.0}
 
     def test_metrics_of_which_none_is_listed_send_nothing(self, site: Site) -> None:
-        handshake.release({"loss": 1.0}, patients=12)
+        capabilities.release({"loss": 1.0}, patients=12)
         reply = site.reply(DXO(DataKind.METRICS, data={"loss": 1.0}).to_shareable())
         assert code(reply) == "REFUSED_METRIC_NOT_ALLOWED"
 
@@ -562,9 +562,9 @@ class TestGate:
         numbers = {"steps": 5.0, "loss": 0.25}
         reply = telling.reply(with_numbers(numbers))
         assert code(reply) == ReturnCode.OK and from_shareable(reply).meta[NUMBERS] == numbers
-        assert handshake.is_permitted(reply)
+        assert capabilities.is_permitted(reply)
         from_shareable(reply).meta[NUMBERS]["steps"] = 6.0
-        assert not handshake.is_permitted(reply)
+        assert not capabilities.is_permitted(reply)
 
     @pytest.mark.parametrize(
         ("numbers", "reason"),
@@ -595,7 +595,7 @@ class TestGate:
         telling.own("# numbers = []", 'numbers = ["steps"]')
         answer = with_numbers({"steps": 5.0, "loss": 0.25})
         assert code(telling.reply(answer, fl_ctx)) == "REFUSED_NUMBER_NOT_ALLOWED"
-        assert handshake.refusal(telling.admit()) == "NUMBER_NOT_ALLOWED"
+        assert capabilities.refusal(telling.admit()) == "NUMBER_NOT_ALLOWED"
 
     def test_a_strategy_without_numbers_sends_none(self, site: Site) -> None:
         site.policy("counts = true", 'counts = true\nnumbers = ["steps", "loss"]')
@@ -604,7 +604,7 @@ class TestGate:
 
     def test_metrics_beside_an_update_are_cut_to_the_list(self, site: Site) -> None:
         metrics = {"validation/auc": 0.75, "validation/loss": 3.0}
-        handshake.release(metrics, patients=5)
+        capabilities.release(metrics, patients=5)
         reply = site.reply(update(**{METRICS: metrics}))
         assert from_shareable(reply).meta[METRICS] == {"validation/auc": 0.75}
 
@@ -628,7 +628,7 @@ class TestGate:
         fl_ctx = site.admit()
         site.own("# metrics =", 'metrics = ["auc"] #')
         metrics = {"auc": 0.5, "accuracy": 0.25}
-        handshake.release(metrics, patients=12)
+        capabilities.release(metrics, patients=12)
         reply = site.reply(DXO(DataKind.METRICS, data=metrics).to_shareable(), fl_ctx)
         assert from_shareable(reply).data == {"auc": 0.5}
 

@@ -17,7 +17,7 @@ from histoflare.privacy.budget import Budget
 from histoflare.privacy.own_policy import Narrowing, StewardPolicy, narrowed
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.privacy.policy import POLICIES, Policy, read_policy
-from histoflare.site.books import Books
+from histoflare.site.bookkeeping import Bookkeeping
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.ledgers import (
     audit_log_of,
@@ -66,10 +66,10 @@ def policy(**changes: Any) -> Policy:
     return replace(read, protection=replace(read.protection, **protection), **changes)
 
 
-def books(
+def bookkeeping(
     configuration: SiteConfiguration, plan: PrivacyPlan = PLAN, rules: Policy | None = None, run: str = "run"
-) -> Books:
-    return Books(
+) -> Bookkeeping:
+    return Bookkeeping(
         configuration,
         rules or policy(),
         plan,
@@ -98,7 +98,7 @@ def what(configuration: SiteConfiguration) -> list[str]:
 
 def test_a_round_is_booked_then_trained_then_released(tmp_path: Path) -> None:
     at, training = site(tmp_path), Training()
-    of_job = books(at)
+    of_job = bookkeeping(at)
     of_job.reserve()
 
     def train() -> TrainAnswer:
@@ -117,7 +117,7 @@ def test_a_round_is_booked_then_trained_then_released(tmp_path: Path) -> None:
 def test_the_same_question_gets_the_same_bytes_and_no_training(tmp_path: Path) -> None:
     at, training = site(tmp_path), Training()
     for _ in range(2):  # the second time in a new process, of a job that resumes the run
-        of_job = books(at)
+        of_job = bookkeeping(at)
         of_job.reserve()
         first = of_job.train(MODEL, 0, training)
         again = of_job.train(MODEL, 0, training)
@@ -128,7 +128,7 @@ def test_the_same_question_gets_the_same_bytes_and_no_training(tmp_path: Path) -
 
 def test_another_model_is_another_event(tmp_path: Path) -> None:
     at, training = site(tmp_path), Training()
-    of_job = books(at)
+    of_job = bookkeeping(at)
     of_job.reserve()
     of_job.train(MODEL, 0, training)
     of_job.train({"w": np.ones(3, dtype=np.float32)}, 0, training)
@@ -140,7 +140,7 @@ def test_another_model_is_another_event(tmp_path: Path) -> None:
 @pytest.mark.parametrize("reason", ["NOT_FINITE", "TRAINER_DIED", "BAG_DAMAGED"])
 def test_that_training_failed_is_paid_for_and_says_no_more(tmp_path: Path, reason: str) -> None:
     at, training = site(tmp_path), Training()
-    of_job = books(at)
+    of_job = bookkeeping(at)
     of_job.reserve()
 
     def fail() -> TrainAnswer:
@@ -161,7 +161,7 @@ def test_that_training_failed_is_paid_for_and_says_no_more(tmp_path: Path, reaso
 
 def test_an_error_nobody_thought_of_is_paid_for_too(tmp_path: Path) -> None:
     at = site(tmp_path)
-    of_job = books(at)
+    of_job = bookkeeping(at)
     of_job.reserve()
 
     def fail() -> TrainAnswer:
@@ -177,7 +177,7 @@ def test_an_error_nobody_thought_of_is_paid_for_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("end", [HistoflareError("stopped", reason="STOPPED"), KeyboardInterrupt()])
 def test_a_round_that_was_stopped_runs_again_under_its_booking(tmp_path: Path, end: BaseException) -> None:
     at, training = site(tmp_path), Training()
-    of_job = books(at)
+    of_job = bookkeeping(at)
     of_job.reserve()
 
     def stop() -> TrainAnswer:
@@ -194,7 +194,7 @@ def test_a_round_under_a_trusted_server_is_booked_each_time(tmp_path: Path) -> N
     """The server adds noise anew to the same bytes: outsiders see two draws."""
     at, training = site(tmp_path), Training()
     rules = read_policy(POLICIES / "trusted-server.toml")
-    of_job = books(at, UpdateNoise(noise_multiplier=60.0, noise_location="server"), rules)
+    of_job = bookkeeping(at, UpdateNoise(noise_multiplier=60.0, noise_location="server"), rules)
     of_job.reserve()
     of_job.train(MODEL, 0, training)
     of_job.train(MODEL, 0, training)
@@ -206,7 +206,7 @@ def test_a_round_under_a_trusted_server_is_booked_each_time(tmp_path: Path) -> N
 @pytest.mark.parametrize("damage", ["gone", "changed"])
 def test_released_bytes_that_are_lost_are_booked_anew(tmp_path: Path, damage: str) -> None:
     at, training = site(tmp_path), Training()
-    of_job = books(at)
+    of_job = bookkeeping(at)
     of_job.reserve()
     first = of_job.train(MODEL, 0, training)
     assert at.ledger is not None
@@ -227,7 +227,7 @@ def test_a_job_beyond_the_budget_is_refused_before_it_trains(tmp_path: Path) -> 
     at = site(tmp_path)
     greedy = DpSgd(noise_multiplier=0.5, sample_rate=1.0, steps=10)
     with pytest.raises(LedgerError) as caught:
-        books(at, greedy).reserve()
+        bookkeeping(at, greedy).reserve()
     assert caught.value.reason == "BUDGET_EXHAUSTED"
 
 
@@ -235,12 +235,12 @@ def test_a_job_whose_sampler_takes_too_much_of_delta_is_refused_before_it_reserv
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at = site(tmp_path)
-    asked = books(at)
+    asked = bookkeeping(at)
     monkeypatch.setattr(sampler, "DISTANCE", 2.0**-60)  # 2e-8 of 1e-5
     asked.reserve()
     monkeypatch.setattr(sampler, "DISTANCE", 2.0**-53)
     with raises_reason("PRIVACY_INVALID", "sampler"):
-        books(at, run="other").reserve()
+        bookkeeping(at, run="other").reserve()
     (line,) = [event for event in audit_log_of(at).read() if event["what"] == "reserved"]
     assert line["sampler_delta"] == pytest.approx(
         (1 + math.exp(8)) * 2.0**-60 * asked.plan.numbers(ROUNDS, WEIGHTS)
@@ -250,19 +250,19 @@ def test_a_job_whose_sampler_takes_too_much_of_delta_is_refused_before_it_reserv
 def test_the_sites_own_lower_epsilon_is_its_budget(tmp_path: Path) -> None:
     plan = DpSgd(budget_epsilon=3.0, budget_share=1.0, sample_rate=0.2, steps=2).settled(ROUNDS, WEIGHTS)
     own = StewardPolicy(everywhere=Narrowing(epsilon=2.0))
-    books(site(tmp_path / "a"), plan, policy(epsilon=3.0)).reserve()
+    bookkeeping(site(tmp_path / "a"), plan, policy(epsilon=3.0)).reserve()
     with raises_reason("BUDGET_EXHAUSTED", "ε = 2"):
-        books(site(tmp_path / "b"), plan, narrowed(policy(epsilon=3.0), own)).reserve()
+        bookkeeping(site(tmp_path / "b"), plan, narrowed(policy(epsilon=3.0), own)).reserve()
 
 
 def test_a_second_job_finds_what_the_first_has_left(tmp_path: Path) -> None:
     at = site(tmp_path)
     plan = DpSgd(budget_epsilon=7.0, budget_share=1.0, sample_rate=0.2, steps=2).settled(ROUNDS, WEIGHTS)
-    books(at, plan, run="first").reserve()
+    bookkeeping(at, plan, run="first").reserve()
     with pytest.raises(LedgerError) as caught:
-        books(at, plan, run="second").reserve()
+        bookkeeping(at, plan, run="second").reserve()
     assert caught.value.reason == "BUDGET_EXHAUSTED"
-    books(
+    bookkeeping(
         at,
         DpSgd(budget_epsilon=0.5, budget_share=1.0, sample_rate=0.2, steps=2).settled(ROUNDS, WEIGHTS),
         run="third",
@@ -274,9 +274,9 @@ def test_one_job_takes_no_more_than_its_share(tmp_path: Path) -> None:
         DpSgd(budget_share=share, sample_rate=0.2, steps=2).settled(ROUNDS, WEIGHTS) for share in (1.0, 0.5)
     )
     with pytest.raises(LedgerError) as caught:
-        books(site(tmp_path), whole, policy(job_share=0.5)).reserve()
+        bookkeeping(site(tmp_path), whole, policy(job_share=0.5)).reserve()
     assert caught.value.reason == "JOB_SHARE_EXCEEDED"
-    books(site(tmp_path), half, policy(job_share=0.5)).reserve()
+    bookkeeping(site(tmp_path), half, policy(job_share=0.5)).reserve()
 
 
 @pytest.mark.parametrize(
@@ -290,14 +290,14 @@ def test_one_job_takes_no_more_than_its_share(tmp_path: Path) -> None:
 )
 def test_a_plan_that_is_not_the_policys_is_refused(tmp_path: Path, plan: PrivacyPlan, says: str) -> None:
     with pytest.raises(JobError, match=says) as caught:
-        books(site(tmp_path), plan).reserve()
+        bookkeeping(site(tmp_path), plan).reserve()
     assert caught.value.reason == "PRIVACY_MISMATCH"
 
 
 def test_too_few_patients_are_refused_before_anything_is_reserved(tmp_path: Path) -> None:
     at = site(tmp_path, train=4)
     with pytest.raises(JobError) as caught:
-        books(at).reserve()
+        bookkeeping(at).reserve()
     assert caught.value.reason == "TOO_FEW_PATIENTS"
     assert is_empty(at)
 
@@ -307,22 +307,22 @@ def test_a_site_that_only_evaluates_reserves_nothing(tmp_path: Path, scope: str)
     at = site(tmp_path, evaluation_only=True)
     plan = Open() if scope == "open" else PLAN
     with pytest.raises(JobError) as caught:
-        books(at, plan, read_policy(POLICIES / f"{scope}.toml")).reserve()
+        bookkeeping(at, plan, read_policy(POLICIES / f"{scope}.toml")).reserve()
     assert caught.value.reason == "EVALUATION_ONLY"
     assert is_empty(at)
 
 
 def test_nothing_is_trained_that_was_not_reserved(tmp_path: Path) -> None:
     with pytest.raises(JobError) as caught:
-        books(site(tmp_path)).train(MODEL, 0, Training())
+        bookkeeping(site(tmp_path)).train(MODEL, 0, Training())
     assert caught.value.reason == "NOT_ADMITTED"
 
 
 def test_a_patient_keeps_the_role_of_the_first_job(tmp_path: Path) -> None:
-    books(site(tmp_path)).reserve()
+    bookkeeping(site(tmp_path)).reserve()
     moved = site(tmp_path, train=7, test=1)
     with pytest.raises(LedgerError) as caught:
-        books(moved, run="later").reserve()
+        bookkeeping(moved, run="later").reserve()
     assert caught.value.reason == "ROLE_CHANGED"
 
 
@@ -332,10 +332,10 @@ def test_a_patient_of_the_ledger_is_in_one_fold_only(tmp_path: Path) -> None:
     rows = [line.rpartition(",")[0] for line in at.files["manifest"].read_text().splitlines()]
     at.files["manifest"].write_text("\n".join(rows) + "\n")
 
-    def of_fold(fold: int) -> Books:
+    def of_fold(fold: int) -> Bookkeeping:
         rule = SplitRule(None, folds=5, fold=fold)
         named = {"rounds": ROUNDS, "weights": WEIGHTS, "run": f"fold-{fold}", "labels": LABELS}
-        return Books(at, policy(), PLAN, data="bags", split=rule, **named)
+        return Bookkeeping(at, policy(), PLAN, data="bags", split=rule, **named)
 
     first = of_fold(2)
     first.reserve()
@@ -350,7 +350,7 @@ def test_a_patient_of_the_ledger_is_in_one_fold_only(tmp_path: Path) -> None:
 def test_evaluations_are_counted(tmp_path: Path) -> None:
     at, rules = site(tmp_path, test=6), policy(evaluations=1)
     answer = EvaluateAnswer({"auc": 0.5}, patients=2)
-    of_job = books(at, rules=rules)
+    of_job = bookkeeping(at, rules=rules)
     assert of_job.evaluate(MODEL, "test", "task", lambda: answer) == answer
     assert of_job.evaluate(MODEL, "test", "task", lambda: answer) == answer, (
         "the same question, the same answer"
@@ -361,10 +361,10 @@ def test_evaluations_are_counted(tmp_path: Path) -> None:
     assert of_job.roles is not None and of_job.roles["p6"] == "test"
     assert ledger_holds(at, digest_of(answer.metrics))
     with pytest.raises(LedgerError) as caught:
-        books(at, rules=rules, run="later").evaluate(MODEL, "test", "task", lambda: answer)
+        bookkeeping(at, rules=rules, run="later").evaluate(MODEL, "test", "task", lambda: answer)
     assert caught.value.reason == "EVALUATIONS_EXHAUSTED"
     with pytest.raises(LedgerError) as caught:
-        books(site(tmp_path / "b", test=6), rules=policy(evaluations=0)).evaluate(
+        bookkeeping(site(tmp_path / "b", test=6), rules=policy(evaluations=0)).evaluate(
             MODEL, "test", "task", lambda: answer
         )
     assert caught.value.reason == "EVALUATION_NOT_ALLOWED"
@@ -373,7 +373,7 @@ def test_evaluations_are_counted(tmp_path: Path) -> None:
 def test_a_question_in_a_training_job_lets_nobody_in_for_whom_nothing_is_reserved(tmp_path: Path) -> None:
     """The manifest grows while a job runs; a question about the model must not make that its cohort."""
     at = site(tmp_path / "s", test=6)
-    of_job = books(at)
+    of_job = bookkeeping(at)
     of_job.reserve()
     with (tmp_path / "s" / "manifest.csv").open("a", newline="") as file:
         csv.writer(file).writerow(["new.tif", "p-new", "solid", "train"])
@@ -387,18 +387,18 @@ def test_a_question_in_a_training_job_lets_nobody_in_for_whom_nothing_is_reserve
 def test_an_evaluation_over_too_few_patients_is_not_counted(tmp_path: Path) -> None:
     at = site(tmp_path, train=9, test=1)
     with pytest.raises(JobError) as caught:
-        books(at).evaluate(MODEL, "test", "task", lambda: EvaluateAnswer({"auc": 0.5}, patients=1))
+        bookkeeping(at).evaluate(MODEL, "test", "task", lambda: EvaluateAnswer({"auc": 0.5}, patients=1))
     assert caught.value.reason == "TOO_FEW_PATIENTS"
     assert is_empty(at)
 
 
 def test_all_patients_of_a_site_that_only_evaluates_are_for_testing(tmp_path: Path) -> None:
     at = site(tmp_path, evaluation_only=True)
-    of_job = books(at)
+    of_job = bookkeeping(at)
     of_job.evaluate(MODEL, "all", "task", lambda: EvaluateAnswer({"auc": 0.5}, patients=8))
     assert of_job.roles is not None and set(of_job.roles.values()) == {"test"}
     with pytest.raises(LedgerError) as caught:
-        books(site(tmp_path), run="later").reserve()
+        bookkeeping(site(tmp_path), run="later").reserve()
     assert caught.value.reason == "ROLE_CHANGED"
 
 
@@ -407,7 +407,7 @@ OPEN = read_policy(POLICIES / "open.toml")
 
 def test_an_open_scope_books_nothing_and_still_says_what_left(tmp_path: Path) -> None:
     at, training = site(tmp_path), Training()
-    of_job = books(at, Open(), OPEN)
+    of_job = bookkeeping(at, Open(), OPEN)
     of_job.reserve()
     assert is_empty(at)
     answers = [of_job.train(MODEL, index, training) for index in (0, 1)]
@@ -421,7 +421,7 @@ def test_an_open_scope_books_nothing_and_still_says_what_left(tmp_path: Path) ->
 
 def test_a_round_asked_for_again_with_the_same_bytes_is_noted_once(tmp_path: Path) -> None:
     at = site(tmp_path)
-    of_job = books(at, Open(), OPEN)
+    of_job = bookkeeping(at, Open(), OPEN)
     of_job.reserve()
     for _ in range(2):
         of_job.train(MODEL, 0, Training())
@@ -433,7 +433,7 @@ def test_an_open_evaluation_is_noted_before_it_leaves(tmp_path: Path) -> None:
     at = site(tmp_path, test=8)
     answer = EvaluateAnswer({"auc": 0.5, "accuracy": 0.5, "secret": 1.0}, patients=8)
     for _ in range(2):
-        assert books(at, Open(), OPEN).evaluate(MODEL, "test", "task", lambda: answer) == answer
+        assert bookkeeping(at, Open(), OPEN).evaluate(MODEL, "test", "task", lambda: answer) == answer
     (left,) = open_ledger(at).disclosures()
     assert (left.what, left.run, left.times, left.patients) == ("evaluation", "run", 1, 8)
     assert left.figures == ("accuracy", "auc"), "what the policy lets out"
@@ -442,7 +442,9 @@ def test_an_open_evaluation_is_noted_before_it_leaves(tmp_path: Path) -> None:
 
 def test_an_evaluation_that_the_gate_keeps_is_not_noted(tmp_path: Path) -> None:
     at = site(tmp_path, test=1)
-    books(at, Open(), OPEN).evaluate(MODEL, "test", "task", lambda: EvaluateAnswer({"auc": 0.5}, patients=1))
+    bookkeeping(at, Open(), OPEN).evaluate(
+        MODEL, "test", "task", lambda: EvaluateAnswer({"auc": 0.5}, patients=1)
+    )
     assert is_empty(at)
 
 
@@ -462,15 +464,15 @@ def test_without_a_ledger_nothing_is_trained_or_evaluated(tmp_path: Path, scope:
 
     for at in (none, gone):
         for ask in (
-            lambda at=at: books(at, plan, rules).reserve(),
-            lambda at=at: books(at, plan, rules).train(MODEL, 0, nothing),
-            lambda at=at: books(at, plan, rules).evaluate(MODEL, "test", "task", nothing),
+            lambda at=at: bookkeeping(at, plan, rules).reserve(),
+            lambda at=at: bookkeeping(at, plan, rules).train(MODEL, 0, nothing),
+            lambda at=at: bookkeeping(at, plan, rules).evaluate(MODEL, "test", "task", nothing),
         ):
             with pytest.raises(HistoflareError) as caught:
                 ask()
             assert caught.value.reason in ("LEDGER_MISSING", "NOT_ADMITTED")
         with pytest.raises(LedgerError) as caught:
-            books(at, plan, rules).reserve()
+            bookkeeping(at, plan, rules).reserve()
         assert caught.value.reason == "LEDGER_MISSING"
         note_refusal(at, "run", caught.value)
         assert what(at) == ["refused"]
@@ -482,12 +484,12 @@ def test_another_ledger_than_the_sites_own_is_refused(tmp_path: Path, plan: Priv
     rules = policy() if plan is PLAN else OPEN
     at = site(tmp_path)
     with pytest.raises(LedgerError) as caught:
-        books(replace(at, site="hospital-b"), plan, rules).reserve()
+        bookkeeping(replace(at, site="hospital-b"), plan, rules).reserve()
     assert caught.value.reason == "LEDGER_FOREIGN"
     tried_out = on_workstation(SITE, replace(at, ledger=None, ledger_key=None))
-    books(tried_out, plan, rules).reserve()
+    bookkeeping(tried_out, plan, rules).reserve()
     with pytest.raises(LedgerError) as caught:
-        books(replace(tried_out, workstation=False), plan, rules).reserve()
+        bookkeeping(replace(tried_out, workstation=False), plan, rules).reserve()
     assert caught.value.reason == "LEDGER_FOREIGN"
 
 
