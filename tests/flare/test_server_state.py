@@ -110,7 +110,7 @@ def _own_job(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "job_of", job_of_engine)
     monkeypatch.setattr(persistor, "run_folder", lambda fl_ctx: fl_ctx.get_engine().folder)
     monkeypatch.setattr(persistor, "describe_model", lambda *_, **__: SimpleNamespace())
-    monkeypatch.setattr(persistor, "digest", lambda _: "")
+    monkeypatch.setattr(persistor, "hash_protocol", lambda _: "")
 
     def write(path: Path, state: State, header: Any) -> None:
         from safetensors.torch import save_file
