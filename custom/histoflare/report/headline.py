@@ -24,6 +24,8 @@ MUCH = 0.1
 """A threshold is called off if another one's balanced accuracy is better by so much at least."""
 
 MOST_NAMES = 6
+TOGETHER = "On the test patients of all sites together"
+"""Whom the verdict is about: a site's own model may all the same do better on its own patients."""
 """More sites than this are counted and not named."""
 
 
@@ -208,9 +210,10 @@ def _verdict(federated: Mapping[str, Any], local: Sequence[Mapping[str, Any]], m
     above = sum(each[0] > interval[1] for each in known)
     if below == len(known):
         whose = "the site's own model" if len(known) == 1 else "every site's own model"
-        return f"The federated model is better than {whose}: the intervals do not overlap."
+        return f"{TOGETHER} the federated model is better than {whose}: the intervals do not overlap."
     if above == len(known):
-        return "The federated model is worse than every site's own model: the intervals do not overlap."
+        whose = "every site's own model"
+        return f"{TOGETHER} the federated model is worse than {whose}: the intervals do not overlap."
     if not below and not above:
         return _undecided(federated[metric], mean_of(local, metric) or 0.0)
     parts = [f"better than {below} of {len(known)} sites' own models"] if below else []
@@ -218,8 +221,8 @@ def _verdict(federated: Mapping[str, Any], local: Sequence[Mapping[str, Any]], m
     said = " and ".join(parts if above else parts[:1])
     rest = len(known) - below - above
     if not rest:
-        return f"The federated model is {said}."
-    return f"The federated model is {said}; with the other {rest} the intervals overlap."
+        return f"{TOGETHER} the federated model is {said}."
+    return f"{TOGETHER} the federated model is {said}; with the other {rest} the intervals overlap."
 
 
 def _undecided(federated: float, local: float) -> str:
@@ -253,10 +256,29 @@ def _limits(report: Mapping[str, Any], metric: str) -> list[str]:
             found.append(f"The model trained on {place} is worse; the intervals are apart.")
         else:
             found.append(f"The intervals of the federated model and of {place} overlap.")
+    found += _better_at_home(report, metric)
     untested = [name for name, site in report["sites"].items() if not site["federated"]]
     if untested:
         found.append(f"No test patients, so not in the figures: {', '.join(untested)}.")
     return found
+
+
+def _better_at_home(report: Mapping[str, Any], metric: str) -> list[str]:
+    """Return at which sites the own model scores higher on the own test patients."""
+    said = [
+        f"{name} {site['local'][metric]:.3f}, federated {site['federated'][metric]:.3f}"
+        for name, site in report["sites"].items()
+        if _known(site["local"], metric)
+        and _known(site["federated"], metric)
+        and site["local"][metric] > site["federated"][metric]
+    ]
+    if not said:
+        return []
+    if len(said) > MOST_NAMES:
+        return [
+            f"On their own test patients {len(said)} sites' own models score higher than the federated one."
+        ]
+    return [f"On its own test patients a site's own model scores higher at {'; '.join(said)}."]
 
 
 def say_threshold(figures: Mapping[str, Any] | None, labels: Sequence[str], where: str) -> str:
