@@ -19,7 +19,7 @@ from tests.flare.bags_on_disk import write_site
 
 pytestmark = pytest.mark.slow
 
-KINDS = (".toml", ".json", ".yml", ".md", ".typed", ".html", ".css")
+KINDS = (".toml", ".json", ".yml", ".md", ".typed", ".html", ".css", ".safetensors")
 
 
 def call(*command: object, cwd: Path, environment: dict[str, str] | None = None) -> str:
