@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from typer.testing import CliRunner
 
 from histoflare.bags.task import BagTask
 from histoflare.cli import app
+from histoflare.commands import job as job_command
+from histoflare.commands.plain_progress import PlainProgress
 from histoflare.errors import HistoflareError, JobError
 from histoflare.flare import admin as admin_module
 from histoflare.flare.admin import Admin
@@ -184,15 +188,24 @@ class TestSubmit:
             (target / job_id / "workspace" / "rounds.json").write_text(json.dumps([row]))
             return target / job_id
 
+        def wait(self: Admin, job_id: str, longest_seconds: float, on_status: Callable[[str], None]) -> str:
+            on_status("RUNNING")
+            return "FINISHED:EXECUTION_EXCEPTION"
+
+        lines: list[str] = []
+        clock = itertools.count(0, 11)  # each look at it is 11 s later
+        bars = PlainProgress(lines.append, lambda: float(next(clock)))
+        monkeypatch.setattr(job_command, "progress", lambda: bars)
         monkeypatch.setattr(admin_module, "read_administrator", lambda kit: "lead")
         monkeypatch.setattr(Admin, "submit", lambda self, folder: seen.append(read_job(folder)) or "1")
-        monkeypatch.setattr(Admin, "wait", lambda *_: "FINISHED:EXECUTION_EXCEPTION")
+        monkeypatch.setattr(Admin, "wait", wait)
         monkeypatch.setattr(Admin, "download", download)
         monkeypatch.setattr(Admin, "deployment", lambda *_: ["server: OK", "a: OK", "c: JOB_VERSION"])
         folder = repository / "jobs" / "mem_dpsgd"
         with pytest.raises(JobError, match="ended with FINISHED:EXECUTION_EXCEPTION") as caught:
             run("job", "submit", folder, "--kit", tmp_path, "--preset", "adnan", "--wait")
         assert [job.rounds for job in seen] == [116]
+        assert any("RUNNING" in line for line in lines), "a pipe is told, too"
         lines = str(caught.value).splitlines()
         assert [line.split(": ")[:2] for line in lines[1:3]] == [
             ["  a", "COHORT_INVALID"],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from histoflare.commands.console import console, make_table, out, print_json, say
+from histoflare.commands.console import console, make_table, out, print_json, progress, say
 from histoflare.commands.options import JOB_HELP, Preset
 from histoflare.commands.result import show_result
 from histoflare.errors import HistoflareError, JobError
@@ -197,8 +197,14 @@ def submit(
         out.print(job_id, highlight=False, soft_wrap=True)
         if not wait:
             return
-        with console.status("submitted") as shown:
-            status = admin.wait(job_id, choice.job.longest_seconds, shown.update)
+        with progress() as bars:
+            bar = bars.add_task("the job", total=None)
+
+            def show(status: str) -> None:
+                bars.update(bar, description=f"the job: {status}")
+
+            status = admin.wait(job_id, choice.job.longest_seconds, show)
+            bars.update(bar, total=1, completed=1)
         sites = _say_sites(admin, job_id, choice.job.rounds)
     finally:
         admin.disconnect()
