@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from histoflare.commands.poc import _write_job
-from histoflare.errors import JobError
 from histoflare.flare.job import read_job
 from tests.flare.bags_on_disk import relabel, write_site
+from tests.refusals import raises_reason
 
 
 def test_the_job_that_fits_is_in_the_workspace(tmp_path: Path, repository: Path) -> None:
@@ -21,7 +19,7 @@ def test_the_job_that_fits_is_in_the_workspace(tmp_path: Path, repository: Path)
     assert agreed == tmp_path / "poc-run" / "job" / "mem_dpsgd"
     task = read_job(agreed).task
     assert (task.labels, task.encoder, task.features) == (("LUAD", "LUSC"), "imported:uni", 16)
-    with pytest.raises(JobError, match="copy yours to another folder"):
+    with raises_reason("JOB_INVALID", agreed):
         _write_job(tmp_path / "poc-run", agreed, None, sites, "bags")
     # another start with sites that the shipped job fits leaves no earlier one to be submitted by mistake
     two = {site: write_site(tmp_path, site) for site in ("b", "c")}  # as many as the job wants at least

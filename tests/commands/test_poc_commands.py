@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from histoflare.commands.poc import _facts, _write_job
-from histoflare.errors import HistoflareError, ManifestError
+from histoflare.errors import HistoflareError
 from histoflare.flare import poc
 from histoflare.flare.job import read_job
 from histoflare.flare.kits import Agreement, Kits
@@ -17,6 +17,7 @@ from histoflare.flare.poc import STATE_FILE, Federation, refuse_running
 from histoflare.shipped import JOBS
 from histoflare.storage import write_json
 from tests.flare.bags_on_disk import write_site
+from tests.refusals import raises_reason
 
 FOLDERS = ("run", "my run", "it's", 'a"b', "klinik-zürich", "a&b;$c", "x/../up")
 
@@ -63,11 +64,11 @@ def test_the_job_is_one_that_the_sites_that_are_there_can_run(
     capsys.readouterr()
     assert read_job(_write_job(tmp_path, job, None, sites, "bags")).least_sites == 1
     assert "b will refuse the job (MANIFEST_INVALID)" in capsys.readouterr().err
-    with pytest.raises(ManifestError, match="trian"):
+    with raises_reason("MANIFEST_INVALID", "'trian'"):
         _write_job(tmp_path, job, None, {"b": sites["b"]}, "bags")
 
 
 def test_a_workspace_in_which_results_would_be_lost_is_refused_before_it_is_made(tmp_path: Path) -> None:
-    with pytest.raises(HistoflareError, match="loses the results") as caught:
+    with raises_reason("FEDERATION_FAILED", tmp_path / "a\\b") as caught:
         Federation.prepare(tmp_path / "a\\b", {}, Agreement(JOBS / "mem_fedavg"))
     assert caught.value.reason == "FEDERATION_FAILED" and not list(tmp_path.iterdir())
