@@ -54,7 +54,7 @@ def say_start(job: Job) -> str:
 
 def find_cost(job: Job) -> dict[str, Any] | None:
     """Return what all rounds of a job cost one patient, at its own δ; None where nothing protects."""
-    delta = getattr(job.plan, "delta", None)
+    delta = job.plan.delta
     if delta is None:
         return None
     spend = job.plan.spend().times(job.rounds)
