@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from histoflare.bags.efficientnet import find_packaged_weights
+from histoflare.bags.encoder_names import find_packaged_weights
 from histoflare.cli import app
 from histoflare.commands.demo import CHAPTER_SETTINGS
 from histoflare.commands.options import DEMO_JOBS
