@@ -165,10 +165,17 @@ def follow(manifest: Manifest, work: Callable[[OnRow, OnPatches], PrepareReport]
     from histoflare.commands.console import progress
 
     with progress() as bar:
-        task = bar.add_task("slides", total=len(manifest.rows))
+        total = len(manifest.rows)
+        task = bar.add_task("slides", total=total)
+        done = kept = 0
 
         def on_row(result: RowResult) -> None:
-            bar.update(task, advance=1, description="slides")
+            nonlocal done, kept
+            done, kept = done + 1, kept + (result.status == "kept")
+            if done == kept < total:  # bags of an earlier run say nothing about the time that is left
+                bar.reset(task, completed=done)
+            else:
+                bar.update(task, advance=1, description="slides")
 
         def on_patches(row: ManifestRow, done: int, total: int) -> None:
             bar.update(task, description=f"slides ({row.slide.name}: patch {done} of {total})")

@@ -65,6 +65,15 @@ class ImageCohort(SplitCohort[ImageRecord]):
     def read_ahead(self) -> None:
         """Do nothing: every file was read and checked when the cohort was loaded."""
 
+    def read_all(self) -> None:
+        """Read every image and mask again from its disk, and keep nothing of it in memory.
+
+        Raises:
+            MaskError: As :meth:`read`.
+        """
+        for record in self.records:
+            PixelCache(0).read(record, self.labels)
+
     def fingerprint(self) -> str:
         """Return a SHA-256 that changes when a file, a split, a resolution or the grouping by patient does.
 

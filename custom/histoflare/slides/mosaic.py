@@ -249,9 +249,10 @@ def _find_candidates(
     enough = shares >= parameters.tissue_fraction
     if not enough.any():
         raise SlideError(
-            f"{slide.path}: there is tissue, but no {_say_patch(parameters)} is {parameters.tissue_fraction:.0%} tissue "
-            f"(the fullest is {shares.max():.0%}). 'histoflare prepare' takes smaller patches (--patch-px) "
-            "or less tissue (--tissue-fraction); a trained model takes only such as it was trained on.",
+            f"{slide.path}: there is tissue, but no {_say_patch(parameters)} is "
+            f"{parameters.tissue_fraction:.0%} tissue (the fullest is {shares.max():.0%}). "
+            "'histoflare prepare' takes smaller patches (--patch-px) or less tissue (--tissue-fraction); a "
+            "trained model takes only such as it was trained on.",
             reason="SLIDE_NO_PATCHES",
         )
     return l0_corners[enough].astype(np.int64), shares[enough], tissue
