@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -102,3 +103,12 @@ def test_the_ledger_of_another_hospital_is_neither_made_nor_bound_in_a_kit(
     assert not Ledger(*elsewhere).identity().is_away
     (local / "histoflare.toml").write_text(own)
     assert run("move", place) is None
+
+
+def test_the_project_s_copy_has_no_link_that_leads_nowhere(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["kit", "project", "--out", str(tmp_path / "consortium")])
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "consortium" / "README.md").read_text()
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text)]
+    assert not [link for link in links if link and not (tmp_path / "consortium" / link).exists()]
+    assert "docs/steward.md" in text

@@ -147,7 +147,13 @@ def load_image_cohort(
         except MaskError as error:
             problems.append(str(error))
         else:
-            if agreed is not None:
+            if agreed is None:
+                warnings.append(
+                    "no image states its resolution, and none is asked for: a model of these images has none "
+                    "either, and takes a slide as its finest level is. State it (column mpp, or --mpp of "
+                    f"'masks import'), or for all images at once ({mpp_place})"
+                )
+            else:
                 warnings.append(
                     f"no resolution is asked for, and the images are at {agreed:g} µm/px: no site with such "
                     f"images trains under a protocol that names none (mpp = {agreed:g} in protocol.toml)"
