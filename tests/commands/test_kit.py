@@ -97,6 +97,8 @@ def test_the_ledger_of_another_hospital_is_neither_made_nor_bound_in_a_kit(
         'manifest = "m.csv"\nbags = "b"\n' + own.replace(str(tmp_path / "here"), str(tmp_path / "copy"))
     )
     monkeypatch.chdir(local.parent)
+    shown = CliRunner().invoke(app, ["ledger", "show", "--epsilon", "8", "--delta", "1e-5"]).stdout
+    assert "the kit of 'hospital-d'" in shown and "ledger move" not in shown
     for more in ("--yes", "--away"):
         caught = CliRunner().invoke(app, ["ledger", "move", more]).exception
         assert isinstance(caught, LedgerError) and caught.reason == "LEDGER_FOREIGN"
