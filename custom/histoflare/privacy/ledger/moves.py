@@ -83,8 +83,9 @@ def _refuse_older(state: LedgerState, here: Place) -> None:
     if theirs.ledger == state.ledger:
         raise LedgerError(
             f"{here.ledger}: an older copy: the ledger went on as {path}, up to entry {theirs.head.seq}, and "
-            "is there. What was spent since is not in this one, and two would be bound. To have it here again, "
-            "copy that one, its key and the head beside the key over these, and move it; nothing was changed.",
+            "is there. What was spent since is not in this one, and two would be bound. To have it here "
+            "again, copy that one, its key and the head beside the key over these, and move it. Nothing was "
+            "changed.",
             reason="LEDGER_DAMAGED",
         )
 
