@@ -120,9 +120,7 @@ def write_page(report: Mapping[str, Any], path: Path, generated: Sequence[Genera
         which=WHICH[report["evaluated_model"]],
         said_metrics=[metric for metric in metrics if metric in said],
         unsaid_metrics=[NAMES[metric] for metric in metrics if metric not in said],
-        is_withheld=any(
-            row.figures and row.figures[metric] is None for row in evaluated for metric in metrics
-        ),
+        is_withheld=any(row.figures and None in map(row.figures.get, metrics) for row in evaluated),
         why_withheld=WHY_WITHHELD,
         rounds=rounds,
         finished=finished_rounds(report),
