@@ -100,6 +100,10 @@ def demo(
 
     Example: histoflare demo --task segmentation --out segmentation-run
     """
+    from histoflare.bags.encoder_names import check_encoder
+
+    if encoder is not None:
+        check_encoder(encoder, weights, weights_sha256)
     from histoflare.lab.chapters import run_chapters
     from histoflare.lab.experiment import Experiment
     from histoflare.lab.federation import FEDERATION_FOLDER
@@ -277,8 +281,8 @@ def _open_encoder(
 
     What is wrong with either is said here, before slides are made.
     """
-    from histoflare.bags.efficientnet import find_packaged_weights
-    from histoflare.bags.encoder import EFFICIENTNET, RANDOM_ID, load_encoder, load_encoder_of
+    from histoflare.bags.encoder import RANDOM_ID, load_encoder, load_encoder_of
+    from histoflare.bags.encoder_names import EFFICIENTNET, find_packaged_weights
     from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_schema import TRAINING
     from histoflare.site.kinds import BAGS

@@ -187,7 +187,8 @@ def _show_preview(read: Job, found: Preview, signed: Policy, rules: Policy) -> N
     """Say what a job would cost a site's most exposed patient, beside what both layers of policy allow."""
     budget, outer, own = found.budget, _protection(signed), _protection(rules)
     spent = say_cost(found.alone, budget.epsilon)
-    left = "" if math.isnan(found.before) else f"; {say_further(found.further, 1 - found.left)}"
+    used = 1 - found.left
+    left = "" if math.isnan(found.before) else f"; {say_further(found.further, used, used - found.share)}"
     _say(f"{read.name}: {read.rounds} rounds under {rules.name}.")
     _say(f"This job spends ε = {spent} of the most exposed patient at δ = {say_delta(budget.delta)}{left}.")
     table = make_table("", "this job", "the kit allows", "this site allows")
