@@ -257,6 +257,19 @@ def test_reading_ahead_finds_a_damaged_bag(manifest: Manifest, bags: Path) -> No
     assert error.value.reason == "BAG_DAMAGED"
 
 
+def test_reading_all_again_sees_what_memory_hides(manifest: Manifest, bags: Path) -> None:
+    cohort = load_cohort("site", manifest, bags, TARGET, "enc:1")
+    for record in cohort.records:
+        cohort.features(record)
+    held = dict(cohort.cache.held)
+    cohort.read_all()
+    assert cohort.cache.held == held
+    cohort.test[0].path.unlink()
+    with pytest.raises(BagError) as error:
+        cohort.read_all()
+    assert error.value.reason == "BAG_MISSING"
+
+
 def test_a_bag_changed_under_way_is_an_error(manifest: Manifest, bags: Path) -> None:
     cohort = load_cohort("site", manifest, bags, TARGET, "enc:1")
     put_bag(manifest, bags, 0, n=6)

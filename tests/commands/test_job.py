@@ -135,6 +135,13 @@ def test_a_model_of_another_kind_or_of_nobody_s_is_refused(tmp_path: Path, repos
     assert not (tmp_path / "job").exists()
 
 
+def test_a_scope_that_no_kit_has_is_said(tmp_path: Path, repository: Path) -> None:
+    options = ("job", "make", repository / "jobs" / "mem_fedavg", "--out")
+    said = run(*options, tmp_path / "wrong", "--scope", "nosuch")
+    assert "SCOPE_UNKNOWN" in said and "dp-patient" in said
+    assert "SCOPE_UNKNOWN" not in run(*options, tmp_path / "right", "--scope", "trusted-server")
+
+
 class TestSubmit:
     def test_only_with_an_administrator_s_kit(self, tmp_path: Path, repository: Path) -> None:
         with raises_reason("FEDERATION_FAILED", tmp_path, "fed_admin.json"):

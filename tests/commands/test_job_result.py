@@ -96,6 +96,7 @@ def test_an_evaluation_of_the_same_model(result: Path, evaluation: Path, tmp_pat
     assert report["evaluated_at_sites"] == {"river": {"balanced_accuracy": 0.75}, "c": {"auc": 0.5}}
     assert report["evaluation_refused"] == {"b": "PURPOSE_NOT_ALLOWED"}
     assert not (result / "report.json").exists()
+    assert "minimum_patients" in run("job", "result", result, evaluation, "--out", out), "c's is not let out"
 
 
 def test_an_evaluation_at_the_end_of_the_training_job(result: Path) -> None:
@@ -105,6 +106,7 @@ def test_an_evaluation_at_the_end_of_the_training_job(result: Path) -> None:
     best = row(3, refused={"a": "EVALUATIONS_EXHAUSTED"})
     write_json(workspace / "best_evaluation_round.json", best)
     said = run("job", "result", result)
+    assert "minimum_patients" not in said
     assert "Ask the sites" not in said and "Best model: river" in said and "EVALUATIONS_EXHAUSTED" in said
     report = read_report(result / "report.json")
     assert report["evaluated_at_sites"] == {"river": {"balanced_accuracy": 0.75}}

@@ -204,6 +204,11 @@ def test_move_asks_where_it_cannot_see_and_names_the_new_place(tmp_path: Path) -
     assert str(new[0]) in site.read_text() and str(old[0]) not in site.read_text()
     assert "15" not in run("verify", "--site", site).split("entries")[0][-4:]
     back = ["--ledger", old[0], "--key", old[1]]
+    with pytest.raises(LedgerError) as caught:
+        run("move", *back, "--yes")
+    assert caught.value.reason == "LEDGER_DAMAGED" and str(new[0]) in str(caught.value)
+    reserve(Ledger(*new), "there")
+    (tmp_path / "b").rename(tmp_path / "elsewhere")
     assert invoke("move", *back, typed="n\n").exit_code == 1
     with pytest.raises(LedgerError) as caught:
         reserve(Ledger(*old), "further")

@@ -84,6 +84,23 @@ def test_sites_read_what_was_dealt_with_bags_that_are_links(
     assert records == 23, "one slide has no bag, and 'prepare' said why"
 
 
+def test_a_folder_of_sites_with_its_folder_of_bags_is_a_collection(
+    manifest: Path, bags: Path, tmp_path: Path
+) -> None:
+    run(manifest, "--sites", 3, "--bags", bags, "--out", tmp_path / "three")
+    made = tmp_path / "made"
+    for site in ("hospital-1", "hospital-2", "hospital-3"):
+        (made / site).parent.mkdir(exist_ok=True)
+        (tmp_path / "three" / site / "bags").rename(made / site)
+    (tmp_path / "three" / "external.csv").write_text("slide,patient,label\ne.svs,e,a\n")
+    out = tmp_path / "two"
+    done = run(tmp_path / "three", "--sites", 2, "--bags", made, "--out", out, "--json")
+    sites = json.loads(done.stdout)["sites"]
+    assert sum(entry["rows"] for entry in sites.values()) == 24 and "external" in done.stderr
+    links = list(out.glob("*/bags/*.h5"))
+    assert len(links) == 23 and all(link.exists() for link in links)
+
+
 def test_a_slide_without_a_bag_is_named_and_nothing_is_written(
     manifest: Path, bags: Path, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ from histoflare.commands.privacy import Accountant
 from histoflare.privacy.accountant import ACCOUNTANTS, calibrate, epsilon
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.spend import Spend
-from histoflare.privacy.words import say_epsilon
+from histoflare.privacy.words import say_epsilon, say_further
 from tests.refusals import raises_reason
 
 EVENT = ["--sample-rate", 0.2, "--steps", 945, "--delta", 1e-4]
@@ -147,3 +147,11 @@ def test_what_cannot_be_answered_is_said(arguments: list[object], says: str) -> 
 def test_the_help_says_what_a_patients_sensitivity_is() -> None:
     said = " ".join(run("epsilon", "--help").replace("│", " ").split())
     assert "÷ sensitivity" in said and "2 × clip_norm" in said
+
+
+def test_a_budget_that_is_used_up_is_not_one_that_was_too_small() -> None:
+    said = [
+        say_further(0, share, before)
+        for share, before in ((1.25, 1.0), (1.25, 0.9), (1.25, 1e-12), (1, 0.75))
+    ]
+    assert "used up" in said[0] and "is left" in said[1] and "there is" in said[2] and "second" in said[3]

@@ -227,7 +227,7 @@ class TestMoving:
             assert refusal(act) == "LEDGER_MOVED"
         assert first.identity().is_away
         third = Ledger(*paths(copied(tmp_path / "a", tmp_path / "c")))
-        assert refusal(third.move) == "LEDGER_MOVED", "it has gone to the second"
+        assert refusal(third.move) == "LEDGER_DAMAGED", "it has gone to the second"
         assert not second.move(), "it is there already"
 
     def test_it_may_come_back(self, tmp_path: Path) -> None:
@@ -318,6 +318,10 @@ class TestMoving:
         second = Ledger(*paths(copied(tmp_path / "a", tmp_path / "b")))
         second.move()
         assert first.identity().went_to == str(second.path)
+        assert refusal(lambda: first.move(old_is_gone=True)) == "LEDGER_DAMAGED", "two would be bound"
+        assert first.identity().is_away and second.identity().is_here
+        second.depart()
+        assert refusal(lambda: first.move(old_is_gone=True)) == "LEDGER_DAMAGED", "it is older all the same"
         shutil.rmtree(tmp_path / "b")
         assert first.move(old_is_gone=True) and first.identity().went_to is None
         (tmp_path / "a").rename(tmp_path / "c")

@@ -26,7 +26,7 @@ from histoflare.rounds.transport import PLAIN
 from histoflare.site.bookkeeping import Bookkeeping
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_data, read_roles
-from histoflare.site.ledgers import on_workstation
+from histoflare.site.ledgers import audit_log_of, on_workstation
 from histoflare.site.messages import EvaluateAnswer, TrainerSetup, digest_of
 from histoflare.site.records import RUN_FILE
 from histoflare.site.work import SiteWork
@@ -125,10 +125,13 @@ def test_a_figure_that_rests_on_few_patients_stays(tmp_path: Path) -> None:
     site = on_workstation("a", SiteConfiguration({"images": make_site(tmp_path / "a")}))
     metrics = {"dice": 0.5, "dice_low": 0.5, "pixel_accuracy": 0.9, "n_patients": 2.0}
     behind = {"dice": 1, "dice_low": 1, "pixel_accuracy": 2}
-    answer = bookkeeping(site).evaluate(
+    books = bookkeeping(site)
+    answer = books.evaluate(
         arrays(model_state(TASK.build_model())), "test", "q", lambda: EvaluateAnswer(metrics, 2, behind)
     )
     assert set(answer.metrics) == {"pixel_accuracy", "n_patients"}
+    noted = [event for event in audit_log_of(site).read() if event["what"] == "evaluated"]
+    assert noted[-1]["too_few_patients"] == ["dice", "dice_low"] and "dice" not in noted[-1]["not_listed"]
 
 
 def test_nothing_to_learn_from_is_an_update_of_noise(tmp_path: Path) -> None:

@@ -186,6 +186,7 @@ def test_a_cohort_has_what_its_manifest_says(case: Case, site: SiteConfiguration
     assert list(cohort.train) == [record for record in cohort.records if record.split == "train"]
     assert all(isinstance(warning, str) for warning in cohort.warnings)
     cohort.read_ahead()
+    cohort.read_all()
 
 
 def test_roles_are_those_of_the_cohort(case: Case, site: SiteConfiguration) -> None:

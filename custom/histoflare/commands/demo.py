@@ -96,6 +96,10 @@ def demo(
 
     Example: histoflare demo --task segmentation --out segmentation-run
     """
+    from histoflare.bags.encoder_names import check_encoder
+
+    if encoder is not None:
+        check_encoder(encoder, weights, weights_sha256)
     from histoflare.lab.federation import FEDERATION_FOLDER
     from histoflare.shipped import find_job
 

@@ -105,7 +105,8 @@ def _show_at_site(cost: JobCost, found: Preview) -> None:
     read, signed, rules = cost.job, cost.signed, cost.rules
     budget, outer, own = found.budget, protection_of(signed), protection_of(rules)
     spent = say_cost(found.alone, budget.epsilon)
-    left = "" if math.isnan(found.before) else f"; {say_further(found.further, 1 - found.left)}"
+    used = 1 - found.left
+    left = "" if math.isnan(found.before) else f"; {say_further(found.further, used, used - found.share)}"
     _say(f"{read.name}: {read.rounds} rounds under {rules.name}.")
     _say(f"This job spends ε = {spent} of the most exposed patient at δ = {say_delta(budget.delta)}{left}.")
     table = make_table("", "this job", "the kit allows", "this site allows")

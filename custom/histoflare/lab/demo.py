@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from histoflare.bags.efficientnet import find_packaged_weights
-from histoflare.bags.encoder import EFFICIENTNET, RANDOM_ID, load_encoder, load_encoder_of
+from histoflare.bags.encoder import RANDOM_ID, load_encoder, load_encoder_of
+from histoflare.bags.encoder_names import EFFICIENTNET, find_packaged_weights
 from histoflare.bags.network_encoder import Encoder
 from histoflare.bags.prepare import prepare
 from histoflare.errors import JobError
