@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from histoflare.commands.console import console, progress
+from histoflare.commands.console import progress, say
 from histoflare.commands.options import SiteOption
 from histoflare.commands.outputs import refuse_overwriting
 from histoflare.errors import HistoflareError, JobError
@@ -92,7 +92,7 @@ def make_site_page(
         made = replace(made, slides=rows)
     with nullcontext() if report is None else of_a_report(report):
         write_site_page(replace(made, own=own), target)
-    console.print(f"page: {target}", highlight=False, markup=False, soft_wrap=True)
+    say(f"page: {target}")
 
 
 def _name_of(configuration: SiteConfiguration) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from histoflare.checks import is_above_zero, is_whole
-from histoflare.errors import HistoflareError, JobError
+from histoflare.errors import HistoflareError, JobError, list_lines
 from histoflare.privacy.accountant import MOST_DELTA
 from histoflare.privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from histoflare.privacy.spend import Spend
@@ -277,9 +277,9 @@ class Noisy(PrivacyPlan):
     def __post_init__(self) -> None:
         problems = self._problems()
         if problems:
-            listed = "".join(f"\n  {problem}" for problem in problems)
             raise JobError(
-                f"The privacy settings of this job cannot be used; correct:{listed}", reason="PRIVACY_INVALID"
+                f"The privacy settings of this job cannot be used; correct:{list_lines(problems)}",
+                reason="PRIVACY_INVALID",
             )
 
     def _problems(self) -> list[str]:
