@@ -8,7 +8,6 @@ makes of its numbers is all that a job can do.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,12 +34,14 @@ from histoflare.flare.job_schema import (
 )
 from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.rounds.patience import Patience
+from histoflare.rounds.registry import find_class
 from histoflare.rounds.round import count_sent_by_job
 from histoflare.rounds.strategies import STRATEGIES
 from histoflare.rounds.transport import PLAIN, TRANSPORTS, Transport, check_readable
+from histoflare.site.kinds import KINDS
 from histoflare.slides.splits import SplitRule
 
-TASKS = {"bags": "histoflare.bags.task:BagTask", "segmentation": "histoflare.masks.task:MaskTask"}
+TASKS = {kind.task_name: kind.task_class for kind in KINDS.values()}
 """What is learned: a name in ``[task]`` → its class."""
 
 MECHANISMS = {
@@ -296,8 +297,7 @@ def _make(
     name = said.get(word)
     if not isinstance(name, str) or name not in registry:
         raise invalid([f"{table}.{word}: one of {', '.join(registry)}, not {name!r}"])
-    module, _, attribute = registry[name].partition(":")
-    kind = getattr(importlib.import_module(module), attribute)
+    kind = find_class(registry[name])
     hints = get_type_hints(kind)
     fields = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
     given = {key: value for key, value in said.items() if key != word}

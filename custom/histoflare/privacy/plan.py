@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from histoflare.checks import is_above_zero, is_whole
-from histoflare.errors import HistoflareError, JobError
+from histoflare.errors import HistoflareError, JobError, list_lines
 from histoflare.privacy.accountant import MOST_DELTA
 from histoflare.privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from histoflare.privacy.spend import Spend
@@ -31,6 +31,9 @@ RECORDS = ("patient", "slide")
 LOCATIONS = ("client", "server")
 MOST_RECORDS = 2**20
 """Of a site, for which a step's sum is bounded (``privacy.gradients``)."""
+
+LIKELY_DEVIATIONS = 6
+"""A sample is larger than its mean and so many standard deviations with a chance of some 1e-9."""
 
 SMALLEST_CLIP, LARGEST_CLIP, LARGEST_NOISE = 1e-6, 1e6, 1e6
 """Of a job's settings: nobody needs others, and far beyond them numbers of 32 bits do not add up."""
@@ -63,6 +66,7 @@ class PrivacyPlan(ABC):
         mechanism: As in a site's policy.
         protects: Whether anything protects the updates: what leaves then costs of a budget, and is counted.
         own_steps: Optimizer steps of a round that the plan prescribes; None: the task's own.
+        delta: δ at which the plan's ε is stated; None where nothing is counted.
         noise_seed: None draws the noise from a cryptographic source. A number makes it repeatable, for
             research: whoever knows the seed can take the noise off, so there is no guarantee at all.
     """
@@ -70,6 +74,7 @@ class PrivacyPlan(ABC):
     mechanism: ClassVar[str]
     protects: ClassVar[bool] = True
     noise_seed: int | None = None
+    delta: float | None = None
 
     @property
     def own_steps(self) -> int | None:
@@ -143,7 +148,15 @@ class PrivacyPlan(ABC):
         """Return the plan for a round of so many steps; the same where it prescribes none."""
         return self
 
-    def pooled(self, asked: PrivacyPlan, *, sites: int, steps: int, weights: int) -> PrivacyPlan:
+    def most_drawn(self, records: int) -> int:
+        """Return the most of a site's records that one step is likely to train on."""
+        return records
+
+    def for_one_full_step(self) -> Self:
+        """Return the plan for a single step on all records, by which the time of a step is measured."""
+        return self
+
+    def pooled(self, asked: Self, *, sites: int, steps: int, weights: int) -> Self:
         """Return what protects the same training on the data of all sites in one place, settled.
 
         Args:
@@ -264,9 +277,9 @@ class Noisy(PrivacyPlan):
     def __post_init__(self) -> None:
         problems = self._problems()
         if problems:
-            listed = "".join(f"\n  {problem}" for problem in problems)
             raise JobError(
-                f"The privacy settings of this job cannot be used; correct:{listed}", reason="PRIVACY_INVALID"
+                f"The privacy settings of this job cannot be used; correct:{list_lines(problems)}",
+                reason="PRIVACY_INVALID",
             )
 
     def _problems(self) -> list[str]:
@@ -419,10 +432,19 @@ class DpSgd(Noisy):
         """Return the plan with so many steps a round."""
         return replace(self, steps=steps)
 
-    def pooled(self, asked: PrivacyPlan, *, sites: int, steps: int, weights: int) -> PrivacyPlan:
+    def most_drawn(self, records: int) -> int:
+        """Return what a step exceeds with a chance of some 1e-9: the mean and six standard deviations."""
+        mean = records * self.sample_rate
+        spread = math.sqrt(mean * (1 - self.sample_rate))
+        return min(records, math.ceil(mean + LIKELY_DEVIATIONS * spread))
+
+    def for_one_full_step(self) -> Self:
+        """Return the plan with one step a round, in which every record is drawn."""
+        return replace(self, sample_rate=1.0, steps=1)
+
+    def pooled(self, asked: Self, *, sites: int, steps: int, weights: int) -> Self:
         """Return the same clip and divisor with samples as large as a site's are on average."""
-        whole = asked if isinstance(asked, DpSgd) else self
-        return replace(whole, sample_rate=self.sample_rate / sites, steps=steps).settled(1, weights)
+        return replace(asked, sample_rate=self.sample_rate / sites, steps=steps).settled(1, weights)
 
     def admits(self, strategy: Any, task: Any, transport: Any) -> None:
         """Each record must have a loss of its own (``rounds.task.PerRecord``), and every step see the data
