@@ -27,7 +27,8 @@ Workspace = Annotated[Path, typer.Option("--workspace", help="Folder for the kit
 DEFAULT_WORKSPACE = Path("poc-run")
 JOB_FOLDER = "job"
 """In the workspace: the job that fits the sites, where it is not the one given."""
-MADE_UP_SLIDES = 16
+MADE_UP_SLIDES, MADE_UP_PATIENTS = 4, 16
+"""Of each made-up site. Half of the patients test, so that policies let its figures of each class out."""
 MADE_UP_PATCHES = 4
 
 
@@ -195,7 +196,12 @@ def _made_up(folder: Path, job: Path, task: Any) -> dict[str, SiteConfiguration]
     from histoflare.synthetic.slides import SyntheticCohort
 
     BAGS.expect(task, f"{job}: trains on {task.data}; give your own with --sites.")
-    cohort = SyntheticCohort(slides_per_hospital=MADE_UP_SLIDES)
+    cohort = SyntheticCohort(
+        slides_per_hospital=MADE_UP_SLIDES,
+        slides_external=MADE_UP_SLIDES,
+        more_patients=MADE_UP_PATIENTS,
+        more_external=MADE_UP_PATIENTS // 2,
+    )
     field = FieldParameters(MADE_UP_PATCHES, task.patch_px, task.mpp)
     encoder = load_encoder_of(task.encoder)
     with progress() as bars:
