@@ -95,6 +95,8 @@ def start(
 def status(workspace: Workspace = DEFAULT_WORKSPACE, as_json: AsJson = False) -> None:
     """Show who is up, the server's jobs, and how to connect a console.
 
+    After a restart of the machine nobody is up; it says how to go on.
+
     Example: histoflare poc status --workspace poc-run
     """
     from histoflare.flare.poc import Federation
@@ -104,7 +106,7 @@ def status(workspace: Workspace = DEFAULT_WORKSPACE, as_json: AsJson = False) ->
 
 @app.command()
 def stop(workspace: Workspace = DEFAULT_WORKSPACE) -> None:
-    """End all processes of a federation; its kits, logs and jobs stay.
+    """End all processes of a federation, those too that a kit's own script started; kits, logs and jobs stay.
 
     Example: histoflare poc stop --workspace poc-run
     """
@@ -227,6 +229,13 @@ def _show(federation: Federation, as_json: bool) -> None:
         for one in facts["jobs"]:
             jobs.add_row(one["job_id"], one["job_name"], one["status"])
         out.print(jobs)
+    if not any(row["up"] for row in facts["participants"].values()):
+        say(
+            "Nobody is up: the processes were ended, or the machine was restarted. 'histoflare poc start' "
+            "begins anew, with new kits and the ledgers that are there. To keep kits and jobs, run "
+            "startup/start.sh of the server's kit, then of each site's; 'histoflare poc stop' ends them.",
+            style="yellow",
+        )
     for what, command in {"kits": facts["kits"], "logs": facts["logs"], **facts["commands"]}.items():
         console.print(f"{what}:\n  {command}", highlight=False, markup=False, soft_wrap=True)
 
