@@ -8,8 +8,8 @@ first protects nothing; the second has a privacy plan. ``report.json`` is the se
   the same less the mean of the sites' own models.
 - ``cost_of_privacy``: the figures of the first one's federated model less those of the second one's, on the
   same test patients: ``{figure: number, figure_ci95: [low, high]}``.
-- ``cost_of_noise``: the same of the second one's own job without noise, in place of the first one's model; empty
-  if that was not trained.
+- ``cost_of_noise``: the same of the second one's own job without noise, in place of the first one's model;
+  empty if that was not trained.
 - ``note``: what a reader must know of the data; empty if nothing.
 """
 

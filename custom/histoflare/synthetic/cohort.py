@@ -23,16 +23,16 @@ LABELS = ("glandular", "solid")
 EXTERNAL = "external"
 EXTERNAL_STYLE = 1000  # its index, so that the number of hospitals does not change its look
 AGE_BANDS = ("40-49", "50-59", "60-69", "70-79", "80-89")
-PARTS = 20
+PARTS = 40
 """Shares below are in parts of so many, so that they are kept exactly."""
 
-CLASS_MIX = (14, 6, 14, 6)
+CLASS_MIX = (31, 9, 31, 9)
 """Parts of the first class among the patients without drawn slides, hospital by hospital, in turn.
 
 Hospitals see unlike mixes of patients, and that is why the model of one alone fails elsewhere. The external
 site has as many of each."""
 
-TEST_PARTS = 10
+TEST_PARTS = 20
 """Of the patients without drawn slides: many, so that intervals are narrow."""
 
 SCANNERS = {0.25: "Synth 40x", 0.5: "Synth 20x"}
@@ -191,7 +191,7 @@ def plan_slides(cohort: SyntheticCohort) -> list[PlannedSlide]:
 
 
 def _is_chosen(index: int, parts: int) -> bool:
-    """Return whether ``index`` (0, 1, ...) is one of those that are chosen: ``parts`` of 20, evenly spread."""
+    """Return whether ``index`` (0, 1, ...) is one of ``parts`` in :data:`PARTS`, evenly spread."""
     return (index + 1) * parts // PARTS > index * parts // PARTS
 
 
