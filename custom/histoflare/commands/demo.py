@@ -34,6 +34,7 @@ from histoflare.lab.experiment import Runtime
 
 if TYPE_CHECKING:
     from histoflare.lab.run import Outcome
+    from histoflare.synthetic.slides import SyntheticCohort
 
 PATCHES_WITHOUT_SLIDE = 4
 """Patches in the bag of a made-up patient without a slide: cheap."""
@@ -144,17 +145,10 @@ def demo(
             )
         else:
             from histoflare.lab.demo import Demo, run_demo
-            from histoflare.synthetic.slides import SyntheticCohort
 
             if job is None and preset is not None:
                 raise JobError("A preset belongs to one job: name it, too (--job mem_dpsgd).")
-            cohort = SyntheticCohort(
-                hospitals,
-                slides_per_hospital=slides_per_hospital,
-                slides_external=slides_per_hospital,
-                more_patients=patients_per_hospital,
-                more_external=patients_per_hospital // 2,
-            )
+            cohort = plan_cohort(hospitals, slides_per_hospital, patients_per_hospital)
             wanted = Demo(
                 out=out_dir,
                 slides=slides,
@@ -179,6 +173,23 @@ def demo(
         _show(outcome, pages, watch.seconds, out_dir)
     say_refused(outcome.refused)
     raise typer.Exit(3 if left_out or outcome.refused else 0)
+
+
+def plan_cohort(
+    hospitals: int = HOSPITALS,
+    slides_per_hospital: int = SLIDES_PER_HOSPITAL,
+    patients_per_hospital: int = PATIENTS_WITHOUT_SLIDE,
+) -> SyntheticCohort:
+    """Return the made-up cohort: the external site has half as many patients without slides as a hospital."""
+    from histoflare.synthetic.slides import SyntheticCohort
+
+    return SyntheticCohort(
+        hospitals,
+        slides_per_hospital=slides_per_hospital,
+        slides_external=slides_per_hospital,
+        more_patients=patients_per_hospital,
+        more_external=patients_per_hospital // 2,
+    )
 
 
 def _show(outcome: Outcome, pages: list[Path], seconds: Mapping[str, float], out_dir: Path) -> None:
