@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_segmentation_dpsgd.py [--seeds 1,2,3] [--patients 90] [--train head,decoder]
 
 Four sites with as many patients each, one image of 128 px a patient; of three pairs of patients one is for
-testing, and a fifth site is tested on alone. The network is small (width 24), seen at 64 px. It begins at
+testing, and a fifth site is tested on alone. The network is small (width 24) and sees windows of 64 px at 32. It begins at
 random weights, or at weights that were trained on public images: generated tissue of other seeds, without
 protection. Every row takes the same steps. *Without noise* clips as the protected row does; *alone* likewise,
 each site by itself (mean of the sites' models). A seed sets patients, first weights and draws. (The noise is
@@ -42,7 +42,8 @@ from histoflare.synthetic.cohort import EXTERNAL
 from histoflare.synthetic.images import SyntheticImages, plan_images, render_image
 
 LABELS = ("background", "nucleus")
-SITES, SIDE_PX = 4, 128
+SITES, SIDE_PX, WINDOW_PX = 4, 128, 64
+STAIN_POWER = 4.0
 RATE, STEPS, ROUNDS = 0.25, 2, 30
 DELTA = 1e-5
 PUBLIC_SEED, PUBLIC_PATIENTS, PUBLIC_STEPS = 1000, 24, 200
@@ -58,13 +59,13 @@ def make_task(network: str, train: str, seed: int, learning_rate: float, windows
         width=24,
         norm="group",
         train=train,
-        patch_px=64,
-        window_px=SIDE_PX,
-        stride_px=SIDE_PX,
+        patch_px=32,
+        window_px=WINDOW_PX,
+        stride_px=WINDOW_PX,
         learning_rate=learning_rate,
         momentum=0.0,
         weight_decay=0.0,
-        batch_size=4,
+        batch_size=8,
         windows_per_record=windows,
         local_epochs=None,
         local_steps=STEPS,
@@ -72,9 +73,16 @@ def make_task(network: str, train: str, seed: int, learning_rate: float, windows
     )
 
 
-def draw(folder: Path, sites: int, patients: int, seed: int) -> dict[str, ImageCohort]:
+def draw(folder: Path, sites: int, patients: int, seed: int, stain_power: float) -> dict[str, ImageCohort]:
     """Return generated cohorts: the sites, and one for testing alone."""
-    made = SyntheticImages(sites=sites, patients=patients, images_per_patient=1, side_px=SIDE_PX, seed=seed)
+    made = SyntheticImages(
+        sites=sites,
+        patients=patients,
+        images_per_patient=1,
+        side_px=SIDE_PX,
+        seed=seed,
+        stain_power=stain_power,
+    )
     rows: dict[str, list[list[str]]] = {}
     for image in plan_images(made):
         place = folder / image.site
@@ -88,18 +96,16 @@ def draw(folder: Path, sites: int, patients: int, seed: int) -> dict[str, ImageC
         with (folder / site / "images.csv").open("w", newline="") as file:
             csv.writer(file).writerows([["image", "mask", "patient", "split"], *listed])
     return {
-        site: load_image_cohort(site, folder / site / "images.csv", LABELS, window_px=SIDE_PX)
+        site: load_image_cohort(site, folder / site / "images.csv", LABELS, window_px=WINDOW_PX)
         for site in rows
     }
 
 
 def pretrain(folder: Path, network: str, seed: int) -> State:
     """Return weights that were trained on public images."""
-    public = draw(folder, 1, PUBLIC_PATIENTS, PUBLIC_SEED + seed)
+    public = draw(folder, 1, PUBLIC_PATIENTS, PUBLIC_SEED + seed, 1.0)
     data = next(cohort for name, cohort in public.items() if name != EXTERNAL)
-    task = replace(
-        make_task(network, "all", seed, 0.1, 1), momentum=0.9, local_steps=PUBLIC_STEPS, stride_px=SIDE_PX
-    )
+    task = replace(make_task(network, "all", seed, 0.1, 1), momentum=0.9, local_steps=PUBLIC_STEPS)
     return train_locally(task, model_state(task.build_model()), data, seed=seed).state
 
 
@@ -151,6 +157,7 @@ def main() -> None:
     parser.add_argument("--arms", default="alone,without noise,protected")
     parser.add_argument("--learning-rate", type=float, default=1.0)
     parser.add_argument("--clip-norm", type=float, default=0.5)
+    parser.add_argument("--stain-power", type=float, default=STAIN_POWER)
     parser.add_argument("--windows", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
@@ -166,7 +173,7 @@ def main() -> None:
         print(f"seed {seed}", flush=True)
         with tempfile.TemporaryDirectory() as name:
             now = time.monotonic()
-            sites = draw(Path(name) / "private", SITES, chosen.patients, seed)
+            sites = draw(Path(name) / "private", SITES, chosen.patients, seed, chosen.stain_power)
             training = {site: cohort for site, cohort in sites.items() if site != EXTERNAL}
             patients = min(len(cohort.train) for cohort in training.values())
             note(f"every pixel a nucleus ({patients} training patients)", all_nuclei(sites), now)

@@ -120,7 +120,7 @@ def test_dp_sgd_on_images_is_booked_patient_by_patient(tmp_path: Path) -> None:
     (tmp_path / "a" / "mask1.png").unlink()
     first = arrays(model_state(task.build_model()))
     answer = of_job.train(first, 0, lambda: trainer.train(first, 0, 1, []))
-    assert {name: each.size for name, each in answer.tensors.items()} == {"head.weight": 24 * 2}
+    assert {name: each.size for name, each in answer.answer.tensors.items()} == {"head.weight": 24 * 2}
     assert weights == 24 * 2
     (run,) = open_ledger(site).summary(of_job.budget).runs
     assert (run.booked, run.released, run.patients, run.spend) == (1, 1, 3, plan.spend())
