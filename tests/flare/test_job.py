@@ -40,7 +40,6 @@ from histoflare.rounds.strategies import STRATEGIES
 from histoflare.slides.splits import SplitRule
 from tests.refusals import raises_reason
 
-from ..refusals import raises_reason
 from ..rounds.throwaway import Swarm
 from .evaluation_jobs import write_evaluation
 

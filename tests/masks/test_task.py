@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from histoflare.errors import JobError
 from histoflare.masks.images import ImageCohort, load_image_cohort
 from histoflare.masks.predict import predict_image
 from histoflare.masks.task import MaskTask
