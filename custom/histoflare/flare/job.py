@@ -37,6 +37,7 @@ from histoflare.rounds.patience import Patience
 from histoflare.rounds.registry import find_class
 from histoflare.rounds.round import count_sent_by_job
 from histoflare.rounds.strategies import STRATEGIES
+from histoflare.rounds.strategy import trained_by
 from histoflare.rounds.transport import PLAIN, TRANSPORTS, Transport, check_readable
 from histoflare.site.kinds import KINDS
 from histoflare.slides.splits import SplitRule
@@ -49,6 +50,10 @@ MECHANISMS = {
     "update-noise": "histoflare.privacy.plan:UpdateNoise",
 }
 """What protects the updates: a name in ``[privacy]`` → its class. Without that table nothing does."""
+
+
+DECIDED_BY = {"seed": "seed", "trains": "task.train"}
+"""Field that a table cannot say → the variable that decides it, if that is none of protocol.toml."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +230,7 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
     asked: PrivacyPlan = _make("privacy", job["privacy"], MECHANISMS) if "privacy" in job else Open()
     decided = {name: agreed[name] for name in AGREED if name in agreed} | {"seed": job["seed"]}
     task: Any = _make("task", job["task"], TASKS, decided)
-    strategy: Any = _make("strategy", job["strategy"], STRATEGIES)
+    strategy: Any = _make("strategy", job["strategy"], STRATEGIES, {"trains": trained_by(task)})
     transport: Any = _make("transport", job["transport"], TRANSPORTS) if "transport" in job else PLAIN
     asked.admits(strategy, task, transport)
     check_readable(strategy, transport)
@@ -305,7 +310,7 @@ def _make(
     problems = []
     for key, value in given.items():
         if key in decided or (table == "task" and key in AGREED):
-            where = "seed" if key == "seed" else f"{key} in protocol.toml"
+            where = DECIDED_BY.get(key, f"{key} in protocol.toml")
             problems.append(f"{table}.{key}: {where} decides that; leave it out")
         elif key not in fields:
             known = ", ".join(one for one in fields if one not in decided)

@@ -451,14 +451,15 @@ class DpSgd(Noisy):
         through its own noise alone and start from what was released."""
         if not hasattr(task, "record_losses"):
             raise JobError(
-                "This task has no loss of one patient alone, which DP-SGD needs. Segmentation is protected "
-                "by noise on the update (dhunet_feddp).",
+                "This task has no loss of one patient alone, which DP-SGD needs: protect the update as a "
+                "whole (update-noise).",
                 reason="MODEL_NOT_PRIVATE",
             )
         if getattr(task, "sample_mixing", True):
             raise JobError(
                 f"What the model {task.model_name} says of a sample may depend on others of the batch "
-                "(sample_mixing); DP-SGD needs one that declares that it does not.",
+                "(sample_mixing); DP-SGD needs one that declares that it does not: for a segmentation, say "
+                "norm = group.",
                 reason="MODEL_NOT_PRIVATE",
             )
         super().admits(strategy, task, transport)
