@@ -26,6 +26,7 @@ from histoflare.flare.job_schema import (
     AGREED,
     EVALUATE,
     EVALUATION,
+    HELLO,
     MOST_SITES,
     TABLES,
     TASK_OF,
@@ -116,7 +117,8 @@ class Job:
     @property
     def tasks(self) -> tuple[str, ...]:
         """What its server may ask a site for."""
-        return (TASK_OF[self.kind], EVALUATE) if self.evaluate else (TASK_OF[self.kind],)
+        of_rounds = (TASK_OF[self.kind],) if self.transport.readable else (HELLO, TASK_OF[self.kind])
+        return (*of_rounds, EVALUATE) if self.evaluate else of_rounds
 
     @property
     def most_evaluations(self) -> int:

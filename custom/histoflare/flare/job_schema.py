@@ -20,8 +20,10 @@ from histoflare.site.run_name import is_run_name
 TRAINING, EVALUATION = "training", "evaluation"
 """The kinds of job: a model is trained in rounds, or every site is asked once what it thinks of one."""
 
-TRAIN, EVALUATE = "train", "evaluate"
-"""FLARE's tasks: what the sites are asked for. TASK_OF: in the rounds of a job of either kind."""
+HELLO, TRAIN, EVALUATE = "hello", "train", "evaluate"
+"""FLARE's tasks: what the sites are asked for. TASK_OF: in the rounds of a job of either kind.
+
+``hello`` comes before ``train`` where the server sees only the sum of the updates: the sites' fresh keys."""
 TASK_OF = {TRAINING: TRAIN, EVALUATION: EVALUATE}
 
 AGREED = ("labels", "target", "encoder", "network", "mpp", "patch_px", "window_px", "max_patches")
