@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +20,12 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from cryptography.x509.oid import NameOID
+from nvflare.apis.workspace import Workspace
 from nvflare.lighter.utils import Identity, generate_cert, generate_keys
 
 from histoflare.errors import JobError
-from histoflare.flare.kit_signature import CLIENT_FILE, ROOT_CERTIFICATE
-from histoflare.privacy.secure_sum.hello import Hello, signed_part
+from histoflare.flare.kit_signature import CLIENT_FILE, ROOT_CERTIFICATE, running_kit
+from histoflare.privacy.secure_sum.hello import Hello, Verify
 
 KEY_FILE = "startup/client.key"
 CERTIFICATE_FILE = "startup/client.crt"
@@ -80,25 +81,20 @@ class SiteKeys:
         """Return the signature of some bytes (RSA-PSS, SHA-256)."""
         return self._key.sign(content, _PADDING, SHA256())
 
-    def verifier(
-        self, run: str, round_index: int, attempt: int, pins: Mapping[str, str]
-    ) -> Callable[[Hello], None]:
-        """Return what looks at one hello of an attempt, as ``secure_sum.hello.check_hellos`` asks for.
+    def verifier(self, pins: Mapping[str, str]) -> Verify:
+        """Return what looks at the certificate and the signature of a hello (``secure_sum.hello.Verify``).
 
         Args:
-            run, round_index, attempt: What the hello must have been signed for.
             pins: Site → fingerprint of its certificate, as the steward has it.
 
         Returns:
             A function that raises :class:`JobError` (SUM_LIST_INVALID) where a hello's certificate is not of
-            this federation, is another's, or is not the pinned one; or where the hello was changed, or signed
-            for another attempt.
+            this federation, is another participant's, or is not the pinned one; or where the signature is
+            not one of these bytes by the key of the certificate.
         """
 
-        def verify(hello: Hello) -> None:
-            problem = self._problem(hello, pins) or _signature_problem(
-                hello, signed_part(run, round_index, attempt, hello.site, hello.key, hello.nonce)
-            )
+        def verify(hello: Hello, signed: bytes) -> None:
+            problem = self._certificate_problem(hello, pins) or _signature_problem(hello, signed)
             if problem:
                 raise JobError(
                     f"The list of this round's sites cannot be believed: {problem}.",
@@ -107,7 +103,7 @@ class SiteKeys:
 
         return verify
 
-    def _problem(self, hello: Hello, pins: Mapping[str, str]) -> str:
+    def _certificate_problem(self, hello: Hello, pins: Mapping[str, str]) -> str:
         """Return why a hello's certificate is not that of its site; empty if it is."""
         try:
             certificate = x509.load_der_x509_certificate(hello.certificate)
@@ -120,7 +116,7 @@ class SiteKeys:
         if names != [hello.site] or is_person or hello.site in self.servers:
             return f"the certificate of {hello.site} is another participant's"
         pinned = pins.get(hello.site)
-        if pinned is not None and pinned != fingerprint(hello.certificate):
+        if pinned is not None and pinned.lower() != hello.fingerprint:
             return (
                 f"{hello.site} has another certificate than the pinned one. If its kit was made anew, ask "
                 "its people for the fingerprint ('histoflare kit fingerprint') and pin that"
@@ -140,6 +136,19 @@ def _signature_problem(hello: Hello, signed: bytes) -> str:
     except InvalidSignature:
         return f"the hello of {hello.site} was not signed by it for this attempt"
     return ""
+
+
+def keys_of(workspace: Workspace, site: str) -> SiteKeys:
+    """Return the keys of a running FLARE process: of its kit, or new ones in the simulator, which has none.
+
+    Args:
+        workspace: FLARE's own, as from ``fl_ctx.get_engine().get_workspace()``. site: The site's name.
+
+    Raises:
+        JobError: The kit has no key or certificate that can be used (KIT_CHANGED).
+    """
+    kit = running_kit(workspace)
+    return SiteKeys.made_up(site) if kit is None else SiteKeys.of_kit(kit)
 
 
 def read_certificate(kit: Path) -> bytes:
