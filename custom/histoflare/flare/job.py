@@ -1,7 +1,7 @@
 """A job: what its ``job.toml`` and ``protocol.toml`` say, read the same way by lead, server and site.
 
 Words and numbers only. A name in a table finds the class in a registry of this package (:data:`TASKS`,
-``rounds.strategies.STRATEGIES``, ``rounds.transport.TRANSPORTS``, :data:`MECHANISMS`), and what the class
+``rounds.strategies.STRATEGIES``, ``rounds.transports.TRANSPORTS``, :data:`MECHANISMS`), and what the class
 makes of its numbers is all that a job can do.
 """
 
@@ -38,7 +38,9 @@ from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.rounds.patience import Patience
 from histoflare.rounds.round import count_sent_by_job
 from histoflare.rounds.strategies import STRATEGIES
-from histoflare.rounds.transport import PLAIN, TRANSPORTS, Transport, check_readable
+from histoflare.rounds.transport import Transport, check_readable
+from histoflare.rounds.transports import TRANSPORTS
+from histoflare.rounds.transports.float32 import PLAIN
 from histoflare.slides.splits import SplitRule
 
 TASKS = {"bags": "histoflare.bags.task:BagTask", "segmentation": "histoflare.masks.task:MaskTask"}
