@@ -138,9 +138,7 @@ class SiteExecutor(Executor):
         reply: Shareable = DXO(DataKind.APP_DEFINED, data=said).to_shareable()
         return reply
 
-    def _join(
-        self, shareable: Shareable, index: int, received: Arrays, admitted: Admitted
-    ) -> Joined | None:
+    def _join(self, shareable: Shareable, index: int, received: Arrays, admitted: Admitted) -> Joined | None:
         """Return the sum that an update is to be part of; None where the server reads each update.
 
         Raises:

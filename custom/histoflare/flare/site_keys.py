@@ -77,6 +77,11 @@ class SiteKeys:
         certificate = generate_cert(subject, subject, key, public)
         return cls(certificate.public_bytes(Encoding.DER), key)
 
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256 of the certificate, in hex: what the stewards of other sites pin."""
+        return fingerprint(self.certificate)
+
     def sign(self, content: bytes) -> bytes:
         """Return the signature of some bytes (RSA-PSS, SHA-256)."""
         return self._key.sign(content, _PADDING, SHA256())
@@ -119,7 +124,8 @@ class SiteKeys:
         if pinned is not None and pinned.lower() != hello.fingerprint:
             return (
                 f"{hello.site} has another certificate than the pinned one. If its kit was made anew, ask "
-                "its people for the fingerprint ('histoflare kit fingerprint') and pin that"
+                "its people for the fingerprint ('histoflare kit fingerprint') and pin it ('histoflare "
+                "policy pin')"
             )
         return ""
 
@@ -158,9 +164,10 @@ def read_certificate(kit: Path) -> bytes:
         JobError: There is none (KIT_CHANGED).
     """
     try:
-        return x509.load_pem_x509_certificate((kit / CERTIFICATE_FILE).read_bytes()).public_bytes(Encoding.DER)
+        certificate = x509.load_pem_x509_certificate((kit / CERTIFICATE_FILE).read_bytes())
     except (OSError, ValueError):
         raise _unusable(kit) from None
+    return certificate.public_bytes(Encoding.DER)
 
 
 def fingerprint(certificate: bytes) -> str:

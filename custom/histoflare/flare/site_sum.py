@@ -1,4 +1,4 @@
-"""A site's part in the secure sums of a job: its hello, the list of all hellos, and the pads of its vector."""
+"""A site's part in the secure sums of a job: its hello, the list of all hellos, the pads of its vector."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from numpy.typing import NDArray
 from histoflare.errors import JobError
 from histoflare.flare.job import Job
 from histoflare.flare.site_keys import SiteKeys
+from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import Policy
 from histoflare.privacy.secure_sum.hello import Hello, RoundKeys, Transcript, check_hellos, countable
 from histoflare.privacy.secure_sum.pads import Pads
 from histoflare.site.messages import TrainAnswer
+
+LEAST_HONEST = 2
+"""Sites in a sum that keep their updates to themselves: below that the sum tells one site's."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class SiteSum:
         return self._secret.hello(self._keys.certificate, self._keys.sign).to_json()
 
     def join(
-        self, hellos: Any, round_index: int, attempt: Any, received: str, policy: Policy, honest: int
+        self, hellos: Any, round_index: int, attempt: Any, received: str, policy: Policy, plan: PrivacyPlan
     ) -> Joined:
         """Return the sum that a list of hellos is for, if this site takes part in it.
 
@@ -77,8 +81,7 @@ class SiteSum:
             hellos: As they came: all sites' hellos, in order.
             round_index, attempt: What the server says they are for.
             received: Hash of everything that came with them and shapes the update.
-            policy: The site's, with its pins.
-            honest: On how many sites' shares of the noise the job counts; 1 without shared noise.
+            policy: The site's, with its pins. plan: The job's.
 
         Raises:
             JobError: The list is not one for this site's last hello, or cannot be believed
@@ -92,9 +95,30 @@ class SiteSum:
         listed = read_hellos(hellos)
         check_hellos(listed, secret, self._keys.verifier(policy.pins))
         known = countable(listed, policy.pins, policy.trust_ca or self._keys.authority is None, self._site)
-        check_known(known, policy, honest)
+        check_known(known, policy, plan)
         transcript = Transcript(self._job, self._run, round_index, attempt, received, listed)
         return Joined(known, transcript.sha256, secret.pads(transcript))
+
+
+def check_known(known: int, policy: Policy, plan: PrivacyPlan) -> None:
+    """Refuse a sum with too few sites that this site knows.
+
+    Of those that it knows as many may collude with the server as the policy says (one, in a scope without a
+    budget). The rest must be two at least, or a site would learn the one other's update as the difference of
+    the sum and its own; and as many as the job counts on for their shares of the noise.
+
+    Raises:
+        JobError: There are fewer (SUM_TOO_FEW_KNOWN).
+    """
+    colluders = 1 if policy.protection is None else policy.protection.colluders
+    honest = max(LEAST_HONEST, plan.spend().honest if plan.protects else 1)
+    if known - colluders < honest:
+        raise JobError(
+            f"This site knows {known} of the sites in the sum, itself included. Its policy takes {colluders} "
+            f"of them for colluders, and {honest} others are needed. Pin the certificates of more sites "
+            "('histoflare policy pin').",
+            reason="SUM_TOO_FEW_KNOWN",
+        )
 
 
 def read_hellos(content: Any) -> tuple[Hello, ...]:

@@ -133,9 +133,7 @@ class AskingScatterAndGather(ScatterAndGather):
     def _there(self, sites: Iterable[str]) -> list[str]:
         return [site for site in sites if self.get_client_disconnect_time(site) is None]
 
-    def _send(
-        self, task: Task, sites: Iterable[str], fl_ctx: FLContext, abort_signal: Signal | None
-    ) -> None:
+    def _send(self, task: Task, sites: Iterable[str], fl_ctx: FLContext, abort_signal: Signal | None) -> None:
         """Send a task to those of the sites that are there, and wait for all of them."""
         there = self._there(sites)
         self._current_num_targets = len(there)
