@@ -120,7 +120,7 @@ class Admission(Filter):
             _site_file(fl_ctx),
             policy,
             job.plan,
-            rounds=rounds,
+            rounds=rounds + job.spare_rounds,
             weights=job.weights,
             run=job.run or fl_ctx.get_job_id(),
             labels=list(agreed["labels"]),

@@ -127,6 +127,9 @@ class SiteOrderAggregator(StampedAggregator):
         A whole sum is combined here, and :meth:`aggregate` returns what was made of it.
         """
         self._combined = True
+        missing = sorted(set(self._listed or ()) - set(self._updates))
+        if missing:
+            return f"no update of {', '.join(missing)}"
         try:
             self._made = self._combine(fl_ctx)
         except HistoflareError as error:
@@ -177,10 +180,11 @@ class SiteOrderAggregator(StampedAggregator):
             job.strategy,
             model,
             list(self._updates.values()),
-            job.training_sites(there) if self._listed is None else self._listed,
+            job.training_sites(there),
             job.plan,
             own=own,
             transport=job.transport,
+            listed=self._listed,
             round_index=int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND)),
             total_rounds=job.rounds,
             seed=job.seed,

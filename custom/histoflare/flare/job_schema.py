@@ -145,6 +145,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "purpose": (_is_word, "a short text"),
     "least_sites": _whole(1, MOST_SITES),
     "round_seconds": _whole(1, LONGEST_ROUND_S),
+    "spare_rounds": _whole(0, MOST_ROUNDS),
     "answer_seconds": _whole(1, LONGEST_ANSWER_S),
     "seed": _whole(0, 2**53),
     "best_metric": (_is_word, "the name of a metric"),
@@ -156,7 +157,10 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 """Variable outside the tables → whether a value will do, and what will do in words."""
 
 _NEEDED = ("format", "kind", "purpose", "least_sites", "round_seconds", "seed", "task", "strategy")
-_OF_TRAINING = ("best_metric", "start_round", "transport", "privacy", "evaluate", "evaluation_only")
+_OF_TRAINING = (
+    *("best_metric", "start_round", "transport", "privacy", "evaluate", "evaluation_only"),
+    "spare_rounds",
+)
 
 VARIABLES = (*_FIELDS, *TABLES, "rounds", "protocol")
 """First parts of the names that a variant of a job may change."""
