@@ -20,7 +20,9 @@ from histoflare.rounds.state import State, hash_state
 from histoflare.rounds.strategies import make_strategy
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import Strategy, Update
-from histoflare.rounds.transport import PLAIN, Float16, Float32, check_readable
+from histoflare.rounds.transport import check_readable
+from histoflare.rounds.transports.float16 import Float16
+from histoflare.rounds.transports.float32 import PLAIN, Float32
 
 from .throwaway import Median, Momentum, Normalised, Scaffold
 from .toy import Table, ToyTask, toy_sites, toy_table

@@ -23,7 +23,7 @@ from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, add, hash_state, load_state, model_state
 from histoflare.rounds.strategies import STRATEGIES, make_strategy
 from histoflare.rounds.strategy import ServerRound, SiteOutcome, Strategy, Update, join, split
-from histoflare.rounds.transport import PLAIN
+from histoflare.rounds.transports.float32 import PLAIN
 
 from .throwaway import THROWAWAY
 from .toy import RowTask, ToyTask, toy_sites

@@ -30,7 +30,8 @@ from histoflare.rounds.strategy import (
     split,
 )
 from histoflare.rounds.task import Task
-from histoflare.rounds.transport import PLAIN, Transport
+from histoflare.rounds.transport import Transport
+from histoflare.rounds.transports.float32 import PLAIN
 
 
 def site_round(

@@ -14,7 +14,8 @@ from histoflare.rounds.round import server_round, site_round
 from histoflare.rounds.state import State, model_state, n_bytes
 from histoflare.rounds.strategy import SiteOutcome, Strategy, join
 from histoflare.rounds.task import Task
-from histoflare.rounds.transport import PLAIN, Transport
+from histoflare.rounds.transport import Transport
+from histoflare.rounds.transports.float32 import PLAIN
 
 OnRound = Callable[[int, int, float, Mapping[str, float]], None]
 """Called after each round: (index, total, seconds, site → mean training loss)."""
