@@ -329,6 +329,17 @@ REASONS = {
             "fingerprint with the one that the other hospital's own people tell you."
         ),
     ),
+    "SUM_TOO_FEW_KNOWN": Reason(
+        "The site knows too few of the sites in a secure sum, so it took no part in it.",
+        lead=(
+            "Have the sites' stewards exchange the fingerprints of their certificates ('histoflare kit "
+            "fingerprint'), or make a job that counts on fewer ('--set privacy.honest=…')."
+        ),
+        site=(
+            "'histoflare policy pin SITE FINGERPRINT' writes down the certificate of a site that this one "
+            "knows; 'histoflare policy show' says how many of them may collude (colluders)."
+        ),
+    ),
     "SUM_VOID": Reason(
         "A secure sum did not open: a site was missing, or the sites were not given the same round.",
         lead=(
