@@ -19,9 +19,10 @@ from histoflare.errors import JobError
 from histoflare.privacy.budget import Budget
 from histoflare.shipped import PROVISIONING
 
-MECHANISMS = ("open", "dp-sgd", "update-noise", "server-noise")
+MECHANISMS = ("open", "dp-sgd", "dp-sgd-shared", "update-noise", "update-noise-shared", "server-noise")
 """``open``: updates leave as they were trained: no clipping, no noise, nothing booked, ε = ∞. The others are
-``privacy.plan.DpSgd`` and ``privacy.plan.UpdateNoise``, its noise at the site or at a trusted server."""
+``privacy.plan.DpSgd`` and ``privacy.plan.UpdateNoise``; the noise is each site's own, shared by the sites
+under a secure sum (``-shared``), or a trusted server's."""
 
 COUNTS = ("n_slides", "n_patients")
 """Metrics that are counts; they leave only where ``counts`` is true."""

@@ -69,7 +69,7 @@ def site_round(
     )
     outcome = strategy.local_round(ctx)
     with one_thread():
-        released = plan.release(outcome.update.tensors, plan.noise(site, round_index, "update"))
+        released = plan.release(outcome.update.tensors, plan.noise_source(site, round_index, "update"))
         update = replace(outcome.update, tensors=released)
         check_update(strategy, model, update)  # before it is packed: a transport may hide what is not finite
         update = replace(update, tensors=transport.pack(released))

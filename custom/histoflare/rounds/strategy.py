@@ -130,7 +130,7 @@ class _Training:
             self.start,
             ctx.data,
             plan=plan,
-            noise=plan.noise(ctx.site, ctx.round_index, "steps"),
+            noise=plan.noise_source(ctx.site, ctx.round_index, "steps"),
             seed=ctx.train_seed,
             hook=self.hook,
             device=ctx.device,
