@@ -121,13 +121,41 @@ class PrivacyPlan(ABC):
                 raise
             return training.not_at_all(error)
 
+    def gradient(self, training: Training) -> Any:
+        """Make the gradient of one step in the way that this plan needs, and return what came out.
+
+        Args:
+            training: The ways in which a gradient can be made.
+
+        Raises:
+            HistoflareError: As for :meth:`train`.
+        """
+        return self.train(training)
+
     def release(self, tensors: Mapping[str, Tensor], noise: NoiseSource) -> dict[str, Tensor]:
         """Return what leaves in place of ``tensors``: the same names, shapes and dtypes."""
         return dict(tensors)
 
+    @property
+    def sum_step(self) -> float | None:
+        """Return the grid of which every number that a site sends is a multiple; None: of none.
+
+        Known where the noise is shared and settled; a secure sum writes its fixed point in these steps.
+        """
+        return None
+
     def at_server(self, updates: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
         """Return the round's updates as the server may use them; its own part of the mechanism, if any."""
         return [dict(update) for update in updates]
+
+    def of_sum(self, total: Mapping[str, Tensor], weight: float) -> dict[str, Tensor]:
+        """Return the one update that a strategy gets where the server sees only a sum.
+
+        Args:
+            total: Σ weight · update of all sites, float64.
+            weight: The sum of their weights, above 0.
+        """
+        return {name: tensor / weight for name, tensor in total.items()}
 
     def noise(self, *parts: str | int) -> NoiseSource:
         """Return where this plan's noise comes from; ``parts`` (site, round) tell seeded sources apart."""
@@ -408,6 +436,10 @@ class DpSgd(Noisy):
 
     def train(self, training: Training) -> Any:
         """Train with the gradient of each record by itself, clipped and noised."""
+        return training.by_record(self)
+
+    def gradient(self, training: Training) -> Any:
+        """Make the gradient of one sample, each record's clipped, with noise."""
         return training.by_record(self)
 
     @property
