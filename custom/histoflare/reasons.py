@@ -329,6 +329,17 @@ REASONS = {
             "fingerprint with the one that the other hospital's own people tell you."
         ),
     ),
+    "SUM_TOO_FEW_KNOWN": Reason(
+        "A secure sum had fewer sites than it takes to hide one, counting those alone that the site knows.",
+        lead=(
+            "Ask more sites, or have the sites pin each other's certificates; with shared noise, a job that "
+            "counts on fewer honest sites (privacy.honest) has more noise at each."
+        ),
+        site=(
+            "Pin the certificates of the hospitals that you know: 'histoflare policy pin SITE FINGERPRINT', "
+            "with the fingerprint that their own people tell you."
+        ),
+    ),
     "SUM_VOID": Reason(
         "A secure sum did not open: a site was missing, or the sites were not given the same round.",
         lead=(
