@@ -135,9 +135,9 @@ class Halving(Open):
 
     asked: ClassVar[list[tuple[str | int, ...]]] = []
 
-    def noise(self, *parts: str | int) -> NoiseSource:
+    def noise_source(self, *parts: str | int) -> NoiseSource:
         self.asked.append(parts)
-        return super().noise(*parts)
+        return super().noise_source(*parts)
 
     def release(self, tensors: Mapping[str, Tensor], noise: NoiseSource) -> dict[str, Tensor]:
         return {name: tensor / 2 for name, tensor in tensors.items()}

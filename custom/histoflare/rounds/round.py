@@ -70,7 +70,7 @@ def site_round(
     )
     outcome = strategy.local_round(ctx)
     with one_thread():
-        released = plan.release(outcome.update.tensors, plan.noise(site, round_index, "update"))
+        released = plan.release(outcome.update.tensors, plan.noise_source(site, round_index, "update"))
         update = replace(outcome.update, tensors=released)
         # Before it is packed: a transport may hide what is not finite.
         _check_made(strategy, model, update, in_double=plan.sum_step is not None)

@@ -143,7 +143,7 @@ class _Training:
             self.start,
             ctx.data,
             plan=plan,
-            noise=plan.noise(ctx.site, ctx.round_index, "steps"),
+            noise=plan.noise_source(ctx.site, ctx.round_index, "steps"),
             seed=ctx.train_seed,
             hook=self.hook,
             device=ctx.device,
@@ -175,7 +175,7 @@ class _OneStep(_Training):
     def by_record(self, plan: Any) -> Any:
         """Return the gradient of one sample, each record's clipped, with noise as ``plan`` says."""
         ctx = self.ctx
-        noise = plan.noise(ctx.site, ctx.round_index, "steps")
+        noise = plan.noise_source(ctx.site, ctx.round_index, "steps")
         return record_gradient(
             ctx.task, self.start, ctx.data, plan=plan, noise=noise, seed=ctx.train_seed, device=ctx.device
         )
