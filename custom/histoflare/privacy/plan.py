@@ -517,15 +517,15 @@ class DpSgd(Noisy):
             )
         return training.by_record(self)
 
+    def gradient(self, training: Training) -> Any:
+        """Make the gradient of one sample, each record's clipped, with noise."""
+        return training.by_record(self)
+
     def of_sum(self, total: Mapping[str, Tensor], weight: float) -> dict[str, Tensor]:
         """Return a sum of clipped gradients divided by ``batch_size``, which no site's data decide."""
         if not self.is_shared:
             return super().of_sum(total, weight)
         return {name: tensor / self.batch_size for name, tensor in total.items()}
-
-    def gradient(self, training: Training) -> Any:
-        """Make the gradient of one sample, each record's clipped, with noise."""
-        return training.by_record(self)
 
     @property
     def own_steps(self) -> int:

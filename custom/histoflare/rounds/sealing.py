@@ -26,7 +26,7 @@ def check_honest(sites: int, plan: PrivacyPlan) -> None:
         sites: In the round.
         plan: Settled. With shared noise it says on how many honest sites it counts.
     """
-    honest = max(LEAST_HONEST, getattr(plan.spend(), "honest", 1))
+    honest = max(LEAST_HONEST, plan.spend().honest)
     if sites - 1 < honest:
         raise JobError(
             f"A secure sum of {sites} sites hides too little. If one of them is curious it needs {honest} "
