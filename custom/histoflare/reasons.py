@@ -330,14 +330,14 @@ REASONS = {
         ),
     ),
     "SUM_TOO_FEW_KNOWN": Reason(
-        "The site knows too few of the sites in a secure sum, so it took no part in it.",
+        "A secure sum had fewer sites than it takes to hide one, counting those alone that the site knows.",
         lead=(
-            "Have the sites' stewards exchange the fingerprints of their certificates ('histoflare kit "
-            "fingerprint'), or make a job that counts on fewer ('--set privacy.honest=…')."
+            "Ask more sites, or have the sites pin each other's certificates; with shared noise, a job that "
+            "counts on fewer honest sites (privacy.honest) has more noise at each."
         ),
         site=(
-            "'histoflare policy pin SITE FINGERPRINT' writes down the certificate of a site that this one "
-            "knows; 'histoflare policy show' says how many of them may collude (colluders)."
+            "Pin the certificates of the hospitals that you know: 'histoflare policy pin SITE FINGERPRINT', "
+            "with the fingerprint that their own people tell you."
         ),
     ),
     "SUM_VOID": Reason(

@@ -34,7 +34,7 @@ from histoflare.site.messages import TrainAnswer, digest_of
 
 from .stand_in import StandInEngine, come_from
 
-SITES = ("a", "b", "c")
+SITES = ("a", "b", "c", "d")
 ROUND = 1
 Reply = Callable[["Server", str, Shareable], Shareable | None]
 
@@ -44,7 +44,7 @@ class Server:
 
     def __init__(self, folder: Path, repository: Path, **changes: Any) -> None:
         self.folder = folder
-        said = {"transport.name": "masked_sum", "rounds": 3, "least_sites": 2, **changes}
+        said = {"transport.name": "masked_sum", "rounds": 3, "least_sites": 3, **changes}
         self.job_folder = write_variant(repository / "jobs" / "mem_fedavg", folder / "job", said)
         self.job = read_job(self.job_folder)
         self.engine = StandInEngine(folder, SITES)
@@ -106,7 +106,7 @@ def hello(server: Server, site: str, task: Shareable) -> Shareable:
 
 
 def update(server: Server, site: str, task: Shareable) -> Shareable:
-    """Return the update 1, 2 or 3 in each number, padded."""
+    """Return an update with the same number everywhere, weighted by another, and padded."""
     vector = server.job.transport.pack(plain(server, site), float(SITES.index(site)), None)
     policy = SimpleNamespace(pins={}, trust_ca=False, protection=None)
     joined = server.sums[site].join(
@@ -224,24 +224,18 @@ def test_spare_rounds_are_of_the_whole_run(
 
 
 def test_who_does_not_say_hello_is_not_on_the_list(server: Callable[..., Server]) -> None:
-    made = server(spare_rounds=1)
-    made.faults = {
-        ("hello", 0, "b"): refusing("BUDGET_EXHAUSTED"),
-        ("hello", 1, "b"): refusing("BUDGET_EXHAUSTED"),
-        ("train", 0, "c"): silent,
-        ("hello", 1, "a"): hello,
-    }
+    made = server()
+    made.faults["hello", 0, "b"] = refusing("BUDGET_EXHAUSTED")
     row = made.run()
-    assert made.asked[1] == ("train", 0, ["a", "c"])
-    assert row["refused"] == {"b": "BUDGET_EXHAUSTED"}
-    # Two are too few for a site that takes one of them for a colluder.
+    assert made.asked == [("hello", 0, list(SITES)), ("train", 0, ["a", "c", "d"])]
+    assert row["refused"] == {"b": "BUDGET_EXHAUSTED"} and row["taking_part"] == ["a", "c", "d"]
 
 
 @pytest.mark.parametrize("odd", [refusing("KIT_CHANGED"), silent, lambda *_: make_reply("OK")])
 def test_too_few_hellos_end_the_job_before_anybody_has_paid(
     server: Callable[..., Server], odd: Reply
 ) -> None:
-    made = server(spare_rounds=9, least_sites=3)
+    made = server(spare_rounds=9, least_sites=4)
     made.faults["hello", 0, "b"] = odd
     row = made.run()
     assert [asked[0] for asked in made.asked] == ["hello"]
@@ -249,8 +243,12 @@ def test_too_few_hellos_end_the_job_before_anybody_has_paid(
 
 
 def test_a_hello_in_the_name_of_another_is_no_hello(server: Callable[..., Server]) -> None:
+    def as_c(server: Server, site: str, task: Shareable) -> Shareable:
+        said = SiteSum("c", SiteKeys.made_up("c"), server.job, "run").hello(ROUND, task.get_header(ATTEMPT))
+        return DXO(DataKind.APP_DEFINED, data=said).to_shareable()
+
     made = server()
-    made.faults["hello", 0, "b"] = lambda server, site, task: hello(server, "c", task)
+    made.faults["hello", 0, "b"] = as_c
     assert made.run()["refused"] == {"b": "UPDATES_INVALID"}
 
 
@@ -259,11 +257,12 @@ def test_a_site_that_is_gone_after_its_hello_costs_nobody_a_training(server: Cal
         server.gone.add(site)
         return hello(server, site, task)
 
-    made = server(least_sites=2)
+    made = server()
     made.faults["hello", 0, "b"] = goes
-    made.faults = {**made.faults, **{("train", 1, site): refusing("SUM_TOO_FEW_KNOWN") for site in "ac"}}
-    made.run()
-    assert made.asked[:3] == [("hello", 0, list(SITES)), ("hello", 1, ["a", "c"]), ("train", 1, ["a", "c"])]
+    row = made.run()
+    others = ["a", "c", "d"]
+    assert made.asked == [("hello", 0, list(SITES)), ("hello", 1, others), ("train", 1, others)]
+    assert row["taking_part"] == others and "voids" not in row and row["no_answer"] == ["b"]
 
 
 def test_an_abort_ends_it_without_a_word(server: Callable[..., Server]) -> None:

@@ -204,8 +204,8 @@ def test_a_site_does_not_depend_on_the_other_sites() -> None:
 
 def test_strategies_are_made_by_name() -> None:
     assert make_strategy("fedavg", weighting="uniform") == FedAvg(weighting="uniform")
-    with pytest.raises(JobError, match=r"no strategy 'fedsgd'; there are: cyclic, fedavg"):
-        make_strategy("fedsgd")
+    with pytest.raises(JobError, match=r"no strategy 'fedsum'; there are: cyclic, fedavg, fedsgd"):
+        make_strategy("fedsum")
     with pytest.raises(JobError, match=r"takes no momentum; it takes: .*weighting"):
         make_strategy("fedavg", momentum=0.9)
 

@@ -33,8 +33,13 @@ DATA = toy_sites(3)
 SITES = list(DATA)
 
 
+FIELDS: dict[str, dict[str, Any]] = {"fedsgd": {"learning_rate": 1.0}}
+"""Fields with which the next model is the last plus the mean of what was sent, as of all other strategies."""
+
+
 def make(name: str, **fields: Any) -> Strategy:
     """Return a registered or a throw-away strategy."""
+    fields = {**FIELDS.get(name, {}), **fields}
     return THROWAWAY[name](**fields) if name in THROWAWAY else make_strategy(name, **fields)
 
 

@@ -19,10 +19,8 @@ from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import Policy
 from histoflare.privacy.secure_sum.hello import Hello, RoundKeys, Transcript, check_hellos, countable
 from histoflare.privacy.secure_sum.pads import Pads
+from histoflare.rounds.sealing import LEAST_HONEST
 from histoflare.site.messages import TrainAnswer
-
-LEAST_HONEST = 2
-"""Sites in a sum that keep their updates to themselves: below that the sum tells one site's."""
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,17 @@ class PrivacyPlan(ABC):
                 raise
             return training.not_at_all(error)
 
+    def gradient(self, training: Training) -> Any:
+        """Make the gradient of one step in the way that this plan needs, and return what came out.
+
+        Args:
+            training: The ways in which a gradient can be made.
+
+        Raises:
+            HistoflareError: As for :meth:`train`.
+        """
+        return self.train(training)
+
     def release(self, tensors: Mapping[str, Tensor], noise: NoiseSource) -> dict[str, Tensor]:
         """Return what leaves in place of ``tensors``: the same names, shapes and dtypes."""
         return dict(tensors)
@@ -504,6 +515,10 @@ class DpSgd(Noisy):
                 "a gradient (fedsgd).",
                 reason="PRIVACY_INVALID",
             )
+        return training.by_record(self)
+
+    def gradient(self, training: Training) -> Any:
+        """Make the gradient of one sample, each record's clipped, with noise."""
         return training.by_record(self)
 
     def of_sum(self, total: Mapping[str, Tensor], weight: float) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ comes after clip and noise, so it can tell nothing more about the data (post-pro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -31,17 +31,57 @@ class Transport(ABC):
     exact: ClassVar[bool]
 
     @abstractmethod
-    def pack(self, tensors: Mapping[str, torch.Tensor]) -> State:
-        """Return an update's tensors as they are sent."""
+    def pack(
+        self, tensors: Mapping[str, torch.Tensor], weight: float = 1.0, step: float | None = None
+    ) -> State:
+        """Return an update's tensors as they are sent.
+
+        Args:
+            tensors: Of the update, as the privacy plan released them.
+            weight: Of the update. A transport that hides it must send weight · update; others do not use it.
+            step: The tensors are multiples of it (``PrivacyPlan.sum_step``); None: of nothing.
+
+        Raises:
+            JobError: A number cannot be written, and that may be told (UPDATE_OUT_OF_RANGE).
+        """
+
+    def form(self, like: Mapping[str, torch.Tensor]) -> State:
+        """Return tensors of the names, shapes and dtypes in which an update like ``like`` is sent."""
+        return self.pack(like)
 
     @abstractmethod
     def unpack(self, tensors: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor]) -> State:
         """Return the tensors of an update that came, in the dtypes of ``like``."""
 
+    def open(
+        self, packed: Sequence[Mapping[str, torch.Tensor]], step: float | None = None
+    ) -> tuple[State, float]:
+        """Return the weighted sum (float64) and the sum of the weights of a round's updates as they came.
+
+        Only where ``readable`` is False. Which order they come in must change no bit.
+
+        Args:
+            packed: What all sites of the round sent.
+            step: As in :meth:`pack`.
+
+        Raises:
+            JobError: They do not belong together (SUM_VOID).
+        """
+        raise NotImplementedError(f"{self.name} is read update by update.")
+
 
 def check_readable(strategy: Any, transport: Transport) -> None:
     """Raise :class:`JobError` (TRANSPORT_UNFIT) if a strategy needs what a transport hides."""
-    if not (transport.readable or strategy.linear):
+    if transport.readable:
+        return
+    if strategy.numbers:
+        raise JobError(
+            f"With the transport {transport.name} a site sends nothing beside its term of the sum, and the "
+            f"strategy {strategy.name} sends {', '.join(strategy.numbers)}: choose float32, or another "
+            "strategy.",
+            reason="TRANSPORT_UNFIT",
+        )
+    if not strategy.linear:
         raise JobError(
             f"With the transport {transport.name} the server sees only the sum of the updates, and the "
             f"strategy {strategy.name} needs each of them: choose float32, or a strategy that is linear.",

@@ -16,7 +16,9 @@ k: the ideal Gaussian mechanism, to which something was added before it was roun
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 
 from histoflare.errors import JobError
@@ -48,7 +50,7 @@ def encode(
     """
     out = torch.empty(tensor.shape, dtype=torch.int64)
     flat = tensor.detach().reshape(-1)
-    for piece, part in zip(out.view(-1).split(_BLOCK), flat.split(_BLOCK), strict=True):
+    for piece, part in zip(torch.split(out.view(-1), _BLOCK), torch.split(flat, _BLOCK), strict=True):
         steps = part.to("cpu", torch.float64, copy=True).mul_(weight).mul_(1 / step).round_()
         if most is None:
             _wrap(steps)
@@ -66,6 +68,17 @@ def encode(
 def decode(total: torch.Tensor, step: float) -> torch.Tensor:
     """Return the numbers (float64) that a sum in fixed point stands for: those nearest to 0."""
     return total.to(torch.float64).mul_(step)
+
+
+def add_up(vectors: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return the sum modulo 2**64 of vectors of int64 tensors; {} of none."""
+    total = {name: tensor.clone() for name, tensor in vectors[0].items()} if vectors else {}
+    for vector in vectors[1:]:
+        for name, so_far in total.items():
+            # Of numbers without a sign it is defined what happens beyond the largest.
+            numbers = so_far.numpy().view(np.uint64)
+            np.add(numbers, vector[name].numpy().view(np.uint64), out=numbers)
+    return total
 
 
 def has_room(step: float, clip_norm: float, std: float, sites: int, records: int) -> bool:

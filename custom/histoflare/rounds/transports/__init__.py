@@ -5,5 +5,6 @@ from __future__ import annotations
 TRANSPORTS = {
     "float32": "histoflare.rounds.transports.float32:Float32",
     "float16": "histoflare.rounds.transports.float16:Float16",
+    "masked_sum": "histoflare.rounds.transports.masked_sum:MaskedSum",
 }
 """Word in a job's ``[transport]`` → its class."""

@@ -23,7 +23,9 @@ class Float16(Transport):
     readable: ClassVar[bool] = True
     exact: ClassVar[bool] = False
 
-    def pack(self, tensors: Mapping[str, torch.Tensor]) -> State:
+    def pack(
+        self, tensors: Mapping[str, torch.Tensor], weight: float = 1.0, step: float | None = None
+    ) -> State:
         """Return the tensors in half precision."""
         largest = torch.finfo(torch.float16).max
         return {

@@ -20,7 +20,9 @@ class Float32(Transport):
     readable: ClassVar[bool] = True
     exact: ClassVar[bool] = True
 
-    def pack(self, tensors: Mapping[str, torch.Tensor]) -> State:
+    def pack(
+        self, tensors: Mapping[str, torch.Tensor], weight: float = 1.0, step: float | None = None
+    ) -> State:
         """Return the tensors themselves."""
         return dict(tensors)
 
