@@ -65,22 +65,23 @@ def find_cost(job: Job) -> dict[str, Any] | None:
 def say_cost(job: Job, cost: Mapping[str, Any] | None) -> str:
     """Return what a job spends of the budget that it is made for, in words: the figure of the ledgers."""
     from histoflare.flare.job_schema import EVALUATION
-    from histoflare.privacy.accountant import epsilon
     from histoflare.privacy.words import ALL_COLLUDE, say_against, say_delta, say_epsilon, say_room
     from histoflare.privacy.words import say_cost as say_part
+    from histoflare.report.guarantee import epsilon_if_all_collude
 
     if job.kind == EVALUATION:
         return "no ε: an evaluation leaves without noise, as often as a policy says"
     budget = job.plan.budget()
     if cost is None or budget is None:
         return "nothing protects the updates: ε = ∞"
-    spent = budget.cost(job.plan.spend().times(job.reserved_rounds))
+    spend = job.plan.spend().times(job.reserved_rounds)
+    spent = budget.cost(spend)
     part, delta = say_part(budget.epsilon_of(spent), budget.epsilon), say_delta(budget.delta)
     void = "; void, as its noise can be repeated" if cost["seeded_noise"] else ""
-    whom, spend = "", job.plan.spend().times(job.reserved_rounds)
+    whom = ""
     if spend.honest > 1:
-        alone = epsilon([spend.alone()], budget.delta)
-        whom = f", {say_against(spend.honest)} (ε = {say_epsilon(alone)} by RDP {ALL_COLLUDE})"
+        alone = say_epsilon(epsilon_if_all_collude(budget, [spend]))
+        whom = f", {say_against(spend.honest)} (ε = {alone} {ALL_COLLUDE})"
     room = say_room(budget, spent, spent)
     return f"ε = {part} at δ = {delta} for each patient, all rounds{whom}; {room}{void}"
 
