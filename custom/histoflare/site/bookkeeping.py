@@ -256,7 +256,8 @@ class Bookkeeping:
                 limit=protection.evaluations,
             )
             self.roles = roles
-        answer = self._of_enough(evaluate())
+        found = evaluate()
+        answer = self._of_enough(found)
         figures, said = self._policy.allowed_metrics(answer.metrics), digest_of(answer.metrics)
         if protection is not None:
             ledger.release(disclosure, said, figures)
@@ -270,7 +271,13 @@ class Bookkeeping:
                 patients=answer.patients,
             )
         self._audit.write(
-            "evaluated", run=self.run, split=split, model_sha256=model, patients=answer.patients
+            "evaluated",
+            run=self.run,
+            split=split,
+            model_sha256=model,
+            patients=answer.patients,
+            too_few_patients=sorted(set(found.metrics) - set(answer.metrics)),
+            not_listed=sorted(set(answer.metrics) - set(figures)),
         )
         return answer
 
