@@ -12,11 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from histoflare.cli import app
-from histoflare.commands.job_facts import find_cost, say_cost
-from histoflare.errors import JobError
 from histoflare.flare.job import read_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.site_policy import policy_file, write_first_policy
+from histoflare.lab.job_facts import find_cost, say_cost
 from histoflare.privacy import sampler
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.ledger import Ledger
@@ -29,6 +28,7 @@ from histoflare.site.site_file import SITE_FILE, read_site_file
 from histoflare.slides.manifest import read_manifest
 from tests.flare.bags_on_disk import write_bags
 from tests.privacy.ledgers import paths, site_lines
+from tests.refusals import raises_reason
 
 
 @pytest.fixture
@@ -79,9 +79,8 @@ def test_the_samplers_part_of_delta_is_said_and_counted(
     said = CliRunner().invoke(app, ["privacy", "plan", str(job.folder), "--site", str(site), "--how"]).stdout
     assert f"{facts['sampler_delta']:.1g}" in said
     monkeypatch.setattr(sampler, "DISTANCE", 1.01e-6 / ((1 + math.exp(8)) * numbers))
-    with pytest.raises(JobError, match="sampler") as caught:
+    with raises_reason("PRIVACY_INVALID", f"{numbers:,}"):
         read_job(repository / "jobs" / name)
-    assert caught.value.reason == "PRIVACY_INVALID"
 
 
 def test_a_job_that_states_its_noise_is_refused_for_its_sampler_too(
@@ -279,7 +278,7 @@ def test_what_the_ledger_does_not_say_is_unknown(repository: Path, site: Path) -
 def test_of_another_sites_ledger_nothing_is_shown(
     repository: Path, site: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("histoflare.flare.kit_signature.site_around", lambda _: "another")
+    monkeypatch.setattr("histoflare.lab.job_cost.site_around", lambda _: "another")
     ledger, budget = Ledger(*paths(site.parent / "steward")), Budget(8.0, 1e-5)
     spend = read_job(repository / "jobs" / "mem_dpsgd").plan.spend()
     roles = {f"p{n}": "test" if n < 6 else "train" for n in range(8)}
