@@ -356,13 +356,21 @@ def test_a_trusted_server_shares_no_noise() -> None:
 @pytest.mark.parametrize("kind", [DpSgd, UpdateNoise])
 def test_shared_noise_needs_a_sum_that_alone_is_seen(kind: Any) -> None:
     plan = kind(**SHARED)
-    plan.admits(declared(), TASK, HIDDEN)
+    plan.admits(declared(one_step=True), TASK, HIDDEN)
     ring = SimpleNamespace(name="ring", aggregates_at_server=False)
     with raises_reason("PRIVACY_INVALID", "masked_sum", "exact"):
         plan.admits(declared(), TASK, EXACT)
     for other in ({"linear": False}, {"equal_weights": False}, {"topology": ring}):
         with raises_reason("PRIVACY_INVALID", "linear"):
             plan.admits(declared(**other), TASK, HIDDEN)
+
+
+def test_a_share_of_dp_sgd_s_noise_is_that_of_one_step() -> None:
+    with raises_reason("PRIVACY_INVALID", "fedsgd"):
+        DpSgd(**SHARED).admits(declared(), TASK, HIDDEN)
+    UpdateNoise(**SHARED).admits(declared(), TASK, HIDDEN)
+    with raises_reason("PRIVACY_INVALID", "privacy.steps"):
+        DpSgd(noise_multiplier=4.0, steps=2).admits(declared(one_step=True), TASK, EXACT)
 
 
 def test_a_share_of_noise_is_on_the_grid_in_float64() -> None:

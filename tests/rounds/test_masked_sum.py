@@ -214,7 +214,7 @@ def test_an_update_without_room_is_refused_at_the_site_and_the_round_is_void() -
 
     with raises_reason("UPDATE_OUT_OF_RANGE"):
         updates_of(Exploding(weighting="uniform"), MaskedSum())
-    with raises_reason("SUM_VOID", "131072"):
+    with raises_reason("UPDATE_OUT_OF_RANGE", "131072"):
         run_in_process(TASK, DATA, Exploding(weighting="uniform"), 1, 1, transport=MaskedSum())
 
 

@@ -575,6 +575,19 @@ class DpSgd(Noisy):
                 "could be of steps that nobody booked.",
                 reason="PRIVACY_INVALID",
             )
+        one_step = getattr(strategy, "one_step", False)
+        if self.is_shared and not one_step:
+            raise JobError(
+                "A site's share of the noise protects no training at the site: use a strategy whose sites "
+                f"send the gradient of one step (fedsgd), not {strategy.name}.",
+                reason="PRIVACY_INVALID",
+            )
+        if one_step and self.steps != 1:
+            raise JobError(
+                f"With the strategy {strategy.name} a round is one step: set privacy.steps to 1, not "
+                f"{self.steps}.",
+                reason="PRIVACY_INVALID",
+            )
 
     def spend(self) -> Spend:
         """Return one round's steps."""

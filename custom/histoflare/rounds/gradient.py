@@ -99,15 +99,9 @@ def record_gradient(
         seed: Of the patches that a record shows.
 
     Raises:
-        JobError: See :func:`histoflare.rounds.private.train_privately`; or the plan has several steps a round
-            (PRIVACY_INVALID). No error follows from a single record.
+        JobError: See :func:`histoflare.rounds.private.train_privately`. No error follows from one record.
     """
     records = records_of(task, data, plan)
-    if plan.steps != 1:
-        raise JobError(
-            f"A site that sends a gradient takes one step a round: set privacy.steps to 1, not {plan.steps}.",
-            reason="PRIVACY_INVALID",
-        )
     secret = int(noise.uniform(1)[0] * 2**53)
     with reproducible(secret, device):
         model = _model(task, state, device)

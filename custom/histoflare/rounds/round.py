@@ -73,7 +73,7 @@ def site_round(
         released = plan.release(outcome.update.tensors, plan.noise_source(site, round_index, "update"))
         update = replace(outcome.update, tensors=released)
         # Before it is packed: a transport may hide what is not finite.
-        _check_made(strategy, model, update, in_double=plan.sum_step is not None)
+        _check_made(strategy, model, update, transport)
         packed = transport.pack(released, update.weight, plan.sum_step)
         # What is part of a sum has its weight in it.
         update = replace(update, tensors=packed, weight=update.weight if transport.readable else 1.0)
@@ -160,14 +160,10 @@ def _opened_sum(
     return Update(SUM, plan.of_sum(total, weight), weight)
 
 
-def _check_made(strategy: Strategy, model: State, update: Update, *, in_double: bool) -> None:
-    """Check an update before it is packed.
-
-    Args:
-        in_double: Its tensors are float64, on the grid of the noise that the sites share.
-    """
+def _check_made(strategy: Strategy, model: State, update: Update, transport: Transport) -> None:
+    """Check an update before it is packed; as a term of a sum it may be float64, on the grid of its noise."""
     like = strategy.sent(model)
-    if in_double:
+    if not transport.readable and {tensor.dtype for tensor in update.tensors.values()} == {torch.float64}:
         like = {n: torch.empty(t.shape, dtype=torch.float64, device="meta") for n, t in like.items()}
     _check_update(strategy, like, update)
 

@@ -153,6 +153,8 @@ def run_in_process(
                 )
             except HistoflareError as error:
                 failed[site] = error
+        if not outcomes and not topology.skips_sites:
+            raise failed[turn.trainers[0]]
         if not transport.readable:
             if failed:
                 raise _void(index, failed)
@@ -160,8 +162,6 @@ def run_in_process(
             updates = [outcome.update for outcome in outcomes.values()]
             for update in sealed(updates, plan, index, sent, told):
                 outcomes[update.site] = replace(outcomes[update.site], update=update)
-        if not outcomes and not topology.skips_sites:
-            raise failed[turn.trainers[0]]
         if len(outcomes) < least and not topology.skips_sites:
             why = "".join(f"\n  {site}: {error}" for site, error in failed.items())
             raise JobError(
