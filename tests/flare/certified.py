@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nvflare.lighter.utils import Identity, generate_cert, generate_keys, serialize_cert, serialize_pri_key
 
-from histoflare.flare.site_keys import SiteKeys
+from histoflare.flare.site_keys import SimulatedKeys, SiteKeys
 from histoflare.privacy.secure_sum.hello import RoundKeys
 
 SERVER = "server"
@@ -43,6 +43,8 @@ class Consortium:
         return SiteKeys.of_kit(self.kit(site, role))
 
 
-def hello_of(site: str, keys: SiteKeys, run: str = "run", index: int = 0, attempt: int = 0) -> dict[str, str]:
+def hello_of(
+    site: str, keys: SiteKeys | SimulatedKeys, run: str = "run", index: int = 0, attempt: int = 0
+) -> dict[str, str]:
     """Return a site's hello for an attempt, as it sends it."""
     return RoundKeys.new(site, run, index, attempt).hello(keys.certificate, keys.sign).to_json()
