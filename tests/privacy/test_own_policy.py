@@ -33,7 +33,9 @@ DP = Policy(
     metrics=("auc", "dice"),
     counts=False,
     minimum_patients=5,
-    protection=Protection(8.0, 1e-5, 10, ("patient",), seeded_noise=False),
+    protection=Protection(
+        8.0, 1e-5, 10, ("patient",), seeded_noise=False, colluders=2, all_collude_epsilon=20.0
+    ),
 )
 OPEN = Policy("open", "open", ("auc", "validation/auc"), counts=True, minimum_patients=2)
 
@@ -49,6 +51,8 @@ budgets = {
     "records": some(RECORDS, least=1),
     "seeded_noise": st.booleans(),
     "job_share": st.sampled_from([0.1, 0.5, 1.0]) | st.floats(0.01, 1.0),
+    "colluders": st.integers(1, 5),
+    "all_collude_epsilon": st.none() | st.sampled_from([2.0, 20.0]) | st.floats(0.05, 50.0),
 }
 outer = {
     "minimum_patients": st.integers(1, 20),
@@ -98,6 +102,8 @@ def holds_within(inner: Policy, limit: Policy) -> None:
     assert set(within.records) <= set(bound.records) and within.records
     assert bound.seeded_noise or not within.seeded_noise
     assert within.job_share <= bound.job_share
+    assert within.colluders >= bound.colluders
+    assert (within.all_collude_epsilon or within.epsilon) <= (bound.all_collude_epsilon or bound.epsilon)
 
 
 @given(policy=policies, own=stewards)
@@ -127,12 +133,15 @@ def within(draw: st.DrawFn, policy: Policy) -> Narrowing:
     }
     if policy.protection is not None:
         bound = policy.protection
+        together = bound.all_collude_epsilon or bound.epsilon
         choices |= {
             "epsilon": st.floats(bound.epsilon / 4, bound.epsilon),
             "delta": st.floats(bound.delta / 4, bound.delta),
             "evaluations": st.integers(0, bound.evaluations),
             "records": some(bound.records, least=1),
             "seeded_noise": st.just(False) | st.just(bound.seeded_noise),
+            "colluders": st.integers(bound.colluders, 9),
+            "all_collude_epsilon": st.floats(together / 4, together),
         }
     return Narrowing(**{name: draw(st.none() | each) for name, each in choices.items()})
 
@@ -168,6 +177,8 @@ def test_what_is_narrower_is_taken(data: st.DataObject, policy: Policy) -> None:
         ("records", ("patient", "slide")),
         ("records", ("slide",)),
         ("seeded_noise", True),
+        ("colluders", 1),
+        ("all_collude_epsilon", 20.5),
     ],
 )
 @pytest.mark.parametrize("place", ["everywhere", "scope"])

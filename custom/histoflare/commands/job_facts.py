@@ -53,7 +53,7 @@ def find_cost(job: Job) -> dict[str, Any] | None:
     delta = getattr(job.plan, "delta", None)
     if delta is None:
         return None
-    spend = job.plan.spend().times(job.rounds)
+    spend = job.plan.spend().times(job.reserved_rounds)
     tight = "gaussian" if spend.sample_rate == 1 else "pld"
     return {
         "delta": delta,
@@ -65,18 +65,24 @@ def find_cost(job: Job) -> dict[str, Any] | None:
 def say_cost(job: Job, cost: Mapping[str, Any] | None) -> str:
     """Return what a job spends of the budget that it is made for, in words: the figure of the ledgers."""
     from histoflare.flare.job_schema import EVALUATION
+    from histoflare.privacy.accountant import epsilon
+    from histoflare.privacy.words import ALL_COLLUDE, say_against, say_delta, say_epsilon, say_room
     from histoflare.privacy.words import say_cost as say_part
-    from histoflare.privacy.words import say_delta, say_room
 
     if job.kind == EVALUATION:
         return "no ε: an evaluation leaves without noise, as often as a policy says"
     budget = job.plan.budget()
     if cost is None or budget is None:
         return "nothing protects the updates: ε = ∞"
-    spent = budget.cost(job.plan.spend().times(job.rounds))
+    spent = budget.cost(job.plan.spend().times(job.reserved_rounds))
     part, delta = say_part(budget.epsilon_of(spent), budget.epsilon), say_delta(budget.delta)
     void = "; void, as its noise can be repeated" if cost["seeded_noise"] else ""
-    return f"ε = {part} at δ = {delta} for each patient, all rounds; {say_room(budget, spent, spent)}{void}"
+    whom, spend = "", job.plan.spend().times(job.reserved_rounds)
+    if spend.honest > 1:
+        alone = epsilon([spend.alone()], budget.delta)
+        whom = f", {say_against(spend.honest)} (ε = {say_epsilon(alone)} by RDP {ALL_COLLUDE})"
+    room = say_room(budget, spent, spent)
+    return f"ε = {part} at δ = {delta} for each patient, all rounds{whom}; {room}{void}"
 
 
 def find_allowances(job: Job, places: Path) -> list[dict[str, Any]]:
@@ -157,7 +163,9 @@ def _cost(job: Job, policy: Policy) -> float:
 
     assert policy.protection is not None
     return (
-        0.0 if job.kind == EVALUATION else policy.protection.budget().cost(job.plan.spend().times(job.rounds))
+        0.0
+        if job.kind == EVALUATION
+        else policy.protection.budget().cost(job.plan.spend().times(job.reserved_rounds))
     )
 
 
@@ -166,6 +174,7 @@ def _problem(job: Job, policy: Policy, narrowed: bool) -> str | None:
     from histoflare.flare.admission import check_parts, check_patience
     from histoflare.flare.job_schema import EVALUATION
     from histoflare.privacy.own_policy import check_taking_part
+    from histoflare.privacy.words import ALL_COLLUDE
     from histoflare.site.bookkeeping import check_plan
 
     try:
@@ -181,10 +190,13 @@ def _problem(job: Job, policy: Policy, narrowed: bool) -> str | None:
         check_parts(policy, job)
         if policy.protection is not None:
             budget = policy.protection.budget()
-            budget.without_sampler(job.plan.numbers(job.rounds, job.weights))
+            budget.without_sampler(job.plan.numbers(job.reserved_rounds, job.weights))
             cost = _cost(job, policy)
             if math.isinf(cost) or not budget.admits(cost):
                 return "more than the whole budget (BUDGET_EXHAUSTED)"
+            alone = budget.filters()[1]
+            if not alone.budget.admits(alone.cost([job.plan.spend().times(job.reserved_rounds).alone()])):
+                return f"more than the whole budget, {ALL_COLLUDE} (BUDGET_EXHAUSTED)"
     except HistoflareError as error:
         return f"{error} ({error.reason})"
     return None

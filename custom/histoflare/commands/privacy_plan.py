@@ -12,14 +12,24 @@ from histoflare.commands.console import make_table, out, print_json
 from histoflare.commands.options import JOB_HELP, AsJson, How, Preset, SiteOption
 from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.spend import ADD_OR_REMOVE_ONE, UNIT
-from histoflare.privacy.words import say_cost, say_delta, say_epsilon, say_further, say_share
+from histoflare.privacy.words import (
+    ALL_COLLUDE,
+    IF_CA_IS_HONEST,
+    say_cost,
+    say_delta,
+    say_epsilon,
+    say_further,
+    say_share,
+)
 from histoflare.shipped import find_job
 from histoflare.storage import real_path
 
 if TYPE_CHECKING:
     from histoflare.flare.job import Job
+    from histoflare.privacy.budget import Filter
     from histoflare.privacy.policy import Policy, Protection
-    from histoflare.site.preview import Preview
+    from histoflare.privacy.spend import Spend
+    from histoflare.site.preview import Figures, Preview
 
 
 def show_plan(
@@ -82,7 +92,7 @@ def show_plan(
 
     configuration = read_site_file(where, site_around(where))
     weights = count_sent_by_job(read.strategy, read.task)
-    found = preview(configuration, rules, read.plan, read.rounds, weights, read.task, read.split)
+    found = preview(configuration, rules, read.plan, read.reserved_rounds, weights, read.task, read.split)
     refusal = refusal or found.refusal
     most_slides = kind_of(read.task.data).slides_of_a_patient(configuration, read.task.manifest_labels)
     device = device_of(configuration)
@@ -91,15 +101,17 @@ def show_plan(
         facts = {
             "job": read.name,
             "rounds": read.rounds,
+            "spare_rounds": read.spare_rounds,
             "evaluations": read.most_evaluations,
             "mechanism": read.plan.mechanism,
-            "spend": read.plan.spend().times(read.rounds).to_json(),
+            "spend": read.plan.spend().times(read.reserved_rounds).to_json(),
             "patients_to_train_on": found.patients,
             "budget": found.budget.epsilon,
             "spent": _json(found.before),
             "job_alone": _json(found.alone),
             "share": _json(found.share),
             "together": _json(found.after),
+            "if_all_collude": found.if_all_collude and _figures(found.if_all_collude),
             "further": found.further,
             "weights": weights,
             "sampler_delta": found.sampler_delta,
@@ -127,6 +139,7 @@ def _show_costs(read: Job, signed: Policy, how: bool, as_json: bool) -> None:
     from histoflare.privacy.ledger.rules import refuse_share
     from histoflare.rounds.round import count_sent_by_job
     from histoflare.site.bookkeeping import check_plan
+    from histoflare.site.preview import Figures
 
     protection = signed.protection
     if read.kind != TRAINING:
@@ -137,25 +150,31 @@ def _show_costs(read: Job, signed: Policy, how: bool, as_json: bool) -> None:
             f"The scope {signed.name} has no budget: nothing is booked under it, and nothing is protected.",
             reason="POLICY_INVALID",
         )
-    budget, spend = protection.budget(), read.plan.spend().times(read.rounds)
-    cost = budget.cost(spend)
+    budget, spend = protection.budget(), read.plan.spend().times(read.reserved_rounds)
+    first, alone = budget.filters()
+    cost, is_shared = budget.cost(spend), spend.honest > 1
+    second = Figures(alone.budget, 0.0, alone.cost([spend.alone()])) if is_shared else None
     refusal: HistoflareError | None = None
     try:
         check_plan(signed, read.plan)
-        refuse_share(budget, cost, protection.job_share)
+        refuse_share(first, cost, protection.job_share, is_shared)
+        if second is not None:
+            refuse_share(alone, second.cost, protection.job_share, is_shared)
     except HistoflareError as error:
         refusal = error
     weights = count_sent_by_job(read.strategy, read.task)
-    taken = budget.sampler_delta(read.plan.numbers(read.rounds, weights))
+    taken = budget.sampler_delta(read.plan.numbers(read.reserved_rounds, weights))
     if as_json:
         facts = {
             "job": read.name,
             "rounds": read.rounds,
+            "spare_rounds": read.spare_rounds,
             "mechanism": read.plan.mechanism,
             "spend": spend.to_json(),
             "budget": budget.epsilon,
             "job_alone": _json(budget.epsilon_of(cost)),
             "share": _json(budget.share_of(cost)),
+            "if_all_collude": second and _figures(second),
             "further": budget.room_for(cost, cost),
             "weights": weights,
             "sampler_delta": taken,
@@ -164,16 +183,21 @@ def _show_costs(read: Job, signed: Policy, how: bool, as_json: bool) -> None:
         print_json(_facts(budget.delta) | facts)
     else:
         said = say_further(budget.room_for(cost, cost), budget.share_of(cost))
-        _say(f"{read.name}: {read.rounds} rounds under {signed.name}.")
+        _say(f"{read.name}: {_say_rounds(read)} under {signed.name}.")
         _say(
             f"This job spends ε = {say_cost(budget.epsilon_of(cost), budget.epsilon)} at δ = "
-            f"{say_delta(budget.delta)}; {said}."
+            f"{say_delta(budget.delta)}{_say_whom(first, spend)}; {said}."
         )
+        _say_second(second)
         table = make_table("", "this job", "the policy allows")
         table.add_row("ε of each patient", say_epsilon(budget.epsilon_of(cost)), f"{budget.epsilon:g}")
         table.add_row(
             "share of that budget", say_share(budget.share_of(cost)), say_share(protection.job_share)
         )
+        if second is not None:
+            whole, part = f"{second.budget.epsilon:g}", say_share(protection.job_share)
+            table.add_row("ε, if all other sites collude", say_epsilon(second.alone), whole)
+            table.add_row("share of that budget", say_share(second.share), part)
         table.add_row("δ", say_delta(read.plan.to_json()["delta"]), say_delta(budget.delta))
         out.print(table)
         if how:
@@ -188,8 +212,16 @@ def _show_preview(read: Job, found: Preview, signed: Policy, rules: Policy) -> N
     budget, outer, own = found.budget, _protection(signed), _protection(rules)
     spent = say_cost(found.alone, budget.epsilon)
     left = "" if math.isnan(found.before) else f"; {say_further(found.further, 1 - found.left)}"
-    _say(f"{read.name}: {read.rounds} rounds under {rules.name}.")
-    _say(f"This job spends ε = {spent} of the most exposed patient at δ = {say_delta(budget.delta)}{left}.")
+    second, spend = found.if_all_collude, read.plan.spend()
+    whom = _say_whom(budget.filters()[0], spend)
+    if spend.honest > 1 and rules.trust_ca:
+        whom += f", {IF_CA_IS_HONEST}"
+    _say(f"{read.name}: {_say_rounds(read)} under {rules.name}.")
+    _say(
+        f"This job spends ε = {spent} of the most exposed patient at δ = {say_delta(budget.delta)}{whom}"
+        f"{left}."
+    )
+    _say_second(second)
     table = make_table("", "this job", "the kit allows", "this site allows")
     rows = [
         ("ε, spent so far", say_epsilon(found.before), "", ""),
@@ -203,6 +235,12 @@ def _show_preview(read: Job, found: Preview, signed: Policy, rules: Policy) -> N
             f"from {rules.minimum_patients} on",
         ),
     ]
+    if second is not None:
+        widest, here = outer.budget().if_all_collude, f"{second.budget.epsilon:g}"
+        rows[2:2] = [
+            ("ε, spent so far, if all other sites collude", say_epsilon(second.before), "", ""),
+            ("ε, with this job, if they do", say_epsilon(second.after), f"{widest.epsilon:g}", here),
+        ]
     for row in rows:
         table.add_row(*row)
     out.print(table)
@@ -218,7 +256,7 @@ def _show_how(read: Job, rules: Policy, weights: int, taken: float) -> None:
     """Say how the figure was computed, and what other ways of counting say."""
     from histoflare.privacy.accountant import epsilon
 
-    budget, spend = _protection(rules).budget(), read.plan.spend().times(read.rounds)
+    budget, spend = _protection(rules).budget(), read.plan.spend().times(read.reserved_rounds)
     tight = "pld" if spend.sample_rate < 1 else "gaussian"
     by = {name: say_epsilon(epsilon([spend], budget.delta, name)) for name in ("rdp", tight)}
     _say(read.plan.describe())
@@ -299,6 +337,33 @@ def _on_time(public: int | None, takes: float | None) -> str:
         f"answer_seconds of at least {math.ceil(2 * takes)}. Late answers come after twice as long, and that "
         "they are late is not covered by ε."
     )
+
+
+def _say_rounds(read: Job) -> str:
+    spare = f" and {read.spare_rounds} spare ones" if read.spare_rounds else ""
+    return f"{read.rounds} rounds{spare}"
+
+
+def _say_whom(first: Filter, spend: Spend) -> str:
+    """Return against whom the first figure is; nothing where noise is not shared."""
+    return f" against {first.whom()}" if spend.honest > 1 else ""
+
+
+def _say_second(second: Figures | None) -> None:
+    """Say what a job costs should all other sites collude."""
+    if second is not None:
+        cost = say_cost(second.alone, second.budget.epsilon)
+        _say(f"{ALL_COLLUDE[0].upper()}{ALL_COLLUDE[1:]}, it spends ε = {cost}; a job must fit both budgets.")
+
+
+def _figures(second: Figures) -> dict[str, Any]:
+    return {
+        "budget": second.budget.epsilon,
+        "spent": _json(second.before),
+        "job_alone": _json(second.alone),
+        "share": _json(second.share),
+        "together": _json(second.after),
+    }
 
 
 def _protection(policy: Policy) -> Protection:

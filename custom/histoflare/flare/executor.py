@@ -188,7 +188,8 @@ class SiteExecutor(Executor):
         if cold and not self._is_time(stopped):  # how long it took to read them is no part of a round's time
             raise HistoflareError("The work was stopped.", reason="STOPPED")
         self._doing = TRAINING
-        answer = bookkeeping.train(received, index, train).answer
+        of_sum = {} if joined is None else {"transcript": joined.transcript, "countable": joined.countable}
+        answer = bookkeeping.train(received, index, train, **of_sum).answer
         capabilities.release(answer.tensors, answer.patients, bookkeeping.plan)
         meta: dict[str, object] = {WEIGHT: float(answer.weight)}
         if answer.numbers:

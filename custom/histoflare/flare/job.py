@@ -111,6 +111,11 @@ class Job:
     asked: PrivacyPlan
 
     @property
+    def reserved_rounds(self) -> int:
+        """For how many rounds a site reserves of its budget: all of the job and the spare ones."""
+        return self.rounds + self.spare_rounds
+
+    @property
     def longest_seconds(self) -> int:
         """How long the job runs at most, whatever its sites do.
 

@@ -29,6 +29,7 @@ class Preview:
         budget: What there is. sampler_delta: What the job's sampler takes of its δ.
         share: Which part of the budget's allowance the job takes, from 0 on; shares of jobs add up.
         left: Which part is left afterwards; below 0 where it does not fit, NaN if the ledger does not say.
+        if_all_collude: The same should all other sites collude; None where no noise is shared.
         refusal: Why the site would refuse the job; None if it would not.
     """
 
@@ -41,7 +42,40 @@ class Preview:
     left: float
     budget: Budget
     sampler_delta: float
+    if_all_collude: Figures | None
     refusal: HistoflareError | None
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a job costs by one filter, see :class:`Preview`. ``spent`` and ``cost`` are ρ at its order."""
+
+    budget: Budget
+    spent: float
+    cost: float
+
+    @property
+    def before(self) -> float:
+        """ε of what was charged already."""
+        return self._epsilon(self.spent)
+
+    @property
+    def alone(self) -> float:
+        """ε of the job."""
+        return self._epsilon(self.cost)
+
+    @property
+    def after(self) -> float:
+        """ε of both."""
+        return self._epsilon(self.spent + self.cost)
+
+    @property
+    def share(self) -> float:
+        """The part of the allowance that the job takes."""
+        return self.budget.share_of(self.cost)
+
+    def _epsilon(self, rho: float) -> float:
+        return math.nan if math.isnan(rho) else self.budget.epsilon_of(rho)
 
 
 def preview(
@@ -54,6 +88,8 @@ def preview(
     split: SplitRule = DEFAULT_SPLIT,
 ) -> Preview:
     """Return what ``Bookkeeping.reserve`` would do. Nothing is written, and no ledger is made.
+
+    ``rounds`` are all that would be reserved, spare ones too.
 
     The site's bags or images are looked at as a job does before its first round.
 
@@ -69,7 +105,7 @@ def preview(
     roles = read_roles(configuration, task.manifest_labels, task.data, split)
     budget = policy.protection.budget()
     patients = sum(role == "train" for role in roles.values())
-    spent, refusal = math.nan, None
+    spent, refusal = (math.nan, math.nan), None
     try:
         ledger = open_ledger(configuration)
         ledger.check_usable()  # first: what another site's or an older copy says was spent is not to be shown
@@ -77,6 +113,8 @@ def preview(
         check_plan(policy, plan)
         check_size(policy, patients)
         budget.without_sampler(plan.numbers(rounds, weights))
+        if plan.spend().honest > 1:
+            budget.if_all_collude.without_sampler(plan.numbers(rounds, weights))
         ledger.check_room(
             spend=plan.spend(),
             rounds=rounds,
@@ -86,16 +124,25 @@ def preview(
         )
     except HistoflareError as error:
         refusal = error
-    cost = budget.cost(plan.spend().times(rounds))
     refusal = refusal or _data_fault(configuration, task, split)
-    before, alone, after = (
-        math.nan if math.isnan(rho) else budget.epsilon_of(rho) for rho in (spent, cost, spent + cost)
+    event = plan.spend()
+    first, second = (
+        Figures(kept.budget, rho, kept.cost([kept.price(event).times(rounds)]))
+        for kept, rho in zip(budget.filters(), spent, strict=True)
     )
-    taken = budget.sampler_delta(plan.numbers(rounds, weights))
-    further = None if math.isnan(spent) else budget.room_for(cost, spent + cost)
-    left = 1 - budget.share_of(spent + cost)
+    together = first.spent + first.cost
     return Preview(
-        patients, before, alone, after, further, budget.share_of(cost), left, budget, taken, refusal
+        patients=patients,
+        before=first.before,
+        alone=first.alone,
+        after=first.after,
+        further=None if math.isnan(together) else budget.room_for(first.cost, together),
+        share=first.share,
+        left=1 - budget.share_of(together),
+        budget=budget,
+        sampler_delta=budget.sampler_delta(plan.numbers(rounds, weights)),
+        if_all_collude=second if event.honest > 1 else None,
+        refusal=refusal,
     )
 
 
