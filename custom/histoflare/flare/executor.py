@@ -188,8 +188,13 @@ class SiteExecutor(Executor):
         if cold and not self._is_time(stopped):  # how long it took to read them is no part of a round's time
             raise HistoflareError("The work was stopped.", reason="STOPPED")
         self._doing = TRAINING
-        of_sum = {} if joined is None else {"transcript": joined.transcript, "countable": joined.countable}
-        answer = bookkeeping.train(received, index, train, **of_sum).answer
+        answer = bookkeeping.train(
+            received,
+            index,
+            train,
+            transcript=None if joined is None else joined.transcript,
+            countable=None if joined is None else joined.countable,
+        ).answer
         capabilities.release(answer.tensors, answer.patients, bookkeeping.plan)
         meta: dict[str, object] = {WEIGHT: float(answer.weight)}
         if answer.numbers:
