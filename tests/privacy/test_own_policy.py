@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from histoflare.errors import JobError
-from histoflare.privacy.budget import Budget
+from histoflare.privacy.budget import Filter
 from histoflare.privacy.own_policy import (
     Narrowing,
     StewardPolicy,
@@ -279,9 +279,10 @@ def test_a_signed_policy_by_itself_takes_part_in_nothing() -> None:
     noise=st.floats(0.4, 40.0),
     rate=st.sampled_from([0.01, 0.1, 0.5, 1.0]),
     steps=st.integers(1, 3000),
+    honest=st.sampled_from([1, 2, 15]),
 )
 def test_a_lower_budget_admits_nothing_that_the_signed_one_would_not(
-    bound: Protection, lower: tuple[float, float], noise: float, rate: float, steps: int
+    bound: Protection, lower: tuple[float, float], noise: float, rate: float, steps: int, honest: int
 ) -> None:
     """Also across the two Rényi orders: what fits a smaller budget fits the greater."""
     own = Narrowing(epsilon=bound.epsilon * lower[0], delta=bound.delta * lower[1])
@@ -290,7 +291,11 @@ def test_a_lower_budget_admits_nothing_that_the_signed_one_would_not(
         signed = bound.budget()
     except JobError:
         return
-    assert inner is not None and inner.budget() == Budget(own.epsilon or 0, own.delta or 0)
-    spend = Spend(noise, rate, steps)
-    if inner.budget().admits(inner.budget().cost(spend)):
-        assert signed.admits(signed.cost(spend))
+    assert inner is not None and inner.budget() == replace(signed, epsilon=own.epsilon, delta=own.delta)
+    spend = Spend(noise, rate, steps, honest)
+    if all(has_room(kept, spend) for kept in inner.budget().filters()):
+        assert all(has_room(kept, spend) for kept in signed.filters())
+
+
+def has_room(kept: Filter, spend: Spend) -> bool:
+    return kept.budget.admits(kept.cost([kept.price(spend)]))

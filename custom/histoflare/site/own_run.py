@@ -221,7 +221,7 @@ def _spent(ledger: Ledger, accounts: Sequence[Account], local: Path, plan: Priva
         found,
         in_all=summary.epsilon,
         budget=protection.epsilon,
-        in_all_if_all_collude=summary.if_all_collude and summary.if_all_collude.epsilon,
+        in_all_if_all_collude=None if summary.if_all_collude is None else summary.if_all_collude.epsilon,
         budget_if_all_collude=budget.if_all_collude.epsilon,
     )
 

@@ -105,7 +105,8 @@ def preview(
     roles = read_roles(configuration, task.manifest_labels, task.data, split)
     budget = policy.protection.budget()
     patients = sum(role == "train" for role in roles.values())
-    spent, refusal = (math.nan, math.nan), None
+    spent: tuple[float, ...] = (math.nan, math.nan)
+    refusal: HistoflareError | None = None
     try:
         ledger = open_ledger(configuration)
         ledger.check_usable()  # first: what another site's or an older copy says was spent is not to be shown

@@ -134,9 +134,5 @@ class Account:
         if spend.honest == 1:
             return [spend.times(events)] if events else []
         booked = self.countable + Counter([further] if further else [])
-        open_events = {None: events - booked.total()}
-        return [
-            kept.price(spend, countable).times(count)
-            for countable, count in {**booked, **open_events}.items()
-            if count
-        ]
+        counted: list[tuple[int | None, int]] = [*booked.items(), (None, events - booked.total())]
+        return [kept.price(spend, countable).times(count) for countable, count in counted if count]
