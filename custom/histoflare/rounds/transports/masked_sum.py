@@ -27,6 +27,10 @@ class MaskedSum(Transport):
     Twice the bytes of float32. A missing site voids the round. Without noise a number of weight · update
     beyond ±131,072 is refused at the site; with shared noise nothing is, as a refusal would tell of the data.
     See ``privacy.secure_sum`` for what the pads are, and docs/privacy.md for what a secure sum promises.
+
+    >>> from histoflare import MaskedSum
+    >>> MaskedSum().readable
+    False
     """
 
     name: ClassVar[str] = "masked_sum"
