@@ -23,15 +23,15 @@ class Consortium:
     def __init__(self, folder: Path, name: str = "consortium") -> None:
         self.folder = folder
         self._issuer = Identity(name)
-        self._key, public = generate_keys()
-        self.root = generate_cert(self._issuer, self._issuer, self._key, public, ca=True)
+        self.key, public = generate_keys()
+        self.root = generate_cert(self._issuer, self._issuer, self.key, public, ca=True)
 
     def kit(self, site: str, role: str | None = None) -> Path:
         """Write a client's kit with a new key; one made anew has another certificate."""
         startup = self.folder / site / "startup"
         startup.mkdir(parents=True, exist_ok=True)
         key, public = generate_keys()
-        certificate = generate_cert(Identity(site, role=role), self._issuer, self._key, public)
+        certificate = generate_cert(Identity(site, role=role), self._issuer, self.key, public)
         (startup / "client.key").write_bytes(serialize_pri_key(key))
         (startup / "client.crt").write_bytes(serialize_cert(certificate))
         (startup / "rootCA.pem").write_bytes(serialize_cert(self.root))
