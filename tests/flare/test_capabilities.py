@@ -27,7 +27,7 @@ from histoflare.flare.header_names import METRICS, NUMBERS, PSEUDONYM, RELEASE, 
 from histoflare.flare.job import read_application, read_job
 from histoflare.flare.job_files import CONFIG_FOLDER
 from histoflare.flare.job_variant import write_variant
-from histoflare.flare.site_keys import SiteKeys
+from histoflare.flare.site_keys import SimulatedKeys
 from histoflare.flare.site_policy import policy_file, write_first_policy
 from histoflare.privacy.audit_log import AuditLog
 from histoflare.privacy.ledger import Ledger
@@ -605,7 +605,7 @@ class TestGate:
         assert code(site.reply(answer)) == "REFUSED_NUMBER_NOT_ALLOWED"
 
     def test_a_hello_leaves_once_and_with_nothing_beside_it(self, site: Site) -> None:
-        said = hello_of("clinic-a", SiteKeys.made_up("clinic-a"))
+        said = hello_of("clinic-a", SimulatedKeys())
 
         def answer() -> Shareable:
             reply = DXO(DataKind.APP_DEFINED, data=dict(said), meta={SECRET: SECRET}).to_shareable()
@@ -624,7 +624,7 @@ class TestGate:
     @pytest.mark.parametrize("change", [{"nonce": SECRET}, {"more": SECRET}, {"site": SECRET}])
     def test_no_other_hello_leaves(self, site: Site, change: dict[str, str]) -> None:
         """A hello would have room for what nobody booked."""
-        said = hello_of("clinic-a", SiteKeys.made_up("clinic-a"))
+        said = hello_of("clinic-a", SimulatedKeys())
         answer = DXO(DataKind.APP_DEFINED, data={**said, **change}).to_shareable()
         for released, reason in ((said, "NOT_RELEASED"), ({**said, **change}, None)):
             capabilities.release_hello(released)

@@ -24,7 +24,7 @@ from histoflare.flare import capabilities
 from histoflare.flare import executor as module
 from histoflare.flare.executor import SiteExecutor
 from histoflare.flare.header_names import ATTEMPT, HELLOS, METRICS, NUMBERS, TOTAL_ROUNDS, WEIGHT
-from histoflare.flare.site_keys import SiteKeys
+from histoflare.flare.site_keys import SimulatedKeys
 from histoflare.privacy.plan import Open
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.rounds.strategies.fedavg import FedAvg
@@ -269,7 +269,7 @@ def test_a_site_says_hello_and_then_sends_what_only_all_together_can_read(
         (lambda hellos: hellos[1:], "SUM_LIST_INVALID"),
         (lambda hellos: hellos[:2], "SUM_TOO_FEW_KNOWN"),
         (
-            lambda hellos: [*hellos[:2], hello_of("clinic-c", SiteKeys.made_up("clinic-c"))],
+            lambda hellos: [*hellos[:2], hello_of("clinic-c", SimulatedKeys())],
             "SUM_LIST_INVALID",
         ),
         (lambda hellos: None, "SUM_LIST_INVALID"),

@@ -19,6 +19,7 @@ from histoflare.flare.poc import COMPLETED, Federation
 from histoflare.flare.result import read_result
 from histoflare.model_file import GLOBAL_MODEL_FILE
 from histoflare.privacy.ledger import UPDATE, Ledger
+from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import hash_state
 from histoflare.site.ledgers import on_workstation, open_ledger
@@ -49,7 +50,11 @@ class Running:
             site: on_workstation(site, write_site(folder / "sites", site, slides=10 + 5 * index))
             for index, site in enumerate(SITES)
         }
-        self.federation = Federation.prepare(folder / "run", self.sites, Agreement(self.original))
+        shared = folder / "dp-shared.toml"
+        text = (POLICIES / shared.name).read_text()
+        shared.write_text(text.replace("seeded_noise = false", "seeded_noise = true"))
+        agreement = Agreement(self.original, (POLICIES / "open.toml", shared))
+        self.federation = Federation.prepare(folder / "run", self.sites, agreement)
         self.held = folder / "held"
         self.held.mkdir()
         self.lost = folder / "lost.json"
@@ -69,11 +74,11 @@ class Running:
         self.federation.kits.sign("server")
         self._count = 0
 
-    def run(self, job: str = "mem_fedavg", **changes: Any) -> tuple[str, Any, Job, Path]:
+    def run(self, job: str = "mem_fedavg", scope: str = "open", **changes: Any) -> tuple[str, Any, Job, Path]:
         """Return a job's id, its result, the job and its run folder, once it is completed."""
         self._count += 1
         said = {"transport.name": "masked_sum", "rounds": ROUNDS, "least_sites": 3, **SMALL, **changes}
-        made = write_variant(self.jobs / job, self.folder / f"job-{self._count}", said)
+        made = write_variant(self.jobs / job, self.folder / f"job-{self._count}", said, scope=scope)
         job_id = self.federation.admin.submit(made)
         status = self.federation.follow(job_id, timeout_s=120.0)
         folder = self.federation.admin.download(job_id, self.folder / "results") / "workspace"
@@ -131,16 +136,48 @@ def test_the_sum_ends_with_the_bytes_of_the_in_process_runner_and_the_server_hol
         assert [each.what for each in noted] == [UPDATE] and noted[0].times == ROUNDS
 
 
+HONEST = 2
+SHARED: dict[str, Any] = {
+    "privacy.noise": "shared",
+    "privacy.honest": HONEST,
+    "privacy.steps": 1,
+    "privacy.noise_seed": 11,
+    "privacy.sample_rate": 0.5,
+    "privacy.batch_size": 12,
+    "privacy.budget_share": 0.25,
+    "strategy": {"name": "fedsgd", "weighting": "uniform", "learning_rate": 0.5},
+    "answer_seconds": 1,
+    "spare_rounds": 1,
+}
+
+
+def test_noise_that_the_sites_share_is_in_the_sum_alone(running: Running) -> None:
+    """DP-SGD on the patients of all sites: the bytes of the in-process runner, and each site's booking."""
+    job_id, result, job, folder = running.run("mem_dpsgd", "dp-shared", **SHARED)
+    assert [row["taking_part"] for row in result.rounds] == [list(SITES)] * ROUNDS
+    assert hash_state(load_file(folder / GLOBAL_MODEL_FILE)) == running.in_process(job)
+    budget = read_policy(POLICIES / "dp-shared.toml").protection.budget()  # type: ignore[union-attr]
+    for site in SITES:
+        stamp = result.rounds[-1]["stamps"][site]
+        assert (stamp["scope"], stamp["mechanism"]) == ("dp-shared", "dp-sgd-shared")
+        assert stamp["spend"] == job.plan.spend().to_json() and job.plan.spend().honest == HONEST
+        (run,) = [run for run in running.ledger(site).summary(budget).runs if run.run == job_id]
+        assert (run.rounds, run.booked, run.released) == (ROUNDS + 1, ROUNDS, ROUNDS)
+        booked = [each for each in running.ledger(site).events() if each.get("kind") == "booking"]
+        print(booked)
+
+
 def test_a_site_that_is_lost_between_hello_and_training_voids_the_round_and_the_next_attempt_works(
     running: Running,
 ) -> None:
     """What the others sent in vain is in their ledgers too. Last: the site stays away."""
     running.lost.write_text(json.dumps({"site": LOST, "round": 1}))
-    job_id, result, _, _ = running.run(round_seconds=20, spare_rounds=1)
+    job_id, result, _, _ = running.run("mem_dpsgd", "dp-shared", **{**SHARED, "round_seconds": 20})
     others = [site for site in SITES if site != LOST]
     assert [row["taking_part"] for row in result.rounds] == [list(SITES), others]
     assert "voids" not in result.rounds[0]
     assert result.rounds[1]["voids"] == [{"sites": list(SITES), "no_answer": [LOST], "refused": {}}]
+    budget = read_policy(POLICIES / "dp-shared.toml").protection.budget()  # type: ignore[union-attr]
     for site in others:
-        noted = [each for each in running.ledger(site).disclosures() if each.run == job_id]
-        assert noted[0].times == ROUNDS + 1
+        (run,) = [run for run in running.ledger(site).summary(budget).runs if run.run == job_id]
+        assert (run.booked, run.released) == (ROUNDS + 1, ROUNDS + 1), "what was sent in vain is paid for"

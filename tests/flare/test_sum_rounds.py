@@ -23,7 +23,7 @@ from histoflare.flare.header_names import ASKED, ATTEMPT, HELLOS, RELEASE, TOTAL
 from histoflare.flare.job import read_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.record import EARLIER_ROUNDS_FILE, ROUNDS_FILE
-from histoflare.flare.site_keys import SiteKeys
+from histoflare.flare.site_keys import SimulatedKeys
 from histoflare.flare.site_sum import SiteSum
 from histoflare.flare.tensors import as_arrays
 from histoflare.flare.workflow import AskingScatterAndGather
@@ -55,7 +55,7 @@ class Server:
         self.workflow.communicator = self
         self.workflow.aggregator = self.aggregator
         self.model = model_state(self.job.task.build_model())
-        self.sums = {site: SiteSum(site, SiteKeys.made_up(site), self.job, "run") for site in SITES}
+        self.sums = {site: SiteSum(site, SimulatedKeys(), self.job, "run") for site in SITES}
         self.asked: list[tuple[str, int, list[str]]] = []
         self.gone: set[str] = set()
         self.ended: list[str] = []
@@ -244,7 +244,7 @@ def test_too_few_hellos_end_the_job_before_anybody_has_paid(
 
 def test_a_hello_in_the_name_of_another_is_no_hello(server: Callable[..., Server]) -> None:
     def as_c(server: Server, site: str, task: Shareable) -> Shareable:
-        said = SiteSum("c", SiteKeys.made_up("c"), server.job, "run").hello(ROUND, task.get_header(ATTEMPT))
+        said = SiteSum("c", SimulatedKeys(), server.job, "run").hello(ROUND, task.get_header(ATTEMPT))
         return DXO(DataKind.APP_DEFINED, data=said).to_shareable()
 
     made = server()

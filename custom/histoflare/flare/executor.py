@@ -131,7 +131,7 @@ class SiteExecutor(Executor):
             self._doing = None  # nothing of the data was looked at: no time of it to hide
         if self._sum is None:
             site = fl_ctx.get_identity_name()
-            keys = keys_of(fl_ctx.get_engine().get_workspace(), site)
+            keys = keys_of(fl_ctx.get_engine().get_workspace())
             self._sum = SiteSum(site, keys, admitted.job, admitted.bookkeeping.run)
         said = self._sum.hello(index, shareable.get_header(ATTEMPT))
         capabilities.release_hello(said)
