@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -43,6 +44,18 @@ from histoflare.extras import describe_missing
 STOPPED = 130
 """Exit code of a command that Ctrl-C ended; Typer makes it of KeyboardInterrupt."""
 
+AFTER_STOP = {
+    "bags": "the same command goes on; what is made stays",
+    "classify": "with --out FILE.csv the same command goes on after the last slide that was done",
+    "demo": "the same command keeps slides, images and bags, and begins the rounds anew",
+    "job": "a job that was submitted goes on at its server and its sites",
+    "poc": "'histoflare poc status' shows what is up",
+    "prepare": "the same command goes on; bags that are made stay",
+    "run": "the same command begins the rounds anew, of each seed",
+    "segment": "the same command goes on where it was",
+}
+"""What Ctrl-C leaves of a command that may take long, and what the same one does again."""
+
 app = typer.Typer(
     name="histoflare",
     help="Federated learning on whole-slide images that never leave their hospital.",
@@ -69,6 +82,7 @@ def _options(
     if not debug:
         warnings.filterwarnings("ignore")
         logging.getLogger().setLevel(logging.ERROR)
+        logging.getLogger("nvflare").addHandler(logging.NullHandler())  # else its errors are bare lines
 
 
 app.add_typer(slide.app, name="slide", help="Look at one slide.")
@@ -115,7 +129,7 @@ def main() -> None:
         _say(f"error: {_describe(error)}")
         code = 1
     if code == STOPPED:
-        _say("stopped; run the same command again to go on")
+        _say(_describe_stop(sys.argv[1:]))
     _end_output()
     sys.exit(code)
 
@@ -126,6 +140,12 @@ def _end_output() -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _describe_stop(arguments: Sequence[str]) -> str:
+    """Return what Ctrl-C ended, and what is left of it."""
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    return f"stopped; {AFTER_STOP[command]}" if command in AFTER_STOP else "stopped"
 
 
 def _describe(error: Exception) -> str:

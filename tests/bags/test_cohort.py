@@ -18,6 +18,7 @@ from histoflare.errors import BagError
 from histoflare.slides.cohort import LISTED_PROBLEMS
 from histoflare.slides.manifest import Manifest
 from histoflare.slides.splits import SplitRule
+from tests.refusals import raises_reason
 
 from .conftest import write_rows
 
@@ -148,9 +149,8 @@ def test_bags_of_another_width_than_the_jobs_are_refused(manifest: Manifest, bag
     cohort = load_cohort("site", manifest, bags, TARGET, "enc:1")
     width = cohort.features(cohort.records[0]).shape[1]
     load_cohort("site", manifest, bags, TARGET, "enc:1", features=width)
-    with pytest.raises(BagError, match="features a patch") as caught:
+    with raises_reason("COHORT_INVALID", width, width + 1, "task.features"):
         load_cohort("site", manifest, bags, TARGET, "enc:1", features=width + 1)
-    assert caught.value.reason == "COHORT_INVALID"
 
 
 def test_any_encoder_is_still_one_encoder(manifest: Manifest, bags: Path) -> None:
@@ -255,6 +255,19 @@ def test_reading_ahead_finds_a_damaged_bag(manifest: Manifest, bags: Path) -> No
     with pytest.raises(BagError) as error:
         cohort.read_ahead()
     assert error.value.reason == "BAG_DAMAGED"
+
+
+def test_reading_all_again_sees_what_memory_hides(manifest: Manifest, bags: Path) -> None:
+    cohort = load_cohort("site", manifest, bags, TARGET, "enc:1")
+    for record in cohort.records:
+        cohort.features(record)
+    held = dict(cohort.cache.held)
+    cohort.read_all()
+    assert cohort.cache.held == held
+    cohort.test[0].path.unlink()
+    with pytest.raises(BagError) as error:
+        cohort.read_all()
+    assert error.value.reason == "BAG_MISSING"
 
 
 def test_a_bag_changed_under_way_is_an_error(manifest: Manifest, bags: Path) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from histoflare.bags import encoder as encoders
-from histoflare.bags.efficientnet import EfficientNetLiteFeatures, find_packaged_weights, load_efficientnet
-from histoflare.bags.encoder import EFFICIENTNET, load_encoder, load_encoder_of
+from histoflare.bags import encoder_names
+from histoflare.bags.efficientnet import EfficientNetLiteFeatures, load_efficientnet
+from histoflare.bags.encoder import load_encoder, load_encoder_of
+from histoflare.bags.encoder_names import EFFICIENTNET, find_packaged_weights
 from histoflare.errors import EncoderError
 
 packaged = pytest.mark.skipif(find_packaged_weights() is None, reason="the extra demo is not installed")
@@ -48,7 +49,7 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoders, "find_packaged_weights", lambda: None)
+    monkeypatch.setattr(encoder_names, "find_packaged_weights", lambda: None)
     with pytest.raises(EncoderError) as caught:
         load_encoder(EFFICIENTNET)
     assert caught.value.reason == "ENCODER_WEIGHTS_MISSING" and "histoflare[demo]" in str(caught.value)

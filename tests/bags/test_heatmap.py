@@ -12,12 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from histoflare.bags.classifier import Answer, Attention
 from histoflare.bags.heatmap import (
     FLATTEST,
     NO_PATCH,
     BagAttention,
     attention_levels,
     attention_limit,
+    is_even,
     write_heat,
 )
 from histoflare.bags.models.mem import InputNorm
@@ -152,3 +154,8 @@ def test_even_attention_looks_even_and_an_outlier_does_not_set_the_scale() -> No
     assert attention_limit([np.array([0.5, 2.0] * 10)]) == pytest.approx(2.0)
     assert attention_limit([np.array([0.5, 2.0] * 200), np.array([50.0])]) == pytest.approx(2.0)
     assert attention_limit([np.zeros(5)]) == 100.0
+    for relative, even in (([0.9, 1.2], True), ([0.5, 2.0], False)):
+        attention = Attention(np.array(relative), attention_limit([np.array(relative)]))
+        answer = Answer("a", {"a": 1.0}, 9, "enc:1", attention)
+        assert is_even(attention.limit) == even == bool(answer.notes)
+        assert answer.to_json()["attention"]["even"] == even and not answer.warnings

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from histoflare.bags.efficientnet import find_packaged_weights
-from histoflare.bags.encoder import EFFICIENTNET, load_encoder
+from histoflare.bags.encoder import load_encoder
+from histoflare.bags.encoder_names import EFFICIENTNET, find_packaged_weights
 from histoflare.bags.prepare import prepare
 from histoflare.commands.console import progress, watch_on
 from histoflare.commands.run import show_summary

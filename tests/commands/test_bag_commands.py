@@ -10,15 +10,17 @@ import typer
 from typer.testing import CliRunner
 
 from histoflare.commands import bags, prepare
-from histoflare.errors import HistoflareError
+from histoflare.errors import EncoderError, HistoflareError
 from histoflare.slides.pyramid import write_pyramid
+from tests.commands.quick import loaded_by
 
 app = typer.Typer()
 app.command("prepare")(prepare.prepare)
 app.add_typer(bags.app, name="bags")
 runner = CliRunner()
 
-FEW = ["--patch-px", "32", "--max-patches", "3", "--device", "cpu"]
+RANDOM = ["--encoder", "densenet121-random"]
+FEW = ["--patch-px", "32", "--max-patches", "3", "--device", "cpu", *RANDOM]
 
 
 @pytest.fixture
@@ -126,7 +128,7 @@ def test_prepare_finds_cheap_faults_before_it_loads_the_encoder(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("histoflare.bags.encoder.load_encoder", lambda *_, **__: pytest.fail("loaded"))
-    out = ["--out", str(tmp_path / "bags")]
+    out = ["--out", str(tmp_path / "bags"), *RANDOM]
     for arguments, says in (
         ([str(manifest), *out, "--mpp", "40"], "magnification"),
         ([str(tmp_path / "none.csv"), *out], "cannot be read"),
@@ -136,3 +138,30 @@ def test_prepare_finds_cheap_faults_before_it_loads_the_encoder(
     ):
         result = runner.invoke(app, ["prepare", *arguments])
         assert isinstance(result.exception, HistoflareError) and says in str(result.exception)
+
+
+def test_without_a_name_the_encoder_is_the_installed_one_or_is_asked_for(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def load(spec: str, *_: object, **__: object) -> None:
+        asked.append(spec)
+        raise EncoderError("enough")
+
+    monkeypatch.setattr("histoflare.bags.encoder.load_encoder", load)
+    for packaged in (manifest, None):
+        monkeypatch.setattr(
+            "histoflare.bags.encoder_names.find_packaged_weights", lambda packaged=packaged: packaged
+        )
+        result = runner.invoke(app, ["prepare", str(manifest), "--out", str(tmp_path / "bags")])
+    assert asked == ["efficientnet-lite0"]
+    assert isinstance(result.exception, EncoderError) and result.exception.reason == "ENCODER_UNKNOWN"
+    assert "--encoder" in str(result.exception) and "histoflare[demo]" in str(result.exception)
+
+
+def test_a_wrong_encoder_is_refused_before_anything_slow_is_loaded(manifest: Path, tmp_path: Path) -> None:
+    command = ["prepare", manifest, "--out", tmp_path / "bags", "--encoder"]
+    for encoder, more in (("densenet", []), ("densenet121", ["--weights", tmp_path / "none.pth"])):
+        said, loaded = loaded_by(*command, encoder, *more)
+        assert encoder in said and not loaded

@@ -100,8 +100,17 @@ def test_ctrl_c_is_one_message_and_code_130(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.splitlines()[-1] == "stopped; run the same command again to go on"
+    assert errors.splitlines()[-1] == "stopped"
     assert errors.count("stopped") == 1 and "Traceback" not in errors
+
+
+def test_what_is_said_of_a_stopped_command_is_true_of_it() -> None:
+    known = {command.name for command in cli.app.registered_commands}
+    known |= {group.name for group in cli.app.registered_groups}
+    assert set(cli.AFTER_STOP) <= known
+    says = cli._describe_stop
+    assert "anew" in says(["--debug", "run", "--sites", "x"]) and "goes on" in says(["segment", "a.svs"])
+    assert "anew" in says(["demo"]) and says(["ledger", "show"]) == says([]) == "stopped"
 
 
 @pytest.mark.parametrize(

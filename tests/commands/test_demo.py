@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from histoflare.bags.efficientnet import find_packaged_weights
+from histoflare.bags.encoder_names import find_packaged_weights
 from histoflare.cli import app
 from histoflare.commands.demo import CHAPTER_SETTINGS
 from histoflare.commands.options import DEMO_JOBS
@@ -184,7 +184,7 @@ def test_ctrl_c_ends_everything_and_the_same_command_goes_on(
     demo.send_signal(signal.SIGINT)
     _, said = demo.communicate(timeout=60)
     assert demo.returncode == 130
-    assert "run the same command again" in said
+    assert "begins the rounds anew" in said
     assert not processes.find(name)
     assert not state.exists(), "the next run is not told that this one is up"
     assert times(run_folder) == before

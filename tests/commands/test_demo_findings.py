@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from histoflare.bags.efficientnet import find_packaged_weights
-from histoflare.bags.encoder import EFFICIENTNET, load_encoder
+from histoflare.bags.encoder import load_encoder
+from histoflare.bags.encoder_names import EFFICIENTNET, find_packaged_weights
 from histoflare.commands.demo import CHAPTER_SETTINGS, PATCHES_WITHOUT_SLIDE
 from histoflare.flare.job import Job
 from histoflare.flare.job_choice import choose_job

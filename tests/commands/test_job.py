@@ -24,6 +24,7 @@ from histoflare.flare.job_variant import try_variant, write_variant
 from histoflare.model_file import describe_model, read_model_file, save_model, write_model_file
 from histoflare.privacy.protocol import hash_protocol
 from histoflare.rounds.state import hash_state, model_state
+from tests.refusals import raises_reason
 
 
 def run(*arguments: object) -> str:
@@ -43,23 +44,23 @@ def test_a_variant_for_some_sites(tmp_path: Path, repository: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "reason", "says"),
     [
-        (["--sites", ","], "names of sites"),
-        (["--sites", "a b,c"], "names of sites"),
-        (["--sites", "../x,c"], "names of sites"),
-        (["--sites", "a,a"], "each once"),
-        (["--sites", "server,a"], "names of sites"),
-        (["--sites", "a"], "names 1, and the job needs updates of 2"),
-        (["--set", "purpose.x=1"], "no table"),
-        (["--set", "protocol=5"], "protocol: not a variable"),
-        (["--model", "nowhere.safetensors"], "no model file"),
+        (["--sites", ","], "JOB_INVALID", "--sites"),
+        (["--sites", "a b,c"], "JOB_INVALID", "'a b,c'"),
+        (["--sites", "../x,c"], "JOB_INVALID", "'../x,c'"),
+        (["--sites", "a,a"], "JOB_INVALID", "'a,a'"),
+        (["--sites", "server,a"], "JOB_INVALID", "'server,a'"),
+        (["--sites", "a"], "JOB_INVALID", "least_sites"),
+        (["--set", "purpose.x=1"], "JOB_INVALID", "purpose.x"),
+        (["--set", "protocol=5"], "JOB_INVALID", "protocol: "),
+        (["--model", "nowhere.safetensors"], "MODEL_FILE_MISSING", "nowhere.safetensors"),
     ],
 )
 def test_what_flare_would_refuse_is_refused_before(
-    tmp_path: Path, repository: Path, options: list[str], says: str
+    tmp_path: Path, repository: Path, options: list[str], reason: str, says: str
 ) -> None:
-    with pytest.raises(JobError, match=says):
+    with raises_reason(reason, says):
         run("job", "make", repository / "jobs" / "mem_fedavg", "--out", tmp_path / "job", *options)
     assert not list(tmp_path.iterdir()), "nothing half-written"
 
@@ -67,14 +68,14 @@ def test_what_flare_would_refuse_is_refused_before(
 def test_a_job_is_not_made_inside_another(tmp_path: Path, repository: Path) -> None:
     run("job", "make", repository / "jobs" / "mem_fedavg", "--out", tmp_path / "job")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(JobError, match="in the job folder"):
+    with raises_reason("JOB_INVALID", tmp_path / "job" / "app" / "inside"):
         run("job", "make", tmp_path / "job", "--out", tmp_path / "job" / "app" / "inside")
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_an_existing_folder_is_kept(tmp_path: Path, repository: Path) -> None:
     (tmp_path / "mine").mkdir()
-    with pytest.raises(JobError, match="exists already"):
+    with raises_reason("JOB_INVALID", tmp_path / "mine"):
         run("job", "make", repository / "jobs" / "mem_fedavg", "--out", tmp_path / "mine")
 
 
@@ -125,20 +126,26 @@ def test_a_model_of_another_kind_or_of_nobody_s_is_refused(tmp_path: Path, repos
     save_model(tmp_path / "model.safetensors", state, task)
     save_file(state, tmp_path / "bare.safetensors")
     for job, model, says in (
-        ("dhunet_evaluate", "model.safetensors", "it classifies slides"),
-        ("mem_evaluate", "bare.safetensors", "no header of histoflare"),
+        ("dhunet_evaluate", "model.safetensors", "histoflare classify"),
+        ("mem_evaluate", "bare.safetensors", "bare.safetensors"),
     ):
         options = ("--model", tmp_path / model, "--sites", "a,b", "--out", tmp_path / "job")
-        with pytest.raises(JobError, match=says):
+        with raises_reason("MODEL_FILE_INVALID", tmp_path / model, says):
             run("job", "make", repository / "jobs" / job, *options)
     assert not (tmp_path / "job").exists()
 
 
+def test_a_scope_that_no_kit_has_is_said(tmp_path: Path, repository: Path) -> None:
+    options = ("job", "make", repository / "jobs" / "mem_fedavg", "--out")
+    said = run(*options, tmp_path / "wrong", "--scope", "nosuch")
+    assert "SCOPE_UNKNOWN" in said and "dp-patient" in said
+    assert "SCOPE_UNKNOWN" not in run(*options, tmp_path / "right", "--scope", "trusted-server")
+
+
 class TestSubmit:
     def test_only_with_an_administrator_s_kit(self, tmp_path: Path, repository: Path) -> None:
-        with pytest.raises(HistoflareError, match="an administrator") as caught:
+        with raises_reason("FEDERATION_FAILED", tmp_path, "fed_admin.json"):
             run("job", "submit", repository / "jobs" / "mem_fedavg", "--kit", tmp_path)
-        assert caught.value.reason == "FEDERATION_FAILED"
 
     def test_only_a_job(self, tmp_path: Path) -> None:
         with pytest.raises(JobError):
@@ -169,7 +176,7 @@ class TestSubmit:
         assert Admin("lead", tmp_path).wait("job", 60.0, seen.append) == "FINISHED:COMPLETED"
         assert seen == ["SUBMITTED", "RUNNING", "FINISHED:COMPLETED"]
         monkeypatch.setattr(admin_module, "LOST_SECONDS", 0.0)
-        with pytest.raises(HistoflareError, match="no answer"):
+        with raises_reason("FEDERATION_STOPPED"):
             Admin("lead", tmp_path).wait("job", 60.0)
 
     def test_a_preset_is_submitted_and_a_failure_says_who_refused_and_what_to_do(
@@ -202,7 +209,7 @@ class TestSubmit:
         monkeypatch.setattr(Admin, "download", download)
         monkeypatch.setattr(Admin, "deployment", lambda *_: ["server: OK", "a: OK", "c: JOB_VERSION"])
         folder = repository / "jobs" / "mem_dpsgd"
-        with pytest.raises(JobError, match="ended with FINISHED:EXECUTION_EXCEPTION") as caught:
+        with raises_reason("JOB_FAILED", "FINISHED:EXECUTION_EXCEPTION") as caught:
             run("job", "submit", folder, "--kit", tmp_path, "--preset", "adnan", "--wait")
         assert [job.rounds for job in seen] == [116]
         assert any("RUNNING" in line for line in lines), "a pipe is told, too"
@@ -229,5 +236,5 @@ def test_show_says_how_the_sites_work_together_and_who_is_asked(tmp_path: Path, 
 def test_show_takes_a_preset(repository: Path) -> None:
     shown = json.loads(run("job", "show", repository / "jobs" / "mem_dpsgd", "--preset", "adnan", "--json"))
     assert shown["rounds"] == 116 and shown["privacy"]["noise_multiplier"] == 4.0
-    with pytest.raises(JobError, match="it has: adnan, per-site"):
+    with raises_reason("JOB_INVALID", "'none'", "adnan, per-site"):
         run("job", "show", repository / "jobs" / "mem_dpsgd", "--preset", "none")

@@ -18,6 +18,7 @@ from histoflare.report.report_file import read_report
 from histoflare.rounds.state import hash_state, model_state
 from histoflare.storage import write_json
 from tests.commands.test_job import run
+from tests.refusals import raises_reason
 
 TINY = {"task.model.memories": 2, "task.model.dim": 8, "task.model.hidden": 8}
 SITES = ["a", "b", "c"]
@@ -95,6 +96,7 @@ def test_an_evaluation_of_the_same_model(result: Path, evaluation: Path, tmp_pat
     assert report["evaluated_at_sites"] == {"river": {"balanced_accuracy": 0.75}, "c": {"auc": 0.5}}
     assert report["evaluation_refused"] == {"b": "PURPOSE_NOT_ALLOWED"}
     assert not (result / "report.json").exists()
+    assert "minimum_patients" in run("job", "result", result, evaluation, "--out", out), "c's is not let out"
 
 
 def test_an_evaluation_at_the_end_of_the_training_job(result: Path) -> None:
@@ -104,6 +106,7 @@ def test_an_evaluation_at_the_end_of_the_training_job(result: Path) -> None:
     best = row(3, refused={"a": "EVALUATIONS_EXHAUSTED"})
     write_json(workspace / "best_evaluation_round.json", best)
     said = run("job", "result", result)
+    assert "minimum_patients" not in said
     assert "Ask the sites" not in said and "Best model: river" in said and "EVALUATIONS_EXHAUSTED" in said
     report = read_report(result / "report.json")
     assert report["evaluated_at_sites"] == {"river": {"balanced_accuracy": 0.75}}
@@ -111,21 +114,21 @@ def test_an_evaluation_at_the_end_of_the_training_job(result: Path) -> None:
 
 
 def test_what_does_not_belong_together_is_refused(result: Path, evaluation: Path) -> None:
-    with pytest.raises(JobError, match="asked about a model"):
+    with raises_reason("JOB_INVALID", evaluation, "histoflare job result RESULT"):
         run("job", "result", evaluation)
-    with pytest.raises(JobError, match="is no evaluation"):
+    with raises_reason("JOB_INVALID", result, "'mem_fedavg'"):
         run("job", "result", result, result)
     job = read_job(result / "job")
     other = {name: tensor + 1 for name, tensor in model_state(job.task.build_model()).items()}
     facts = describe_model(job.task, run="run-1", round_index=1)
     write_model_file(result / "workspace" / "global_model.safetensors", other, facts)
-    with pytest.raises(JobError, match="another model"):
+    with raises_reason("JOB_INVALID", evaluation, result):
         run("job", "result", result, evaluation)
     write_json(result / "workspace" / "rounds.json", [{"round": 0}])
-    with pytest.raises(JobError, match="damaged"):
+    with raises_reason("JOB_INVALID", result / "workspace", "'taking_part'"):
         run("job", "result", result)
     (result / "workspace" / "rounds.json").unlink()
-    with pytest.raises(JobError, match=r"no rounds\.json"):
+    with raises_reason("JOB_INVALID", "rounds.json"):
         run("job", "result", result)
     assert not (result / "report.json").exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from histoflare.errors import JobError, LedgerError
 from histoflare.flare.kit_signature import sign_kit
 from histoflare.privacy.ledger import Ledger
 from histoflare.privacy.own_policy_file import read_own_policy
+from tests.refusals import raises_reason
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,7 @@ def test_another_authority_cannot_sign(made: Path, tmp_path: Path) -> None:
     run = CliRunner().invoke
     assert isinstance(run(app, ["kit", "sign", str(kit), "--authority", str(tmp_path)]).exception, JobError)
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    with pytest.raises(JobError, match="did not make the kit"):
+    with raises_reason("KIT_CHANGED", kit, "rootCA.pem"):
         sign_kit(kit, key)
     assert run(app, ["kit", "check", str(kit)]).exit_code == 0, "it is as it was"
 
@@ -115,9 +117,20 @@ def test_the_ledger_of_another_hospital_is_neither_made_nor_bound_in_a_kit(
         'manifest = "m.csv"\nbags = "b"\n' + own.replace(str(tmp_path / "here"), str(tmp_path / "copy"))
     )
     monkeypatch.chdir(local.parent)
+    shown = CliRunner().invoke(app, ["ledger", "show", "--epsilon", "8", "--delta", "1e-5"]).stdout
+    assert "the kit of 'hospital-d'" in shown and "ledger move" not in shown
     for more in ("--yes", "--away"):
         caught = CliRunner().invoke(app, ["ledger", "move", more]).exception
         assert isinstance(caught, LedgerError) and caught.reason == "LEDGER_FOREIGN"
     assert not Ledger(*elsewhere).identity().is_away
     (local / "histoflare.toml").write_text(own)
     assert run("move", place) is None
+
+
+def test_the_project_s_copy_has_no_link_that_leads_nowhere(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["kit", "project", "--out", str(tmp_path / "consortium")])
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "consortium" / "README.md").read_text()
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text)]
+    assert not [link for link in links if link and not (tmp_path / "consortium" / link).exists()]
+    assert "docs/steward.md" in text

@@ -14,6 +14,7 @@ from histoflare.errors import JobError
 from histoflare.flare.job import read_job
 from histoflare.model_file import describe_model, write_model_file
 from histoflare.slides.mosaic import MosaicParameters
+from tests.refusals import raises_reason
 
 
 def test_an_output_is_no_input_no_folder_and_no_other_output(tmp_path: Path) -> None:
@@ -32,7 +33,7 @@ def test_an_output_is_no_input_no_folder_and_no_other_output(tmp_path: Path) -> 
         [folder / "1.dcm"],
         [tmp_path / "out.tiff", tmp_path / "out.tiff"],
     ):
-        with pytest.raises(JobError, match="give"):
+        with raises_reason("JOB_INVALID", outputs[-1]):
             check_outputs(outputs, [slide, model, folder])
 
 

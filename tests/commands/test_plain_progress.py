@@ -38,3 +38,15 @@ def test_a_step_of_unknown_length_has_a_beginning_and_an_end() -> None:
     now[0] = 3.0
     bars.update(task, total=1, completed=1)
     assert said == ["start …", "start, done in 0:00:03"]
+
+
+def test_what_was_done_before_says_nothing_about_the_time_left() -> None:
+    said: list[str] = []
+    now = [0.0]
+    bars = PlainProgress(said.append, lambda: now[0])
+    task = bars.add_task("windows", total=None)
+    now[0] = 5.0
+    bars.reset(task, completed=80, total=100)
+    now[0] = 15.0
+    bars.update(task, completed=90, total=100)
+    assert said == ["windows …", "windows: 90 of 100, 0:00:10 gone, about 0:00:10 left"]

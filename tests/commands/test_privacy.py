@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 
 from histoflare.cli import app
 from histoflare.commands.privacy import Accountant
-from histoflare.errors import JobError
 from histoflare.privacy.accountant import ACCOUNTANTS, calibrate, epsilon
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.spend import Spend
-from histoflare.privacy.words import say_epsilon
+from histoflare.privacy.words import say_epsilon, say_further
+from tests.refusals import raises_reason
 
 EVENT = ["--sample-rate", 0.2, "--steps", 945, "--delta", 1e-4]
 WHOLE = ["--sample-rate", 1, "--steps", 150, "--delta", 1e-5]
@@ -121,29 +121,37 @@ def test_noise_for_an_epsilon() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["epsilon", "--noise-multiplier", -1, *WHOLE], "noise_multiplier: a number of at least 0"),
-        (["epsilon", "--noise-multiplier", "nan", *WHOLE], "noise_multiplier: a number of at least 0"),
-        (["epsilon", "--noise-multiplier", 1, *WHOLE, "--delta", 0], "delta: a number above 0"),
-        (["epsilon", "--noise-multiplier", 1, *WHOLE, "--delta", 1], "delta: a number above 0"),
-        (["epsilon", "--noise-multiplier", 1, *WHOLE, "--delta", 0.5], r"at most 0\.1, not 0\.5"),
+        (["epsilon", "--noise-multiplier", -1, *WHOLE], "noise_multiplier: "),
+        (["epsilon", "--noise-multiplier", "nan", *WHOLE], "noise_multiplier: "),
+        (["epsilon", "--noise-multiplier", 1, *WHOLE, "--delta", 0], "delta: "),
+        (["epsilon", "--noise-multiplier", 1, *WHOLE, "--delta", 1], "delta: "),
+        (["epsilon", "--noise-multiplier", 1, *WHOLE, "--delta", 0.5], "0.1, not 0.5"),
         (
             ["epsilon", "--noise-multiplier", 1, *WHOLE, "--delta", 0.05, "--sample-rate", 0.01],
-            "at least 100",
+            "0.01, not 0.05",
         ),
         (
             ["calibrate", "--target-epsilon", 1, *WHOLE, "--delta", 0.05, "--sample-rate", 0.01],
-            "at least 100",
+            "0.01, not 0.05",
         ),
-        (["epsilon", "--noise-multiplier", 1, *EVENT, "--accountant", "gaussian"], "without sampling"),
-        (["calibrate", "--target-epsilon", 0, *WHOLE], "epsilon: a number above 0"),
-        (["calibrate", "--target-epsilon", 1e-3, *WHOLE, "--steps", 10**12], "a noise multiplier above"),
+        (["epsilon", "--noise-multiplier", 1, *EVENT, "--accountant", "gaussian"], "sample_rate"),
+        (["calibrate", "--target-epsilon", 0, *WHOLE], "epsilon: "),
+        (["calibrate", "--target-epsilon", 1e-3, *WHOLE, "--steps", 10**12], "epsilon 0.001 "),
     ],
 )
 def test_what_cannot_be_answered_is_said(arguments: list[object], says: str) -> None:
-    with pytest.raises(JobError, match=says):
+    with raises_reason("PRIVACY_INVALID", says):
         run(*arguments)
 
 
 def test_the_help_says_what_a_patients_sensitivity_is() -> None:
     said = " ".join(run("epsilon", "--help").replace("│", " ").split())
     assert "÷ sensitivity" in said and "2 × clip_norm" in said
+
+
+def test_a_budget_that_is_used_up_is_not_one_that_was_too_small() -> None:
+    said = [
+        say_further(0, share, before)
+        for share, before in ((1.25, 1.0), (1.25, 0.9), (1.25, 1e-12), (1, 0.75))
+    ]
+    assert "used up" in said[0] and "is left" in said[1] and "there is" in said[2] and "second" in said[3]

@@ -26,6 +26,7 @@ from histoflare.slides.manifest import read_manifest
 from tests.flare.bags_on_disk import write_site
 from tests.masks.made import TASK as MASK_TASK
 from tests.masks.made import make_site
+from tests.refusals import raises_reason
 from tests.report.made import full_report
 from tests.report.made_masks import segmentation_facts
 from tests.report.parsed import assert_loads_nothing, parse
@@ -174,7 +175,7 @@ def test_a_run_that_was_refused_says_why_in_the_sites_words(own: SiteConfigurati
     said = site_page(tmp_path, "--run", "run-0")
     assert "No update left the site. Refused with PURPOSE_NOT_ALLOWED (1×)." in said
     assert "not for <this>" in said and "nothing left, and nothing was spent" in said
-    with pytest.raises(JobError, match="no run of this site; there are: run-0, run-2, run-1"):
+    with raises_reason("RUN_INVALID", "run-9: ", "run-0, run-2, run-1"):
         site_page(tmp_path, "--run", "run-9")
 
 

@@ -73,3 +73,11 @@ def test_what_is_known_is_said_where_the_file_has_faults(kit: Path) -> None:
     (kit / "local" / SITE_FILE).write_text("manifest = 1\n")
     result = CliRunner().invoke(app, ["site", "where", "--site", str(kit)])
     assert isinstance(result.exception, JobError) and "own policy" in result.stdout
+
+
+def test_a_path_stands_in_one_line(kit: Path, tmp_path: Path) -> None:
+    long = tmp_path / ("very-long-" * 12)
+    text = (kit / "local" / SITE_FILE).read_text()
+    (kit / "local" / SITE_FILE).write_text(text.replace(str(tmp_path / "records"), str(long)))
+    shown = CliRunner().invoke(app, ["site", "where", "--site", str(kit)]).stdout
+    assert any(line.split() == ["records", "of", "runs", "no", str(long)] for line in shown.splitlines())

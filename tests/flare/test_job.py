@@ -38,6 +38,7 @@ from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.privacy.protocol import hash_protocol
 from histoflare.rounds.strategies import STRATEGIES
 from histoflare.slides.splits import SplitRule
+from tests.refusals import raises_reason
 
 from ..rounds.throwaway import Swarm
 from .evaluation_jobs import write_evaluation
@@ -61,14 +62,14 @@ def test_a_job_can_end_by_patience() -> None:
     assert (named.patience, named.best_metric) == (5, "auc")
     assert read_job(FEDAVG).patience is read_job(FEDAVG).best_metric is None
     for setting in ("patience=0", "patience=true", "patience=2.5", 'patience="5"', "patients=5"):
-        with pytest.raises(JobError, match="stop: rounds, model and patience"):
+        with raises_reason("PROTOCOL_INVALID", "stop: "):
             try_variant(FEDAVG, parse_settings([f"protocol.stop.{setting}"]))
     private = next(job for job in JOBS if job.name == "mem_dpsgd")
-    with pytest.raises(JobError, match="a release that nobody books"):
+    with raises_reason("JOB_INVALID", "privacy: ", "stop.patience"):
         try_variant(private, parse_settings(["protocol.stop.patience=5"]))
     cyclic = next(job for job in JOBS if job.name == "mem_cwt")
     for folder, asks_some in ((cyclic, []), (FEDAVG, ["strategy.clients_per_round=2"])):
-        with pytest.raises(JobError, match="asks some of the sites in a round; leave patience out"):
+        with raises_reason("JOB_INVALID", "stop.patience", read_job(folder).strategy.name):
             try_variant(folder, parse_settings(["protocol.stop.patience=5", *asks_some]))
 
 
@@ -118,7 +119,7 @@ def test_folds_stand_in_place_of_the_share(tmp_path: Path) -> None:
     assert changed.split == SplitRule(0.3)
     assert hash_protocol(changed.protocol) != hash_protocol(read_job(FEDAVG).protocol)
     for setting in ("protocol.split.seed=1", "protocol.split.test_fraction=0.25", "protocol.split.folds=5"):
-        with pytest.raises(JobError, match="The protocol's split must have"):
+        with raises_reason("PROTOCOL_INVALID", "test_fraction", "folds"):
             try_variant(FEDAVG, parse_settings([setting]))
 
 
@@ -407,7 +408,9 @@ def test_a_broken_job_is_one_clear_error(tmp_path: Path, name: str, old: str, ne
 def test_what_decides_elsewhere_is_said(tmp_path: Path) -> None:
     path = write_variant(FEDAVG, tmp_path / "job", {}) / CONFIG_FOLDER / JOB_FILE
     path.write_text(path.read_text().replace('name = "bags"', 'name = "bags"\nencoder = "x:v1"\nmpp = 1.0'))
-    with pytest.raises(JobError, match=r"(?s)task\.encoder.*protocol\.toml.*task\.mpp.*protocol\.toml"):
+    with raises_reason(
+        "JOB_INVALID", "task.encoder: encoder in protocol.toml", "task.mpp: mpp in protocol.toml"
+    ):
         read_job(tmp_path / "job")
 
 
@@ -418,24 +421,25 @@ def test_flare_and_the_job_agree_how_many_must_answer(tmp_path: Path, number: di
     job = write_variant(FEDAVG, tmp_path / "job", {})
     meta = json.loads((job / "meta.json").read_text())
     (job / "meta.json").write_text(json.dumps(meta | number))
-    with pytest.raises(JobError, match="min_clients"):
+    with raises_reason("JOB_INVALID", "min_clients", number["min_clients"]):
         read_job(job)
 
 
 @pytest.mark.parametrize(
-    ("changes", "problem"),
+    ("changes", "says"),
     [
-        ({"round_seconds": 0}, "round_seconds: a whole number from 1"),
-        ({"round_seconds": None}, "round_seconds: missing"),
-        ({"answer_seconds": 60, "round_seconds": 120}, r"more than twice answer_seconds \(60\)"),
-        ({"strategy.clients_per_round": 1}, "least_sites: at most 1"),
-        ({"strategy": {"name": "cyclic"}}, "least_sites: at most 1"),
+        ({"round_seconds": 0}, ("round_seconds: ", "not 0")),
+        ({"round_seconds": None}, ("round_seconds: ",)),
+        ({"answer_seconds": 60, "round_seconds": 120}, ("round_seconds: ", "answer_seconds (60)", "not 120")),
+        ({"strategy.clients_per_round": 1}, ("least_sites: ", " 1,")),
+        ({"strategy": {"name": "cyclic"}}, ("least_sites: ", " 1,")),
     ],
 )
-def test_a_round_ends_and_can_end_well(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
-    with pytest.raises(JobError, match=problem) as caught:
+def test_a_round_ends_and_can_end_well(
+    tmp_path: Path, changes: dict[str, Any], says: tuple[str, ...]
+) -> None:
+    with raises_reason("JOB_INVALID", *says):
         try_variant(FEDAVG, changes)
-    assert caught.value.reason == "JOB_INVALID"
 
 
 def test_flare_s_processes_refuse_a_topology_in_which_sites_aggregate(
@@ -444,10 +448,9 @@ def test_flare_s_processes_refuse_a_topology_in_which_sites_aggregate(
     folder = write_variant(FEDAVG, tmp_path / "job", {"strategy": {"name": "swarm"}})
     monkeypatch.setitem(STRATEGIES, "swarm", f"{Swarm.__module__}:Swarm")
     assert read_job(folder).strategy == Swarm(), "a job can be read, and run in process"
-    with pytest.raises(JobError, match="rotating") as caught:
+    with raises_reason("JOB_INVALID", "rotating", "swarm"):
         read_application(folder / CONFIG_FOLDER)
-    assert caught.value.reason == "JOB_INVALID"
-    with pytest.raises(JobError, match="rotating"):
+    with raises_reason("JOB_INVALID", "rotating", "swarm"):
         AskingScatterAndGather(str(folder / CONFIG_FOLDER.parent / "custom"))
 
 
@@ -465,7 +468,7 @@ def test_every_job_waits_for_its_sites_an_hour_or_more_and_not_for_ever(job: Pat
 def test_an_evaluation_has_nothing_of_a_training(tmp_path: Path) -> None:
     evaluate = next(job for job in JOBS if job.name == "mem_evaluate")
     for change in ({"best_metric": "auc"}, {"start_round": 0}, {"privacy.mechanism": "dp-sgd"}):
-        with pytest.raises(JobError, match="not of an evaluation"):
+        with raises_reason("JOB_INVALID", next(iter(change)).partition(".")[0] + ": "):
             try_variant(evaluate, change)
 
 
@@ -473,17 +476,16 @@ def test_jobs_of_other_versions_are_refused_and_the_files_wanted_are_named(tmp_p
     later = write_variant(FEDAVG, tmp_path / "later", {"format": 2}) / CONFIG_FOLDER
     earlier = write_variant(FEDAVG, tmp_path / "earlier", {}) / CONFIG_FOLDER
     (earlier / JOB_FILE).rename(earlier / "job.conf")
-    for config, says in ((later, "format 2"), (earlier, r"job\.toml and protocol\.toml")):
-        with pytest.raises(JobError, match=says) as caught:
+    for config, says in ((later, ["format 2"]), (earlier, ["job.toml", "protocol.toml"])):
+        with raises_reason("JOB_VERSION", *says):
             read_application(config)
-        assert caught.value.reason == "JOB_VERSION"
 
 
 @pytest.mark.parametrize("name", [*CONFIGURATIONS, JOB_FILE, PROTOCOL_FILE, "../../meta.json"])
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     job = write_variant(FEDAVG, tmp_path / "job", {})
     (job / CONFIG_FOLDER / name).unlink()
-    with pytest.raises(JobError, match=Path(name).name.replace(".", r"\.")):
+    with raises_reason("JOB_INVALID", Path(name).name):
         read_job(job)
 
 

@@ -32,6 +32,7 @@ from histoflare.privacy.policy import read_policy
 from histoflare.privacy.protocol import hash_protocol, read_protocols
 from histoflare.rounds.strategies import STRATEGIES
 from histoflare.site.site_file import read_site_file
+from tests.refusals import raises_reason
 
 SITES = ("hospital-a", "hospital-b", "hospital-c", "hospital-d", "external")
 
@@ -286,7 +287,7 @@ def test_what_a_project_says_of_its_server_is_signed_with_it(repository: Path, t
 def test_a_timeout_that_is_none(repository: Path, monkeypatch: pytest.MonkeyPatch, seconds: Any) -> None:
     monkeypatch.chdir(repository)
     policies = ["provisioning/policies/open.toml"]
-    with pytest.raises(JobError, match="heart_beat_timeout"):
+    with raises_reason("JOB_INVALID", "heart_beat_timeout", repr(seconds)):
         SitePolicyBuilder(policies, "jobs/mem_fedavg", heart_beat_timeout=seconds)
 
 
@@ -317,9 +318,8 @@ def test_where_the_key_is_not_a_kit_is_listed_and_the_lead_signs_the_list(
     said = done.stdout + done.stderr
     assert "hospital-a: this kit is not signed" in said and said.count("is not signed") == 1
     kit = tmp_path / "kit" / "histoflare" / "prod_00" / "hospital-a"
-    with pytest.raises(JobError, match="not signed yet") as caught:
+    with raises_reason("KIT_CHANGED", kit, SIGNATURE_FILE):
         verify_kit(kit)
-    assert caught.value.reason == "KIT_CHANGED"
     sign_list(kit / SIGNATURE_FILE, read_authority(tmp_path / "authority"))
     verify_kit(kit)
 
@@ -512,9 +512,9 @@ def test_trust_picks_the_scope_of_a_job_that_names_none(
     assert scope(everything, trust="trusted") == "trusted-server"
     assert scope(everything, trust="trusted", default_scope="open") == "open"
     assert scope([files["open"]]) == "open", "there is no other"
-    with pytest.raises(JobError, match="none of the policies"):
+    with raises_reason("POLICY_INVALID", "'trusted-server'", "open, dp-patient"):
         scope([files["open"], files["dp-patient"]], trust="trusted")
-    with pytest.raises(JobError, match="trust must be"):
+    with raises_reason("POLICY_INVALID", "untrusted, trusted", "'some'"):
         scope(everything, trust="some")
 
 

@@ -38,6 +38,7 @@ from histoflare.site.ledgers import audit_log_of, open_ledger
 from histoflare.site.site_file import read_site_file, write_site_file
 from histoflare.storage import write_json
 from tests.privacy.ledgers import steward_ledger
+from tests.refusals import raises_reason
 
 from .bags_on_disk import write_site
 
@@ -349,5 +350,5 @@ class TestStart:
         """The limit: without it the client starts. Then Admission is what refuses its jobs."""
         kit = self.copy(provisioned, tmp_path)
         (kit / "startup" / CHECK_FILE).unlink()
-        with pytest.raises(JobError, match=CHECK_FILE):
+        with raises_reason("KIT_CHANGED", CHECK_FILE):
             check_running_kit(Workspace(str(kit), "clinic-a"))

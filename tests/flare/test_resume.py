@@ -20,6 +20,7 @@ from histoflare.flare.resume import job_name, read_run, write_resumed
 from histoflare.model_file import ENTRY, describe_model
 from histoflare.rounds.state import State, model_state
 from histoflare.storage import write_json
+from tests.refusals import raises_reason
 
 NOT_A_NUMBER = torch.tensor([0.0, float("nan")])
 
@@ -98,31 +99,47 @@ def spoil(name: str, text: str) -> Callable[[Path], None]:
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "reason", "says"),
     [
-        (lambda folder: (folder / "workspace" / "global_model.safetensors").unlink(), "no global_model"),
-        (spoil("workspace/global_model.safetensors", "short"), "damaged or not"),
-        (change_model(lambda state, facts: [1]), "not JSON"),
-        (change_model(lambda state, facts: facts.update(round=-7)), "no readable round"),
-        (change_model(lambda state, facts: facts.update(round="abc")), "no readable round"),
-        (change_model(lambda state, facts: facts.update(run="../../x")), "which round of which run"),
-        (change_model(lambda state, facts: facts.pop("task") and None), "names no task"),
-        (change_model(lambda state, facts: facts.update(round=None)), "which round of which run"),
-        (change_model(lambda state, facts: state.update({"head.bias": NOT_A_NUMBER})), "head.bias"),
-        (change_model(lambda state, facts: state.update(a=torch.zeros(3))), "a"),
-        (change_model(lambda state, facts: facts.update(round=29)), "job make mem_evaluate --model"),
-        (spoil("workspace/rounds.json", "["), "rounds.json: damaged"),
-        (spoil("workspace/rounds.json", "null"), "rounds.json: damaged"),
-        (spoil("workspace/rounds.json", '[{"round": "a"}]'), "rounds.json: damaged"),
-        (spoil("job/meta.json", "null"), "meta.json"),
-        (lambda folder: (folder / "job" / "meta.json").unlink(), "job is not there"),
+        (
+            lambda folder: (folder / "workspace" / "global_model.safetensors").unlink(),
+            "MODEL_FILE_MISSING",
+            "global_model.safetensors",
+        ),
+        (
+            spoil("workspace/global_model.safetensors", "short"),
+            "MODEL_FILE_INVALID",
+            "global_model.safetensors",
+        ),
+        (change_model(lambda state, facts: [1]), "MODEL_FILE_INVALID", "JSON"),
+        (change_model(lambda state, facts: facts.update(round=-7)), "MODEL_FILE_INVALID", "round"),
+        (change_model(lambda state, facts: facts.update(round="abc")), "MODEL_FILE_INVALID", "round"),
+        (change_model(lambda state, facts: facts.update(run="../../x")), "MODEL_FILE_INVALID", "run"),
+        (change_model(lambda state, facts: facts.pop("task") and None), "MODEL_FILE_INVALID", "task"),
+        (change_model(lambda state, facts: facts.update(round=None)), "MODEL_FILE_INVALID", "run"),
+        (
+            change_model(lambda state, facts: state.update({"head.bias": NOT_A_NUMBER})),
+            "STATE_INVALID",
+            "head.bias",
+        ),
+        (change_model(lambda state, facts: state.update(a=torch.zeros(3))), "STATE_INVALID", ": a "),
+        (
+            change_model(lambda state, facts: facts.update(round=29)),
+            "JOB_INVALID",
+            "job make mem_evaluate --model",
+        ),
+        (spoil("workspace/rounds.json", "["), "JOB_INVALID", "rounds.json: "),
+        (spoil("workspace/rounds.json", "null"), "JOB_INVALID", "rounds.json: "),
+        (spoil("workspace/rounds.json", '[{"round": "a"}]'), "JOB_INVALID", "rounds.json: "),
+        (spoil("job/meta.json", "null"), "JOB_INVALID", "job/meta.json: "),
+        (lambda folder: (folder / "job" / "meta.json").unlink(), "JOB_INVALID", "meta.json"),
     ],
 )
 def test_what_cannot_be_gone_on_from_is_one_clear_error(
-    stopped: Path, tmp_path: Path, damage: Callable[[Path], None], says: str
+    stopped: Path, tmp_path: Path, damage: Callable[[Path], None], reason: str, says: str
 ) -> None:
     damage(stopped)
-    with pytest.raises(JobError, match=says):
+    with raises_reason(reason, says):
         resume(stopped, tmp_path / "resumed")
     assert not [path for path in tmp_path.iterdir() if path != stopped], "nothing half-written"
 

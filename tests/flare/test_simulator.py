@@ -14,7 +14,6 @@ import psutil
 import pytest
 
 from histoflare.bags.cohort import load_cohort
-from histoflare.errors import JobError
 from histoflare.flare.job import Job, read_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.simulator import run_simulation
@@ -22,6 +21,7 @@ from histoflare.rounds.runner import RunResult, run_in_process
 from histoflare.rounds.state import hash_state
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.slides.manifest import read_manifest
+from tests.refusals import raises_reason
 
 from .bags_on_disk import LABELS, write_site
 
@@ -127,7 +127,7 @@ def test_a_job_that_stops_is_an_error_with_its_log(
     sites["clinic-b"] = SiteConfiguration(
         {"manifest": tmp_path / "nowhere.csv", "bags": tmp_path / "nowhere"}
     )
-    with pytest.raises(JobError, match="stopped after 0 of 2 rounds"):
+    with raises_reason("JOB_FAILED", "0 of 2 rounds"):
         run_simulation(job, sites)
 
 

@@ -23,7 +23,6 @@ from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
 
-from histoflare.errors import JobError
 from histoflare.flare import workflow as module
 from histoflare.flare.aggregator import MetricsCollector
 from histoflare.flare.header_names import ASKED, PSEUDONYM, RELEASE
@@ -33,6 +32,7 @@ from histoflare.flare.result import read_result
 from histoflare.flare.workflow import AskingScatterAndGather
 from histoflare.rounds.strategy import OWN
 from histoflare.site.messages import digest_of
+from tests.refusals import raises_reason
 
 from .stand_in import StandInEngine, come_from
 
@@ -436,7 +436,7 @@ def test_a_run_ends_when_its_patience_is_over(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("start", [-1, 5, 6])
 def test_a_start_outside_the_job_is_refused(tmp_path: Path, start: int) -> None:
-    with pytest.raises(JobError, match="start_round"):
+    with raises_reason("JOB_INVALID", "start_round: "):
         workflow(tmp_path, "fedavg", {"rounds": 5, "start_round": start})
 
 

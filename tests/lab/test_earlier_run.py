@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from histoflare.errors import JobError
 from histoflare.lab.earlier_run import claim_output
+from tests.refusals import raises_reason
 
 SITES = {"sites": {"a": "/a.csv"}, "job": {"rounds": 3, "labels": ("x", "y")}}
 
@@ -25,9 +25,8 @@ def test_the_same_run_goes_on_and_another_is_refused(tmp_path: Path) -> None:
     (out / "seed-1").mkdir()
     (out / "seed-1" / "report.json").touch()
     claim_output(out, SITES)
-    with pytest.raises(JobError, match=r"another run left \(with other sites\).*--out") as caught:
+    with raises_reason("OUTPUT_TAKEN", out, "--out"):
         claim_output(out, {**SITES, "sites": {"b": "/b.csv"}})
-    assert caught.value.reason == "OUTPUT_TAKEN"
     claim_output(out, SITES)
 
 
@@ -35,7 +34,7 @@ def test_the_same_run_goes_on_and_another_is_refused(tmp_path: Path) -> None:
 def test_what_an_earlier_version_left_is_not_ours(tmp_path: Path, left: str) -> None:
     (tmp_path / left).parent.mkdir(exist_ok=True)
     (tmp_path / left).touch()
-    with pytest.raises(JobError, match="another run left"):
+    with raises_reason("OUTPUT_TAKEN", tmp_path, "--out"):
         claim_output(tmp_path, SITES)
 
 

@@ -19,7 +19,6 @@ from transformers import (
     SwinModel,
 )
 
-from histoflare.errors import CheckpointError
 from histoflare.masks.checkpoints import LoadedWeights, load_pretrained
 from histoflare.masks.networks import build_network
 from histoflare.masks.networks.dhunet import DHUnet
@@ -269,32 +268,32 @@ def transposed(state: State) -> State:
     [
         (
             without("layers.0.blocks.1.norm2.bias"),
-            r"1 missing: stages\.0\.blocks\.1\.norm2\.bias",
+            ["1 missing", "stages.0.blocks.1.norm2.bias"],
         ),
         # A block that is not taken: the file is partial all the same.
         (
             without("layers.2.blocks.3.attn.proj.bias"),
-            r"1 missing: stages\.2\.blocks\.3\.attn\.proj\.bias",
+            ["1 missing", "stages.2.blocks.3.attn.proj.bias"],
         ),
-        (with_more("neck.weight"), r"1 unexpected: neck\.weight"),
-        (with_more("head.bias.extra"), r"1 unexpected: head\.bias\.extra"),
+        (with_more("neck.weight"), ["1 unexpected", "neck.weight"]),
+        (with_more("head.bias.extra"), ["1 unexpected", "head.bias.extra"]),
         (
             with_more("layers.2.blocks.6.norm1.bias"),
-            r"1 unexpected: stages\.2\.blocks\.6\.norm1\.bias",
+            ["1 unexpected", "stages.2.blocks.6.norm1.bias"],
         ),
         # The same tensor under two publishers' names.
-        (with_more("embeddings.norm.bias"), r"1 unexpected: embeddings\.norm\.bias"),
+        (with_more("embeddings.norm.bias"), ["1 unexpected", "embeddings.norm.bias"]),
         (
             transposed,
-            r"1 of another shape: \S+\.1\.blocks\.0\.mlp\.linear1\.weight \(48, 192\) instead of \(192, 48\)",
+            ["1 of another shape", ".1.blocks.0.mlp.linear1.weight", "(48, 192)", "(192, 48)"],
         ),
-        (with_nan, r"NaN or infinity(.|\n)*patch_embed\.norm\.bias"),
-        (lambda state: {}, rf"{SWIN_TENSORS + 4 * 13} missing: .*, …"),
+        (with_nan, ["NaN", "patch_embed.norm.bias"]),
+        (lambda state: {}, [f"{SWIN_TENSORS + 4 * 13} missing", ", …"]),
     ],
 )
 def test_a_wrong_file_is_an_error_that_lists_keys_and_changes_nothing(
     change: Callable[[State], State],
-    said: str,
+    said: list[str],
     swin: SwinForImageClassification,
     convnext: ConvNextForImageClassification,
     tmp_path: Path,
@@ -303,9 +302,8 @@ def test_a_wrong_file_is_an_error_that_lists_keys_and_changes_nothing(
     before = {key: value.clone() for key, value in network.state_dict().items()}
     good = saved(tmp_path / "convnext.pth", named_by_convnext_authors(convnext), "model")
     bad = saved(tmp_path / "swin.pth", change(named_by_swin_authors(swin)), "model")
-    with pytest.raises(CheckpointError, match=said) as caught:
+    with raises_reason("CHECKPOINT_INVALID", "swin.pth", *said) as caught:
         load_pretrained(network, swin=bad, convnext=good)
-    assert caught.value.reason == "CHECKPOINT_INVALID"
     assert "swin.pth" in str(caught.value)
     for key, value in network.state_dict().items():
         assert torch.equal(value, before[key]), key
@@ -367,15 +365,14 @@ def test_a_damaged_or_dangerous_file_is_refused(
         (tmp_path / file).write_bytes(content)
     elif content is not None:
         torch.save(content, tmp_path / file)
-    with pytest.raises(CheckpointError, match=file) as caught:
+    with raises_reason(reason, file):
         load_pretrained(dhunet(), swin=tmp_path / file)
-    assert caught.value.reason == reason
     assert not (tmp_path / "trap").exists()
 
 
 def test_other_networks_take_none(tmp_path: Path) -> None:
     unet = build_network("unet-monai-31m", 3, width=WIDTH, seed=0)
-    with pytest.raises(CheckpointError, match="dhunet only"):
+    with raises_reason("CHECKPOINT_INVALID", "dhunet", "UNet"):
         load_pretrained(unet, swin=tmp_path / "swin.pth")
 
 

@@ -44,34 +44,34 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ImageCohort]:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"labels": ["one"]}, "labels: a list of at least two"),
-        ({"background": "stroma"}, "background: one of the labels"),
-        ({"network": "fcn"}, "network: one of dhunet"),
-        ({"norm": "layer"}, "norm: one of"),
-        ({"width": 24_000}, "width: at most 192"),
-        ({"window_px": 8, "stride_px": 8}, "patch_px: at most 4 times window_px"),
-        ({"stride_px": 7}, "stride_px: at least window_px / 8"),
-        ({"local_steps": 10**9}, "local_steps: at most"),
-        ({"width": 30}, "width: a multiple of 24"),
-        ({"patch_px": 100}, "patch_px: a multiple of 32"),
-        ({"stride_px": 65}, "stride_px: at most window_px"),
-        ({"local_epochs": 1}, "local_epochs or local_steps"),
-        ({"local_steps": None}, "local_epochs or local_steps"),
-        ({"momentum": 1.0}, "momentum: at least 0 and below 1"),
-        ({"learning_rate": float("nan")}, "learning_rate: a number above 0"),
-        ({"augmentation": 1}, "augmentation: true or false"),
-        ({"batch_size": 0}, "batch_size: a whole number"),
-        ({"mpp": -0.5}, "mpp: a number above 0 or null"),
+        ({"labels": ["one"]}, "labels: "),
+        ({"background": "stroma"}, "background: "),
+        ({"network": "fcn"}, "network: "),
+        ({"norm": "layer"}, "norm: "),
+        ({"width": 24_000}, "width: "),
+        ({"window_px": 8, "stride_px": 8}, "patch_px: "),
+        ({"stride_px": 7}, "stride_px: "),
+        ({"local_steps": 10**9}, "local_steps: "),
+        ({"width": 30}, "width: "),
+        ({"patch_px": 100}, "patch_px: "),
+        ({"stride_px": 65}, "stride_px: "),
+        ({"local_epochs": 1}, "local_epochs or local_steps: "),
+        ({"local_steps": None}, "local_epochs or local_steps: "),
+        ({"momentum": 1.0}, "momentum: "),
+        ({"learning_rate": float("nan")}, "learning_rate: "),
+        ({"augmentation": 1}, "augmentation: "),
+        ({"batch_size": 0}, "batch_size: "),
+        ({"mpp": -0.5}, "mpp: "),
     ],
 )
 def test_what_is_no_task_is_one_error(change: dict[str, Any], says: str) -> None:
-    with pytest.raises(JobError, match=says):
+    with raises_reason("JOB_INVALID", says):
         replace(TASK, **change)
 
 
 def test_a_task_is_plain_json() -> None:
     assert MaskTask.from_json(TASK.to_json()) == TASK
-    with pytest.raises(JobError, match="do not fit this version"):
+    with raises_reason("JOB_INVALID", "'spare'"):
         MaskTask.from_json(TASK.to_json() | {"spare": 1})
 
 
@@ -179,7 +179,7 @@ def test_a_network_that_noise_has_broken_is_useless_and_no_error(sites: dict[str
         model = TASK.build_model()
         model.load_state_dict(run.state)
         windows = np.zeros((1, 64, 64, 3), np.uint8)
-        with pytest.raises(JobError, match="not finite"):
+        with raises_reason("NOT_FINITE"):
             TASK.window_probabilities(model.eval(), windows)
 
 
@@ -240,7 +240,7 @@ def test_a_model_file_brings_the_same_network_back(tmp_path: Path) -> None:
     loaded = read_model_file(path, MaskTask)
     assert loaded.task == TASK and loaded.header.training == {"rounds": 1}
     assert hash_state(model_state(loaded.build_model())) == hash_state(state)
-    with pytest.raises(JobError, match="does not fit its task"):
+    with raises_reason("MODEL_FILE_INVALID", path.name, ".norm."):
         save_model(path, state, replace(TASK, norm="group"))
 
 

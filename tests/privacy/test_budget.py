@@ -112,9 +112,8 @@ def test_one_order_costs_little_where_nothing_is_sampled() -> None:
 def test_calibration_has_ends() -> None:
     budget = Budget(8.0, 1e-5)
     assert budget.calibrate(0.5, 0) == 0.0
-    with pytest.raises(JobError, match="takes a noise multiplier above") as caught:
+    with raises_reason("PRIVACY_INVALID", "epsilon 8 ", "1000000000000000 steps"):
         budget.calibrate(1.0, 10**15)
-    assert caught.value.reason == "PRIVACY_INVALID"
     with raises_reason("PRIVACY_INVALID", "sample_rate"):
         budget.calibrate(0.0, 1)
     assert 0 < Budget(1e-3, 1e-5).calibrate(1.0, 1) < MOST_NOISE
@@ -133,7 +132,7 @@ def test_a_delta_that_is_none_is_refused(value: Any) -> None:
 
 
 def test_a_budget_that_allows_nothing_is_refused() -> None:
-    with pytest.raises(JobError, match="allows nothing at any Rényi order"):
+    with raises_reason("PRIVACY_INVALID", "epsilon 1e-06", "delta 1e-09"):
         Budget(1e-6, 1e-9)
 
 

@@ -58,9 +58,8 @@ def test_a_new_ledger_is_empty_and_its_key_is_for_its_owner_alone(tmp_path: Path
 
 
 def test_the_key_is_not_kept_with_the_ledger(tmp_path: Path) -> None:
-    with pytest.raises(LedgerError, match="another folder") as caught:
+    with raises_reason("LEDGER_UNUSABLE", tmp_path / "ledger.sqlite", tmp_path / "ledger.key"):
         Ledger(tmp_path / "ledger.sqlite", tmp_path / "ledger.key")
-    assert refused(caught) == "LEDGER_UNUSABLE"
 
 
 def test_a_reservation_that_is_open_is_given_back_as_it_is(ledger: Ledger) -> None:
@@ -209,9 +208,8 @@ def test_two_ways_to_write_a_name_are_one_patient(ledger: Ledger) -> None:
 @pytest.mark.parametrize("changed", [{"anna": "test"}, {"emil": "train"}, {"dora": "test"}])
 def test_a_role_never_changes(ledger: Ledger, changed: dict[str, str]) -> None:
     reserve(ledger)
-    with pytest.raises(LedgerError, match=next(iter(changed))) as caught:
+    with raises_reason("ROLE_CHANGED", repr(next(iter(changed)))):
         ledger.reserve(run="b", about=ABOUT, spend=SPEND, rounds=1, roles={**ROLES, **changed}, budget=BUDGET)
-    assert refused(caught) == "ROLE_CHANGED"
     ledger.reserve(
         run="b", about=ABOUT, spend=SPEND, rounds=1, roles={**ROLES, "fred": "test"}, budget=BUDGET
     )
@@ -290,11 +288,10 @@ def test_nothing_is_released_for_a_failure(ledger: Ledger) -> None:
     reservation = reserve(ledger)
     failed = book(ledger, reservation, 0)
     ledger.fail(failed)
-    with pytest.raises(LedgerError, match="failure") as caught:
+    with raises_reason("NOT_RELEASED", "Entry 5 "):
         ledger.release(failed, sha("bytes"))
-    assert refused(caught) == "NOT_RELEASED"
     ledger.release(book(ledger, reservation, 0), sha("new bytes"))
-    with pytest.raises(LedgerError, match="failure"):
+    with raises_reason("NOT_RELEASED", "Entry 5 "):
         ledger.release(failed, sha("new bytes"))
     assert ledger.is_released(sha("new bytes")) and not ledger.is_released(sha("bytes"))
 
@@ -334,7 +331,7 @@ def test_a_failure_stays_charged_when_its_run_is_closed(ledger: Ledger) -> None:
     (run,) = ledger.summary(BUDGET).runs
     assert (run.booked, run.failed) == (2, 2)
     assert ledger.summary(BUDGET).rho == BUDGET.cost(SPEND.times(2))
-    with pytest.raises(LedgerError, match="closed"):
+    with raises_reason("NOT_ADMITTED", " run "):
         book(ledger, reservation, 0)
 
 
@@ -380,9 +377,8 @@ def test_a_closed_run_gives_back_what_it_did_not_book(ledger: Ledger) -> None:
     assert ledger.close("run") == [reservation]
     assert ledger.summary(BUDGET).rho == pytest.approx(BUDGET.cost(SPEND))
     for key in (0, 1):
-        with pytest.raises(LedgerError, match="closed") as caught:
+        with raises_reason("NOT_ADMITTED", " run "):
             book(ledger, reservation, key)
-        assert refused(caught) == "NOT_ADMITTED"
     ledger.release(booked, sha("bytes"))
     assert ledger.is_released(sha("bytes")), "it is paid for"
     with pytest.raises(LedgerError) as caught:

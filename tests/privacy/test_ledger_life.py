@@ -33,6 +33,7 @@ from tests.privacy.ledgers import (
     reserve,
     sha,
 )
+from tests.refusals import raises_reason
 
 HERE, ELSEWHERE = "1" * 32, "2" * 32
 
@@ -226,7 +227,7 @@ class TestMoving:
             assert refusal(act) == "LEDGER_MOVED"
         assert first.identity().is_away
         third = Ledger(*paths(copied(tmp_path / "a", tmp_path / "c")))
-        assert refusal(third.move) == "LEDGER_MOVED", "it has gone to the second"
+        assert refusal(third.move) == "LEDGER_DAMAGED", "it has gone to the second"
         assert not second.move(), "it is there already"
 
     def test_it_may_come_back(self, tmp_path: Path) -> None:
@@ -317,6 +318,10 @@ class TestMoving:
         second = Ledger(*paths(copied(tmp_path / "a", tmp_path / "b")))
         second.move()
         assert first.identity().went_to == str(second.path)
+        assert refusal(lambda: first.move(old_is_gone=True)) == "LEDGER_DAMAGED", "two would be bound"
+        assert first.identity().is_away and second.identity().is_here
+        second.depart()
+        assert refusal(lambda: first.move(old_is_gone=True)) == "LEDGER_DAMAGED", "it is older all the same"
         shutil.rmtree(tmp_path / "b")
         assert first.move(old_is_gone=True) and first.identity().went_to is None
         (tmp_path / "a").rename(tmp_path / "c")
@@ -364,38 +369,48 @@ def write_entry(folder: Path, kind: str, body: dict[str, Any]) -> None:
 
 class TestVersions:
     @pytest.mark.parametrize(
-        ("kind", "changes"),
+        ("kind", "changes", "says"),
         [
-            ("mask", {}),
-            ("booking", {"mechanism": {"kind": "shared-gaussian", "noise_multiplier": 2.3}}),
-            ("booking", {"trust": {"server": True, "colluders": 1}}),
-            ("booking", {"transcript": "00"}),
-            ("reservation", {"mechanism": {"kind": "correlated", "noise_multiplier": 2.3}}),
-            ("reservation", {"mechanism": {"kind": "gaussian", "noise_multiplier": 2.3, "sites": 2}}),
-            ("reservation", {"mechanism": None}),
-            ("reservation", {"trust": {"server": False}}),
-            ("disclosure", {"mechanism": {"kind": "gaussian", "noise_multiplier": 2.3}}),
-            ("release", {"more": 1}),
+            ("mask", {}, "'mask'"),
+            (
+                "booking",
+                {"mechanism": {"kind": "shared-gaussian", "noise_multiplier": 2.3}},
+                "'shared-gaussian'",
+            ),
+            ("booking", {"trust": {"server": True, "colluders": 1}}, "'colluders': 1"),
+            ("booking", {"transcript": "00"}, "booking"),
+            ("reservation", {"mechanism": {"kind": "correlated", "noise_multiplier": 2.3}}, "'correlated'"),
+            (
+                "reservation",
+                {"mechanism": {"kind": "gaussian", "noise_multiplier": 2.3, "sites": 2}},
+                "'sites': 2",
+            ),
+            ("reservation", {"mechanism": None}, "None"),
+            ("reservation", {"trust": {"server": False}}, "'server': False"),
+            ("disclosure", {"mechanism": {"kind": "gaussian", "noise_multiplier": 2.3}}, "'gaussian'"),
+            ("release", {"more": 1}, "release"),
         ],
     )
     def test_what_a_later_version_wrote_is_refused(
-        self, tmp_path: Path, kind: str, changes: dict[str, Any]
+        self, tmp_path: Path, kind: str, changes: dict[str, Any], says: str
     ) -> None:
         fill(new_ledger(tmp_path))
         known = {line["kind"]: line["body"] for line in Ledger(*paths(tmp_path)).events()}
         write_entry(tmp_path, kind, {**known.get(kind, {}), **changes})
         fresh = Ledger(*paths(tmp_path))
         for act in (lambda: reserve(fresh, "more"), fresh.verify, lambda: fresh.summary(BUDGET)):
-            with pytest.raises(LedgerError, match="later version") as caught:
+            with raises_reason("LEDGER_UNUSABLE", says):
                 act()
-            assert caught.value.reason == "LEDGER_UNUSABLE"
 
     def test_an_entry_of_this_version_is_not(self, tmp_path: Path) -> None:
         fill(new_ledger(tmp_path))
         write_entry(tmp_path, "departure", {"to": None})
         assert Ledger(*paths(tmp_path)).identity().is_away
 
-    @pytest.mark.parametrize(("version", "says"), [(VERSION - 1, "earlier"), (VERSION + 1, "later")])
+    @pytest.mark.parametrize(
+        ("version", "says"),
+        [(VERSION - 1, "histoflare ledger create"), (VERSION + 1, f"version {VERSION + 1}")],
+    )
     def test_another_versions_ledger_is_refused(self, tmp_path: Path, version: int, says: str) -> None:
         path, key = paths(tmp_path)
         new_ledger(tmp_path)
@@ -410,9 +425,8 @@ class TestVersions:
         before = path.read_bytes()
         ledger = Ledger(path, key)
         for act in (lambda: reserve(ledger), ledger.verify, ledger.move, lambda: note(ledger)):
-            with pytest.raises(LedgerError, match=f"{says} version") as caught:
+            with raises_reason("LEDGER_UNUSABLE", path, says):
                 act()
-            assert caught.value.reason == "LEDGER_UNUSABLE"
         assert path.read_bytes() == before
 
 

@@ -16,6 +16,7 @@ from histoflare.privacy.budget import Budget
 from histoflare.privacy.ledger import Booking, Ledger, Release, Reservation
 from histoflare.privacy.spend import Spend
 from tests.privacy.ledgers import copied, new_ledger, paths, quick_folder, sha
+from tests.refusals import raises_reason
 
 BUDGET = Budget(3.0, 1e-5)
 PATIENTS = "abcdef"
@@ -96,7 +97,7 @@ def test_the_ledger_says_what_the_model_says(steps: list[tuple]) -> None:  # typ
             if kind == "reopen":
                 ledger = Ledger(*paths(at))
             elif kind == "create":
-                with pytest.raises(LedgerError, match="there is a ledger already"):
+                with raises_reason("LEDGER_UNUSABLE", paths(at)[0]):
                     Ledger.create(*paths(at), "another")
             elif kind == "note":
                 model.noted.add((run, number))

@@ -129,25 +129,22 @@ def test_noise_at_the_server_needs_equal_weights() -> None:
     plan = UpdateNoise(noise_multiplier=3.0, noise_location="server")
     plan.admits(declared(), TASK, EXACT)
     for other in (declared(equal_weights=False), declared(linear=False)):
-        with pytest.raises(JobError, match="uniform") as caught:
+        with raises_reason("PRIVACY_INVALID", "weighting = uniform"):
             plan.admits(other, TASK, EXACT)
-        assert caught.value.reason == "PRIVACY_INVALID"
         replace(plan, noise_location="client").admits(other, TASK, EXACT)
-    with pytest.raises(JobError, match="rounding") as caught:
+    with raises_reason("PRIVACY_INVALID", "transport rounding"):
         plan.admits(declared(), TASK, ROUNDING)
-    assert caught.value.reason == "PRIVACY_INVALID"
     replace(plan, noise_location="client").admits(declared(), TASK, ROUNDING)
 
 
 def test_noise_at_the_server_needs_a_server_that_aggregates() -> None:
     plan = UpdateNoise(noise_multiplier=3.0, noise_location="server")
     ring = declared(topology=SimpleNamespace(name="ring", aggregates_at_server=False))
-    with pytest.raises(JobError, match="ring") as caught:
+    with raises_reason("PRIVACY_INVALID", "ring"):
         plan.admits(ring, TASK, EXACT)
-    assert caught.value.reason == "PRIVACY_INVALID"
     replace(plan, noise_location="client").admits(ring, TASK, EXACT)
     for each in (Open(), DpSgd(noise_multiplier=1.0), plan):
-        with pytest.raises(JobError, match="aggregates_at_server"):
+        with raises_reason("PRIVACY_INVALID", "silent", "aggregates_at_server"):
             each.admits(declared(topology=SimpleNamespace(name="silent")), TASK, EXACT)
 
 
@@ -155,9 +152,8 @@ def test_noise_at_the_server_needs_a_server_that_aggregates() -> None:
 def test_no_number_of_a_site_s_data_goes_beside_a_protected_update(plan: PrivacyPlan) -> None:
     plan.admits(declared(numbers={"planned_steps": False}), TASK, EXACT)
     for of_data in (True, None, "no"):
-        with pytest.raises(JobError, match="loss") as caught:
+        with raises_reason("PRIVACY_INVALID", "some", "loss"):
             plan.admits(declared(numbers={"planned_steps": False, "loss": of_data}), TASK, EXACT)
-        assert caught.value.reason == "PRIVACY_INVALID"
     Open().admits(declared(numbers={"loss": True}), TASK, EXACT)
 
 
@@ -173,9 +169,8 @@ def test_dp_sgd_refuses_a_strategy_that_looks_at_data() -> None:
 @pytest.mark.parametrize("left_out", ["linear", "keeps", "equal_weights", "sees_data", "numbers"])
 def test_a_strategy_that_does_not_declare_itself_is_refused(plan: PrivacyPlan, left_out: str) -> None:
     plan.admits(declared(), TASK, EXACT)
-    with pytest.raises(JobError, match=left_out) as caught:
+    with raises_reason("PRIVACY_INVALID", "some", left_out):
         plan.admits(SimpleNamespace(**{n: v for n, v in DECLARED.items() if n != left_out}), TASK, EXACT)
-    assert caught.value.reason == "PRIVACY_INVALID"
 
 
 def test_a_tiny_sample_rate_is_not_rounded_away() -> None:
@@ -187,7 +182,7 @@ def test_a_tiny_sample_rate_is_not_rounded_away() -> None:
 def test_no_layer_stays_at_the_site_under_dp_sgd() -> None:
     plan = DpSgd(noise_multiplier=4.0)
     plan.admits(declared(), TASK, EXACT)
-    with pytest.raises(JobError, match="share must be null"):
+    with raises_reason("PRIVACY_INVALID", "personal layers", "share", "batch_norm"):
         plan.admits(declared(keeps=("personal layers",)), TASK, EXACT)
     UpdateNoise(noise_multiplier=4.0).admits(declared(keeps=("personal layers",)), TASK, EXACT)
 
@@ -266,36 +261,35 @@ def test_noise_is_secret_unless_a_seed_is_given() -> None:
     ("numbers", "says"),
     [
         ({}, "budget_share or noise_multiplier"),
-        ({"noise_multiplier": 1.0, "budget_share": 1.0}, "one of them"),
-        ({"noise_multiplier": -1.0}, "at least 0"),
-        ({"noise_multiplier": math.nan}, "at least 0"),
-        ({"noise_multiplier": math.inf}, "at least 0"),
-        ({"budget_share": 0}, "budget_share"),
-        ({"budget_share": 1.01}, "budget_share"),
-        ({"budget_share": 0.5, "budget_epsilon": 0}, "budget_epsilon"),
-        ({"noise_multiplier": 1.0, "clip_norm": 0.0}, "clip_norm"),
-        ({"noise_multiplier": 1.0, "clip_norm": math.inf}, "clip_norm"),
-        ({"noise_multiplier": 1.0, "delta": 0.0}, "delta"),
-        ({"noise_multiplier": 1.0, "delta": 0.5}, "delta"),
-        ({"noise_multiplier": 1.0, "delta": 0.02}, r"delta: at most 1 ÷ the agreed cohort size \(.* = 80\)"),
-        ({"noise_multiplier": 1.0, "sample_rate": 0.0}, "sample_rate"),
-        ({"noise_multiplier": 1.0, "sample_rate": 1.01}, "sample_rate"),
-        ({"noise_multiplier": 1.0, "batch_size": 0}, "batch_size"),
-        ({"noise_multiplier": 1.0, "steps": 0}, "steps"),
-        ({"noise_multiplier": 1.0, "steps": 1.5}, "steps"),
-        ({"noise_multiplier": 1.0, "record": "patch"}, "record"),
-        ({"noise_multiplier": 1.0, "record": "slide"}, "slides_per_patient"),
-        ({"noise_multiplier": 1.0, "slides_per_patient": 3}, "slides_per_patient"),
-        ({"noise_multiplier": 1.0, "clip_norm": 1e-20}, "clip_norm"),
-        ({"noise_multiplier": 1e9}, "noise_multiplier"),
-        ({"noise_multiplier": 1.0, "noise_seed": "x"}, "noise_seed"),
-        ({"noise_multiplier": 1.0, "published_epsilon": -1}, "published_epsilon"),
+        ({"noise_multiplier": 1.0, "budget_share": 1.0}, "budget_share or noise_multiplier"),
+        ({"noise_multiplier": -1.0}, "noise_multiplier: "),
+        ({"noise_multiplier": math.nan}, "noise_multiplier: "),
+        ({"noise_multiplier": math.inf}, "noise_multiplier: "),
+        ({"budget_share": 0}, "privacy.budget_share: "),
+        ({"budget_share": 1.01}, "privacy.budget_share: "),
+        ({"budget_share": 0.5, "budget_epsilon": 0}, "privacy.budget_epsilon: "),
+        ({"noise_multiplier": 1.0, "clip_norm": 0.0}, "privacy.clip_norm: "),
+        ({"noise_multiplier": 1.0, "clip_norm": math.inf}, "privacy.clip_norm: "),
+        ({"noise_multiplier": 1.0, "delta": 0.0}, "privacy.delta: "),
+        ({"noise_multiplier": 1.0, "delta": 0.5}, "privacy.delta: "),
+        ({"noise_multiplier": 1.0, "delta": 0.02}, " = 80)"),
+        ({"noise_multiplier": 1.0, "sample_rate": 0.0}, "privacy.sample_rate: "),
+        ({"noise_multiplier": 1.0, "sample_rate": 1.01}, "privacy.sample_rate: "),
+        ({"noise_multiplier": 1.0, "batch_size": 0}, "privacy.batch_size: "),
+        ({"noise_multiplier": 1.0, "steps": 0}, "privacy.steps: "),
+        ({"noise_multiplier": 1.0, "steps": 1.5}, "privacy.steps: "),
+        ({"noise_multiplier": 1.0, "record": "patch"}, "privacy.record: "),
+        ({"noise_multiplier": 1.0, "record": "slide"}, "privacy.slides_per_patient: "),
+        ({"noise_multiplier": 1.0, "slides_per_patient": 3}, "privacy.slides_per_patient: "),
+        ({"noise_multiplier": 1.0, "clip_norm": 1e-20}, "privacy.clip_norm: "),
+        ({"noise_multiplier": 1e9}, "privacy.noise_multiplier: "),
+        ({"noise_multiplier": 1.0, "noise_seed": "x"}, "privacy.noise_seed: "),
+        ({"noise_multiplier": 1.0, "published_epsilon": -1}, "privacy.published_epsilon: "),
     ],
 )
 def test_what_is_wrong_with_the_numbers_is_said(numbers: dict[str, Any], says: str) -> None:
-    with pytest.raises(JobError, match=says) as caught:
+    with raises_reason("PRIVACY_INVALID", says):
         DpSgd(**numbers)
-    assert caught.value.reason == "PRIVACY_INVALID"
 
 
 def test_a_place_for_the_noise_that_is_none_is_refused() -> None:
@@ -312,7 +306,7 @@ def test_a_plan_says_itself_as_plain_data(plan: PrivacyPlan) -> None:
 
 
 def test_a_plan_that_is_not_settled_has_no_cost_yet() -> None:
-    with pytest.raises(JobError, match="not settled"):
+    with raises_reason("PRIVACY_INVALID"):
         DpSgd(budget_epsilon=1.0, budget_share=1.0).spend()
 
 

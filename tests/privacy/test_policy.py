@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from histoflare.errors import JobError
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.policy import POLICIES, Policy, Protection, read_policy
 from histoflare.privacy.spend import Spend
@@ -42,29 +41,33 @@ def test_a_policy_says_what_may_leave(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (("counts = false", ""), "counts: missing"),
-        (("counts = false", "counts = 1"), "counts: true or false"),
-        (("counts = false", "counts = false\nextra = 1"), "extra: not an entry"),
-        (('mechanism = "open"', 'mechanism = "none"'), "mechanism: one of open"),
-        (("counts = false", 'counts = false\npurposes = ["research"]'), "purposes: stands in the site's own"),
-        (("counts = false", "counts = false\nmodels = []"), "models: stands in the site's own"),
-        (('["auc", "validation/auc"]', '"auc"'), "metrics: a list of texts"),
-        (("counts = false", 'counts = false\nnumbers = "steps"'), "numbers: a list of texts"),
-        (('mechanism = "open"', 'mechanism = "laplace"'), "L1 norm"),
-        (("= 5", "= 0"), "minimum_patients: a whole number of at least 1"),
-        (("= 5", "= true"), "minimum_patients"),
-        (('name = "open"', 'name = ""'), "name: the scope"),
-        (("minimum_patients", "minimum patients"), "not a TOML file"),
+        (("counts = false", ""), ["counts: "]),
+        (("counts = false", "counts = 1"), ["counts: ", "not 1"]),
+        (("counts = false", "counts = false\nextra = 1"), ["extra: "]),
+        (
+            ('mechanism = "open"', 'mechanism = "none"'),
+            ["mechanism: ", "update-noise, update-noise-shared, server-noise", "'none'"],
+        ),
+        (("counts = false", 'counts = false\npurposes = ["research"]'), ["purposes: ", "policy.toml"]),
+        (("counts = false", "counts = false\nmodels = []"), ["models: ", "policy.toml"]),
+        (('["auc", "validation/auc"]', '"auc"'), ["metrics: ", "'auc'"]),
+        (("counts = false", 'counts = false\nnumbers = "steps"'), ["numbers: ", "'steps'"]),
+        (('mechanism = "open"', 'mechanism = "laplace"'), ["mechanism: ", "'laplace'", "L1"]),
+        (("= 5", "= 0"), ["minimum_patients: ", "not 0"]),
+        (("= 5", "= true"), ["minimum_patients: ", "not True"]),
+        (('name = "open"', 'name = ""'), ["name: "]),
+        (("minimum_patients", "minimum patients"), ["TOML", "line 6"]),
     ],
 )
-def test_what_is_wrong_with_a_policy_is_said(tmp_path: Path, change: tuple[str, str], says: str) -> None:
-    with pytest.raises(JobError, match=says) as caught:
+def test_what_is_wrong_with_a_policy_is_said(
+    tmp_path: Path, change: tuple[str, str], says: list[str]
+) -> None:
+    with raises_reason("POLICY_INVALID", *says):
         read_policy(written(tmp_path, GOOD.replace(*change)))
-    assert caught.value.reason == "POLICY_INVALID"
 
 
 def test_no_policy_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="takes no job"):
+    with raises_reason("POLICY_INVALID", tmp_path / "policy.toml"):
         read_policy(tmp_path / "policy.toml")
 
 
@@ -99,29 +102,30 @@ def test_a_mechanism_comes_with_its_budget(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (("[protection]", "[other]"), "protection: missing"),
-        (('"dp-sgd"', '"open"'), "goes with a mechanism other than open"),
-        (("counts = false", "counts = true"), "counts: must be false"),
-        (('["auc"]', '["auc", "validation/auc"]'), "none of every round"),
-        (("epsilon = 8\n", ""), "protection.epsilon: missing"),
-        (("epsilon = 8", "epsilon = 0"), "protection.epsilon: a number above 0"),
-        (("epsilon = 8", "epsilon = inf"), "protection.epsilon"),
-        (("epsilon = 8", "epsilon = nan"), "protection.epsilon"),
-        (("epsilon = 8", "epsilon = true"), "protection.epsilon"),
-        (("1e-5", "0.5"), "protection.delta: a number above 0 and at most"),
-        (("1e-5", "0.0"), "protection.delta"),
-        (("evaluations = 3", "evaluations = -1"), "protection.evaluations"),
-        (("evaluations = 3", "evaluations = 1.5"), "protection.evaluations"),
-        (("evaluations = 3", "evaluations = 3\nrecords = []"), "protection.records"),
-        (("evaluations = 3", 'evaluations = 3\nrecords = ["tile"]'), "protection.records"),
-        (("evaluations = 3", "evaluations = 3\nseeded_noise = 1"), "protection.seeded_noise"),
-        (("evaluations = 3", "evaluations = 3\nbudget = 1"), "protection.budget: not an entry"),
+        (("[protection]", "[other]"), ["protection: ", "[protection]"]),
+        (('"dp-sgd"', '"open"'), ["protection: ", "open"]),
+        (("counts = false", "counts = true"), ["counts: ", "false"]),
+        (('["auc"]', '["auc", "validation/auc"]'), ["metrics: ", "validation/"]),
+        (("epsilon = 8\n", ""), ["protection.epsilon: "]),
+        (("epsilon = 8", "epsilon = 0"), ["protection.epsilon: ", "not 0"]),
+        (("epsilon = 8", "epsilon = inf"), ["protection.epsilon: "]),
+        (("epsilon = 8", "epsilon = nan"), ["protection.epsilon: "]),
+        (("epsilon = 8", "epsilon = true"), ["protection.epsilon: "]),
+        (("1e-5", "0.5"), ["protection.delta: ", "0.01", "not 0.5"]),
+        (("1e-5", "0.0"), ["protection.delta: "]),
+        (("evaluations = 3", "evaluations = -1"), ["protection.evaluations: "]),
+        (("evaluations = 3", "evaluations = 1.5"), ["protection.evaluations: "]),
+        (("evaluations = 3", "evaluations = 3\nrecords = []"), ["protection.records: "]),
+        (("evaluations = 3", 'evaluations = 3\nrecords = ["tile"]'), ["protection.records: "]),
+        (("evaluations = 3", "evaluations = 3\nseeded_noise = 1"), ["protection.seeded_noise: "]),
+        (("evaluations = 3", "evaluations = 3\nbudget = 1"), ["protection.budget: "]),
     ],
 )
-def test_what_is_wrong_with_a_budget_is_said(tmp_path: Path, change: tuple[str, str], says: str) -> None:
-    with pytest.raises(JobError, match=says) as caught:
+def test_what_is_wrong_with_a_budget_is_said(
+    tmp_path: Path, change: tuple[str, str], says: list[str]
+) -> None:
+    with raises_reason("POLICY_INVALID", *says):
         read_policy(written(tmp_path, PROTECTED.replace(*change)))
-    assert caught.value.reason == "POLICY_INVALID"
 
 
 def test_the_scope_of_shared_noise_has_a_budget_against_each_adversary() -> None:

@@ -6,11 +6,9 @@ import io
 import json
 from dataclasses import replace
 
-import pytest
 from rich.console import Console
 
 from histoflare.commands.run import show_summary
-from histoflare.errors import JobError
 from histoflare.lab.summary import summarise
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.plan import UpdateNoise
@@ -21,6 +19,7 @@ from histoflare.report.guarantee_words import say_epsilon
 from histoflare.report.report_file import ALWAYS, PARTS
 from histoflare.rounds.comparison import Comparison, SiteComparison
 from histoflare.rounds.evaluation import Figure, Metrics
+from tests.refusals import raises_reason
 from tests.report.made import full_report, row
 
 FIGURES = {
@@ -217,7 +216,7 @@ def test_the_table_says_what_the_run_cost() -> None:
 def test_a_report_always_has_a_guarantee() -> None:
     assert set(build_report(FACTS, comparison())) >= {*ALWAYS, *PARTS} - {"evaluated_model"}
     assert build_report(FACTS, comparison())["guarantee"]["epsilon_is_infinite"] is True
-    with pytest.raises(JobError, match="without its plan"):
+    with raises_reason("PRIVACY_INVALID", "dp-sgd"):
         build_report(replace(FACTS, mechanism="dp-sgd"), comparison())
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from histoflare.lab import generated
 from histoflare.privacy.plan import UpdateNoise
 from histoflare.reasons import explain
+from histoflare.report.figures import WHY_WITHHELD
 from histoflare.report.generated import GeneratedImage
 from histoflare.report.page import write_page
 from histoflare.report.rendering import write_interval
@@ -203,3 +204,4 @@ def test_no_interval_says_why(tmp_path: Path) -> None:
 def test_a_figure_that_no_site_let_out_has_no_column(tmp_path: Path) -> None:
     text = written(full_report(), tmp_path).text  # graz let out its AUC alone
     assert "From no site: balanced accuracy, accuracy; not let out, or no such figure there." in text
+    assert WHY_WITHHELD in text

@@ -99,6 +99,15 @@ def test_slides_answers_and_what_was_left_out(tmp_path: Path) -> None:
     assert "ε = ∞" in parsed.text
 
 
+def test_even_attention_is_explained(tmp_path: Path) -> None:
+    texts = []
+    for is_even in (True, False):
+        path = tmp_path / f"{is_even}.html"
+        write_site_page(page(scale=AttentionScale(1.25, ("#440154", "#fde725"), is_even)), path)
+        texts.append(path.read_text())
+    assert ["point to no region" in text for text in texts] == [True, False]
+
+
 def test_what_left_and_what_did_not(tmp_path: Path) -> None:
     parsed = written(page(), tmp_path)
     assert "TRAINER_DIED" in parsed.text

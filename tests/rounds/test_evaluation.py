@@ -14,6 +14,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_sco
 from histoflare.bags.targets.classes import Predictions, weighted_auc
 from histoflare.errors import JobError
 from histoflare.rounds.evaluation import evaluate, interval_of_no_spread, merge_predictions
+from tests.refusals import raises_reason
 
 
 def table(
@@ -259,7 +260,7 @@ def test_parts_that_do_not_fit_are_refused(probabilities, labels, patients, grou
 
 
 def test_nothing_to_evaluate_is_an_error() -> None:
-    with pytest.raises(JobError, match="no slides"):
+    with raises_reason("NOTHING_TO_EVALUATE"):
         evaluate(Predictions(np.empty((0, 2)), np.empty(0, dtype=np.int64), [], {}))
 
 

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from histoflare.errors import JobError
 from histoflare.rounds.round import server_round
 from histoflare.rounds.state import State, hash_state
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import Update
+from tests.refusals import raises_reason
 
 SITES = ["a", "b", "c", "d"]
 SIZES = st.integers(min_value=0, max_value=1000)
@@ -156,13 +156,13 @@ def test_where_fewer_sites_are_there_than_a_round_asks_all_are_asked() -> None:
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict[str, Any]) -> None:
-    with pytest.raises(JobError, match=r"weight|clients_per_round"):
+    with raises_reason("JOB_INVALID", list(arguments)[-1]):
         FedAvg(**arguments)
 
 
 def test_sites_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(JobError, match="no entry for b"):
+    with raises_reason("JOB_INVALID", "weights", " b"):
         FedAvg(weighting="fixed", weights={"a": 1.0}).check_sites(["a", "b"])
     for sites in ([], ["a", "a"]):
-        with pytest.raises(JobError, match="each once"):
+        with raises_reason("JOB_INVALID", sites):
             FedAvg().check_sites(sites)

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from histoflare.errors import JobError
 from histoflare.rounds.evaluation import evaluate
 from histoflare.rounds.local import predict
 from histoflare.rounds.patience import Patience, validate
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import hash_state
 from histoflare.rounds.strategies.fedavg import FedAvg
+from tests.refusals import raises_reason
 
 from .toy import ToyTask, toy_sites
 
@@ -77,7 +77,7 @@ def test_the_figure_is_of_the_model_as_it_came() -> None:
     assert value == evaluate(predict(task, run.state, data, "validation"), bootstraps=0)["auc"].value
     nobody = replace(data, x_test=data.x_test[:0], y_test=data.y_test[:0])
     assert validate(task, FedAvg(), run.state, {}, nobody, "auc") is None
-    with pytest.raises(JobError, match=r"no metric 'auroc'; there are .*auc"):
+    with raises_reason("JOB_INVALID", "'auroc'", "accuracy, balanced_accuracy, auc"):
         run_in_process(task, toy_sites(2), FedAvg(), 1, 0, patience=Patience("auroc", 3))
 
 

@@ -59,9 +59,8 @@ def test_a_site_without_the_job_s_kind_of_data_says_so(tmp_path: Path, site: Sit
         (make_mem_task(["a", "b"], "e:v1"), site, "manifest"),
     ):
         for ask in (load_site_data, lambda _, task, where: read_roles(where, list(task.labels), task.data)):
-            with pytest.raises(JobError, match=names) as refused:
+            with raises_reason("SITE_NOT_CONFIGURED", names):
                 ask("a", task, where)
-            assert refused.value.reason == "SITE_NOT_CONFIGURED"
 
 
 def test_images_that_state_their_resolution_want_a_task_that_names_one(site: SiteConfiguration) -> None:
@@ -145,9 +144,8 @@ def test_pooled_data_keep_sites_apart(tmp_path: Path) -> None:
 
 def test_a_gpu_that_is_not_there_is_one_clear_error(site: SiteConfiguration) -> None:
     missing = replace(site, device=f"cuda:{torch.cuda.device_count()}")
-    with pytest.raises(JobError, match="torch sees") as refused:
+    with raises_reason("SITE_NOT_CONFIGURED", missing.device):
         device_of(missing)
-    assert refused.value.reason == "SITE_NOT_CONFIGURED"
     assert device_of(site) == "cpu"
 
 

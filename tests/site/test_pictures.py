@@ -12,7 +12,6 @@ import torch
 
 from histoflare.bags.heatmap import relative_attention
 from histoflare.bags.prepare import prepare
-from histoflare.errors import BagError
 from histoflare.report.site_page import write_site_page
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_data
@@ -25,6 +24,7 @@ from histoflare.slides.mosaic import MosaicParameters
 from histoflare.slides.pyramid import write_pyramid
 from tests.bags.conftest import MeanColour, paint_slide
 from tests.flare.bags_on_disk import write_site
+from tests.refusals import raises_reason
 from tests.report.made import full_report
 
 from ..mem import make_mem, make_mem_task
@@ -118,7 +118,7 @@ def test_a_slide_that_is_gone_or_another_one_costs_no_other(configuration: SiteC
     (slides / "s4.tif").unlink()
     write_pyramid(slides / "s5.tif", paint_slide(77), 0.5)
     (slides / "s0.tif").write_bytes(b"no slide")
-    with pytest.raises(BagError, match="another size"):
+    with raises_reason("COHORT_INVALID", "line 2 ", "s0.tif", "line 7 ", "s5.tif"):
         load_site_data("graz", TASK, configuration)
     cohort = BAGS.load("graz", TASK, configuration, is_over=True)
     model = TASK.build_model().eval()

@@ -55,6 +55,9 @@ class Vectors:
     def read_ahead(self) -> None:
         pass
 
+    def read_all(self) -> None:
+        pass
+
 
 @dataclass(frozen=True)
 class VectorTask(ToyTask):

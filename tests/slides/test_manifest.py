@@ -25,6 +25,7 @@ from histoflare.slides.manifest import (
     write_manifest,
 )
 from histoflare.slides.splits import SplitRule
+from tests.refusals import raises_reason
 
 
 def write(folder: Path, text: str, slides: tuple[str, ...] = ("a.svs", "b.svs", "c.svs")) -> Path:
@@ -185,7 +186,7 @@ def test_too_many_cells(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "\n\n", "slide,patient,label\n", "slide,patient,label\n,,\n"])
 def test_empty(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ManifestError, match="empty"):
+    with raises_reason("MANIFEST_INVALID", "slide, patient, label"):
         read_manifest(write(tmp_path, text))
 
 
@@ -195,12 +196,11 @@ def test_unreadable(tmp_path: Path) -> None:
     unclosed = write(tmp_path, 'slide,patient,label\n"a.svs,1,x\n')
     for path, word in (
         (latin, "UTF-8"),
-        (unclosed, "line 2 is not CSV"),
-        (tmp_path / "none.csv", "cannot be read"),
+        (unclosed, "line 2 "),
+        (tmp_path / "none.csv", "none.csv"),
     ):
-        with pytest.raises(ManifestError, match=word) as caught:
+        with raises_reason("MANIFEST_UNREADABLE", path, word):
             read_manifest(path)
-        assert caught.value.reason == "MANIFEST_UNREADABLE"
 
 
 def test_a_cohort_of_one_class_is_read_and_said(tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ def test_folds_and_a_split_column_do_not_go_together() -> None:
     """Every fold would train on the same patients, and nobody would know."""
     rule = SplitRule(None, folds=5, fold=1)
     given_split = assign_splits(cohort({"a": "x", "b": "y", "c": "x"}), SplitRule(0.0))
-    with pytest.raises(ManifestError, match="take its split column out"):
+    with raises_reason("MANIFEST_INVALID", "cohort.csv", " 5 folds"):
         assign_splits(given_split, rule)
     outside = replace(given_split, rows=tuple(replace(row, split="test") for row in given_split.rows))
     assert assign_splits(outside, rule) is outside, "an external cohort is tested on in every fold"

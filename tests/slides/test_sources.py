@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from histoflare.errors import ManifestError, SlideError
+from histoflare.errors import SlideError
 from histoflare.slides.mask_pyramid import write_mask_pyramid
 from histoflare.slides.planes import Plane
 from histoflare.slides.pyramid import write_pyramid
 from histoflare.slides.sources import find_sources
+from tests.refusals import raises_reason
 
 RGB = np.full((40, 50, 3), 200, np.uint8)
 
@@ -63,5 +64,5 @@ def test_a_manifest_needs_the_files_alone(tmp_path: Path) -> None:
     (row,) = find_sources(path, images=True)
     assert (row.path, row.kind) == (tmp_path / "a.png", "image")
     path.write_text("slide\na.svs\na.svs\n")
-    with pytest.raises(ManifestError, match="line 3"):
+    with raises_reason("MANIFEST_INVALID", "line 3: slide a.svs", "line 2"):
         find_sources(path)

@@ -67,6 +67,7 @@ def write_attention_files(
     if files.overlay is not None:
         base = read_picture(slide)
         picture = draw_attention(base, l0_coords, l0_patch_px, levels)
-        picture = add_attention_legend(picture, attention.limit, base.px_per_l0 / slide.mpp)
+        title = "attention: nearly even" if attention.is_even else "attention"
+        picture = add_attention_legend(picture, attention.limit, base.px_per_l0 / slide.mpp, title)
         with atomic_path(files.overlay) as partial:
             picture.save(partial, "PNG")

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from histoflare.bags.encoder import choose_device, load_encoder_of
-from histoflare.bags.heatmap import BagAttention, attention_limit
+from histoflare.bags.heatmap import FLATTEST, BagAttention, attention_limit, is_even
 from histoflare.bags.patches import MosaicPatchDataset, iterate_batches
 from histoflare.bags.task import BagTask
 from histoflare.model_file import ModelHeader, read_model_file
@@ -40,6 +40,11 @@ class Attention:
 
     relative: NDArray[np.float64]
     limit: float
+
+    @property
+    def is_even(self) -> bool:
+        """Whether no patch stands out."""
+        return is_even(self.limit)
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,16 @@ class Answer:
             "this size. Do not rely on it."
         ]
 
+    @property
+    def notes(self) -> list[str]:
+        """What is to be known of where the model looks; it changes nothing about the answer."""
+        if self.attention is None or not self.attention.is_even:
+            return []
+        return [
+            f"the attention is nearly even, from {1 / FLATTEST:g} to {FLATTEST:g} times the average for "
+            "almost every patch: the model weighs them about alike, and the map points to no region"
+        ]
+
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
         said: dict[str, Any] = {
@@ -86,6 +101,7 @@ class Answer:
                 "least": float(relative.min()),
                 "most": float(relative.max()),
                 "colours_end_at": self.attention.limit,
+                "even": self.attention.is_even,
             }
         return said
 

@@ -77,7 +77,7 @@ def classify_slides(
             "predicted": answer.predicted,
             **shares,
             "patches": answer.patches,
-            "warnings": " ".join(answer.warnings),
+            "warnings": " ".join([*answer.warnings, *answer.notes]),
         }
 
     return fill_table(

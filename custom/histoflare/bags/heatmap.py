@@ -90,6 +90,14 @@ def attention_limit(slides: Iterable[NDArray[np.float64]]) -> float:
     return min(max(limit, FLATTEST), WIDEST)
 
 
+def is_even(limit: float) -> bool:
+    """Return whether the colours of :func:`attention_limit` show nearly even attention, and no place.
+
+    Then 98 % of all patches lie between 1/1.25 and 1.25 times the average.
+    """
+    return limit <= FLATTEST
+
+
 def attention_levels(relative: NDArray[np.float64], limit: float) -> NDArray[np.float64]:
     """Return levels (n,) from 0 (1/limit times the average or less) over 0.5 (the average) to 1."""
     levels = 0.5 + np.log(np.maximum(relative, 1e-12)) / (2 * np.log(limit))

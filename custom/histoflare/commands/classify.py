@@ -227,6 +227,8 @@ def _show(answer: Answer, wanted: tuple[Path | None, ...], *, as_json: bool) -> 
 
     for warning in answer.warnings:
         say(f"warning: {warning}", style="yellow")
+    for note in answer.notes:
+        say(f"note: {note}")
     if as_json:
         print_json(answer.to_json())
         return

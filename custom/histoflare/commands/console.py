@@ -99,11 +99,11 @@ def say_refused(refused: Mapping[str, str]) -> None:
         say("left out:" + "".join(f"\n  {site}: {why}" for site, why in refused.items()), "yellow")
 
 
-def show_left_out(entries: Iterable[tuple[str, str]]) -> None:
-    """Print what was left out (heading, message); nothing if there is none."""
+def show_left_out(entries: Iterable[tuple[str, str]], title: str = "left out:") -> None:
+    """Print what was left out (heading, message) under a title; nothing if there is none."""
     for number, (head, message) in enumerate(entries):
         if not number:
-            out.print("left out:", highlight=False)
+            out.print(title, highlight=False)
         for text, indent in ((head, 2), (message, 6)):
             out.print(Padding(Text(text, overflow="fold"), (0, 0, 0, indent), expand=False))
 

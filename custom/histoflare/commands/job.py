@@ -42,14 +42,14 @@ def show(
     """
     from rich.table import Column, Table
 
-    from histoflare.commands.job_facts import (
+    from histoflare.flare.job_choice import choose_job
+    from histoflare.lab.job_facts import (
         find_allowances,
         find_cost,
         say_allowance,
         say_cost,
         say_start,
     )
-    from histoflare.flare.job_choice import choose_job
     from histoflare.privacy.protocol import hash_protocol
 
     job = find_job(job)
@@ -117,14 +117,15 @@ def make(
 
     Example: histoflare job make mem_evaluate --model result/JOB_ID --sites a,b --out ask
     """
-    from histoflare.commands.job_facts import say_protocol_change
     from histoflare.flare.job import read_job
     from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_schema import EVALUATION
     from histoflare.flare.job_variant import write_variant
     from histoflare.flare.persistor import read_handed_out, read_state
     from histoflare.flare.result import find_protocol
+    from histoflare.lab.job_facts import say_protocol_change
     from histoflare.model_file import read_model_header
+    from histoflare.privacy.policy import POLICIES
     from histoflare.privacy.protocol import hash_protocol
     from histoflare.rounds.state import model_state
 
@@ -156,6 +157,13 @@ def make(
         say(
             "The model was trained under another protocol than this job has; sites that agreed to that alone "
             "refuse it (PROTOCOL_MISMATCH). Give the whole download as --model, or set protocol.… so.",
+            style="yellow",
+        )
+    known = sorted(path.stem for path in POLICIES.glob("*.toml"))
+    if scope is not None and scope not in known:
+        say(
+            f"No policy '{scope}' comes with histoflare ({', '.join(known)} do): a site whose kit has none "
+            "of this name refuses the job (SCOPE_UNKNOWN).",
             style="yellow",
         )
     console.print(f"job: {target}", highlight=False, markup=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,9 @@ from histoflare.shipped import PROVISIONING
 from histoflare.storage import write_text
 
 app = typer.Typer(no_args_is_help=True, help="Startup kits and their signature.")
+
+LINK_ELSEWHERE = re.compile(r"\[([^\]]+)\]\(\.\./([^)#]+)(?:#[^)]*)?\)")
+"""A link of the consortium's README to a document that does not lie beside the copy."""
 
 Kit = Annotated[
     Path | None, typer.Argument(help="Folder with startup and local, or a site's file; none: this folder's.")
@@ -33,7 +37,8 @@ def project(
         raise JobError(f"{target}: exists already; give a folder that does not.")
     for pattern in ("README.md", "project.yml", "policies/*.toml"):
         for source in PROVISIONING.glob(pattern):
-            write_text(target / source.relative_to(PROVISIONING), source.read_text(), public=True)
+            text = LINK_ELSEWHERE.sub(r"\1 (histoflare's \2)", source.read_text())
+            write_text(target / source.relative_to(PROVISIONING), text, public=True)
     file = target / "project.yml"
     say(f"Edit {file}, then: {shlex.join(['nvflare', 'provision', '-p', str(file), '-w', 'kits'])}")
 

@@ -100,6 +100,8 @@ def move(
 ) -> None:
     """Bind a ledger to the place where it is now, after it was moved or restored. The old one is closed.
 
+    One that was left behind is not bound again while the one that it went on to is there: copy that one back.
+
     Copy the ledger, the key and the head beside the key; on another machine after 'move --away' here. With
     --site, --ledger and --key the site's file names the new place afterwards.
 
@@ -161,16 +163,19 @@ def show(
 
     Example: histoflare ledger show --site /srv/kit --how
     """
+    from histoflare.flare.kit_signature import site_around
+
     opened = _open(site, ledger, key)
-    budgets = _budgets(None if ledger is not None else _site(site), policy, epsilon, delta)
+    found = None if ledger is not None else _site(site)
+    budgets = _budgets(found, policy, epsilon, delta)
     identity, disclosures = opened.identity(), opened.disclosures()
     summaries = {budget: opened.summary(budget) for budget in budgets}
     if as_json:
         facts = {"ledger": identity.to_json(), "unprotected": [asdict(each) for each in disclosures]}
-        found = [summaries[budget].to_json() | {"scopes": scopes} for budget, scopes in budgets.items()]
-        print_json(facts | {"budgets": found})
+        spent = [summaries[budget].to_json() | {"scopes": scopes} for budget, scopes in budgets.items()]
+        print_json(facts | {"budgets": spent})
         return
-    show_identity(identity)
+    show_identity(identity, None if found is None else site_around(found))
     for budget, scopes in budgets.items():
         show_summary(summaries[budget], scopes, how)
     show_unprotected(disclosures)

@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from histoflare.privacy.ledger.summary import DisclosureSummary, RunSummary, Spent, Summary
 
 
-def show_identity(identity: Identity) -> None:
-    """Print whose a ledger is, and where it is bound to."""
+def show_identity(identity: Identity, kit_of: str | None = None) -> None:
+    """Print whose a ledger is, and where it is bound to.
+
+    Args:
+        kit_of: The site of the kit that it was found from; None if it was in none.
+    """
     place = identity.place
     owner = "" if identity.owner == "steward" else ", made on a workstation: for trying out, no site takes it"
     say_plainly(f"The ledger of '{identity.site}'{owner}. Entries: {identity.entries}.")
@@ -25,7 +29,11 @@ def show_identity(identity: Identity) -> None:
     if identity.is_away:
         state = f"closed there, {f'to go on as {identity.went_to}' if identity.went_to else 'to be moved'}"
     elif not identity.is_here:
-        state = "bound there, not here (histoflare ledger move)"
+        state = "bound there, not here"
+    if kit_of not in (None, identity.site):
+        state += f". This is the kit of '{kit_of}': name that site's own ledger in local/histoflare.toml"
+    elif not identity.is_here and not identity.is_away:
+        state += " (histoflare ledger move, if nothing is booked there any more)"
     say_plainly(f"{place.ledger} on {place.host}, key {place.key}: {state}.")
 
 

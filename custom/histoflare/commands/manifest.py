@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from histoflare.commands.options import JOB_PATCH_MPP, JOB_PATCH_PX, PATCH_MPP_HELP, PATCH_PX_HELP
 from histoflare.commands.partition import partition
 
 if TYPE_CHECKING:
@@ -32,36 +33,51 @@ def check(
     labels: Annotated[
         list[str] | None, typer.Option("--label", help="A label that may occur; repeat it for each.")
     ] = None,
-    files: Annotated[bool, typer.Option("--files/--no-files", help="Whether the slides must exist.")] = True,
+    files: Annotated[
+        bool, typer.Option("--files/--no-files", help="Whether the slides must exist, and are opened.")
+    ] = True,
+    patch_mpp: Annotated[float, typer.Option(help=PATCH_MPP_HELP)] = JOB_PATCH_MPP,
+    patch_px: Annotated[int, typer.Option(help=PATCH_PX_HELP)] = JOB_PATCH_PX,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check a manifest as a whole; every fault is listed with its line number.
 
     It also says who is for training and for testing, and of which label there is nobody. The slides are
-    opened: one that cannot be, or whose resolution is not known, is listed, and the exit code is then 3.
-    Whether a slide is large and fine enough for patches, 'histoflare prepare' says.
+    opened: one that cannot be read, whose resolution is not known or too coarse, or that is smaller than a
+    patch is listed with what to do, and the exit code is then 3. Whether there is tissue on it, and whether
+    every part of it can be read, 'histoflare prepare' says.
 
     Example: histoflare manifest check hospital.csv --label LUAD --label LUSC
     """
-    from histoflare.commands.console import print_json, say, say_warnings
+    from histoflare.commands.console import print_json, say, say_warnings, show_left_out
     from histoflare.slides.manifest import assign_splits, read_manifest, role_warnings
 
     checked = read_manifest(manifest, labels or None, check_files=files)
     given = checked.rows[0].split is not None
     checked = assign_splits(checked)
     warnings = role_warnings(checked.rows, labels or checked.labels)
-    findings = _survey(checked) if files else []
+    findings = _survey(checked, patch_mpp, patch_px) if files else []
     if as_json:
-        slides = {"slides_to_look_at": [asdict(each) for each in findings]} if files else {}
+        found = [asdict(each) | {"usable": each.usable} for each in findings]
+        slides = {"slides_to_look_at": found} if files else {}
         print_json({**_counts(checked.rows), "split_column": given, "warnings": warnings, **slides})
     else:
         _print_table([(manifest.name, checked.rows)])
         if not given:
             say("no split column: each patient is for training or testing by a hash of the patient")
         say_warnings(warnings)
-        for finding in findings:
-            kind = "warning: " if finding.usable else ""
-            say(f"{kind}line {finding.line}: {finding.message}")
+        say_warnings([f"line {each.line}: {each.message}" for each in findings if each.usable])
+        left_out = [each for each in findings if not each.usable]
+        show_left_out(
+            (
+                (
+                    f"line {each.line}: {each.slide} ({each.reason})",
+                    each.message.removeprefix(f"{each.slide}: "),
+                )
+                for each in left_out
+            ),
+            "'histoflare prepare' would leave out:",
+        )
     if not all(finding.usable for finding in findings):
         raise typer.Exit(3)
 
@@ -122,14 +138,16 @@ def tcga(
     _print_table_2(result.counts, frozen)
 
 
-def _survey(manifest: Manifest) -> list[Finding]:
+def _survey(manifest: Manifest, patch_mpp: float, patch_px: int) -> list[Finding]:
     """Open every slide, under a progress bar (stderr)."""
     from histoflare.commands.console import progress
+    from histoflare.slides.mosaic import MosaicParameters
     from histoflare.slides.survey import survey_slides
 
     with progress() as bar:
         task = bar.add_task("slides", total=len(manifest.rows))
-        return survey_slides(manifest, lambda: bar.advance(task))
+        parameters = MosaicParameters(mpp=patch_mpp, patch_px=patch_px)
+        return survey_slides(manifest, parameters, lambda: bar.advance(task))
 
 
 def _counts(rows: tuple[ManifestRow, ...]) -> dict[str, Any]:

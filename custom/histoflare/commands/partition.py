@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def partition(
-    manifests: Annotated[list[Path], typer.Argument(help="CSVs of slides, or of images with masks.")],
+    manifests: Annotated[
+        list[Path],
+        typer.Argument(
+            help="CSVs of slides, or of images with masks; or a folder with a manifest per site, as run has."
+        ),
+    ],
     sites: Annotated[int, typer.Option(min=1, help="Number of sites: hospital-1 and on.")],
     out: Annotated[Path, typer.Option(help="New folder; gets <site>/manifest.csv (or images.csv).")],
     non_iid: Annotated[
@@ -40,7 +45,10 @@ def partition(
     ] = True,
     bags: Annotated[
         list[Path] | None,
-        typer.Option(help="Bags made of a manifest; one for each, in order. They are linked, not copied."),
+        typer.Option(
+            help="Bags made of a manifest, or of a folder of sites (prepare --sites); one for each, in "
+            "order. They are linked, not copied."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -49,7 +57,11 @@ def partition(
     A patient's slides stay together. Images with masks have no class of their own and count as of one. A site
     with nobody to test or train on is named; nothing is moved to fill it up.
 
+    Of a folder of sites, external cohorts stay out.
+
     Example: histoflare manifest partition all.csv --sites 8 --non-iid --bags bags --out eight
+
+    Example: histoflare manifest partition my-sites --sites 8 --bags my-run/bags --out eight
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise JobError(
@@ -59,6 +71,7 @@ def partition(
         raise JobError(
             f"--bags: {len(bags)} folders for {len(manifests)} manifests; give one for each, in order."
         )
+    manifests, bags = _in_folders(manifests, bags)
     options: dict[str, Any] = {
         "iid": not non_iid,
         "seed": seed,
@@ -69,6 +82,29 @@ def partition(
         raise JobError("Manifests of images with masks have no bags, and do not go with manifests of slides.")
     deal = _deal_images if any(of_images) else _deal_slides
     _show(deal(manifests, out, sites, bags or [], split, options), as_json)
+
+
+def _in_folders(given: Sequence[Path], bags: Sequence[Path] | None) -> tuple[list[Path], list[Path] | None]:
+    """Return the manifests, with those of a folder of sites in its place, and the folder of bags of each."""
+    from histoflare.commands.console import say
+
+    manifests: list[Path] = []
+    folders: list[Path] = []
+    for number, path in enumerate(given):
+        if not path.is_dir():
+            manifests.append(path)
+            folders += [bags[number]] if bags else []
+            continue
+        from histoflare.lab.sites import find_sites  # FLARE: seconds
+        from histoflare.site.kinds import BAGS, IMAGES
+
+        of_images = any(path.glob(f"*/{IMAGES.manifest}"))
+        found = find_sites(path, IMAGES if of_images else BAGS)
+        if found.external:
+            say(f"note: {', '.join(found.external)}: an external cohort stays out")
+        manifests += found.sites.values()
+        folders += [bags[number] / name for name in found.sites] if bags else []
+    return manifests, folders or None
 
 
 def _is_of_images(path: Path) -> bool:

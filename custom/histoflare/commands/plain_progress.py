@@ -33,6 +33,7 @@ class PlainProgress(Progress):
         self._say = say
         self._names: dict[TaskID, str] = {}
         self._said: dict[TaskID, tuple[float, float]] = {}  # when, and how much was done by then
+        self._before: dict[TaskID, float] = {}  # how much was done before the clock began
 
     def add_task(self, description: str, *args: Any, **fields: Any) -> TaskID:
         """Begin a step, see :meth:`rich.progress.Progress.add_task`."""
@@ -43,6 +44,16 @@ class PlainProgress(Progress):
         count = f" (0 of {task.total:.0f})" if task.total else ""
         self._say(f"{description} …{count}")
         return task_id
+
+    def reset(self, task_id: TaskID, **changes: Any) -> None:
+        """Begin a step's clock anew, see :meth:`rich.progress.Progress.reset`.
+
+        What is done by then took none of its time.
+        """
+        super().reset(task_id, **changes)
+        task = self._task(task_id)
+        self._before[task_id] = task.completed
+        self._said[task_id] = (self.get_time(), task.completed)
 
     def update(self, task_id: TaskID, **changes: Any) -> None:
         """Go on with a step, see :meth:`rich.progress.Progress.update`."""
@@ -75,15 +86,19 @@ class PlainProgress(Progress):
             return
         self._said[task_id] = (now, task.completed)
         count = f": {task.completed:.0f} of {task.total:.0f}" if task.total else ""
-        self._say(f"{task.description}{count}, {_left(task)}")
+        self._say(f"{task.description}{count}, {_left(task, self._before.get(task_id, 0.0))}")
 
 
-def _left(task: Task) -> str:
-    """Return how long a step took so far, and how long it will take if it goes on as it did on average."""
-    gone = task.elapsed or 0.0
-    if not (task.total and task.completed):
+def _left(task: Task, before: float) -> str:
+    """Return how long a step took so far, and how long it will take if it goes on as it did on average.
+
+    Args:
+        before: How much was done before its clock began.
+    """
+    gone, done = task.elapsed or 0.0, task.completed - before
+    if not (task.total and done):
         return f"{_clock(gone)} gone"
-    return f"{_clock(gone)} gone, about {_clock(gone * (task.total / task.completed - 1))} left"
+    return f"{_clock(gone)} gone, about {_clock(gone * (task.total - task.completed) / done)} left"
 
 
 def _clock(seconds: float) -> str:

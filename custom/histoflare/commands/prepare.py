@@ -28,13 +28,13 @@ def prepare(
         typer.Option(help="Folder with a manifest per site (<site>/manifest.csv or <site>.csv), as run has."),
     ] = None,
     encoder: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="efficientnet-lite0 (ImageNet weights of the extra demo), densenet121 or torchscript:<name> "
-            "(with --weights; FILE.toml beside TorchScript says its mean, std and input_px), or "
-            "densenet121-random for trying out."
+            help="efficientnet-lite0 (ImageNet weights; taken where none is named and the extra demo is "
+            "installed), densenet121 or torchscript:<name> (with --weights; FILE.toml beside TorchScript "
+            "says its mean, std and input_px), or densenet121-random for trying out."
         ),
-    ] = "densenet121-random",
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="The encoder's weight file.")] = None,
     weights_sha256: Annotated[
         str | None, typer.Option(help="SHA-256 of the weight file that the sites agreed on.")
@@ -70,7 +70,8 @@ def prepare(
     Example: histoflare prepare manifest.csv --out bags --encoder densenet121 --weights densenet121.pth
     --weights-sha256 a639ec97…
     """
-    from histoflare.commands.console import console, print_json, say_warnings
+    from histoflare.bags.encoder_names import check_encoder, choose_encoder
+    from histoflare.commands.console import console, print_json, say, say_warnings
     from histoflare.slides.manifest import assign_splits, read_manifest, role_warnings
     from histoflare.slides.mosaic import MosaicParameters
     from histoflare.slides.resolution import check_given_mpp
@@ -87,6 +88,8 @@ def prepare(
         seed=seed,
     )
     check_given_mpp(mpp, "--mpp")
+    spec = choose_encoder(weights) if encoder is None else encoder
+    check_encoder(spec, weights, weights_sha256)
     known = [label.strip() for label in labels.split(",")] if labels is not None else None
     # A missing slide is one row's fault and must not cost the others.
     manifests = {
@@ -98,7 +101,9 @@ def prepare(
     from histoflare.bags.encoder import RANDOM_ID, load_encoder  # torch: seconds, after the cheap faults
     from histoflare.bags.prepare import prepare as make_bags
 
-    loaded = load_encoder(encoder, weights, weights_sha256, device, probe_px=patch_px)
+    loaded = load_encoder(spec, weights, weights_sha256, device, probe_px=patch_px)
+    if encoder is None:
+        say(f"encoder: {loaded.id}, for none was named; a job takes the bags of one encoder only")
     if loaded.id == RANDOM_ID:
         say_warnings(["random weights, for trying out; --encoder efficientnet-lite0 has ImageNet's"])
     reports: dict[str, PrepareReport] = {}
@@ -160,10 +165,17 @@ def follow(manifest: Manifest, work: Callable[[OnRow, OnPatches], PrepareReport]
     from histoflare.commands.console import progress
 
     with progress() as bar:
-        task = bar.add_task("slides", total=len(manifest.rows))
+        total = len(manifest.rows)
+        task = bar.add_task("slides", total=total)
+        done = kept = 0
 
         def on_row(result: RowResult) -> None:
-            bar.update(task, advance=1, description="slides")
+            nonlocal done, kept
+            done, kept = done + 1, kept + (result.status == "kept")
+            if done == kept < total:  # bags of an earlier run say nothing about the time that is left
+                bar.reset(task, completed=done)
+            else:
+                bar.update(task, advance=1, description="slides")
 
         def on_patches(row: ManifestRow, done: int, total: int) -> None:
             bar.update(task, description=f"slides ({row.slide.name}: patch {done} of {total})")

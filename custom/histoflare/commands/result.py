@@ -40,7 +40,7 @@ def show_result(
     from histoflare.reasons import explain
     from histoflare.report.page import write_page
     from histoflare.report.report_file import fill_missing
-    from histoflare.report.returned import sites_table, write_returned_headline
+    from histoflare.report.returned import say_withheld, sites_table, write_returned_headline
     from histoflare.storage import write_json
 
     folder = target or result
@@ -56,7 +56,8 @@ def show_result(
     else:
         out.print(sites_table(whole))
         headline = write_returned_headline(whole)
-        for sentence in (headline.verdict, headline.result, headline.privacy, *headline.cautions):
+        said = (headline.verdict, headline.result, headline.privacy, *headline.cautions)
+        for sentence in (say_withheld(whole), *said):
             if sentence:
                 _say(sentence)
         for site, code in sorted(download.result.best_evaluation_refused.items()):

@@ -97,6 +97,16 @@ def segment(
         from histoflare.masks.slide_files import MaskFiles, write_mask_files
 
         windows = bar.add_task("windows", total=None)
+        begun = False
+
+        def on_windows(done: int, total: int) -> None:
+            nonlocal begun
+            if begun or done == total:
+                bar.update(windows, completed=done, total=total)
+            else:  # those of an earlier run say nothing about the time that is left
+                bar.reset(windows, completed=done, total=total)
+            begun = True
+
         files = MaskFiles(geojson, overlay)
         result = segment_slide(
             opened,
@@ -107,7 +117,7 @@ def segment(
             threads=threads,
             plane=plane.value,
             again=again,
-            on_progress=lambda done, total: bar.update(windows, completed=done, total=total),
+            on_progress=on_windows,
             also=[lambda result: write_mask_files(files, opened, result, loaded.background)],
         )
     _show(result, [path for path in (mask, geojson, overlay) if path is not None], as_json=as_json)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from histoflare.commands.console import make_table, out, print_json
+from histoflare.commands.console import out, print_json
 from histoflare.commands.options import AsJson, SiteOption
 
 app = typer.Typer(no_args_is_help=True)
@@ -31,9 +31,11 @@ def where(site: SiteOption = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json([{"what": each.what, "path": str(each.path), "there": each.is_there} for each in places])
     else:
-        table = make_table("what", "there", "where")
+        width = max(len(each.what) for each in places)
+        lines = [f"{'what':<{width}}  there  where"]
         for each in places:
-            table.add_row(each.what, "yes" if each.is_there else "no", str(each.path))
-        out.print(table, markup=False)
+            lines.append(f"{each.what:<{width}}  {'yes' if each.is_there else 'no':<5}  {each.path}")
+        for line in lines:  # no table: a path that is broken over two lines cannot be copied
+            out.print(line, soft_wrap=True, highlight=False, markup=False)
     if problem is not None:
         raise problem

@@ -73,7 +73,10 @@ def bags(
 
     Example: histoflare synthetic bags --out bags --count 2000
     """
-    from histoflare.bags.encoder import load_encoder
+    from histoflare.bags.encoder_names import check_encoder
+
+    check_encoder(encoder, weights, weights_sha256)
+    from histoflare.bags.encoder import load_encoder  # PyTorch: seconds, after the cheap faults
     from histoflare.synthetic.bags import FieldParameters, make_bags
     from histoflare.synthetic.slides import SyntheticCohort
 

@@ -145,6 +145,13 @@ class Admin:
             with suppress(Exception), redirect_stdout(StringIO()):
                 session.close()
 
+    def _server(self) -> str:
+        """Return where the kit says that the server is."""
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            admin = json.loads((self.kit / "startup" / "fed_admin.json").read_text())["admin"]
+            return f"The server {admin['host']}:{admin['port']}"
+        return "The server"
+
     def _ask(self, question: Callable[[Session], Any], reason: str = "FEDERATION_FAILED") -> Any:
         close_loaders()
         close_messages()
@@ -154,7 +161,9 @@ class Admin:
                     self._session = new_secure_session(self.name, str(self.kit), timeout=CONNECT_SECONDS)
             except Exception as error:
                 raise HistoflareError(
-                    f"The server does not answer: {error}", reason="FEDERATION_STOPPED"
+                    f"{self._server()} does not answer ({error}). See that it is up (startup/start.sh of "
+                    "its kit) and reached from here.",
+                    reason="FEDERATION_STOPPED",
                 ) from None
             try:
                 return question(self._session)

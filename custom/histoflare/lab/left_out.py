@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from histoflare.errors import HistoflareError, JobError
-from histoflare.lab.experiment import Experiment
 from histoflare.lab.federation import Federated
 from histoflare.lab.watch import RunningStep, Watch
 from histoflare.reasons import explain
-from histoflare.rounds.local import predict
-from histoflare.site.kinds import kind_of
+from histoflare.site.kinds.kind import SiteData
 
 
 def no_site(refused: Mapping[str, HistoflareError]) -> HistoflareError:
@@ -34,20 +32,19 @@ def without(cohorts: Mapping[str, Any], lost: Mapping[str, Any]) -> dict[str, An
 
 
 def find_unreadable(
-    experiment: Experiment, federated: Federated, cohorts: Mapping[str, Any], watch: Watch, step: RunningStep
+    cohorts: Mapping[str, SiteData], watch: Watch, step: RunningStep
 ) -> dict[str, HistoflareError]:
-    """Return the sites whose data cannot be read any more, with the reason: the model is asked about all.
+    """Return the sites whose data cannot be read any more, with the reason. Nothing is predicted.
 
     Args:
+        cohorts: Site → its data, as they were loaded before the rounds.
+        watch: Warned of each such site.
         step: Advanced after each site.
     """
-    job = experiment.job
-    state = job.strategy.personalize(federated.state, {})
     unread: dict[str, HistoflareError] = {}
     for site, cohort in cohorts.items():
         try:
-            again = kind_of(job.task.data).pool([cohort], site)  # from disk: the pool has nothing in memory
-            predict(job.task, state, again, "all", experiment.device)
+            cohort.read_all()
         except (HistoflareError, OSError) as error:
             unread[site] = error if isinstance(error, HistoflareError) else JobError(str(error))
             watch.warn(f"{site} is left out of the figures ({unread[site].reason}): {error}")

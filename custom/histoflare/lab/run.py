@@ -159,8 +159,8 @@ def run_loaded(
     with watch.phase("local and pooled bounds"):
         there = without(cohorts, lost)
         step = watch.begin(f"reading the sites' {job.task.data} again", len(there) + len(outside))
-        lost |= find_unreadable(experiment, federated, there, watch, step)
-        unread = find_unreadable(experiment, federated, outside, watch, step)
+        lost |= find_unreadable(there, watch, step)
+        unread = find_unreadable(outside, watch, step)
         if unread:
             outside, untested = without(outside, unread), untested | unread
             external = kind_of(job.task.data).pool(list(outside.values()), EXTERNAL) if outside else None

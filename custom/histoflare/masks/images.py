@@ -65,6 +65,15 @@ class ImageCohort(SplitCohort[ImageRecord]):
     def read_ahead(self) -> None:
         """Do nothing: every file was read and checked when the cohort was loaded."""
 
+    def read_all(self) -> None:
+        """Read every image and mask again from its disk, and keep nothing of it in memory.
+
+        Raises:
+            MaskError: As :meth:`read`.
+        """
+        for record in self.records:
+            PixelCache(0).read(record, self.labels)
+
     def fingerprint(self) -> str:
         """Return a SHA-256 that changes when a file, a split, a resolution or the grouping by patient does.
 
@@ -138,7 +147,13 @@ def load_image_cohort(
         except MaskError as error:
             problems.append(str(error))
         else:
-            if agreed is not None:
+            if agreed is None:
+                warnings.append(
+                    "no image states its resolution, and none is asked for: a model of these images has none "
+                    "either, and takes a slide as its finest level is. State it (column mpp, or --mpp of "
+                    f"'masks import'), or for all images at once ({mpp_place})"
+                )
+            else:
                 warnings.append(
                     f"no resolution is asked for, and the images are at {agreed:g} µm/px: no site with such "
                     f"images trains under a protocol that names none (mpp = {agreed:g} in protocol.toml)"

@@ -173,6 +173,10 @@ class PrivacyPlan(ABC):
         """Return the plan for a round of so many steps; the same where it prescribes none."""
         return self
 
+    def alone(self) -> Self:
+        """Return what protects the same training at a site that shares its noise with nobody."""
+        return self
+
     def pooled(self, asked: PrivacyPlan, *, sites: int, steps: int, weights: int) -> PrivacyPlan:
         """Return what protects the same training on the data of all sites in one place, settled.
 
@@ -421,6 +425,10 @@ class Noisy(PrivacyPlan):
         from histoflare.privacy.budget import Budget  # scipy's optimizers take their time
 
         return Budget(self.budget_epsilon, self.delta)
+
+    def alone(self) -> Self:
+        """Return the plan with all of the noise added by one site."""
+        return replace(self, noise="local", honest=None)
 
     def without_noise(self, seed: int) -> Self:
         """Return the plan with its clip and its steps, and with noise 0."""

@@ -81,17 +81,20 @@ def say_room(budget: Budget, cost: float, spent: float) -> str:
     return say_further(budget.room_for(cost, spent), budget.share_of(spent))
 
 
-def say_further(further: int | None, share: float) -> str:
+def say_further(further: int | None, share: float, before: float = 0.0) -> str:
     """Return how many more jobs like one fit, in words.
 
     Args:
         further: How many; None: any number.
         share: Of the budget's allowance, spent with the one.
+        before: Of the same, spent before the one; at least 0.
     """
     if further is None:
         return "any number more like it fit"
     if further == 0 and share > 1 + 1e-6:
-        return "that is more than there is"
+        if before > ALL_BUT:
+            return "and the budget is used up already"
+        return "that is more than is left" if before > 1e-6 else "that is more than there is"
     if further == 0:
         return (
             "nothing is left for a second" if share > ALL_BUT else "too little is left for a second like it"

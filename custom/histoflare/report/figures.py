@@ -6,6 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+WHY_WITHHELD = (
+    "A site lets no figure out that rests on fewer patients than its policy says (minimum_patients), in all "
+    "or of one class, and none that its policy does not list (metrics). Which of the two it was stands in "
+    "the site's audit log."
+)
+
 
 @dataclass(frozen=True)
 class Kind:

@@ -52,8 +52,8 @@ def build_guarantee(
     infinite where nothing protects or the noise can be repeated. ``against_server`` is the same for the
     server itself. Where sites share their noise it is against the server and all sites but those on whose
     shares the job counts, ``against`` says so in words, and ``if_all_collude`` is the figure should all other
-    sites collude, by RDP at its best order: of the federation, and of what was reserved. Attempts at a sum
-    that did not open are counted.
+    sites collude, by RDP at its best order and not below the first one: of the federation, and of what was
+    reserved. Attempts at a sum that did not open are counted.
 
     Args:
         mechanism: What protected the updates; ``"open"``: nothing, and all else is left out.
@@ -96,7 +96,7 @@ def build_guarantee(
         "against_server": state_epsilon(math.inf) if trusted else dict(bottom),
         "unit": UNIT,
         "neighbouring_relation": ADD_OR_REMOVE_ONE,
-        **_state_sharing(own, rows, per_site, rounds, budget.delta),
+        **_state_sharing(own, rows, events, rounds, budget),
         "delta": plan["delta"],
         "budget": _state_budget(budget, budget.cost(own.times(rounds))),
         "sampler_delta": None if numbers is None else _sampler_delta(reserved["filter"], numbers),
@@ -165,26 +165,38 @@ class _Accounts:
         return {name: self.figure(name, events) for name in self.names}
 
 
+def epsilon_if_all_collude(budget: Budget, spends: Sequence[Spend]) -> float:
+    """Return ε of events should all other sites collude, where no policy says which budget there is for that.
+
+    By RDP at its best order; and not below what they cost by the budget's filter against fewer sites.
+    """
+    from histoflare.privacy.accountant import epsilon  # its library takes its time
+
+    return max(epsilon([spend.alone() for spend in spends], budget.delta), budget.spent(spends))
+
+
 def _state_sharing(
     own: Spend,
     rows: Sequence[Mapping[str, Any]],
-    per_site: Mapping[str, Mapping[str, Any]],
+    events: Mapping[str, Sequence[Sequence[Spend]]],
     rounds: int,
-    delta: float,
+    budget: Budget,
 ) -> dict[str, Any]:
     """Return against whom the figures of shared noise are, and the one should all other sites collude."""
     if own.honest == 1:
         return {"against": None, "if_all_collude": None, "trusts_ca": False}
-    from histoflare.privacy.accountant import epsilon
-
+    counts = [Counter(event for here in per_round for event in here) for per_round in events.values()]
+    spent = [
+        epsilon_if_all_collude(budget, [event.times(count) for event, count in found])
+        for found in {tuple(each.items()) for each in counts}
+    ]
     least = min((len(row["taking_part"]) for row in rows if row["taking_part"]), default=None)
     stamps = [stamp for row in rows for stamp in (row.get("stamps") or {}).values()]
-    most = max((site["updates"] for site in per_site.values()), default=0)
     return {
         "against": words.say_against(own.honest, least),
         "if_all_collude": {
-            "federation": state_epsilon(epsilon([own.alone().times(most)], delta)),
-            "reserved": state_epsilon(epsilon([own.alone().times(rounds)], delta)),
+            "federation": state_epsilon(max(spent, default=0.0)),
+            "reserved": state_epsilon(epsilon_if_all_collude(budget, [own.times(rounds)])),
         },
         "trusts_ca": any(stamp.get("trusts_ca", False) for stamp in stamps),
     }

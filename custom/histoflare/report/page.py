@@ -25,7 +25,7 @@ from histoflare.report.charts import (
     draw_seconds,
 )
 from histoflare.report.consortium import own_models
-from histoflare.report.figures import NAMES, kind_of, put_first, title_of
+from histoflare.report.figures import NAMES, WHY_WITHHELD, kind_of, put_first, title_of
 from histoflare.report.generated import GeneratedImage
 from histoflare.report.headline import chance_of, count, mean_of, write_headline
 from histoflare.report.participation import finished_rounds, site_rounds
@@ -120,6 +120,8 @@ def write_page(report: Mapping[str, Any], path: Path, generated: Sequence[Genera
         which=WHICH[report["evaluated_model"]],
         said_metrics=[metric for metric in metrics if metric in said],
         unsaid_metrics=[NAMES[metric] for metric in metrics if metric not in said],
+        is_withheld=any(row.figures and None in map(row.figures.get, metrics) for row in evaluated),
+        why_withheld=WHY_WITHHELD,
         rounds=rounds,
         finished=finished_rounds(report),
         participation=draw_participation("rounds", {each.site: each.statuses for each in rounds}),

@@ -12,7 +12,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from histoflare.report.figures import NAMES, kind_of, put_first
+from histoflare.report.figures import NAMES, WHY_WITHHELD, kind_of, put_first
 from histoflare.report.guarantee_words import say_epsilon
 from histoflare.report.headline import Headline, count, say_participation, say_privacy, say_privacy_plainly
 from histoflare.report.participation import SiteRounds, finished_rounds, say_advice, say_refused, site_rounds
@@ -107,6 +107,13 @@ def sites_table(report: Mapping[str, Any]) -> Table:
 
 def _share(each: SiteRounds) -> str:
     return f"{each.taken} of {each.asked}" if each.statuses else "–"
+
+
+def say_withheld(report: Mapping[str, Any]) -> str:
+    """Return why a figure that the table shows may be missing; empty if none is."""
+    metric = _metric_of(report)
+    said = (report["evaluated_at_sites"] or {}).values()
+    return WHY_WITHHELD if any(of.get(metric) is None for of in said) else ""
 
 
 def _say_figure(report: Mapping[str, Any], site: str, metric: str) -> str:

@@ -131,10 +131,14 @@ class SentRow:
 
 @dataclass(frozen=True)
 class AttentionScale:
-    """Colours (CSS) from the least to the greatest attention: 1/limit to limit times the average."""
+    """Colours (CSS) from the least to the greatest attention: 1/limit to limit times the average.
+
+    ``is_even``: nearly all patches of nearly all slides lie between these two, so that none stands out.
+    """
 
     limit: float
     colours: Sequence[str]
+    is_even: bool = False
 
 
 @dataclass(frozen=True)

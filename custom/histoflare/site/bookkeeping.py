@@ -76,7 +76,7 @@ class Bookkeeping:
         self.configuration = configuration
         self._policy = policy
         self._rounds = rounds
-        self._numbers = plan.numbers(rounds, weights)
+        self._weights = weights
         self._labels = labels
         self._data = data
         self._split = split
@@ -108,10 +108,8 @@ class Bookkeeping:
             return
         if self._reservation is not None:
             return
-        self.budget.without_sampler(self._numbers)
+        check_sampler(self.budget, self.plan, self._rounds, self._weights)
         is_shared = self.plan.spend().honest > 1
-        if is_shared:
-            self.budget.if_all_collude.without_sampler(self._numbers)
         roles = read_roles(self.configuration, self._labels, self._data, self._split)
         check_size(self._policy, sum(role == "train" for role in roles.values()))
         self._reservation = open_ledger(self.configuration).reserve(
@@ -131,7 +129,7 @@ class Bookkeeping:
             run=self.run,
             rounds=self._rounds,
             plan=self.plan.to_json(),
-            sampler_delta=self.budget.sampler_delta(self._numbers),
+            sampler_delta=self.budget.sampler_delta(self.plan.numbers(self._rounds, self._weights)),
         )
 
     def _about(self) -> str:
@@ -279,7 +277,8 @@ class Bookkeeping:
                 limit=protection.evaluations,
             )
             self.roles = roles
-        answer = self._of_enough(evaluate())
+        found = evaluate()
+        answer = self._of_enough(found)
         figures, said = self._policy.allowed_metrics(answer.metrics), digest_of(answer.metrics)
         if protection is not None:
             ledger.release(disclosure, said, figures)
@@ -293,7 +292,13 @@ class Bookkeeping:
                 patients=answer.patients,
             )
         self._audit.write(
-            "evaluated", run=self.run, split=split, model_sha256=model, patients=answer.patients
+            "evaluated",
+            run=self.run,
+            split=split,
+            model_sha256=model,
+            patients=answer.patients,
+            too_few_patients=sorted(set(found.metrics) - set(answer.metrics)),
+            not_listed=sorted(set(answer.metrics) - set(figures)),
         )
         return answer
 
@@ -335,6 +340,14 @@ def check_plan(policy: Policy, plan: PrivacyPlan) -> None:
             problem = "the job's noise is repeatable (noise_seed), and the policy does not allow that"
     if problem:
         raise JobError(f"The job's privacy is not the policy's: {problem}.", reason="PRIVACY_MISMATCH")
+
+
+def check_sampler(budget: Budget, plan: PrivacyPlan, rounds: int, weights: int) -> None:
+    """Raise :class:`JobError` (PRIVACY_INVALID) if a job's sampler takes too much of δ, in any filter."""
+    numbers = plan.numbers(rounds, weights)
+    budget.without_sampler(numbers)
+    if plan.spend().honest > 1:
+        budget.if_all_collude.without_sampler(numbers)
 
 
 def check_size(policy: Policy, patients: int) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from histoflare.bags.bag import Bag, read_bag
 from histoflare.bags.cohort import BagRecord, Cohort
 from histoflare.bags.folder import bag_path, read_left_out
-from histoflare.bags.heatmap import attention_levels, attention_limit, relative_attention
+from histoflare.bags.heatmap import attention_levels, attention_limit, is_even, relative_attention
 from histoflare.bags.task import BagTask
 from histoflare.errors import BagError, SlideError
 from histoflare.reasons import explain
@@ -109,6 +109,7 @@ def build_site_page(
             pictures.append(each)
             on_slide(len(pictures), len(plans))
     drawn = {plan.record.slide_id: each for plan, each in zip(plans, pictures, strict=True)}
+    scale = AttentionScale(limit, VIRIDIS, is_even(limit))
     return SitePage(
         site=site,
         report=report,
@@ -116,7 +117,7 @@ def build_site_page(
         left_out=_left_out(manifest, bags),
         sent=sent_rows(report, alias or site, update_bytes),
         alias="" if alias == site else alias,
-        scale=AttentionScale(limit, VIRIDIS) if any(each.attention for each in pictures) else None,
+        scale=scale if any(each.attention for each in pictures) else None,
         warnings=[warning for warning in cohort.warnings if "left out" not in warning],
     )
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.budget import Budget
+from histoflare.privacy.ledger.rules import refuse_share
 from histoflare.privacy.plan import PrivacyPlan
-from histoflare.privacy.policy import Policy
-from histoflare.site.bookkeeping import check_plan, check_size
+from histoflare.privacy.policy import Policy, Protection
+from histoflare.site.bookkeeping import check_plan, check_sampler, check_size
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_data, read_roles
 from histoflare.site.kinds import kind_of
@@ -48,7 +49,13 @@ class Preview:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a job costs by one filter, see :class:`Preview`. ``spent`` and ``cost`` are ρ at its order."""
+    """What a job costs by one filter of a budget.
+
+    Attributes:
+        budget: Of the filter.
+        spent, cost: What was charged already and what the job costs, in ρ at its order; ``spent`` is NaN if
+            the ledger does not say.
+    """
 
     budget: Budget
     spent: float
@@ -56,7 +63,7 @@ class Figures:
 
     @property
     def before(self) -> float:
-        """ε of what was charged already."""
+        """See :class:`Preview`, as for the next ones."""
         return self._epsilon(self.spent)
 
     @property
@@ -66,12 +73,12 @@ class Figures:
 
     @property
     def after(self) -> float:
-        """ε of both."""
+        """ε of both together."""
         return self._epsilon(self.spent + self.cost)
 
     @property
     def share(self) -> float:
-        """The part of the allowance that the job takes."""
+        """Which part of the allowance the job takes."""
         return self.budget.share_of(self.cost)
 
     def _epsilon(self, rho: float) -> float:
@@ -97,13 +104,9 @@ def preview(
         JobError: The policy has no budget (POLICY_INVALID).
         ManifestError: The manifest cannot be used.
     """
-    if policy.protection is None:
-        raise JobError(
-            f"The scope {policy.name} has no budget: nothing is booked under it, and nothing is protected.",
-            reason="POLICY_INVALID",
-        )
+    protection = protection_of(policy)
     roles = read_roles(configuration, task.manifest_labels, task.data, split)
-    budget = policy.protection.budget()
+    budget = protection.budget()
     patients = sum(role == "train" for role in roles.values())
     spent: tuple[float, ...] = (math.nan, math.nan)
     refusal: HistoflareError | None = None
@@ -113,19 +116,53 @@ def preview(
         spent = ledger.exposure(roles, budget)
         check_plan(policy, plan)
         check_size(policy, patients)
-        budget.without_sampler(plan.numbers(rounds, weights))
-        if plan.spend().honest > 1:
-            budget.if_all_collude.without_sampler(plan.numbers(rounds, weights))
+        check_sampler(budget, plan, rounds, weights)
         ledger.check_room(
-            spend=plan.spend(),
-            rounds=rounds,
-            roles=roles,
-            budget=budget,
-            job_share=policy.protection.job_share,
+            spend=plan.spend(), rounds=rounds, roles=roles, budget=budget, job_share=protection.job_share
         )
     except HistoflareError as error:
         refusal = error
     refusal = refusal or _data_fault(configuration, task, split)
+    return _figures(budget, plan, rounds, weights, patients, spent, refusal)
+
+
+def preview_without_site(policy: Policy, plan: PrivacyPlan, rounds: int, weights: int) -> Preview:
+    """Return what a job costs a patient of whom nothing was spent before, by a policy alone.
+
+    Raises:
+        JobError: The policy has no budget (POLICY_INVALID).
+    """
+    protection = protection_of(policy)
+    budget, event, refusal = protection.budget(), plan.spend(), None
+    try:
+        check_plan(policy, plan)
+        for kept in budget.filters():
+            cost = kept.cost([kept.price(event).times(rounds)])
+            refuse_share(kept, cost, protection.job_share, event.honest > 1)
+    except HistoflareError as error:
+        refusal = error
+    return _figures(budget, plan, rounds, weights, patients=0, spent=(0.0, 0.0), refusal=refusal)
+
+
+def protection_of(policy: Policy) -> Protection:
+    """Return a policy's budget and what goes with it; JobError if it has none (POLICY_INVALID)."""
+    if policy.protection is None:
+        raise JobError(
+            f"The scope {policy.name} has no budget: nothing is booked under it, and nothing is protected.",
+            reason="POLICY_INVALID",
+        )
+    return policy.protection
+
+
+def _figures(
+    budget: Budget,
+    plan: PrivacyPlan,
+    rounds: int,
+    weights: int,
+    patients: int,
+    spent: tuple[float, ...],
+    refusal: HistoflareError | None,
+) -> Preview:
     event = plan.spend()
     first, second = (
         Figures(kept.budget, rho, kept.cost([kept.price(event).times(rounds)]))

@@ -79,14 +79,17 @@ def draw_classes(
     )
 
 
-def add_attention_legend(picture: Image.Image, limit: float, px_per_um: float) -> Image.Image:
+def add_attention_legend(
+    picture: Image.Image, limit: float, px_per_um: float, title: str = "attention"
+) -> Image.Image:
     """Return ``picture`` with the colours of the attention explained below.
 
     Args:
         limit: The colours end at 1/limit and at limit times the average.
         px_per_um: Pixels of the picture that a µm takes.
+        title: What stands beside the colours.
     """
-    return _on_sheet(picture, lambda width: _attention_legend(width, limit, px_per_um))
+    return _on_sheet(picture, lambda width: _attention_legend(width, limit, px_per_um, title))
 
 
 def _values(base: SlidePicture, mask: MaskPyramid, l0_per_px: float) -> NDArray[np.uint8]:
@@ -138,13 +141,13 @@ def _class_legend(
     return legend
 
 
-def _attention_legend(width: int, limit: float, px_per_um: float) -> Image.Image:
+def _attention_legend(width: int, limit: float, px_per_um: float, title: str) -> Image.Image:
     font = ImageFont.load_default(FONT_PX)
     legend = Image.new("RGB", (width, 2 * MARGIN_PX + 3 * ROW_PX), "white")
     draw = ImageDraw.Draw(legend)
     for x, colour in enumerate(attention_colours(np.linspace(0.0, 1.0, BAR_PX))):
         draw.line((MARGIN_PX + x, MARGIN_PX, MARGIN_PX + x, MARGIN_PX + 22), fill=tuple(colour))
-    draw.text((MARGIN_PX + BAR_PX + 10, MARGIN_PX), "attention", fill="black", font=font)
+    draw.text((MARGIN_PX + BAR_PX + 10, MARGIN_PX), title, fill="black", font=font)
     y = MARGIN_PX + ROW_PX
     draw.text((MARGIN_PX, y), f"1/{limit:.3g}", fill="black", font=font)
     draw.text((MARGIN_PX + BAR_PX // 2, y), "average", fill="black", font=font, anchor="ma")

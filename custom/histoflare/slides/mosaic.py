@@ -184,7 +184,7 @@ def find_mosaic(slide: Slide, parameters: MosaicParameters, threads: int = 1) ->
             smaller than one patch (``SLIDE_TOO_SMALL``), no patch with enough tissue
             (``SLIDE_NO_PATCHES``), or what :meth:`Slide.read` raises.
     """
-    l0_patch_px = round(parameters.patch_px * slide.l0_per_px(parameters.mpp))
+    l0_patch_px = l0_patch_side(slide, parameters)
     colour_mpp = max(parameters.cluster_mpp, parameters.mpp)
     grid = GridColours(slide, l0_patch_px, colour_mpp)  # while tissue is sought
     l0_xy, shares, tissue = _find_candidates(slide, parameters, l0_patch_px, threads, grid.add)
@@ -202,6 +202,32 @@ def find_mosaic(slide: Slide, parameters: MosaicParameters, threads: int = 1) ->
     return Mosaic(parameters, l0_patch_px, candidates, tuple(chosen)), tissue
 
 
+def l0_patch_side(slide: Slide, parameters: MosaicParameters) -> int:
+    """Return the side of a patch in level-0 pixels of a slide.
+
+    Args:
+        slide: The slide; nothing of it is read.
+        parameters: ``mpp`` and ``patch_px`` of them.
+
+    Raises:
+        SlideError: The slide is smaller than one patch (``SLIDE_TOO_SMALL``), too coarse for it
+            (``SLIDE_TOO_COARSE``), or its resolution is not known (``SLIDE_MPP_MISSING``).
+    """
+    l0_patch_px = round(parameters.patch_px * slide.l0_per_px(parameters.mpp))
+    l0_width, l0_height = slide.info.l0_size_px
+    if min(l0_width, l0_height) < l0_patch_px:
+        raise SlideError(
+            f"{slide.path}: the slide ({l0_width} x {l0_height} px) is smaller than one "
+            f"{_say_patch(parameters)} ({l0_patch_px} px here). Ask for smaller patches (--patch-px).",
+            reason="SLIDE_TOO_SMALL",
+        )
+    return l0_patch_px
+
+
+def _say_patch(parameters: MosaicParameters) -> str:
+    return f"patch of {parameters.patch_px} px at {parameters.mpp:g} µm/px"
+
+
 def _find_candidates(
     slide: Slide,
     parameters: MosaicParameters,
@@ -216,13 +242,6 @@ def _find_candidates(
     """
     l0_width, l0_height = slide.info.l0_size_px
     columns, rows = l0_width // l0_patch_px, l0_height // l0_patch_px
-    patch = f"patch of {parameters.patch_px} px at {parameters.mpp:g} µm/px"
-    if columns == 0 or rows == 0:
-        raise SlideError(
-            f"{slide.path}: the slide ({l0_width} x {l0_height} px) is smaller than one {patch} "
-            f"({l0_patch_px} px here). Ask for smaller patches (--patch-px).",
-            reason="SLIDE_TOO_SMALL",
-        )
     tissue = find_tissue(slide, um_patch=l0_patch_px * slide.mpp, threads=threads, also=also)
     l0_corners = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2)
     l0_corners = l0_corners * l0_patch_px
@@ -230,9 +249,10 @@ def _find_candidates(
     enough = shares >= parameters.tissue_fraction
     if not enough.any():
         raise SlideError(
-            f"{slide.path}: there is tissue, but no {patch} is {parameters.tissue_fraction:.0%} tissue "
-            f"(the fullest is {shares.max():.0%}). 'histoflare prepare' takes smaller patches (--patch-px) "
-            "or less tissue (--tissue-fraction); a trained model takes only such as it was trained on.",
+            f"{slide.path}: there is tissue, but no {_say_patch(parameters)} is "
+            f"{parameters.tissue_fraction:.0%} tissue (the fullest is {shares.max():.0%}). "
+            "'histoflare prepare' takes smaller patches (--patch-px) or less tissue (--tissue-fraction); a "
+            "trained model takes only such as it was trained on.",
             reason="SLIDE_NO_PATCHES",
         )
     return l0_corners[enough].astype(np.int64), shares[enough], tissue

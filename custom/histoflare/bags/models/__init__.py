@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from histoflare.bags.models.linear import LinearSettings
 from histoflare.bags.models.mem import MemSettings
 from histoflare.bags.models.model import BagModel, ModelSettings
 
 MODELS: dict[str, type[ModelSettings]] = {
     "mem": MemSettings,
+    "linear": LinearSettings,
 }
 """Name → the model's settings, which make it.
 

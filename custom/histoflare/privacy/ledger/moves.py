@@ -5,6 +5,8 @@ A copy of a ledger would have the same patients pay from two purses. So a ledger
 - *Within a machine* the new one closes the old one, with an entry of its own, before it is bound; an old one
   that has gone on since it was copied is not left behind: the move is refused.
 - *To another machine* the old one is closed first (:func:`depart`), then copied, then bound there.
+- *Back again*, what was left behind is an older copy: while the one that it went on to can be read, it is
+  refused, whatever a person says. That one is copied back, and moved.
 - *Renamed*, it is the same two files; *copied without its key*, it shares the head, which knows one history.
 - *Otherwise* nobody can see whether the old one is still in use, and a person has to say that it is not.
 
@@ -19,6 +21,7 @@ from pathlib import Path
 
 from histoflare.errors import LedgerError
 from histoflare.privacy.ledger.chain import Entry
+from histoflare.privacy.ledger.file import opened
 from histoflare.privacy.ledger.place import Place
 from histoflare.privacy.ledger.session import Sessions
 from histoflare.privacy.ledger.state import LedgerState
@@ -40,6 +43,7 @@ def move(sessions: Sessions, *, old_is_gone: bool, site: str | None) -> bool:
     if not is_elsewhere and not state.is_away and site in (None, state.site):
         return False
     if state.went_to is not None:
+        _refuse_older(state, here)
         is_safe = False
     elif state.is_away:
         is_safe = is_elsewhere and _close(state, entries, here) is not False
@@ -56,6 +60,34 @@ def move(sessions: Sessions, *, old_is_gone: bool, site: str | None) -> bool:
     with sessions.writing(whole=True, anywhere=True) as page:
         page.append("move", {"place": here.to_json(), "site": site or page.state.site})
     return True
+
+
+def _refuse_older(state: LedgerState, here: Place) -> None:
+    """Refuse to take up a ledger again while the one that it went on to is there.
+
+    Two would be bound then, and what was spent there is not in this one.
+
+    Raises:
+        LedgerError: It is there (LEDGER_DAMAGED).
+    """
+    assert state.went_to is not None
+    path = Path(state.went_to)
+    try:
+        if not path.exists() or path.samefile(here.ledger):
+            return
+        with opened(path) as connection:
+            theirs = LedgerState(path, state.keys)
+            theirs.read_on(connection)  # with the key of this one: a copy has the same
+    except (OSError, LedgerError):
+        return  # another ledger, or none: a person has to know
+    if theirs.ledger == state.ledger:
+        raise LedgerError(
+            f"{here.ledger}: an older copy: the ledger went on as {path}, up to entry {theirs.head.seq}, and "
+            "is there. What was spent since is not in this one, and two would be bound. To have it here "
+            "again, copy that one, its key and the head beside the key over these, and move it. Nothing was "
+            "changed.",
+            reason="LEDGER_DAMAGED",
+        )
 
 
 def _is_renamed(old: Place, here: Place) -> bool:

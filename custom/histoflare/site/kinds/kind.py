@@ -48,6 +48,13 @@ class SiteData(Protocol):
     def read_ahead(self) -> None:
         """Read what a round would otherwise read, and fail over, in its own time."""
 
+    def read_all(self) -> None:
+        """Read every file again from its disk, and keep nothing of it in memory.
+
+        Raises:
+            HistoflareError, OSError: One is gone, damaged, or not what it was when the cohort was loaded.
+        """
+
 
 class ManifestEntry(Protocol):
     """What all manifests say of a row; ``split`` is train, validation or test."""
