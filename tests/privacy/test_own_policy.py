@@ -74,12 +74,15 @@ stewards = st.builds(
     scopes=st.none() | some(("dp", "open")),
     everywhere=st.just(Narrowing()) | narrowings,
     scope=st.dictionaries(st.sampled_from(["dp", "open"]), narrowings),
+    pins=st.dictionaries(st.sampled_from("ab"), st.just("8b" * 32)),
+    trust_ca=st.booleans(),
 )
 
 
 def holds_within(inner: Policy, limit: Policy) -> None:
     """Hold every field of a policy to a limit; a field that this does not know fails."""
     known = {"name", "mechanism", "metrics", "counts", "minimum_patients", "numbers", "protection", *LISTS}
+    known |= {"pins", "trust_ca"}  # of which no signed policy says anything
     assert {field.name for field in fields(Policy)} == known, "say here what narrower means"
     assert (inner.name, inner.mechanism) == (limit.name, limit.mechanism)
     assert set(inner.metrics) <= set(limit.metrics)
@@ -109,6 +112,7 @@ def test_what_holds_is_never_wider_than_what_was_signed(policy: Policy, own: Ste
         return
     holds_within(found, policy)
     assert (found.purposes, found.strategies, found.models) == (own.purposes, own.strategies, own.models)
+    assert (found.pins, found.trust_ca) == (own.pins, own.trust_ca)
     metrics = dict.fromkeys([*METRICS, *COUNTS], 0.5)
     assert set(found.allowed_metrics(metrics)) <= set(policy.allowed_metrics(metrics))
 

@@ -104,6 +104,25 @@ def change(
 
 
 @app.command()
+def pin(
+    other: Annotated[str, typer.Argument(help="Name of another site.")],
+    fingerprint: Annotated[str, typer.Argument(help="Of its certificate; '' takes the pin out.")],
+    site: SiteOption = None,
+) -> None:
+    """Write down which certificate another site has, so that secure sums count on it.
+
+    Ask its steward for the fingerprint (histoflare kit fingerprint), and not the lead: whoever makes the kits
+    could make a certificate for a site that is none.
+
+    Example: histoflare policy pin hospital-b 8b1f0c…
+    """
+    from histoflare.privacy.own_policy_edit import pin_sites
+
+    changed = pin_sites(_local(site), {other: fingerprint})
+    _say("Changed; each job reads it anew." if changed else "It says that already.")
+
+
+@app.command()
 def check(site: SiteOption = None) -> None:
     """Say all that is wrong with this site's policies at once. The exit code is 1 if the site takes no job.
 

@@ -56,6 +56,7 @@ class StewardPolicy:
         scopes: The scopes that it takes part in; None for all that its kit has.
         everywhere: What it narrows in each of them.
         scope: Scope → what it narrows further there.
+        pins, trust_ca: See :class:`~histoflare.privacy.policy.Policy`.
     """
 
     purposes: tuple[str, ...] = ()
@@ -64,6 +65,8 @@ class StewardPolicy:
     scopes: tuple[str, ...] | None = None
     everywhere: Narrowing = Narrowing()
     scope: Mapping[str, Narrowing] = field(default_factory=dict)
+    pins: Mapping[str, str] = field(default_factory=dict)
+    trust_ca: bool = False
 
     def takes_part(self, scope: str) -> bool:
         """Return whether the site takes part in a scope of its kit."""
@@ -90,7 +93,14 @@ def narrowed(policy: Policy, own: StewardPolicy) -> Policy:
             + "".join(f"\n  {problem}" for problem in problems),
             reason="POLICY_INVALID",
         )
-    return replace(here, purposes=own.purposes, strategies=own.strategies, models=own.models)
+    return replace(
+        here,
+        purposes=own.purposes,
+        strategies=own.strategies,
+        models=own.models,
+        pins=own.pins,
+        trust_ca=own.trust_ca,
+    )
 
 
 def faults(policy: Policy, own: StewardPolicy) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,18 @@ from histoflare.errors import JobError
 from histoflare.privacy.budget import Budget
 from histoflare.shipped import PROVISIONING
 
-MECHANISMS = ("open", "dp-sgd", "update-noise", "server-noise")
+MECHANISMS = ("open", "dp-sgd", "dp-sgd-shared", "update-noise", "update-noise-shared", "server-noise")
 """``open``: updates leave as they were trained: no clipping, no noise, nothing booked, ε = ∞. The others are
-``privacy.plan.DpSgd`` and ``privacy.plan.UpdateNoise``, its noise at the site or at a trusted server."""
+``privacy.plan.DpSgd`` and ``privacy.plan.UpdateNoise``; the noise is each site's own, shared by the sites
+under a secure sum (``-shared``), or a trusted server's."""
 
 COUNTS = ("n_slides", "n_patients")
 """Metrics that are counts; they leave only where ``counts`` is true."""
 
 
 TAKES_PART = ("purposes", "strategies", "models")
+OWN = (*TAKES_PART, "pins", "trust_ca")
+"""What the site's own policy alone says."""
 _ELSEWHERE = "stands in the site's own policy.toml, and in no signed policy; take it out here"
 
 RECORDS = ("patient", "slide")
@@ -75,6 +78,10 @@ class Policy:
         protection: With every mechanism but ``open``: the budget, and what else holds. None books nothing.
         purposes, strategies, models: What the site takes part in, from its own file; no signed policy says
             it, and by itself one takes part in nothing.
+        pins: Other site → SHA-256 of its certificate in hex; from the site's own file too. In a secure sum
+            the site counts only on sites that it knows so.
+        trust_ca: Whether it counts on every site with a certificate of the consortium's authority, pinned or
+            not. Whoever holds the authority's key can then stand in for sites.
     """
 
     name: str
@@ -87,6 +94,8 @@ class Policy:
     purposes: tuple[str, ...] = ()
     strategies: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
+    pins: Mapping[str, str] = field(default_factory=dict)
+    trust_ca: bool = False
 
     def allowed_metrics(self, metrics: Mapping[str, float | None]) -> dict[str, float | None]:
         """Return those of ``metrics`` that may leave."""
@@ -138,11 +147,11 @@ def _protection(content: Mapping[str, Any] | None) -> Protection | None:
 
 
 def _problems(content: Mapping[str, Any]) -> list[str]:
-    fields = [name for name in Policy.__dataclass_fields__ if name not in TAKES_PART]
+    fields = [name for name in Policy.__dataclass_fields__ if name not in OWN]
     optional = ("protection", "numbers")
     problems = [f"{name}: missing" for name in fields if name not in content and name not in optional]
     problems += [
-        f"{name}: {_ELSEWHERE if name in TAKES_PART else 'not an entry of a policy'}"
+        f"{name}: {_ELSEWHERE if name in OWN else 'not an entry of a policy'}"
         for name in content
         if name not in fields
     ]

@@ -45,7 +45,7 @@ def likely_seconds(
         data, started = task.longest(records, slides), time.monotonic()
         if isinstance(plan, DpSgd):
             one_step = _EveryRecordOnce(plan)
-            noise = plan.noise("measure")
+            noise = plan.noise_source("measure")
             train_privately(task, state, data, plan=one_step, noise=noise, seed=0, device=device)
         else:
             train_locally(task, state, data, seed=0, device=device)
