@@ -160,7 +160,7 @@ def test_data_that_cannot_be_read_are_a_gradient_of_zeros_where_a_refusal_would_
 
 def test_a_gradient_that_is_not_finite_is_refused() -> None:
     damaged = {
-        site: Table(table.x * 1e38, table.y, table.x_test, table.y_test) for site, table in DATA.items()
+        site: Table(table.x * torch.inf, table.y, table.x_test, table.y_test) for site, table in DATA.items()
     }
     with raises_reason("TRAINING_FAILED"):
         run_in_process(WHOLE, damaged, FedSgd(), 1, 1)
