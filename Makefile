@@ -4,8 +4,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
+# What Python has compiled is kept: a check starts hundreds of processes.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
-.PHONY: help install test lint demo poc poc-stop bench docs clean
+.PHONY: help install test quick lint demo poc poc-stop bench docs clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,9 +28,12 @@ lint: $(STAMP) ## ruff (style and imports) and mypy (types, strict)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint ## lint, then every test: the quick ones first, then those with processes of their own, two at a time
+test: $(STAMP) ## lint beside the quick tests, then the tests with processes of their own, three files at a time
+	@$(MAKE) --no-print-directory --jobs 2 lint quick
+	$(BIN)/python -m pytest -m slow -n 3 --dist loadfile --durations 10
+
+quick: $(STAMP) ## the quick tests
 	$(BIN)/python -m pytest -m 'not slow' -n logical --maxprocesses 4 --dist loadfile --durations 10
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations 10
 
 # What a person gives as SLIDES, OUT, TASK, SITES and BAGS reaches the shell in its environment: paths may have blanks.
 demo: $(STAMP) ## four hospitals and an external one through FLARE: demo-run/report.json (SLIDES=folder for your own: folder-run/; TASK=segmentation)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
+from xdist.workermanage import WorkerController
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -25,17 +26,50 @@ settings.register_profile("check", deadline=None, derandomize=True)
 settings.load_profile("check" if os.environ.get("CI") else "person")
 
 
+_HOSTILE = "tests/flare/hostile"
+
+_LONGEST = (
+    "tests/flare/test_federation.py",
+    "tests/commands/test_demo.py",
+    _HOSTILE,
+    "tests/flare/test_mask_federation.py",
+    "tests/flare/test_poc.py",
+    "tests/flare/test_private_federation.py",
+)
+"""What takes minutes, the longest first: it is begun first, so that no worker is left alone with it."""
+
+
 class _ByFederation(LoadFileScheduling):
-    """A file's tests go to one worker, and so do those of ``flare/hostile``: they share one federation."""
+    """A file's tests go to one worker, and so do those of ``flare/hostile``: they share one federation.
+
+    The longest come first, and a worker gets its next file when it begins its last test, not three before.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        return "tests/flare/hostile" if file.startswith("tests/flare/hostile/") else file
+        return _HOSTILE if file.startswith(_HOSTILE + "/") else file
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        longest = next((file for file in _LONGEST if file in self.workqueue), None)
+        if longest is not None:
+            self.workqueue.move_to_end(longest, last=False)
+        super()._assign_work_unit(node)
+
+    def _reschedule(self, node: WorkerController) -> None:
+        if not self.workqueue or self._pending_of(self.assigned_work[node]) < 2:
+            super()._reschedule(node)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
     """Return what deals the tests to the workers (``--dist loadfile``)."""
     return _ByFederation(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Pass over the files without a slow test where only those are asked for: they take longest to import."""
+    if config.getoption("markexpr") == "slow" and collection_path.match("test_*.py"):
+        return True if "mark.slow" not in collection_path.read_text() else None
+    return None
 
 
 @pytest.fixture(scope="session")

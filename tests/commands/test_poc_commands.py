@@ -8,15 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from histoflare.commands.poc import _facts, _write_job
+from histoflare.commands.poc import _facts
 from histoflare.errors import HistoflareError
 from histoflare.flare import poc
-from histoflare.flare.job import read_job
 from histoflare.flare.kits import Agreement, Kits
 from histoflare.flare.poc import STATE_FILE, Federation, refuse_running
 from histoflare.shipped import JOBS
 from histoflare.storage import write_json
-from tests.flare.bags_on_disk import write_site
 from tests.refusals import raises_reason
 
 FOLDERS = ("run", "my run", "it's", 'a"b', "klinik-zürich", "a&b;$c", "x/../up")
@@ -50,25 +48,7 @@ def test_so_can_that_of_a_refusal(workspace: Path, monkeypatch: pytest.MonkeyPat
     assert shlex.split(command) == ["histoflare", "poc", "stop", "--workspace", str(workspace)]
 
 
-def test_the_job_is_one_that_the_sites_that_are_there_can_run(
-    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    job = repository / "jobs" / "mem_fedavg"
-    sites = {name: write_site(tmp_path, name, slides=5) for name in ("a", "b")}
-    assert read_job(_write_job(tmp_path, job, None, sites, "bags")).least_sites == 2
-    alone = {"a": sites["a"]}
-    assert read_job(_write_job(tmp_path, job, None, alone, "bags")).least_sites == 1
-    faulty = sites["b"].files["manifest"]
-    assert faulty is not None
-    faulty.write_text(faulty.read_text().replace("train", "trian"))
-    capsys.readouterr()
-    assert read_job(_write_job(tmp_path, job, None, sites, "bags")).least_sites == 1
-    assert "b will refuse the job (MANIFEST_INVALID)" in capsys.readouterr().err
-    with raises_reason("MANIFEST_INVALID", "'trian'"):
-        _write_job(tmp_path, job, None, {"b": sites["b"]}, "bags")
-
-
 def test_a_workspace_in_which_results_would_be_lost_is_refused_before_it_is_made(tmp_path: Path) -> None:
-    with raises_reason("FEDERATION_FAILED", tmp_path / "a\\b") as caught:
+    with raises_reason("FEDERATION_FAILED", tmp_path / "a\\b"):
         Federation.prepare(tmp_path / "a\\b", {}, Agreement(JOBS / "mem_fedavg"))
-    assert caught.value.reason == "FEDERATION_FAILED" and not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())

@@ -224,7 +224,7 @@ def test_what_the_ledger_does_not_say_is_unknown(repository: Path, site: Path) -
 def test_of_another_sites_ledger_nothing_is_shown(
     repository: Path, site: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("histoflare.flare.kit_signature.site_around", lambda _: "another")
+    monkeypatch.setattr("histoflare.lab.job_cost.site_around", lambda _: "another")
     ledger, budget = Ledger(*paths(site.parent / "steward")), Budget(8.0, 1e-5)
     spend = read_job(repository / "jobs" / "mem_dpsgd").plan.spend()
     roles = {f"p{n}": "test" if n < 6 else "train" for n in range(8)}

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from histoflare.bags.bag import read_bag, write_bag
-from histoflare.commands.poc import _write_job
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.overlap import LISTED, check_apart
 from tests.flare.bags_on_disk import write_site
@@ -130,20 +129,3 @@ def test_of_many_the_first_are_listed(bags: Sites, tmp_path: Path) -> None:
     bags["c"] = replace(bags["a"])
     said = refusal(bags, "bags")
     assert said.count("\n  patient ") == LISTED and "… and 10 more" in said
-
-
-@pytest.mark.parametrize("job", ["mem_dpsgd", "mem_fedavg"])
-def test_a_federation_for_the_console_is_prepared_only_without_protection(
-    tmp_path: Path, repository: Path, bags: Sites, capsys: pytest.CaptureFixture[str], job: str
-) -> None:
-    change_cell(bags["b"].files["manifest"], 4, "patient", "a-p3")
-
-    def write() -> Path:
-        return _write_job(tmp_path / "poc", repository / "jobs" / job, None, bags, "bags")
-
-    if job == "mem_dpsgd":
-        with raises_reason("COHORT_INVALID", "patient a-p3"):
-            write()
-    else:
-        assert write().name == job
-        assert "patient a-p3" in capsys.readouterr().err

@@ -42,14 +42,14 @@ def show(
     """
     from rich.table import Column, Table
 
-    from histoflare.commands.job_facts import (
+    from histoflare.flare.job_choice import choose_job
+    from histoflare.lab.job_facts import (
         find_allowances,
         find_cost,
         say_allowance,
         say_cost,
         say_start,
     )
-    from histoflare.flare.job_choice import choose_job
     from histoflare.privacy.protocol import hash_protocol
 
     job = find_job(job)
@@ -117,13 +117,13 @@ def make(
 
     Example: histoflare job make mem_evaluate --model result/JOB_ID --sites a,b --out ask
     """
-    from histoflare.commands.job_facts import say_protocol_change
     from histoflare.flare.job import read_job
     from histoflare.flare.job_choice import choose_job
     from histoflare.flare.job_schema import EVALUATION
     from histoflare.flare.job_variant import write_variant
     from histoflare.flare.persistor import read_handed_out, read_state
     from histoflare.flare.result import find_protocol
+    from histoflare.lab.job_facts import say_protocol_change
     from histoflare.model_file import read_model_header
     from histoflare.privacy.policy import POLICIES
     from histoflare.privacy.protocol import hash_protocol

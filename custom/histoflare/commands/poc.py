@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,8 +23,6 @@ app = typer.Typer(no_args_is_help=True)
 Workspace = Annotated[Path, typer.Option("--workspace", help="Folder for the kits and logs.")]
 
 DEFAULT_WORKSPACE = Path("poc-run")
-JOB_FOLDER = "job"
-"""In the workspace: the job that fits the sites, where it is not the one given."""
 MADE_UP_SLIDES = 16
 MADE_UP_PATCHES = 4
 
@@ -79,10 +75,13 @@ def start(
         if sites is not None
         else _made_up(workspace / "sites", job, task)
     )
-    from histoflare.lab.sites import with_ledgers  # FLARE and PyTorch: seconds
+    from histoflare.lab.fitted_job import JOBS_FOLDER, write_fitted  # FLARE and PyTorch: seconds
+    from histoflare.lab.sites import with_ledgers
+    from histoflare.lab.watch import Watch
 
     chosen = with_ledgers(chosen, workspace)
-    agreed = _write_job(workspace, job, preset, chosen, task.data)
+    jobs, watch = workspace / JOBS_FOLDER, Watch(on_warning=lambda text: say(text, style="yellow"))
+    agreed = write_fitted(job, preset, chosen, task.data, jobs, watch, say_fitted)
     with console.status("kits"):
         federation = Federation.prepare(workspace, chosen, Agreement(agreed, project=project))
     with console.status(f"starting the server and {len(chosen)} sites"):
@@ -113,55 +112,6 @@ def stop(workspace: Workspace = DEFAULT_WORKSPACE) -> None:
     with console.status("stopping"):
         federation.stop()
     console.print("stopped", highlight=False)
-
-
-def _write_job(
-    workspace: Path, job: Path, preset: str | None, sites: Mapping[str, SiteConfiguration], data: str
-) -> Path:
-    """Write the job that fits the sites into the workspace, if it is not ``job``; return its folder."""
-    from histoflare.flare.job_choice import choose_job
-    from histoflare.flare.job_variant import write_variant
-    from histoflare.flare.workstation import evaluated_by, for_fewer_sites
-    from histoflare.site.kinds import kind_of
-    from histoflare.site.overlap import check_apart
-
-    training = {name: site for name, site in sites.items() if not site.evaluation_only}
-    choice = choose_job(job, preset, found=kind_of(data).find(training))
-    say_fitted(choice)
-    kind_of(data).check_resolutions(choice.job.task, training)
-    faulty = _faulty(sites, data)
-    training = {name: site for name, site in training.items() if name not in faulty}
-    if not training:
-        raise next(iter(faulty.values()))
-    for name, error in faulty.items():
-        say(f"{name} will refuse the job ({error.reason}): {error}", style="yellow")
-    usable = {name: site for name, site in sites.items() if name not in faulty}
-    for warning in check_apart(usable, data, protected=choice.job.plan.protects):
-        say(warning, style="yellow")
-    folder = workspace / JOB_FOLDER
-    if job.resolve().is_relative_to(folder.resolve()):
-        raise JobError(f"{job}: this command writes its job to {folder}; copy yours to another folder first.")
-    shutil.rmtree(folder, ignore_errors=True)
-    changes = choice.changes | for_fewer_sites(choice.job, len(training))
-    external = [name for name, site in usable.items() if site.evaluation_only]
-    if choice.job.evaluate and external and not choice.job.evaluation_only:
-        changes |= evaluated_by(external)
-    if not changes and choice.scope is None:
-        return job
-    return write_variant(job, folder / job.resolve().name, changes, scope=choice.scope)
-
-
-def _faulty(sites: Mapping[str, SiteConfiguration], data: str) -> dict[str, HistoflareError]:
-    """Return the sites whose manifest cannot be read, with the reason."""
-    from histoflare.site.overlap import check_apart
-
-    found = {}
-    for name, site in sites.items():
-        try:
-            check_apart({name: site}, data, protected=False)
-        except HistoflareError as error:
-            found[name] = error
-    return found
 
 
 def _configure(
@@ -226,6 +176,8 @@ def _show(federation: Federation, as_json: bool) -> None:
 
 
 def _facts(federation: Federation) -> dict[str, Any]:
+    from histoflare.lab.fitted_job import JOBS_FOLDER
+
     kits = federation.kits
     up = federation.up()
     registered: list[str] | None = None
@@ -247,7 +199,7 @@ def _facts(federation: Federation) -> dict[str, Any]:
     programs = Path(sys.executable).parent
     histoflare = f"{programs}/histoflare"
     kit = kits.kit(kits.lead)
-    fitted = next(iter(sorted((federation.workspace / JOB_FOLDER).glob("*"))), "JOB")
+    fitted = next(iter(sorted((federation.workspace / JOBS_FOLDER).glob("*"))), "JOB")
     return {
         "workspace": str(federation.workspace),
         "kits": kits.folder,

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from histoflare.commands.console import make_table, out, print_json
 from histoflare.commands.options import JOB_HELP, AsJson, How, Preset, SiteOption
-from histoflare.errors import HistoflareError, JobError
-from histoflare.privacy.spend import ADD_OR_REMOVE_ONE, UNIT
+from histoflare.errors import JobError
 from histoflare.privacy.words import say_cost, say_delta, say_epsilon, say_further, say_share
+from histoflare.reasons import explain
 from histoflare.shipped import find_job
-from histoflare.storage import real_path
 
 if TYPE_CHECKING:
-    from histoflare.flare.job import Job
-    from histoflare.privacy.policy import Policy, Protection
+    from histoflare.lab.job_cost import JobCost
     from histoflare.site.preview import Preview
 
 
@@ -46,146 +44,66 @@ def show_plan(
     Example: histoflare privacy plan mem_dpsgd --site kits/histoflare/prod_00/hospital-a
     """
     from histoflare.flare.job_choice import choose_job
-    from histoflare.flare.job_schema import TRAINING
-    from histoflare.flare.kit_signature import site_around
-    from histoflare.flare.site_policy import policy_file
-    from histoflare.privacy.own_policy_file import read_site_policy
-    from histoflare.privacy.policy import POLICIES, read_policy
-    from histoflare.rounds.round import count_sent_by_job
+    from histoflare.lab.job_cost import find_cost_at_site, find_cost_by_policy
     from histoflare.site.places import find_site_of
 
-    job = find_job(job)
-    read = choose_job(job, preset).job
+    read = choose_job(find_job(job), preset).job
     try:
         where: Path | None = find_site_of(site)
     except JobError:
         if site is not None:
             raise
         where = None
-    if where is None:
-        signed = read_policy(policy or POLICIES / f"{read.scope}.toml")
-        _show_costs(read, signed, how, as_json)
-        return
-    local = real_path(where).parent
-    signed_file = policy or local / policy_file(read.scope)
-    signed, rules = read_policy(signed_file), read_site_policy(signed_file, local)
-    trains = read.kind == TRAINING
-    refusal: HistoflareError | None = _refused_otherwise(read, rules, where, trains=trains)
-    if not trains:
-        _show_evaluation(read, rules, refusal)
-        return
-    from histoflare.site.data import device_of
-    from histoflare.site.kinds import kind_of
-    from histoflare.site.likely_time import likely_seconds
-    from histoflare.site.preview import preview
-    from histoflare.site.site_file import read_site_file
-
-    configuration = read_site_file(where, site_around(where))
-    weights = count_sent_by_job(read.strategy, read.task)
-    found = preview(configuration, rules, read.plan, read.rounds, weights, read.task, read.split)
-    refusal = refusal or found.refusal
-    most_slides = kind_of(read.task.data).slides_of_a_patient(configuration, read.task.manifest_labels)
-    device = device_of(configuration)
-    takes = likely_seconds(read.task, read.plan, max(1, found.patients), most_slides, device)
+    cost = find_cost_by_policy(read, policy) if where is None else find_cost_at_site(read, where, policy)
     if as_json:
-        facts = {
-            "job": read.name,
-            "rounds": read.rounds,
-            "evaluations": read.most_evaluations,
-            "mechanism": read.plan.mechanism,
-            "spend": read.plan.spend().times(read.rounds).to_json(),
-            "patients_to_train_on": found.patients,
-            "budget": found.budget.epsilon,
-            "spent": _json(found.before),
-            "job_alone": _json(found.alone),
-            "share": _json(found.share),
-            "together": _json(found.after),
-            "further": found.further,
-            "weights": weights,
-            "sampler_delta": found.sampler_delta,
-            "answer_seconds": read.answer_seconds,
-            "likely_seconds": takes,
-            "admitted": refusal is None,
-            "reason": refusal and refusal.reason,
-        }
-        print_json(_facts(found.budget.delta) | facts)
+        print_json(cost.to_json())
     else:
-        _show_preview(read, found, signed, rules)
-        _say_evaluations(read, rules)
-        _say(_on_time(read.answer_seconds, takes))
+        _show(cost, how)
+    raise typer.Exit(0 if cost.refusal is None else 3)
+
+
+def _show(cost: JobCost, how: bool) -> None:
+    if cost.found is not None:
+        (_show_at_site if cost.at_site else _show_by_policy)(cost, cost.found)
+    if cost.found is None or cost.at_site:
+        _say_evaluations(cost)
+    if cost.found is not None:
+        if cost.at_site:
+            _say(_on_time(cost.job.answer_seconds, cost.likely_seconds))
         if how:
-            _show_how(read, rules, weights, found.sampler_delta)
-        if refusal is None:
+            _show_how(cost, cost.found)
+        if not cost.at_site:
+            _say("No site's ledger, patients and data were looked at: each does in its kit's folder.")
+        elif cost.refusal is None:
             _say("This site would admit the job (a kit elsewhere was not looked at).")
-        _say_refusal(refusal)
-    raise typer.Exit(0 if refusal is None else 3)
+    if cost.refusal is not None:
+        _say(f"Refused ({cost.refusal.reason}): {explain(cost.refusal.reason)}", style="red")
+        _say(str(cost.refusal))
 
 
-def _show_costs(read: Job, signed: Policy, how: bool, as_json: bool) -> None:
-    """Say what a job costs beside what a signed policy allows, without a site."""
-    from histoflare.flare.job_schema import TRAINING
-    from histoflare.privacy.ledger.rules import refuse_share
-    from histoflare.rounds.round import count_sent_by_job
-    from histoflare.site.bookkeeping import check_plan
+def _show_by_policy(cost: JobCost, found: Preview) -> None:
+    """Say what a job costs beside what a signed policy allows."""
+    from histoflare.site.preview import protection_of
 
-    protection = signed.protection
-    if read.kind != TRAINING:
-        _show_evaluation(read, signed, None)
-        return
-    if protection is None:
-        raise JobError(
-            f"The scope {signed.name} has no budget: nothing is booked under it, and nothing is protected.",
-            reason="POLICY_INVALID",
-        )
-    budget, spend = protection.budget(), read.plan.spend().times(read.rounds)
-    cost = budget.cost(spend)
-    refusal: HistoflareError | None = None
-    try:
-        check_plan(signed, read.plan)
-        refuse_share(budget, cost, protection.job_share)
-    except HistoflareError as error:
-        refusal = error
-    weights = count_sent_by_job(read.strategy, read.task)
-    taken = budget.sampler_delta(read.plan.numbers(read.rounds, weights))
-    if as_json:
-        facts = {
-            "job": read.name,
-            "rounds": read.rounds,
-            "mechanism": read.plan.mechanism,
-            "spend": spend.to_json(),
-            "budget": budget.epsilon,
-            "job_alone": _json(budget.epsilon_of(cost)),
-            "share": _json(budget.share_of(cost)),
-            "further": budget.room_for(cost, cost),
-            "weights": weights,
-            "sampler_delta": taken,
-            "reason": refusal and refusal.reason,
-        }
-        print_json(_facts(budget.delta) | facts)
-    else:
-        said = say_further(budget.room_for(cost, cost), budget.share_of(cost))
-        _say(f"{read.name}: {read.rounds} rounds under {signed.name}.")
-        _say(
-            f"This job spends ε = {say_cost(budget.epsilon_of(cost), budget.epsilon)} at δ = "
-            f"{say_delta(budget.delta)}; {said}."
-        )
-        table = make_table("", "this job", "the policy allows")
-        table.add_row("ε of each patient", say_epsilon(budget.epsilon_of(cost)), f"{budget.epsilon:g}")
-        table.add_row(
-            "share of that budget", say_share(budget.share_of(cost)), say_share(protection.job_share)
-        )
-        table.add_row("δ", say_delta(read.plan.to_json()["delta"]), say_delta(budget.delta))
-        out.print(table)
-        if how:
-            _show_how(read, signed, weights, taken)
-        _say("No site's ledger, patients and data were looked at: each does in its kit's folder.")
-        _say_refusal(refusal)
-    raise typer.Exit(0 if refusal is None else 3)
+    read, budget, policy = cost.job, found.budget, protection_of(cost.signed)
+    _say(f"{read.name}: {read.rounds} rounds under {cost.signed.name}.")
+    _say(
+        f"This job spends ε = {say_cost(found.alone, budget.epsilon)} at δ = {say_delta(budget.delta)}; "
+        f"{say_further(found.further, found.share)}."
+    )
+    table = make_table("", "this job", "the policy allows")
+    table.add_row("ε of each patient", say_epsilon(found.alone), f"{budget.epsilon:g}")
+    table.add_row("share of that budget", say_share(found.share), say_share(policy.job_share))
+    table.add_row("δ", say_delta(read.plan.to_json()["delta"]), say_delta(budget.delta))
+    out.print(table)
 
 
-def _show_preview(read: Job, found: Preview, signed: Policy, rules: Policy) -> None:
+def _show_at_site(cost: JobCost, found: Preview) -> None:
     """Say what a job would cost a site's most exposed patient, beside what both layers of policy allow."""
-    budget, outer, own = found.budget, _protection(signed), _protection(rules)
+    from histoflare.site.preview import protection_of
+
+    read, signed, rules = cost.job, cost.signed, cost.rules
+    budget, outer, own = found.budget, protection_of(signed), protection_of(rules)
     spent = say_cost(found.alone, budget.epsilon)
     used = 1 - found.left
     left = "" if math.isnan(found.before) else f"; {say_further(found.further, used, used - found.share)}"
@@ -215,11 +133,12 @@ def _show_preview(read: Job, found: Preview, signed: Policy, rules: Policy) -> N
         )
 
 
-def _show_how(read: Job, rules: Policy, weights: int, taken: float) -> None:
+def _show_how(cost: JobCost, found: Preview) -> None:
     """Say how the figure was computed, and what other ways of counting say."""
     from histoflare.privacy.accountant import epsilon
 
-    budget, spend = _protection(rules).budget(), read.plan.spend().times(read.rounds)
+    read, budget = cost.job, found.budget
+    spend = read.plan.spend().times(read.rounds)
     tight = "pld" if spend.sample_rate < 1 else "gaussian"
     by = {name: say_epsilon(epsilon([spend], budget.delta, name)) for name in ("rdp", tight)}
     _say(read.plan.describe())
@@ -227,63 +146,20 @@ def _show_how(read: Job, rules: Policy, weights: int, taken: float) -> None:
         f"ε is counted at the one Rényi order {budget.order:g} of this budget, by which jobs are admitted; a "
         f"lower budget has another. Had the job been fixed beforehand: {by['rdp']} by RDP at its best order, "
         f"{by[tight]} by {tight}; nothing is admitted by these. Shares of jobs add up, and ε does not: the "
-        f"first job of all costs most. Of δ the sampler of the noise takes {taken:.1g} ({weights:,} weights)."
+        f"first job of all costs most. Of δ the sampler of the noise takes {found.sampler_delta:.1g} "
+        f"({cost.weights:,} weights)."
     )
 
 
-def _say_evaluations(read: Job, rules: Policy) -> None:
+def _say_evaluations(cost: JobCost) -> None:
     """Say how many evaluations the policy lets out, of a job that asks for any."""
     from histoflare.flare.job_schema import TRAINING
 
-    if read.most_evaluations:
-        limit = rules.protection.evaluations if rules.protection else "any number of"
-        which = "An evaluation" if read.kind != TRAINING else "At its end an evaluation of its model"
+    if cost.job.most_evaluations:
+        protection = cost.rules.protection
+        limit = protection.evaluations if protection else "any number of"
+        which = "An evaluation" if cost.job.kind != TRAINING else "At its end an evaluation of its model"
         _say(f"{which}: no ε. The policy lets {limit} evaluations over a patient out.")
-
-
-def _show_evaluation(read: Job, rules: Policy, refusal: HistoflareError | None) -> None:
-    _say_evaluations(read, rules)
-    if refusal is None and rules.protection is not None and read.answer_seconds is None:
-        refusal = JobError("Under this policy job.toml must say answer_seconds.", reason="PRIVACY_INVALID")
-    _say_refusal(refusal)
-    raise typer.Exit(0 if refusal is None else 3)
-
-
-def _say_refusal(refusal: HistoflareError | None) -> None:
-    from histoflare.reasons import explain
-
-    if refusal is not None:
-        _say(f"Refused ({refusal.reason}): {explain(refusal.reason)}", style="red")
-        _say(str(refusal))
-
-
-def _refused_otherwise(job: Job, policy: Policy, site: Path, trains: bool) -> JobError | None:
-    """Return why a site would refuse a job whatever its budget, as far as its own file and folder say."""
-    from histoflare.flare.admission import check_agreement, check_parts
-    from histoflare.flare.kit_signature import verify_kit
-    from histoflare.privacy.own_policy import check_taking_part
-    from histoflare.privacy.protocol import PROTOCOL_FILE
-    from histoflare.site.kinds import kind_of
-    from histoflare.site.site_file import read_site_file
-
-    local = real_path(site).parent
-    try:
-        if (local.parent / "startup").is_dir():
-            verify_kit(local.parent)
-        check_taking_part(
-            policy,
-            purpose=job.purpose,
-            strategy_name=job.strategy.name,
-            model_name=job.task.model_name,
-        )
-        if (local / PROTOCOL_FILE).is_file():
-            check_agreement(job, local)
-        kind_of(job.task.data).check_resolution_named(job.task, read_site_file(site))
-        if trains:
-            check_parts(policy, job)
-    except JobError as error:
-        return error
-    return None
 
 
 def _on_time(public: int | None, takes: float | None) -> str:
@@ -300,19 +176,6 @@ def _on_time(public: int | None, takes: float | None) -> str:
         f"answer_seconds of at least {math.ceil(2 * takes)}. Late answers come after twice as long, and that "
         "they are late is not covered by ε."
     )
-
-
-def _protection(policy: Policy) -> Protection:
-    assert policy.protection is not None, "looked at before"
-    return policy.protection
-
-
-def _json(figure: float) -> float | None:
-    return figure if math.isfinite(figure) else None
-
-
-def _facts(delta: float) -> dict[str, Any]:
-    return {"unit": UNIT, "neighboring_relation": ADD_OR_REMOVE_ONE, "delta": delta}
 
 
 def _say(text: str, style: str | None = None) -> None:

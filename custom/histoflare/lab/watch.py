@@ -101,6 +101,11 @@ class RunningStep:
         self._step = replace(self._step, done=done, text=text or self._step.text)
         self._tell(self._step)
 
+    def count(self, done: int, total: int) -> None:
+        """So many of so many are done."""
+        self._step = replace(self._step, total=total)
+        self.show(done)
+
     def end(self) -> None:
         """A step of which nobody knew how long it takes is over."""
         self._step = replace(self._step, total=1)

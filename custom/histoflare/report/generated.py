@@ -1,7 +1,7 @@
 """Pictures that the consortium's page may show: of images that the program itself drew, and of no others.
 
 A page for the consortium holds no pixel of a site. What stands here was never in a site's files: its only
-maker, :mod:`histoflare.commands.demo_segmentation`, is handed what images are drawn from, and no image.
+maker, :mod:`histoflare.lab.generated`, is handed what images are drawn from, and no image.
 """
 
 from __future__ import annotations

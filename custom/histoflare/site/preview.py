@@ -8,8 +8,9 @@ from typing import Any
 
 from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.budget import Budget
+from histoflare.privacy.ledger.rules import refuse_share
 from histoflare.privacy.plan import PrivacyPlan
-from histoflare.privacy.policy import Policy
+from histoflare.privacy.policy import Policy, Protection
 from histoflare.site.bookkeeping import check_plan, check_size
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_data, read_roles
@@ -61,13 +62,9 @@ def preview(
         JobError: The policy has no budget (POLICY_INVALID).
         ManifestError: The manifest cannot be used.
     """
-    if policy.protection is None:
-        raise JobError(
-            f"The scope {policy.name} has no budget: nothing is booked under it, and nothing is protected.",
-            reason="POLICY_INVALID",
-        )
+    protection = protection_of(policy)
     roles = read_roles(configuration, task.manifest_labels, task.data, split)
-    budget = policy.protection.budget()
+    budget = protection.budget()
     patients = sum(role == "train" for role in roles.values())
     spent, refusal = math.nan, None
     try:
@@ -78,24 +75,64 @@ def preview(
         check_size(policy, patients)
         budget.without_sampler(plan.numbers(rounds, weights))
         ledger.check_room(
-            spend=plan.spend(),
-            rounds=rounds,
-            roles=roles,
-            budget=budget,
-            job_share=policy.protection.job_share,
+            spend=plan.spend(), rounds=rounds, roles=roles, budget=budget, job_share=protection.job_share
         )
     except HistoflareError as error:
         refusal = error
-    cost = budget.cost(plan.spend().times(rounds))
     refusal = refusal or _data_fault(configuration, task, split)
+    return _figures(budget, plan, rounds, weights, patients, spent, refusal)
+
+
+def preview_without_site(policy: Policy, plan: PrivacyPlan, rounds: int, weights: int) -> Preview:
+    """Return what a job costs a patient of whom nothing was spent before, by a policy alone.
+
+    Raises:
+        JobError: The policy has no budget (POLICY_INVALID).
+    """
+    protection = protection_of(policy)
+    budget, refusal = protection.budget(), None
+    try:
+        check_plan(policy, plan)
+        refuse_share(budget, budget.cost(plan.spend().times(rounds)), protection.job_share)
+    except HistoflareError as error:
+        refusal = error
+    return _figures(budget, plan, rounds, weights, patients=0, spent=0.0, refusal=refusal)
+
+
+def protection_of(policy: Policy) -> Protection:
+    """Return a policy's budget and what goes with it; JobError if it has none (POLICY_INVALID)."""
+    if policy.protection is None:
+        raise JobError(
+            f"The scope {policy.name} has no budget: nothing is booked under it, and nothing is protected.",
+            reason="POLICY_INVALID",
+        )
+    return policy.protection
+
+
+def _figures(
+    budget: Budget,
+    plan: PrivacyPlan,
+    rounds: int,
+    weights: int,
+    patients: int,
+    spent: float,
+    refusal: HistoflareError | None,
+) -> Preview:
+    cost = budget.cost(plan.spend().times(rounds))
     before, alone, after = (
         math.nan if math.isnan(rho) else budget.epsilon_of(rho) for rho in (spent, cost, spent + cost)
     )
-    taken = budget.sampler_delta(plan.numbers(rounds, weights))
-    further = None if math.isnan(spent) else budget.room_for(cost, spent + cost)
-    left = 1 - budget.share_of(spent + cost)
     return Preview(
-        patients, before, alone, after, further, budget.share_of(cost), left, budget, taken, refusal
+        patients=patients,
+        before=before,
+        alone=alone,
+        after=after,
+        further=None if math.isnan(spent) else budget.room_for(cost, spent + cost),
+        share=budget.share_of(cost),
+        left=1 - budget.share_of(spent + cost),
+        budget=budget,
+        sampler_delta=budget.sampler_delta(plan.numbers(rounds, weights)),
+        refusal=refusal,
     )
 
 

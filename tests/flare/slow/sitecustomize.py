@@ -1,6 +1,7 @@
 """Sites that take their time: with ``HISTOFLARE_TEST_DELAYS=file.json`` a trainer sleeps after its work.
 
 The file holds site → seconds for each round, the last one for all later rounds; it is read at each round.
+A file ``<site>-<round>`` beside it says that the site sleeps, or did.
 Python imports a module of this name at its start, if it is on the path.
 """
 
@@ -18,8 +19,9 @@ def _slow_down() -> None:
 
     def slowly(self, arrays, round_index, *rest):  # type: ignore[no-untyped-def]
         answer = train(self, arrays, round_index, *rest)
-        delays = json.loads(Path(os.environ["HISTOFLARE_TEST_DELAYS"]).read_text())
-        of_site = delays.get(self._setup.site, [0.0])
+        file = Path(os.environ["HISTOFLARE_TEST_DELAYS"])
+        of_site = json.loads(file.read_text()).get(self._setup.site, [0.0])
+        file.with_name(f"{self._setup.site}-{round_index}").touch()
         time.sleep(of_site[min(round_index, len(of_site) - 1)])
         return answer
 

@@ -1,17 +1,28 @@
-"""What ``histoflare job`` says of a job beside its variables: its start, its cost, what it changes."""
+"""A job's start, its cost, what policies allow it, and what a variant changes of the protocol."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from histoflare.errors import HistoflareError, JobError
-
-if TYPE_CHECKING:
-    from histoflare.flare.job import Job
-    from histoflare.privacy.policy import Policy
+from histoflare.flare.admission import check_parts, check_patience
+from histoflare.flare.job import Job
+from histoflare.flare.job_files import CONFIG_FOLDER, PROTOCOL_FILE, SERVER_APP, START_MODEL_FILE
+from histoflare.flare.job_schema import EVALUATION
+from histoflare.model_file import read_model_header
+from histoflare.privacy.accountant import epsilon
+from histoflare.privacy.own_policy import OWN_POLICY_FILE, check_taking_part
+from histoflare.privacy.own_policy_file import read_site_policy
+from histoflare.privacy.policy import Policy, read_policy
+from histoflare.privacy.protocol import hash_protocol
+from histoflare.privacy.words import say_cost as say_part
+from histoflare.privacy.words import say_delta, say_room
+from histoflare.report.guarantee import state_epsilon
+from histoflare.report.guarantee_words import say_epsilon
+from histoflare.site.bookkeeping import check_plan
 
 POLICY_PLACES = (
     "policy_{}.toml",
@@ -25,10 +36,6 @@ POLICY_PLACES = (
 
 def say_start(job: Job) -> str:
     """Return with which round and which model a job starts; rounds count from 1."""
-    from histoflare.flare.job_files import CONFIG_FOLDER, SERVER_APP, START_MODEL_FILE
-    from histoflare.flare.job_schema import EVALUATION
-    from histoflare.model_file import read_model_header
-
     path = job.folder / SERVER_APP / CONFIG_FOLDER.name / START_MODEL_FILE
     if not path.is_file():
         model = "a model that it does not bring yet (--model)"
@@ -47,9 +54,6 @@ def say_start(job: Job) -> str:
 
 def find_cost(job: Job) -> dict[str, Any] | None:
     """Return what all rounds of a job cost one patient, at its own δ; None where nothing protects."""
-    from histoflare.privacy.accountant import epsilon
-    from histoflare.report.guarantee import state_epsilon
-
     delta = getattr(job.plan, "delta", None)
     if delta is None:
         return None
@@ -64,10 +68,6 @@ def find_cost(job: Job) -> dict[str, Any] | None:
 
 def say_cost(job: Job, cost: Mapping[str, Any] | None) -> str:
     """Return what a job spends of the budget that it is made for, in words: the figure of the ledgers."""
-    from histoflare.flare.job_schema import EVALUATION
-    from histoflare.privacy.words import say_cost as say_part
-    from histoflare.privacy.words import say_delta, say_room
-
     if job.kind == EVALUATION:
         return "no ε: an evaluation leaves without noise, as often as a policy says"
     budget = job.plan.budget()
@@ -103,9 +103,6 @@ def find_allowances(job: Job, places: Path) -> list[dict[str, Any]]:
 
 def say_allowance(found: Mapping[str, Any]) -> str:
     """Return one entry of :func:`find_allowances` in words."""
-    from histoflare.privacy.words import say_delta
-    from histoflare.report.guarantee_words import say_epsilon
-
     said = "no ε is counted"
     if found["epsilon_allowed"] is not None:
         said = (
@@ -121,10 +118,6 @@ def say_allowance(found: Mapping[str, Any]) -> str:
 
 
 def _allowance(job: Job, path: Path, places: Path) -> dict[str, Any]:
-    from histoflare.privacy.own_policy import OWN_POLICY_FILE
-    from histoflare.privacy.own_policy_file import read_site_policy
-    from histoflare.privacy.policy import read_policy
-
     name = path.name if path == places else str(path.relative_to(places))
     if path.parent.name == "local":
         name = path.absolute().parent.parent.name  # the kit's, which is the site's
@@ -140,8 +133,6 @@ def _allowance(job: Job, path: Path, places: Path) -> dict[str, Any]:
 
 
 def _facts(job: Job, policy: Policy, name: str) -> dict[str, Any]:
-    from histoflare.report.guarantee import state_epsilon
-
     protection = policy.protection
     facts: dict[str, Any] = {"policy": name, "minimum_patients": policy.minimum_patients, "job": None}
     facts |= {"epsilon_allowed": None, "delta": None, "evaluations": None}
@@ -153,8 +144,6 @@ def _facts(job: Job, policy: Policy, name: str) -> dict[str, Any]:
 
 
 def _cost(job: Job, policy: Policy) -> float:
-    from histoflare.flare.job_schema import EVALUATION
-
     assert policy.protection is not None
     return (
         0.0 if job.kind == EVALUATION else policy.protection.budget().cost(job.plan.spend().times(job.rounds))
@@ -163,11 +152,6 @@ def _cost(job: Job, policy: Policy) -> float:
 
 def _problem(job: Job, policy: Policy, narrowed: bool) -> str | None:
     """Return why a site with this policy would refuse the job, whoever its patients are; None if not."""
-    from histoflare.flare.admission import check_parts, check_patience
-    from histoflare.flare.job_schema import EVALUATION
-    from histoflare.privacy.own_policy import check_taking_part
-    from histoflare.site.bookkeeping import check_plan
-
     try:
         if narrowed:
             check_taking_part(
@@ -196,8 +180,6 @@ def say_protocol_change(before: Mapping[str, Any], after: Mapping[str, Any], tar
     Args:
         before, after: The protocols. target: The folder of the variant.
     """
-    from histoflare.flare.job_files import CONFIG_FOLDER, PROTOCOL_FILE
-    from histoflare.privacy.protocol import hash_protocol
 
     if hash_protocol(before) == hash_protocol(after):
         return ""

@@ -1,0 +1,161 @@
+"""What a job costs beside what policies allow, and whether a site would take it; nothing is booked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from histoflare.errors import HistoflareError, JobError
+from histoflare.flare.admission import check_agreement, check_parts
+from histoflare.flare.job import Job
+from histoflare.flare.job_schema import TRAINING
+from histoflare.flare.kit_signature import site_around, verify_kit
+from histoflare.flare.site_policy import policy_file
+from histoflare.privacy.own_policy import check_taking_part
+from histoflare.privacy.own_policy_file import read_site_policy
+from histoflare.privacy.policy import POLICIES, Policy, read_policy
+from histoflare.privacy.protocol import PROTOCOL_FILE
+from histoflare.privacy.spend import ADD_OR_REMOVE_ONE, UNIT
+from histoflare.rounds.round import count_sent_by_job
+from histoflare.site.data import device_of
+from histoflare.site.kinds import kind_of
+from histoflare.site.likely_time import likely_seconds
+from histoflare.site.preview import Preview, preview, preview_without_site
+from histoflare.site.site_file import read_site_file
+from histoflare.storage import real_path
+
+
+@dataclass(frozen=True)
+class JobCost:
+    """What a job costs, and what would refuse it.
+
+    Attributes:
+        job: The job.
+        signed: The signed policy: a kit's, or one that comes with the package.
+        rules: What holds: at a site the signed policy narrowed by the site's own, else the signed one.
+        at_site: Whether a site's ledger, patients and data were looked at.
+        found: What it costs a patient; None for an evaluation, which costs no ε.
+        weights: How many numbers a site sends in a round.
+        likely_seconds: The longest likely round at the site; None if it cannot be measured.
+        refusal: Why the job would be refused; None if it would not.
+    """
+
+    job: Job
+    signed: Policy
+    rules: Policy
+    at_site: bool
+    found: Preview | None = None
+    weights: int = 0
+    likely_seconds: float | None = None
+    refusal: HistoflareError | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as plain data."""
+        facts: dict[str, Any] = {"job": self.job.name, "reason": self.refusal and self.refusal.reason}
+        if self.at_site:
+            facts |= {"admitted": self.refusal is None, "evaluations": self.job.most_evaluations}
+        found = self.found
+        if found is None:
+            return facts
+        facts |= {
+            "unit": UNIT,
+            "neighboring_relation": ADD_OR_REMOVE_ONE,
+            "delta": found.budget.delta,
+            "rounds": self.job.rounds,
+            "mechanism": self.job.plan.mechanism,
+            "spend": self.job.plan.spend().times(self.job.rounds).to_json(),
+            "budget": found.budget.epsilon,
+            "job_alone": _finite(found.alone),
+            "share": _finite(found.share),
+            "further": found.further,
+            "weights": self.weights,
+            "sampler_delta": found.sampler_delta,
+        }
+        if self.at_site:
+            facts |= {
+                "patients_to_train_on": found.patients,
+                "spent": _finite(found.before),
+                "together": _finite(found.after),
+                "answer_seconds": self.job.answer_seconds,
+                "likely_seconds": self.likely_seconds,
+            }
+        return facts
+
+
+def find_cost_by_policy(job: Job, policy: Path | None = None) -> JobCost:
+    """Return what a job costs beside what a signed policy allows, without a site.
+
+    Args:
+        job: The job.
+        policy: The file of the policy; None: that of the job's scope which comes with the package.
+
+    Raises:
+        JobError: The policy cannot be used, or has no budget.
+    """
+    signed = read_policy(policy or POLICIES / f"{job.scope}.toml")
+    if job.kind != TRAINING:
+        return JobCost(job, signed, signed, at_site=False, refusal=_refuse_unanswered(job, signed))
+    weights = count_sent_by_job(job.strategy, job.task)
+    found = preview_without_site(signed, job.plan, job.rounds, weights)
+    return JobCost(job, signed, signed, False, found, weights, refusal=found.refusal)
+
+
+def find_cost_at_site(job: Job, site: Path, policy: Path | None = None) -> JobCost:
+    """Return what a job costs a site's most exposed patient, and whether the site would take it.
+
+    Args:
+        job: The job.
+        site: The site's own file.
+        policy: The file of the signed policy; None: the kit's of the job's scope.
+
+    Raises:
+        JobError: A policy or the site's file cannot be used, or the policy has no budget.
+        ManifestError: The manifest cannot be used.
+    """
+    local = real_path(site).parent
+    signed_file = policy or local / policy_file(job.scope)
+    signed, rules = read_policy(signed_file), read_site_policy(signed_file, local)
+    refusal = _refused_otherwise(job, rules, site)
+    if job.kind != TRAINING:
+        return JobCost(job, signed, rules, at_site=True, refusal=refusal or _refuse_unanswered(job, rules))
+    configuration = read_site_file(site, site_around(site))
+    weights = count_sent_by_job(job.strategy, job.task)
+    found = preview(configuration, rules, job.plan, job.rounds, weights, job.task, job.split)
+    slides = kind_of(job.task.data).slides_of_a_patient(configuration, job.task.manifest_labels)
+    takes = likely_seconds(job.task, job.plan, max(1, found.patients), slides, device_of(configuration))
+    return JobCost(job, signed, rules, True, found, weights, takes, refusal or found.refusal)
+
+
+def _refuse_unanswered(job: Job, rules: Policy) -> JobError | None:
+    """Return why a policy with a budget refuses an evaluation: it does not say when sites answer."""
+    if rules.protection is None or job.answer_seconds is not None:
+        return None
+    return JobError("Under this policy job.toml must say answer_seconds.", reason="PRIVACY_INVALID")
+
+
+def _refused_otherwise(job: Job, policy: Policy, site: Path) -> JobError | None:
+    """Return why a site would refuse a job whatever its budget, as far as its own file and folder say."""
+    local = real_path(site).parent
+    try:
+        if (local.parent / "startup").is_dir():
+            verify_kit(local.parent)
+        check_taking_part(
+            policy,
+            purpose=job.purpose,
+            strategy_name=job.strategy.name,
+            model_name=job.task.model_name,
+        )
+        if (local / PROTOCOL_FILE).is_file():
+            check_agreement(job, local)
+        kind_of(job.task.data).check_resolution_named(job.task, read_site_file(site))
+        if job.kind == TRAINING:
+            check_parts(policy, job)
+    except JobError as error:
+        return error
+    return None
+
+
+def _finite(figure: float) -> float | None:
+    return figure if math.isfinite(figure) else None
