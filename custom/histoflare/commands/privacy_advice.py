@@ -36,8 +36,8 @@ def show_advice(
 ) -> None:
     """Show what to expect of a model under noise: with noise of each hospital's own, and with shared noise.
 
-    For DP-SGD with one step a round in 60 rounds. Nothing is read of any patient and nothing is spent. It is a
-    rule for a first look, found on small real tiles: it knows neither how hard the question is nor how good
+    For DP-SGD with one step a round in 60 rounds. Nothing is read of any patient and nothing is spent. It is
+    a rule for a first look, found on small real tiles: it knows neither how hard the question is nor how good
     the features are.
 
     Example: histoflare privacy advise --patients 4x40 --epsilon 3

@@ -7,9 +7,9 @@ of length z·C·√(d·T), with z·C the standard deviation in the sum of all ho
     r = z √d / (q N √T)
 
 says how a run will go, and depends little on q and T: at one ε, z grows as q √T. Of what training without
-noise gains over guessing, about 1 / (1 + SLOPE · r) was left in the runs of ``tests/benchmarks/bench_private.py``,
-from which the constant is; ``tests/benchmarks/bench_advice.py`` holds the rule to runs that it was not made
-from. It is a rule for a first look: how hard the question is, and how good the features are, it does not know.
+noise gains over guessing, about 1 / (1 + SLOPE · r) was left in runs of ``tests/benchmarks/bench_private.py``
+(which of them made the constant, and which it was then held to, stands in docs/measured.md). It is a rule for
+a first look: how hard the question is, and how good the features are, it does not know.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def advise(
     honest = 1 if colluders is None else sites - colluders
     if min(sites, patients, weights, rounds) < 1 or (colluders is not None and (colluders < 1 or honest < 2)):
         raise JobError(
-            "There must be patients, weights and rounds, and noise is shared by at least two hospitals beside "
-            "those that collude.",
+            "There must be patients, weights and rounds, and noise is shared by at least two hospitals "
+            "beside those that collude.",
             reason="PRIVACY_INVALID",
         )
     noise = budget.calibrate(sample_rate, rounds, share)
