@@ -22,13 +22,13 @@ from histoflare import ranges
 from histoflare.bags.models import MODELS, build_model
 from histoflare.bags.models.model import BagModel, ModelSettings
 from histoflare.bags.parts import read_part, say_part
-from histoflare.bags.patients import PatientBatch, collate_patients, group, mean_over_slides
+from histoflare.bags.patients import PatientBatch, collate_patients, mean_over_slides
 from histoflare.bags.targets import TARGETS
 from histoflare.bags.targets.classes import Classes
 from histoflare.bags.targets.target import Said, SlideTable, Target
 from histoflare.errors import BagError, JobError, list_lines
 from histoflare.seeds import derive_seed
-from histoflare.slides.cohort import choose_split
+from histoflare.slides.cohort import choose_split, group
 
 
 class BagRecord(Protocol):
@@ -258,7 +258,7 @@ class BagTask:
         return self._losses(model, batch).mean()
 
     def records(self, data: Bags, record: str, slides_per_patient: int | None) -> list[tuple[BagRecord, ...]]:
-        """Return the training records of DP-SGD; see :func:`histoflare.bags.patients.group`."""
+        """Return the training records of DP-SGD; see :func:`histoflare.slides.cohort.group`."""
         return group(data.train, record, slides_per_patient)
 
     def record_batch(self, data: Bags, records: Sequence[tuple[BagRecord, ...]], seed: int) -> PatientBatch:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 
 USUAL = ("epsilon", "delta", "job_share", "minimum_patients", "evaluations")
-"""What a table shows first; the rest with ``--all``, or where the site's own says something of it."""
+OF_SHARED = ("colluders", "all_collude_epsilon")
+"""What a table shows first, the latter of scopes whose sites share noise; the rest is shown with ``--all``,
+or where the site's own policy says something of it."""
 
 
 @app.callback()
@@ -69,7 +71,8 @@ def show(
         title = f"{name}: {policy.mechanism}" + ("" if own.takes_part(name) else "; takes no part in it")
         table = make_table("", "the kit, signed", "this site's own", "holds", title=title)
         for entry, values in rows[name].items():
-            if everything or entry in USUAL or values[1] is not None:
+            usual = entry in USUAL or (entry in OF_SHARED and policy.mechanism.endswith("-shared"))
+            if everything or usual or values[1] is not None:
                 table.add_row(entry, *map(_shown, values))
         out.print(table, markup=False)
     if not everything:
@@ -89,6 +92,7 @@ def change(
     minimum_patients: nothing that fewer patients are behind leaves. purposes, strategies, models: what the
     site takes part in. scopes: those that it takes part in, of the kit's; the others are off. epsilon, delta,
     evaluations: a smaller lifetime budget of each patient. job_share: which part of it one job may take.
+    colluders: with how many of the sites whose certificates it has pinned the server may collude.
 
     Example: histoflare policy set minimum_patients=10 purposes=research,education scopes=dp-patient
 
@@ -101,6 +105,25 @@ def change(
     tell("Changed; each job reads it anew." if changed else "It says that already.")
     for fault in _faults(local):
         tell(fault)
+
+
+@app.command()
+def pin(
+    other: Annotated[str, typer.Argument(help="Name of another site.")],
+    fingerprint: Annotated[str, typer.Argument(help="Of its certificate; '' takes the pin out.")],
+    site: SiteOption = None,
+) -> None:
+    """Write down which certificate another site has, so that secure sums count on it.
+
+    Ask its steward for the fingerprint (histoflare kit fingerprint), and not the lead: whoever makes the kits
+    could make a certificate for a site that is none.
+
+    Example: histoflare policy pin hospital-b 8b1f0c…
+    """
+    from histoflare.privacy.own_policy_edit import pin_sites
+
+    changed = pin_sites(_local(site), {other: fingerprint})
+    tell("Changed; each job reads it anew." if changed else "It says that already.")
 
 
 @app.command()

@@ -11,7 +11,15 @@ import typer
 from histoflare.commands.console import make_table, out, print_json, tell
 from histoflare.commands.options import JOB_HELP, AsJson, How, Preset, SiteOption
 from histoflare.errors import JobError
-from histoflare.privacy.words import say_cost, say_delta, say_epsilon, say_further, say_share
+from histoflare.privacy.words import (
+    ALL_COLLUDE,
+    IF_CA_IS_HONEST,
+    say_cost,
+    say_delta,
+    say_epsilon,
+    say_further,
+    say_share,
+)
 from histoflare.reasons import explain
 from histoflare.shipped import find_job
 
@@ -86,14 +94,20 @@ def _show_by_policy(cost: JobCost, found: Preview) -> None:
     from histoflare.site.preview import protection_of
 
     read, budget, policy = cost.job, found.budget, protection_of(cost.signed)
-    tell(f"{read.name}: {read.rounds} rounds under {cost.signed.name}.")
+    tell(f"{read.name}: {_say_rounds(cost)} under {cost.signed.name}.")
     tell(
-        f"This job spends ε = {say_cost(found.alone, budget.epsilon)} at δ = {say_delta(budget.delta)}; "
-        f"{say_further(found.further, found.share)}."
+        f"This job spends ε = {say_cost(found.alone, budget.epsilon)} at δ = {say_delta(budget.delta)}"
+        f"{_say_whom(cost, found)}; {say_further(found.further, found.share)}."
     )
+    _say_second(found)
     table = make_table("", "this job", "the policy allows")
     table.add_row("ε of each patient", say_epsilon(found.alone), f"{budget.epsilon:g}")
     table.add_row("share of that budget", say_share(found.share), say_share(policy.job_share))
+    if second := found.if_all_collude:
+        table.add_row(
+            "ε, if all other sites collude", say_epsilon(second.alone), f"{second.budget.epsilon:g}"
+        )
+        table.add_row("share of that budget", say_share(second.share), say_share(policy.job_share))
     table.add_row("δ", say_delta(read.plan.to_json()["delta"]), say_delta(budget.delta))
     out.print(table)
 
@@ -107,8 +121,12 @@ def _show_at_site(cost: JobCost, found: Preview) -> None:
     spent = say_cost(found.alone, budget.epsilon)
     used = 1 - found.left
     left = "" if math.isnan(found.before) else f"; {say_further(found.further, used, used - found.share)}"
-    tell(f"{read.name}: {read.rounds} rounds under {rules.name}.")
-    tell(f"This job spends ε = {spent} of the most exposed patient at δ = {say_delta(budget.delta)}{left}.")
+    tell(f"{read.name}: {_say_rounds(cost)} under {rules.name}.")
+    tell(
+        f"This job spends ε = {spent} of the most exposed patient at δ = {say_delta(budget.delta)}"
+        f"{_say_whom(cost, found)}{left}."
+    )
+    _say_second(found)
     table = make_table("", "this job", "the kit allows", "this site allows")
     rows = [
         ("ε, spent so far", say_epsilon(found.before), "", ""),
@@ -122,6 +140,12 @@ def _show_at_site(cost: JobCost, found: Preview) -> None:
             f"from {rules.minimum_patients} on",
         ),
     ]
+    if second := found.if_all_collude:
+        widest, here = outer.budget().if_all_collude.epsilon, second.budget.epsilon
+        rows[2:2] = [
+            ("ε, spent so far, if all others collude", say_epsilon(second.before), "", ""),
+            ("ε, with this job, if they do", say_epsilon(second.after), f"{widest:g}", f"{here:g}"),
+        ]
     for row in rows:
         table.add_row(*row)
     out.print(table)
@@ -138,7 +162,7 @@ def _show_how(cost: JobCost, found: Preview) -> None:
     from histoflare.privacy.accountant import epsilon
 
     read, budget = cost.job, found.budget
-    spend = read.plan.spend().times(read.rounds)
+    spend = read.plan.spend().times(read.reserved_rounds)
     tight = "pld" if spend.sample_rate < 1 else "gaussian"
     by = {name: say_epsilon(epsilon([spend], budget.delta, name)) for name in ("rdp", tight)}
     tell(read.plan.describe())
@@ -149,6 +173,29 @@ def _show_how(cost: JobCost, found: Preview) -> None:
         f"first job of all costs most. Of δ the sampler of the noise takes {found.sampler_delta:.1g} "
         f"({cost.weights:,} weights)."
     )
+
+
+def _say_rounds(cost: JobCost) -> str:
+    spare = f" and {cost.job.spare_rounds} spare ones" if cost.job.spare_rounds else ""
+    return f"{cost.job.rounds} rounds{spare}"
+
+
+def _say_whom(cost: JobCost, found: Preview) -> str:
+    """Return against whom the first figure holds; nothing where noise is not shared."""
+    if found.if_all_collude is None:
+        return ""
+    return f" against {found.budget.filters()[0].whom()}" + (
+        f", {IF_CA_IS_HONEST}" if cost.rules.trust_ca else ""
+    )
+
+
+def _say_second(found: Preview) -> None:
+    """Say what a job costs should all other sites collude."""
+    if second := found.if_all_collude:
+        spent = say_cost(second.alone, second.budget.epsilon)
+        tell(
+            f"{ALL_COLLUDE[0].upper()}{ALL_COLLUDE[1:]}, it spends ε = {spent}; a job must fit both budgets."
+        )
 
 
 def _say_evaluations(cost: JobCost) -> None:

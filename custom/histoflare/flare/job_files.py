@@ -61,7 +61,7 @@ CLIENT_CONFIGURATION: dict[str, Any] = {
     "task_result_filters": [],
     "executors": [
         {
-            "tasks": ["train", "evaluate"],
+            "tasks": ["hello", "train", "evaluate"],
             "executor": {"path": "histoflare.flare.executor.SiteExecutor", "args": {}},
         }
     ],

@@ -205,22 +205,30 @@ def verify_kit(kit: Path) -> None:
         raise _changed(kit, problems)
 
 
-def check_running_kit(workspace: Workspace) -> None:
-    """Compare the kit of a running FLARE process with what was signed.
+def running_kit(workspace: Workspace) -> Path | None:
+    """Return the kit of a running FLARE process; None in FLARE's simulator, which has none.
 
-    FLARE's simulator has no kit: the ``startup`` folder of its workspaces is empty. A workspace with anything
-    in that folder is a kit, with or without a signature. (A client whose ``startup`` was emptied starts no
-    job: FLARE reads it in each job's process.)
+    The ``startup`` folder of the simulator's workspaces is empty. A workspace with anything in that folder is
+    a kit, with or without a signature. (A client whose ``startup`` was emptied starts no job: FLARE reads it
+    in each job's process.)
 
     Args:
         workspace: FLARE's own, as from ``fl_ctx.get_engine().get_workspace()``.
+    """
+    kit = Path(workspace.get_site_config_dir()).parent
+    startup = kit / "startup"
+    is_kit = os.path.lexists(startup) and (not startup.is_dir() or any(startup.iterdir()))
+    return kit if is_kit else None
+
+
+def check_running_kit(workspace: Workspace) -> None:
+    """Compare the kit of a running FLARE process with what was signed; without a kit do nothing.
 
     Raises:
         JobError: It is a kit, and not as it was signed (KIT_CHANGED).
     """
-    kit = Path(workspace.get_site_config_dir()).parent
-    startup = kit / "startup"
-    if os.path.lexists(startup) and (not startup.is_dir() or any(startup.iterdir())):
+    kit = running_kit(workspace)
+    if kit is not None:
         verify_kit(kit)
 
 

@@ -19,11 +19,12 @@ from histoflare.privacy.own_policy import OWN_POLICY_FILE, check_taking_part
 from histoflare.privacy.own_policy_file import read_site_policy
 from histoflare.privacy.policy import Policy, read_policy
 from histoflare.privacy.protocol import hash_protocol
+from histoflare.privacy.words import ALL_COLLUDE, say_against, say_delta, say_room
 from histoflare.privacy.words import say_cost as say_part
-from histoflare.privacy.words import say_delta, say_room
-from histoflare.report.guarantee import state_epsilon
+from histoflare.privacy.words import say_epsilon as write_epsilon
+from histoflare.report.guarantee import epsilon_if_all_collude, state_epsilon
 from histoflare.report.guarantee_words import say_epsilon
-from histoflare.site.bookkeeping import check_plan
+from histoflare.site.bookkeeping import check_plan, check_sampler
 
 POLICY_PLACES = (
     "policy_{}.toml",
@@ -58,7 +59,7 @@ def find_cost(job: Job) -> dict[str, Any] | None:
     delta = job.plan.delta
     if delta is None:
         return None
-    spend = job.plan.spend().times(job.rounds)
+    spend = job.plan.spend().times(job.reserved_rounds)
     tight = "gaussian" if spend.sample_rate == 1 else "pld"
     return {
         "delta": delta,
@@ -74,10 +75,16 @@ def say_cost(job: Job, cost: Mapping[str, Any] | None) -> str:
     budget = job.plan.budget()
     if cost is None or budget is None:
         return "nothing protects the updates: ε = ∞"
-    spent = budget.cost(job.plan.spend().times(job.rounds))
+    spend = job.plan.spend().times(job.reserved_rounds)
+    spent = budget.cost(spend)
     part, delta = say_part(budget.epsilon_of(spent), budget.epsilon), say_delta(budget.delta)
     void = "; void, as its noise can be repeated" if cost["seeded_noise"] else ""
-    return f"ε = {part} at δ = {delta} for each patient, all rounds; {say_room(budget, spent, spent)}{void}"
+    whom = ""
+    if spend.honest > 1:
+        alone = write_epsilon(epsilon_if_all_collude(budget, [spend]))
+        whom = f", {say_against(spend.honest)} (ε = {alone} {ALL_COLLUDE})"
+    room = say_room(budget, spent, spent)
+    return f"ε = {part} at δ = {delta} for each patient, all rounds{whom}; {room}{void}"
 
 
 def find_allowances(job: Job, places: Path) -> list[dict[str, Any]]:
@@ -147,7 +154,9 @@ def _facts(job: Job, policy: Policy, name: str) -> dict[str, Any]:
 def _cost(job: Job, policy: Policy) -> float:
     assert policy.protection is not None
     return (
-        0.0 if job.kind == EVALUATION else policy.protection.budget().cost(job.plan.spend().times(job.rounds))
+        0.0
+        if job.kind == EVALUATION
+        else policy.protection.budget().cost(job.plan.spend().times(job.reserved_rounds))
     )
 
 
@@ -166,10 +175,13 @@ def _problem(job: Job, policy: Policy, narrowed: bool) -> str | None:
         check_parts(policy, job)
         if policy.protection is not None:
             budget = policy.protection.budget()
-            budget.without_sampler(job.plan.numbers(job.rounds, job.weights))
+            check_sampler(budget, job.plan, job.reserved_rounds, job.weights)
             cost = _cost(job, policy)
             if math.isinf(cost) or not budget.admits(cost):
                 return "more than the whole budget (BUDGET_EXHAUSTED)"
+            alone = budget.filters()[1]
+            if not alone.budget.admits(alone.cost([job.plan.spend().times(job.reserved_rounds).alone()])):
+                return f"more than the whole budget, {ALL_COLLUDE} (BUDGET_EXHAUSTED)"
     except HistoflareError as error:
         return f"{error} ({error.reason})"
     return None

@@ -40,6 +40,7 @@ def write_outlines(
     *,
     l0_per_px: float,
     without: Sequence[str] = (),
+    block_px: int = BLOCK_PX,
 ) -> int:
     """Write a feature for each region of each class; return how many there are.
 
@@ -53,6 +54,7 @@ def write_outlines(
         colours: Of the classes.
         l0_per_px: Level-0 pixels that a pixel of the mask spans along a side.
         without: Classes that get no outlines.
+        block_px: Side of the blocks in pixels of the mask.
 
     Raises:
         OSError: The file cannot be written; nothing is left behind.
@@ -63,9 +65,9 @@ def write_outlines(
     with atomic_path(path) as partial, partial.open("w", encoding="utf-8") as file:
         said = json.dumps({"type": "FeatureCollection", **mask.plane.to_json()}, separators=(",", ":"))
         file.write(said[:-1] + ',"features":[')
-        for y in range(0, height, BLOCK_PX):
-            for x in range(0, width, BLOCK_PX):
-                block = mask.read(0, x, y, min(BLOCK_PX, width - x), min(BLOCK_PX, height - y))
+        for y in range(0, height, block_px):
+            for x in range(0, width, block_px):
+                block = mask.read(0, x, y, min(block_px, width - x), min(block_px, height - y))
                 present = np.bincount(block.ravel(), minlength=256)
                 for index in wanted:
                     if not present[index]:

@@ -39,7 +39,7 @@ def likely_seconds(
         if plan.own_steps is None:
             train_locally(task, state, data, seed=0, device=device)
         else:
-            noise = plan.noise("measure")
+            noise = plan.noise_source("measure")
             train_privately(task, state, data, plan=one_step, noise=noise, seed=0, device=device)
         return time.monotonic() - started
 
