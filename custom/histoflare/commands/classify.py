@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from histoflare.commands.console import console, make_table, out, print_json, progress, say
+from histoflare.commands.console import console, make_table, out, print_json, progress, say, tell
 from histoflare.commands.options import MODEL_HELP, PLANE_HELP, PlaneName
 from histoflare.commands.outputs import check_output_folders, check_outputs
 from histoflare.commands.several import ask_for_table, follow_table, show_table
@@ -261,4 +261,4 @@ def _show(answer: Answer, wanted: tuple[Path | None, ...], *, as_json: bool) -> 
     console.print(f"{say_patches(answer.patches)} · {answer.encoder}", highlight=False, markup=False)
     files = ", ".join(str(path) for path in wanted if path is not None)
     if files:
-        out.print(files, soft_wrap=True, highlight=False, markup=False)
+        tell(files)

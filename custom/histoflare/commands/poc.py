@@ -187,7 +187,7 @@ def _show(federation: Federation, as_json: bool) -> None:
             style="yellow",
         )
     for what, command in {"kits": facts["kits"], "logs": facts["logs"], **facts["commands"]}.items():
-        console.print(f"{what}:\n  {command}", highlight=False, markup=False, soft_wrap=True)
+        say(f"{what}:\n  {command}")
 
 
 def _facts(federation: Federation) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def _facts(federation: Federation) -> dict[str, Any]:
         try:
             registered, jobs = federation.admin.registered(), federation.admin.jobs()
         except HistoflareError as error:
-            console.print(str(error), style="yellow", highlight=False, markup=False, soft_wrap=True)
+            say(str(error), style="yellow")
         finally:
             federation.admin.disconnect()
     participants = {
