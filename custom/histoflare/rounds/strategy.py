@@ -14,29 +14,34 @@ Tensors of a strategy's own travel beside the model's, and are kept beside them,
 
 from __future__ import annotations
 
+import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
 from histoflare.ensemble import join_models, tensor_name
-from histoflare.errors import BagError, JobError, MaskError
+from histoflare.errors import BagError, HistoflareError, JobError, MaskError
 from histoflare.model_file import OF_STRATEGY
 from histoflare.privacy.plan import PrivacyPlan
+from histoflare.rounds.gradient import Gradient, batch_gradient, no_gradient, record_gradient
 from histoflare.rounds.hook import LocalHook
 from histoflare.rounds.local import LocalResult, train_locally
 from histoflare.rounds.private import train_privately
 from histoflare.rounds.state import BATCH_NORM, State, batch_norm_names, shared_names, subtract
-from histoflare.rounds.task import Task
+from histoflare.rounds.task import PartlyTrained, Task
 from histoflare.rounds.topologies.federated import Federated
 from histoflare.rounds.topology import Topology
 from histoflare.seeds import derive_seed
 
 OWN = OF_STRATEGY
 """Prefix of a strategy's own tensors beside the model's (control variates, momentum)."""
+
+SUM = "sum"
+"""In place of a site's name: the mean of a round's updates, where the server sees nothing but their sum."""
 
 PERSONAL = "personal/"
 """Prefix, in a site's own state, of the model tensors that it does not share."""
@@ -52,6 +57,11 @@ def split(state: Mapping[str, Tensor]) -> tuple[State, State]:
     model = {name: tensor for name, tensor in state.items() if not name.startswith(OWN)}
     own = {name.removeprefix(OWN): tensor for name, tensor in state.items() if name.startswith(OWN)}
     return model, own
+
+
+def trained_by(task: Task) -> Sequence[str] | None:
+    """Return the paths of the modules that a task trains; None for all."""
+    return task.trained if isinstance(task, PartlyTrained) else None
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,15 @@ class SiteRound:
         result: LocalResult = self.plan.train(_Training(self, start, hook or LocalHook()))
         return result
 
+    def gradient(self, start: State) -> Gradient:
+        """Return the gradient of one step from ``start``, made in the way that the privacy plan chooses.
+
+        Raises:
+            HistoflareError: It cannot be made, and that may be told.
+        """
+        made: Gradient = self.plan.gradient(_OneStep(self, start, LocalHook()))
+        return made
+
 
 @dataclass(frozen=True)
 class _Training:
@@ -107,7 +126,7 @@ class _Training:
     start: State
     hook: LocalHook
 
-    def plainly(self) -> LocalResult:
+    def plainly(self) -> Any:
         """Train as the task has it."""
         ctx = self.ctx
         return train_locally(
@@ -122,7 +141,7 @@ class _Training:
             steps=ctx.steps,
         )
 
-    def by_record(self, plan: Any) -> LocalResult:
+    def by_record(self, plan: Any) -> Any:
         """Train with the gradient of each record by itself, clipped and noised as ``plan`` says."""
         ctx = self.ctx
         return train_privately(
@@ -130,15 +149,19 @@ class _Training:
             self.start,
             ctx.data,
             plan=plan,
-            noise=plan.noise(ctx.site, ctx.round_index, "steps"),
+            noise=plan.noise_source(ctx.site, ctx.round_index, "steps"),
             seed=ctx.train_seed,
             hook=self.hook,
+            round_index=ctx.round_index,
+            total_rounds=ctx.total_rounds,
             device=ctx.device,
         )
 
-    def not_at_all(self, why: Exception) -> LocalResult:
+    def not_at_all(self, why: Exception) -> Any:
         """Return the model as it was."""
-        n_samples = self.ctx.task.n_train(self.ctx.data)
+        n_samples = 0
+        with contextlib.suppress(HistoflareError, OSError):  # to count them may fail in the same way
+            n_samples = self.ctx.task.n_train(self.ctx.data)
         return LocalResult(dict(self.start), n_samples, 0, math.nan, (str(why),))
 
     @staticmethod
@@ -149,6 +172,27 @@ class _Training:
         """
         told = ("TRAINING_FAILED", "SITE_HAS_NO_TRAINING_DATA")
         return isinstance(error, BagError | MaskError | OSError) or getattr(error, "reason", "") in told
+
+
+class _OneStep(_Training):
+    """The same ways, for the gradient of one step in place of trained weights."""
+
+    def plainly(self) -> Any:
+        """Return the gradient of one batch of the task."""
+        ctx = self.ctx
+        return batch_gradient(ctx.task, self.start, ctx.data, seed=ctx.train_seed, device=ctx.device)
+
+    def by_record(self, plan: Any) -> Any:
+        """Return the gradient of one sample, each record's clipped, with noise as ``plan`` says."""
+        ctx = self.ctx
+        noise = plan.noise_source(ctx.site, ctx.round_index, "steps")
+        return record_gradient(
+            ctx.task, self.start, ctx.data, plan=plan, noise=noise, seed=ctx.train_seed, device=ctx.device
+        )
+
+    def not_at_all(self, why: Exception) -> Any:
+        """Return a gradient of zeros."""
+        return no_gradient(self.ctx.task, self.start, self.ctx.data, why)
 
 
 @dataclass(frozen=True)
@@ -249,12 +293,16 @@ class Strategy(ABC):
         kept: What it keeps at a site from round to round beside the layers that are not sent, in words
             (control variates); () for nothing.
         sees_data: Whether its :class:`LocalHook` looks at training data. DP-SGD refuses it then.
+        one_step: Whether a site sends the gradient of one step (``SiteRound.gradient``), and trains no
+            further. Noise that sites share is the noise of one step.
         numbers: What a site sends beside the tensors: name → whether it follows from the site's data (its
             loss does, a planned number of steps does not). Each must be one that the site's policy lists, and
             no privacy plan admits one that follows from data, for it has no noise.
         share: Module prefixes of what is sent; None sends every floating-point tensor. Tensors not sent are
             personal: each site keeps its own between rounds, and the server's stay as they were.
         batch_norm: What of BatchNorm layers is sent, one of ``rounds.state.BATCH_NORM``.
+        trains: Module prefixes of what the task trains; None for all. The rest stays as the job began with
+            it: it is not sent, and no site has its own. The task says it (:meth:`of_task`), and no job.
     """
 
     name: ClassVar[str]
@@ -262,13 +310,19 @@ class Strategy(ABC):
     linear: ClassVar[bool]
     kept: ClassVar[tuple[str, ...]]
     sees_data: ClassVar[bool]
+    one_step: ClassVar[bool] = False
     numbers: ClassVar[Mapping[str, bool]] = {}
     share: Sequence[str] | None = None
     batch_norm: str = "shared"
+    trains: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if self.batch_norm not in BATCH_NORM:
             raise JobError(f"batch_norm must be one of {', '.join(BATCH_NORM)}, not {self.batch_norm!r}.")
+
+    def of_task(self, task: Task) -> Self:
+        """Return the strategy that sends what ``task`` trains."""
+        return replace(self, trains=trained_by(task))
 
     @property
     @abstractmethod
@@ -307,6 +361,8 @@ class Strategy(ABC):
 
     def check_sites(self, sites: Sequence[str]) -> None:
         """Raise :class:`JobError` if this strategy cannot work with these sites. Called before round 0."""
+        if SUM in sites:
+            raise JobError(f"No site can be called {SUM}: that is the sum of all sites' updates.")
         if not sites or len(set(sites)) != len(sites):
             raise JobError(f"A federation needs at least one site, each once; got {list(sites)}.")
 
@@ -353,7 +409,11 @@ class Strategy(ABC):
     def shared_names(self, model: Mapping[str, Tensor]) -> list[str]:
         """Return which of a model's tensors a site sends."""
         kept = batch_norm_names(model, self.batch_norm)
-        return [name for name in shared_names(model, self.share) if name not in kept]
+        trained = set(shared_names(model, self.trains))
+        names = [name for name in shared_names(model, self.share) if name in trained and name not in kept]
+        if not names:
+            raise JobError("share names nothing of what the task trains.", reason="SHARE_INVALID")
+        return names
 
     def sent(self, model: Mapping[str, Tensor]) -> State:
         """Return tensors with the names, shapes and dtypes of an update: the shared ones, then its own."""
@@ -368,10 +428,10 @@ class Strategy(ABC):
         return {name: site_state.get(PERSONAL + tensor_name(name), each) for name, each in model.items()}
 
     def personal_state(self, trained: Mapping[str, Tensor]) -> State:
-        """Return the floating-point tensors of ``trained`` that are not sent, for a site's own state."""
+        """Return the tensors of ``trained`` that were trained and not sent, for a site's own state."""
         sent = set(self.shared_names(trained))
         return {
-            PERSONAL + name: tensor.clone()
-            for name, tensor in trained.items()
-            if name not in sent and tensor.is_floating_point()
+            PERSONAL + name: trained[name].clone()
+            for name in shared_names(trained, self.trains)
+            if name not in sent
         }
