@@ -6,7 +6,8 @@ What a researcher needs from Python can be imported from here. A name is loaded 
 - A slide and its mosaic: ``Slide, MosaicParameters, build_mosaic``
 - A site's data: ``read_manifest, read_bag, load_cohort, SiteConfiguration``
 - What is learned: ``BagTask, MaskTask``, made of ``MODELS, TARGETS, NETWORKS``
-- How sites work together: ``FedAvg, make_strategy``, of ``STRATEGIES, TOPOLOGIES``
+- How sites work together: ``FedAvg, FedSgd, make_strategy``, of ``STRATEGIES, TOPOLOGIES``; in a secure sum:
+  ``MaskedSum``
 - What protects patients: ``Open, DpSgd, UpdateNoise``, and what it costs: ``epsilon, calibrate``
 - A federation in this process: ``run_in_process``, then ``predict, evaluate``
 - A whole job with its bounds and its report: ``read_job, choose_job, run_experiment``
@@ -36,6 +37,8 @@ _HOMES = {
     "masks.networks": ("NETWORKS",),
     "rounds.strategies": ("STRATEGIES", "make_strategy"),
     "rounds.strategies.fedavg": ("FedAvg",),
+    "rounds.strategies.fedsgd": ("FedSgd",),
+    "rounds.transports.masked_sum": ("MaskedSum",),
     "rounds.topologies": ("TOPOLOGIES",),
     "rounds.runner": ("run_in_process",),
     "rounds.local": ("predict",),
@@ -77,7 +80,9 @@ if TYPE_CHECKING:
     from histoflare.rounds.strategies import STRATEGIES as STRATEGIES
     from histoflare.rounds.strategies import make_strategy as make_strategy
     from histoflare.rounds.strategies.fedavg import FedAvg as FedAvg
+    from histoflare.rounds.strategies.fedsgd import FedSgd as FedSgd
     from histoflare.rounds.topologies import TOPOLOGIES as TOPOLOGIES
+    from histoflare.rounds.transports.masked_sum import MaskedSum as MaskedSum
     from histoflare.site.configuration import SiteConfiguration as SiteConfiguration
     from histoflare.slides.manifest import read_manifest as read_manifest
     from histoflare.slides.mosaic import MosaicParameters as MosaicParameters

@@ -318,6 +318,35 @@ REASONS = {
         "The site's own policy does not list the job's strategy.",
         site=TAKES_PART,
     ),
+    "SUM_LIST_INVALID": Reason(
+        "The list of the sites in a secure sum was not the one that they had made; nothing was trained.",
+        lead=(
+            "Submit the job again. If it comes back, the server hands out another list than the sites sent: "
+            "look for who changes it."
+        ),
+        site=(
+            "The job's log says what was wrong with the list. If it is a certificate, compare its "
+            "fingerprint with the one that the other hospital's own people tell you."
+        ),
+    ),
+    "SUM_TOO_FEW_KNOWN": Reason(
+        "A secure sum had fewer sites than it takes to hide one, counting those alone that the site knows.",
+        lead=(
+            "Ask more sites, or have the sites pin each other's certificates; with shared noise, a job that "
+            "counts on fewer honest sites (privacy.honest) has more noise at each."
+        ),
+        site=(
+            "Pin the certificates of the hospitals that you know: 'histoflare policy pin SITE FINGERPRINT', "
+            "with the fingerprint that their own people tell you."
+        ),
+    ),
+    "SUM_VOID": Reason(
+        "A secure sum did not open: a site was missing, or the sites were not given the same round.",
+        lead=(
+            "One missing site voids the whole round. See that all sites are up, or leave one out "
+            "('--sites'), and submit the job again."
+        ),
+    ),
     "TASK_UNEXPECTED": Reason("The site was asked for something that is not of this job."),
     "TOO_FEW_PATIENTS": Reason(
         "The site has fewer patients than its own policy asks for.",
@@ -342,6 +371,13 @@ REASONS = {
         "The strategy needs each update, and the transport shows the server only their sum.",
     ),
     "UPDATES_INVALID": Reason("The update was not usable and was left out."),
+    "UPDATE_OUT_OF_RANGE": Reason(
+        "The update held numbers too large for a secure sum, so it was not sent.",
+        lead=(
+            "Lower the learning rate, weigh the sites equally ('histoflare job make JOB --set "
+            "strategy.weighting=uniform --out NEW'), or use the transport float32."
+        ),
+    ),
     "WEIGHTS_INVALID": Reason("The sites' weights in the average are wrong."),
     "WEIGHT_NOT_ALLOWED": Reason(
         "The site's policy does not let out how much data stands behind its update.",

@@ -29,7 +29,7 @@ from histoflare.privacy.plan import DpSgd
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import hash_state, model_state
 from histoflare.rounds.strategies.fedavg import FedAvg
-from histoflare.rounds.transport import PLAIN
+from histoflare.rounds.transports.float32 import PLAIN
 from tests.refusals import raises_reason
 
 from .asked import ask

@@ -9,7 +9,7 @@ from typing import Any
 from nvflare.apis.fl_constant import FLContextKey, ReservedKey
 from nvflare.apis.fl_context import FLContext, FLContextManager
 
-from histoflare.rounds.transport import PLAIN
+from histoflare.rounds.transports.float32 import PLAIN
 
 
 class StandInEngine:

@@ -22,7 +22,8 @@ from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import hash_state, model_state
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import PERSONAL
-from histoflare.rounds.transport import Float16, Float32
+from histoflare.rounds.transports.float16 import Float16
+from histoflare.rounds.transports.float32 import Float32
 from tests.refusals import raises_reason
 
 from .made import LABELS, TASK, make_image, make_site

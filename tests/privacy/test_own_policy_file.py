@@ -8,6 +8,7 @@ import pytest
 
 from histoflare.errors import JobError
 from histoflare.privacy.own_policy import OWN_POLICY_FILE, Narrowing, StewardPolicy
+from histoflare.privacy.own_policy_edit import change_own_policy, parse_changes, pin_sites
 from histoflare.privacy.own_policy_file import (
     MOST_BYTES,
     POLICY_FILE,
@@ -192,3 +193,44 @@ def test_a_folder_without_policies_is_no_kit(tmp_path: Path) -> None:
     write(tmp_path, LISTS)
     with raises_reason("POLICY_INVALID", tmp_path, "policy_<scope>.toml"):
         read_layers(tmp_path)
+
+
+PIN = "8b" * 32
+
+
+def test_other_sites_are_pinned_and_unpinned_and_comments_stay(local: Path) -> None:
+    write_own_policy(local / OWN_POLICY_FILE, purposes=["research"], strategies=[], models=[])
+    before = (local / OWN_POLICY_FILE).read_text()
+    assert pin_sites(local, {"b": PIN.upper(), "c": PIN})
+    assert not pin_sites(local, {"b": PIN})
+    policy = read_site_policy(local / "policy_open.toml")
+    assert (policy.pins, policy.trust_ca) == ({"b": PIN, "c": PIN}, False)
+    assert change_own_policy(local, parse_changes(["trust_ca=true"]))
+    assert pin_sites(local, {"b": "", "c": ""})
+    policy = read_site_policy(local / "policy_open.toml")
+    assert (policy.pins, policy.trust_ca) == ({}, True)
+    kept = [line for line in before.splitlines() if line.startswith("#") and "trust_ca" not in line]
+    assert set(kept) <= set((local / OWN_POLICY_FILE).read_text().splitlines())
+
+
+@pytest.mark.parametrize("pin", ["", "8b", PIN[:-1] + "g", PIN + "00"])
+def test_what_is_no_fingerprint_is_not_written(local: Path, pin: str) -> None:
+    write(local, LISTS)
+    if not pin:
+        with raises_reason("POLICY_INVALID", "pins"):
+            read_layers(local, text=(local / OWN_POLICY_FILE).read_text() + '[pins]\nb = ""\n')
+        return
+    before = (local / OWN_POLICY_FILE).read_text()
+    with raises_reason("POLICY_INVALID", "pins"):
+        pin_sites(local, {"b": pin})
+    assert (local / OWN_POLICY_FILE).read_text() == before
+
+
+@pytest.mark.parametrize("entry", ["pins", "trust_ca"])
+def test_no_signed_policy_says_whom_a_site_knows(tmp_path: Path, entry: str) -> None:
+    signed = tmp_path / "policy_open.toml"
+    said = {"pins": f'[pins]\nb = "{PIN}"\n', "trust_ca": "trust_ca = true\n"}[entry]
+    text = (POLICIES / "open.toml").read_text()
+    signed.write_text(text + said if entry == "pins" else said + text)
+    with raises_reason("POLICY_INVALID", entry):
+        read_policy(signed)

@@ -14,7 +14,7 @@ from histoflare.errors import JobError
 from histoflare.privacy import sampler
 from histoflare.privacy.accountant import epsilon
 from histoflare.privacy.budget import Budget
-from histoflare.privacy.noise import SeededNoise
+from histoflare.privacy.noise import SeededNoise, grid
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.privacy.spend import Spend
 from tests.refusals import raises_reason
@@ -246,13 +246,13 @@ def test_an_update_that_is_not_finite_leaves_as_one_of_zeros(bad: float, locatio
 
 
 def test_noise_is_secret_unless_a_seed_is_given() -> None:
-    assert DpSgd(noise_multiplier=1.0).noise("a", 0).secure
+    assert DpSgd(noise_multiplier=1.0).noise_source("a", 0).secure
     seeded = DpSgd(noise_multiplier=1.0, noise_seed=7)
     draws = [
-        seeded.noise(site, index).normal((4,), 1.0)
+        seeded.noise_source(site, index).normal((4,), 1.0)
         for site, index in (("a", 0), ("a", 0), ("a", 1), ("b", 0))
     ]
-    assert not seeded.noise("a", 0).secure
+    assert not seeded.noise_source("a", 0).secure
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2]) and not torch.equal(draws[0], draws[3])
 
@@ -308,3 +308,126 @@ def test_a_plan_says_itself_as_plain_data(plan: PrivacyPlan) -> None:
 def test_a_plan_that_is_not_settled_has_no_cost_yet() -> None:
     with raises_reason("PRIVACY_INVALID"):
         DpSgd(budget_epsilon=1.0, budget_share=1.0).spend()
+
+
+HIDDEN = SimpleNamespace(name="sum", readable=False, exact=False)
+SHARED = {"noise": "shared", "honest": 3, "noise_multiplier": 4.0}
+
+
+@pytest.mark.parametrize("kind", [DpSgd, UpdateNoise])
+def test_shared_noise_is_a_mechanism_of_its_own(kind: Any) -> None:
+    plan = kind(**SHARED)
+    assert plan.mechanism == f"{kind.mechanism}-shared" and plan.to_json()["mechanism"] == plan.mechanism
+    assert plan.spend().honest == 3
+    assert plan.sites_noise == pytest.approx(4 / math.sqrt(3))
+    assert plan.sum_step == grid(plan.sites_noise * plan.clip_norm), "the share's grid, not that of the whole"
+    assert kind(noise_multiplier=4.0).sum_step is None and kind(noise_multiplier=4.0).spend().honest == 1
+    alone = plan.without_noise(seed=1)
+    assert alone.mechanism == kind.mechanism and alone.sum_step is None, "a bound shares noise with nobody"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"noise": "shared"}, "honest"),
+        ({"noise": "shared", "honest": 1}, "honest"),
+        ({"noise": "shared", "honest": True}, "honest"),
+        ({"honest": 2}, "honest"),
+        ({"noise": "loud"}, "noise"),
+        ({"noise": "shared", "honest": 2, "steps": 2}, "steps"),
+    ],
+)
+def test_settings_of_shared_noise_that_do_not_go_together(settings: dict[str, Any], says: str) -> None:
+    with raises_reason("PRIVACY_INVALID", f"privacy.{says}"):
+        DpSgd(noise_multiplier=4.0, **settings)
+
+
+def test_a_trusted_server_shares_no_noise() -> None:
+    with raises_reason("PRIVACY_INVALID", "noise_location"):
+        UpdateNoise(noise_multiplier=4.0, noise="shared", honest=2, noise_location="server")
+
+
+@pytest.mark.parametrize("kind", [DpSgd, UpdateNoise])
+def test_shared_noise_needs_a_sum_that_alone_is_seen(kind: Any) -> None:
+    plan = kind(**SHARED)
+    plan.admits(declared(one_step=True), TASK, HIDDEN)
+    ring = SimpleNamespace(name="ring", aggregates_at_server=False)
+    with raises_reason("PRIVACY_INVALID", "masked_sum", "exact"):
+        plan.admits(declared(), TASK, EXACT)
+    for other in ({"linear": False}, {"equal_weights": False}, {"topology": ring}):
+        with raises_reason("PRIVACY_INVALID", "linear"):
+            plan.admits(declared(**other), TASK, HIDDEN)
+
+
+def test_a_share_of_dp_sgd_s_noise_is_that_of_one_step() -> None:
+    with raises_reason("PRIVACY_INVALID", "fedsgd"):
+        DpSgd(**SHARED).admits(declared(), TASK, HIDDEN)
+    UpdateNoise(**SHARED).admits(declared(), TASK, HIDDEN)
+    with raises_reason("PRIVACY_INVALID", "privacy.steps"):
+        DpSgd(noise_multiplier=4.0, steps=2).admits(declared(one_step=True), TASK, EXACT)
+
+
+def test_a_share_of_noise_is_on_the_grid_in_float64() -> None:
+    plan = UpdateNoise(noise="shared", honest=4, noise_multiplier=2.0, clip_norm=3.0)
+    released = plan.release({"w": torch.full((50_000,), 1.0)}, SeededNoise(5))["w"]
+    assert released.dtype == torch.float64
+    steps = released / plan.sum_step
+    assert torch.equal(steps, steps.round())
+    assert float(released.std()) == pytest.approx(3.0, rel=0.02), "z·C/√h, not z·C"
+    others = [plan.release({"w": torch.zeros(50_000)}, SeededNoise(seed))["w"] for seed in (6, 7, 8)]
+    assert float((released + sum(others)).std()) == pytest.approx(6.0, rel=0.02), "four shares are z·C"
+
+
+def test_a_sum_is_divided_by_what_no_sites_data_decide() -> None:
+    total = {"w": torch.full((2,), 96.0, dtype=torch.float64)}
+    assert DpSgd(**SHARED, batch_size=32).of_sum(total, 4.0)["w"].tolist() == [3.0, 3.0]
+    assert UpdateNoise(**SHARED).of_sum(total, 4.0)["w"].tolist() == [24.0, 24.0]
+    assert Open().of_sum(total, 32.0)["w"].tolist() == [3.0, 3.0]
+
+
+def test_no_step_at_a_site_is_protected_by_a_share() -> None:
+    with raises_reason("PRIVACY_INVALID", "fedsgd"):
+        DpSgd(**SHARED).train(SimpleNamespace(by_record=lambda plan: None))  # type: ignore[arg-type]
+
+
+def test_every_honest_sites_draw_counts_for_the_sampler() -> None:
+    local, shared = UpdateNoise(noise_multiplier=4.0), UpdateNoise(**SHARED)
+    assert shared.numbers(10, 1000) == 3 * local.numbers(10, 1000)
+
+
+def test_the_pool_of_shared_noise_has_the_same_sample_and_all_of_the_noise() -> None:
+    plan = DpSgd(**SHARED, sample_rate=32 / 705, batch_size=32)
+    pooled = plan.pooled(plan, sites=4, steps=9, weights=10)
+    assert pooled.spend() == Spend(4.0, 32 / 705, 9)
+
+
+def adnan(rounds: int = 3966) -> Spend:
+    """Return Adnan et al. 2022 with noise that four hospitals share, three of whom are counted on."""
+    plan = DpSgd(noise="shared", honest=3, noise_multiplier=4.0, sample_rate=32 / 705, batch_size=32)
+    return plan.spend().times(rounds)
+
+
+@pytest.mark.parametrize(
+    ("who", "figure"),
+    [
+        (adnan(), 2.898),  # the server and one hospital
+        (adnan(3965), 2.8974),  # the paper's number of steps
+        (adnan().against(4), 2.444),  # outsiders, or the server alone
+        (adnan().against(2), 3.704),  # the server and two
+        (adnan().alone(), 5.755),  # all others
+    ],
+)
+def test_what_shared_noise_costs_against_whom(who: Spend, figure: float) -> None:
+    digits = len(str(figure).partition(".")[2])
+    assert round(epsilon([who], 1e-4), digits) == figure
+
+
+def test_with_other_shares_than_the_jobs_the_promise_would_not_hold() -> None:
+    # A site's patients are protected by the others' shares. Were t, or the number of sites, each site's own:
+    # A counts on two of four, the other three on all four; against the server and two, A's and one share.
+    of_t = 4.0 * math.sqrt(1 / 2 + 1 / 4)
+    # A counts on three of four, the others on five of six, two of whom do not exist; against server and one.
+    of_n = 4.0 * math.sqrt(1 / 3 + 2 / 5)
+    assert (round(of_t, 3), round(of_n, 3)) == (3.464, 3.425)
+    figures = [round(epsilon([Spend(z, 32 / 705, 3966)], 1e-4), 3) for z in (of_t, of_n)]
+    assert figures == [3.447, 3.494], "not the 2.898 that each site was promised"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, hash_state
 from histoflare.rounds.strategies.cyclic import CyclicWeightTransfer
 from histoflare.rounds.strategies.fedavg import FedAvg
+from histoflare.rounds.strategies.fedsgd import FedSgd
 from histoflare.rounds.strategy import Strategy
 from histoflare.seeds import derive_seed
 
@@ -241,3 +243,42 @@ def test_a_bound_that_ends_early_has_the_schedule_of_all_rounds() -> None:
 def test_without_noise_an_open_plan_is_what_it_was() -> None:
     courses = plan_bounds(ToyTask(), toy_sites(2), FedAvg(), 2, 0)
     assert without_noise(courses, 1) == courses
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_what_bounds_gradients_takes_a_step_a_round_with_the_same_rate_and_momentum(momentum: float) -> None:
+    sites, task = toy_sites(3), ToyTask(local_epochs=4)
+    strategy = FedSgd(learning_rate=0.3, momentum=momentum, clients_per_round=2)
+    courses = plan_bounds(task, sites, strategy, 6, 1)
+    assert courses.pooled is not None and courses.pooled.steps == (1,) * 6
+    assert sum(course.total_steps for course in courses.local.values()) == 2 * 6
+    together = pooled_of(sites)
+    bounds = train_bounds(task, sites, together, courses, strategy, 1)
+    alone = FedSgd(learning_rate=0.3, momentum=momentum)
+    assert bounds.pooled is not None
+    assert hash_state(bounds.pooled) == hash_state(
+        run_in_process(task, {"pooled": together}, alone, 6, 1).state
+    )
+
+
+@pytest.mark.parametrize(
+    ("plan", "strategy"),
+    [
+        (
+            DpSgd(noise_multiplier=4.0, sample_rate=0.3, batch_size=30, delta=1e-4, noise="shared", honest=2),
+            FedSgd(weighting="uniform"),
+        ),
+        (UpdateNoise(noise_multiplier=4.0, noise="shared", honest=2), FedAvg(weighting="uniform")),
+    ],
+    ids=["steps", "updates"],
+)
+def test_a_bound_shares_its_noise_with_nobody(plan: Any, strategy: FedAvg) -> None:
+    sites, task = toy_sites(3), RowTask()
+    courses = plan_bounds(task, sites, strategy, 4, 1, plan)
+    assert courses.pooled is not None
+    for course in (*courses.local.values(), courses.pooled):
+        (spend, *_) = course.spends
+        assert (spend.noise_multiplier, spend.honest) == (plan.spend().noise_multiplier, 1)
+    for made in (courses, without_noise(courses, 1)):
+        bounds = train_bounds(task, sites, pooled_of(sites), made, strategy, 1)
+        assert not bounds.failed and bounds.pooled is not None and len(bounds.local) == 3

@@ -20,7 +20,9 @@ from histoflare.rounds.state import State, hash_state
 from histoflare.rounds.strategies import make_strategy
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import Strategy, Update
-from histoflare.rounds.transport import PLAIN, Float16, Float32, check_readable
+from histoflare.rounds.transport import check_readable
+from histoflare.rounds.transports.float16 import Float16
+from histoflare.rounds.transports.float32 import PLAIN, Float32
 from tests.refusals import raises_reason
 
 from .throwaway import Median, Momentum, Normalised, Scaffold
@@ -134,9 +136,9 @@ class Halving(Open):
 
     asked: ClassVar[list[tuple[str | int, ...]]] = []
 
-    def noise(self, *parts: str | int) -> NoiseSource:
+    def noise_source(self, *parts: str | int) -> NoiseSource:
         self.asked.append(parts)
-        return super().noise(*parts)
+        return super().noise_source(*parts)
 
     def release(self, tensors: Mapping[str, Tensor], noise: NoiseSource) -> dict[str, Tensor]:
         return {name: tensor / 2 for name, tensor in tensors.items()}
@@ -203,8 +205,8 @@ def test_a_site_does_not_depend_on_the_other_sites() -> None:
 
 def test_strategies_are_made_by_name() -> None:
     assert make_strategy("fedavg", weighting="uniform") == FedAvg(weighting="uniform")
-    with raises_reason("JOB_INVALID", "'fedsgd'", "cyclic, fedavg"):
-        make_strategy("fedsgd")
+    with raises_reason("JOB_INVALID", "'fedsum'", "cyclic, fedavg"):
+        make_strategy("fedsum")
     with raises_reason("JOB_INVALID", "fedavg", "momentum", "weighting"):
         make_strategy("fedavg", momentum=0.9)
 

@@ -23,7 +23,7 @@ from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, add, hash_state, load_state, model_state
 from histoflare.rounds.strategies import STRATEGIES, make_strategy
 from histoflare.rounds.strategy import ServerRound, SiteOutcome, Strategy, Update, join, split
-from histoflare.rounds.transport import PLAIN
+from histoflare.rounds.transports.float32 import PLAIN
 
 from .throwaway import THROWAWAY
 from .toy import RowTask, ToyTask, toy_sites
@@ -33,8 +33,13 @@ DATA = toy_sites(3)
 SITES = list(DATA)
 
 
+FIELDS: dict[str, dict[str, Any]] = {"fedsgd": {"learning_rate": 1.0}}
+"""Fields with which the next model is the last plus the mean of what was sent, as of all other strategies."""
+
+
 def make(name: str, **fields: Any) -> Strategy:
     """Return a registered or a throw-away strategy."""
+    fields = {**FIELDS.get(name, {}), **fields}
     return THROWAWAY[name](**fields) if name in THROWAWAY else make_strategy(name, **fields)
 
 

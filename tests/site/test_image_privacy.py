@@ -23,7 +23,7 @@ from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, hash_state, model_state
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import PERSONAL
-from histoflare.rounds.transport import PLAIN
+from histoflare.rounds.transports.float32 import PLAIN
 from histoflare.site.bookkeeping import Bookkeeping
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_data, read_roles

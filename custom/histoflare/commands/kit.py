@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from histoflare.commands.console import console, say
+from histoflare.commands.console import console, out, say
 from histoflare.commands.options import SiteOption
 from histoflare.errors import JobError
 from histoflare.shipped import PROVISIONING
@@ -50,6 +50,41 @@ def check(kit: Kit = None, site: SiteOption = None) -> None:
     Example: histoflare kit check kits/histoflare/prod_00/hospital-a
     """
     from histoflare.flare.kit_signature import verify_kit
+
+    kit = _find_kit(kit, site)
+    if (kit / "startup" / "fed_admin.json").is_file():
+        raise JobError(f"{kit}: a person's kit, with keys and addresses only; these are not signed.")
+    verify_kit(kit)
+    console.print("as it was signed", highlight=False)
+
+
+@app.command("fingerprint")
+def show_fingerprint(kit: Kit = None, site: SiteOption = None) -> None:
+    """Print the name and the fingerprint of this site's certificate, for the stewards of the other sites.
+
+    Give them to the others on another way than through the lead, such as by telephone. Each pins them
+    (histoflare policy pin): in a secure sum its site counts only on sites that it knows so.
+
+    Example: histoflare kit fingerprint kits/histoflare/prod_00/hospital-a
+    """
+    from histoflare.flare.kit_signature import participant_of
+    from histoflare.flare.site_keys import fingerprint, read_certificate
+
+    kit = _find_kit(kit, site)
+    out.print(
+        f"{participant_of(kit)} {fingerprint(read_certificate(kit))}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+
+
+def _find_kit(kit: Path | None, site: Path | None) -> Path:
+    """Return the kit that is given, or that a site's file is in.
+
+    Raises:
+        JobError: There is none.
+    """
     from histoflare.site.places import find_site_of, kit_of
 
     if kit is None or kit.is_file():
@@ -59,10 +94,7 @@ def check(kit: Kit = None, site: SiteOption = None) -> None:
             raise JobError(f"{named}: lies in no startup kit, a folder with startup and local.")
     if not (kit / "startup").is_dir():
         raise JobError(f"{kit}: no startup kit there; a kit is a folder with startup and local.")
-    if (kit / "startup" / "fed_admin.json").is_file():
-        raise JobError(f"{kit}: a person's kit, with keys and addresses only; these are not signed.")
-    verify_kit(kit)
-    console.print("as it was signed", highlight=False)
+    return kit
 
 
 @app.command()

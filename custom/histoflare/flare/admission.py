@@ -21,7 +21,7 @@ from histoflare.flare import capabilities
 from histoflare.flare.application import check_folder
 from histoflare.flare.capabilities import Admitted
 from histoflare.flare.job import Job, job_of
-from histoflare.flare.job_schema import TRAIN, TRAINING
+from histoflare.flare.job_schema import HELLO, TRAIN, TRAINING
 from histoflare.flare.kit_signature import check_running_kit
 from histoflare.privacy.own_policy import check_taking_part
 from histoflare.privacy.own_policy_file import read_site_policy
@@ -68,7 +68,7 @@ class Admission(Filter):
                 check_plan(admitted.policy, admitted.bookkeeping.plan)
                 check_patience(admitted.policy, job)
                 check_parts(admitted.policy, job)
-            if task == TRAIN:
+            if task in (HELLO, TRAIN):
                 admitted.bookkeeping.reserve()  # the whole job, before its first gradient
             elif admitted.policy.protection is not None and job.answer_seconds is None:
                 raise JobError(
@@ -120,7 +120,7 @@ class Admission(Filter):
             _site_file(fl_ctx),
             policy,
             job.plan,
-            rounds=rounds,
+            rounds=rounds + job.spare_rounds,
             weights=job.weights,
             run=job.run or fl_ctx.get_job_id(),
             labels=list(agreed["labels"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
@@ -16,7 +16,7 @@ from nvflare.app_common.abstract.model import ModelLearnableKey
 from nvflare.app_common.app_constant import AppConstants
 
 from histoflare.errors import HistoflareError, JobError
-from histoflare.flare.header_names import METRICS, NUMBERS, RELEASE, WEIGHT
+from histoflare.flare.header_names import ATTEMPT, METRICS, NUMBERS, RELEASE, WEIGHT
 from histoflare.flare.job import job_of
 from histoflare.flare.record import EVALUATION_FILE, run_folder
 from histoflare.flare.tensors import as_arrays, as_state
@@ -24,7 +24,7 @@ from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import MECHANISMS
 from histoflare.privacy.spend import Spend
 from histoflare.rounds.round import check_update, server_round
-from histoflare.rounds.strategy import Update, join, split
+from histoflare.rounds.strategy import ServerOutcome, Update, join, split
 from histoflare.site.messages import digest_of
 from histoflare.storage import write_json
 
@@ -46,10 +46,12 @@ class StampedAggregator(Aggregator):
         self.stamps: dict[str, dict[str, Any]] = {}
         self.notes: dict[str, Any] = {}
         self._combined = False
+        self._attempt: int | None = None
 
     def reset(self, fl_ctx: FLContext) -> None:
         """Forget the round's results."""
         self.taking_part, self.metrics, self.stamps, self.notes, self._combined = [], {}, {}, {}, False
+        self._attempt = None
 
     def accept(self, shareable: Shareable, fl_ctx: FLContext) -> bool:
         """Hold one site's result of this round, or refuse it.
@@ -63,6 +65,8 @@ class StampedAggregator(Aggregator):
         if self._combined or site is None or shareable.get_return_code() not in (None, ReturnCode.OK):
             return False
         if site in self.taking_part or shareable.get_cookie(AppConstants.CONTRIBUTION_ROUND) != current:
+            return False
+        if shareable.get_cookie(ATTEMPT) != self._attempt:
             return False
         try:
             dxo = from_shareable(shareable)
@@ -92,19 +96,50 @@ class SiteOrderAggregator(StampedAggregator):
     """Gives a round's updates to the strategy in site order, where they are summed in float64.
 
     FLARE's own aggregators add each update as it arrives; floating-point sums then depend on who is faster.
+
+    Where the server sees only the sum of the updates, the workflow says first whose it is (:meth:`expect`),
+    and asks whether it is whole (:meth:`open_sum`) before it goes on.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._updates: dict[str, Update] = {}
+        self._listed: list[str] | None = None
+        self._made: ServerOutcome | None = None
 
     def reset(self, fl_ctx: FLContext) -> None:
         """Forget the round's updates."""
         super().reset(fl_ctx)
-        self._updates = {}
+        self._updates, self._listed, self._made = {}, None, None
+
+    def expect(self, sites: Sequence[str], attempt: int, fl_ctx: FLContext) -> None:
+        """Forget the round's updates, and take those of these sites for one sum.
+
+        Args:
+            sites: All that are on the list of hellos. attempt: Which one at this round: no other's is taken.
+        """
+        self.reset(fl_ctx)
+        self._listed, self._attempt = list(sites), attempt
+
+    def open_sum(self, fl_ctx: FLContext) -> str:
+        """Return why the sum of what came is void; empty if it is not, or cannot be combined whatever it is.
+
+        A whole sum is combined here, and :meth:`aggregate` returns what was made of it.
+        """
+        self._combined = True
+        missing = sorted(set(self._listed or ()) - set(self._updates))
+        if missing:
+            return f"no update of {', '.join(missing)}"
+        try:
+            self._made = self._combine(fl_ctx)
+        except HistoflareError as error:
+            return str(error) if error.reason == "SUM_VOID" else ""  # aggregate says what is wrong
+        return ""
 
     def hold(self, site: str, dxo: DXO, fl_ctx: FLContext) -> None:
         """Keep an update that the strategy can use."""
+        if self._listed is not None and site not in self._listed:
+            raise JobError("it is not on the list of this sum")
         weight = dxo.get_meta_prop(WEIGHT)
         if not isinstance(weight, float):
             raise JobError("it has no weight")
@@ -117,35 +152,43 @@ class SiteOrderAggregator(StampedAggregator):
     def aggregate(self, fl_ctx: FLContext) -> Shareable:
         """Return the new global model. Without any update it stays as it was, and the record says so."""
         self._combined = True  # what comes now is of this round, and too late
-        engine = fl_ctx.get_engine()
         weights = _weights(fl_ctx)
-        there = {client.name for client in engine.get_clients()} | set(self._updates)
-        sites = job_of(fl_ctx).training_sites(there)
         try:
-            if self._updates:
-                updates = list(self._updates.values())
-                self._updates = {}  # they are gone once they are combined
-                job = job_of(fl_ctx)
-                self._check_noise(job.plan)
-                model, own = split(as_state(weights))
-                made = server_round(
-                    job.strategy,
-                    model,
-                    updates,
-                    sites,
-                    job.plan,
-                    own=own,
-                    transport=job.transport,
-                    round_index=int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND)),
-                    total_rounds=job.rounds,
-                    seed=job.seed,
-                )
+            made = self._made
+            if made is None and self._updates:
+                made = self._combine(fl_ctx)
+            self._updates, self._made = {}, None  # they are gone once they are combined
+            if made is not None:
                 weights, self.notes = as_arrays(join(made.model, made.own)), made.notes()
         except HistoflareError as error:
             self.taking_part = []
             self.system_panic(f"round not combined: {error}", fl_ctx)
         shareable: Shareable = DXO(DataKind.WEIGHTS, data=weights).to_shareable()
         return shareable
+
+    def _combine(self, fl_ctx: FLContext) -> ServerOutcome:
+        """Return what the strategy makes of the updates that are held.
+
+        Raises:
+            JobError: They cannot be combined; or a sum was not whole (SUM_VOID).
+        """
+        job, engine = job_of(fl_ctx), fl_ctx.get_engine()
+        there = {client.name for client in engine.get_clients()} | set(self._updates)
+        self._check_noise(job.plan)
+        model, own = split(as_state(_weights(fl_ctx)))
+        return server_round(
+            job.strategy,
+            model,
+            list(self._updates.values()),
+            job.training_sites(there),
+            job.plan,
+            own=own,
+            transport=job.transport,
+            listed=self._listed,
+            round_index=int(fl_ctx.get_prop(AppConstants.CURRENT_ROUND)),
+            total_rounds=job.rounds,
+            seed=job.seed,
+        )
 
     def _check_noise(self, plan: PrivacyPlan) -> None:
         """Refuse to combine what sites have let out for a server that adds noise, if this one would not.
@@ -203,6 +246,7 @@ def is_stamp(stamp: Mapping[str, Any]) -> bool:
             isinstance(stamp["scope"], str)
             and stamp["mechanism"] in MECHANISMS
             and isinstance(stamp["seeded_noise"], bool)
+            and isinstance(stamp.get("trusts_ca", False), bool)
         )
     except (KeyError, TypeError, JobError):
         return False

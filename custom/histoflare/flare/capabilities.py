@@ -36,6 +36,7 @@ _PLAIN = (str, int, float, bool)
 _issued: dict[str, Admitted] = {}
 _permitted: list[tuple[str, dict[str, Any]]] = []
 _released: dict[str, ReleasedResult] = {}
+_hellos: list[dict[str, str]] = []
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ def refuse(reason: str, fl_ctx: FLContext) -> None:
 def redeem(fl_ctx: FLContext) -> Admitted | None:
     """Take back this task's token; None if there is none. A token works once; earlier releases are void."""
     _released.clear()
+    _hellos.clear()
     admitted = _issued.pop(str(fl_ctx.get_prop(_ADMITTED)), None)
     _set(fl_ctx, _ADMITTED, None)
     return admitted
@@ -111,6 +113,17 @@ def release(content: Mapping[str, Any], patients: int, plan: PrivacyPlan | None 
 def take_release(content: Mapping[str, Any]) -> ReleasedResult | None:
     """Return the note on ``content`` and strike it out; None if exactly these bytes were never released."""
     return _released.pop(digest_of(content), None)
+
+
+def release_hello(hello: Mapping[str, str]) -> None:
+    """Note that this hello may leave, once."""
+    _hellos[:] = [dict(hello)]
+
+
+def take_hello(content: Any) -> bool:
+    """Return whether ``content`` is the hello that was released, and strike it out."""
+    released = _hellos.pop() if _hellos else None
+    return released is not None and isinstance(content, dict) and content == released
 
 
 def permit(reply: Shareable) -> None:

@@ -19,11 +19,14 @@ from histoflare.errors import HistoflareError, JobError
 from histoflare.flare import capabilities
 from histoflare.flare.capabilities import Admitted
 from histoflare.flare.gate import refused
-from histoflare.flare.header_names import METRICS, NUMBERS, TOTAL_ROUNDS, WEIGHT
+from histoflare.flare.header_names import ATTEMPT, HELLOS, METRICS, NUMBERS, TOTAL_ROUNDS, WEIGHT
 from histoflare.flare.job import Job, job_of
-from histoflare.flare.job_schema import EVALUATE, TRAIN
+from histoflare.flare.job_schema import EVALUATE, HELLO, TRAIN
+from histoflare.flare.site_keys import keys_of
+from histoflare.flare.site_sum import Joined, SiteSum
 from histoflare.flare.tensors import as_arrays
 from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.messages import Arrays, digest_of
 from histoflare.site.pace import EVALUATING, PREPARING, TRAINING, Pace
 from histoflare.site.refusals import note_refusal, say_refusal
 from histoflare.site.site_file import read_own_file
@@ -42,7 +45,8 @@ class SiteExecutor(Executor):
         self._roles: dict[str, str] | None = None
         self._evaluated = 0
         self._pace: Pace | None = None
-        self._doing = PREPARING
+        self._doing: str | None = PREPARING
+        self._sum: SiteSum | None = None
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """End the trainer with the job."""
@@ -70,6 +74,8 @@ class SiteExecutor(Executor):
             admitted = capabilities.redeem(fl_ctx)
             if admitted is None:
                 return refused(capabilities.refusal(fl_ctx))
+            if task_name == HELLO and not admitted.job.transport.readable:
+                return self._hello(shareable, fl_ctx, admitted, abort_signal)
             if task_name == TRAIN:
                 return self._train(shareable, fl_ctx, admitted, abort_signal)
             if task_name == EVALUATE:
@@ -89,14 +95,18 @@ class SiteExecutor(Executor):
             note_refusal(admitted.bookkeeping.configuration, admitted.bookkeeping.run, error, job_id)
         return refused(error.reason)
 
-    def _train(
-        self, shareable: Shareable, fl_ctx: FLContext, admitted: Admitted, abort_signal: Signal
-    ) -> Shareable:
+    def _round_of(
+        self, shareable: Shareable, configuration: SiteConfiguration, admitted: Admitted
+    ) -> tuple[int, int]:
+        """Return the round that is asked for and how many there are.
+
+        Raises:
+            JobError: This site trains in no round, or in none any more, or not in this one.
+        """
         if self._evaluated:
             raise JobError(
                 "This job has been asked about its model: it is trained.", reason="TASK_UNEXPECTED"
             )
-        configuration = self._configuration(fl_ctx)
         if getattr(configuration, "evaluation_only", False):
             raise JobError("This site only evaluates (evaluation_only).", reason="EVALUATION_ONLY")
         index, total = shareable.get_header(AppConstants.CURRENT_ROUND), shareable.get_header(TOTAL_ROUNDS)
@@ -105,21 +115,71 @@ class SiteExecutor(Executor):
                 f"The server asked for round {index!r} of {total!r}; the protocol has {admitted.rounds}.",
                 reason="ROUND_INVALID",
             )
+        return index, total
+
+    def _hello(
+        self, shareable: Shareable, fl_ctx: FLContext, admitted: Admitted, abort_signal: Signal
+    ) -> Shareable:
+        """Return this site's hello, for a round that it could train in: what is against that is said here."""
+        configuration = self._configuration(fl_ctx)
+        index, _ = self._round_of(shareable, configuration, admitted)
+        admitted.bookkeeping.check_reserved()
+        trainer = self._start(configuration, fl_ctx, admitted)
+        cold = trainer.pid is None
+        trainer.prepare(stopped=lambda: bool(abort_signal.triggered))
+        if not cold:
+            self._doing = None  # nothing of the data was looked at: no time of it to hide
+        if self._sum is None:
+            site = fl_ctx.get_identity_name()
+            keys = keys_of(fl_ctx.get_engine().get_workspace())
+            self._sum = SiteSum(site, keys, admitted.job, admitted.bookkeeping.run)
+        said = self._sum.hello(index, shareable.get_header(ATTEMPT))
+        capabilities.release_hello(said)
+        reply: Shareable = DXO(DataKind.APP_DEFINED, data=said).to_shareable()
+        return reply
+
+    def _join(self, shareable: Shareable, index: int, received: Arrays, admitted: Admitted) -> Joined | None:
+        """Return the sum that an update is to be part of; None where the server reads each update.
+
+        Raises:
+            JobError: The list of its sites is not one that this site takes part in.
+        """
+        if admitted.job.transport.readable:
+            return None
+        if self._sum is None:
+            raise JobError("A list of a sum came before any hello.", reason="SUM_LIST_INVALID")
+        return self._sum.join(
+            shareable.get_header(HELLOS),
+            index,
+            shareable.get_header(ATTEMPT),
+            digest_of(received),
+            admitted.policy,
+            admitted.bookkeeping.plan,
+        )
+
+    def _train(
+        self, shareable: Shareable, fl_ctx: FLContext, admitted: Admitted, abort_signal: Signal
+    ) -> Shareable:
+        configuration = self._configuration(fl_ctx)
+        index, total = self._round_of(shareable, configuration, admitted)
         policy, bookkeeping, best = admitted.policy, admitted.bookkeeping, admitted.job.best_metric
         asked = [f"validation/{best}"] if best else []
         received = as_arrays(from_shareable(shareable).data)
+        joined = self._join(shareable, index, received, admitted)
 
         def stopped() -> bool:
             return bool(abort_signal.triggered)
 
         def train() -> TrainAnswer:
-            return trainer.train(
+            answer = trainer.train(
                 received,
                 index,
                 total,
                 metrics=list(policy.allowed_metrics(dict.fromkeys(asked))),
                 stopped=stopped,
             )
+            # From here on there is nothing of this site in the tensors, for whoever has not all vectors.
+            return answer if joined is None else joined.sealed(answer)
 
         bookkeeping.check_reserved()  # nothing is said of the data before
         trainer = self._start(configuration, fl_ctx, admitted)
@@ -128,7 +188,13 @@ class SiteExecutor(Executor):
         if cold and not self._is_time(stopped):  # how long it took to read them is no part of a round's time
             raise HistoflareError("The work was stopped.", reason="STOPPED")
         self._doing = TRAINING
-        answer = bookkeeping.train(received, index, train).answer
+        answer = bookkeeping.train(
+            received,
+            index,
+            train,
+            transcript=None if joined is None else joined.transcript,
+            countable=None if joined is None else joined.countable,
+        ).answer
         capabilities.release(answer.tensors, answer.patients, bookkeeping.plan)
         meta: dict[str, object] = {WEIGHT: float(answer.weight)}
         if answer.numbers:
@@ -176,7 +242,7 @@ class SiteExecutor(Executor):
             self.logger.warning("no public time: %s", error)
 
     def _is_time(self, stopped: Callable[[], bool]) -> bool:
-        return self._pace is None or self._pace.close(self._doing, stopped)
+        return self._pace is None or self._doing is None or self._pace.close(self._doing, stopped)
 
     def _configuration(self, fl_ctx: FLContext) -> SiteConfiguration:
         local = Path(fl_ctx.get_engine().get_workspace().get_site_config_dir())

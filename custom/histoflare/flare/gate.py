@@ -28,6 +28,7 @@ from histoflare.flare.header_names import METRICS, NUMBERS, PSEUDONYM, REFUSED, 
 from histoflare.flare.job import job_of
 from histoflare.privacy.own_policy_file import read_site_policy
 from histoflare.privacy.policy import Policy
+from histoflare.privacy.secure_sum.hello import Hello
 from histoflare.reasons import REASONS
 from histoflare.rounds.round import check_numbers
 from histoflare.rounds.strategy import Strategy
@@ -83,6 +84,8 @@ class Gate(Filter):
             raise JobError("It is neither an update nor metrics.", reason="REPLY_NOT_ALLOWED") from None
         if dxo.data_kind == DataKind.WEIGHT_DIFF:
             return _update(dxo, policy, site, lambda: job_of(fl_ctx).strategy)
+        if dxo.data_kind == DataKind.APP_DEFINED:
+            return _hello(dxo.data, fl_ctx.get_identity_name())
         if dxo.data_kind == DataKind.METRICS:
             metrics, release = _released(dxo.data, policy, site)
             metrics = _metrics(metrics, policy)
@@ -126,6 +129,20 @@ def reason_of(code: str) -> str:
         return reason
     known = {ReturnCode.TASK_UNKNOWN: "TASK_UNEXPECTED", ReturnCode.TASK_ABORTED: "STOPPED"}
     return known.get(code, "REPLY_NOT_ALLOWED")
+
+
+def _hello(content: Any, site: str) -> Shareable:
+    """Return a site's hello and nothing beside it: names and keys of fixed lengths, and no word of its data.
+
+    Its certificate is public, its key and its random bytes are new, and the executor noted it.
+    """
+    if not capabilities.take_hello(content):
+        raise JobError("The reply holds a hello that was not released.", reason="NOT_RELEASED")
+    hello = Hello.from_json(content)
+    if hello.site != site:
+        raise JobError("The reply holds a hello of another site.", reason="REPLY_NOT_ALLOWED")
+    reply: Shareable = DXO(DataKind.APP_DEFINED, data=hello.to_json()).to_shareable()
+    return reply
 
 
 def _update(dxo: DXO, policy: Policy, site: _Site, strategy: Callable[[], Strategy]) -> Shareable:
@@ -207,6 +224,8 @@ def _stamped(
         "spend": None if release.spend is None else release.spend.to_json(),
         "seeded_noise": release.seeded,
     }
+    if release.spend is not None and release.spend.honest > 1:
+        stamp["trusts_ca"] = policy.trust_ca
     reply: Shareable = DXO(kind, data=data, meta={**meta, RELEASE: stamp}).to_shareable()
     return reply
 

@@ -8,6 +8,12 @@ ASKED = "histoflare_asked"
 TOTAL_ROUNDS = "histoflare_total_rounds"
 """Task header: the last round of the job plus one, whether or not it is resumed."""
 
+ATTEMPT = "histoflare_attempt"
+"""Task header and cookie, only where the server sees a sum: which attempt at the round it is, from 0."""
+
+HELLOS = "histoflare_hellos"
+"""Task header: the hellos of all sites whose updates are summed, in order."""
+
 WEIGHT = "histoflare_weight"
 """DXO meta: the aggregation weight of an update."""
 

@@ -1,14 +1,13 @@
 """A job: what its ``job.toml`` and ``protocol.toml`` say, read the same way by lead, server and site.
 
 Words and numbers only. A name in a table finds the class in a registry of this package (:data:`TASKS`,
-``rounds.strategies.STRATEGIES``, ``rounds.transport.TRANSPORTS``, :data:`MECHANISMS`), and what the class
+``rounds.strategies.STRATEGIES``, ``rounds.transports.TRANSPORTS``, :data:`MECHANISMS`), and what the class
 makes of its numbers is all that a job can do.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +25,7 @@ from histoflare.flare.job_schema import (
     AGREED,
     EVALUATE,
     EVALUATION,
+    HELLO,
     MOST_SITES,
     TABLES,
     TASK_OF,
@@ -35,13 +35,17 @@ from histoflare.flare.job_schema import (
 )
 from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.rounds.patience import Patience
+from histoflare.rounds.registry import find_class
 from histoflare.rounds.round import count_sent_by_job
 from histoflare.rounds.strategies import STRATEGIES
 from histoflare.rounds.strategy import trained_by
-from histoflare.rounds.transport import PLAIN, TRANSPORTS, Transport, check_readable
+from histoflare.rounds.transport import Transport, check_readable
+from histoflare.rounds.transports import TRANSPORTS
+from histoflare.rounds.transports.float32 import PLAIN
+from histoflare.site.kinds import KINDS
 from histoflare.slides.splits import SplitRule
 
-TASKS = {"bags": "histoflare.bags.task:BagTask", "segmentation": "histoflare.masks.task:MaskTask"}
+TASKS = {kind.task_name: kind.task_class for kind in KINDS.values()}
 """What is learned: a name in ``[task]`` → its class."""
 
 MECHANISMS = {
@@ -66,6 +70,8 @@ class Job:
         rounds: Number of rounds; 1 for an evaluation. start_round: The first one to run.
         least_sites: With how many updates a round may end; with fewer the run ends.
         round_seconds: How long a round waits for the sites that it asked; it ends when all have answered.
+        spare_rounds: How many rounds may be done again because a site was lost in the middle of a secure sum;
+            the budget is reserved for all of them.
         answer_seconds: How long after its opening a site answers a task, done or not; None: at once.
         seed: The job's seed.
         evaluate: Whether the sites are asked about the model after the last round of a training, and about
@@ -80,7 +86,8 @@ class Job:
         scope: The privacy scope it asks for; empty where FLARE alone knows (at a site).
         protocol: What the consortium agreed on.
         split: Its rule for manifests without a split column.
-        plan: What protects the updates, settled for the job's rounds. asked: The same as the job states it.
+        plan: What protects the updates, settled for the job's rounds and spare ones. asked: The same as the
+            job states it.
     """
 
     name: str
@@ -91,6 +98,7 @@ class Job:
     start_round: int
     least_sites: int
     round_seconds: int
+    spare_rounds: int
     answer_seconds: int | None
     seed: int
     evaluate: bool
@@ -109,19 +117,28 @@ class Job:
     asked: PrivacyPlan
 
     @property
+    def reserved_rounds(self) -> int:
+        """For how many rounds a site reserves of its budget: all of the job and the spare ones."""
+        return self.rounds + self.spare_rounds
+
+    @property
     def longest_seconds(self) -> int:
         """How long the job runs at most, whatever its sites do.
 
-        All its rounds, a minute beside each for combining and sending, and half an hour for FLARE, which
-        waits up to 15 minutes for the last word of a site that is gone.
+        All its rounds and spare ones, a minute beside each for combining and sending, and half an hour for
+        FLARE, which waits up to 15 minutes for the last word of a site that is gone.
         """
-        asked = self.rounds - self.start_round + self.most_evaluations * (self.kind == TRAINING)
+        asked = self.rounds - self.start_round + self.spare_rounds
+        if not self.transport.readable:
+            asked *= 2  # each of them has a hello before it
+        asked += self.most_evaluations * (self.kind == TRAINING)
         return asked * (self.round_seconds + 60) + 1800
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """What its server may ask a site for."""
-        return (TASK_OF[self.kind], EVALUATE) if self.evaluate else (TASK_OF[self.kind],)
+        of_rounds = (TASK_OF[self.kind],) if self.transport.readable else (HELLO, TASK_OF[self.kind])
+        return (*of_rounds, EVALUATE) if self.evaluate else of_rounds
 
     @property
     def most_evaluations(self) -> int:
@@ -233,6 +250,9 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
     transport: Any = _make("transport", job["transport"], TRANSPORTS) if "transport" in job else PLAIN
     asked.admits(strategy, task, transport)
     check_readable(strategy, transport)
+    spare = job.get("spare_rounds", 0)
+    if spare and transport.readable:
+        raise invalid(["spare_rounds: only with a transport that makes a secure sum (masked_sum)"])
     _check_least_sites(job, strategy)
     if patience:
         _check_all_are_asked(strategy, job["seed"])
@@ -244,6 +264,7 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
         rounds=rounds,
         start_round=job.get("start_round", 0),
         **{name: job[name] for name in ("kind", "purpose", "least_sites", "round_seconds", "seed")},
+        spare_rounds=spare,
         answer_seconds=job.get("answer_seconds"),
         evaluate=job.get("evaluate", False),
         evaluation_only=tuple(job.get("evaluation_only", ())),
@@ -258,7 +279,7 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
         scope="",
         protocol=agreed,
         split=SplitRule.of_protocol(agreed["split"]),
-        plan=asked.settled(rounds, weights),
+        plan=asked.settled(rounds + spare, weights),
         asked=asked,
     )
 
@@ -301,8 +322,7 @@ def _make(
     name = said.get(word)
     if not isinstance(name, str) or name not in registry:
         raise invalid([f"{table}.{word}: one of {', '.join(registry)}, not {name!r}"])
-    module, _, attribute = registry[name].partition(":")
-    kind = getattr(importlib.import_module(module), attribute)
+    kind = find_class(registry[name])
     hints = get_type_hints(kind)
     fields = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
     given = {key: value for key, value in said.items() if key != word}

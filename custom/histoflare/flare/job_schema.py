@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from histoflare.checks import is_whole
-from histoflare.errors import JobError
+from histoflare.errors import JobError, list_lines
 from histoflare.flare.job_files import FORMAT, JOB_FILE, PROTOCOL_FILE
 from histoflare.privacy.protocol import canonical_protocol
 from histoflare.site.run_name import is_run_name
@@ -20,8 +20,10 @@ from histoflare.site.run_name import is_run_name
 TRAINING, EVALUATION = "training", "evaluation"
 """The kinds of job: a model is trained in rounds, or every site is asked once what it thinks of one."""
 
-TRAIN, EVALUATE = "train", "evaluate"
-"""FLARE's tasks: what the sites are asked for. TASK_OF: in the rounds of a job of either kind."""
+HELLO, TRAIN, EVALUATE = "hello", "train", "evaluate"
+"""FLARE's tasks: what the sites are asked for. TASK_OF: in the rounds of a job of either kind.
+
+``hello`` comes before ``train`` where the server sees only the sum of the updates: the sites' fresh keys."""
 TASK_OF = {TRAINING: TRAIN, EVALUATION: EVALUATE}
 
 AGREED = ("labels", "target", "encoder", "network", "mpp", "patch_px", "window_px", "max_patches")
@@ -112,8 +114,9 @@ def complete(protocol: Mapping[str, Any]) -> dict[str, Any]:
 
 def invalid(problems: list[str]) -> JobError:
     """Return the error of a job with these faults."""
-    listed = "".join(f"\n  {problem}" for problem in problems)
-    return JobError(f"This job cannot be used; correct in {JOB_FILE}:{listed}", reason="JOB_INVALID")
+    return JobError(
+        f"This job cannot be used; correct in {JOB_FILE}:{list_lines(problems)}", reason="JOB_INVALID"
+    )
 
 
 def _whole(least: int, most: int) -> tuple[Callable[[Any], bool], str]:
@@ -143,6 +146,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "purpose": (_is_word, "a short text"),
     "least_sites": _whole(1, MOST_SITES),
     "round_seconds": _whole(1, LONGEST_ROUND_S),
+    "spare_rounds": _whole(0, MOST_ROUNDS),
     "answer_seconds": _whole(1, LONGEST_ANSWER_S),
     "seed": _whole(0, 2**53),
     "best_metric": (_is_word, "the name of a metric"),
@@ -154,7 +158,10 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 """Variable outside the tables → whether a value will do, and what will do in words."""
 
 _NEEDED = ("format", "kind", "purpose", "least_sites", "round_seconds", "seed", "task", "strategy")
-_OF_TRAINING = ("best_metric", "start_round", "transport", "privacy", "evaluate", "evaluation_only")
+_OF_TRAINING = (
+    *("best_metric", "start_round", "transport", "privacy", "evaluate", "evaluation_only"),
+    "spare_rounds",
+)
 
 VARIABLES = (*_FIELDS, *TABLES, "rounds", "protocol")
 """First parts of the names that a variant of a job may change."""

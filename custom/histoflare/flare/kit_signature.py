@@ -39,7 +39,8 @@ from nvflare.lighter.utils import (
     verify_content,
 )
 
-from histoflare.errors import JobError
+from histoflare.errors import JobError, list_lines
+from histoflare.flare.job_files import take_once
 from histoflare.site.places import kit_of
 from histoflare.storage import write_json
 
@@ -204,22 +205,30 @@ def verify_kit(kit: Path) -> None:
         raise _changed(kit, problems)
 
 
-def check_running_kit(workspace: Workspace) -> None:
-    """Compare the kit of a running FLARE process with what was signed.
+def running_kit(workspace: Workspace) -> Path | None:
+    """Return the kit of a running FLARE process; None in FLARE's simulator, which has none.
 
-    FLARE's simulator has no kit: the ``startup`` folder of its workspaces is empty. A workspace with anything
-    in that folder is a kit, with or without a signature. (A client whose ``startup`` was emptied starts no
-    job: FLARE reads it in each job's process.)
+    The ``startup`` folder of the simulator's workspaces is empty. A workspace with anything in that folder is
+    a kit, with or without a signature. (A client whose ``startup`` was emptied starts no job: FLARE reads it
+    in each job's process.)
 
     Args:
         workspace: FLARE's own, as from ``fl_ctx.get_engine().get_workspace()``.
+    """
+    kit = Path(workspace.get_site_config_dir()).parent
+    startup = kit / "startup"
+    is_kit = os.path.lexists(startup) and (not startup.is_dir() or any(startup.iterdir()))
+    return kit if is_kit else None
+
+
+def check_running_kit(workspace: Workspace) -> None:
+    """Compare the kit of a running FLARE process with what was signed; without a kit do nothing.
 
     Raises:
         JobError: It is a kit, and not as it was signed (KIT_CHANGED).
     """
-    kit = Path(workspace.get_site_config_dir()).parent
-    startup = kit / "startup"
-    if os.path.lexists(startup) and (not startup.is_dir() or any(startup.iterdir())):
+    kit = running_kit(workspace)
+    if kit is not None:
         verify_kit(kit)
 
 
@@ -332,7 +341,7 @@ def _read_list(path: Path) -> tuple[dict[str, str], str | None]:
         OSError: It cannot be read. ValueError: It is no list.
     """
     try:
-        content = json.loads(_read_plain(path), object_pairs_hook=_once)
+        content = json.loads(_read_plain(path), object_pairs_hook=take_once)
         files, signature = content["files"], content.get("signature")
         known = content["format"] == _FORMAT and set(content) <= {"format", "files", "signature"}
     except (LookupError, TypeError, AttributeError, RecursionError):
@@ -341,13 +350,6 @@ def _read_list(path: Path) -> tuple[dict[str, str], str | None]:
     if not known or not isinstance(signature, str | None) or not all(isinstance(each, str) for each in texts):
         raise ValueError("no list")
     return files, signature
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        raise ValueError("a key stands there twice")
-    return content
 
 
 def _signed(files: dict[str, str]) -> bytes:
@@ -396,7 +398,7 @@ def _read_plain(path: Path) -> bytes:
 
 def _changed(kit: Path, problems: list[str]) -> JobError:
     more = len(problems) - _MOST_LISTED
-    listed = "".join(f"\n  {problem}" for problem in problems[:_MOST_LISTED])
+    listed = list_lines(problems[:_MOST_LISTED])
     listed += f"\n  and {more} more" if more > 0 else ""
     return JobError(
         f"{kit}: this startup kit is not as it was signed:{listed}\n"

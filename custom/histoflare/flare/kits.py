@@ -18,6 +18,9 @@ from histoflare.errors import HistoflareError
 from histoflare.flare import processes
 from histoflare.flare.kit_signature import read_authority, sign_kit
 from histoflare.flare.provision import check_names, project_with_absolute_paths, read_agreed_protocol
+from histoflare.flare.site_keys import fingerprint, read_certificate
+from histoflare.privacy.own_policy import OWN_POLICY_FILE
+from histoflare.privacy.own_policy_edit import pin_sites
 from histoflare.privacy.policy import POLICIES
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.ledgers import on_workstation
@@ -112,7 +115,17 @@ def make_kits(workspace: Path, sites: Mapping[str, SiteConfiguration], agreement
     (kits.kit(server) / "local" / "resources.json").unlink(missing_ok=True)
     for site, configuration in sites.items():
         write_site_file(kits.kit(site) / "local" / SITE_FILE, on_workstation(site, _absolute(configuration)))
+    _pin(kits)
     return kits
+
+
+def _pin(kits: Kits) -> None:
+    """Have each site know the others' certificates, as stewards do who have told each other."""
+    pins = {site: fingerprint(read_certificate(kits.kit(site))) for site in kits.sites}
+    for site in kits.sites:
+        local = kits.kit(site) / "local"
+        if (local / OWN_POLICY_FILE).is_file():
+            pin_sites(local, {other: pin for other, pin in pins.items() if other != site})
 
 
 def plan_project(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ class RoundRecord:
         metrics: Site → metrics of the model it received, as far as its policy let them out.
         validation: Mean over the sites of the figure that says which model is best; None if not all said it.
         stopped: Why the run ends with this round, before its last (``rounds.patience.Patience.to_json``).
+        voids: Attempts at this round's sum that were void: the ``sites`` on whose updates it counted, and of
+            them ``no_answer`` and ``refused``. Both are empty where the sum itself was wrong.
         bytes_down, bytes_up: Of tensors.
     """
 
@@ -59,6 +62,7 @@ class RoundRecord:
     metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)
     validation: float | None = None
     stopped: dict[str, Any] | None = None
+    voids: list[dict[str, Any]] = field(default_factory=list)
     bytes_down: int = 0
     bytes_up: int = 0
 
@@ -90,8 +94,25 @@ class RoundRecord:
             "given_up": self.given_up or None,
             "validation": self.validation,
             "stopped": self.stopped,
+            "voids": self.voids or None,
         }
         return row | self.notes | {name: value for name, value in ending.items() if value is not None}
+
+    def ask_again(self, sites: Iterable[str] | None = None) -> None:
+        """Forget what these sites, or all, have answered: they are asked for something else now."""
+        for each in list(self.sent if sites is None else sites):
+            for said in (self.sent, self.answered, self.refused):
+                said.pop(each, None)
+
+    def note_void(self, sites: list[str]) -> None:
+        """Note that the sum of these sites' updates is void."""
+        self.voids.append(
+            {
+                "sites": list(sites),
+                "no_answer": [site for site in sites if site not in self.answered],
+                "refused": {site: self.refused[site] for site in sites if site in self.refused},
+            }
+        )
 
     def _seconds(self, site: str) -> dict[str, float]:
         now = time.monotonic()
@@ -119,6 +140,11 @@ class RunRecord:
         if finished:
             self._rows.append(row)
         write_json(run_folder(fl_ctx) / ROUNDS_FILE, self._rows if finished else [*self._rows, row])
+
+    def count_voids(self, fl_ctx: FLContext) -> int:
+        """Return how many attempts of the finished rounds were void, those of earlier jobs included."""
+        rows = _earlier_rounds(fl_ctx) if self._rows is None else self._rows
+        return sum(len(row.get("voids", ())) for row in rows)
 
     def name(self, site: str, pseudonym: str | None, fl_ctx: FLContext) -> None:
         """Note under which name other sites may see ``site``."""

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import itertools
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from nvflare.apis.controller_spec import ClientTask, Task
-from nvflare.apis.dxo import DXO, DataKind
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
-from nvflare.apis.shareable import Shareable
+from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 from nvflare.apis.signal import Signal
 from nvflare.app_common.abstract.model import ModelLearnable, ModelLearnableKey
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
 
+from histoflare.errors import HistoflareError, JobError
 from histoflare.flare.aggregator import MetricsCollector
 from histoflare.flare.gate import reason_of
-from histoflare.flare.header_names import ASKED, PSEUDONYM
+from histoflare.flare.header_names import ASKED, ATTEMPT, HELLOS, PSEUDONYM, TOTAL_ROUNDS
 from histoflare.flare.job import read_application
 from histoflare.flare.job_files import CONFIG_FOLDER
-from histoflare.flare.job_schema import EVALUATE, TASK_OF, TRAINING
+from histoflare.flare.job_schema import EVALUATE, HELLO, TASK_OF, TRAINING
 from histoflare.flare.record import (
     BEST_EVALUATION_FILE,
     BEST_EVALUATION_ROUND_FILE,
@@ -35,6 +39,7 @@ from histoflare.flare.record import (
 )
 from histoflare.flare.tensorboard_log import TensorBoardLog
 from histoflare.flare.tensors import as_arrays, as_state, tensor_bytes
+from histoflare.privacy.secure_sum.hello import Hello
 from histoflare.rounds.strategy import split
 from histoflare.site.site_file import is_pseudonym
 from histoflare.storage import write_json
@@ -51,7 +56,7 @@ the job is then known at once, and not one by one."""
 class AskingScatterAndGather(ScatterAndGather):
     """Sends a round's task to the sites that the topology asks, waits for all of them, records what happened.
 
-    Four things differ from FLARE's own:
+    Five things differ from FLARE's own:
 
     * FLARE sends the task to every site. Here only the sites asked get it, and none is told who the others
       are. A site that FLARE deems disconnected gets none until it is back.
@@ -64,6 +69,10 @@ class AskingScatterAndGather(ScatterAndGather):
       test patients, also those that only evaluate; and how well the best model does, if one was kept and the
       sites keep nothing of their own (``Job.most_evaluations``). What a site refuses then costs the job
       nothing.
+    * Where the server sees only the sum of the updates (``Transport.readable``), a round has two tasks: the
+      sites say hello, each with a fresh key, and then train, each with the list of all hellos. If one of
+      those on the list sends no update, the sum is void, and both are asked for again with fresh keys, as
+      often as the job has ``spare_rounds``.
 
     Args:
         custom: FLARE's folder for a job's own code, beside the one of its configuration. There is none here,
@@ -92,6 +101,7 @@ class AskingScatterAndGather(ScatterAndGather):
         self._job = job
         self._collector: MetricsCollector | None = None
         self._giving_up: threading.Timer | None = None
+        self._hellos: dict[str, Hello] = {}
         self._record = RunRecord()
         self._board = TensorBoardLog()
         self._current: RoundRecord | None = None
@@ -109,18 +119,115 @@ class AskingScatterAndGather(ScatterAndGather):
         sites = self._job.training_sites(client.name for client in self._engine.get_clients())
         asked = task.data.get_header(ASKED) or sites
         task.data.set_header(ASKED, None)
-        there = [site for site in asked if self.get_client_disconnect_time(site) is None]
-        self._current_num_targets = len(there)
         self._current = RoundRecord(self._current_round, sites, list(asked))
-        if there:
-            super().broadcast_and_wait(
-                task, fl_ctx, there, len(there), wait_time_after_min_received, abort_signal
-            )
+        if self._job.transport.readable:
+            self._send(task, asked, fl_ctx, abort_signal)
+        else:
+            self._sum(task, asked, self._current, fl_ctx, abort_signal)
         self._current.ended = time.monotonic()
         if self._giving_up is not None:
             self._giving_up.cancel()
         self._require_updates(fl_ctx, abort_signal)
         self._keep_best(fl_ctx)
+
+    def _there(self, sites: Iterable[str]) -> list[str]:
+        return [site for site in sites if self.get_client_disconnect_time(site) is None]
+
+    def _send(self, task: Task, sites: Iterable[str], fl_ctx: FLContext, abort_signal: Signal | None) -> None:
+        """Send a task to those of the sites that are there, and wait for all of them."""
+        there = self._there(sites)
+        self._current_num_targets = len(there)
+        if there:
+            super().broadcast_and_wait(task, fl_ctx, there, len(there), 0, abort_signal)
+
+    def _sum(
+        self,
+        task: Task,
+        asked: list[str],
+        current: RoundRecord,
+        fl_ctx: FLContext,
+        abort_signal: Signal | None,
+    ) -> None:
+        """Have the sites say hello and then train, anew while the sum is void and rounds are spare."""
+        for attempt in itertools.count():
+            self._hellos = {}
+            current.ask_again()
+            self._send(self._task_hello(task, attempt), asked, fl_ctx, abort_signal)
+            listed = sorted(self._hellos)
+            if abort_signal is not None and abort_signal.triggered:
+                return
+            if len(listed) < self._min_clients:
+                current.given_up = f"{len(listed)} of at least {self._min_clients} sites were ready"
+                return
+            if self._there(listed) != listed:
+                continue  # before anybody has trained, and paid for it
+            self.aggregator.expect(listed, attempt, fl_ctx)
+            current.ask_again(listed)
+            self._send(self._task_training(task, attempt, listed), listed, fl_ctx, abort_signal)
+            void = self.aggregator.open_sum(fl_ctx)
+            if not void or (abort_signal is not None and abort_signal.triggered):
+                return
+            current.note_void(listed)
+            self.aggregator.reset(fl_ctx)
+            self.log_warning(fl_ctx, f"round {self._current_round + 1} is void: {void}")
+            if self._record.count_voids(fl_ctx) + len(current.voids) > self._job.spare_rounds:
+                current.given_up = (
+                    f"the sum was void ({void}), and none of {self._job.spare_rounds} spare rounds is left"
+                )
+                return
+            self._record.write(current, fl_ctx, finished=False)
+
+    def _task_hello(self, task: Task, attempt: int) -> Task:
+        """Return the task that asks for the sites' fresh keys."""
+        data = Shareable()
+        for header in (AppConstants.CURRENT_ROUND, TOTAL_ROUNDS):
+            data.set_header(header, task.data.get_header(header))
+        data.set_header(ATTEMPT, attempt)
+        return Task(
+            name=HELLO,
+            data=data,
+            timeout=task.timeout,
+            before_task_sent_cb=self._note_sent,
+            result_received_cb=self._take_hello,
+        )
+
+    def _task_training(self, task: Task, attempt: int, listed: list[str]) -> Task:
+        """Return a round's task for one attempt: each goes out once, and the model in it is not copied."""
+        data = copy.copy(task.data)
+        data[ReservedHeaderKey.HEADERS] = copy.deepcopy(data[ReservedHeaderKey.HEADERS])
+        data.set_header(ATTEMPT, attempt)
+        data.set_header(HELLOS, [self._hellos[site].to_json() for site in listed])
+        data.add_cookie(ATTEMPT, attempt)
+        return Task(
+            name=task.name,
+            data=data,
+            timeout=task.timeout,
+            before_task_sent_cb=self._prepare_train_task_data,
+            result_received_cb=self._process_train_result,
+        )
+
+    def _note_sent(self, client_task: ClientTask, fl_ctx: FLContext) -> None:
+        if self._current is not None:
+            self._current.sent.setdefault(client_task.client.name, time.monotonic())
+
+    def _take_hello(self, client_task: ClientTask, fl_ctx: FLContext) -> None:
+        """Keep a site's hello as it came. Sites, and not the server, decide whether they believe it."""
+        site, result, current = client_task.client.name, client_task.result, self._current
+        client_task.result = None
+        if current is None:
+            return
+        self._note(current, site, result, fl_ctx)
+        if site not in current.refused:
+            try:
+                hello = Hello.from_json(from_shareable(result).data)
+                if hello.site != site:
+                    raise JobError("a hello of another site")
+                self._hellos[site] = hello
+            except (HistoflareError, ValueError, TypeError, AttributeError):
+                current.refused[site] = "UPDATES_INVALID"
+        if self._is_hopeless(current):
+            self._record.write(current, fl_ctx, finished=False)
+            self._give_up_soon(current)
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """Run the rounds, then ask about the model if the job says so."""
@@ -150,17 +257,15 @@ class AskingScatterAndGather(ScatterAndGather):
         data = DXO(DataKind.WEIGHTS, data=as_arrays(asked)).to_shareable()
         data.add_cookie(AppConstants.CONTRIBUTION_ROUND, index)
         sites = sorted(client.name for client in self._engine.get_clients())
-        there = [site for site in sites if self.get_client_disconnect_time(site) is None]
         self._current = current = RoundRecord(index, sites, sites)
-        if there:
-            task = Task(
-                name=EVALUATE,
-                data=data,
-                timeout=self._job.round_seconds,
-                before_task_sent_cb=self._prepare_train_task_data,
-                result_received_cb=self._take_figures,
-            )
-            super().broadcast_and_wait(task, fl_ctx, there, len(there), 0, abort_signal)
+        task = Task(
+            name=EVALUATE,
+            data=data,
+            timeout=self._job.round_seconds,
+            before_task_sent_cb=self._prepare_train_task_data,
+            result_received_cb=self._take_figures,
+        )
+        self._send(task, sites, fl_ctx, abort_signal)
         current.ended = time.monotonic()
         if abort_signal.triggered:  # by somebody, or by FLARE, as too few sites are left
             current.given_up = "all rounds are finished; it ended while sites were asked about the model"
@@ -206,8 +311,8 @@ class AskingScatterAndGather(ScatterAndGather):
         self._board.close()
 
     def _prepare_train_task_data(self, client_task: ClientTask, fl_ctx: FLContext) -> None:
+        self._note_sent(client_task, fl_ctx)
         if self._current is not None:
-            self._current.sent.setdefault(client_task.client.name, time.monotonic())
             self._current.bytes_down += tensor_bytes(client_task.task.data)
         super()._prepare_train_task_data(client_task, fl_ctx)
 
@@ -216,7 +321,15 @@ class AskingScatterAndGather(ScatterAndGather):
     ) -> bool:
         if self._current is not None and not is_unknown_task:
             self._note(self._current, client_name, result, fl_ctx)
-        if self._current is not None and not is_unknown_task and self._is_hopeless(self._current):
+        is_sum = not self._job.transport.readable
+        if is_sum and result.get_return_code() not in (None, ReturnCode.OK):
+            return False  # this sum is void; whether the job goes on is decided when all have answered
+        if (
+            self._current is not None
+            and not is_sum
+            and not is_unknown_task
+            and self._is_hopeless(self._current)
+        ):
             self._record.write(self._current, fl_ctx, finished=False)
             self._give_up_soon(self._current)  # FLARE would do it here
             return False
@@ -270,6 +383,8 @@ class AskingScatterAndGather(ScatterAndGather):
         ended = abort_signal is not None and abort_signal.triggered
         if ended and left < self._min_clients:  # FLARE ends a job by itself then; the record says why
             self._current.given_up = f"{left} of at least {self._min_clients} sites are left"
+        elif self._current.given_up:
+            pass
         elif self._is_hopeless(self._current):
             self._current.given_up = (
                 f"{len(self._current.refused)} of {self._current_num_targets} sites refused, and at least "

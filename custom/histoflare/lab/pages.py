@@ -28,7 +28,7 @@ def write_site_pages(experiment: Experiment, outcome: Outcome, out: Path, watch:
         for site, at in {**experiment.sites, **experiment.external}.items()
         if site in outcome.cohorts
     }
-    update_bytes = n_bytes(job.transport.pack(job.strategy.sent(split_models(federated.state)[0])))
+    update_bytes = n_bytes(job.transport.form(job.strategy.sent(split_models(federated.state)[0])))
     step = watch.begin("pages of the sites", len(everyone))
     paths = []
     with watch.phase("pages"):

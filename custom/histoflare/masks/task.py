@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from histoflare.checks import is_above_zero, is_number, is_whole
 from histoflare.ensemble import mean_probabilities
-from histoflare.errors import JobError, MaskError
+from histoflare.errors import JobError, MaskError, list_lines
 from histoflare.masks.networks import NETWORKS, TRAINED, build_network, trained_modules
 from histoflare.masks.networks.norm import NORMS
 from histoflare.masks.networks.sizes import SIDE_MULTIPLE_PX, WIDTH_MULTIPLE
 from histoflare.seeds import derive_seed
-from histoflare.slides.cohort import group
+from histoflare.slides.cohort import choose_split, group
 
 # What trains and predicts is imported where it is used: a FLARE server, which has no MONAI, reads the task.
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class MaskTask:
         object.__setattr__(self, "labels", labels)
         problems = _problems(self)
         if problems:
-            listed = "".join(f"\n  {problem}" for problem in problems)
+            listed = list_lines(problems)
             raise JobError(f"The task of this job cannot be used; correct these fields:{listed}")
 
     @property
@@ -272,9 +272,7 @@ class MaskTask:
         """
         from histoflare.masks.metrics import MaskPredictions
 
-        if split not in ("train", "validation", "test", "all"):
-            raise JobError(f"There is no split {split!r}; use train, validation, test or all.")
-        records = [record for record in data.records if split in ("all", record.split)]
+        records = choose_split(data.records, split)
         compared = [self._compare(model, data, record) for record in records]
         k, names = len(self.labels), sorted({name for record in records for name in record.subgroups})
         return MaskPredictions(

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from histoflare.errors import JobError
@@ -52,6 +53,7 @@ def private_gradient(
     noise_multiplier: float,
     batch_size: float,
     noise: NoiseSource,
+    dtype: torch.dtype | None = None,
 ) -> PrivateGradient:
     """Return (Σ clipped gradients + N(0, (noise_multiplier · clip_norm)²)) / batch_size.
 
@@ -73,6 +75,8 @@ def private_gradient(
     Args:
         losses: See :data:`histoflare.privacy.gradients.Losses`.
         records: The sample, each record a batch of its own; asked for one at a time.
+        dtype: Of the result; None: the parameters' own. In float64 with a ``batch_size`` of 1 each number is
+            a multiple of ``grid(noise_multiplier · clip_norm)``, as a secure sum needs it.
 
     Raises:
         JobError: The model will not do (see :func:`check_model`), a batch is not one record with one loss
@@ -101,5 +105,7 @@ def private_gradient(
     clipped = sum_one_by_one(model, losses, records, most)
     noised = add_noise({name: t.cpu() for name, t in clipped.tensors.items()}, std=std, noise=noise)
     # The noise comes from the CPU, where its source is, and is added there, in float64.
-    tensors = {name: noised[name].div_(batch_size).to(p.device, p.dtype) for name, p in kinds.items()}
+    tensors = {
+        name: noised[name].div_(batch_size).to(p.device, dtype or p.dtype) for name, p in kinds.items()
+    }
     return PrivateGradient(tensors, clipped.norms, clipped.losses, clipped.failures)

@@ -10,7 +10,7 @@ from typing import Any
 
 from histoflare.errors import JobError
 from histoflare.privacy.own_policy import OWN_POLICY_FILE
-from histoflare.privacy.own_policy_file import ENTRIES, LISTS, read_layers
+from histoflare.privacy.own_policy_file import ENTRIES, LISTS, PINS, TRUST_CA, read_layers
 from histoflare.privacy.policy import TAKES_PART
 from histoflare.storage import write_text
 
@@ -56,17 +56,11 @@ def change_own_policy(local: Path, changes: Mapping[str, Any], scopes: Sequence[
         JobError: The changed policy could not be used; nothing was written (POLICY_INVALID).
     """
     import tomlkit
-    from tomlkit.exceptions import TOMLKitError
 
-    path = local / OWN_POLICY_FILE
-    try:
-        before = path.read_text(encoding="utf-8")
-        document = tomlkit.parse(_uncommented(before, changes) if not scopes else before)
-    except (OSError, ValueError, TOMLKitError) as error:
-        raise JobError(f"{path}: cannot be read: {error}", reason="POLICY_INVALID") from None
-    if scopes and any(name in TAKES_PART or name == "scopes" for name in changes):
+    before, document = _read(local, {} if scopes else changes)
+    if scopes and any(name in (*TAKES_PART, "scopes", TRUST_CA) for name in changes):
         raise JobError(
-            f"{', '.join(TAKES_PART)} and scopes are for all scopes: change them without --scope.",
+            f"{', '.join(TAKES_PART)}, scopes and {TRUST_CA} are for all scopes: leave --scope out.",
             reason="POLICY_INVALID",
         )
     tables: list[Any] = [document]
@@ -79,11 +73,53 @@ def change_own_policy(local: Path, changes: Mapping[str, Any], scopes: Sequence[
                 table.pop(name, None)
             else:
                 table[name] = value
+    return _write(local, before, document)
+
+
+def pin_sites(local: Path, pins: Mapping[str, str]) -> bool:
+    """Write into a site's own policy which certificates other sites have; return whether that is new.
+
+    Args:
+        local: Folder with the signed policies and ``policy.toml``.
+        pins: Site → SHA-256 of its certificate, in hex; an empty text takes its pin out. Other pins stay.
+
+    Raises:
+        JobError: The changed policy could not be used; nothing was written (POLICY_INVALID).
+    """
+    import tomlkit
+
+    before, document = _read(local, {})
+    table = document.setdefault(PINS, tomlkit.table())
+    for site, fingerprint in pins.items():
+        if fingerprint:
+            table[site] = fingerprint.lower()
+        else:
+            table.pop(site, None)
+    return _write(local, before, document)
+
+
+def _read(local: Path, changes: Mapping[str, Any]) -> tuple[str, Any]:
+    """Return the text of a site's own policy, and what it says, with changed lines out of their comments."""
+    import tomlkit
+    from tomlkit.exceptions import TOMLKitError
+
+    path = local / OWN_POLICY_FILE
+    try:
+        before = path.read_text(encoding="utf-8")
+        return before, tomlkit.parse(_uncommented(before, changes))
+    except (OSError, ValueError, TOMLKitError) as error:
+        raise JobError(f"{path}: cannot be read: {error}", reason="POLICY_INVALID") from None
+
+
+def _write(local: Path, before: str, document: Any) -> bool:
+    """Write a changed policy if it can hold; return whether it says anything new."""
+    import tomlkit
+
     text = tomlkit.dumps(document)
     read_layers(local, text=text)
     if text == before:
         return False
-    write_text(path, text)
+    write_text(local / OWN_POLICY_FILE, text)
     return True
 
 

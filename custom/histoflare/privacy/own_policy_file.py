@@ -8,6 +8,7 @@ not wait for the one job that it concerns.
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
@@ -15,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from histoflare.checks import is_above_zero, is_whole
-from histoflare.errors import JobError
+from histoflare.errors import JobError, list_lines
 from histoflare.privacy.own_policy import OWN_POLICY_FILE, Narrowing, StewardPolicy, faults, narrowed
-from histoflare.privacy.policy import MAX_DELTA, RECORDS, TAKES_PART, Policy, read_policy
+from histoflare.privacy.policy import MAX_DELTA, MOST_COLLUDERS, RECORDS, TAKES_PART, Policy, read_policy
 from histoflare.storage import write_text
 
 POLICY_FILE = "policy_{}.toml"
@@ -27,6 +28,11 @@ MOST_BYTES = 1 << 16
 MOST_NAMES = 256
 LONGEST_NAME = 64
 LARGEST = 10**9
+
+PINS, TRUST_CA = "pins", "trust_ca"
+"""Entries about other sites, which no signed policy has: see ``privacy.policy.Policy``."""
+
+_FINGERPRINT = re.compile("[0-9a-fA-F]{64}")
 
 _TEMPLATE = """\
 # This site's own policy. It is not signed: change it here at any time; each job reads it anew.
@@ -60,9 +66,23 @@ models = {models}
 # records = ["patient"]
 # seeded_noise = false
 
+# Where sites share their noise: against the server and how many colluding sites epsilon is kept (more is
+# stricter), and the epsilon that is kept should all other sites collude.
+# colluders = 2
+# all_collude_epsilon = 6.0
+
+# In a secure sum this site counts on no site but those whose certificates stand below, in [pins]. With true
+# it counts on every site that has a certificate of the consortium's authority; whoever makes the kits could
+# then stand in for sites.
+# trust_ca = false
+
 # What one scope has narrower still. These tables stand last.
 # [scope.dp-patient]
 # epsilon = 2.0
+
+# Which certificates other sites have, as their stewards say: histoflare policy pin SITE FINGERPRINT
+# [pins]
+# hospital-b = "8b1f…"
 """
 
 
@@ -126,6 +146,19 @@ def _steward_policy(content: Mapping[str, Any]) -> StewardPolicy:
         scope={name: _narrowing(table) for name, table in tables.items() if isinstance(table, dict)}
         if isinstance(tables, dict)
         else {},
+        pins={site: pin.lower() for site, pin in content[PINS].items()} if _are_pins(content) else {},
+        trust_ca=content.get(TRUST_CA) is True,
+    )
+
+
+def _are_pins(content: Mapping[str, Any]) -> bool:
+    """Return whether the table of pins can be used."""
+    table = content.get(PINS)
+    return (
+        isinstance(table, dict)
+        and len(table) <= MOST_NAMES
+        and all(0 < len(site) <= LONGEST_NAME for site in table)
+        and all(isinstance(pin, str) and _FINGERPRINT.fullmatch(pin) for pin in table.values())
     )
 
 
@@ -223,10 +256,15 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "seeded_noise": _TRUTH,
     "job_share": (lambda value: is_above_zero(value, 1), "a number above 0 and at most 1"),
+    "colluders": (
+        lambda value: is_whole(value, 1, MOST_COLLUDERS),
+        f"a whole number from 1 to {MOST_COLLUDERS}",
+    ),
+    "all_collude_epsilon": (lambda value: is_above_zero(value, LARGEST), "a number above 0"),
 }
 """Entry of :class:`Narrowing` → whether a value of it can be used, and what it must be."""
 
-ENTRIES = (*TAKES_PART, "scopes", *_RULES)
+ENTRIES = (*TAKES_PART, "scopes", TRUST_CA, *_RULES)
 """What a site's own policy can say."""
 
 LISTS = (*TAKES_PART, "scopes", "metrics", "numbers", "records")
@@ -242,8 +280,15 @@ def _problems(content: Mapping[str, Any]) -> list[str]:
     for name in (*TAKES_PART, "scopes"):
         if name in content and not _is_names(content[name]):
             problems.append(f"{name}: must be {_NAMES}")
-    known = (*TAKES_PART, "scopes", "scope", *_RULES)
-    problems += _entry_problems({name: content[name] for name in content if name not in known[:5]}, "", known)
+    if PINS in content and not _are_pins(content):
+        problems.append(
+            f"[{PINS}]: must be a table of at most {MOST_NAMES} sites, each with the SHA-256 of its "
+            'certificate in 64 hexadecimal digits: hospital-b = "8b1f…". histoflare policy pin writes it'
+        )
+    if not isinstance(content.get(TRUST_CA, False), bool):
+        problems.append(f"{TRUST_CA}: must be true or false, not {_said(content[TRUST_CA])}")
+    known = (*TAKES_PART, "scopes", "scope", PINS, TRUST_CA, *_RULES)
+    problems += _entry_problems({name: content[name] for name in content if name not in known[:7]}, "", known)
     tables = content.get("scope", {})
     if not isinstance(tables, dict):
         return [*problems, "scope: tables, one for a scope: [scope.dp-patient]"]
@@ -284,7 +329,7 @@ def _cut(text: str) -> str:
 
 
 def _invalid(path: Path, problems: Sequence[str]) -> JobError:
-    listed = "".join(f"\n  {problem}" for problem in problems)
+    listed = list_lines(problems)
     return JobError(
         f"{path}: this site's own policy cannot be used; correct:{listed}", reason="POLICY_INVALID"
     )

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from histoflare.checks import is_above_zero, is_whole
-from histoflare.errors import HistoflareError, JobError
+from histoflare.errors import HistoflareError, JobError, list_lines
 from histoflare.privacy.accountant import MOST_DELTA
-from histoflare.privacy.noise import NoiseSource, SecureNoise, SeededNoise
+from histoflare.privacy.noise import NoiseSource, SecureNoise, SeededNoise, grid
 from histoflare.privacy.spend import Spend
 from histoflare.seeds import derive_seed
 
@@ -29,8 +29,13 @@ if TYPE_CHECKING:
 
 RECORDS = ("patient", "slide")
 LOCATIONS = ("client", "server")
+NOISES = ("local", "shared")
+MOST_HONEST = 10_000
 MOST_RECORDS = 2**20
 """Of a site, for which a step's sum is bounded (``privacy.gradients``)."""
+
+LIKELY_DEVIATIONS = 6
+"""A sample is larger than its mean and so many standard deviations with a chance of some 1e-9."""
 
 SMALLEST_CLIP, LARGEST_CLIP, LARGEST_NOISE = 1e-6, 1e6, 1e6
 """Of a job's settings: nobody needs others, and far beyond them numbers of 32 bits do not add up."""
@@ -63,6 +68,7 @@ class PrivacyPlan(ABC):
         mechanism: As in a site's policy.
         protects: Whether anything protects the updates: what leaves then costs of a budget, and is counted.
         own_steps: Optimizer steps of a round that the plan prescribes; None: the task's own.
+        delta: δ at which the plan's ε is stated; None where nothing is counted.
         noise_seed: None draws the noise from a cryptographic source. A number makes it repeatable, for
             research: whoever knows the seed can take the noise off, so there is no guarantee at all.
     """
@@ -70,6 +76,7 @@ class PrivacyPlan(ABC):
     mechanism: ClassVar[str]
     protects: ClassVar[bool] = True
     noise_seed: int | None = None
+    delta: float | None = None
 
     @property
     def own_steps(self) -> int | None:
@@ -121,15 +128,43 @@ class PrivacyPlan(ABC):
                 raise
             return training.not_at_all(error)
 
+    def gradient(self, training: Training) -> Any:
+        """Make the gradient of one step in the way that this plan needs, and return what came out.
+
+        Args:
+            training: The ways in which a gradient can be made.
+
+        Raises:
+            HistoflareError: As for :meth:`train`.
+        """
+        return self.train(training)
+
     def release(self, tensors: Mapping[str, Tensor], noise: NoiseSource) -> dict[str, Tensor]:
         """Return what leaves in place of ``tensors``: the same names, shapes and dtypes."""
         return dict(tensors)
+
+    @property
+    def sum_step(self) -> float | None:
+        """Return the grid of which every number that a site sends is a multiple; None: of none.
+
+        Known where the noise is shared and settled; a secure sum writes its fixed point in these steps.
+        """
+        return None
 
     def at_server(self, updates: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
         """Return the round's updates as the server may use them; its own part of the mechanism, if any."""
         return [dict(update) for update in updates]
 
-    def noise(self, *parts: str | int) -> NoiseSource:
+    def of_sum(self, total: Mapping[str, Tensor], weight: float) -> dict[str, Tensor]:
+        """Return the one update that a strategy gets where the server sees only a sum.
+
+        Args:
+            total: Σ weight · update of all sites, float64.
+            weight: The sum of their weights, above 0.
+        """
+        return {name: tensor / weight for name, tensor in total.items()}
+
+    def noise_source(self, *parts: str | int) -> NoiseSource:
         """Return where this plan's noise comes from; ``parts`` (site, round) tell seeded sources apart."""
         if self.noise_seed is None:
             return SecureNoise()
@@ -143,7 +178,19 @@ class PrivacyPlan(ABC):
         """Return the plan for a round of so many steps; the same where it prescribes none."""
         return self
 
-    def pooled(self, asked: PrivacyPlan, *, sites: int, steps: int, weights: int) -> PrivacyPlan:
+    def most_drawn(self, records: int) -> int:
+        """Return the most of a site's records that one step is likely to train on."""
+        return records
+
+    def for_one_full_step(self) -> Self:
+        """Return the plan for a single step on all records, by which the time of a step is measured."""
+        return self
+
+    def alone(self) -> Self:
+        """Return what protects the same training at a site that shares its noise with nobody."""
+        return self
+
+    def pooled(self, asked: Self, *, sites: int, steps: int, weights: int) -> Self:
         """Return what protects the same training on the data of all sites in one place, settled.
 
         Args:
@@ -251,6 +298,11 @@ class Noisy(PrivacyPlan):
         noise_multiplier: z; the noise has standard deviation z·C.
         published_epsilon: What the source of these settings claims, to be shown beside the true figure.
         noise_seed: See :class:`PrivacyPlan`.
+        noise: ``"local"``: a site adds all of its noise itself. ``"shared"``: each site adds a share of it,
+            and a secure sum shows nobody more than the sum of all. ``budget_share``, ``budget_epsilon`` and
+            ``noise_multiplier`` are then about whoever does not know the shares of ``honest`` sites.
+        honest: h, at least 2, only with ``"shared"``: on how many sites' shares the job counts. Each site
+            adds noise of z·C/√h.
     """
 
     clip_norm: float = 1.0
@@ -260,14 +312,36 @@ class Noisy(PrivacyPlan):
     noise_multiplier: float | None = None
     published_epsilon: float | None = None
     noise_seed: int | None = None
+    noise: str = "local"
+    honest: int | None = None
 
     def __post_init__(self) -> None:
         problems = self._problems()
         if problems:
-            listed = "".join(f"\n  {problem}" for problem in problems)
             raise JobError(
-                f"The privacy settings of this job cannot be used; correct:{listed}", reason="PRIVACY_INVALID"
+                f"The privacy settings of this job cannot be used; correct:{list_lines(problems)}",
+                reason="PRIVACY_INVALID",
             )
+        if self.is_shared:
+            # The class says what a policy must allow; here it depends on who adds the noise.
+            object.__setattr__(self, "mechanism", f"{type(self).mechanism}-shared")
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the sites share the noise."""
+        return self.noise == "shared"
+
+    @property
+    def sites_noise(self) -> float:
+        """Return what one site adds, in clip norms: z where noise is local, z/√h of shared noise."""
+        return self._settled_noise() / math.sqrt(self.honest or 1)
+
+    @property
+    def sum_step(self) -> float | None:
+        """See :class:`PrivacyPlan`: the grid of one site's share of the noise."""
+        if not self.is_shared or not self.noise_multiplier:
+            return None
+        return grid(self.sites_noise * self.clip_norm)
 
     def _problems(self) -> list[str]:
         problems = []
@@ -294,17 +368,43 @@ class Noisy(PrivacyPlan):
             problems.append(f"privacy.published_epsilon: a number above 0, not {self.published_epsilon!r}")
         if self.noise_seed is not None and type(self.noise_seed) is not int:
             problems.append(f"privacy.noise_seed: a whole number or null, not {self.noise_seed!r}")
+        if self.noise not in NOISES:
+            problems.append(f"privacy.noise: one of {', '.join(NOISES)}, not {self.noise!r}")
+        elif self.is_shared != is_whole(self.honest, 2, MOST_HONEST):
+            problems.append(
+                "privacy.honest: with noise = shared the number of sites on whose noise the job counts, from "
+                f"2 to {MOST_HONEST}, else null; not {self.honest!r}"
+            )
         return problems
 
     def numbers(self, rounds: int, weights: int) -> int:
-        """Return one for each weight in each step; where records are drawn, one for each of them too."""
+        """Return one for each weight in each step; where records are drawn, one for each of them too.
+
+        Shared noise is the sum of the shares of ``honest`` sites, each of them drawn.
+        """
         like = replace(self, noise_multiplier=1.0, budget_share=None).spend()
-        return (weights + (MOST_RECORDS if like.sample_rate < 1 else 0)) * like.steps * rounds
+        drawn = weights * (self.honest or 1) + (MOST_RECORDS if like.sample_rate < 1 else 0)
+        return drawn * like.steps * rounds
 
     def admits(self, strategy: Any, task: Any, transport: Any) -> None:
         """No number of a site's data may leave beside the update; and of data in bags, the largest that is
-        trained on must be public, for time tells of a longer one."""
+        trained on must be public, for time tells of a longer one. Shared noise needs a sum that alone is
+        seen, in which all weigh the same."""
         super().admits(strategy, task, transport)
+        if self.is_shared and transport.readable:
+            raise JobError(
+                "Shared noise protects a sum, and no update by itself: a job with noise = shared needs a "
+                f"transport that shows the server only the sum (masked_sum), not {transport.name}.",
+                reason="PRIVACY_INVALID",
+            )
+        if self.is_shared and not (
+            strategy.linear and strategy.equal_weights and strategy.topology.aggregates_at_server
+        ):
+            raise JobError(
+                "Shared noise is the noise of one sum: it takes a strategy that uses the updates in no other "
+                "way (linear), with equal weights, and whose sum the server makes.",
+                reason="PRIVACY_INVALID",
+            )
         telling = [name for name, of_data in strategy.numbers.items() if of_data is not False]
         if telling:
             raise JobError(
@@ -339,9 +439,21 @@ class Noisy(PrivacyPlan):
 
         return Budget(self.budget_epsilon, self.delta)
 
+    def alone(self) -> Self:
+        """Return the plan with all of the noise added by one site."""
+        return replace(self, noise="local", honest=None)
+
     def without_noise(self, seed: int) -> Self:
         """Return the plan with its clip and its steps, and with noise 0."""
-        return replace(self, noise_multiplier=0.0, budget_share=None, published_epsilon=None, noise_seed=seed)
+        return replace(
+            self,
+            noise_multiplier=0.0,
+            budget_share=None,
+            published_epsilon=None,
+            noise_seed=seed,
+            noise="local",
+            honest=None,
+        )
 
     def _settled_noise(self) -> float:
         if self.noise_multiplier is None:
@@ -363,10 +475,14 @@ class DpSgd(Noisy):
     1 - (1 - q)^k (an upper bound: the patient's contribution never exceeds that of all k at once). Further
     slides of a patient are not used.
 
+    With ``noise = "shared"`` a round is one step: each site sends the sum of its clipped gradients with its
+    share of the noise, and the server divides the sum of all by ``batch_size``. All samples together are
+    then one sample of the records of all sites.
+
     Attributes:
         sample_rate: q, in (0, 1].
         batch_size: The divisor: the agreed expected number of records in a sample.
-        steps: Of each round.
+        steps: Of each round; 1 where noise is shared.
         record: ``"patient"`` or ``"slide"``: what is sampled and clipped.
         slides_per_patient: k; only with ``record = "slide"``.
 
@@ -392,6 +508,8 @@ class DpSgd(Noisy):
             problems.append(f"privacy.batch_size: a number above 0, not {self.batch_size!r}")
         if type(self.steps) is not int or self.steps < 1:
             problems.append(f"privacy.steps: a whole number of at least 1, not {self.steps!r}")
+        elif self.is_shared and self.steps != 1:
+            problems.append(f"privacy.steps: 1 with noise = shared, which is in one sum, not {self.steps!r}")
         if self.record not in RECORDS:
             problems.append(f"privacy.record: one of {', '.join(RECORDS)}, not {self.record!r}")
         elif not problems and self.record == "patient" and self.delta * self.batch_size > self.sample_rate:
@@ -407,8 +525,28 @@ class DpSgd(Noisy):
         return problems
 
     def train(self, training: Training) -> Any:
-        """Train with the gradient of each record by itself, clipped and noised."""
+        """Train with the gradient of each record by itself, clipped and noised.
+
+        Raises:
+            JobError: Noise is shared: a share protects no step at a site (PRIVACY_INVALID).
+        """
+        if self.is_shared:
+            raise JobError(
+                "A site's share of the noise protects no training at the site: use a strategy that sends "
+                "a gradient (fedsgd).",
+                reason="PRIVACY_INVALID",
+            )
         return training.by_record(self)
+
+    def gradient(self, training: Training) -> Any:
+        """Make the gradient of one sample, each record's clipped, with noise."""
+        return training.by_record(self)
+
+    def of_sum(self, total: Mapping[str, Tensor], weight: float) -> dict[str, Tensor]:
+        """Return a sum of clipped gradients divided by ``batch_size``, which no site's data decide."""
+        if not self.is_shared:
+            return super().of_sum(total, weight)
+        return {name: tensor / self.batch_size for name, tensor in total.items()}
 
     @property
     def own_steps(self) -> int:
@@ -419,9 +557,24 @@ class DpSgd(Noisy):
         """Return the plan with so many steps a round."""
         return replace(self, steps=steps)
 
-    def pooled(self, asked: PrivacyPlan, *, sites: int, steps: int, weights: int) -> PrivacyPlan:
-        """Return the same clip and divisor with samples as large as a site's are on average."""
-        whole = asked if isinstance(asked, DpSgd) else self
+    def most_drawn(self, records: int) -> int:
+        """Return what a step exceeds with a chance of some 1e-9: the mean and six standard deviations."""
+        mean = records * self.sample_rate
+        spread = math.sqrt(mean * (1 - self.sample_rate))
+        return min(records, math.ceil(mean + LIKELY_DEVIATIONS * spread))
+
+    def for_one_full_step(self) -> Self:
+        """Return the plan with one step a round, in which every record is drawn."""
+        return replace(self, sample_rate=1.0, steps=1)
+
+    def pooled(self, asked: Self, *, sites: int, steps: int, weights: int) -> Self:
+        """Return the same clip and divisor with samples as large as a site's are on average.
+
+        Of shared noise the sample is one of all sites' records already, and the pool adds the noise z itself.
+        """
+        whole = asked
+        if self.is_shared:
+            whole, sites = replace(asked, noise="local", honest=None), 1
         return replace(whole, sample_rate=self.sample_rate / sites, steps=steps).settled(1, weights)
 
     def admits(self, strategy: Any, task: Any, transport: Any) -> None:
@@ -454,6 +607,19 @@ class DpSgd(Noisy):
                 "could be of steps that nobody booked.",
                 reason="PRIVACY_INVALID",
             )
+        one_step = getattr(strategy, "one_step", False)
+        if self.is_shared and not one_step:
+            raise JobError(
+                "A site's share of the noise protects no training at the site: use a strategy whose sites "
+                f"send the gradient of one step (fedsgd), not {strategy.name}.",
+                reason="PRIVACY_INVALID",
+            )
+        if one_step and self.steps != 1:
+            raise JobError(
+                f"With the strategy {strategy.name} a round is one step: set privacy.steps to 1, not "
+                f"{self.steps}.",
+                reason="PRIVACY_INVALID",
+            )
 
     def spend(self) -> Spend:
         """Return one round's steps."""
@@ -461,7 +627,7 @@ class DpSgd(Noisy):
         drawn = self.sample_rate
         if k > 1 and drawn < 1:
             drawn = -math.expm1(k * math.log1p(-drawn))  # 1 - (1 - q)^k, also where q is tiny
-        return Spend(self._settled_noise() / k, drawn, self.steps)
+        return Spend(self._settled_noise() / k, drawn, self.steps, self.honest or 1)
 
     def describe(self) -> str:
         """Return one sentence for logs and reports."""
@@ -511,16 +677,19 @@ class UpdateNoise(Noisy):
             problems.append(
                 f"privacy.noise_location: one of {', '.join(LOCATIONS)}, not {self.noise_location!r}"
             )
+        elif self.is_shared and self.noise_location != "client":
+            problems.append("privacy.noise_location: client with noise = shared, which the sites add")
         return problems
 
     def spend(self) -> Spend:
         """Return one round's mechanism, for whoever sees what the noise is in."""
-        return Spend(self._settled_noise() / 2)
+        return Spend(self._settled_noise() / 2, honest=self.honest or 1)
 
     def release(self, tensors: Mapping[str, Tensor], noise: NoiseSource) -> dict[str, Tensor]:
         """Return the clipped update, with noise if that is added here.
 
-        An update that is not finite counts as one of zeros.
+        An update that is not finite counts as one of zeros. With shared noise the numbers are float64, each a
+        multiple of :attr:`sum_step`, so that a sum of them is exact.
         """
         from histoflare.privacy.mechanism import clip, release_update
 
@@ -530,8 +699,10 @@ class UpdateNoise(Noisy):
             tensors = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
         if self.noise_location == "server":
             return clip(tensors, self.clip_norm)[0]
+        if self.is_shared:
+            tensors = {name: tensor.double() for name, tensor in tensors.items()}
         return release_update(
-            tensors, clip_norm=self.clip_norm, noise_multiplier=self._settled_noise(), noise=noise
+            tensors, clip_norm=self.clip_norm, noise_multiplier=self.sites_noise, noise=noise
         )
 
     def at_server(self, updates: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
@@ -544,7 +715,7 @@ class UpdateNoise(Noisy):
                 given[0],
                 clip_norm=self.clip_norm,
                 noise_multiplier=self._settled_noise(),
-                noise=self.noise("server"),
+                noise=self.noise_source("server"),
             )
         return given
 
@@ -588,4 +759,7 @@ def _stated(plan: Noisy) -> str:
             f"noise with which the job takes {plan.budget_share:.4g} of a budget of ε = "
             f"{plan.budget_epsilon:g} at δ = {plan.delta:g}"
         )
-    return f"noise multiplier {plan.noise_multiplier:.4g}"
+    stated = f"noise multiplier {plan.noise_multiplier:.4g}"
+    if plan.is_shared:
+        stated += f" (each site adds {plan.sites_noise:.4g}, counting on {plan.honest} honest sites)"
+    return stated

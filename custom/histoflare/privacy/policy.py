@@ -10,27 +10,31 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from histoflare.checks import is_above_zero, is_whole
-from histoflare.errors import JobError
+from histoflare.errors import JobError, list_lines
 from histoflare.privacy.budget import Budget
 from histoflare.shipped import PROVISIONING
 
-MECHANISMS = ("open", "dp-sgd", "update-noise", "server-noise")
+MECHANISMS = ("open", "dp-sgd", "dp-sgd-shared", "update-noise", "update-noise-shared", "server-noise")
 """``open``: updates leave as they were trained: no clipping, no noise, nothing booked, ε = ∞. The others are
-``privacy.plan.DpSgd`` and ``privacy.plan.UpdateNoise``, its noise at the site or at a trusted server."""
+``privacy.plan.DpSgd`` and ``privacy.plan.UpdateNoise``; the noise is each site's own, shared by the sites
+under a secure sum (``-shared``), or a trusted server's."""
 
 COUNTS = ("n_slides", "n_patients")
 """Metrics that are counts; they leave only where ``counts`` is true."""
 
 
 TAKES_PART = ("purposes", "strategies", "models")
+OWN = (*TAKES_PART, "pins", "trust_ca")
+"""What the site's own policy alone says."""
 _ELSEWHERE = "stands in the site's own policy.toml, and in no signed policy; take it out here"
 
 RECORDS = ("patient", "slide")
+MOST_COLLUDERS = 10_000
 MAX_DELTA = 0.01
 """A larger δ allows what nobody would call private: to publish one patient in a hundred outright."""
 
@@ -46,6 +50,9 @@ class Protection:
         records: What DP-SGD may clip: ``"patient"``, or also ``"slide"``.
         seeded_noise: Whether a job may make its noise repeatable. That voids every guarantee: for research on
             data that may be shared anyway.
+        colluders: Against the server and how many colluding sites the budget is kept, at least 1. It matters
+            where sites share their noise, in whatever scope: a patient's budget is one.
+        all_collude_epsilon: ε of each patient should all other sites collude; None: ``epsilon``.
     """
 
     epsilon: float
@@ -54,10 +61,12 @@ class Protection:
     records: tuple[str, ...] = ("patient",)
     seeded_noise: bool = False
     job_share: float = 1.0
+    colluders: int = 1
+    all_collude_epsilon: float | None = None
 
     def budget(self) -> Budget:
         """Return each patient's budget; :class:`JobError` (PRIVACY_INVALID) if it allows nothing at all."""
-        return Budget(self.epsilon, self.delta)
+        return Budget(self.epsilon, self.delta, self.colluders, self.all_collude_epsilon)
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,10 @@ class Policy:
         protection: With every mechanism but ``open``: the budget, and what else holds. None books nothing.
         purposes, strategies, models: What the site takes part in, from its own file; no signed policy says
             it, and by itself one takes part in nothing.
+        pins: Other site → SHA-256 of its certificate in hex; from the site's own file too. In a secure sum
+            the site counts only on sites that it knows so.
+        trust_ca: Whether it counts on every site with a certificate of the consortium's authority, pinned or
+            not. Whoever holds the authority's key can then stand in for sites.
     """
 
     name: str
@@ -87,6 +100,8 @@ class Policy:
     purposes: tuple[str, ...] = ()
     strategies: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
+    pins: Mapping[str, str] = field(default_factory=dict)
+    trust_ca: bool = False
 
     def allowed_metrics(self, metrics: Mapping[str, float | None]) -> dict[str, float | None]:
         """Return those of ``metrics`` that may leave."""
@@ -118,7 +133,7 @@ def read_policy(path: Path) -> Policy:
         raise JobError(f"{path}: not a TOML file: {error}", reason="POLICY_INVALID") from None
     problems = _problems(content)
     if problems:
-        listed = "".join(f"\n  {problem}" for problem in problems)
+        listed = list_lines(problems)
         raise JobError(f"{path}: cannot be used as a policy; correct:{listed}", reason="POLICY_INVALID")
     return Policy(
         name=content["name"],
@@ -138,11 +153,11 @@ def _protection(content: Mapping[str, Any] | None) -> Protection | None:
 
 
 def _problems(content: Mapping[str, Any]) -> list[str]:
-    fields = [name for name in Policy.__dataclass_fields__ if name not in TAKES_PART]
+    fields = [name for name in Policy.__dataclass_fields__ if name not in OWN]
     optional = ("protection", "numbers")
     problems = [f"{name}: missing" for name in fields if name not in content and name not in optional]
     problems += [
-        f"{name}: {_ELSEWHERE if name in TAKES_PART else 'not an entry of a policy'}"
+        f"{name}: {_ELSEWHERE if name in OWN else 'not an entry of a policy'}"
         for name in content
         if name not in fields
     ]
@@ -197,6 +212,15 @@ def _protection_problems(content: Mapping[str, Any]) -> list[str]:
     share = protection.get("job_share", 1.0)
     if not is_above_zero(share, 1):
         problems.append(f"protection.job_share: a number above 0 and at most 1, not {share!r}")
+    colluders = protection.get("colluders", 1)
+    if not is_whole(colluders, 1, MOST_COLLUDERS):
+        problems.append(
+            f"protection.colluders: a whole number from 1 to {MOST_COLLUDERS}, not {colluders!r}. Each site "
+            "sees the sum and knows its own noise: against the server and no site there is no figure"
+        )
+    together = protection.get("all_collude_epsilon", 1.0)
+    if not is_above_zero(together):
+        problems.append(f"protection.all_collude_epsilon: a number above 0, not {together!r}")
     evaluations = protection.get("evaluations", 0)
     if not is_whole(evaluations, 0):
         problems.append(f"protection.evaluations: a whole number of at least 0, not {evaluations!r}")

@@ -6,12 +6,13 @@ was done with the same patients.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from histoflare.checks import is_above_zero, is_number, is_whole
-from histoflare.errors import JobError
+from histoflare.errors import JobError, list_lines
 
 UNIT = "patient"
 """Whom an event protects: all slides of one patient."""
@@ -29,6 +30,8 @@ class Spend:
             sum (the sensitivity, in L2). At least 0; 0 protects nothing (ε = ∞).
         sample_rate: With which probability a patient is in a sample; in (0, 1]. 1: nothing is sampled.
         steps: How many; at least 0. 0 costs nothing.
+        honest: h, on how many sites' shares of noise ``noise_multiplier`` counts: each adds
+            ``noise_multiplier`` / √h, and only the sum of all is seen. 1: the site's own noise is all of it.
 
     Raises:
         JobError: A number is out of its range (PRIVACY_INVALID).
@@ -37,6 +40,7 @@ class Spend:
     noise_multiplier: float
     sample_rate: float = 1.0
     steps: int = 1
+    honest: int = 1
 
     def __post_init__(self) -> None:
         problems = []
@@ -46,17 +50,46 @@ class Spend:
             problems.append(f"sample_rate: a number above 0 and at most 1, not {self.sample_rate!r}")
         if not is_whole(self.steps, 0):
             problems.append(f"steps: a whole number of at least 0, not {self.steps!r}")
+        if not is_whole(self.honest, 1):
+            problems.append(f"honest: a whole number of at least 1, not {self.honest!r}")
         if problems:
-            listed = "".join(f"\n  {problem}" for problem in problems)
-            raise JobError(f"These are no numbers of a mechanism:{listed}", reason="PRIVACY_INVALID")
+            raise JobError(
+                f"These are no numbers of a mechanism:{list_lines(problems)}", reason="PRIVACY_INVALID"
+            )
 
     def times(self, n: int) -> Spend:
         """Return ``n`` of these in a row as one."""
         return replace(self, steps=self.steps * n)
 
+    def against(self, honest: int) -> Spend:
+        """Return what the event is against whoever does not know the shares of noise of so many sites.
+
+        The variances of their shares add up, so the noise is ``noise_multiplier`` · √(``honest`` / h). This
+        site's own share is always there. Noise that is not shared is the same against everybody.
+
+        Args:
+            honest: How many sites, this one included, add their shares and keep them to themselves. Below 1
+                counts as 1.
+
+        >>> from histoflare.privacy.spend import Spend
+        >>> Spend(4.0, honest=4).against(1)
+        Spend(noise_multiplier=2.0, sample_rate=1.0, steps=1, honest=1)
+        """
+        if self.honest == 1:
+            return self
+        there = math.sqrt(max(1, honest) / self.honest)
+        return replace(self, noise_multiplier=self.noise_multiplier * there, honest=1)
+
+    def alone(self) -> Spend:
+        """Return what the event is if all other sites collude: the site's own noise, or its share, alone."""
+        return self.against(1)
+
     def to_json(self) -> dict[str, Any]:
-        """Return the event as plain JSON."""
-        return asdict(self)
+        """Return the event as plain JSON; ``honest`` is left out where the noise is not shared."""
+        content = asdict(self)
+        if self.honest == 1:
+            del content["honest"]
+        return content
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Spend:

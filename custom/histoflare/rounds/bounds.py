@@ -8,11 +8,14 @@ What "the same" means, for n sites of which m train in a round:
 
 - *Rounds.* A site's local model trains in the rounds in which the topology asks the site, pooled in all.
 - *Steps.* A local model takes its site's own, the pool as many as the m sites together.
+- *One step.* Where sites send gradients (``Strategy.one_step``) a round is one step of the server's. So it is
+  one of each bound too, with the strategy's own rate and momentum.
 - *Batch.* The task's ``batch_size``, everywhere.
 - *DP-SGD.* A local model has the job's own numbers. The pool has the same clip, divisor and record, and the
   sample rate q/n: a sample of the pool is expected to be as large as that of a site is on average, and the
   number does not follow from how many patients there are.
 - *Noise on updates.* The job's own numbers: one update a round, clipped and noised.
+- *Shared noise.* A bound shares it with nobody: it adds all of it, z.
 
 Steps. With ``local_steps`` = k the sum is m·k. With ``local_epochs`` it is what the sites' passes take
 together; where every site's last batch is full, that is a pass over the pool. The pool is passed over, each
@@ -44,6 +47,7 @@ from histoflare.privacy.spend import Spend
 from histoflare.rounds.round import count_sent_by_job, server_round, site_round
 from histoflare.rounds.state import State, model_state
 from histoflare.rounds.strategies.fedavg import FedAvg
+from histoflare.rounds.strategies.fedsgd import FedSgd
 from histoflare.rounds.strategy import Strategy
 from histoflare.rounds.task import Task
 
@@ -141,7 +145,11 @@ def plan_bounds(
         for site, data in sites.items()
         if task.n_train(data)
     }
+    if strategy.one_step:
+        own = dict.fromkeys(own, 1)
     together = tuple(sum(own.get(site, 0) for site in asked_now) for asked_now in asks)
+    if strategy.one_step:
+        together = tuple(min(1, steps) for steps in together)
     pooled, no_pool = plan, None
     try:
         pooled = plan.pooled(
@@ -149,12 +157,12 @@ def plan_bounds(
             sites=max(1, len(own)),
             steps=max(1, sum(together)),
             weights=count_sent_by_job(_alone(strategy), task) if plan.protects else 0,
-        )
+        ).alone()
     except HistoflareError as error:
         no_pool = error
     return Courses(
         local={
-            site: Course(tuple(steps if site in asked_now else 0 for asked_now in asks), plan)
+            site: Course(tuple(steps if site in asked_now else 0 for asked_now in asks), plan.alone())
             for site, steps in own.items()
         },
         pooled=Course(together, pooled) if no_pool is None else None,
@@ -211,6 +219,7 @@ def train_alone(
     alone = _alone(strategy).of_task(task)
     state = model_state(task.build_model())
     kept: State = {}
+    own = alone.begin(state)
     for index, steps in enumerate(course.steps):
         if not steps:
             continue
@@ -229,13 +238,16 @@ def train_alone(
             device=device,
             steps=steps,
         )
-        state = server_round(alone, state, [outcome.update], [name], plan).model
+        made = server_round(alone, state, [outcome.update], [name], plan, own=own)
+        state, own = made.model, made.own
         kept = outcome.site_state
     return alone.personalize(state, kept)
 
 
 def _alone(strategy: Strategy) -> FedAvg:
     """Return the strategy of one site that keeps for itself what the job's sites keep."""
+    if isinstance(strategy, FedSgd):
+        return replace(strategy, weighting="uniform", weights=None, clients_per_round=None)
     return FedAvg(weighting="uniform", share=strategy.share, batch_norm=strategy.batch_norm)
 
 

@@ -82,17 +82,7 @@ def train_privately(
     No error follows from a single record: one that cannot be had, or has not the task's shape, counts as
     zero, and ``failures`` says so. Whether the data fit the task at all is asked when they are loaded.
     """
-    if not isinstance(task, PerRecord):
-        raise JobError(
-            f"{type(task).__name__} does not tell its records apart, as training under DP-SGD needs it.",
-            reason="MODEL_NOT_PRIVATE",
-        )
-    records = task.records(data, plan.record, plan.slides_per_patient)
-    if not records:
-        raise JobError(
-            "This site has no training samples: its manifest needs rows with split 'train'.",
-            reason="SITE_HAS_NO_TRAINING_DATA",
-        )
+    records = records_of(task, data, plan)
     if plan.noise_multiplier is None:
         raise JobError("The job's noise is not settled yet.", reason="PRIVACY_INVALID")
     hook = hook or LocalHook()
@@ -115,7 +105,7 @@ def train_privately(
             step_seed = derive_seed(seed, "step", step)
             gradient = private_gradient(
                 model,
-                partial(_record_loss, task, data, step_seed),
+                partial(record_loss, task, data, step_seed),
                 [records[i] for i in drawn],
                 clip_norm=plan.clip_norm,
                 noise_multiplier=plan.noise_multiplier,
@@ -137,9 +127,31 @@ def train_privately(
     return LocalResult(trained, len(records), plan.steps, mean, tuple(dict.fromkeys(failures)))
 
 
-def _record_loss(task: PerRecord, data: Any, seed: int, model: nn.Module, record: Any) -> Tensor:
+def records_of(task: Task, data: Any, plan: StepPlan) -> list[Any]:
+    """Return the records that a sample is drawn from.
+
+    Raises:
+        JobError: The task does not tell its records apart (MODEL_NOT_PRIVATE), or has none at this site
+            (SITE_HAS_NO_TRAINING_DATA).
+    """
+    if not isinstance(task, PerRecord):
+        raise JobError(
+            f"{type(task).__name__} does not tell its records apart, as training under DP-SGD needs it.",
+            reason="MODEL_NOT_PRIVATE",
+        )
+    records = task.records(data, plan.record, plan.slides_per_patient)
+    if not records:
+        raise JobError(
+            "This site has no training samples: its manifest needs rows with split 'train'.",
+            reason="SITE_HAS_NO_TRAINING_DATA",
+        )
+    return records
+
+
+def record_loss(task: Any, data: Any, seed: int, model: nn.Module, record: Any) -> Tensor:
     """Return the loss (1,) of one record, which is read here."""
-    return task.record_losses(model, task.record_batch(data, [record], seed))
+    losses: Tensor = task.record_losses(model, task.record_batch(data, [record], seed))
+    return losses
 
 
 def _step(

@@ -21,6 +21,7 @@ from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.rounds.local import one_thread
 from histoflare.rounds.state import State, check_tensors, without_negative_variances
 from histoflare.rounds.strategy import (
+    SUM,
     ServerOutcome,
     ServerRound,
     SiteOutcome,
@@ -30,7 +31,8 @@ from histoflare.rounds.strategy import (
     split,
 )
 from histoflare.rounds.task import Task
-from histoflare.rounds.transport import PLAIN, Transport
+from histoflare.rounds.transport import Transport
+from histoflare.rounds.transports.float32 import PLAIN
 
 
 def site_round(
@@ -69,10 +71,13 @@ def site_round(
     )
     outcome = strategy.local_round(ctx)
     with one_thread():
-        released = plan.release(outcome.update.tensors, plan.noise(site, round_index, "update"))
+        released = plan.release(outcome.update.tensors, plan.noise_source(site, round_index, "update"))
         update = replace(outcome.update, tensors=released)
-        check_update(strategy, model, update)  # before it is packed: a transport may hide what is not finite
-        update = replace(update, tensors=transport.pack(released))
+        # Before it is packed: a transport may hide what is not finite.
+        _check_made(strategy, model, update, transport)
+        packed = transport.pack(released, update.weight, plan.sum_step)
+        # What is part of a sum has its weight in it.
+        update = replace(update, tensors=packed, weight=update.weight if transport.readable else 1.0)
     return replace(outcome, update=update)
 
 
@@ -86,6 +91,7 @@ def server_round(
     *,
     own: State | None = None,
     transport: Transport = PLAIN,
+    listed: Sequence[str] | None = None,
     round_index: int = 0,
     total_rounds: int = 1,
     seed: int = 0,
@@ -100,8 +106,13 @@ def server_round(
         sites: All sites of the federation, in its fixed order; not all need to have sent an update.
         plan: The job's; one whose noise is added at the server has its part here.
         own: What the strategy keeps at the server; None: what it begins with.
+        transport: How the updates travelled. Where the server cannot read them, the strategy gets one update
+            in the name of ``strategy.SUM``: their weighted mean, with the sum of the weights.
+        listed: The sites whose vectors make the sum, where the server sees nothing else; None: ``sites``.
 
     Raises:
+        JobError: A secure sum did not open, for a site is missing or its vector is of another round
+            (SUM_VOID).
         JobError: Fewer updates than the strategy needs; one from an unknown site or two from one; an update
             with missing, unknown, wrongly shaped or non-finite tensors or a bad weight; a result that is not
             finite or of another form.
@@ -112,19 +123,50 @@ def server_round(
     like = strategy.sent(model)
     for update in updates:
         check_update(strategy, model, update, transport)
-    place = {site: index for index, site in enumerate(sites)}
-    ordered = [
-        replace(update, tensors=transport.unpack(update.tensors, like))
-        for update in sorted(updates, key=lambda update: place[update.site])
-    ]
-    protected = plan.at_server([update.tensors for update in ordered])
-    ordered = [replace(update, tensors=tensors) for update, tensors in zip(ordered, protected, strict=True)]
+    if transport.readable:
+        place = {site: index for index, site in enumerate(sites)}
+        ordered = [
+            replace(update, tensors=transport.unpack(update.tensors, like))
+            for update in sorted(updates, key=lambda update: place[update.site])
+        ]
+        protected = plan.at_server([update.tensors for update in ordered])
+        ordered = [replace(each, tensors=tensors) for each, tensors in zip(ordered, protected, strict=True)]
+    else:
+        ordered = [_opened_sum(transport, plan, updates, sites if listed is None else listed)]
     made = strategy.combine(ServerRound(model, own, ordered, sites, round_index, total_rounds, seed))
     sent = {update.site: update.numbers for update in ordered if update.numbers}
     made = replace(made, model=without_negative_variances(made.model), numbers=sent)
     check_tensors(made.model, model, whose=f"The global model that {strategy.name} made")
     check_tensors(made.own, own, whose=f"What {strategy.name} keeps at the server")
     return made
+
+
+def _opened_sum(
+    transport: Transport, plan: PrivacyPlan, updates: Sequence[Update], listed: Sequence[str]
+) -> Update:
+    """Return the mean of a round's updates, of which nothing but the sum can be read."""
+    missing = set(listed) - {update.site for update in updates}
+    if missing or len(updates) != len(listed):
+        raise JobError(
+            f"The secure sum of this round cannot open: it is of {len(listed)} sites, and {len(updates)} of "
+            "them sent their part. The round is void.",
+            reason="SUM_VOID",
+        )
+    total, weight = transport.open([update.tensors for update in updates], plan.sum_step)
+    if not weight > 0:
+        raise JobError(
+            f"The weights of the sites in this sum add up to {weight}; it must be more than 0.",
+            reason="WEIGHTS_INVALID",
+        )
+    return Update(SUM, plan.of_sum(total, weight), weight)
+
+
+def _check_made(strategy: Strategy, model: State, update: Update, transport: Transport) -> None:
+    """Check an update before it is packed; as a term of a sum it may be float64, on the grid of its noise."""
+    like = strategy.sent(model)
+    if not transport.readable and {tensor.dtype for tensor in update.tensors.values()} == {torch.float64}:
+        like = {n: torch.empty(t.shape, dtype=torch.float64, device="meta") for n, t in like.items()}
+    _check_update(strategy, like, update)
 
 
 def _check_senders(strategy: Strategy, updates: Sequence[Update], sites: Sequence[str]) -> None:
@@ -151,7 +193,10 @@ def check_update(
     Args:
         model: The global model. update: As it travels. transport: How it is written.
     """
-    like = transport.pack(strategy.sent(model))
+    _check_update(strategy, transport.form(strategy.sent(model)), update)
+
+
+def _check_update(strategy: Strategy, like: Mapping[str, Tensor], update: Update) -> None:
     check_tensors(update.tensors, like, whose=f"The update of {update.site}")
     if not (math.isfinite(update.weight) and update.weight >= 0):
         raise JobError(

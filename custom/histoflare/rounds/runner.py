@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.rounds.patience import Patience, validate
 from histoflare.rounds.round import server_round, site_round
+from histoflare.rounds.sealing import check_honest, sealed
 from histoflare.rounds.state import State, model_state, n_bytes
 from histoflare.rounds.strategy import SiteOutcome, Strategy, join
 from histoflare.rounds.task import Task
-from histoflare.rounds.transport import PLAIN, Transport
+from histoflare.rounds.transport import Transport, check_readable
+from histoflare.rounds.transports.float32 import PLAIN
 
 OnRound = Callable[[int, int, float, Mapping[str, float]], None]
 """Called after each round: (index, total, seconds, site → mean training loss)."""
@@ -75,18 +77,19 @@ def run_in_process(
 
     The same arguments give the same bytes; a run resumed at ``start_round`` with the earlier run's ``state``,
     ``own`` and ``site_states`` ends as if it had never stopped. A site that fails costs its own update of
-    that round, as in FLARE's processes.
+    that round, as in FLARE's processes. Under a secure sum it ends the run, for here nothing is tried again.
 
     Args:
         sites: Site → its data; their order is the federation's site order.
         plan: What protects the updates, settled; None is :class:`histoflare.privacy.plan.Open`: nothing.
-        transport: How updates travel.
+        transport: How updates travel. Under a secure sum the sites' keys are made on the spot.
         device: Where the sites train; only on the CPU do the same bytes come out.
         patience: Ends the run before its last round; it counts from this call on.
         least: With how many updates a round may end; with fewer the run ends (a cycle goes on).
 
     Raises:
-        JobError: The sites, the rounds or an update cannot be used, or a round had too few updates.
+        JobError: The sites, the rounds or an update cannot be used, or a round had too few updates; a secure
+            sum of too few sites (SUM_TOO_FEW_KNOWN), or one from which a site is missing (SUM_VOID).
         HistoflareError: No site had one; the error is the first site's.
 
     >>> from pathlib import Path
@@ -108,6 +111,7 @@ def run_in_process(
             f"Round {start_round} of {rounds} cannot be the first: use 0 <= start_round <= rounds."
         )
     plan = plan or Open()
+    check_readable(strategy, transport)
     initial = initial_state if initial_state is not None else model_state(task.build_model())
     state = initial
     own = initial_own if initial_own is not None else strategy.begin(initial)
@@ -121,6 +125,8 @@ def run_in_process(
     for index in range(start_round, rounds):
         started = time.perf_counter()
         turn = topology.plan(index, list(sites), seed)
+        if not transport.readable:
+            check_honest(len(turn.trainers), plan)
         outcomes: dict[str, SiteOutcome] = {}
         failed: dict[str, HistoflareError] = {}
         figures: dict[str, float | None] = {}
@@ -150,6 +156,13 @@ def run_in_process(
                 failed[site] = error
         if not outcomes and not topology.skips_sites:
             raise failed[turn.trainers[0]]
+        if not transport.readable:
+            if failed:
+                raise _void(index, failed)
+            told = {"task": task.to_json(), "strategy": strategy.name, "transport": transport.name}
+            updates = [outcome.update for outcome in outcomes.values()]
+            for update in sealed(updates, plan, index, sent, told):
+                outcomes[update.site] = replace(outcomes[update.site], update=update)
         if len(outcomes) < least and not topology.skips_sites:
             why = "".join(f"\n  {site}: {error}" for site, error in failed.items())
             raise JobError(
@@ -171,6 +184,7 @@ def run_in_process(
                 plan,
                 own=own,
                 transport=transport,
+                listed=turn.trainers,
                 round_index=index,
                 total_rounds=rounds,
                 seed=seed,
@@ -202,4 +216,12 @@ def run_in_process(
         bytes_up,
         bytes_down,
         patience,
+    )
+
+
+def _void(index: int, failed: Mapping[str, HistoflareError]) -> JobError:
+    why = "".join(f"\n  {site}: {error}" for site, error in failed.items())
+    return JobError(
+        f"round {index + 1}: the secure sum cannot open, for not all sites sent their part{why}",
+        reason="SUM_VOID",
     )

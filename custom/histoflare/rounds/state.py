@@ -145,6 +145,16 @@ def add_weighted_mean(
     }
 
 
+def weighted_mean(updates: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> State:
+    """Return Σ w_k Δ_k / Σ w_k in float64, added up as in :func:`add_weighted_mean`.
+
+    Raises:
+        JobError: As there.
+    """
+    total = _checked_sum(updates, weights)
+    return {name: _mean(updates, weights, total, name) for name in updates[0]}
+
+
 def _checked_sum(updates: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> float:
     total = sum(weights)
     if not updates or any(not 0 <= weight < float("inf") for weight in weights) or total <= 0:

@@ -27,6 +27,7 @@ from histoflare.ensemble import join_models, tensor_name
 from histoflare.errors import BagError, HistoflareError, JobError, MaskError
 from histoflare.model_file import OF_STRATEGY
 from histoflare.privacy.plan import PrivacyPlan
+from histoflare.rounds.gradient import Gradient, batch_gradient, no_gradient, record_gradient
 from histoflare.rounds.hook import LocalHook
 from histoflare.rounds.local import LocalResult, train_locally
 from histoflare.rounds.private import train_privately
@@ -38,6 +39,9 @@ from histoflare.seeds import derive_seed
 
 OWN = OF_STRATEGY
 """Prefix of a strategy's own tensors beside the model's (control variates, momentum)."""
+
+SUM = "sum"
+"""In place of a site's name: the mean of a round's updates, where the server sees nothing but their sum."""
 
 PERSONAL = "personal/"
 """Prefix, in a site's own state, of the model tensors that it does not share."""
@@ -104,6 +108,15 @@ class SiteRound:
         result: LocalResult = self.plan.train(_Training(self, start, hook or LocalHook()))
         return result
 
+    def gradient(self, start: State) -> Gradient:
+        """Return the gradient of one step from ``start``, made in the way that the privacy plan chooses.
+
+        Raises:
+            HistoflareError: It cannot be made, and that may be told.
+        """
+        made: Gradient = self.plan.gradient(_OneStep(self, start, LocalHook()))
+        return made
+
 
 @dataclass(frozen=True)
 class _Training:
@@ -113,7 +126,7 @@ class _Training:
     start: State
     hook: LocalHook
 
-    def plainly(self) -> LocalResult:
+    def plainly(self) -> Any:
         """Train as the task has it."""
         ctx = self.ctx
         return train_locally(
@@ -128,7 +141,7 @@ class _Training:
             steps=ctx.steps,
         )
 
-    def by_record(self, plan: Any) -> LocalResult:
+    def by_record(self, plan: Any) -> Any:
         """Train with the gradient of each record by itself, clipped and noised as ``plan`` says."""
         ctx = self.ctx
         return train_privately(
@@ -136,7 +149,7 @@ class _Training:
             self.start,
             ctx.data,
             plan=plan,
-            noise=plan.noise(ctx.site, ctx.round_index, "steps"),
+            noise=plan.noise_source(ctx.site, ctx.round_index, "steps"),
             seed=ctx.train_seed,
             hook=self.hook,
             round_index=ctx.round_index,
@@ -144,7 +157,7 @@ class _Training:
             device=ctx.device,
         )
 
-    def not_at_all(self, why: Exception) -> LocalResult:
+    def not_at_all(self, why: Exception) -> Any:
         """Return the model as it was."""
         n_samples = 0
         with contextlib.suppress(HistoflareError, OSError):  # to count them may fail in the same way
@@ -159,6 +172,27 @@ class _Training:
         """
         told = ("TRAINING_FAILED", "SITE_HAS_NO_TRAINING_DATA")
         return isinstance(error, BagError | MaskError | OSError) or getattr(error, "reason", "") in told
+
+
+class _OneStep(_Training):
+    """The same ways, for the gradient of one step in place of trained weights."""
+
+    def plainly(self) -> Any:
+        """Return the gradient of one batch of the task."""
+        ctx = self.ctx
+        return batch_gradient(ctx.task, self.start, ctx.data, seed=ctx.train_seed, device=ctx.device)
+
+    def by_record(self, plan: Any) -> Any:
+        """Return the gradient of one sample, each record's clipped, with noise as ``plan`` says."""
+        ctx = self.ctx
+        noise = plan.noise_source(ctx.site, ctx.round_index, "steps")
+        return record_gradient(
+            ctx.task, self.start, ctx.data, plan=plan, noise=noise, seed=ctx.train_seed, device=ctx.device
+        )
+
+    def not_at_all(self, why: Exception) -> Any:
+        """Return a gradient of zeros."""
+        return no_gradient(self.ctx.task, self.start, self.ctx.data, why)
 
 
 @dataclass(frozen=True)
@@ -259,6 +293,8 @@ class Strategy(ABC):
         kept: What it keeps at a site from round to round beside the layers that are not sent, in words
             (control variates); () for nothing.
         sees_data: Whether its :class:`LocalHook` looks at training data. DP-SGD refuses it then.
+        one_step: Whether a site sends the gradient of one step (``SiteRound.gradient``), and trains no
+            further. Noise that sites share is the noise of one step.
         numbers: What a site sends beside the tensors: name → whether it follows from the site's data (its
             loss does, a planned number of steps does not). Each must be one that the site's policy lists, and
             no privacy plan admits one that follows from data, for it has no noise.
@@ -274,6 +310,7 @@ class Strategy(ABC):
     linear: ClassVar[bool]
     kept: ClassVar[tuple[str, ...]]
     sees_data: ClassVar[bool]
+    one_step: ClassVar[bool] = False
     numbers: ClassVar[Mapping[str, bool]] = {}
     share: Sequence[str] | None = None
     batch_norm: str = "shared"
@@ -324,6 +361,8 @@ class Strategy(ABC):
 
     def check_sites(self, sites: Sequence[str]) -> None:
         """Raise :class:`JobError` if this strategy cannot work with these sites. Called before round 0."""
+        if SUM in sites:
+            raise JobError(f"No site can be called {SUM}: that is the sum of all sites' updates.")
         if not sites or len(set(sites)) != len(sites):
             raise JobError(f"A federation needs at least one site, each once; got {list(sites)}.")
 

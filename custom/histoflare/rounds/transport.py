@@ -1,14 +1,13 @@
 """How the numbers of an update are written for the way to the server.
 
-A transport is one class and one line in :data:`TRANSPORTS`. What it does to the tensors comes after clip and
-noise, so it can tell nothing more about the data (post-processing).
+A transport is one file in ``rounds/transports/`` and one line in its registry. What it does to the tensors
+comes after clip and noise, so it can tell nothing more about the data (post-processing).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -32,68 +31,57 @@ class Transport(ABC):
     exact: ClassVar[bool]
 
     @abstractmethod
-    def pack(self, tensors: Mapping[str, torch.Tensor]) -> State:
-        """Return an update's tensors as they are sent."""
+    def pack(
+        self, tensors: Mapping[str, torch.Tensor], weight: float = 1.0, step: float | None = None
+    ) -> State:
+        """Return an update's tensors as they are sent.
+
+        Args:
+            tensors: Of the update, as the privacy plan released them.
+            weight: Of the update. A transport that hides it must send weight · update; others do not use it.
+            step: The tensors are multiples of it (``PrivacyPlan.sum_step``); None: of nothing.
+
+        Raises:
+            JobError: A number cannot be written, and that may be told (UPDATE_OUT_OF_RANGE).
+        """
+
+    def form(self, like: Mapping[str, torch.Tensor]) -> State:
+        """Return tensors of the names, shapes and dtypes in which an update like ``like`` is sent."""
+        return self.pack(like)
 
     @abstractmethod
     def unpack(self, tensors: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor]) -> State:
         """Return the tensors of an update that came, in the dtypes of ``like``."""
 
+    def open(
+        self, packed: Sequence[Mapping[str, torch.Tensor]], step: float | None = None
+    ) -> tuple[State, float]:
+        """Return the weighted sum (float64) and the sum of the weights of a round's updates as they came.
 
-@dataclass(frozen=True)
-class Float32(Transport):
-    """Tensors are sent as they are."""
+        Only where ``readable`` is False. Which order they come in must change no bit.
 
-    name: ClassVar[str] = "float32"
-    readable: ClassVar[bool] = True
-    exact: ClassVar[bool] = True
+        Args:
+            packed: What all sites of the round sent.
+            step: As in :meth:`pack`.
 
-    def pack(self, tensors: Mapping[str, torch.Tensor]) -> State:
-        """Return the tensors themselves."""
-        return dict(tensors)
-
-    def unpack(self, tensors: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor]) -> State:
-        """Return the tensors themselves."""
-        return dict(tensors)
-
-
-@dataclass(frozen=True)
-class Float16(Transport):
-    """float32 tensors are rounded to half precision, which halves what is sent; others stay as they are.
-
-    What half precision cannot hold becomes the nearest that it can. Sums at the server are float64 as ever.
-    """
-
-    name: ClassVar[str] = "float16"
-    readable: ClassVar[bool] = True
-    exact: ClassVar[bool] = False
-
-    def pack(self, tensors: Mapping[str, torch.Tensor]) -> State:
-        """Return the tensors in half precision."""
-        largest = torch.finfo(torch.float16).max
-        return {
-            name: tensor.clamp(-largest, largest).half() if tensor.dtype == torch.float32 else tensor
-            for name, tensor in tensors.items()
-        }
-
-    def unpack(self, tensors: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor]) -> State:
-        """Return the tensors in single precision again."""
-        return {name: tensor.to(like[name].dtype) for name, tensor in tensors.items()}
-
-
-TRANSPORTS = {
-    "float32": "histoflare.rounds.transport:Float32",
-    "float16": "histoflare.rounds.transport:Float16",
-}
-"""Word in a job's ``[transport]`` → its class."""
-
-PLAIN = Float32()
-"""The transport of a job that names none."""
+        Raises:
+            JobError: They do not belong together (SUM_VOID).
+        """
+        raise NotImplementedError(f"{self.name} is read update by update.")
 
 
 def check_readable(strategy: Any, transport: Transport) -> None:
     """Raise :class:`JobError` (TRANSPORT_UNFIT) if a strategy needs what a transport hides."""
-    if not (transport.readable or strategy.linear):
+    if transport.readable:
+        return
+    if strategy.numbers:
+        raise JobError(
+            f"With the transport {transport.name} a site sends nothing beside its term of the sum, and the "
+            f"strategy {strategy.name} sends {', '.join(strategy.numbers)}: choose float32, or another "
+            "strategy.",
+            reason="TRANSPORT_UNFIT",
+        )
+    if not strategy.linear:
         raise JobError(
             f"With the transport {transport.name} the server sees only the sum of the updates, and the "
             f"strategy {strategy.name} needs each of them: choose float32, or a strategy that is linear.",

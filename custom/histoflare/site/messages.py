@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.rounds.state import hash_state
 from histoflare.rounds.strategy import Strategy
-from histoflare.rounds.transport import PLAIN, Transport
+from histoflare.rounds.transport import Transport
+from histoflare.rounds.transports.float32 import PLAIN
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
 

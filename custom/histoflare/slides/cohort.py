@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 
-from histoflare.errors import JobError
+from histoflare.errors import JobError, list_lines
 
 LISTED_PROBLEMS = 20
 
@@ -53,8 +53,8 @@ class SplitCohort(Generic[R]):
         return self.of_split("test")
 
     def of_split(self, split: str) -> tuple[R, ...]:
-        """Return the records of ``split``."""
-        return tuple(record for record in self.records if record.split == split)
+        """Return the records of ``split``, see :func:`choose_split`."""
+        return tuple(choose_split(self.records, split))
 
 
 def in_order(records: Sequence[R]) -> tuple[R, ...]:
@@ -126,5 +126,15 @@ def fingerprint(about: Sequence[Any], records: Sequence[R], detail: Callable[[R]
 def list_problems(problems: Sequence[str]) -> str:
     """Return problems as lines of a message, the first :data:`LISTED_PROBLEMS` of them."""
     more = len(problems) - LISTED_PROBLEMS
-    listed = "".join(f"\n  {problem}" for problem in problems[:LISTED_PROBLEMS])
-    return listed + (f"\n  … and {more} more" if more > 0 else "")
+    return list_lines([*problems[:LISTED_PROBLEMS], *([f"… and {more} more"] if more > 0 else [])])
+
+
+def choose_split(records: Sequence[R], split: str) -> list[R]:
+    """Return the records of a split: train, validation, test or all.
+
+    Raises:
+        JobError: There is no such split.
+    """
+    if split not in ("train", "validation", "test", "all"):
+        raise JobError(f"There is no split {split!r}; use train, validation, test or all.")
+    return [record for record in records if split in ("all", record.split)]

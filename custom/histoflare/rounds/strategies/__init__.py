@@ -9,6 +9,7 @@ from histoflare.rounds.strategy import Strategy
 
 STRATEGIES = {
     "fedavg": "histoflare.rounds.strategies.fedavg:FedAvg",
+    "fedsgd": "histoflare.rounds.strategies.fedsgd:FedSgd",
     "cyclic": "histoflare.rounds.strategies.cyclic:CyclicWeightTransfer",
 }
 """Name → the strategy's class, for :func:`make_strategy`.

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from histoflare.errors import JobError
 from histoflare.rounds.state import add_weighted_mean
-from histoflare.rounds.strategy import ServerOutcome, ServerRound, Strategy
+from histoflare.rounds.strategy import SUM, ServerOutcome, ServerRound, Strategy
 from histoflare.rounds.topologies.federated import Federated
 
 WEIGHTINGS = ("samples", "uniform", "fixed")
@@ -82,12 +82,14 @@ class FedAvg(Strategy):
             raise JobError(f"weights has no entry for {site}; every site needs one.")
         return float(self.weights[site])
 
+    def weights_of(self, ctx: ServerRound) -> list[float]:
+        """Return N_k of each update; its own word is taken only with ``"samples"``, and of a sum of all."""
+        own_word = self.weighting == "samples"
+        return [
+            each.weight if own_word or each.site == SUM else self.weight(each.site, 0) for each in ctx.updates
+        ]
+
     def combine(self, ctx: ServerRound) -> ServerOutcome:
         """Return the global model plus the weighted mean of the updates."""
-        if self.weighting == "samples":
-            weights = [update.weight for update in ctx.updates]
-        else:
-            weights = [self.weight(update.site, 0) for update in ctx.updates]
-        return ServerOutcome(
-            add_weighted_mean(ctx.model, [update.tensors for update in ctx.updates], weights)
-        )
+        updates = [update.tensors for update in ctx.updates]
+        return ServerOutcome(add_weighted_mean(ctx.model, updates, self.weights_of(ctx)))
