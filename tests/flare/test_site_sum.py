@@ -106,9 +106,6 @@ def somebody(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SiteKeys]:
 LIES = {
     "this site is missing": lambda made, keys: made.hellos.pop(ME),
     "this site's hello is of another attempt": swap(ME, lambda keys: hello_of(ME, keys[ME])),
-    "a site's certificate under another's name": swap(
-        "b", lambda keys: hello_of("b", keys["c"]) | {"certificate": hello_of("b", keys["c"])["certificate"]}
-    ),
     "a hello of an earlier attempt": swap("b", lambda keys: hello_of("b", keys["b"], attempt=1)),
     "a hello of another round": swap("b", lambda keys: hello_of("b", keys["b"], index=1)),
     "a hello of another run": swap("b", lambda keys: hello_of("b", keys["b"], run="other")),
@@ -135,6 +132,16 @@ def test_an_invented_site_or_key_is_refused(
     made.hellos[site] = hello_of(site, somebody[site])
     with raises_reason("SUM_LIST_INVALID", site):
         made.join(pinned(keys, "c", trust_ca=True))
+
+
+def test_a_certificate_serves_the_site_that_it_names(
+    consortium: Consortium, keys: dict[str, SiteKeys], job: Job
+) -> None:
+    """A site could else count as several."""
+    made = Round(keys, job)
+    made.hellos["e"] = hello_of("e", consortium.keys("d"))
+    with raises_reason("SUM_LIST_INVALID", "e"):
+        made.join(pinned(keys, *SITES, trust_ca=True))
 
 
 @pytest.mark.parametrize("name", [SERVER, "lead"])

@@ -83,7 +83,7 @@ class Server:
 
     def run(self, signal: Signal | None = None) -> dict[str, Any]:
         """Run the round and return its row."""
-        fl_ctx = self.engine.context("server")
+        self.fl_ctx = fl_ctx = self.engine.context("server")
         weights = as_arrays(self.model)
         fl_ctx.set_prop(AppConstants.GLOBAL_MODEL, {ModelLearnableKey.WEIGHTS: weights}, private=True)
         fl_ctx.set_prop(AppConstants.CURRENT_ROUND, ROUND, private=True)
@@ -199,9 +199,10 @@ def test_an_update_of_an_earlier_attempt_is_too_late(server: Callable[..., Serve
         kept[0].add_cookie(ATTEMPT, 0)
 
     def comes_now(server: Server, site: str, task: Shareable) -> None:
-        fl_ctx = come_from("b", server.engine.context("server"))
-        fl_ctx.set_prop(AppConstants.CURRENT_ROUND, ROUND, private=True)
+        fl_ctx = come_from("b", server.fl_ctx)
         assert not server.aggregator.accept(kept[0], fl_ctx)
+        kept[0].add_cookie(ATTEMPT, 1)
+        assert server.aggregator.accept(kept[0], fl_ctx), "it is taken for what it says"
 
     made = server(spare_rounds=1)
     made.faults = {("train", 0, "b"): late, ("train", 1, "b"): comes_now}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from histoflare.commands.console import make_table, out
+from histoflare.commands.console import make_table, out, tell
 from histoflare.privacy.sampler import NUMBERS_EVER, sampler_delta
 from histoflare.privacy.words import ALL_COLLUDE, IF_CA_IS_HONEST, say_cost, say_delta, say_epsilon
 
@@ -154,4 +154,4 @@ def say_date(unix_time: int) -> str:
 
 def say_plainly(text: str) -> None:
     """Print a result as it is: never cut or coloured."""
-    out.print(text, soft_wrap=True, highlight=False, markup=False)
+    tell(text)

@@ -12,6 +12,7 @@ from histoflare.flare.admission import check_parts, check_patience
 from histoflare.flare.job import Job
 from histoflare.flare.job_files import CONFIG_FOLDER, PROTOCOL_FILE, SERVER_APP, START_MODEL_FILE
 from histoflare.flare.job_schema import EVALUATION
+from histoflare.flare.job_variant import flatten
 from histoflare.model_file import read_model_header
 from histoflare.privacy.accountant import epsilon
 from histoflare.privacy.own_policy import OWN_POLICY_FILE, check_taking_part
@@ -55,7 +56,7 @@ def say_start(job: Job) -> str:
 
 def find_cost(job: Job) -> dict[str, Any] | None:
     """Return what all rounds of a job cost one patient, at its own δ; None where nothing protects."""
-    delta = getattr(job.plan, "delta", None)
+    delta = job.plan.delta
     if delta is None:
         return None
     spend = job.plan.spend().times(job.reserved_rounds)
@@ -195,9 +196,9 @@ def say_protocol_change(before: Mapping[str, Any], after: Mapping[str, Any], tar
 
     if hash_protocol(before) == hash_protocol(after):
         return ""
-    old, new = _flat(before), _flat(after)
+    old, new = flatten(before), flatten(after)
     changed = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
-    listed = "".join(f"\n  {name}: {_said(old, name)} → {_said(new, name)}" for name in changed)
+    listed = "".join(f"\n  {name}: {old.get(name, 'none')} → {new.get(name, 'none')}" for name in changed)
     return (
         f"The protocol is not that of the job it was made of: {hash_protocol(before)[:12]}… → "
         f"{hash_protocol(after)}"
@@ -205,14 +206,3 @@ def say_protocol_change(before: Mapping[str, Any], after: Mapping[str, Any], tar
         f"them {target / CONFIG_FOLDER / PROTOCOL_FILE}, name the job under protocol in "
         "provisioning/project.yml, and make the kits anew."
     )
-
-
-def _said(table: Mapping[str, Any], name: str) -> str:
-    return str(table[name]) if name in table else "none"
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in table.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return found

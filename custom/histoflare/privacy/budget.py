@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from histoflare.checks import is_above_zero, is_whole
-from histoflare.errors import JobError
+from histoflare.errors import JobError, list_lines
 from histoflare.privacy.accountant import MOST_DELTA, least_noise, rdp
 from histoflare.privacy.sampler import sampler_delta
 from histoflare.privacy.spend import Spend
@@ -77,8 +77,9 @@ class Budget:
         if not (self.all_collude_epsilon is None or is_above_zero(self.all_collude_epsilon)):
             problems.append(f"all_collude_epsilon: a number above 0, not {self.all_collude_epsilon!r}")
         if problems:
-            listed = "".join(f"\n  {problem}" for problem in problems)
-            raise JobError(f"This is no privacy budget; correct:{listed}", reason="PRIVACY_INVALID")
+            raise JobError(
+                f"This is no privacy budget; correct:{list_lines(problems)}", reason="PRIVACY_INVALID"
+            )
         if not self.allowance > 0:
             raise JobError(
                 f"A budget of epsilon {self.epsilon:g} at delta {self.delta:g} allows nothing at any Rényi "

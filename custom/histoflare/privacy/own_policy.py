@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from histoflare.errors import JobError
+from histoflare.errors import JobError, list_lines
 from histoflare.privacy.policy import Policy, Protection
 
 OWN_POLICY_FILE = "policy.toml"
@@ -93,7 +93,7 @@ def narrowed(policy: Policy, own: StewardPolicy) -> Policy:
     if problems:
         raise JobError(
             f"The site's own policy ({OWN_POLICY_FILE}) does not fit the kit's; correct:"
-            + "".join(f"\n  {problem}" for problem in problems),
+            + list_lines(problems),
             reason="POLICY_INVALID",
         )
     return replace(

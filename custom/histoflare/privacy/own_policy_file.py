@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from histoflare.checks import is_above_zero, is_whole
-from histoflare.errors import JobError
+from histoflare.errors import JobError, list_lines
 from histoflare.privacy.own_policy import OWN_POLICY_FILE, Narrowing, StewardPolicy, faults, narrowed
 from histoflare.privacy.policy import MAX_DELTA, MOST_COLLUDERS, RECORDS, TAKES_PART, Policy, read_policy
 from histoflare.storage import write_text
@@ -329,7 +329,7 @@ def _cut(text: str) -> str:
 
 
 def _invalid(path: Path, problems: Sequence[str]) -> JobError:
-    listed = "".join(f"\n  {problem}" for problem in problems)
+    listed = list_lines(problems)
     return JobError(
         f"{path}: this site's own policy cannot be used; correct:{listed}", reason="POLICY_INVALID"
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from histoflare.checks import is_above_zero, is_whole
-from histoflare.errors import JobError
+from histoflare.errors import JobError, list_lines
 from histoflare.privacy.budget import Budget
 from histoflare.shipped import PROVISIONING
 
@@ -133,7 +133,7 @@ def read_policy(path: Path) -> Policy:
         raise JobError(f"{path}: not a TOML file: {error}", reason="POLICY_INVALID") from None
     problems = _problems(content)
     if problems:
-        listed = "".join(f"\n  {problem}" for problem in problems)
+        listed = list_lines(problems)
         raise JobError(f"{path}: cannot be used as a policy; correct:{listed}", reason="POLICY_INVALID")
     return Policy(
         name=content["name"],
