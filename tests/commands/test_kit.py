@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.x509 import load_pem_x509_certificate
 from typer.testing import CliRunner
 
 from histoflare.cli import app
 from histoflare.errors import JobError, LedgerError
 from histoflare.flare.kit_signature import sign_kit
 from histoflare.privacy.ledger import Ledger
+from histoflare.privacy.own_policy_file import read_own_policy
 from tests.refusals import raises_reason
 
 
@@ -48,6 +51,22 @@ def test_the_steward_s_own_file_is_not_signed(made: Path) -> None:
     own = kit / "local" / "histoflare.toml"
     own.write_text(own.read_text().replace('epsilon = ""', "epsilon = 2.0"))
     assert CliRunner().invoke(app, ["kit", "check", str(kit)]).exit_code == 0
+
+
+def test_a_steward_pins_what_another_site_s_steward_reads_out(made: Path) -> None:
+    """Name and fingerprint, as one command prints them and the other takes them."""
+    run, kits = CliRunner().invoke, made / "prod_00"
+    printed = run(app, ["kit", "fingerprint", str(kits / "hospital-b")]).stdout.split()
+    with (kits / "hospital-b" / "startup" / "client.crt").open("rb") as file:
+        certificate = load_pem_x509_certificate(file.read())
+    assert printed == ["hospital-b", certificate.fingerprint(SHA256()).hex()]
+    kit = kits / "hospital-d"
+    for _ in range(2):
+        assert run(app, ["policy", "pin", *printed, "--site", str(kit)]).exit_code == 0
+    assert read_own_policy(kit / "local" / "policy.toml").pins == {printed[0]: printed[1]}
+    assert run(app, ["policy", "pin", printed[0], "", "--site", str(kit)]).exit_code == 0
+    assert read_own_policy(kit / "local" / "policy.toml").pins == {}
+    assert run(app, ["kit", "check", str(kit)]).exit_code == 0, "it is the steward's own file"
 
 
 def test_another_authority_cannot_sign(made: Path, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from histoflare.errors import JobError, LedgerError
 from histoflare.flare.site_policy import write_first_policy
 from histoflare.privacy.ledger import Ledger
 from histoflare.privacy.own_policy import OWN_POLICY_FILE
-from histoflare.privacy.policy import POLICIES
-from histoflare.privacy.words import say_epsilon
+from histoflare.privacy.policy import POLICIES, read_policy
+from histoflare.privacy.spend import Spend
+from histoflare.privacy.words import ALL_COLLUDE, IF_CA_IS_HONEST, say_epsilon
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.site_file import write_site_file
 from tests.privacy.ledgers import (
@@ -93,6 +94,37 @@ def test_its_tables_hold_at_80_columns(
     assert max(map(len, table)) <= 80 and "…" not in "".join(table)
     assert any(run_name in line for line in table)
     assert any(say_epsilon(BUDGET.spent([SPEND.times(4)])) in line for line in table)
+
+
+def test_shared_noise_has_two_figures_and_says_whom_each_is_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = new_ledger(tmp_path)
+    path, key = paths(tmp_path)
+    rules = tmp_path / "policy_dp-shared.toml"
+    rules.write_bytes((POLICIES / "dp-shared.toml").read_bytes())
+    write_first_policy(tmp_path)
+    protection = read_policy(rules).protection
+    assert protection is not None
+    budget = protection.budget()
+    more = {"about": "dp-shared: dp-sgd-shared", "rounds": 9, "roles": ROLES, "budget": budget}
+    ledger.reserve(run="0f8b1b1e-52f1-4f6e-9a35-2a6d3c1f0b77", spend=Spend(9.0, honest=3), **more)
+    monkeypatch.setattr("histoflare.commands.ledger_tables.out", Console(width=80))
+    asked = ("show", "--ledger", path, "--key", key, "--policy", rules)
+    shown, summary = run(*asked), ledger.summary(budget)
+    assert summary.if_all_collude is not None
+    first = f"ε = {say_epsilon(summary.epsilon)} of 8 at δ = 1e-5, against the server and any 1 other site"
+    second = f"{ALL_COLLUDE}: ε = {say_epsilon(summary.if_all_collude.epsilon)} of 20"
+    assert first in shown and second in shown and IF_CA_IS_HONEST not in shown
+    table = [line for line in shown.splitlines() if line[:1] in "│┃┏┡├└"]
+    assert max(map(len, table)) <= 80 and "…" not in "".join(table)
+    own = say_epsilon(summary.runs[0].epsilon_if_all_collude)
+    assert any(line.split("│")[-2].strip() == own for line in table if "│" in line)
+    assert "this one adds 5.196" in run(*asked, "--how")
+    (found,) = json.loads(run(*asked, "--json"))["budgets"]
+    assert found["if_all_collude"]["budget_epsilon"] == 20.0 and found["colluders"] == 1
+    ledger.reserve(run="b", spend=Spend(90.0, honest=3), trusts_ca=True, **more)
+    assert f"any 1 other site, {IF_CA_IS_HONEST}" in run(*asked)
 
 
 def test_from_the_kits_folder_everything_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,14 @@ from histoflare.cli import app
 from histoflare.flare.job import read_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.site_policy import policy_file, write_first_policy
+from histoflare.lab.job_facts import find_cost, say_cost
 from histoflare.privacy import sampler
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.ledger import Ledger
 from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
+from histoflare.privacy.words import ALL_COLLUDE, IF_CA_IS_HONEST, say_against
 from histoflare.site.bookkeeping import Bookkeeping
 from histoflare.site.site_file import SITE_FILE, read_site_file
 from histoflare.slides.manifest import read_manifest
@@ -115,6 +117,58 @@ def test_what_was_spent_before_counts(repository: Path, site: Path) -> None:
     assert (code, facts["admitted"], facts["reason"]) == (3, False, "BUDGET_EXHAUSTED")
     assert facts["spent"] == pytest.approx(8.0, abs=0.01), "four quarters"
     assert facts["together"] > 8.0
+
+
+SHARED = {
+    "privacy.noise": "shared",
+    "privacy.honest": 3,
+    "privacy.steps": 1,
+    "strategy": {"name": "fedsgd", "learning_rate": 0.5, "weighting": "uniform"},
+    "transport": {"name": "masked_sum"},
+    "spare_rounds": 3,
+}
+
+
+@pytest.fixture
+def shared_job(repository: Path, tmp_path: Path) -> Path:
+    """A job whose sites share the noise, for the scope dp-shared."""
+    return write_variant(repository / "jobs" / "mem_dpsgd", tmp_path / "shared", SHARED, scope="dp-shared")
+
+
+def test_a_job_with_shared_noise_must_fit_both_budgets(shared_job: Path, site: Path) -> None:
+    scope = site.with_name(policy_file("dp-shared"))
+    scope.write_bytes((POLICIES / "dp-shared.toml").read_bytes())
+    job = read_job(shared_job)
+    code, facts = plan(shared_job, site)
+    assert (code, facts["admitted"]) == (0, True)
+    assert facts["spend"]["steps"] == job.rounds + 3, "spare rounds are reserved too"
+    first, second = Budget(8.0, 1e-5, 1, 20.0).filters()
+    spend = job.plan.spend().times(job.rounds + 3)
+    assert facts["job_alone"] == first.budget.spent([spend]) <= first.budget.epsilon
+    alone = facts["if_all_collude"]
+    assert (alone["budget"], alone["job_alone"]) == (20.0, second.budget.spent([spend.alone()]))
+    said = CliRunner().invoke(app, ["privacy", "plan", str(shared_job), "--site", str(site)]).stdout
+    assert f"against {first.whom()}" in said and f"{ALL_COLLUDE[1:]}, it spends" in said
+    assert f"{job.rounds} rounds and 3 spare ones" in said and IF_CA_IS_HONEST not in said
+    own = site.with_name(OWN_POLICY_FILE)
+    before = own.read_text()
+    own.write_text(f"trust_ca = true\n{before}")
+    said = CliRunner().invoke(app, ["privacy", "plan", str(shared_job), "--site", str(site)]).stdout
+    assert f"{first.whom()}, {IF_CA_IS_HONEST}" in said, "in the sentence with the figure"
+    own.write_text(f"{before}[scope.dp-shared]\njob_share = 0.5\nall_collude_epsilon = 2.0\n")
+    code, facts = plan(shared_job, site)
+    assert (code, facts["reason"]) == (3, "BUDGET_EXHAUSTED")
+    assert facts["if_all_collude"]["budget"] == 2.0 < facts["if_all_collude"]["together"]
+
+
+def test_a_lead_sees_both_figures(shared_job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["privacy", "plan", str(shared_job), "--how"])
+    assert result.exit_code == 0, result.output
+    assert "any 1 other site" in result.stdout and f"{ALL_COLLUDE[1:]}, it spends" in result.stdout
+    job = read_job(shared_job)
+    said = say_cost(job, find_cost(job))
+    assert say_against(3) in said and ALL_COLLUDE in said
 
 
 def test_the_sites_own_epsilon_is_the_budget(repository: Path, site: Path) -> None:

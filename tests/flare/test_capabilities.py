@@ -27,6 +27,7 @@ from histoflare.flare.header_names import METRICS, NUMBERS, PSEUDONYM, RELEASE, 
 from histoflare.flare.job import read_application, read_job
 from histoflare.flare.job_files import CONFIG_FOLDER
 from histoflare.flare.job_variant import write_variant
+from histoflare.flare.site_keys import SimulatedKeys
 from histoflare.flare.site_policy import policy_file, write_first_policy
 from histoflare.privacy.audit_log import AuditLog
 from histoflare.privacy.ledger import Ledger
@@ -41,6 +42,7 @@ from histoflare.site.site_file import SITE_FILE, SITES_VARIABLE
 from tests.privacy.ledgers import paths, site_lines
 
 from ..rounds.throwaway import Normalised, Paced
+from .certified import hello_of
 from .stand_in import StandInEngine
 
 SECRET = "patient Doe"
@@ -601,6 +603,34 @@ class TestGate:
         site.policy("counts = true", 'counts = true\nnumbers = ["steps", "loss"]')
         answer = with_numbers({"steps": 5.0, "loss": 0.25})
         assert code(site.reply(answer)) == "REFUSED_NUMBER_NOT_ALLOWED"
+
+    def test_a_hello_leaves_once_and_with_nothing_beside_it(self, site: Site) -> None:
+        said = hello_of("clinic-a", SimulatedKeys())
+
+        def answer() -> Shareable:
+            reply = DXO(DataKind.APP_DEFINED, data=dict(said), meta={SECRET: SECRET}).to_shareable()
+            reply.set_header("note", SECRET)
+            return reply
+
+        fl_ctx = site.admit()
+        capabilities.release_hello(said)
+        reply = site.reply(answer(), fl_ctx)
+        assert from_shareable(reply).data == said and SECRET not in repr(dict(reply))
+        assert capabilities.is_permitted(reply)
+        from_shareable(reply).data["nonce"] = said["key"]
+        assert not capabilities.is_permitted(reply)
+        assert code(site.reply(answer(), fl_ctx)) == "REFUSED_NOT_RELEASED"
+
+    @pytest.mark.parametrize("change", [{"nonce": SECRET}, {"more": SECRET}, {"site": SECRET}])
+    def test_no_other_hello_leaves(self, site: Site, change: dict[str, str]) -> None:
+        """A hello would have room for what nobody booked."""
+        said = hello_of("clinic-a", SimulatedKeys())
+        answer = DXO(DataKind.APP_DEFINED, data={**said, **change}).to_shareable()
+        for released, reason in ((said, "NOT_RELEASED"), ({**said, **change}, None)):
+            capabilities.release_hello(released)
+            reply = site.reply(answer)
+            assert code(reply) == f"REFUSED_{reason}" if reason else code(reply) != ReturnCode.OK
+            assert SECRET not in repr(dict(reply)) and "DXO" not in reply
 
     def test_metrics_beside_an_update_are_cut_to_the_list(self, site: Site) -> None:
         metrics = {"validation/auc": 0.75, "validation/loss": 3.0}

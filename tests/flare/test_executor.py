@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,18 +23,22 @@ from histoflare.errors import HistoflareError, JobError
 from histoflare.flare import capabilities
 from histoflare.flare import executor as module
 from histoflare.flare.executor import SiteExecutor
-from histoflare.flare.header_names import METRICS, NUMBERS, TOTAL_ROUNDS, WEIGHT
+from histoflare.flare.header_names import ATTEMPT, HELLOS, METRICS, NUMBERS, TOTAL_ROUNDS, WEIGHT
+from histoflare.flare.site_keys import SimulatedKeys
 from histoflare.privacy.plan import Open
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.rounds.strategies.fedavg import FedAvg
+from histoflare.rounds.transports.masked_sum import MaskedSum
 from histoflare.site.bookkeeping import Bookkeeping
 from histoflare.site.configuration import SiteConfiguration
+from histoflare.site.ledgers import open_ledger
 from histoflare.site.site_file import SITE_FILE, SITES_VARIABLE, read_site_file
 from histoflare.site.trainer import EvaluateAnswer, TrainAnswer, TrainerSetup
 from histoflare.slides.splits import DEFAULT_SPLIT
 from tests.privacy.ledgers import paths, site_lines
 
 from ..mem import make_mem_task
+from .certified import Consortium, hello_of
 from .stand_in import StandInEngine, job_of_engine
 
 TASK = make_mem_task(["a", "b"], "encoder")
@@ -47,6 +52,7 @@ class StandInTrainer:
     error: Exception | None = None
     metric_patients = 3
     numbers: ClassVar[dict[str, float]] = {}
+    tensors: ClassVar[dict[str, Any]] = TENSORS
     pid: int | None = None
 
     def __init__(self, setup: TrainerSetup, say: Any) -> None:
@@ -61,7 +67,7 @@ class StandInTrainer:
             raise StandInTrainer.error
         values = dict.fromkeys(metrics, 0.5)
         return TrainAnswer(
-            dict(TENSORS),
+            dict(self.tensors),
             6.0,
             values,
             patients=6,
@@ -93,6 +99,7 @@ class Site:
         )
         self.executor = SiteExecutor()
         self.admitted = True
+        self.pins: dict[str, str] = {}
 
     def ask(
         self,
@@ -100,16 +107,19 @@ class Site:
         index: int = 0,
         fl_ctx: FLContext | None = None,
         signal: Signal | None = None,
+        headers: dict[str, Any] | None = None,
     ) -> Shareable:
         task = DXO(DataKind.WEIGHTS, data=dict(TENSORS)).to_shareable()
         task.set_header(AppConstants.CURRENT_ROUND, index)
         task.set_header(TOTAL_ROUNDS, 3)
+        for header, value in (headers or {}).items():
+            task.set_header(header, value)
         return self.executor.execute(name, task, fl_ctx or self.context(), signal or Signal())
 
     def context(self) -> FLContext:
         fl_ctx = self.engine.context("clinic-a")
         if self.admitted:
-            policy = read_policy(POLICIES / "open.toml")
+            policy = replace(read_policy(POLICIES / "open.toml"), pins=self.pins)
             try:
                 configuration = read_site_file(self.kit / SITE_FILE)
             except JobError:
@@ -212,6 +222,96 @@ def test_a_metric_is_asked_for_only_if_the_policy_lets_it_out(tmp_path: Path) ->
     released = capabilities.take_release(dxo.meta[METRICS])
     assert released is not None and released.patients == 3
     assert METRICS not in from_shareable(Site(tmp_path, best="loss").ask()).meta
+
+
+class SumSite(Site):
+    """A site with a kit, in a job whose server sees only the sum; it knows two others."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        consortium = Consortium(folder)
+        root = consortium.kit("clinic-a") / "local"
+        root.mkdir()
+        super().__init__(root)
+        about = {"transport": MaskedSum(), "plan": Open(), "protocol": {}}
+        self.engine.job.__dict__.update(about)
+        self.others = {site: consortium.keys(site) for site in ("clinic-b", "clinic-c")}
+        self.pins = {site: keys.fingerprint for site, keys in self.others.items()}
+        monkeypatch.setattr(StandInTrainer, "tensors", {"w": np.array([5, 7])})
+
+    def list(self, mine: Shareable, attempt: int = 0) -> list[dict[str, str]]:
+        """Return the hellos of all sites for an attempt at round 0."""
+        others = [hello_of(site, keys, "job", 0, attempt) for site, keys in self.others.items()]
+        return [from_shareable(mine).data, *others]
+
+    def books(self) -> list[Any]:
+        return open_ledger(read_site_file(self.kit / SITE_FILE)).disclosures()
+
+
+def test_a_site_says_hello_and_then_sends_what_only_all_together_can_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = SumSite(tmp_path, monkeypatch)
+    for attempt in range(2):
+        mine = site.ask("hello", headers={ATTEMPT: attempt})
+        assert capabilities.take_hello(from_shareable(mine).data)
+        (trainer,) = StandInTrainer.made
+        assert len(trainer.asked) == attempt, "a hello trains nothing"
+        dxo = from_shareable(site.ask(headers={ATTEMPT: attempt, HELLOS: site.list(mine, attempt)}))
+        assert (dxo.data_kind, dxo.meta) == (DataKind.WEIGHT_DIFF, {WEIGHT: 1.0})
+        assert dxo.data["w"].dtype == np.int64 and abs(dxo.data["w"]).min() > 2**32
+        assert capabilities.take_release(dxo.data) is not None
+    assert site.books()
+
+
+@pytest.mark.parametrize(
+    ("lie", "reason"),
+    [
+        (lambda hellos: hellos[1:], "SUM_LIST_INVALID"),
+        (lambda hellos: hellos[:2], "SUM_TOO_FEW_KNOWN"),
+        (
+            lambda hellos: [*hellos[:2], hello_of("clinic-c", SimulatedKeys())],
+            "SUM_LIST_INVALID",
+        ),
+        (lambda hellos: None, "SUM_LIST_INVALID"),
+    ],
+    ids=["without this site", "a site is missing", "an invented key", "no list"],
+)
+def test_a_server_that_lies_about_the_list_gets_nothing_trained_or_booked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lie: Any, reason: str
+) -> None:
+    site = SumSite(tmp_path, monkeypatch)
+    mine = site.ask("hello", headers={ATTEMPT: 0})
+    hellos = site.list(mine)
+    reply = site.ask(headers={ATTEMPT: 0, HELLOS: lie(hellos)})
+    assert reply.get_return_code() == f"REFUSED_{reason}"
+    assert StandInTrainer.made[0].asked == [] and not site.books()
+    reply = site.ask(headers={ATTEMPT: 0, HELLOS: hellos})
+    assert reply.get_return_code() == "REFUSED_SUM_LIST_INVALID", "these keys are gone"
+
+
+def test_without_a_hello_there_is_no_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = SumSite(tmp_path, monkeypatch)
+    assert site.ask(headers={ATTEMPT: 0, HELLOS: []}).get_return_code() == "REFUSED_SUM_LIST_INVALID"
+    assert Site(tmp_path / "clinic-a" / "local").ask("hello").get_return_code() == "REFUSED_TASK_UNEXPECTED"
+    assert site.ask("hello", index=3, headers={ATTEMPT: 0}).get_return_code() == "REFUSED_ROUND_INVALID"
+    assert site.ask("hello").get_return_code() == "REFUSED_ROUND_INVALID"
+
+
+def test_the_first_hello_comes_at_the_public_time_and_the_next_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the first the data are read; with the next nothing of them is looked at."""
+    monkeypatch.setattr(module, "job_of", job_of_engine)
+    site = SumSite(tmp_path, monkeypatch)
+    site.engine.job.answer_seconds, site.engine.job.run = 1, None
+    taken = []
+    for attempt in range(2):
+        fl_ctx = site.context()
+        capabilities.keep_task(Shareable(), fl_ctx)
+        started = time.monotonic()
+        assert site.ask("hello", fl_ctx=fl_ctx, headers={ATTEMPT: attempt}).get_return_code() == ReturnCode.OK
+        taken.append(time.monotonic() - started)
+    assert taken[0] >= 1 > taken[1]
 
 
 @pytest.mark.parametrize(("text", "split"), [("", "test"), ("evaluation_only = true\n", "all")])

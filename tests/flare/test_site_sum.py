@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from histoflare.flare.job import Job, read_job
-from histoflare.flare.site_keys import SiteKeys
+from histoflare.flare.site_keys import SimulatedKeys, SiteKeys
 from histoflare.flare.site_sum import SiteSum
 from histoflare.site.messages import TrainAnswer
 from tests.refusals import raises_reason
@@ -47,7 +47,7 @@ def pinned(keys: dict[str, SiteKeys], *names: str, trust_ca: bool = False) -> An
 class Round:
     """One attempt of three sites, as the server sees it."""
 
-    def __init__(self, keys: dict[str, SiteKeys], job: Job, attempt: int = 0) -> None:
+    def __init__(self, keys: Mapping[str, SiteKeys | SimulatedKeys], job: Job, attempt: int = 0) -> None:
         self.sums = {site: SiteSum(site, keys[site], job, "run") for site in keys}
         self.attempt = attempt
         self.hellos = {site: each.hello(0, attempt) for site, each in self.sums.items()}
@@ -96,19 +96,16 @@ def swap(site: str, hello: Callable[[dict[str, SiteKeys]], dict[str, str]]) -> A
     return lambda made, keys: made.hellos.update({site: hello(keys)})
 
 
-def somebody(site: str) -> dict[str, str]:
-    """Return a hello of a site with a key that its inventor certified."""
-    return hello_of(site, SiteKeys.made_up(site))
+@pytest.fixture(scope="module")
+def somebody(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SiteKeys]:
+    """Keys that an inventor of sites has certified himself, with an authority of the same name."""
+    other = Consortium(tmp_path_factory.mktemp("somebody"))
+    return {site: other.keys(site) for site in ("b", "d")}
 
 
 LIES = {
     "this site is missing": lambda made, keys: made.hellos.pop(ME),
     "this site's hello is of another attempt": swap(ME, lambda keys: hello_of(ME, keys[ME])),
-    "an invented site": lambda made, keys: made.hellos.update(d=somebody("d")),
-    "an invented key of a site": swap("b", lambda keys: somebody("b")),
-    "a site's certificate under another's name": swap(
-        "b", lambda keys: hello_of("b", keys["c"]) | {"certificate": hello_of("b", keys["c"])["certificate"]}
-    ),
     "a hello of an earlier attempt": swap("b", lambda keys: hello_of("b", keys["b"], attempt=1)),
     "a hello of another round": swap("b", lambda keys: hello_of("b", keys["b"], index=1)),
     "a hello of another run": swap("b", lambda keys: hello_of("b", keys["b"], run="other")),
@@ -124,6 +121,26 @@ def test_a_list_that_lies_is_refused(keys: dict[str, SiteKeys], job: Job, lie: s
     made = Round(keys, job)
     LIES[lie](made, keys)
     with raises_reason("SUM_LIST_INVALID"):
+        made.join(pinned(keys, *SITES, trust_ca=True))
+
+
+@pytest.mark.parametrize("site", ["b", "d"])
+def test_an_invented_site_or_key_is_refused(
+    keys: dict[str, SiteKeys], somebody: dict[str, SiteKeys], job: Job, site: str
+) -> None:
+    made = Round(keys, job)
+    made.hellos[site] = hello_of(site, somebody[site])
+    with raises_reason("SUM_LIST_INVALID", site):
+        made.join(pinned(keys, "c", trust_ca=True))
+
+
+def test_a_certificate_serves_the_site_that_it_names(
+    consortium: Consortium, keys: dict[str, SiteKeys], job: Job
+) -> None:
+    """A site could else count as several."""
+    made = Round(keys, job)
+    made.hellos["e"] = hello_of("e", consortium.keys("d"))
+    with raises_reason("SUM_LIST_INVALID", "e"):
         made.join(pinned(keys, *SITES, trust_ca=True))
 
 
@@ -193,8 +210,8 @@ def test_an_attempt_is_a_number(keys: dict[str, SiteKeys], job: Job, attempt: An
 
 def test_sites_of_the_simulator_believe_each_other(job: Job) -> None:
     """It has no kits, no pins and no secrets: all its sites are one user's."""
-    keys = {site: SiteKeys.made_up(site) for site in SITES}
-    assert Round(keys, job).join(pinned(keys)).countable == 3
+    keys = {site: SimulatedKeys() for site in SITES}
+    assert Round(keys, job).join(pinned({})).countable == 3
 
 
 @pytest.mark.parametrize("file", ["client.key", "client.crt", "rootCA.pem", "fed_client.json"])

@@ -23,7 +23,7 @@ from histoflare.flare.header_names import ASKED, ATTEMPT, HELLOS, RELEASE, TOTAL
 from histoflare.flare.job import read_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.record import EARLIER_ROUNDS_FILE, ROUNDS_FILE
-from histoflare.flare.site_keys import SiteKeys
+from histoflare.flare.site_keys import SimulatedKeys
 from histoflare.flare.site_sum import SiteSum
 from histoflare.flare.tensors import as_arrays
 from histoflare.flare.workflow import AskingScatterAndGather
@@ -34,7 +34,7 @@ from histoflare.site.messages import TrainAnswer, digest_of
 
 from .stand_in import StandInEngine, come_from
 
-SITES = ("a", "b", "c")
+SITES = ("a", "b", "c", "d")
 ROUND = 1
 Reply = Callable[["Server", str, Shareable], Shareable | None]
 
@@ -44,7 +44,7 @@ class Server:
 
     def __init__(self, folder: Path, repository: Path, **changes: Any) -> None:
         self.folder = folder
-        said = {"transport.name": "masked_sum", "rounds": 3, "least_sites": 2, **changes}
+        said = {"transport.name": "masked_sum", "rounds": 3, "least_sites": 3, **changes}
         self.job_folder = write_variant(repository / "jobs" / "mem_fedavg", folder / "job", said)
         self.job = read_job(self.job_folder)
         self.engine = StandInEngine(folder, SITES)
@@ -55,7 +55,7 @@ class Server:
         self.workflow.communicator = self
         self.workflow.aggregator = self.aggregator
         self.model = model_state(self.job.task.build_model())
-        self.sums = {site: SiteSum(site, SiteKeys.made_up(site), self.job, "run") for site in SITES}
+        self.sums = {site: SiteSum(site, SimulatedKeys(), self.job, "run") for site in SITES}
         self.asked: list[tuple[str, int, list[str]]] = []
         self.gone: set[str] = set()
         self.ended: list[str] = []
@@ -83,7 +83,7 @@ class Server:
 
     def run(self, signal: Signal | None = None) -> dict[str, Any]:
         """Run the round and return its row."""
-        fl_ctx = self.engine.context("server")
+        self.fl_ctx = fl_ctx = self.engine.context("server")
         weights = as_arrays(self.model)
         fl_ctx.set_prop(AppConstants.GLOBAL_MODEL, {ModelLearnableKey.WEIGHTS: weights}, private=True)
         fl_ctx.set_prop(AppConstants.CURRENT_ROUND, ROUND, private=True)
@@ -106,7 +106,7 @@ def hello(server: Server, site: str, task: Shareable) -> Shareable:
 
 
 def update(server: Server, site: str, task: Shareable) -> Shareable:
-    """Return the update 1, 2 or 3 in each number, padded."""
+    """Return an update with the same number everywhere, weighted by another, and padded."""
     vector = server.job.transport.pack(plain(server, site), float(SITES.index(site)), None)
     policy = SimpleNamespace(pins={}, trust_ca=False, protection=None)
     joined = server.sums[site].join(
@@ -199,9 +199,10 @@ def test_an_update_of_an_earlier_attempt_is_too_late(server: Callable[..., Serve
         kept[0].add_cookie(ATTEMPT, 0)
 
     def comes_now(server: Server, site: str, task: Shareable) -> None:
-        fl_ctx = come_from("b", server.engine.context("server"))
-        fl_ctx.set_prop(AppConstants.CURRENT_ROUND, ROUND, private=True)
+        fl_ctx = come_from("b", server.fl_ctx)
         assert not server.aggregator.accept(kept[0], fl_ctx)
+        kept[0].add_cookie(ATTEMPT, 1)
+        assert server.aggregator.accept(kept[0], fl_ctx), "it is taken for what it says"
 
     made = server(spare_rounds=1)
     made.faults = {("train", 0, "b"): late, ("train", 1, "b"): comes_now}
@@ -224,24 +225,18 @@ def test_spare_rounds_are_of_the_whole_run(
 
 
 def test_who_does_not_say_hello_is_not_on_the_list(server: Callable[..., Server]) -> None:
-    made = server(spare_rounds=1)
-    made.faults = {
-        ("hello", 0, "b"): refusing("BUDGET_EXHAUSTED"),
-        ("hello", 1, "b"): refusing("BUDGET_EXHAUSTED"),
-        ("train", 0, "c"): silent,
-        ("hello", 1, "a"): hello,
-    }
+    made = server()
+    made.faults["hello", 0, "b"] = refusing("BUDGET_EXHAUSTED")
     row = made.run()
-    assert made.asked[1] == ("train", 0, ["a", "c"])
-    assert row["refused"] == {"b": "BUDGET_EXHAUSTED"}
-    # Two are too few for a site that takes one of them for a colluder.
+    assert made.asked == [("hello", 0, list(SITES)), ("train", 0, ["a", "c", "d"])]
+    assert row["refused"] == {"b": "BUDGET_EXHAUSTED"} and row["taking_part"] == ["a", "c", "d"]
 
 
 @pytest.mark.parametrize("odd", [refusing("KIT_CHANGED"), silent, lambda *_: make_reply("OK")])
 def test_too_few_hellos_end_the_job_before_anybody_has_paid(
     server: Callable[..., Server], odd: Reply
 ) -> None:
-    made = server(spare_rounds=9, least_sites=3)
+    made = server(spare_rounds=9, least_sites=4)
     made.faults["hello", 0, "b"] = odd
     row = made.run()
     assert [asked[0] for asked in made.asked] == ["hello"]
@@ -249,8 +244,12 @@ def test_too_few_hellos_end_the_job_before_anybody_has_paid(
 
 
 def test_a_hello_in_the_name_of_another_is_no_hello(server: Callable[..., Server]) -> None:
+    def as_c(server: Server, site: str, task: Shareable) -> Shareable:
+        said = SiteSum("c", SimulatedKeys(), server.job, "run").hello(ROUND, task.get_header(ATTEMPT))
+        return DXO(DataKind.APP_DEFINED, data=said).to_shareable()
+
     made = server()
-    made.faults["hello", 0, "b"] = lambda server, site, task: hello(server, "c", task)
+    made.faults["hello", 0, "b"] = as_c
     assert made.run()["refused"] == {"b": "UPDATES_INVALID"}
 
 
@@ -259,11 +258,12 @@ def test_a_site_that_is_gone_after_its_hello_costs_nobody_a_training(server: Cal
         server.gone.add(site)
         return hello(server, site, task)
 
-    made = server(least_sites=2)
+    made = server()
     made.faults["hello", 0, "b"] = goes
-    made.faults = {**made.faults, **{("train", 1, site): refusing("SUM_TOO_FEW_KNOWN") for site in "ac"}}
-    made.run()
-    assert made.asked[:3] == [("hello", 0, list(SITES)), ("hello", 1, ["a", "c"]), ("train", 1, ["a", "c"])]
+    row = made.run()
+    others = ["a", "c", "d"]
+    assert made.asked == [("hello", 0, list(SITES)), ("hello", 1, others), ("train", 1, others)]
+    assert row["taking_part"] == others and "voids" not in row and row["no_answer"] == ["b"]
 
 
 def test_an_abort_ends_it_without_a_word(server: Callable[..., Server]) -> None:

@@ -133,16 +133,16 @@ def test_cohorts_compose_per_patient(ledger: Ledger) -> None:
 
 
 def test_exposure_is_that_of_the_patients_asked_about(ledger: Ledger) -> None:
-    assert ledger.exposure(ROLES, BUDGET) == 0
+    assert ledger.exposure(ROLES, BUDGET) == (0, 0)
     reserve(ledger, rounds=2)
     ledger.reserve(
         run="b", about=ABOUT, spend=SPEND, rounds=3, roles={"anna": "train", "new": "train"}, budget=BUDGET
     )
     entries = ledger.verify().entries
     for patients, rounds in ((["anna", "bert"], 5), (["bert"], 2), (["new", "unknown"], 3), (["unknown"], 0)):
-        found = ledger.exposure(dict.fromkeys(patients, "train"), BUDGET)
+        found, _ = ledger.exposure(dict.fromkeys(patients, "train"), BUDGET)
         assert found == pytest.approx(BUDGET.cost(SPEND.times(rounds)))
-    assert ledger.exposure({"dora": "validation"}, BUDGET) == 0
+    assert ledger.exposure({"dora": "validation"}, BUDGET) == (0, 0)
     with pytest.raises(LedgerError) as caught:
         ledger.exposure({"anna": "test"}, BUDGET)
     assert refused(caught) == "ROLE_CHANGED"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from histoflare.errors import JobError
-from histoflare.privacy.budget import Budget
+from histoflare.privacy.budget import Filter
 from histoflare.privacy.own_policy import (
     Narrowing,
     StewardPolicy,
@@ -34,7 +34,9 @@ DP = Policy(
     metrics=("auc", "dice"),
     counts=False,
     minimum_patients=5,
-    protection=Protection(8.0, 1e-5, 10, ("patient",), seeded_noise=False),
+    protection=Protection(
+        8.0, 1e-5, 10, ("patient",), seeded_noise=False, colluders=2, all_collude_epsilon=20.0
+    ),
 )
 OPEN = Policy("open", "open", ("auc", "validation/auc"), counts=True, minimum_patients=2)
 
@@ -50,6 +52,8 @@ budgets = {
     "records": some(RECORDS, least=1),
     "seeded_noise": st.booleans(),
     "job_share": st.sampled_from([0.1, 0.5, 1.0]) | st.floats(0.01, 1.0),
+    "colluders": st.integers(1, 5),
+    "all_collude_epsilon": st.none() | st.sampled_from([2.0, 20.0]) | st.floats(0.05, 50.0),
 }
 outer = {
     "minimum_patients": st.integers(1, 20),
@@ -99,6 +103,8 @@ def holds_within(inner: Policy, limit: Policy) -> None:
     assert set(within.records) <= set(bound.records) and within.records
     assert bound.seeded_noise or not within.seeded_noise
     assert within.job_share <= bound.job_share
+    assert within.colluders >= bound.colluders
+    assert (within.all_collude_epsilon or within.epsilon) <= (bound.all_collude_epsilon or bound.epsilon)
 
 
 @given(policy=policies, own=stewards)
@@ -128,12 +134,15 @@ def within(draw: st.DrawFn, policy: Policy) -> Narrowing:
     }
     if policy.protection is not None:
         bound = policy.protection
+        together = bound.all_collude_epsilon or bound.epsilon
         choices |= {
             "epsilon": st.floats(bound.epsilon / 4, bound.epsilon),
             "delta": st.floats(bound.delta / 4, bound.delta),
             "evaluations": st.integers(0, bound.evaluations),
             "records": some(bound.records, least=1),
             "seeded_noise": st.just(False) | st.just(bound.seeded_noise),
+            "colluders": st.integers(bound.colluders, 9),
+            "all_collude_epsilon": st.floats(together / 4, together),
         }
     return Narrowing(**{name: draw(st.none() | each) for name, each in choices.items()})
 
@@ -169,6 +178,8 @@ def test_what_is_narrower_is_taken(data: st.DataObject, policy: Policy) -> None:
         ("records", ("patient", "slide")),
         ("records", ("slide",)),
         ("seeded_noise", True),
+        ("colluders", 1),
+        ("all_collude_epsilon", 20.5),
     ],
 )
 @pytest.mark.parametrize("place", ["everywhere", "scope"])
@@ -268,9 +279,10 @@ def test_a_signed_policy_by_itself_takes_part_in_nothing() -> None:
     noise=st.floats(0.4, 40.0),
     rate=st.sampled_from([0.01, 0.1, 0.5, 1.0]),
     steps=st.integers(1, 3000),
+    honest=st.sampled_from([1, 2, 15]),
 )
 def test_a_lower_budget_admits_nothing_that_the_signed_one_would_not(
-    bound: Protection, lower: tuple[float, float], noise: float, rate: float, steps: int
+    bound: Protection, lower: tuple[float, float], noise: float, rate: float, steps: int, honest: int
 ) -> None:
     """Also across the two Rényi orders: what fits a smaller budget fits the greater."""
     own = Narrowing(epsilon=bound.epsilon * lower[0], delta=bound.delta * lower[1])
@@ -279,7 +291,11 @@ def test_a_lower_budget_admits_nothing_that_the_signed_one_would_not(
         signed = bound.budget()
     except JobError:
         return
-    assert inner is not None and inner.budget() == Budget(own.epsilon or 0, own.delta or 0)
-    spend = Spend(noise, rate, steps)
-    if inner.budget().admits(inner.budget().cost(spend)):
-        assert signed.admits(signed.cost(spend))
+    assert inner is not None and inner.budget() == replace(signed, epsilon=own.epsilon, delta=own.delta)
+    spend = Spend(noise, rate, steps, honest)
+    if all(has_room(kept, spend) for kept in inner.budget().filters()):
+        assert all(has_room(kept, spend) for kept in signed.filters())
+
+
+def has_room(kept: Filter, spend: Spend) -> bool:
+    return kept.budget.admits(kept.cost([kept.price(spend)]))

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from histoflare.privacy.budget import Budget
 from histoflare.privacy.policy import POLICIES, Policy, Protection, read_policy
+from histoflare.privacy.spend import Spend
 from tests.refusals import raises_reason
 
 GOOD = """
@@ -44,7 +46,7 @@ def test_a_policy_says_what_may_leave(tmp_path: Path) -> None:
         (("counts = false", "counts = false\nextra = 1"), ["extra: "]),
         (
             ('mechanism = "open"', 'mechanism = "none"'),
-            ["mechanism: ", "open, dp-sgd, update-noise, server-noise", "'none'"],
+            ["mechanism: ", "update-noise, update-noise-shared, server-noise", "'none'"],
         ),
         (("counts = false", 'counts = false\npurposes = ["research"]'), ["purposes: ", "policy.toml"]),
         (("counts = false", "counts = false\nmodels = []"), ["models: ", "policy.toml"]),
@@ -126,9 +128,34 @@ def test_what_is_wrong_with_a_budget_is_said(
         read_policy(written(tmp_path, PROTECTED.replace(*change)))
 
 
+def test_the_scope_of_shared_noise_has_a_budget_against_each_adversary() -> None:
+    protection = read_policy(POLICIES / "dp-shared.toml").protection
+    assert protection is not None and protection.budget() == Budget(8.0, 1e-5, 1, 20.0)
+    # A job that takes a quarter of the budget and counts on three sites takes no more of the other.
+    budget = protection.budget()
+    for rate, steps in ((1.0, 60), (0.1, 500), (0.02, 4000)):
+        spend = Spend(budget.calibrate(rate, steps, 0.25), rate, steps, honest=3)
+        first, second = (kept.budget.share_of(kept.cost([kept.price(spend)])) for kept in budget.filters())
+        assert second <= first <= 0.25
+
+
+@pytest.mark.parametrize("colluders", [0, -1, 1.0, True, 10_001])
+def test_no_site_is_taken_to_keep_to_itself_what_all_of_them_see(tmp_path: Path, colluders: object) -> None:
+    # Each site sees the sum and knows its own noise: against the server and none there is no figure.
+    said = str(colluders).lower()
+    with raises_reason("POLICY_INVALID", "protection.colluders", colluders):
+        read_policy(
+            written(tmp_path, PROTECTED.replace("evaluations = 3", f"evaluations = 3\ncolluders = {said}"))
+        )
+
+
+def test_without_a_word_all_others_together_have_the_same_budget() -> None:
+    assert Protection(4.0, 1e-5, 1).budget().if_all_collude == Budget(4.0, 1e-5)
+
+
 def test_every_protected_scope_of_the_package_keeps_noise_secret_and_counts_at_home() -> None:
     protected = [read_policy(path) for path in POLICIES.glob("*.toml") if path.stem != "open"]
-    assert len(protected) == 3
+    assert len(protected) == 4
     for policy in protected:
         assert policy.protection is not None and not policy.protection.seeded_noise
         assert not policy.counts

@@ -13,7 +13,9 @@ from histoflare.privacy.accountant import epsilon
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.privacy.spend import Spend
+from histoflare.privacy.words import IF_CA_IS_HONEST, say_delta
 from histoflare.report.guarantee import build_guarantee
+from histoflare.report.guarantee_words import ALL_COLLUDE, say_epsilon, say_guarantee, say_site, say_title
 from histoflare.report.participation import site_rounds
 from tests.refusals import raises_reason
 from tests.report.made import HOSTILE, protected_report, row, stamp
@@ -92,6 +94,59 @@ def test_the_figure_that_the_paper_states_for_noise_on_updates() -> None:
     assert found["published_epsilon"] == 20.0
     assert "states ε = 20;" in found["published_note"]
     assert "122\u202f08" in found["published_note"]
+
+
+SHARED = DpSgd(noise="shared", honest=3, noise_multiplier=4.0, sample_rate=32 / 705, delta=1e-4)
+FOUR = ["a", "b", "c", "d"]
+
+
+def shared(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    """The guarantee of rounds in which four sites share their noise."""
+    for each in rows:
+        each["stamps"] = {site: stamp(SHARED) | {"trusts_ca": False} for site in each["taking_part"]}
+    sites = site_rounds({"sites": dict.fromkeys(FOUR), "participation": rows})
+    return guarantee(SHARED, rows, sites=sites, **changes)
+
+
+def test_noise_that_sites_share_has_a_figure_against_each_adversary() -> None:
+    """Adnan's pooled step by four hospitals together, three of whom are counted on."""
+    many = guarantee(SHARED, [], sites=[], rounds=3950, spare_rounds=16)
+    assert many["reserved"]["rdp"]["epsilon"] == pytest.approx(2.898, abs=5e-4)
+    assert many["if_all_collude"]["reserved"]["epsilon"] == pytest.approx(5.755, abs=5e-4)
+    found = shared([row(index, FOUR) for index in range(5)])
+    spend = SHARED.spend().times(5)
+    assert found["federation"]["rdp"] == figure(epsilon([spend], 1e-4))
+    few = Budget(8.0, 1e-4).spent([spend])
+    assert epsilon([spend.alone()], 1e-4) < few, "another way to count: but no fewer know more"
+    assert found["if_all_collude"]["federation"] == figure(few) == found["federation"]["filter"]
+    assert found["against"] == "against the server and any 1 other site"
+    local = guarantee(SAMPLED, [stamped(SAMPLED, 0)])
+    assert (local["against"], local["if_all_collude"]) == (None, None)
+
+
+def test_what_was_sent_to_a_sum_that_did_not_open_was_spent() -> None:
+    rows = [row(index, FOUR) for index in range(3)]
+    rows[1]["voids"] = [
+        {"sites": FOUR, "no_answer": ["d"], "refused": {}},
+        {"sites": ["a", "b", "c"], "no_answer": [], "refused": {}},
+    ]
+    found = shared(rows)
+    assert [after["updates"] for after in found["sites"]["a"]["after_round"]] == [1, 4, 5]
+    assert found["sites"]["d"]["updates"] == 4, "whether it was sent is not known"
+    spend = SHARED.spend().times(5)
+    assert found["federation"]["rdp"] == figure(epsilon([spend], 1e-4))
+    assert found["if_all_collude"]["federation"] == found["federation"]["filter"]
+
+
+def test_both_figures_stand_in_one_sentence_with_whom_they_are_about() -> None:
+    found = shared([row(0, FOUR)])
+    said = say_guarantee(found)
+    assert f"at δ = {say_delta(1e-4)} {found['against']}" in said and found["against"] in say_title(found)
+    assert f"{ALL_COLLUDE}, ε = {say_epsilon(found['if_all_collude']['federation'])}" in said
+    assert IF_CA_IS_HONEST not in said
+    found["trusts_ca"] = True
+    assert f"{found['against']}, {IF_CA_IS_HONEST}" in say_guarantee(found)
+    assert f"{found['against']}, {IF_CA_IS_HONEST}" in say_site(found, "a")
 
 
 def test_a_site_that_missed_rounds_spent_less() -> None:

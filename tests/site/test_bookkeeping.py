@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from histoflare.privacy.budget import Budget
 from histoflare.privacy.own_policy import Narrowing, StewardPolicy, narrowed
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.privacy.policy import POLICIES, Policy, read_policy
-from histoflare.site.bookkeeping import Bookkeeping
+from histoflare.site.bookkeeping import Answer, Bookkeeping
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.ledgers import (
     audit_log_of,
@@ -28,7 +29,7 @@ from histoflare.site.ledgers import (
 from histoflare.site.messages import EvaluateAnswer, TrainAnswer, digest_of
 from histoflare.site.refusals import LONGEST_DETAIL, MOST_NOTED, note_refusal
 from histoflare.slides.splits import SplitRule
-from tests.privacy.ledgers import SITE, steward_ledger
+from tests.privacy.ledgers import SITE, sha, steward_ledger
 from tests.refusals import raises_reason
 
 LABELS = ["glandular", "solid"]
@@ -503,3 +504,99 @@ def test_a_reason_that_comes_again_and_again_does_not_fill_the_disk(tmp_path: Pa
     assert [line["reason"] for line in lines] == ["NOT_ADMITTED"] * MOST_NOTED + ["KIT_CHANGED"]
     assert [bool(line.get("further")) for line in lines].index(True) == MOST_NOTED - 1
     assert max(len(line["detail"]) for line in lines) == LONGEST_DETAIL
+
+
+SHARED = DpSgd(noise="shared", honest=3, noise_multiplier=20.0, sample_rate=0.1, steps=1)
+"""Noise that sites share: each round is one sum, of which this site knows four."""
+
+
+def shared_policy(**changes: Any) -> Policy:
+    return replace(read_policy(POLICIES / "dp-shared.toml"), **changes)
+
+
+def attempt(of_job: Bookkeeping, name: str, train: Callable[[], TrainAnswer], countable: int = 4) -> Answer:
+    return of_job.train(MODEL, 0, train, transcript=sha(name), countable=countable)
+
+
+def test_each_attempt_at_a_sum_is_booked_by_its_transcript(tmp_path: Path) -> None:
+    at, training = site(tmp_path), Training()
+    of_job = bookkeeping(at, SHARED, shared_policy())
+    of_job.reserve()
+    first = attempt(of_job, "a", training)
+    again = attempt(of_job, "a", training)
+    assert (again.again, again.digest, training.calls) == (True, first.digest, 1)
+    attempt(of_job, "b", training, countable=5)  # the first one was void: another list, the same model
+    bookings = [line["body"] for line in open_ledger(at).events() if line["kind"] == "booking"]
+    assert [(body["model"], body["mechanism"]["countable"]) for body in bookings] == [
+        (sha("a"), 4),
+        (sha("b"), 5),
+    ]
+    summary = open_ledger(at).summary(of_job.budget)
+    (run,) = summary.runs
+    assert (run.rounds, run.booked, run.released, run.spend.honest) == (ROUNDS, 2, 2, 3)
+    assert summary.if_all_collude is not None and summary.if_all_collude.rho > summary.rho
+    with raises_reason("SUM_TOO_FEW_KNOWN"):
+        attempt(of_job, "c", training, countable=3)
+    assert training.calls == 2, "nothing was trained"
+
+
+@pytest.mark.parametrize("plan", [SHARED, replace(PLAN, steps=1)])
+def test_lost_bytes_of_a_sum_are_never_made_anew(tmp_path: Path, plan: DpSgd) -> None:
+    """The pads of a list hide one vector; the difference of two would be one site's with little noise."""
+    at, training = site(tmp_path), Training()
+    rules = shared_policy() if plan is SHARED else policy()
+    of_job = bookkeeping(at, plan, rules)
+    of_job.reserve()
+    attempt(of_job, "a", training)
+    for path in (open_ledger(at).path.with_suffix(".releases") / "run").iterdir():
+        path.unlink()
+    with raises_reason("NOT_RELEASED"):
+        attempt(of_job, "a", training)
+    (run,) = open_ledger(at).summary(of_job.budget).runs
+    assert (run.booked, training.calls) == (1, 1)
+    attempt(of_job, "b", training)
+
+
+def test_a_failed_attempt_is_paid_for_and_its_list_serves_no_more(tmp_path: Path) -> None:
+    at = site(tmp_path)
+    of_job = bookkeeping(at, SHARED, shared_policy())
+    of_job.reserve()
+
+    def fail() -> TrainAnswer:
+        raise HistoflareError("the detail", reason="NOT_FINITE")
+
+    for name, reason in (("a", "TRAINING_FAILED"), ("a", "NOT_RELEASED"), ("b", "TRAINING_FAILED")):
+        with pytest.raises(HistoflareError) as caught:
+            attempt(of_job, name, fail)
+        assert caught.value.reason == reason
+    (run,) = open_ledger(at).summary(of_job.budget).runs
+    assert (run.booked, run.failed) == (2, 2)
+
+
+@pytest.mark.parametrize("trust_ca", [False, True])
+def test_that_the_authority_is_trusted_stands_in_the_ledger(tmp_path: Path, trust_ca: bool) -> None:
+    at = site(tmp_path)
+    bookkeeping(at, SHARED, shared_policy(trust_ca=trust_ca)).reserve()
+    (run,) = open_ledger(at).summary(Budget(8.0, 1e-5)).runs
+    assert run.trusts_ca == trust_ca and ("certificate authority" in run.about) == trust_ca
+    assert open_ledger(at).summary(Budget(8.0, 1e-5)).runs[0].trusts_server is False
+
+
+def test_a_sampler_must_do_for_both_budgets(tmp_path: Path) -> None:
+    rules = shared_policy()
+    assert rules.protection is not None
+    loose = replace(rules, protection=replace(rules.protection, all_collude_epsilon=60.0))
+    at = site(tmp_path)
+    with raises_reason("PRIVACY_INVALID", "sampler"):
+        bookkeeping(at, SHARED, loose).reserve()
+    assert is_empty(at)
+
+
+def test_without_a_budget_an_attempt_is_noted_by_its_transcript(tmp_path: Path) -> None:
+    at, training = site(tmp_path), Training()
+    of_job = bookkeeping(at, Open(), read_policy(POLICIES / "open.toml"))
+    of_job.reserve()
+    attempt(of_job, "a", training)
+    attempt(of_job, "b", training)
+    noted = [line["body"]["model"] for line in open_ledger(at).events() if line["kind"] == "disclosure"]
+    assert noted == [sha("a"), sha("b")]

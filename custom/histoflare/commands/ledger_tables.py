@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from histoflare.commands.console import make_table, out
+from histoflare.commands.console import make_table, out, tell
 from histoflare.privacy.sampler import NUMBERS_EVER, sampler_delta
-from histoflare.privacy.words import say_cost, say_delta, say_epsilon
+from histoflare.privacy.words import ALL_COLLUDE, IF_CA_IS_HONEST, say_cost, say_delta, say_epsilon
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from histoflare.privacy.ledger import Identity
-    from histoflare.privacy.ledger.summary import DisclosureSummary, RunSummary, Summary
+    from histoflare.privacy.ledger.summary import DisclosureSummary, RunSummary, Spent, Summary
 
 
 def show_identity(identity: Identity, kit_of: str | None = None) -> None:
@@ -56,16 +56,31 @@ def show_summary(summary: Summary, scopes: Sequence[str], how: bool) -> None:
     """Print what was spent of a budget, the one of ``scopes``; with ``how`` also how it was computed."""
     of = f" ({', '.join(scopes)})" if scopes else ""
     spent = say_cost(summary.epsilon, summary.budget_epsilon)
+    second = summary.if_all_collude
+    whom = ""
+    if second is not None:
+        sites = f"any {summary.colluders} other site{'s' if summary.colluders > 1 else ''}"
+        whom = f", against the server and {sites}"
+        if any(run.trusts_ca for run in summary.runs):
+            whom += f", {IF_CA_IS_HONEST}"
     say_plainly(
-        f"Spent of the lifetime budget{of}: ε = {spent} at δ = {say_delta(summary.delta)}, by the most "
+        f"Spent of the lifetime budget{of}: ε = {spent} at δ = {say_delta(summary.delta)}{whom}, by the most "
         f"exposed of {summary.patients} patients; {_say_left(summary)}"
     )
+    if second is not None:
+        cost = say_cost(second.epsilon, second.budget_epsilon)
+        say_plainly(
+            f"Spent {ALL_COLLUDE}: ε = {cost}; {_say_left(second)} Where sites share their noise, each adds "
+            "a part of it; this is what a patient's own site adds by itself. A job must fit both budgets."
+        )
+    columns = ("ε",) if second is None else ("ε", "ε, if all\nothers collude")
     table = make_table(
-        "run", "patients", "rounds", "ε", title="each run by itself; ε do not add up, see --how"
+        "run", "patients", "rounds", *columns, title="each run by itself; ε do not add up, see --how"
     )
     table.show_lines = True
     for run in summary.runs:
-        table.add_row(*_row(run))
+        more = [] if second is None else [say_epsilon(run.epsilon_if_all_collude)]
+        table.add_row(*_row(run), *more)
     if summary.runs:
         out.print(table, markup=False)
     say_plainly(
@@ -76,9 +91,9 @@ def show_summary(summary: Summary, scopes: Sequence[str], how: bool) -> None:
         _show_how(summary)
 
 
-def _say_left(summary: Summary) -> str:
+def _say_left(spent: Spent) -> str:
     """Return how much is left: never more than there is."""
-    left = math.floor(1000 * summary.remaining) / 10
+    left = math.floor(1000 * spent.remaining) / 10
     return f"{left:g} % of it is left." if left > 0 else "nothing is left."
 
 
@@ -98,7 +113,15 @@ def _show_how(summary: Summary) -> None:
         spend = run.spend
         sampled = f", rate {spend.sample_rate:.4g}" if spend.sample_rate < 1 else ""
         steps = f"{spend.steps} steps" if spend.steps != 1 else "one step"
-        say_plainly(f"{run.run}: {run.about}; {steps} a round, noise {spend.noise_multiplier:.4g}{sampled}.")
+        shared = ""
+        if spend.honest > 1:
+            shared = (
+                f", of {spend.honest} sites together; this one adds {spend.alone().noise_multiplier:.4g}. "
+                "Each attempt of a round is booked, whether its sum opened or not"
+            )
+        say_plainly(
+            f"{run.run}: {run.about}; {steps} a round, noise {spend.noise_multiplier:.4g}{sampled}{shared}."
+        )
 
 
 def _row(run: RunSummary) -> list[str]:
@@ -131,4 +154,4 @@ def say_date(unix_time: int) -> str:
 
 def say_plainly(text: str) -> None:
     """Print a result as it is: never cut or coloured."""
-    out.print(text, soft_wrap=True, highlight=False, markup=False)
+    tell(text)

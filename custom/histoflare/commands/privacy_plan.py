@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from histoflare.commands.console import make_table, out, print_json
+from histoflare.commands.console import make_table, out, print_json, tell
 from histoflare.commands.options import JOB_HELP, AsJson, How, Preset, SiteOption
 from histoflare.errors import JobError
-from histoflare.privacy.words import say_cost, say_delta, say_epsilon, say_further, say_share
+from histoflare.privacy.words import (
+    ALL_COLLUDE,
+    IF_CA_IS_HONEST,
+    say_cost,
+    say_delta,
+    say_epsilon,
+    say_further,
+    say_share,
+)
 from histoflare.reasons import explain
 from histoflare.shipped import find_job
 
@@ -69,16 +77,16 @@ def _show(cost: JobCost, how: bool) -> None:
         _say_evaluations(cost)
     if cost.found is not None:
         if cost.at_site:
-            _say(_on_time(cost.job.answer_seconds, cost.likely_seconds))
+            tell(_on_time(cost.job.answer_seconds, cost.likely_seconds))
         if how:
             _show_how(cost, cost.found)
         if not cost.at_site:
-            _say("No site's ledger, patients and data were looked at: each does in its kit's folder.")
+            tell("No site's ledger, patients and data were looked at: each does in its kit's folder.")
         elif cost.refusal is None:
-            _say("This site would admit the job (a kit elsewhere was not looked at).")
+            tell("This site would admit the job (a kit elsewhere was not looked at).")
     if cost.refusal is not None:
-        _say(f"Refused ({cost.refusal.reason}): {explain(cost.refusal.reason)}", style="red")
-        _say(str(cost.refusal))
+        tell(f"Refused ({cost.refusal.reason}): {explain(cost.refusal.reason)}", style="red")
+        tell(str(cost.refusal))
 
 
 def _show_by_policy(cost: JobCost, found: Preview) -> None:
@@ -86,14 +94,20 @@ def _show_by_policy(cost: JobCost, found: Preview) -> None:
     from histoflare.site.preview import protection_of
 
     read, budget, policy = cost.job, found.budget, protection_of(cost.signed)
-    _say(f"{read.name}: {read.rounds} rounds under {cost.signed.name}.")
-    _say(
-        f"This job spends ε = {say_cost(found.alone, budget.epsilon)} at δ = {say_delta(budget.delta)}; "
-        f"{say_further(found.further, found.share)}."
+    tell(f"{read.name}: {_say_rounds(cost)} under {cost.signed.name}.")
+    tell(
+        f"This job spends ε = {say_cost(found.alone, budget.epsilon)} at δ = {say_delta(budget.delta)}"
+        f"{_say_whom(cost, found)}; {say_further(found.further, found.share)}."
     )
+    _say_second(found)
     table = make_table("", "this job", "the policy allows")
     table.add_row("ε of each patient", say_epsilon(found.alone), f"{budget.epsilon:g}")
     table.add_row("share of that budget", say_share(found.share), say_share(policy.job_share))
+    if second := found.if_all_collude:
+        table.add_row(
+            "ε, if all other sites collude", say_epsilon(second.alone), f"{second.budget.epsilon:g}"
+        )
+        table.add_row("share of that budget", say_share(second.share), say_share(policy.job_share))
     table.add_row("δ", say_delta(read.plan.to_json()["delta"]), say_delta(budget.delta))
     out.print(table)
 
@@ -107,8 +121,12 @@ def _show_at_site(cost: JobCost, found: Preview) -> None:
     spent = say_cost(found.alone, budget.epsilon)
     used = 1 - found.left
     left = "" if math.isnan(found.before) else f"; {say_further(found.further, used, used - found.share)}"
-    _say(f"{read.name}: {read.rounds} rounds under {rules.name}.")
-    _say(f"This job spends ε = {spent} of the most exposed patient at δ = {say_delta(budget.delta)}{left}.")
+    tell(f"{read.name}: {_say_rounds(cost)} under {rules.name}.")
+    tell(
+        f"This job spends ε = {spent} of the most exposed patient at δ = {say_delta(budget.delta)}"
+        f"{_say_whom(cost, found)}{left}."
+    )
+    _say_second(found)
     table = make_table("", "this job", "the kit allows", "this site allows")
     rows = [
         ("ε, spent so far", say_epsilon(found.before), "", ""),
@@ -122,11 +140,17 @@ def _show_at_site(cost: JobCost, found: Preview) -> None:
             f"from {rules.minimum_patients} on",
         ),
     ]
+    if second := found.if_all_collude:
+        widest, here = outer.budget().if_all_collude.epsilon, second.budget.epsilon
+        rows[2:2] = [
+            ("ε, spent so far, if all others collude", say_epsilon(second.before), "", ""),
+            ("ε, with this job, if they do", say_epsilon(second.after), f"{widest:g}", f"{here:g}"),
+        ]
     for row in rows:
         table.add_row(*row)
     out.print(table)
     if budget.delta * found.patients >= 1:
-        _say(
+        tell(
             f"δ = {say_delta(budget.delta)} is not below 1 ÷ {found.patients} patients: it would let one of "
             "them be published.",
             style="red",
@@ -138,17 +162,40 @@ def _show_how(cost: JobCost, found: Preview) -> None:
     from histoflare.privacy.accountant import epsilon
 
     read, budget = cost.job, found.budget
-    spend = read.plan.spend().times(read.rounds)
+    spend = read.plan.spend().times(read.reserved_rounds)
     tight = "pld" if spend.sample_rate < 1 else "gaussian"
     by = {name: say_epsilon(epsilon([spend], budget.delta, name)) for name in ("rdp", tight)}
-    _say(read.plan.describe())
-    _say(
+    tell(read.plan.describe())
+    tell(
         f"ε is counted at the one Rényi order {budget.order:g} of this budget, by which jobs are admitted; a "
         f"lower budget has another. Had the job been fixed beforehand: {by['rdp']} by RDP at its best order, "
         f"{by[tight]} by {tight}; nothing is admitted by these. Shares of jobs add up, and ε does not: the "
         f"first job of all costs most. Of δ the sampler of the noise takes {found.sampler_delta:.1g} "
         f"({cost.weights:,} weights)."
     )
+
+
+def _say_rounds(cost: JobCost) -> str:
+    spare = f" and {cost.job.spare_rounds} spare ones" if cost.job.spare_rounds else ""
+    return f"{cost.job.rounds} rounds{spare}"
+
+
+def _say_whom(cost: JobCost, found: Preview) -> str:
+    """Return against whom the first figure holds; nothing where noise is not shared."""
+    if found.if_all_collude is None:
+        return ""
+    return f" against {found.budget.filters()[0].whom()}" + (
+        f", {IF_CA_IS_HONEST}" if cost.rules.trust_ca else ""
+    )
+
+
+def _say_second(found: Preview) -> None:
+    """Say what a job costs should all other sites collude."""
+    if second := found.if_all_collude:
+        spent = say_cost(second.alone, second.budget.epsilon)
+        tell(
+            f"{ALL_COLLUDE[0].upper()}{ALL_COLLUDE[1:]}, it spends ε = {spent}; a job must fit both budgets."
+        )
 
 
 def _say_evaluations(cost: JobCost) -> None:
@@ -159,7 +206,7 @@ def _say_evaluations(cost: JobCost) -> None:
         protection = cost.rules.protection
         limit = protection.evaluations if protection else "any number of"
         which = "An evaluation" if cost.job.kind != TRAINING else "At its end an evaluation of its model"
-        _say(f"{which}: no ε. The policy lets {limit} evaluations over a patient out.")
+        tell(f"{which}: no ε. The policy lets {limit} evaluations over a patient out.")
 
 
 def _on_time(public: int | None, takes: float | None) -> str:
@@ -176,7 +223,3 @@ def _on_time(public: int | None, takes: float | None) -> str:
         f"answer_seconds of at least {math.ceil(2 * takes)}. Late answers come after twice as long, and that "
         "they are late is not covered by ε."
     )
-
-
-def _say(text: str, style: str | None = None) -> None:
-    out.print(text, style=style, highlight=False, markup=False, soft_wrap=True)

@@ -246,6 +246,7 @@ def is_stamp(stamp: Mapping[str, Any]) -> bool:
             isinstance(stamp["scope"], str)
             and stamp["mechanism"] in MECHANISMS
             and isinstance(stamp["seeded_noise"], bool)
+            and isinstance(stamp.get("trusts_ca", False), bool)
         )
     except (KeyError, TypeError, JobError):
         return False

@@ -131,7 +131,7 @@ class SiteExecutor(Executor):
             self._doing = None  # nothing of the data was looked at: no time of it to hide
         if self._sum is None:
             site = fl_ctx.get_identity_name()
-            keys = keys_of(fl_ctx.get_engine().get_workspace(), site)
+            keys = keys_of(fl_ctx.get_engine().get_workspace())
             self._sum = SiteSum(site, keys, admitted.job, admitted.bookkeeping.run)
         said = self._sum.hello(index, shareable.get_header(ATTEMPT))
         capabilities.release_hello(said)
@@ -188,7 +188,13 @@ class SiteExecutor(Executor):
         if cold and not self._is_time(stopped):  # how long it took to read them is no part of a round's time
             raise HistoflareError("The work was stopped.", reason="STOPPED")
         self._doing = TRAINING
-        answer = bookkeeping.train(received, index, train).answer
+        answer = bookkeeping.train(
+            received,
+            index,
+            train,
+            transcript=None if joined is None else joined.transcript,
+            countable=None if joined is None else joined.countable,
+        ).answer
         capabilities.release(answer.tensors, answer.patients, bookkeeping.plan)
         meta: dict[str, object] = {WEIGHT: float(answer.weight)}
         if answer.numbers:

@@ -224,6 +224,8 @@ def _stamped(
         "spend": None if release.spend is None else release.spend.to_json(),
         "seeded_noise": release.seeded,
     }
+    if release.spend is not None and release.spend.honest > 1:
+        stamp["trusts_ca"] = policy.trust_ca
     reply: Shareable = DXO(kind, data=data, meta={**meta, RELEASE: stamp}).to_shareable()
     return reply
 

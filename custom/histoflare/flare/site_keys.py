@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -21,11 +22,11 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from cryptography.x509.oid import NameOID
 from nvflare.apis.workspace import Workspace
-from nvflare.lighter.utils import Identity, generate_cert, generate_keys
 
 from histoflare.errors import JobError
 from histoflare.flare.kit_signature import CLIENT_FILE, ROOT_CERTIFICATE, running_kit
 from histoflare.privacy.secure_sum.hello import Hello, Verify
+from histoflare.privacy.secure_sum.identity import Identity, verify
 
 KEY_FILE = "startup/client.key"
 CERTIFICATE_FILE = "startup/client.crt"
@@ -39,14 +40,16 @@ class SiteKeys:
 
     Attributes:
         certificate: The site's own, as DER.
-        authority: Whose certificates are believed; None in FLARE's simulator, where each site makes its own.
+        authority: Whose certificates are believed.
         servers: Names of the federation's servers, which no site can have.
+        vouches: Whether a certificate says of somebody who it is.
     """
 
     certificate: bytes
     _key: rsa.RSAPrivateKey
-    authority: x509.Certificate | None = None
-    servers: tuple[str, ...] = ()
+    authority: x509.Certificate
+    servers: tuple[str, ...]
+    vouches: ClassVar[bool] = True
 
     @classmethod
     def of_kit(cls, kit: Path) -> SiteKeys:
@@ -68,14 +71,6 @@ class SiteKeys:
         if not isinstance(key, rsa.RSAPrivateKey):
             raise _unusable(kit)
         return cls(read_certificate(kit), key, authority, servers)
-
-    @classmethod
-    def made_up(cls, site: str) -> SiteKeys:
-        """Return new keys, with a certificate that nobody vouches for: those of a site in the simulator."""
-        key, public = generate_keys()
-        subject = Identity(site)
-        certificate = generate_cert(subject, subject, key, public)
-        return cls(certificate.public_bytes(Encoding.DER), key)
 
     @property
     def fingerprint(self) -> str:
@@ -114,8 +109,7 @@ class SiteKeys:
             certificate = x509.load_der_x509_certificate(hello.certificate)
             names = [str(each.value) for each in certificate.subject.get_attributes_for_oid(_NAME)]
             is_person = bool(certificate.subject.get_attributes_for_oid(NameOID.UNSTRUCTURED_NAME))
-            if self.authority is not None:
-                certificate.verify_directly_issued_by(self.authority)
+            certificate.verify_directly_issued_by(self.authority)
         except (ValueError, TypeError, InvalidSignature):
             return f"the certificate of {hello.site} is not of this federation"
         if names != [hello.site] or is_person or hello.site in self.servers:
@@ -144,17 +138,27 @@ def _signature_problem(hello: Hello, signed: bytes) -> str:
     return ""
 
 
-def keys_of(workspace: Workspace, site: str) -> SiteKeys:
+class SimulatedKeys(Identity):
+    """Keys of a site in FLARE's simulator, made on the spot: all its sites are one user's."""
+
+    vouches: ClassVar[bool] = False
+
+    def verifier(self, pins: Mapping[str, str]) -> Verify:
+        """Return what looks at the signature of a hello; there are no certificates, and no pins."""
+        return verify
+
+
+def keys_of(workspace: Workspace) -> SiteKeys | SimulatedKeys:
     """Return the keys of a running FLARE process: of its kit, or new ones in the simulator, which has none.
 
     Args:
-        workspace: FLARE's own, as from ``fl_ctx.get_engine().get_workspace()``. site: The site's name.
+        workspace: FLARE's own, as from ``fl_ctx.get_engine().get_workspace()``.
 
     Raises:
         JobError: The kit has no key or certificate that can be used (KIT_CHANGED).
     """
     kit = running_kit(workspace)
-    return SiteKeys.made_up(site) if kit is None else SiteKeys.of_kit(kit)
+    return SimulatedKeys() if kit is None else SiteKeys.of_kit(kit)
 
 
 def read_certificate(kit: Path) -> bytes:

@@ -14,15 +14,13 @@ from numpy.typing import NDArray
 
 from histoflare.errors import JobError
 from histoflare.flare.job import Job
-from histoflare.flare.site_keys import SiteKeys
+from histoflare.flare.site_keys import SimulatedKeys, SiteKeys
 from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import Policy
 from histoflare.privacy.secure_sum.hello import Hello, RoundKeys, Transcript, check_hellos, countable
 from histoflare.privacy.secure_sum.pads import Pads
+from histoflare.rounds.sealing import LEAST_HONEST
 from histoflare.site.messages import TrainAnswer
-
-LEAST_HONEST = 2
-"""Sites in a sum that keep their updates to themselves: below that the sum tells one site's."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class SiteSum:
         job: Of which it is. run: Its run's name.
     """
 
-    def __init__(self, site: str, keys: SiteKeys, job: Job, run: str) -> None:
+    def __init__(self, site: str, keys: SiteKeys | SimulatedKeys, job: Job, run: str) -> None:
         self._site = site
         self._keys = keys
         self._run = run
@@ -94,7 +92,8 @@ class SiteSum:
             )
         listed = read_hellos(hellos)
         check_hellos(listed, secret, self._keys.verifier(policy.pins))
-        known = countable(listed, policy.pins, policy.trust_ca or self._keys.authority is None, self._site)
+        trusts_all = policy.trust_ca or not self._keys.vouches
+        known = countable(listed, policy.pins, trusts_all, self._site)
         check_known(known, policy, plan)
         transcript = Transcript(self._job, self._run, round_index, attempt, received, listed)
         return Joined(known, transcript.sha256, secret.pads(transcript))

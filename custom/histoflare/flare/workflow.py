@@ -120,7 +120,7 @@ class AskingScatterAndGather(ScatterAndGather):
         asked = task.data.get_header(ASKED) or sites
         task.data.set_header(ASKED, None)
         self._current = RoundRecord(self._current_round, sites, list(asked))
-        if self._job.kind != TRAINING or self._job.transport.readable:
+        if self._job.transport.readable:
             self._send(task, asked, fl_ctx, abort_signal)
         else:
             self._sum(task, asked, self._current, fl_ctx, abort_signal)
@@ -321,9 +321,15 @@ class AskingScatterAndGather(ScatterAndGather):
     ) -> bool:
         if self._current is not None and not is_unknown_task:
             self._note(self._current, client_name, result, fl_ctx)
-        if not self._job.transport.readable and result.get_return_code() not in (None, ReturnCode.OK):
+        is_sum = not self._job.transport.readable
+        if is_sum and result.get_return_code() not in (None, ReturnCode.OK):
             return False  # this sum is void; whether the job goes on is decided when all have answered
-        if self._current is not None and not is_unknown_task and self._is_hopeless(self._current):
+        if (
+            self._current is not None
+            and not is_sum
+            and not is_unknown_task
+            and self._is_hopeless(self._current)
+        ):
             self._record.write(self._current, fl_ctx, finished=False)
             self._give_up_soon(self._current)  # FLARE would do it here
             return False
@@ -377,12 +383,14 @@ class AskingScatterAndGather(ScatterAndGather):
         ended = abort_signal is not None and abort_signal.triggered
         if ended and left < self._min_clients:  # FLARE ends a job by itself then; the record says why
             self._current.given_up = f"{left} of at least {self._min_clients} sites are left"
-        elif self._is_hopeless(self._current) and not self._current.voids:
+        elif self._current.given_up:
+            pass
+        elif self._is_hopeless(self._current):
             self._current.given_up = (
                 f"{len(self._current.refused)} of {self._current_num_targets} sites refused, and at least "
                 f"{self._min_clients} updates are needed"
             )
-        elif not ended and not self._current.given_up:
+        elif not ended:
             self._current.given_up = f"{came} of at least {self._min_clients} updates came"
         self._record.write(self._current, fl_ctx, finished=False)
         if not ended:

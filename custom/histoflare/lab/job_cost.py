@@ -22,7 +22,7 @@ from histoflare.rounds.round import count_sent_by_job
 from histoflare.site.data import device_of
 from histoflare.site.kinds import kind_of
 from histoflare.site.likely_time import likely_seconds
-from histoflare.site.preview import Preview, preview, preview_without_site
+from histoflare.site.preview import Figures, Preview, preview, preview_without_site
 from histoflare.site.site_file import read_site_file
 from histoflare.storage import real_path
 
@@ -64,11 +64,13 @@ class JobCost:
             "neighboring_relation": ADD_OR_REMOVE_ONE,
             "delta": found.budget.delta,
             "rounds": self.job.rounds,
+            "spare_rounds": self.job.spare_rounds,
             "mechanism": self.job.plan.mechanism,
-            "spend": self.job.plan.spend().times(self.job.rounds).to_json(),
+            "spend": self.job.plan.spend().times(self.job.reserved_rounds).to_json(),
             "budget": found.budget.epsilon,
             "job_alone": _finite(found.alone),
             "share": _finite(found.share),
+            "if_all_collude": found.if_all_collude and _figures(found.if_all_collude, self.at_site),
             "further": found.further,
             "weights": self.weights,
             "sampler_delta": found.sampler_delta,
@@ -98,7 +100,7 @@ def find_cost_by_policy(job: Job, policy: Path | None = None) -> JobCost:
     if job.kind != TRAINING:
         return JobCost(job, signed, signed, at_site=False, refusal=_refuse_unanswered(job, signed))
     weights = count_sent_by_job(job.strategy, job.task)
-    found = preview_without_site(signed, job.plan, job.rounds, weights)
+    found = preview_without_site(signed, job.plan, job.reserved_rounds, weights)
     return JobCost(job, signed, signed, False, found, weights, refusal=found.refusal)
 
 
@@ -122,7 +124,7 @@ def find_cost_at_site(job: Job, site: Path, policy: Path | None = None) -> JobCo
         return JobCost(job, signed, rules, at_site=True, refusal=refusal or _refuse_unanswered(job, rules))
     configuration = read_site_file(site, site_around(site))
     weights = count_sent_by_job(job.strategy, job.task)
-    found = preview(configuration, rules, job.plan, job.rounds, weights, job.task, job.split)
+    found = preview(configuration, rules, job.plan, job.reserved_rounds, weights, job.task, job.split)
     slides = kind_of(job.task.data).slides_of_a_patient(configuration, job.task.manifest_labels)
     takes = likely_seconds(job.task, job.plan, max(1, found.patients), slides, device_of(configuration))
     return JobCost(job, signed, rules, True, found, weights, takes, refusal or found.refusal)
@@ -155,6 +157,17 @@ def _refused_otherwise(job: Job, policy: Policy, site: Path) -> JobError | None:
     except JobError as error:
         return error
     return None
+
+
+def _figures(found: Figures, at_site: bool) -> dict[str, Any]:
+    figures = {
+        "budget": found.budget.epsilon,
+        "job_alone": _finite(found.alone),
+        "share": _finite(found.share),
+    }
+    if at_site:
+        figures |= {"spent": _finite(found.before), "together": _finite(found.after)}
+    return figures
 
 
 def _finite(figure: float) -> float | None:

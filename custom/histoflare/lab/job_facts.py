@@ -12,17 +12,19 @@ from histoflare.flare.admission import check_parts, check_patience
 from histoflare.flare.job import Job
 from histoflare.flare.job_files import CONFIG_FOLDER, PROTOCOL_FILE, SERVER_APP, START_MODEL_FILE
 from histoflare.flare.job_schema import EVALUATION
+from histoflare.flare.job_variant import flatten
 from histoflare.model_file import read_model_header
 from histoflare.privacy.accountant import epsilon
 from histoflare.privacy.own_policy import OWN_POLICY_FILE, check_taking_part
 from histoflare.privacy.own_policy_file import read_site_policy
 from histoflare.privacy.policy import Policy, read_policy
 from histoflare.privacy.protocol import hash_protocol
+from histoflare.privacy.words import ALL_COLLUDE, say_against, say_delta, say_room
 from histoflare.privacy.words import say_cost as say_part
-from histoflare.privacy.words import say_delta, say_room
-from histoflare.report.guarantee import state_epsilon
+from histoflare.privacy.words import say_epsilon as write_epsilon
+from histoflare.report.guarantee import epsilon_if_all_collude, state_epsilon
 from histoflare.report.guarantee_words import say_epsilon
-from histoflare.site.bookkeeping import check_plan
+from histoflare.site.bookkeeping import check_plan, check_sampler
 
 POLICY_PLACES = (
     "policy_{}.toml",
@@ -54,10 +56,10 @@ def say_start(job: Job) -> str:
 
 def find_cost(job: Job) -> dict[str, Any] | None:
     """Return what all rounds of a job cost one patient, at its own δ; None where nothing protects."""
-    delta = getattr(job.plan, "delta", None)
+    delta = job.plan.delta
     if delta is None:
         return None
-    spend = job.plan.spend().times(job.rounds)
+    spend = job.plan.spend().times(job.reserved_rounds)
     tight = "gaussian" if spend.sample_rate == 1 else "pld"
     return {
         "delta": delta,
@@ -73,10 +75,16 @@ def say_cost(job: Job, cost: Mapping[str, Any] | None) -> str:
     budget = job.plan.budget()
     if cost is None or budget is None:
         return "nothing protects the updates: ε = ∞"
-    spent = budget.cost(job.plan.spend().times(job.rounds))
+    spend = job.plan.spend().times(job.reserved_rounds)
+    spent = budget.cost(spend)
     part, delta = say_part(budget.epsilon_of(spent), budget.epsilon), say_delta(budget.delta)
     void = "; void, as its noise can be repeated" if cost["seeded_noise"] else ""
-    return f"ε = {part} at δ = {delta} for each patient, all rounds; {say_room(budget, spent, spent)}{void}"
+    whom = ""
+    if spend.honest > 1:
+        alone = write_epsilon(epsilon_if_all_collude(budget, [spend]))
+        whom = f", {say_against(spend.honest)} (ε = {alone} {ALL_COLLUDE})"
+    room = say_room(budget, spent, spent)
+    return f"ε = {part} at δ = {delta} for each patient, all rounds{whom}; {room}{void}"
 
 
 def find_allowances(job: Job, places: Path) -> list[dict[str, Any]]:
@@ -146,7 +154,9 @@ def _facts(job: Job, policy: Policy, name: str) -> dict[str, Any]:
 def _cost(job: Job, policy: Policy) -> float:
     assert policy.protection is not None
     return (
-        0.0 if job.kind == EVALUATION else policy.protection.budget().cost(job.plan.spend().times(job.rounds))
+        0.0
+        if job.kind == EVALUATION
+        else policy.protection.budget().cost(job.plan.spend().times(job.reserved_rounds))
     )
 
 
@@ -165,10 +175,13 @@ def _problem(job: Job, policy: Policy, narrowed: bool) -> str | None:
         check_parts(policy, job)
         if policy.protection is not None:
             budget = policy.protection.budget()
-            budget.without_sampler(job.plan.numbers(job.rounds, job.weights))
+            check_sampler(budget, job.plan, job.reserved_rounds, job.weights)
             cost = _cost(job, policy)
             if math.isinf(cost) or not budget.admits(cost):
                 return "more than the whole budget (BUDGET_EXHAUSTED)"
+            alone = budget.filters()[1]
+            if not alone.budget.admits(alone.cost([job.plan.spend().times(job.reserved_rounds).alone()])):
+                return f"more than the whole budget, {ALL_COLLUDE} (BUDGET_EXHAUSTED)"
     except HistoflareError as error:
         return f"{error} ({error.reason})"
     return None
@@ -183,9 +196,9 @@ def say_protocol_change(before: Mapping[str, Any], after: Mapping[str, Any], tar
 
     if hash_protocol(before) == hash_protocol(after):
         return ""
-    old, new = _flat(before), _flat(after)
+    old, new = flatten(before), flatten(after)
     changed = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
-    listed = "".join(f"\n  {name}: {_said(old, name)} → {_said(new, name)}" for name in changed)
+    listed = "".join(f"\n  {name}: {old.get(name, 'none')} → {new.get(name, 'none')}" for name in changed)
     return (
         f"The protocol is not that of the job it was made of: {hash_protocol(before)[:12]}… → "
         f"{hash_protocol(after)}"
@@ -193,14 +206,3 @@ def say_protocol_change(before: Mapping[str, Any], after: Mapping[str, Any], tar
         f"them {target / CONFIG_FOLDER / PROTOCOL_FILE}, name the job under protocol in "
         "provisioning/project.yml, and make the kits anew."
     )
-
-
-def _said(table: Mapping[str, Any], name: str) -> str:
-    return str(table[name]) if name in table else "none"
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in table.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return found

@@ -7,6 +7,11 @@ fixed beforehand: if jobs stop before Σ ρ(α) exceeds a bound, all of them tog
 
 The order must be fixed: "the best of many orders at the end" would let the order of the certificate depend on
 the outcomes, and the theorem says nothing of that. So :class:`Budget` takes its order from (ε, δ) alone.
+
+Nor may it depend on the job against whom a figure holds. Where sites share their noise, what an event costs
+depends on how many of them collude with the server. A budget therefore has two filters, each against one
+adversary for all jobs and each with its own order (:meth:`Budget.filters`): the server together with so many
+sites, and all other sites together. Only what both have room for is admitted.
 """
 
 from __future__ import annotations
@@ -16,8 +21,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from histoflare.checks import is_above_zero
-from histoflare.errors import JobError
+from histoflare.checks import is_above_zero, is_whole
+from histoflare.errors import JobError, list_lines
 from histoflare.privacy.accountant import MOST_DELTA, least_noise, rdp
 from histoflare.privacy.sampler import sampler_delta
 from histoflare.privacy.spend import Spend
@@ -46,8 +51,11 @@ class Budget:
     allowance, for one patient with all slides, add or remove one.
 
     Attributes:
-        epsilon: Above 0, finite.
+        epsilon: Above 0, finite. Of what the server and ``colluders`` sites see.
         delta: In (0, 0.1].
+        colluders: How many of the sites that a site counts on may collude with the server; at least 1, as
+            each of them sees the sum and knows its own noise.
+        all_collude_epsilon: ε of the second filter, in which all other sites collude; None: ``epsilon``.
 
     Raises:
         JobError: A number is out of its range, or the two allow nothing at any order (PRIVACY_INVALID).
@@ -55,6 +63,8 @@ class Budget:
 
     epsilon: float
     delta: float
+    colluders: int = 1
+    all_collude_epsilon: float | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -62,15 +72,29 @@ class Budget:
             problems.append(f"epsilon: a number above 0 and not infinite, not {self.epsilon!r}")
         if not is_above_zero(self.delta, MOST_DELTA):
             problems.append(f"delta: a number above 0 and at most {MOST_DELTA}, not {self.delta!r}")
+        if not is_whole(self.colluders, 1):
+            problems.append(f"colluders: a whole number of at least 1, not {self.colluders!r}")
+        if not (self.all_collude_epsilon is None or is_above_zero(self.all_collude_epsilon)):
+            problems.append(f"all_collude_epsilon: a number above 0, not {self.all_collude_epsilon!r}")
         if problems:
-            listed = "".join(f"\n  {problem}" for problem in problems)
-            raise JobError(f"This is no privacy budget; correct:{listed}", reason="PRIVACY_INVALID")
+            raise JobError(
+                f"This is no privacy budget; correct:{list_lines(problems)}", reason="PRIVACY_INVALID"
+            )
         if not self.allowance > 0:
             raise JobError(
                 f"A budget of epsilon {self.epsilon:g} at delta {self.delta:g} allows nothing at any Rényi "
                 f"order up to {ORDERS[-1]:,}: raise epsilon, or delta.",
                 reason="PRIVACY_INVALID",
             )
+
+    @property
+    def if_all_collude(self) -> Budget:
+        """The budget of the second filter, as one by itself."""
+        return Budget(self.all_collude_epsilon or self.epsilon, self.delta)
+
+    def filters(self) -> tuple[Filter, Filter]:
+        """Return the two filters that must both have room, the one against fewer sites first."""
+        return Filter(self, self.colluders), Filter(self.if_all_collude, None)
 
     @property
     def order(self) -> float:
@@ -180,6 +204,41 @@ class Budget:
             f"a share of {share:g} of a budget of epsilon {self.epsilon:g} at delta {self.delta:g} with "
             f"{steps} steps at sample rate {sample_rate:g}",
         )
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A budget kept against one adversary, the same for all jobs: the server together with some sites.
+
+    Attributes:
+        budget: What there is; of the first filter's other numbers nothing counts here.
+        colluders: How many of the sites that a site counts on collude with the server; None: all others.
+    """
+
+    budget: Budget
+    colluders: int | None
+
+    def price(self, spend: Spend, countable: int | None = None) -> Spend:
+        """Return what an event is against this adversary.
+
+        Args:
+            spend: As it was planned.
+            countable: On how many sites of the sum the site counted, itself included. None: not booked yet;
+                priced at the fewest sites with which it would be (``spend.honest`` beside the colluders).
+        """
+        if self.colluders is None:
+            return spend.alone()
+        return spend.against(spend.honest if countable is None else countable - self.colluders)
+
+    def cost(self, spends: Iterable[Spend]) -> float:
+        """Return the ρ of priced events together, in [0, ∞]."""
+        return math.fsum(self.budget.cost(spend) for spend in spends)
+
+    def whom(self) -> str:
+        """Return against whom it holds, in words."""
+        if self.colluders is None:
+            return "all other sites, should all of them collude with the server"
+        return f"the server and any {self.colluders} other site{'s' if self.colluders > 1 else ''}"
 
 
 @lru_cache(maxsize=256)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from histoflare.errors import JobError
+from histoflare.errors import JobError, list_lines
 from histoflare.privacy.policy import Policy, Protection
 
 OWN_POLICY_FILE = "policy.toml"
@@ -30,8 +30,9 @@ class Narrowing:
     Attributes:
         minimum_patients: At least the limit. metrics, numbers: Some of the limit's, or none. counts: Only
             false, where the limit is true.
-        epsilon, delta, evaluations, job_share: At most the limit, in a scope with a budget. A lower ε or δ
-            has another Rényi order (see ``privacy.budget``).
+        epsilon, delta, evaluations, job_share, all_collude_epsilon: At most the limit, in a scope with a
+            budget. A lower ε or δ has another Rényi order (see ``privacy.budget``).
+        colluders: At least the limit; what was spent before is then counted against as many.
         records: Some of the limit's, at least one. seeded_noise: As counts.
     """
 
@@ -45,6 +46,8 @@ class Narrowing:
     seeded_noise: bool | None = None
     job_share: float | None = None
     numbers: tuple[str, ...] | None = None
+    colluders: int | None = None
+    all_collude_epsilon: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def narrowed(policy: Policy, own: StewardPolicy) -> Policy:
     if problems:
         raise JobError(
             f"The site's own policy ({OWN_POLICY_FILE}) does not fit the kit's; correct:"
-            + "".join(f"\n  {problem}" for problem in problems),
+            + list_lines(problems),
             reason="POLICY_INVALID",
         )
     return replace(
@@ -130,6 +133,8 @@ def layers(policy: Policy, own: StewardPolicy) -> dict[str, tuple[Any, Any, Any]
 
 
 def _entry(policy: Policy, name: str) -> Any:
+    if name == "all_collude_epsilon" and policy.protection is not None:
+        return policy.protection.all_collude_epsilon or policy.protection.epsilon
     return getattr(policy.protection if name in IN_PROTECTION else policy, name)
 
 
@@ -171,6 +176,8 @@ _NARROWER: Mapping[str, tuple[Callable[[Any, Any], bool], str]] = {
     "records": (_is_part, "some of"),
     "seeded_noise": (operator.le, "no more than"),
     "job_share": (operator.le, "at most"),
+    "colluders": (operator.ge, "at least"),
+    "all_collude_epsilon": (operator.le, "at most"),
 }
 """Entry → whether a value is within a limit (false is less than true), and the words for that."""
 
@@ -220,7 +227,7 @@ def _narrow(policy: Policy, own: Narrowing, where: str) -> tuple[Policy, list[st
 
 def _budget_problems(protection: Protection) -> list[str]:
     try:
-        protection.budget()
+        protection.budget().filters()
     except JobError as error:
         return [f"epsilon and delta: {error}"]
     return []

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from histoflare.checks import is_above_zero, is_whole
-from histoflare.errors import JobError
+from histoflare.errors import JobError, list_lines
 from histoflare.privacy.budget import Budget
 from histoflare.shipped import PROVISIONING
 
@@ -34,6 +34,7 @@ OWN = (*TAKES_PART, "pins", "trust_ca")
 _ELSEWHERE = "stands in the site's own policy.toml, and in no signed policy; take it out here"
 
 RECORDS = ("patient", "slide")
+MOST_COLLUDERS = 10_000
 MAX_DELTA = 0.01
 """A larger δ allows what nobody would call private: to publish one patient in a hundred outright."""
 
@@ -49,6 +50,9 @@ class Protection:
         records: What DP-SGD may clip: ``"patient"``, or also ``"slide"``.
         seeded_noise: Whether a job may make its noise repeatable. That voids every guarantee: for research on
             data that may be shared anyway.
+        colluders: Against the server and how many colluding sites the budget is kept, at least 1. It matters
+            where sites share their noise, in whatever scope: a patient's budget is one.
+        all_collude_epsilon: ε of each patient should all other sites collude; None: ``epsilon``.
     """
 
     epsilon: float
@@ -57,10 +61,12 @@ class Protection:
     records: tuple[str, ...] = ("patient",)
     seeded_noise: bool = False
     job_share: float = 1.0
+    colluders: int = 1
+    all_collude_epsilon: float | None = None
 
     def budget(self) -> Budget:
         """Return each patient's budget; :class:`JobError` (PRIVACY_INVALID) if it allows nothing at all."""
-        return Budget(self.epsilon, self.delta)
+        return Budget(self.epsilon, self.delta, self.colluders, self.all_collude_epsilon)
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,7 @@ def read_policy(path: Path) -> Policy:
         raise JobError(f"{path}: not a TOML file: {error}", reason="POLICY_INVALID") from None
     problems = _problems(content)
     if problems:
-        listed = "".join(f"\n  {problem}" for problem in problems)
+        listed = list_lines(problems)
         raise JobError(f"{path}: cannot be used as a policy; correct:{listed}", reason="POLICY_INVALID")
     return Policy(
         name=content["name"],
@@ -206,6 +212,15 @@ def _protection_problems(content: Mapping[str, Any]) -> list[str]:
     share = protection.get("job_share", 1.0)
     if not is_above_zero(share, 1):
         problems.append(f"protection.job_share: a number above 0 and at most 1, not {share!r}")
+    colluders = protection.get("colluders", 1)
+    if not is_whole(colluders, 1, MOST_COLLUDERS):
+        problems.append(
+            f"protection.colluders: a whole number from 1 to {MOST_COLLUDERS}, not {colluders!r}. Each site "
+            "sees the sum and knows its own noise: against the server and no site there is no figure"
+        )
+    together = protection.get("all_collude_epsilon", 1.0)
+    if not is_above_zero(together):
+        problems.append(f"protection.all_collude_epsilon: a number above 0, not {together!r}")
     evaluations = protection.get("evaluations", 0)
     if not is_whole(evaluations, 0):
         problems.append(f"protection.evaluations: a whole number of at least 0, not {evaluations!r}")

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from histoflare.checks import is_above_zero, is_number, is_whole
-from histoflare.errors import JobError
+from histoflare.errors import JobError, list_lines
 
 UNIT = "patient"
 """Whom an event protects: all slides of one patient."""
@@ -53,8 +53,9 @@ class Spend:
         if not is_whole(self.honest, 1):
             problems.append(f"honest: a whole number of at least 1, not {self.honest!r}")
         if problems:
-            listed = "".join(f"\n  {problem}" for problem in problems)
-            raise JobError(f"These are no numbers of a mechanism:{listed}", reason="PRIVACY_INVALID")
+            raise JobError(
+                f"These are no numbers of a mechanism:{list_lines(problems)}", reason="PRIVACY_INVALID"
+            )
 
     def times(self, n: int) -> Spend:
         """Return ``n`` of these in a row as one."""

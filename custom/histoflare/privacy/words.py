@@ -44,6 +44,28 @@ def say_cost(epsilon: float | None, budget_epsilon: float) -> str:
     return f"{say_epsilon(epsilon)} of {budget_epsilon:g}"
 
 
+def say_against(honest: int, sites: int | None = None) -> str:
+    """Return against whom a figure of shared noise holds, from the job's own numbers.
+
+    Args:
+        honest: On how many sites' shares of noise the job counts, the patient's own site included.
+        sites: How many take part in each sum; None: not known.
+    """
+    if sites is None:
+        return f"against the server and all sites but {honest}, the patient's own among these"
+    if sites <= honest:
+        return "against the server and no other site"
+    others = sites - honest
+    return f"against the server and any {others} other site{'s' if others > 1 else ''}"
+
+
+ALL_COLLUDE = "should all other sites collude with the server"
+"""Whom the second figure of shared noise is about."""
+
+IF_CA_IS_HONEST = "if whoever holds the key of the consortium's certificate authority is honest"
+"""What goes with a figure where a site counts on sites that it has not pinned."""
+
+
 def say_share(share: float) -> str:
     """Return a share of a budget in percent, rounded up as an ε is."""
     return "∞" if share == math.inf else f"{say_epsilon(100 * share)} %".replace(".0 %", " %")

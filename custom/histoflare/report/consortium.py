@@ -35,7 +35,8 @@ class RunFacts:
         participation: One row per round. Either whose updates were combined, or what the server recorded:
             ``round, sites, asked, taking_part, refused {site: code}, no_answer, absent, seconds {site:
             {training, waiting, idle}}, bytes_up, bytes_down, metrics {site: {…}}, stamps {site: {scope,
-            mechanism, spend, seeded_noise}}``, and ``finished: false`` for a round that was broken off.
+            mechanism, spend, seeded_noise, trusts_ca}}``, ``voids [{sites}]`` for attempts at a sum that did
+            not open, and ``finished: false`` for a round that was broken off.
         privacy: One sentence on what protected the updates.
         seconds: Phase → seconds.
         model_sha256: Of the last global state (names, shapes, dtypes, bytes).
@@ -44,6 +45,7 @@ class RunFacts:
             that is not known, and then the sampler's part of δ is not said.
         plan, spend: The job's settled privacy plan and its event of one round, as JSON. They may be None
             where ``mechanism`` is ``"open"``.
+        spare_rounds: For how many rounds beside the job's own the sites reserved.
         accuracy_against_epsilon: The same job at other budgets
             (:func:`histoflare.report.budgets.budget_entry`); empty where it was not run at others.
         protocol: The protocol as agreed, with its ``sha256``; None where there is none.
@@ -69,6 +71,7 @@ class RunFacts:
     plan: Mapping[str, Any] | None = None
     spend: Mapping[str, Any] | None = None
     numbers: int | None = None
+    spare_rounds: int = 0
     accuracy_against_epsilon: Sequence[Mapping[str, Any]] = ()
     protocol: Mapping[str, Any] | None = None
     evaluated_at_sites: Mapping[str, Mapping[str, float | None]] | None = None
@@ -120,6 +123,7 @@ def build_report(facts: RunFacts, comparison: Comparison) -> dict[str, Any]:
         site_rounds({"sites": comparison.sites, "participation": rows}),
         evaluations=len(facts.evaluated_at_sites or {}),
         numbers=facts.numbers,
+        spare_rounds=facts.spare_rounds,
     )
     return {
         "format": FORMAT,

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from histoflare.errors import JobError
+from histoflare.privacy import words
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.sampler import sampler_delta
 from histoflare.privacy.spend import ADD_OR_REMOVE_ONE, UNIT, Spend
@@ -43,12 +44,16 @@ def build_guarantee(
     sites: Sequence[SiteRounds],
     evaluations: int = 0,
     numbers: int | None = None,
+    spare_rounds: int = 0,
 ) -> dict[str, Any]:
     """Return what a run guaranteed, as plain JSON.
 
     ``epsilon`` is the bottom line: the most that any site's patient spent of the ``budget``, by its filter;
     infinite where nothing protects or the noise can be repeated. ``against_server`` is the same for the
-    server itself.
+    server itself. Where sites share their noise it is against the server and all sites but those on whose
+    shares the job counts, ``against`` says so in words, and ``if_all_collude`` is the figure should all other
+    sites collude, by RDP at its best order and not below the first one: of the federation, and of what was
+    reserved. Attempts at a sum that did not open are counted.
 
     Args:
         mechanism: What protected the updates; ``"open"``: nothing, and all else is left out.
@@ -58,6 +63,7 @@ def build_guarantee(
         sites: What each site did in them.
         evaluations: How many sites let figures of the last model out.
         numbers: See ``RunFacts``; ``sampler_delta``, of all rounds at their ε, follows from it.
+        spare_rounds: Reserved beside the job's rounds.
 
     Raises:
         JobError: A mechanism without its plan (PRIVACY_INVALID).
@@ -71,7 +77,8 @@ def build_guarantee(
     own = Spend.from_json(spend)
     events = {each.site: _events(rows, each, own) for each in sites}
     seeded = {each.site: _seeded(rows, each, plan) for each in sites}
-    used = [own, *(event for per_round in events.values() for event in per_round if event)]
+    used = [own, *(event for per_round in events.values() for round_ in per_round for event in round_)]
+    rounds += spare_rounds
     budget = Budget(plan["budget_epsilon"], plan["delta"])
     accounts = _Accounts(budget, "gaussian" if all(e.sample_rate == 1 for e in used) else "pld")
     per_site = {
@@ -89,6 +96,7 @@ def build_guarantee(
         "against_server": state_epsilon(math.inf) if trusted else dict(bottom),
         "unit": UNIT,
         "neighbouring_relation": ADD_OR_REMOVE_ONE,
+        **_state_sharing(own, rows, events, rounds, budget),
         "delta": plan["delta"],
         "budget": _state_budget(budget, budget.cost(own.times(rounds))),
         "sampler_delta": None if numbers is None else _sampler_delta(reserved["filter"], numbers),
@@ -157,17 +165,58 @@ class _Accounts:
         return {name: self.figure(name, events) for name in self.names}
 
 
-def _events(rows: Sequence[Mapping[str, Any]], site: SiteRounds, own: Spend) -> list[Spend | None]:
-    """Return what one patient of a site spent in each round; None where no update left."""
-    spent: list[Spend | None] = []
+def epsilon_if_all_collude(budget: Budget, spends: Sequence[Spend]) -> float:
+    """Return ε of events should all other sites collude, where no policy says which budget there is for that.
+
+    By RDP at its best order; and not below what they cost by the budget's filter against fewer sites.
+    """
+    from histoflare.privacy.accountant import epsilon  # its library takes its time
+
+    return max(epsilon([spend.alone() for spend in spends], budget.delta), budget.spent(spends))
+
+
+def _state_sharing(
+    own: Spend,
+    rows: Sequence[Mapping[str, Any]],
+    events: Mapping[str, Sequence[Sequence[Spend]]],
+    rounds: int,
+    budget: Budget,
+) -> dict[str, Any]:
+    """Return against whom the figures of shared noise are, and the one should all other sites collude."""
+    if own.honest == 1:
+        return {"against": None, "if_all_collude": None, "trusts_ca": False}
+    counts = [Counter(event for here in per_round for event in here) for per_round in events.values()]
+    spent = [
+        epsilon_if_all_collude(budget, [event.times(count) for event, count in found])
+        for found in {tuple(each.items()) for each in counts}
+    ]
+    least = min((len(row["taking_part"]) for row in rows if row["taking_part"]), default=None)
+    stamps = [stamp for row in rows for stamp in (row.get("stamps") or {}).values()]
+    return {
+        "against": words.say_against(own.honest, least),
+        "if_all_collude": {
+            "federation": state_epsilon(max(spent, default=0.0)),
+            "reserved": state_epsilon(epsilon_if_all_collude(budget, [own.times(rounds)])),
+        },
+        "trusts_ca": any(stamp.get("trusts_ca", False) for stamp in stamps),
+    }
+
+
+def _events(rows: Sequence[Mapping[str, Any]], site: SiteRounds, own: Spend) -> list[list[Spend]]:
+    """Return what one patient of a site spent in each round: nothing where no update left.
+
+    What a site sent to a sum that did not open is spent as well.
+    """
+    spent: list[list[Spend]] = []
     for row, status in zip(rows, site.statuses, strict=True):
         stamp = (row.get("stamps") or {}).get(site.site)
-        if not update_left(row, site.site, status):
-            spent.append(None)
-        elif stamp is None:
-            spent.append(own)
-        else:
-            spent.append(UNPROTECTED if stamp["spend"] is None else Spend.from_json(stamp["spend"]))
+        here = [own for void in row.get("voids") or () if site.site in void["sites"]]
+        if update_left(row, site.site, status):
+            if stamp is None:
+                here.append(own)
+            else:
+                here.append(UNPROTECTED if stamp["spend"] is None else Spend.from_json(stamp["spend"]))
+        spent.append(here)
     return spent
 
 
@@ -176,20 +225,19 @@ def _seeded(rows: Sequence[Mapping[str, Any]], site: SiteRounds, plan: Mapping[s
     return plan.get("noise_seed") is not None or any(stamp and stamp["seeded_noise"] for stamp in stamps)
 
 
-def _site(per_round: Sequence[Spend | None], numbers: Sequence[int], accounts: _Accounts) -> dict[str, Any]:
+def _site(per_round: Sequence[list[Spend]], numbers: Sequence[int], accounts: _Accounts) -> dict[str, Any]:
     """Return a site's figures after each round and after the last.
 
     The figures of the other accountants stand after the last of them only.
     """
-    total = sum(event is not None for event in per_round)
     events: Events = Counter()
     after = []
-    for number, event in zip(numbers, per_round, strict=True):
-        if event is not None:
-            events[event] += 1
+    for number, here in zip(numbers, per_round, strict=True):
+        events.update(here)
         count = events.total()
         row = {"round": number, "updates": count, "filter": accounts.figure("filter", events)}
         after.append(row)
+    total = events.total()
     return {"updates": total, **accounts.all(events), "after_round": after}
 
 

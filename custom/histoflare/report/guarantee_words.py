@@ -12,6 +12,8 @@ WEAK_EPSILON = 10.0
 WEAK = "An ε above 10 promises little, if anything."
 """Ponomareva et al. 2023 (How to DP-fy ML): beyond their second tier, which ends at ε = 10."""
 
+ALL_COLLUDE = f"{words.ALL_COLLUDE[0].upper()}{words.ALL_COLLUDE[1:]}"
+
 ACCOUNTANTS = {"rdp": "RDP", "pld": "PLD", "gaussian": "exact Gaussian"}
 
 
@@ -44,12 +46,21 @@ def say_guarantee(guarantee: Mapping[str, Any]) -> str:
     if guarantee["epsilon_is_infinite"]:
         return f"{figures}: nothing protects the updates."
     delta = words.say_delta(guarantee["delta"])
-    sentence = (
-        f"This job spends {figures} for each {guarantee['unit']}, at δ = {delta}; {say_room(guarantee)}"
-    )
+    against = say_against(guarantee)
+    sentence = f"This job spends {figures} for each {guarantee['unit']}, at δ = {delta}{against}; "
+    sentence += say_room(guarantee)
+    if second := guarantee.get("if_all_collude"):
+        sentence += f". {ALL_COLLUDE}, ε = {say_epsilon(second['federation'])}"
     if guarantee["against_server"]["epsilon_is_infinite"]:
         sentence += ". That is against whoever sees the combined models only; against the server ε = ∞"
     return f"{sentence}. {WEAK}" if guarantee["epsilon"] > WEAK_EPSILON else f"{sentence}."
+
+
+def say_against(guarantee: Mapping[str, Any]) -> str:
+    """Return against whom a figure of shared noise holds, to go on after δ; nothing of any other noise."""
+    if not guarantee.get("against"):
+        return ""
+    return f" {guarantee['against']}" + (f", {words.IF_CA_IS_HONEST}" if guarantee["trusts_ca"] else "")
 
 
 def say_room(guarantee: Mapping[str, Any]) -> str:
@@ -80,6 +91,15 @@ def say_how(guarantee: Mapping[str, Any]) -> list[str]:
             f"The job reserved {words.say_share(budget['share'])} of the budget. Shares of jobs add up; "
             "ε does not: the first job of all costs most of it."
         )
+    if second := guarantee.get("if_all_collude"):
+        found.append(
+            f"Sites share the noise: each adds a part, and nobody sees more than the sum. {ALL_COLLUDE}, "
+            "what is left is a site's own part, and "
+            f"ε = {say_epsilon(second['reserved'])} for all that was reserved. Which "
+            "sites a site counts on, and how many of them may collude, its own policy says, and its ledger "
+            "counts by that. The protection of the sum is computational: should its masks ever be opened, "
+            "this second figure is what holds."
+        )
     return found
 
 
@@ -92,7 +112,7 @@ def say_title(guarantee: Mapping[str, Any]) -> str:
     if guarantee["epsilon_is_infinite"]:
         return "Privacy: none (ε = ∞)"
     spent = words.say_cost(guarantee["epsilon"], guarantee["budget"]["epsilon"])
-    return f"Privacy: spends ε = {spent} at δ = {words.say_delta(guarantee['delta'])}"
+    return f"Privacy: spends ε = {spent} at δ = {words.say_delta(guarantee['delta'])}{say_against(guarantee)}"
 
 
 def say_site(guarantee: Mapping[str, Any], site: str) -> str:
@@ -103,8 +123,8 @@ def say_site(guarantee: Mapping[str, Any], site: str) -> str:
     void = " (void)" if guarantee["seeded_noise"] else ""
     cost = words.say_cost(spent["filter"]["epsilon"], guarantee["budget"]["epsilon"])
     return (
-        f"In this run a patient of this site spent ε = {cost}{void} in {spent['updates']} updates; the "
-        "site's ledger has what was spent in all."
+        f"In this run a patient of this site spent ε = {cost}{void} in {spent['updates']} updates"
+        f"{say_against(guarantee)}; the site's ledger has what was spent in all."
     )
 
 

@@ -14,7 +14,14 @@ from typing import Any
 from histoflare.reasons import explain
 from histoflare.report.bounds import say_epsilon_of
 from histoflare.report.figures import NAMES, kind_of
-from histoflare.report.guarantee_words import WEAK, WEAK_EPSILON, say_guarantee, say_title
+from histoflare.report.guarantee_words import (
+    ALL_COLLUDE,
+    WEAK,
+    WEAK_EPSILON,
+    say_epsilon,
+    say_guarantee,
+    say_title,
+)
 from histoflare.report.participation import SiteRounds, finished_rounds, name_rounds, site_rounds
 
 FEW_PATIENTS = 20
@@ -319,6 +326,8 @@ def say_privacy_plainly(guarantee: Mapping[str, Any]) -> str:
         return f"{said} Nothing protects the updates."
     if guarantee["against_server"]["epsilon_is_infinite"]:
         said += " It holds against whoever sees the combined models only; against the server ε = ∞."
+    if second := guarantee.get("if_all_collude"):
+        said += f" {ALL_COLLUDE}, ε = {say_epsilon(second['federation'])}."
     if guarantee["epsilon"] > WEAK_EPSILON:
         said += f" {WEAK}"
     return f"{said} It holds if {guarantee['holds_if']}." if len(guarantee["sites"]) > 1 else said

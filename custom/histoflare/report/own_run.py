@@ -8,7 +8,7 @@ from datetime import datetime
 
 from markupsafe import Markup
 
-from histoflare.privacy.words import say_delta
+from histoflare.privacy.words import ALL_COLLUDE, IF_CA_IS_HONEST, say_delta
 from histoflare.report.charts import draw_lines
 from histoflare.report.figures import NAMES
 from histoflare.report.guarantee_words import say_epsilon
@@ -69,6 +69,10 @@ class Spent:
         in_all: Over all jobs of the ledger, as jobs are admitted by, for the most exposed patient.
         budget: What each patient has. Both are None where no policy says a budget.
         trusts_server, repeatable: Whether the server could take the noise off, or anybody.
+        trusts_ca: Whether sites were counted on that only the certificate authority vouches for.
+        colluders: Where noise was shared: how many sites ``epsilon`` has collude with the server; else None.
+        if_all_collude, in_all_if_all_collude, budget_if_all_collude: As without the suffix, should all other
+            sites collude; None where nothing was shared.
     """
 
     epsilon: float
@@ -79,6 +83,11 @@ class Spent:
     budget: float | None = None
     trusts_server: bool = False
     repeatable: bool = False
+    trusts_ca: bool = False
+    colluders: int | None = None
+    if_all_collude: float | None = None
+    in_all_if_all_collude: float | None = None
+    budget_if_all_collude: float | None = None
 
 
 @dataclass(frozen=True)
@@ -157,9 +166,13 @@ def say_spent(spent: Spent | None) -> str:
     """Return what a patient spent in a run, and over all jobs."""
     if spent is None:
         return ""
+    whom = ""
+    if spent.colluders is not None:
+        whom = f" against the server and any {spent.colluders} other site{'s' * (spent.colluders > 1)}"
+        whom += f", {IF_CA_IS_HONEST}" if spent.trusts_ca else ""
     said = (
         f"In this run a patient of this site spent ε = {_said(spent.epsilon)} (RDP) at δ = "
-        f"{say_delta(spent.delta)}: {spent.booked} of {spent.reserved} reserved rounds are booked, and "
+        f"{say_delta(spent.delta)}{whom}: {spent.booked} of {spent.reserved} reserved rounds are booked, and "
         "what is reserved and not closed counts too."
     )
     if spent.in_all is not None and spent.budget is not None:
@@ -167,6 +180,12 @@ def say_spent(spent: Spent | None) -> str:
             f" Over all jobs in the ledger the most exposed patient is at ε = {_said(spent.in_all)} of the "
             f"budget's {_said(spent.budget)}, as jobs are admitted by."
         )
+    if spent.if_all_collude is not None:
+        said += f" {ALL_COLLUDE[0].upper()}{ALL_COLLUDE[1:]}, ε = {_said(spent.if_all_collude)}"
+        if spent.in_all_if_all_collude is not None and spent.budget_if_all_collude is not None:
+            said += f", and over all jobs {_said(spent.in_all_if_all_collude)} of "
+            said += _said(spent.budget_if_all_collude)
+        said += "."
     if spent.trusts_server:
         said += " The server adds the noise: against the server itself ε = ∞."
     if spent.repeatable:

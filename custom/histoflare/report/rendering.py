@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from histoflare.privacy.words import say_delta
+from histoflare.privacy.words import IF_CA_IS_HONEST, say_delta
 from histoflare.reasons import explain
 from histoflare.report.charts import draw_key
 from histoflare.report.figures import NAMES, title_of
@@ -48,6 +48,7 @@ def write_template(name: str, path: Path, *, public: bool = False, **content: An
         title_of=title_of,
         count=count,
         list_rounds=list_rounds,
+        if_ca_is_honest=IF_CA_IS_HONEST,
     )
     write_text(path, environment.get_template(name).render(content), public=public)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from histoflare.errors import HistoflareError, JobError
+from histoflare.errors import HistoflareError, JobError, LedgerError
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.ledger import EVALUATION, UPDATE, Booking, Ledger, Release, Reservation
 from histoflare.privacy.plan import PrivacyPlan
@@ -46,7 +46,7 @@ class Bookkeeping:
 
     Args:
         configuration: The site's. policy: Of the job's scope. plan: The job's, settled for its rounds.
-        rounds: Of the job. run: Its run; the same for a job that goes on after another.
+        rounds: Of the job, with its spare ones. run: Its run; the same for a job that goes on after another.
         weights: How many numbers leave in a round (``rounds.round.count_sent_by_job``).
         labels: Of the task. data: The kind of data it is trained on (``site.kinds``).
         split: The protocol's rule, for a manifest without a split column.
@@ -76,7 +76,7 @@ class Bookkeeping:
         self.configuration = configuration
         self._policy = policy
         self._rounds = rounds
-        self._numbers = plan.numbers(rounds, weights)
+        self._weights = weights
         self._labels = labels
         self._data = data
         self._split = split
@@ -108,7 +108,8 @@ class Bookkeeping:
             return
         if self._reservation is not None:
             return
-        self.budget.without_sampler(self._numbers)
+        check_sampler(self.budget, self.plan, self._rounds, self._weights)
+        is_shared = self.plan.spend().honest > 1
         roles = read_roles(self.configuration, self._labels, self._data, self._split)
         check_size(self._policy, sum(role == "train" for role in roles.values()))
         self._reservation = open_ledger(self.configuration).reserve(
@@ -119,6 +120,7 @@ class Bookkeeping:
             roles=roles,
             budget=self.budget,
             trusts_server=self._policy.mechanism == "server-noise",
+            trusts_ca=is_shared and self._policy.trust_ca,
             job_share=protection.job_share,
         )
         self.roles = roles
@@ -127,7 +129,7 @@ class Bookkeeping:
             run=self.run,
             rounds=self._rounds,
             plan=self.plan.to_json(),
-            sampler_delta=self.budget.sampler_delta(self._numbers),
+            sampler_delta=self.budget.sampler_delta(self.plan.numbers(self._rounds, self._weights)),
         )
 
     def _about(self) -> str:
@@ -135,23 +137,35 @@ class Bookkeeping:
         about = f"{self._policy.name}: {self._policy.mechanism}"
         if self._policy.mechanism == "server-noise":
             about += ", no protection from the server"
+        if self.plan.spend().honest > 1 and self._policy.trust_ca:
+            about += ", if the holder of the certificate authority is honest"
         return about + (", repeatable noise: no protection" if self.plan.noise_seed is not None else "")
 
     def train(
-        self, received: Mapping[str, NDArray[Any]], index: int, train: Callable[[], TrainAnswer]
+        self,
+        received: Mapping[str, NDArray[Any]],
+        index: int,
+        train: Callable[[], TrainAnswer],
+        *,
+        transcript: str | None = None,
+        countable: int | None = None,
     ) -> Answer:
         """Return a round's answer, booked and released.
 
         Args:
             received: The global state as received; with run and round it is the key of the event.
-            train: Trains and protects the update.
+            train: Trains and protects the update; in a secure sum it adds the pads.
+            transcript: In a secure sum, the hash of all that it depends on (64 hexadecimal digits): the key
+                of the event in place of ``received``.
+            countable: In a secure sum, on how many of its sites this one counts, itself included.
 
         Raises:
-            LedgerError: The round may not be booked, or there is no room for it; nothing was trained.
+            LedgerError: The round may not be booked, or there is no room for it; or its bytes were released
+                and are lost, and a sum has pads for no others (NOT_RELEASED). Nothing was trained.
             HistoflareError: Training failed.
         """
         ledger = open_ledger(self.configuration)
-        model = digest_of(received)
+        model = transcript or digest_of(received)
         if self._policy.protection is None:
             ledger.check_usable()  # before anything is trained that could not be noted
             answer = train()
@@ -170,13 +184,20 @@ class Bookkeeping:
         reservation = self._reserved()
         store = ReleaseStore(ledger.path.with_suffix(".releases") / self.run)
         share = self._policy.protection.job_share
-        booked = ledger.book(reservation, index, model, self.budget, share)
+        counted = countable if reservation.spend.honest > 1 else None
+        booked = ledger.book(reservation, index, model, self.budget, share, countable=counted)
         if isinstance(booked, Release):
             # A server that adds the noise would draw it anew: outsiders would see two draws for one event.
             kept = None if self.plan.mechanism == "server-noise" else self._load(store, booked)
             if kept is not None:
                 self._note_release("update, again", index, booked.digest, kept.patients)
                 return Answer(kept, booked.digest, again=True)
+            if transcript is not None:
+                raise LedgerError(
+                    "What was released for this list of sites is lost, and its pads hide no second vector: "
+                    "the round needs another attempt, with new hellos.",
+                    reason="NOT_RELEASED",
+                )
             booked = ledger.book_again(reservation, index, model, self.budget, share)
         store.make_room(booked.id, sum(array.nbytes for array in received.values()))
         try:
@@ -319,6 +340,14 @@ def check_plan(policy: Policy, plan: PrivacyPlan) -> None:
             problem = "the job's noise is repeatable (noise_seed), and the policy does not allow that"
     if problem:
         raise JobError(f"The job's privacy is not the policy's: {problem}.", reason="PRIVACY_MISMATCH")
+
+
+def check_sampler(budget: Budget, plan: PrivacyPlan, rounds: int, weights: int) -> None:
+    """Raise :class:`JobError` (PRIVACY_INVALID) if a job's sampler takes too much of δ, in any filter."""
+    numbers = plan.numbers(rounds, weights)
+    budget.without_sampler(numbers)
+    if plan.spend().honest > 1:
+        budget.if_all_collude.without_sampler(numbers)
 
 
 def check_size(policy: Policy, patients: int) -> None:

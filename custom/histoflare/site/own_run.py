@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from histoflare.errors import HistoflareError, JobError
+from histoflare.privacy.budget import Budget
 from histoflare.privacy.ledger import Account, Event, Ledger
 from histoflare.privacy.own_policy_file import POLICY_FILE, read_site_policy
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
@@ -24,9 +25,16 @@ from histoflare.site.run_name import is_run_name
 from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
 
 PACE_FILE = "pace.json"
-FALLBACK_DELTA = 1e-5
-"""Where neither the notes nor a policy say δ."""
-PLANS: Mapping[str, type[Any]] = {"dp-sgd": DpSgd, "update-noise": UpdateNoise, "server-noise": UpdateNoise}
+FALLBACK_EPSILON, FALLBACK_DELTA = 8.0, 1e-5
+"""Where neither the notes nor a policy say δ; the ε decides nothing that is shown."""
+PLANS: Mapping[str, type[Any]] = {
+    "dp-sgd": DpSgd,
+    "dp-sgd-shared": DpSgd,
+    "update-noise": UpdateNoise,
+    "update-noise-shared": UpdateNoise,
+    "server-noise": UpdateNoise,
+}
+"""Mechanism → the plan that has it."""
 
 
 @dataclass(frozen=True)
@@ -187,28 +195,35 @@ def _spent(ledger: Ledger, accounts: Sequence[Account], local: Path, plan: Priva
 
     reservation = accounts[-1].reservation
     scope = reservation.about.partition(":")[0]
-    spends = [each.reservation.spend.times(each.events) for each in accounts if each.events]
     found = Spent(
         epsilon=0.0,
-        delta=plan.delta if isinstance(plan, (DpSgd, UpdateNoise)) else FALLBACK_DELTA,
+        delta=FALLBACK_DELTA if plan.delta is None else plan.delta,
         booked=sum(each.booked for each in accounts),
         reserved=sum(each.reservation.rounds for each in accounts),
         trusts_server=reservation.trusts_server,
         repeatable="repeatable" in reservation.about,
+        trusts_ca=reservation.trusts_ca,
     )
     try:
         protection = read_site_policy(local / POLICY_FILE.format(scope), local).protection
     except HistoflareError:
         protection = None  # the run's own figures are there all the same
-    if protection is not None:
-        summary = ledger.summary(protection.budget())
-        found = replace(
-            found,
-            delta=protection.delta,
-            in_all=summary.epsilon,
-            budget=protection.epsilon,
-        )
-    return replace(found, epsilon=epsilon(spends, found.delta, "rdp") if spends else 0.0)
+    budget = Budget(FALLBACK_EPSILON, found.delta) if protection is None else protection.budget()
+    first, second = ([each for account in accounts for each in account.charged(k)] for k in budget.filters())
+    found = replace(found, delta=budget.delta, epsilon=epsilon(first, budget.delta))
+    if any(account.reservation.spend.honest > 1 for account in accounts):
+        alone = epsilon(second, budget.delta)
+        found = replace(found, colluders=budget.colluders, if_all_collude=alone)
+    if protection is None:
+        return found
+    summary = ledger.summary(budget)
+    return replace(
+        found,
+        in_all=summary.epsilon,
+        budget=protection.epsilon,
+        in_all_if_all_collude=None if summary.if_all_collude is None else summary.if_all_collude.epsilon,
+        budget_if_all_collude=budget.if_all_collude.epsilon,
+    )
 
 
 def _plan_of(content: Mapping[str, Any] | None) -> PrivacyPlan:

@@ -11,7 +11,7 @@ from histoflare.privacy.budget import Budget
 from histoflare.privacy.ledger.rules import refuse_share
 from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import Policy, Protection
-from histoflare.site.bookkeeping import check_plan, check_size
+from histoflare.site.bookkeeping import check_plan, check_sampler, check_size
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_data, read_roles
 from histoflare.site.kinds import kind_of
@@ -30,6 +30,7 @@ class Preview:
         budget: What there is. sampler_delta: What the job's sampler takes of its δ.
         share: Which part of the budget's allowance the job takes, from 0 on; shares of jobs add up.
         left: Which part is left afterwards; below 0 where it does not fit, NaN if the ledger does not say.
+        if_all_collude: The same should all other sites collude; None where no noise is shared.
         refusal: Why the site would refuse the job; None if it would not.
     """
 
@@ -42,7 +43,46 @@ class Preview:
     left: float
     budget: Budget
     sampler_delta: float
+    if_all_collude: Figures | None
     refusal: HistoflareError | None
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a job costs by one filter of a budget.
+
+    Attributes:
+        budget: Of the filter.
+        spent, cost: What was charged already and what the job costs, in ρ at its order; ``spent`` is NaN if
+            the ledger does not say.
+    """
+
+    budget: Budget
+    spent: float
+    cost: float
+
+    @property
+    def before(self) -> float:
+        """See :class:`Preview`, as for the next ones."""
+        return self._epsilon(self.spent)
+
+    @property
+    def alone(self) -> float:
+        """ε of the job."""
+        return self._epsilon(self.cost)
+
+    @property
+    def after(self) -> float:
+        """ε of both together."""
+        return self._epsilon(self.spent + self.cost)
+
+    @property
+    def share(self) -> float:
+        """Which part of the allowance the job takes."""
+        return self.budget.share_of(self.cost)
+
+    def _epsilon(self, rho: float) -> float:
+        return math.nan if math.isnan(rho) else self.budget.epsilon_of(rho)
 
 
 def preview(
@@ -56,6 +96,8 @@ def preview(
 ) -> Preview:
     """Return what ``Bookkeeping.reserve`` would do. Nothing is written, and no ledger is made.
 
+    ``rounds`` are all that would be reserved, spare ones too.
+
     The site's bags or images are looked at as a job does before its first round.
 
     Raises:
@@ -66,14 +108,15 @@ def preview(
     roles = read_roles(configuration, task.manifest_labels, task.data, split)
     budget = protection.budget()
     patients = sum(role == "train" for role in roles.values())
-    spent, refusal = math.nan, None
+    spent: tuple[float, ...] = (math.nan, math.nan)
+    refusal: HistoflareError | None = None
     try:
         ledger = open_ledger(configuration)
         ledger.check_usable()  # first: what another site's or an older copy says was spent is not to be shown
         spent = ledger.exposure(roles, budget)
         check_plan(policy, plan)
         check_size(policy, patients)
-        budget.without_sampler(plan.numbers(rounds, weights))
+        check_sampler(budget, plan, rounds, weights)
         ledger.check_room(
             spend=plan.spend(), rounds=rounds, roles=roles, budget=budget, job_share=protection.job_share
         )
@@ -90,13 +133,15 @@ def preview_without_site(policy: Policy, plan: PrivacyPlan, rounds: int, weights
         JobError: The policy has no budget (POLICY_INVALID).
     """
     protection = protection_of(policy)
-    budget, refusal = protection.budget(), None
+    budget, event, refusal = protection.budget(), plan.spend(), None
     try:
         check_plan(policy, plan)
-        refuse_share(budget, budget.cost(plan.spend().times(rounds)), protection.job_share)
+        for kept in budget.filters():
+            cost = kept.cost([kept.price(event).times(rounds)])
+            refuse_share(kept, cost, protection.job_share, event.honest > 1)
     except HistoflareError as error:
         refusal = error
-    return _figures(budget, plan, rounds, weights, patients=0, spent=0.0, refusal=refusal)
+    return _figures(budget, plan, rounds, weights, patients=0, spent=(0.0, 0.0), refusal=refusal)
 
 
 def protection_of(policy: Policy) -> Protection:
@@ -115,23 +160,26 @@ def _figures(
     rounds: int,
     weights: int,
     patients: int,
-    spent: float,
+    spent: tuple[float, ...],
     refusal: HistoflareError | None,
 ) -> Preview:
-    cost = budget.cost(plan.spend().times(rounds))
-    before, alone, after = (
-        math.nan if math.isnan(rho) else budget.epsilon_of(rho) for rho in (spent, cost, spent + cost)
+    event = plan.spend()
+    first, second = (
+        Figures(kept.budget, rho, kept.cost([kept.price(event).times(rounds)]))
+        for kept, rho in zip(budget.filters(), spent, strict=True)
     )
+    together = first.spent + first.cost
     return Preview(
         patients=patients,
-        before=before,
-        alone=alone,
-        after=after,
-        further=None if math.isnan(spent) else budget.room_for(cost, spent + cost),
-        share=budget.share_of(cost),
-        left=1 - budget.share_of(spent + cost),
+        before=first.before,
+        alone=first.alone,
+        after=first.after,
+        further=None if math.isnan(together) else budget.room_for(first.cost, together),
+        share=first.share,
+        left=1 - budget.share_of(together),
         budget=budget,
         sampler_delta=budget.sampler_delta(plan.numbers(rounds, weights)),
+        if_all_collude=second if event.honest > 1 else None,
         refusal=refusal,
     )
 

@@ -3,13 +3,16 @@
 Entries that cost something, or that nothing protects, have two fields more than they need today, so that
 later kinds of protection are told apart and never counted as one of today's:
 
-``mechanism``  an object with a ``kind``: ``gaussian`` with the numbers of a :class:`Spend` (a booking has the
-               kind alone: the numbers are its reservation's), or ``none`` for what left without protection
-``trust``      null: protects against everybody; ``{"server": true}``: not against the server, which adds the
-               noise
+``mechanism``  an object with a ``kind``: ``gaussian`` or ``gaussian-share`` with the numbers of a
+               :class:`Spend` (those of a booking are its reservation's; the booking of a share has instead on
+               how many sites of the sum this one counted, ``countable``, itself included), or ``none`` for
+               what left without protection
+``trust``      null: nobody; ``{"server": true}``: the server, which adds the noise, and against which nothing
+               protects; ``{"ca": true}``: whoever holds the key of the consortium's certificate authority,
+               and could stand in for sites that were counted on
 
-Raw numbers are kept, never an ε: each filter derives its own charges. Whatever this version does not know,
-an entry, a field, a kind, is refused: it was written by a later one.
+Raw numbers are kept, never an ε, nor how many sites collude: each filter derives its own charges. Whatever
+this version does not know, an entry, a field, a kind, is refused: it was written by a later one.
 """
 
 from __future__ import annotations
@@ -17,10 +20,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from histoflare.checks import is_whole
 from histoflare.errors import HistoflareError
 from histoflare.privacy.spend import Spend
 
 GAUSSIAN = {"kind": "gaussian"}
+SHARE = {"kind": "gaussian-share"}
 UNPROTECTED = {"kind": "none"}
 
 FIELDS = {
@@ -56,7 +61,28 @@ def check_fields(kind: str, content: Any) -> None:
 
 def mechanism_of(spend: Spend) -> dict[str, Any]:
     """Return a spend as an entry's mechanism."""
-    return {**GAUSSIAN, **spend.to_json()}
+    return {**(SHARE if spend.honest > 1 else GAUSSIAN), **spend.to_json()}
+
+
+def booked_mechanism(countable: int | None) -> dict[str, Any]:
+    """Return the mechanism of a booking; ``countable``: of shared noise, see the module."""
+    return dict(GAUSSIAN) if countable is None else {**SHARE, "countable": countable}
+
+
+def read_countable(content: Mapping[str, Any], spend: Spend) -> int | None:
+    """Return on how many sites a booking of shared noise counted; None for any other noise.
+
+    Args:
+        spend: Of the booking's reservation.
+
+    Raises:
+        UnknownEventError: The booking has another mechanism than its reservation.
+    """
+    mechanism = content["mechanism"]
+    countable = mechanism.get("countable") if isinstance(mechanism, dict) else None
+    if mechanism == booked_mechanism(countable) and (spend.honest > 1) == is_whole(countable, 1):
+        return countable
+    raise UnknownEventError(f"the mechanism {mechanism!r}")
 
 
 def read_mechanism(content: Mapping[str, Any]) -> Spend:
@@ -64,8 +90,9 @@ def read_mechanism(content: Mapping[str, Any]) -> Spend:
     mechanism = content["mechanism"]
     try:
         numbers = {name: value for name, value in mechanism.items() if name != "kind"}
-        if mechanism["kind"] == GAUSSIAN["kind"]:
-            return Spend.from_json(numbers)
+        spend = Spend.from_json(numbers)
+        if mechanism == mechanism_of(spend):
+            return spend
     except (HistoflareError, LookupError, TypeError, AttributeError):
         pass
     raise UnknownEventError(f"the mechanism {mechanism!r}")
@@ -77,14 +104,16 @@ def check_mechanism(content: Mapping[str, Any], expected: Mapping[str, Any]) -> 
         raise UnknownEventError(f"the mechanism {content['mechanism']!r}")
 
 
-def trust_of(trusts_server: bool) -> dict[str, Any] | None:
+def trust_of(*, server: bool, ca: bool = False) -> dict[str, Any] | None:
     """Return an entry's trust."""
-    return {"server": True} if trusts_server else None
+    named = {name: True for name, is_trusted in (("server", server), ("ca", ca)) if is_trusted}
+    return named or None
 
 
-def read_trust(content: Mapping[str, Any]) -> bool:
-    """Return whether the server is trusted; :class:`UnknownEventError` for any other trust."""
-    for trusts_server in (False, True):
-        if content["trust"] == trust_of(trusts_server):
-            return trusts_server
+def read_trust(content: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Return whether server and certificate authority are trusted; UnknownEventError for any other trust."""
+    for server in (False, True):
+        for ca in (False, True):
+            if content["trust"] == trust_of(server=server, ca=ca):
+                return server, ca
     raise UnknownEventError(f"the trust {content['trust']!r}")

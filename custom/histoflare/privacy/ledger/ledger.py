@@ -10,6 +10,11 @@ added up. That is an RDP filter (Feldman and Zrnic, Individual Privacy Accountin
 the total stays within (ε, δ) although every job was chosen after the results of the earlier ones. The
 neighbouring cohorts differ by one patient.
 
+Where sites share their noise, what an event costs depends on who colludes with the server. The ledger keeps
+on how many sites each sum counted, and a budget has two filters, each against one adversary for all jobs
+(:meth:`histoflare.privacy.budget.Budget.filters`); both must have room. A budget against more colluders
+prices the whole history anew.
+
 ================================  ===========================================
 no noise (multiplier 0)           the charge is ∞: refused under any budget
 a step count of 0                 the charge is 0
@@ -20,6 +25,8 @@ booked, and nothing answered yet  computed again under the same booking, free
 released                          asked again: the same bytes and no others
 answered with a failure           stays charged; asked again: booked anew
 released, and then a failure      stays released; the failure is not noted
+a sum that did not open           stays charged; its next attempt is booked anew
+a sum's list, asked again         the same bytes, and else nothing: its pads serve for one vector
 nothing protects what leaves      no charge bounds it: noted, beside all budgets
 ================================  ===========================================
 
@@ -39,10 +46,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histoflare.checks import is_whole
 from histoflare.errors import JobError, LedgerError
 from histoflare.privacy.ledger import moves
 from histoflare.privacy.ledger.chain import normalised
-from histoflare.privacy.ledger.events import GAUSSIAN, UNPROTECTED, mechanism_of, trust_of
+from histoflare.privacy.ledger.events import UNPROTECTED, booked_mechanism, mechanism_of, trust_of
 from histoflare.privacy.ledger.history import RunHistory, summarise_history
 from histoflare.privacy.ledger.place import Place
 from histoflare.privacy.ledger.rules import (
@@ -56,6 +64,7 @@ from histoflare.privacy.ledger.rules import (
     most_charged,
     normalise_roles,
     open_account,
+    refuse_few_known,
     refuse_nobody,
     refuse_over_budget,
     refuse_share,
@@ -214,6 +223,7 @@ class Ledger:
         roles: Mapping[str, str],
         budget: Budget,
         trusts_server: bool = False,
+        trusts_ca: bool = False,
         job_share: float = 1.0,
     ) -> Reservation:
         """Reserve a run's whole cost, all rounds with participation 1, for the patients it trains on.
@@ -226,12 +236,13 @@ class Ledger:
             about: What the noise protects against, in a few words, such as ``"dp-patient: dp-sgd"``. It is
                 kept in the clear.
             spend: The event of one round.
-            rounds: How many rounds; at least 1.
+            rounds: How many rounds; at least 1. Of shared noise each attempt of a round is one.
             roles: Patient → one of :data:`ROLES`, for all patients of the site. Those with ``train`` are the
                 cohort. Names are compared as NFC without spaces around them.
             budget: What each patient may be charged.
             trusts_server: Whether the protection does not hold against the server. It is charged all the
                 same.
+            trusts_ca: Whether sites are counted on that only the certificate authority vouches for.
             job_share: Which part of the budget's allowance the run may be charged, all its reservations
                 together.
 
@@ -251,29 +262,36 @@ class Ledger:
             cohort = page.add_cohort(ids[name] for name, role in known_as.items() if role == TRAIN)
             for account in page.state.accounts.values():
                 old = account.reservation
-                known = (old.run, old.about, old.spend, old.rounds, old.trusts_server, account.cohort)
-                if account.is_open and known == (run, about, spend, rounds, trusts_server, cohort):
+                known = (old.run, old.about, old.spend, old.rounds, old.trusts_server, old.trusts_ca)
+                asked = (run, about, spend, rounds, trusts_server, trusts_ca)
+                if account.is_open and account.cohort == cohort and known == asked:
                     return old
-            before = float(page.state.charges(budget)[members_of(page.state, cohort)].max())
-            cost = budget.cost(spend.times(rounds))
-            refuse_over_budget(budget, before, cost, f"run {run}")
-            admit_share(page.state, budget, run, cost, job_share)
+            members, is_shared = members_of(page.state, cohort), spend.honest > 1
+            for kept in budget.filters():
+                before = float(page.state.charges(kept)[members].max())
+                cost = kept.cost([kept.price(spend).times(rounds)])
+                refuse_over_budget(kept, before, cost, f"run {run}", is_shared)
+                admit_share(page.state, kept, run, cost, job_share, is_shared)
             content = {"run": run, "about": about, "rounds": rounds, "cohort": cohort}
-            content |= {"mechanism": mechanism_of(spend), "trust": trust_of(trusts_server)}
+            content |= {"mechanism": mechanism_of(spend)}
+            content |= {"trust": trust_of(server=trusts_server, ca=trusts_ca)}
             return page.state.accounts[page.append("reservation", content)].reservation
 
-    def exposure(self, roles: Mapping[str, str], budget: Budget) -> float:
+    def exposure(self, roles: Mapping[str, str], budget: Budget) -> tuple[float, ...]:
         """Return what the most exposed of the patients to train on was charged (ρ); nothing is written.
 
         Args:
             roles, budget: As for :meth:`reserve`.
+
+        Returns:
+            One figure for each of the budget's filters, in their order.
 
         Raises:
             LedgerError: A patient has another role in the ledger (ROLE_CHANGED).
         """
         known_as = normalise_roles(roles)
         with self._sessions.reading() as (state, _, _):
-            return most_charged(state, known_as, budget)
+            return most_charged(state, known_as, budget.filters())
 
     def check_room(
         self,
@@ -287,10 +305,13 @@ class Ledger:
         """Refuse what :meth:`reserve` would refuse of a new run, as it does; nothing is written."""
         known_as = normalise_roles(roles)
         refuse_nobody(known_as)
-        cost = budget.cost(spend.times(rounds))
+        filters, is_shared = budget.filters(), spend.honest > 1
         with self._sessions.reading() as (state, _, _):
-            refuse_over_budget(budget, most_charged(state, known_as, budget), cost, "this job")
-        refuse_share(budget, cost, job_share)
+            charged = most_charged(state, known_as, filters)
+        for kept, before in zip(filters, charged, strict=True):
+            cost = kept.cost([kept.price(spend).times(rounds)])
+            refuse_over_budget(kept, before, cost, "this job", is_shared)
+            refuse_share(kept, cost, job_share, is_shared)
 
     def book(
         self,
@@ -299,6 +320,8 @@ class Ledger:
         model_sha256: str,
         budget: Budget,
         job_share: float = 1.0,
+        *,
+        countable: int | None = None,
     ) -> Booking | Release:
         """Charge one round before anything of it is computed; or say what became of it.
 
@@ -307,18 +330,30 @@ class Ledger:
         released one the :class:`Release` says which bytes may leave again; nothing else may. One that was
         answered with a failure (:meth:`fail`) is booked anew, and charged again.
 
+        Of shared noise the transcript of the sum stands in the model's place. It is booked once, whatever
+        becomes of it: the pads that hide a vector would not hide a second one. Each attempt of a round has
+        another, and is charged.
+
         Args:
             reservation: As :meth:`reserve` gave it.
             round_index: From 0.
-            model_sha256: SHA-256 (64 hexadecimal digits) of the model the round starts from.
-            budget, job_share: Asked again for events beyond the reserved ones.
+            model_sha256: SHA-256 (64 hexadecimal digits) of the model the round starts from, or of the
+                transcript.
+            budget, job_share: Asked again for events beyond the reserved ones, and for each event of shared
+                noise, as the budget may be one against more colluders now.
+            countable: Of shared noise, and only then: how many sites of the sum this one counts on, itself
+                included.
 
         Raises:
             LedgerError: An event beyond the reserved ones, and the budget has no room for it
                 (BUDGET_EXHAUSTED), or the run's share (JOB_SHARE_EXCEEDED); the reservation was closed, or
-                is not of this ledger (NOT_ADMITTED).
+                is not of this ledger (NOT_ADMITTED); a sum has too few sites that are known here
+                (SUM_TOO_FEW_KNOWN), or its transcript served before and no bytes were released
+                (NOT_RELEASED).
         """
-        return self._book(reservation, round_index, model_sha256, budget, job_share, again=False)
+        return self._book(
+            reservation, round_index, model_sha256, budget, job_share, countable=countable, again=False
+        )
 
     def book_again(
         self,
@@ -328,7 +363,13 @@ class Ledger:
         budget: Budget,
         job_share: float = 1.0,
     ) -> Booking:
-        """Charge a released round a further time, because its bytes are lost; as :meth:`book` otherwise."""
+        """Charge a released round a further time, because its bytes are lost; as :meth:`book` otherwise.
+
+        Raises:
+            LedgerError: Its noise is shared (NOT_RELEASED): the same pads would hide two vectors.
+        """
+        if reservation.spend.honest > 1:
+            raise _served()
         booked = self._book(reservation, round_index, model_sha256, budget, job_share, again=True)
         assert isinstance(booked, Booking)
         return booked
@@ -341,9 +382,16 @@ class Ledger:
         budget: Budget,
         job_share: float,
         *,
+        countable: int | None = None,
         again: bool,
     ) -> Booking | Release:
         check_digest(model_sha256)
+        is_shared = reservation.spend.honest > 1
+        if is_shared != is_whole(countable, 1):
+            raise JobError(
+                f"countable: with shared noise a whole number of at least 1, else None; not {countable!r}",
+                reason="PRIVACY_INVALID",
+            )
         if type(round_index) is not int or round_index < 0:
             raise JobError(f"A round is counted from 0, not {round_index!r}.", reason="PRIVACY_INVALID")
         with self._sessions.writing(whole=False) as page:
@@ -351,19 +399,23 @@ class Ledger:
             account = open_account(state, reservation)
             id_ = state.newest.get((reservation.id, round_index, model_sha256))
             if id_ is not None and id_ not in state.failures:
-                if id_ not in state.releases:
-                    return state.bookings[id_]
-                if not again:
+                if id_ in state.releases and not again:
                     return Release(state.bookings[id_], state.releases[id_])
-            if account.booked >= account.reservation.rounds:
-                admit_further(state, account, budget, job_share)
+                if id_ not in state.releases and not is_shared:
+                    return state.bookings[id_]
+            if countable is not None:
+                if model_sha256 in state.transcripts:
+                    raise _served()
+                refuse_few_known(reservation.spend, countable, budget.colluders)
+            if is_shared or account.booked >= account.reservation.rounds:
+                admit_further(state, account, budget, job_share, countable)
             content = {
                 "reservation": reservation.id,
                 "round": round_index,
                 "model": model_sha256,
                 "attempt": 1 if id_ is None else state.bookings[id_].attempt + 1,
-                "mechanism": GAUSSIAN,
-                "trust": trust_of(reservation.trusts_server),
+                "mechanism": booked_mechanism(countable),
+                "trust": trust_of(server=reservation.trusts_server, ca=reservation.trusts_ca),
             }
             return state.bookings[page.append("booking", content)]
 
@@ -579,3 +631,11 @@ class Ledger:
                 elif entry.kind == "cohort":
                     line["members"] = next(cohorts).hex()
                 yield line
+
+
+def _served() -> LedgerError:
+    return LedgerError(
+        "This list of sites served for a vector before, and its bytes are not here to be sent again. The "
+        "pads of a list hide one vector: the round needs another attempt, with new hellos.",
+        reason="NOT_RELEASED",
+    )

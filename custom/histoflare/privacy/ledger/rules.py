@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from histoflare.privacy.ledger.chain import normalised
 from histoflare.privacy.ledger.session import Page
 from histoflare.privacy.ledger.state import LedgerState
 from histoflare.privacy.ledger.tokens import Account, Reservation
+from histoflare.privacy.spend import Spend
 
 if TYPE_CHECKING:
-    from histoflare.privacy.budget import Budget
+    from histoflare.privacy.budget import Budget, Filter
 
 ROLES = ("train", "validation", "test")
 TRAIN = "train"
@@ -73,13 +74,14 @@ def refuse_other_roles(changed: list[str]) -> None:
         )
 
 
-def most_charged(state: LedgerState, known_as: Mapping[str, str], budget: Budget) -> float:
-    """Return what the most exposed patient to train on was charged (ρ); refuse other roles."""
+def most_charged(
+    state: LedgerState, known_as: Mapping[str, str], filters: Iterable[Filter]
+) -> tuple[float, ...]:
+    """Return what the most exposed patient to train on was charged (ρ) by each filter; refuse other roles."""
     ids = {name: state.patients.get(state.keys.patient(name)) for name in known_as}
     refuse_other_roles([name for name, id_ in ids.items() if id_ and state.roles[id_ - 1] != known_as[name]])
-    charges = state.charges(budget)
     trained_on = [id_ - 1 for name, id_ in ids.items() if id_ and known_as[name] == TRAIN]
-    return float(charges[trained_on].max(initial=0.0))
+    return tuple(float(state.charges(kept)[trained_on].max(initial=0.0)) for kept in filters)
 
 
 def members_of(state: LedgerState, cohort: int) -> np.ndarray[Any, np.dtype[np.intp]]:
@@ -100,52 +102,82 @@ def open_account(state: LedgerState, reservation: Reservation) -> Account:
     return account
 
 
-def admit_further(state: LedgerState, account: Account, budget: Budget, job_share: float = 1.0) -> None:
-    """Refuse an event beyond the reserved ones if the budget, or its run's share, has no room for it."""
+def admit_further(
+    state: LedgerState, account: Account, budget: Budget, job_share: float = 1.0, countable: int | None = None
+) -> None:
+    """Refuse a further event if the budget, or its run's share, has no room for it by one of its filters."""
     id_, members = account.reservation.id, members_of(state, account.cohort)
-    before = float(state.charges(budget, events={id_: 0})[members].max())
-    cost = budget.cost(account.reservation.spend.times(account.booked + 1))
-    refuse_over_budget(budget, before, cost, f"run {account.reservation.run} with one more round")
-    admit_share(state, budget, account.reservation.run, cost, job_share, without=id_)
+    run, is_shared = account.reservation.run, account.reservation.spend.honest > 1
+    for kept in budget.filters():
+        before = float(state.charges(kept, without=id_)[members].max())
+        cost = kept.cost(account.charged(kept, further=countable or 0))
+        refuse_over_budget(kept, before, cost, f"run {run} with one more round", is_shared)
+        admit_share(state, kept, run, cost, job_share, is_shared, without=id_)
 
 
 def admit_share(
-    state: LedgerState, budget: Budget, run: str, cost: float, job_share: float, without: int | None = None
+    state: LedgerState,
+    kept: Filter,
+    run: str,
+    cost: float,
+    job_share: float,
+    is_shared: bool,
+    without: int | None = None,
 ) -> None:
     """Refuse what makes a run cost more than the share of a budget that one job may take.
 
     Args:
-        cost: ρ of what is asked for. job_share: Of the allowance.
+        kept: The filter by which it is counted.
+        cost: ρ of what is asked for. job_share: Of the allowance. is_shared: Whether its noise is.
         without: A reservation that is in it already.
     """
     if job_share >= 1:
         return  # the budget of each patient is all that counts
     for id_, account in state.accounts.items():
-        if account.reservation.run == run and id_ != without and account.events:
-            cost += budget.cost(account.reservation.spend.times(account.events))
-    refuse_share(budget, cost, job_share)
+        if account.reservation.run == run and id_ != without:
+            cost += kept.cost(account.charged(kept))
+    refuse_share(kept, cost, job_share, is_shared)
 
 
-def refuse_share(budget: Budget, cost: float, job_share: float) -> None:
+def refuse_share(kept: Filter, cost: float, job_share: float, is_shared: bool = False) -> None:
     """Refuse a job of ρ = ``cost`` that takes more than ``job_share`` of the allowance."""
+    budget = kept.budget
     if not budget.admits(cost, job_share):
         raise LedgerError(
             f"The job takes {budget.share_of(cost):.3g} of the budget of ε = {budget.epsilon:g} at δ = "
-            f"{budget.delta:g}, and the site's policy lets one job have {job_share:g} of it (job_share).",
+            f"{budget.delta:g}{_against(kept, is_shared)}, and the site's policy lets one job have "
+            f"{job_share:g} of it (job_share).",
             reason="JOB_SHARE_EXCEEDED",
         )
 
 
-def refuse_over_budget(budget: Budget, before: float, cost: float, what: str) -> None:
+def refuse_over_budget(kept: Filter, before: float, cost: float, what: str, is_shared: bool = False) -> None:
     """Refuse ``what``, of ρ = ``cost``, if the most exposed patient (ρ = ``before``) cannot pay it."""
+    budget = kept.budget
     if not budget.admits(before + cost):
+        entry = "all_collude_epsilon" if kept.colluders is None else "epsilon"
         raise LedgerError(
-            f"The budget is ε = {budget.epsilon:g} at δ = {budget.delta:g}. The most exposed patient of this "
-            f"cohort is at ε = {budget.epsilon_of(before):.3g}, {what} alone costs "
-            f"ε = {budget.epsilon_of(cost):.3g}, and both together come to "
-            f"ε = {budget.epsilon_of(before + cost):.3g}. Run fewer rounds or with more noise, close runs "
-            "that will not go on, or train on other patients.",
+            f"The budget is ε = {budget.epsilon:g} at δ = {budget.delta:g}{_against(kept, is_shared)} "
+            f"({entry} of the policy). The most exposed patient of this cohort is at "
+            f"ε = {budget.epsilon_of(before):.3g}, {what} alone costs ε = {budget.epsilon_of(cost):.3g}, and "
+            f"both together come to ε = {budget.epsilon_of(before + cost):.3g}. Run fewer rounds or with "
+            "more noise, close runs that will not go on, or train on other patients.",
             reason="BUDGET_EXHAUSTED",
+        )
+
+
+def _against(kept: Filter, is_shared: bool) -> str:
+    """Return against whom a budget holds; nothing where that is everybody, as no noise is shared."""
+    return f" against {kept.whom()}" if is_shared or kept.colluders is None else ""
+
+
+def refuse_few_known(spend: Spend, countable: int, colluders: int) -> None:
+    """Refuse a sum of shared noise in which too few sites are known for the noise that was reserved."""
+    if countable - colluders < max(2, spend.honest):
+        raise LedgerError(
+            f"The job counts on the noise of {spend.honest} sites that keep it to themselves. Of this sum's "
+            f"sites {countable} are known here, and {colluders} of them may collude (colluders).",
+            reason="SUM_TOO_FEW_KNOWN",
         )
 
 

@@ -22,11 +22,11 @@ import numpy.typing as npt
 
 from histoflare.privacy.ledger.chain import Entry, Keys
 from histoflare.privacy.ledger.events import (
-    GAUSSIAN,
     UNPROTECTED,
     UnknownEventError,
     check_fields,
     check_mechanism,
+    read_countable,
     read_mechanism,
     read_trust,
 )
@@ -36,7 +36,7 @@ from histoflare.privacy.ledger.place import Place
 from histoflare.privacy.ledger.tokens import Account, Booking, Disclosure, Reservation
 
 if TYPE_CHECKING:
-    from histoflare.privacy.budget import Budget
+    from histoflare.privacy.budget import Filter
 
 
 STEWARD = "steward"
@@ -79,6 +79,7 @@ class LedgerState:
         cohorts: Bit set of cohort i + 1 at index i.
         accounts, bookings: By number of entry.
         newest: (reservation, round, model) → number of its newest booking.
+        transcripts: Those of shared noise that were booked: each serves for one vector.
         paid: Number of entry → what may be released: bookings and disclosures.
         releases: Number of entry → digest of what was released for it.
         failures: Bookings that were answered with a failure; none of them is released.
@@ -104,6 +105,7 @@ class LedgerState:
     accounts: dict[int, Account] = field(default_factory=dict)
     bookings: dict[int, Booking] = field(default_factory=dict)
     newest: dict[tuple[int, int, str], int] = field(default_factory=dict)
+    transcripts: set[str] = field(default_factory=set)
     paid: dict[int, Booking | Disclosure] = field(default_factory=dict)
     releases: dict[int, str] = field(default_factory=dict)
     digests: set[str] = field(default_factory=set)
@@ -209,22 +211,23 @@ class LedgerState:
         """Return how many patients are in a cohort."""
         return int.from_bytes(self.cohorts[cohort - 1], "little").bit_count()
 
-    def charges(self, budget: Budget, *, events: Mapping[int, int] | None = None) -> npt.NDArray[np.float64]:
-        """Return what each patient was charged, (patients,): ρ at the budget's order; index = number - 1.
+    def charges(self, kept: Filter, *, without: int | None = None) -> npt.NDArray[np.float64]:
+        """Return what each patient was charged, (patients,): ρ by a filter; index = number - 1.
 
         Args:
-            events: Reservation → a number of events to charge for it instead of its own.
+            kept: The filter, which says against whom.
+            without: A reservation that is left out.
         """
         costs: dict[int, list[float]] = defaultdict(list)
         for id_, account in self.accounts.items():
-            count = (events or {}).get(id_, account.events)
-            if count:
-                costs[account.cohort].append(budget.cost(account.reservation.spend.times(count)))
+            if id_ != without:
+                costs[account.cohort] += [kept.budget.cost(spend) for spend in account.charged(kept)]
         charged = np.zeros(len(self.roles))
         for cohort, parts in costs.items():
-            members = self.members(cohort)
-            first = charged[: len(members)]
-            np.add(first, math.fsum(parts), out=first, where=members)
+            if parts:
+                members = self.members(cohort)
+                first = charged[: len(members)]
+                np.add(first, math.fsum(parts), out=first, where=members)
         return charged
 
     def disclosed(self) -> npt.NDArray[np.int64]:
@@ -254,6 +257,7 @@ class LedgerState:
 
     def _reserved(self, seq: int, content: Mapping[str, Any]) -> None:
         cohort = content["cohort"]
+        trusts_server, trusts_ca = read_trust(content)
         reservation = Reservation(
             id=seq,
             run=content["run"],
@@ -261,17 +265,29 @@ class LedgerState:
             spend=read_mechanism(content),
             rounds=content["rounds"],
             patients=self.size(cohort),
-            trusts_server=read_trust(content),
+            trusts_server=trusts_server,
+            trusts_ca=trusts_ca,
         )
         self.accounts[seq] = Account(reservation, cohort)
 
     def _booked(self, seq: int, content: Mapping[str, Any]) -> None:
-        check_mechanism(content, GAUSSIAN)
+        account = self.accounts[content["reservation"]]
+        countable = read_countable(content, account.reservation.spend)
         read_trust(content)
-        booking = Booking(seq, content["reservation"], content["round"], content["model"], content["attempt"])
+        booking = Booking(
+            id=seq,
+            reservation=content["reservation"],
+            round_index=content["round"],
+            model_sha256=content["model"],
+            attempt=content["attempt"],
+            countable=countable,
+        )
         self.bookings[seq] = self.paid[seq] = booking
         self.newest[booking.reservation, booking.round_index, booking.model_sha256] = seq
-        self.accounts[booking.reservation].booked += 1
+        account.booked += 1
+        if countable is not None:
+            account.countable[countable] += 1
+            self.transcripts.add(booking.model_sha256)
 
     def _released(self, seq: int, content: Mapping[str, Any]) -> None:
         self.releases[content["of"]] = content["digest"]

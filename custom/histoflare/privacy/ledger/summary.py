@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from histoflare.privacy.ledger.tokens import Account, Disclosure
 from histoflare.privacy.spend import Spend
 
 if TYPE_CHECKING:
-    from histoflare.privacy.budget import Budget
+    from histoflare.privacy.budget import Budget, Filter
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class RunSummary:
         trusts_server: Whether the protection does not hold against the server.
         patients: Size of the cohort.
         epsilon: Of what is charged for it alone, as ``Summary.epsilon``.
+        epsilon_if_all_collude: The same by the second filter.
+        trusts_ca: Whether sites were counted on that only the certificate authority vouches for.
     """
 
     run: str
@@ -42,6 +44,8 @@ class RunSummary:
     trusts_server: bool
     patients: int
     epsilon: float
+    epsilon_if_all_collude: float
+    trusts_ca: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,33 +72,47 @@ class DisclosureSummary:
 
 
 @dataclass(frozen=True)
-class Summary:
-    """A whole ledger beside a budget. Every ε is at the budget's δ and for the most exposed patient.
+class Spent:
+    """What was spent by one filter. Every ε is at the budget's δ and for the most exposed patient.
 
     Attributes:
-        budget_epsilon, delta: The budget.
-        patients: Known patients, of any role.
-        runs: In order of reservation.
-        disclosures: Evaluations under a budget that left, and the most that one patient had part in.
-        rho, allowance: What the most exposed patient was charged, at the budget's order, and may be at most.
-        epsilon: ε of ``rho``: the one figure, by which the next job is admitted.
+        budget_epsilon: What there is.
+        rho, allowance: What the most exposed patient was charged, at the filter's order, and may be at most.
+        epsilon: ε of ``rho``: the figure by which the next job is admitted.
         epsilon_rdp: ε of the same events by RDP at the best order, which is chosen afterwards.
         epsilon_pld: ε of the same events by PLD: tight if no job was chosen by results. Admits nothing.
         remaining: Share of the budget that is left, 0 to 1.
     """
 
     budget_epsilon: float
-    delta: float
-    patients: int
-    runs: tuple[RunSummary, ...]
-    disclosures: int
-    most_disclosures: int
     rho: float
     allowance: float
     epsilon: float
     epsilon_rdp: float
     epsilon_pld: float
     remaining: float
+
+
+@dataclass(frozen=True)
+class Summary(Spent):
+    """A whole ledger beside a budget; what is spent is that of the budget's first filter.
+
+    Attributes:
+        delta: Of the budget.
+        patients: Known patients, of any role.
+        runs: In order of reservation.
+        disclosures: Evaluations under a budget that left, and the most that one patient had part in.
+        colluders: Against the server and how many colluding sites the first filter counts.
+        if_all_collude: What was spent by the second; None: no noise is shared, and both are the same.
+    """
+
+    delta: float
+    patients: int
+    runs: tuple[RunSummary, ...]
+    disclosures: int
+    most_disclosures: int
+    colluders: int
+    if_all_collude: Spent | None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; what is infinite is the text ``"inf"``, JSON has no number for it."""
@@ -104,16 +122,26 @@ class Summary:
 
 def summarise(state: LedgerState, budget: Budget) -> Summary:
     """Return what a verified state comes to beside a budget."""
-    charges = state.charges(budget)
-    rho = float(charges.max(initial=0.0))
-    spends = _most_exposed(state, charges)
+    first, second = budget.filters()
+    is_shared = any(account.reservation.spend.honest > 1 for account in state.accounts.values())
     return Summary(
-        budget_epsilon=budget.epsilon,
+        **vars(_spent(state, first)),
         delta=budget.delta,
         patients=len(state.roles),
         runs=tuple(_summarise_run(account, budget) for account in state.accounts.values()),
         disclosures=len(state.counted),
         most_disclosures=int(state.disclosed().max(initial=0)),
+        colluders=budget.colluders,
+        if_all_collude=_spent(state, second) if is_shared else None,
+    )
+
+
+def _spent(state: LedgerState, kept: Filter) -> Spent:
+    charges, budget = state.charges(kept), kept.budget
+    rho = float(charges.max(initial=0.0))
+    spends = _most_exposed(state, charges, kept)
+    return Spent(
+        budget_epsilon=budget.epsilon,
         rho=rho,
         allowance=budget.allowance,
         epsilon=budget.epsilon_of(rho),
@@ -145,6 +173,7 @@ def summarise_disclosures(state: LedgerState) -> tuple[DisclosureSummary, ...]:
 
 def _summarise_run(account: Account, budget: Budget) -> RunSummary:
     reservation = account.reservation
+    first, second = budget.filters()
     return RunSummary(
         run=reservation.run,
         about=reservation.about,
@@ -156,11 +185,15 @@ def _summarise_run(account: Account, budget: Budget) -> RunSummary:
         is_open=account.is_open,
         trusts_server=reservation.trusts_server,
         patients=reservation.patients,
-        epsilon=budget.spent([reservation.spend.times(account.events)]),
+        epsilon=first.budget.spent(account.charged(first)),
+        epsilon_if_all_collude=second.budget.spent(account.charged(second)),
+        trusts_ca=reservation.trusts_ca,
     )
 
 
-def _most_exposed(state: LedgerState, charges: np.ndarray[Any, np.dtype[np.float64]]) -> list[Spend]:
+def _most_exposed(
+    state: LedgerState, charges: np.ndarray[Any, np.dtype[np.float64]], kept: Filter
+) -> list[Spend]:
     """Return the events that the most exposed patient is charged, each spend once with all its steps."""
     if not len(charges):
         return []
@@ -169,9 +202,10 @@ def _most_exposed(state: LedgerState, charges: np.ndarray[Any, np.dtype[np.float
     for account in state.accounts.values():
         members = state.members(account.cohort)
         if index < len(members) and members[index]:
-            spend = account.reservation.spend
-            steps[spend] = steps.get(spend, 0) + account.events
-    return [spend.times(count) for spend, count in steps.items()]
+            for spend in account.charged(kept):
+                one = replace(spend, steps=1)
+                steps[one] = steps.get(one, 0) + spend.steps
+    return [one.times(count) for one, count in steps.items()]
 
 
 def _epsilon(spends: list[Spend], delta: float, accountant: str) -> float:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from histoflare.privacy.spend import Spend
+
+if TYPE_CHECKING:
+    from histoflare.privacy.budget import Filter
 
 EVALUATION = "evaluation"
 UPDATE = "update"
@@ -22,6 +27,7 @@ class Reservation:
         rounds: How many of them are reserved; at least 1.
         patients: Size of the cohort. It is the site's own.
         trusts_server: Whether the protection does not hold against the server, which adds the noise.
+        trusts_ca: Whether sites were counted on that only the certificate authority vouches for.
     """
 
     id: int
@@ -31,6 +37,7 @@ class Reservation:
     rounds: int
     patients: int
     trusts_server: bool = False
+    trusts_ca: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,9 @@ class Booking:
         id: Number of its entry; later bookings have greater ones.
         reservation: The reservation's ``id``.
         round_index: The round, from 0.
-        model_sha256: Hash of the model that was received for it.
+        model_sha256: Hash of the model that was received for it, or of the transcript of a sum.
         attempt: 1; more where the round was booked again: released bytes were lost, or it had failed.
+        countable: Of shared noise, on how many sites of the sum this one counted, itself included; else None.
     """
 
     id: int
@@ -50,6 +58,7 @@ class Booking:
     round_index: int
     model_sha256: str
     attempt: int
+    countable: int | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,7 @@ class Account:
         cohort: Number of its cohort.
         is_open: Whether more may be booked.
         booked, released, failed: Events; what failed is not released, and counts as booked.
+        countable: Of shared noise: on how many sites a sum counted → so many of the booked events.
     """
 
     reservation: Reservation
@@ -104,8 +114,25 @@ class Account:
     booked: int = 0
     released: int = 0
     failed: int = 0
+    countable: Counter[int] = field(default_factory=Counter)
 
     @property
     def events(self) -> int:
         """How many events the cohort is charged: while open at least what is reserved."""
         return max(self.reservation.rounds, self.booked) if self.is_open else self.booked
+
+    def charged(self, kept: Filter, *, further: int | None = None) -> list[Spend]:
+        """Return what the cohort is charged, as the events that it is against a filter's adversary.
+
+        Args:
+            kept: The filter.
+            further: One event more than are booked, and on how many sites it counts; 0 where noise is not
+                shared. None: what is booked and reserved.
+        """
+        spend, more = self.reservation.spend, 0 if further is None else 1
+        events = max(self.events, self.booked + more)
+        if spend.honest == 1:
+            return [spend.times(events)] if events else []
+        booked = self.countable + Counter([further] if further else [])
+        counted: list[tuple[int | None, int]] = [*booked.items(), (None, events - booked.total())]
+        return [kept.price(spend, countable).times(count) for countable, count in counted if count]
