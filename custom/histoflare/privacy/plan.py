@@ -623,11 +623,8 @@ class DpSgd(Noisy):
 
     def spend(self) -> Spend:
         """Return one round's steps."""
-        k = self.slides_per_patient or 1
-        drawn = self.sample_rate
-        if k > 1 and drawn < 1:
-            drawn = -math.expm1(k * math.log1p(-drawn))  # 1 - (1 - q)^k, also where q is tiny
-        return Spend(self._settled_noise() / k, drawn, self.steps, self.honest or 1)
+        step = Spend(self._settled_noise(), self.sample_rate, self.steps, self.honest or 1)
+        return step.together(self.slides_per_patient or 1)
 
     def describe(self) -> str:
         """Return one sentence for logs and reports."""
