@@ -111,7 +111,10 @@ class Budget:
         return self.epsilon - _conversion(self.order, self.delta)
 
     def cost(self, spend: Spend) -> float:
-        """Return the event's ρ at ``order``, in [0, ∞]; costs are added up."""
+        """Return the event's ρ at ``order``, in [0, ∞]; costs are added up.
+
+        Shared noise counts as its noise multiplier says; :meth:`Filter.price` says what it is against whom.
+        """
         return rdp(spend, self.order)
 
     def epsilon_of(self, rho: float) -> float:
