@@ -165,8 +165,8 @@ def test_noise_that_the_sites_share_is_in_the_sum_alone(running: Running) -> Non
         (run,) = [run for run in running.ledger(site).summary(budget).runs if run.run == job_id]
         assert (run.rounds, run.booked, run.released) == (ROUNDS + 1, ROUNDS, ROUNDS)
         booked = [each for each in running.ledger(site).events() if each["kind"] == "booking"]
-        assert {each["mechanism"]["countable"] for each in booked} == {len(SITES)}
-        assert len({each["model"] for each in booked}) == ROUNDS, "each under its own transcript"
+        assert {each["body"]["mechanism"]["countable"] for each in booked} == {len(SITES)}
+        assert len({each["body"]["model"] for each in booked}) == ROUNDS, "each under its own transcript"
 
 
 def test_a_site_that_is_lost_between_hello_and_training_voids_the_round_and_the_next_attempt_works(
