@@ -62,6 +62,8 @@ class _ByFederation(LoadFileScheduling):
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
     """Return what deals the tests to the workers (``--dist loadfile``)."""
+    gone = [file for file in _LONGEST if not (REPOSITORY / file).exists()]
+    assert not gone, f"tests/conftest.py: _LONGEST names what is no more: {', '.join(gone)}"
     return _ByFederation(config, log) if config.getvalue("dist") == "loadfile" else None
 
 

@@ -7,7 +7,12 @@ that may be shown outside the site; ``reasons.REASONS`` has them all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+
+def list_lines(lines: Iterable[object]) -> str:
+    """Return lines as they stand below the first of a message: each on one of its own, indented."""
+    return "".join(f"\n  {line}" for line in lines)
 
 
 class HistoflareError(Exception):
@@ -47,8 +52,7 @@ class ManifestError(HistoflareError):
 
     def __init__(self, message: str, *, problems: Sequence[str] = (), reason: str | None = None) -> None:
         self.problems = tuple(problems)
-        listed = "".join(f"\n  {problem}" for problem in self.problems)
-        super().__init__(message + listed, reason=reason)
+        super().__init__(message + list_lines(self.problems), reason=reason)
 
 
 class BagError(HistoflareError):

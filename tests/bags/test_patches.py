@@ -106,21 +106,28 @@ def test_reading_ahead_is_bounded() -> None:
     dataset = Counting(200)
     batches = iterate_batches(dataset, batch_size=10, threads=4, ahead=2)
     next(batches)
-    time.sleep(0.3)
-    assert dataset.started == 30  # the batch in hand and two ahead
+    assert settled(dataset, 30) == 30  # the batch in hand and two ahead
     next(batches)
-    time.sleep(0.3)
-    assert dataset.started == 40
+    assert settled(dataset, 40) == 40
     batches.close()
     assert dataset.started == 40
 
 
 def test_reading_overlaps_with_work() -> None:
-    dataset = Counting(40, seconds=0.01)
-    started = time.monotonic()
-    for _ in iterate_batches(dataset, batch_size=10, threads=1):
-        time.sleep(0.1)
-    assert time.monotonic() - started < 0.72  # one after the other: 0.4 + 0.4 s
+    dataset = Counting(40)
+    batches = iterate_batches(dataset, batch_size=10, threads=1)
+    next(batches)
+    assert settled(dataset, 20) >= 20, "the next batch is read while nobody asks for it"
+    batches.close()
+
+
+def settled(dataset: Counting, count: int) -> int:
+    """Wait until ``count`` patches were asked for and others would have been; return how many were."""
+    until = time.monotonic() + 20
+    while dataset.started < count and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    return dataset.started
 
 
 def test_an_error_comes_through_and_ends_the_reading() -> None:

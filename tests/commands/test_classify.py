@@ -90,6 +90,18 @@ def test_it_says_what_the_model_says_of_the_mosaic(slide_path: Path, model: Path
         assert f"{share:.3f}" in shown
 
 
+def test_what_a_consortium_left_open_of_the_mosaic_is_said(
+    slide_path: Path, model: Path, encoder: Pinned, tmp_path: Path
+) -> None:
+    task = read_model_file(model, BagTask).task
+    open_one = tmp_path / "federated.safetensors"
+    agreed = {"mpp": PARAMETERS.mpp, "patch_px": PARAMETERS.patch_px}
+    save_model(open_one, task.build_model().state_dict(), task, mosaic=agreed)
+    for path, says in ((open_one, True), (model, False)):
+        result = CliRunner().invoke(app, ["classify", str(slide_path), "--model", str(path)])
+        assert result.exit_code == 0 and ("clusters 9" in result.stderr) == says
+
+
 def test_heat_map_and_picture(slide_path: Path, model: Path, encoder: Pinned, tmp_path: Path) -> None:
     heat, picture = tmp_path / "out" / "h.tiff", tmp_path / "out" / "h.png"
     plain = json.loads(run("classify", slide_path, "--model", model, "--json"))

@@ -119,6 +119,9 @@ def test_both_chapters_run_in_one_federation_with_the_bytes_of_the_demo_without_
     assert (tmp_path / "unprotected" / "model.safetensors").is_file()
     cost = first["federated"]["accuracy"] - found["federated"]["accuracy"]
     assert found["cost_of_privacy"]["accuracy"] == pytest.approx(cost)
+    noiseless = next(entry for entry in found["accuracy_against_epsilon"] if entry["epsilon"] is None)
+    cost = noiseless["accuracy"] - found["federated"]["accuracy"]
+    assert found["cost_of_noise"]["accuracy"] == pytest.approx(cost)
     for site, gain in first["gain_over_local"].items():
         own = first["local_on_all_sites"][site]["accuracy"]
         assert gain["accuracy"] == pytest.approx(first["federated"]["accuracy"] - own)

@@ -41,7 +41,7 @@ def test_commands_can_be_pasted(workspace: Path) -> None:
 
 
 def test_so_can_that_of_a_refusal(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(poc.processes, "find", lambda name: [name])
+    monkeypatch.setattr(poc.processes, "find", lambda name, *_: [name])
     with pytest.raises(HistoflareError) as caught:
         refuse_running(workspace)
     command = str(caught.value).partition("Stop it first: ")[2]

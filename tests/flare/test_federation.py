@@ -196,23 +196,23 @@ def test_staggered_sites_end_with_the_weights_of_the_in_process_runner(running: 
 def test_a_slow_site_is_waited_for_a_late_one_no_longer_than_said_and_a_trainer_that_dies_costs_one_round(
     running: Running,
 ) -> None:
-    """In round 0 two fast sites wait for the slow one; in round 1 it takes longer than a round may.
+    """In round 1 two fast sites wait for the slow one; in round 2 it takes longer than a round may.
 
-    In round 3 another one's trainer is killed. Each is back in the next round.
+    In round 4 another one's trainer is killed. Each is back in the next round. (Round 0 starts the trainers.)
     """
-    running.delay({"clinic-b": [0.0, 0.0, 0.0, 2.0, 0.0], "clinic-c": [4.0, 18.0, 0.0]})
+    running.delay({"clinic-b": [0.0, 0.0, 0.0, 0.0, 2.0, 0.0], "clinic-c": [0.0, 4.0, 18.0, 0.0]})
     job_id = running.submit(running.variant(round_seconds=15))
-    running.until_asleep("clinic-b", 3)
+    running.until_asleep("clinic-b", 4)
     running.kill("clinic-b", TRAINER)
     status, rows, _ = running.end(job_id)
     assert status == COMPLETED
-    assert [row["no_answer"] for row in rows] == [[], ["clinic-c"], [], [], [], []]
-    assert [row["refused"] for row in rows] == [{}, {}, {}, {"clinic-b": "TRAINER_DIED"}, {}, {}]
-    absent = {1: "clinic-c", 3: "clinic-b"}
+    assert [row["no_answer"] for row in rows] == [[], [], ["clinic-c"], [], [], []]
+    assert [row["refused"] for row in rows] == [{}, {}, {}, {}, {"clinic-b": "TRAINER_DIED"}, {}]
+    absent = {2: "clinic-c", 4: "clinic-b"}
     for row in rows:
         assert row["taking_part"] == [site for site in SITES if site != absent.get(row["round"])]
-    assert rows[0]["seconds"]["clinic-a"]["waiting"] > 2.0
-    assert 13.0 < rows[1]["unix_time"] - rows[0]["unix_time"] < 18.0
+    assert rows[1]["seconds"]["clinic-a"]["waiting"] > 2.0
+    assert 13.0 < rows[2]["unix_time"] - rows[1]["unix_time"] < 18.0
 
 
 def test_a_job_goes_on_after_a_lost_job_process_and_then_after_a_lost_server(running: Running) -> None:

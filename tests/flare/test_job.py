@@ -498,6 +498,22 @@ def test_a_link_is_no_file_of_a_job(tmp_path: Path) -> None:
         read_job(job)
 
 
+def test_what_is_sent_is_what_the_task_trains(repository: Path) -> None:
+    folder = repository / "jobs" / "dhunet_dpsgd"
+    sizes = {}
+    for word in ("all", "norm", "decoder", "head"):
+        job = try_variant(folder, {"task.train": word})
+        model = job.task.build_model()
+        trained = {name for name, each in model.named_parameters() if each.requires_grad}
+        assert set(job.strategy.sent(model.state_dict())) == trained
+        sizes[word] = job.weights
+    assert sizes["all"] > sizes["decoder"] > sizes["norm"] > sizes["head"] == 24 * 4
+    with raises_reason("JOB_INVALID", "strategy.trains", "task.train"):
+        try_variant(folder, {"strategy.trains": ["head"]})
+    with raises_reason("MODEL_NOT_PRIVATE"):
+        try_variant(folder, {"task.train": "all", "task.norm": "batch"})
+
+
 def test_a_job_whose_strategy_does_not_fit_its_protection_is_none(repository: Path) -> None:
     """Whoever reads it says so: the lead before it is submitted, the server, a site."""
     with pytest.raises(JobError) as caught:

@@ -197,6 +197,32 @@ def test_a_damaged_state_is_said_and_ends_nobody(
     assert processes.find("") == []
 
 
+def test_what_a_kit_s_own_script_started_is_found_and_an_editor_on_its_files_is_not(tmp_path: Path) -> None:
+    kits = tmp_path / "kits"
+    wait = [sys.executable, "-c", "import time; time.sleep(60)"]
+    commands = {
+        "program": [*wait, "nvflare.private.fed.app.server.server_train", "-m", str(kits / "server")],
+        "script": [*wait, str(kits / "server" / "startup" / "sub_start.sh")],
+        "editor": [*wait, str(kits / "server" / "local" / "policy.toml")],
+        "elsewhere": [*wait, "nvflare.private.fed.app.server.server_train", str(tmp_path / "other")],
+    }
+    started = {name: subprocess.Popen(command) for name, command in commands.items()}
+    try:
+        until = time.monotonic() + 20
+        while time.monotonic() < until and len(processes.find("none", str(kits))) < 2:
+            time.sleep(0.05)
+        found = {process.pid for process in processes.find("none", str(kits))}
+        assert found == {started["program"].pid, started["script"].pid}
+        assert processes.find("none") == []
+        processes.end("none", kits=str(kits))
+        ended = {name for name, process in started.items() if process.poll() is not None}
+        assert ended == {"program", "script"}
+    finally:
+        for process in started.values():
+            process.kill()
+            process.wait()
+
+
 @pytest.mark.parametrize("spelling", ["link", "copy", "../run"])
 def test_stopping_under_another_name_removes_no_results(
     prepared: Federation, state: Path, tmp_path: Path, spelling: str

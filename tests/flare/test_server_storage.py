@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,6 +50,38 @@ def ended(store: Store, folder: Path, rows: Any, status: RunStatus, deployed: An
     jobs.save_workspace("1", [str(folder / "empty"), str(folder)], fl_ctx)
     jobs.set_status("1", status, fl_ctx)
     return str(store.meta["status"])
+
+
+def job_of(status: RunStatus, name: str = "1") -> Any:
+    meta = {"status": status.value, "start_time": "2026-11-01T00:00:00+00:00"}
+    return SimpleNamespace(job_id=name, meta=meta)
+
+
+def test_a_list_of_jobs_says_how_far_one_is(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = [job_of(RunStatus.RUNNING), job_of(RunStatus.RUNNING, "new"), job_of(RunStatus.SUBMITTED)]
+    monkeypatch.setattr(SimpleJobDefManager, "get_all_jobs", lambda *_: listed)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / ROUNDS_FILE).write_text(json.dumps([ROW, {**ROW, "round": 1, "finished": False}]))
+    found = KitJobs(str(tmp_path / "jobs")).get_all_jobs(FLContext())
+    said = [job.meta["status"] for job in found]
+    assert said == ["RUNNING (1 round done)", "RUNNING (0 rounds done)", "SUBMITTED"]
+    assert "duration" in found[0].meta
+
+
+def test_what_an_earlier_process_left_running_is_abandoned_and_nothing_later(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SimpleJobDefManager, "get_jobs_by_status", lambda *_: [job_of(RunStatus.RUNNING)])
+    monkeypatch.setattr(SimpleJobDefManager, "get_jobs_to_schedule", lambda *_: [])
+    jobs = KitJobs(str(tmp_path / "jobs"))
+    assert jobs.get_jobs_to_schedule(FLContext()) == []
+    assert store.meta["status"].startswith("FINISHED:ABANDONED (") and "resume" in store.meta["status"]
+    jobs.set_status("1", RunStatus.RUNNING, FLContext())
+    jobs.get_jobs_to_schedule(FLContext())
+    assert store.meta["status"] == "RUNNING"
 
 
 FAILED = RunStatus.FINISHED_EXECUTION_EXCEPTION

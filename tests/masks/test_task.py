@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from histoflare.errors import JobError
 from histoflare.masks.images import ImageCohort, load_image_cohort
 from histoflare.masks.predict import predict_image
 from histoflare.masks.task import MaskTask
 from histoflare.model_file import read_model_file, save_model
-from histoflare.privacy.plan import DpSgd, Open, UpdateNoise
+from histoflare.privacy.plan import Open, UpdateNoise
 from histoflare.rounds.evaluation import evaluate, merge_predictions
 from histoflare.rounds.local import predict, train_locally
 from histoflare.rounds.runner import run_in_process
@@ -48,6 +47,10 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ImageCohort]:
         ({"background": "stroma"}, "background: "),
         ({"network": "fcn"}, "network: "),
         ({"norm": "layer"}, "norm: "),
+        ({"train": "encoder", "norm": "group"}, "train: "),
+        ({"train": "head"}, "norm: "),
+        ({"windows_per_record": 0}, "windows_per_record: "),
+        ({"windows_per_record": 10**6}, "windows_per_record: "),
         ({"width": 24_000}, "width: "),
         ({"window_px": 8, "stride_px": 8}, "patch_px: "),
         ({"stride_px": 7}, "stride_px: "),
@@ -202,13 +205,6 @@ def test_half_precision_comes_after_the_noise(sites: dict[str, ImageCohort]) -> 
         UpdateNoise(noise_multiplier=1.0, noise_location="server").admits(
             FedAvg(weighting="uniform"), GROUP, Float16()
         )
-
-
-def test_dp_sgd_is_refused_with_its_reason(sites: dict[str, ImageCohort]) -> None:
-    plan = DpSgd(noise_multiplier=1.0)
-    with pytest.raises(JobError) as refused:
-        run_in_process(GROUP, sites, FedAvg(weighting="uniform"), rounds=1, seed=1, plan=plan)
-    assert refused.value.reason in ("PRIVACY_INVALID", "MODEL_NOT_PRIVATE", "JOB_INVALID")
 
 
 @pytest.mark.parametrize("side_px", [40, 64, 96, 130])

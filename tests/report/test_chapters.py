@@ -65,11 +65,14 @@ def test_on_average_it_takes_the_interval_of_the_mean(unprotected: dict[str, Any
 
 def test_what_privacy_costs(unprotected: dict[str, Any], protected: dict[str, Any]) -> None:
     def said(cost: dict[str, Any], report: dict[str, Any] = protected) -> str:
-        return say_cost(join_chapters(unprotected, report, GAINS, MEAN, cost))
+        return say_cost(join_chapters(unprotected, report, GAINS, MEAN, cost, {}))
 
-    assert "lower by 0.050" in said(of(0.05, 0.02, 0.08))
-    assert "not to be told from unprotected" in said(of(0.02, -0.02, 0.06))
-    assert "higher by 0.050" in said(of(-0.05, -0.08, -0.02))
+    lower = said(of(0.05, 0.02, 0.08))
+    assert "is lower than" in lower and "by 0.050" in lower
+    assert f"of job {unprotected['job']}" in lower, "what it is compared with"
+    assert "not to be told from" in said(of(0.02, -0.02, 0.06))
+    higher = said(of(-0.05, -0.08, -0.02))
+    assert "is higher than" in higher and "by 0.050" in higher
     chance = said(of(0.4, 0.35, 0.45), at(protected, 0.5))
     assert "at chance, as far as" in chance and "falls by 0.400" in chance
     wide = said(of(-0.02, -0.1, 0.06), at(protected, 0.7, half=0.21))
@@ -77,20 +80,33 @@ def test_what_privacy_costs(unprotected: dict[str, Any], protected: dict[str, An
     assert "cannot tell" in said({})
 
 
+def test_what_the_noise_alone_costs(unprotected: dict[str, Any], protected: dict[str, Any]) -> None:
+    """Said beside the first chapter's model, whose settings are others, and only where it was measured."""
+
+    def said(of_noise: dict[str, Any], report: dict[str, Any] = protected) -> str:
+        return say_cost(join_chapters(unprotected, report, GAINS, MEAN, of(0.05, 0.02, 0.08), of_noise))
+
+    assert "has 0.030 more (95 % interval 0.010 to 0.050)" in said(of(0.03, 0.01, 0.05))
+    assert "has 0.030 less" in said(of(-0.03, -0.05, -0.01))
+    assert "the difference is 0.010" in said(of(0.01, -0.01, 0.03))
+    assert "has 0.030 more" in said(of(0.03, 0.01, 0.05), at(protected, 0.5))
+    assert "without noise" not in said({})
+
+
 def test_an_unprotected_model_at_chance_is_no_cost_of_privacy(
     unprotected: dict[str, Any], protected: dict[str, Any]
 ) -> None:
     """The settings are the reason then, and no figure of a cost is given."""
-    joined = join_chapters(at(unprotected, 0.5), at(protected, 0.5), GAINS, MEAN, of(0.0, -0.02, 0.02))
+    joined = join_chapters(at(unprotected, 0.5), at(protected, 0.5), GAINS, MEAN, of(0.0, -0.02, 0.02), {})
     for chapter in write_chapters(joined):
         assert "not privacy" in chapter.verdict
-        assert "lower by" not in chapter.verdict
+        assert "is lower" not in chapter.verdict
 
 
 def test_the_page_has_both_chapters(
     tmp_path: Path, unprotected: dict[str, Any], protected: dict[str, Any]
 ) -> None:
-    joined = join_chapters(unprotected, protected, GAINS, MEAN, of(0.05, 0.02, 0.08))
+    joined = join_chapters(unprotected, protected, GAINS, MEAN, of(0.05, 0.02, 0.08), of(0.03, 0.01, 0.05))
     write_page(joined, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     for chapter in write_chapters(joined):

@@ -100,14 +100,20 @@ def test_running_statistics_move_by_what_the_batches_moved_them() -> None:
     ]
     expected = 0.1 * torch.stack(means).mean(dim=0)
     torch.testing.assert_close(run.state["norm.running_mean"], expected, rtol=1e-4, atol=1e-6)
-    assert set(run.own) == {
-        "body.weight",
-        "body.bias",
-        "norm.weight",
-        "norm.bias",
-        "head.weight",
-        "head.bias",
-    }
+    stepped = ("body", "norm", "head")
+    assert set(run.own) == {f"velocity/{layer}.{part}" for layer in stepped for part in ("weight", "bias")}
+
+
+@pytest.mark.parametrize(("part", "models"), [(0.0, 1), (0.4, 2), (0.5, 2), (1.0, 5), (0.01, 1)])
+def test_what_is_handed_out_is_the_mean_of_the_last_models(part: float, models: int) -> None:
+    strategy = FedSgd(learning_rate=0.5, momentum=0.5, averaged_part=part)
+    plain = FedSgd(learning_rate=0.5, momentum=0.5)
+    run = run_in_process(WHOLE, DATA, strategy, 5, 1)
+    after = [run_in_process(WHOLE, DATA, plain, rounds, 1).state for rounds in range(1, 6)]
+    for name, tensor in run.handed_out.items():
+        expected = torch.stack([state[name].double() for state in after[5 - models :]]).mean(dim=0)
+        torch.testing.assert_close(tensor.double(), expected, rtol=0, atol=1e-7)
+        assert torch.equal(run.state[name], after[-1][name]), "the rounds themselves go on as ever"
 
 
 def test_layers_that_are_not_shared_take_their_step_at_the_site() -> None:
@@ -173,6 +179,7 @@ def test_a_site_without_data_says_so() -> None:
     [
         *({"learning_rate": value} for value in (0, -1.0, float("nan"), float("inf"), "1", True)),
         *({"momentum": value} for value in (1.0, -0.1, float("nan"), "0", True)),
+        *({"averaged_part": value} for value in (1.1, -0.1, float("nan"), "1", True)),
     ],
     ids=str,
 )

@@ -182,7 +182,7 @@ def test_records_are_patients_or_slides(record: str, most: int | None, count: in
             return super().record_batch(data, records, seed)
 
     result = train(Watched(**task.to_json()), data, plan)
-    assert drawn == [1] * count and result.n_samples == 16
+    assert drawn == [1] * count and result.n_samples == count
 
 
 def test_dropout_follows_the_secret_source_and_not_the_public_seed() -> None:

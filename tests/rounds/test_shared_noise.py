@@ -115,6 +115,8 @@ def test_what_is_noised_is_sent_without_another_rounding(plan: Any, strategy: Fe
             for name, tensor in tensors.items():
                 assert tensor.dtype == torch.float64
                 assert torch.equal(packed[name].double() * step, tensor)
+            odd = packed["head.weight"].bitwise_and(1).double().mean()
+            assert 0.45 < odd < 0.55, "rounded to float32, large numbers would all be even"
             seen.append(packed)
             return packed
 

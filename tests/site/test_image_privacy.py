@@ -18,6 +18,7 @@ from histoflare.masks.metrics import MaskPredictions
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.privacy.policy import POLICIES, Policy, read_policy
 from histoflare.rounds.evaluation import evaluate, merge_predictions
+from histoflare.rounds.round import count_sent_by_job
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, hash_state, model_state
 from histoflare.rounds.strategies.fedavg import FedAvg
@@ -26,7 +27,7 @@ from histoflare.rounds.transports.float32 import PLAIN
 from histoflare.site.bookkeeping import Bookkeeping
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_data, read_roles
-from histoflare.site.ledgers import audit_log_of, on_workstation
+from histoflare.site.ledgers import audit_log_of, on_workstation, open_ledger
 from histoflare.site.messages import EvaluateAnswer, TrainerSetup, digest_of
 from histoflare.site.records import RUN_FILE
 from histoflare.site.work import SiteWork
@@ -97,6 +98,33 @@ def test_dp_sgd_is_refused_before_anything_is_reserved() -> None:
     assert refused.value.reason == "MODEL_NOT_PRIVATE"
     DpSgd(noise_multiplier=1.0).admits(FedAvg(), make_mem_task(["a", "b"], "e:v1"), PLAIN)
     PLAN.admits(FedAvg(), TASK, PLAIN)
+
+
+def test_dp_sgd_on_images_is_booked_patient_by_patient(tmp_path: Path) -> None:
+    """What a round costs follows from the plan alone, and a patient who is gone is no refusal."""
+    task = replace(TASK, norm="group", train="head", windows_per_record=1)
+    signed = read_policy(POLICIES / "dp-patient.toml")
+    assert signed.protection is not None
+    policy = replace(signed, minimum_patients=2, protection=replace(signed.protection, job_share=1.0))
+    weights = count_sent_by_job(FedAvg(), task)
+    asked = DpSgd(budget_epsilon=8.0, budget_share=0.5, sample_rate=0.5, batch_size=2, steps=2)
+    plan = asked.settled(1, weights)
+    site = on_workstation("a", SiteConfiguration({"images": make_site(tmp_path / "a")}))
+    of_job = Bookkeeping(
+        site, policy, plan, rounds=1, weights=weights, run="run", labels=list(LABELS), data="images"
+    )
+    of_job.reserve()
+    strategy = FedAvg(weighting="uniform").of_task(task)
+    trainer = SiteWork(TrainerSetup("a", site, task, strategy, 1, "run", plan, of_job.roles), lambda _: None)
+    trainer.prepare()
+    (tmp_path / "a" / "mask1.png").unlink()
+    first = arrays(model_state(task.build_model()))
+    answer = of_job.train(first, 0, lambda: trainer.train(first, 0, 1, []))
+    assert {name: each.size for name, each in answer.answer.tensors.items()} == {"head.weight": 24 * 2}
+    assert weights == 24 * 2
+    (run,) = open_ledger(site).summary(of_job.budget).runs
+    assert (run.booked, run.released, run.patients, run.spend) == (1, 1, 3, plan.spend())
+    assert 0 < run.epsilon < 8
 
 
 def test_a_figure_that_rests_on_few_patients_stays(tmp_path: Path) -> None:
@@ -192,7 +220,8 @@ def test_notes_of_an_earlier_version_are_of_the_same_job(tmp_path: Path) -> None
     text = path.read_text()
     assert '"batch_norm"' in text
     content = json.loads(text)
-    del content["strategy"]["batch_norm"]
+    del content["strategy"]["batch_norm"], content["strategy"]["trains"]
+    del content["task"]["train"], content["task"]["windows_per_record"]
     path.write_text(json.dumps(content))
     SiteWork(setup, lambda _: None).prepare()
     with raises_reason("RECORDS_INVALID", "histoflare resume"):

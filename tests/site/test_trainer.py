@@ -47,6 +47,9 @@ from .tasks import (
 LARGE = make_mem_task(labels=LABELS, encoder=ENCODER, mpp=0.5, patch_px=224)
 """The job's own model: 1.6 million parameters."""
 
+AT_ONCE = 5.0
+"""Seconds that a busy machine may need for it; what waits for the end of a :class:`GatedTask` needs 60."""
+
 Make = Callable[..., Trainer]
 
 
@@ -228,7 +231,7 @@ def test_killed_in_mid_training_it_costs_one_call(make: Make, site: SiteConfigur
         killed = time.monotonic()
         with raises_reason("TRAINER_DIED", "SIGKILL") as caught:
             asked.result(timeout=20)
-        assert time.monotonic() - killed < 1.0
+        assert time.monotonic() - killed < AT_ONCE
     assert caught.value.reason == "TRAINER_DIED"
     assert trainer.pid is None
 
@@ -265,7 +268,7 @@ def test_stopped_ends_a_training_at_once(make: Make, gate: Path) -> None:
     with pytest.raises(HistoflareError) as caught:
         trainer.train(first_state(), 0, 1, stopped=lambda: pids.append(trainer.pid) or stopped())  # type: ignore[func-returns-value]
     assert caught.value.reason == "STOPPED"
-    assert time.monotonic() - since[0] < 1.0
+    assert time.monotonic() - since[0] < AT_ONCE
     assert pids[-1] is not None and is_gone(pids[-1]) and trainer.pid is None
     gate.unlink()
     assert trainer.train(first_state(), 0, 1).patients == 12
@@ -277,7 +280,7 @@ def test_stopped_ends_a_process_that_is_just_starting(make: Make) -> None:
     with pytest.raises(HistoflareError) as caught:
         trainer.train(first_state(), 0, 1, stopped=lambda: True)
     assert caught.value.reason == "STOPPED"
-    assert time.monotonic() - started < 1.0
+    assert time.monotonic() - started < 1.0, "it is not waited for until it has started"
     assert trainer.pid is None
 
 
@@ -292,7 +295,7 @@ def test_closing_ends_a_training_of_another_thread(make: Make, gate: Path) -> No
         trainer.close()
         with pytest.raises(HistoflareError) as caught:
             asked.result(timeout=20)
-        assert time.monotonic() - started < 1.0
+        assert time.monotonic() - started < AT_ONCE
     assert caught.value.reason == "STOPPED" and is_gone(pid)
 
 

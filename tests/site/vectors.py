@@ -98,14 +98,13 @@ class VectorsKind(DataKind):
     keys: ClassVar = {"vectors": CSV_FILE}
     comment = "# A CSV with the columns patient, label and one for each feature."
     manifest = "vectors.csv"
+    task_name = "vectors"
+    task_class = "tests.site.vectors:VectorTask"
     task_field = "classes"
     evaluation_job = "mem_evaluate"
 
     def configure(self, name: str, manifest: Path, beside: Path | None, **settings: Any) -> SiteConfiguration:
         return SiteConfiguration({"vectors": manifest}, **settings)
-
-    def task_type(self) -> Any:
-        return VectorTask
 
     def read_splits(
         self, configuration: SiteConfiguration, split: SplitRule, labels: Sequence[str] | None = None

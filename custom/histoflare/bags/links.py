@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from histoflare.bags.folder import RowResult, Status, bag_path, read_left_out, save_left_out, writing_to
-from histoflare.errors import BagError
+from histoflare.errors import BagError, list_lines
 from histoflare.slides.manifest import Manifest
 
 
@@ -40,10 +40,10 @@ def find_bags(manifests: Iterable[tuple[Manifest, Path]]) -> dict[Path, LyingBag
             if not bag.path.is_file() and bag.row_id not in left_out:
                 missing.append(f"{manifest.path}, line {row.line}: no {bag.path}")
     if missing:
-        listed = "".join(f"\n  {one}" for one in missing[:10])
-        more = f"\n  … and {len(missing) - 10} more" if len(missing) > 10 else ""
+        more = [f"… and {len(missing) - 10} more"] if len(missing) > 10 else []
         raise BagError(
-            f"{len(missing)} slides have no bag; make them first ('histoflare prepare'):{listed}{more}",
+            f"{len(missing)} slides have no bag; make them first ('histoflare prepare'):"
+            f"{list_lines([*missing[:10], *more])}",
             reason="BAG_MISSING",
         )
     return found

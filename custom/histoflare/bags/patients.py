@@ -4,22 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
-
-from histoflare.errors import JobError
-
-
-class PatientSlide(Protocol):
-    """What is read of a slide's record."""
-
-    @property
-    def patient(self) -> str: ...
-
-
-AnySlide = TypeVar("AnySlide", bound=PatientSlide)
 
 
 @dataclass(frozen=True)
@@ -42,31 +30,6 @@ class PatientBatch:
         """Return the batch on ``device``."""
         parts = (self.features, self.mask, self.slides, self.labels)
         return PatientBatch(*(part.to(device) for part in parts))
-
-
-def group(
-    slides: Sequence[AnySlide], record: str, slides_per_patient: int | None
-) -> list[tuple[AnySlide, ...]]:
-    """Return ``slides`` as records, in the order in which each first appears.
-
-    Args:
-        record: ``"patient"``: all slides of a patient are one record. ``"slide"``: each slide is one.
-        slides_per_patient: Take a patient's first so many slides only; None takes all.
-
-    Raises:
-        JobError: Another kind of record, or ``slides_per_patient`` below 1 (PRIVACY_INVALID).
-    """
-    if record not in ("patient", "slide"):
-        raise JobError(f"A record is a patient or a slide, not {record!r}.", reason="PRIVACY_INVALID")
-    if slides_per_patient is not None and slides_per_patient < 1:
-        raise JobError(
-            f"slides_per_patient must be at least 1, not {slides_per_patient!r}.", reason="PRIVACY_INVALID"
-        )
-    patients: dict[str, list[AnySlide]] = {}
-    for slide in slides:
-        patients.setdefault(slide.patient, []).append(slide)
-    kept = [tuple(of_one[:slides_per_patient]) for of_one in patients.values()]
-    return kept if record == "patient" else [(slide,) for of_one in kept for slide in of_one]
 
 
 def collate_patients(bags: Sequence[Sequence[Tensor]], labels: Sequence[Sequence[Any]]) -> PatientBatch:

@@ -22,12 +22,13 @@ from histoflare import ranges
 from histoflare.bags.models import MODELS, build_model
 from histoflare.bags.models.model import BagModel, ModelSettings
 from histoflare.bags.parts import read_part, say_part
-from histoflare.bags.patients import PatientBatch, collate_patients, group, mean_over_slides
+from histoflare.bags.patients import PatientBatch, collate_patients, mean_over_slides
 from histoflare.bags.targets import TARGETS
 from histoflare.bags.targets.classes import Classes
 from histoflare.bags.targets.target import Said, SlideTable, Target
-from histoflare.errors import BagError, JobError
+from histoflare.errors import BagError, JobError, list_lines
 from histoflare.seeds import derive_seed
+from histoflare.slides.cohort import choose_split, group
 
 
 class BagRecord(Protocol):
@@ -168,8 +169,9 @@ class BagTask:
         object.__setattr__(self, "target", replace(target, labels=labels))
         problems = _problems(self)
         if problems:
-            listed = "".join(f"\n  {problem}" for problem in problems)
-            raise JobError(f"The task of this job cannot be used; correct these fields:{listed}")
+            raise JobError(
+                f"The task of this job cannot be used; correct these fields:{list_lines(problems)}"
+            )
 
     @property
     def model_name(self) -> str:
@@ -256,7 +258,7 @@ class BagTask:
         return self._losses(model, batch).mean()
 
     def records(self, data: Bags, record: str, slides_per_patient: int | None) -> list[tuple[BagRecord, ...]]:
-        """Return the training records of DP-SGD; see :func:`histoflare.bags.patients.group`."""
+        """Return the training records of DP-SGD; see :func:`histoflare.slides.cohort.group`."""
         return group(data.train, record, slides_per_patient)
 
     def record_batch(self, data: Bags, records: Sequence[tuple[BagRecord, ...]], seed: int) -> PatientBatch:
@@ -290,9 +292,7 @@ class BagTask:
         One bag at a time, so that a slide's figures do not depend on its neighbours. The caller has put the
         model in evaluation mode and switched gradients off.
         """
-        if split not in ("train", "validation", "test", "all"):
-            raise JobError(f"There is no split {split!r}; use train, validation, test or all.")
-        records = [record for record in data.records if split in ("all", record.split)]
+        records = choose_split(data.records, split)
         rows = [self._outputs(model, self._features(data, record)) for record in records]
         names = sorted({name for record in records for name in record.subgroups})
         return self.target.table(

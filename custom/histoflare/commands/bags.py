@@ -60,7 +60,7 @@ def show(
 
     Example: histoflare bags show bags --json
     """
-    from histoflare.commands.console import out, print_json
+    from histoflare.commands.console import print_json, tell
 
     if not bag.is_dir():
         about = _describe(bag)
@@ -68,7 +68,7 @@ def show(
             print_json(about)
             return
         for name, value in about.items():
-            out.print(f"{name:<16} {value}", soft_wrap=True, highlight=False, markup=False)
+            tell(f"{name:<16} {value}")
         return
     bags, damaged = _describe_folder(bag)
     if as_json:
@@ -104,7 +104,7 @@ def _describe_folder(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str,
 def _show_folder(bags: list[dict[str, Any]], damaged: list[dict[str, str]]) -> None:
     from rich.table import Table
 
-    from histoflare.commands.console import out
+    from histoflare.commands.console import out, tell
 
     table = Table()
     for name in ("bag", "patches", "features", "encoder", "µm/px", "px", "source"):
@@ -114,4 +114,4 @@ def _show_folder(bags: list[dict[str, Any]], damaged: list[dict[str, str]]) -> N
         table.add_row(bag["bag"], *("?" if cell is None else str(cell) for cell in cells))
     out.print(table, markup=False)
     for bag in damaged:
-        out.print(bag["message"], style="red", soft_wrap=True, highlight=False, markup=False)
+        tell(bag["message"], style="red")

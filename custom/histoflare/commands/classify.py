@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from histoflare.commands.console import console, make_table, out, print_json, progress, say
+from histoflare.commands.console import console, make_table, out, print_json, progress, say, tell
 from histoflare.commands.options import MODEL_HELP, PLANE_HELP, PlaneName
 from histoflare.commands.outputs import check_output_folders, check_outputs
 from histoflare.commands.several import ask_for_table, follow_table, show_table
@@ -85,6 +85,7 @@ def classify(
     header = read_model_header(model)
     _check_model(header, weights)
     check_given_mpp(mpp, "--mpp")
+    _say_unagreed(header)
     read = [slide, header.path, *([] if weights is None else [weights])]
     wanted = (heatmap, overlay, geojson)
     encoder = (weights, weights_sha256, device)
@@ -119,6 +120,24 @@ def _check_model(header: ModelHeader, weights: Path | None) -> None:
         raise JobError(
             f"The model wants features of {encoder_id}: give its weight file (--weights FILE).",
             reason="ENCODER_WEIGHTS_MISSING",
+        )
+
+
+def _say_unagreed(header: ModelHeader) -> None:
+    """Say what the model does not say of how patches are chosen: a protocol names resolution and side."""
+    from histoflare.slides.mosaic import MosaicParameters
+
+    assert header.mosaic is not None
+    chosen = MosaicParameters.from_json(header.mosaic).to_json()
+    open_ones = ", ".join(
+        f"{name} {value}"
+        for name, value in chosen.items()
+        if name not in header.mosaic and name != "seed" and value is not None
+    )
+    if open_ones:
+        say(
+            "note: the model does not say how its patches were chosen, for its sites' protocol does not; the "
+            f"defaults of prepare are taken, which a site may have changed: {open_ones}"
         )
 
 
@@ -242,4 +261,4 @@ def _show(answer: Answer, wanted: tuple[Path | None, ...], *, as_json: bool) -> 
     console.print(f"{say_patches(answer.patches)} · {answer.encoder}", highlight=False, markup=False)
     files = ", ".join(str(path) for path in wanted if path is not None)
     if files:
-        out.print(files, soft_wrap=True, highlight=False, markup=False)
+        tell(files)

@@ -79,6 +79,11 @@ def say(text: str, style: str | None = None) -> None:
     console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
+def tell(text: str, style: str | None = None) -> None:
+    """Print one plain line of what was asked for (stdout); paths in it are never cut or coloured."""
+    out.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
 def say_warnings(warnings: Iterable[str]) -> None:
     """Say what is odd about a manifest."""
     for warning in warnings:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from histoflare.commands.console import console, make_table, out, print_json, progress, say
+from histoflare.commands.console import make_table, out, print_json, progress, say, tell
 from histoflare.commands.options import JOB_HELP, Preset
 from histoflare.commands.result import show_result
-from histoflare.errors import HistoflareError, JobError
+from histoflare.errors import HistoflareError, JobError, list_lines
 from histoflare.shipped import find_job
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def show(
     from rich.table import Column, Table
 
     from histoflare.flare.job_choice import choose_job
+    from histoflare.flare.job_variant import flatten
     from histoflare.lab.job_facts import (
         find_allowances,
         find_cost,
@@ -86,11 +87,11 @@ def show(
         return
     facts["cost"] = say_cost(read, facts["cost"])
     table = Table("name", Column("value", overflow="fold"), title=read.name, show_header=False)
-    for name, value in _lines(facts):
+    for name, value in flatten(facts).items():
         table.add_row(name, str(value))
     out.print(table)
     for each in allowed or ():
-        out.print(say_allowance(each), highlight=False, markup=False, soft_wrap=True)
+        tell(say_allowance(each))
 
 
 @app.command()
@@ -166,10 +167,10 @@ def make(
             "of this name refuses the job (SCOPE_UNKNOWN).",
             style="yellow",
         )
-    console.print(f"job: {target}", highlight=False, markup=False, soft_wrap=True)
+    say(f"job: {target}")
     of_the_model = header is not None and header.protocol_sha256 == hash_protocol(made.protocol)
     if not of_the_model and (said := say_protocol_change(read_job(job).protocol, made.protocol, target)):
-        console.print(said, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        say(said, style="yellow")
 
 
 @app.command()
@@ -221,7 +222,7 @@ def submit(
     out.print(table)
     if status != COMPLETED:
         raise JobError(f"The job {job_id} ended with {status}.{sites}", reason="JOB_FAILED")
-    console.print(sites.lstrip("\n"), highlight=False, markup=False, soft_wrap=True)
+    say(sites.lstrip("\n"))
 
 
 def _say_sites(admin: Admin, job_id: str, rounds: int) -> str:
@@ -242,7 +243,7 @@ def _say_sites(admin: Admin, job_id: str, rounds: int) -> str:
     lines += [*say_sites(outcomes, rounds), *say_advice(codes)]
     if codes:
         lines.append("More than its code leaves no site: what its own people can do stands in its log.txt.")
-    return "".join(f"\n  {line}" for line in lines)
+    return list_lines(lines)
 
 
 def resume(
@@ -267,12 +268,7 @@ def resume(
     if sites:
         stopped = replace(stopped, sites=tuple(_site_names(sites)))
     write_resumed(stopped, target)
-    console.print(
-        f"job: {target} (run {stopped.run}, from round {stopped.next_round + 1} on)",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    say(f"job: {target} (run {stopped.run}, from round {stopped.next_round + 1} on)")
 
 
 def _site_names(text: str) -> list[str]:
@@ -291,10 +287,3 @@ def _site_names(text: str) -> list[str]:
 def _settings(part: Any) -> dict[str, Any]:
     """Return the name and the fields of a strategy or a transport, which are dataclasses."""
     return {"name": part.name, **asdict(part)}
-
-
-def _lines(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for name, value in facts.items():
-        rows += _lines(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
-    return rows

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from histoflare.commands.console import console, print_json
+from histoflare.commands.console import print_json, say
 from histoflare.commands.ledger_tables import (
     say_date,
     say_plainly,
@@ -215,7 +215,7 @@ def export(
     opened = _open(site, ledger, key)
     lines = [json.dumps(event) for event in opened.events()]
     write_text(file, "".join(f"{line}\n" for line in lines))
-    console.print(f"{len(lines)} entries: {file}", highlight=False, markup=False, soft_wrap=True)
+    say(f"{len(lines)} entries: {file}")
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from histoflare.commands.console import make_table, out
+from histoflare.commands.console import make_table, out, tell
 from histoflare.privacy.sampler import NUMBERS_EVER, sampler_delta
 from histoflare.privacy.words import ALL_COLLUDE, IF_CA_IS_HONEST, say_cost, say_delta, say_epsilon
 
@@ -61,6 +61,8 @@ def show_summary(summary: Summary, scopes: Sequence[str], how: bool) -> None:
     if second is not None:
         sites = f"any {summary.colluders} other site{'s' if summary.colluders > 1 else ''}"
         whom = f", against the server and {sites}"
+        if summary.sites_per_patient > 1:
+            whom += f", for a patient of up to {summary.sites_per_patient} sites"
         if any(run.trusts_ca for run in summary.runs):
             whom += f", {IF_CA_IS_HONEST}"
     say_plainly(
@@ -154,4 +156,4 @@ def say_date(unix_time: int) -> str:
 
 def say_plainly(text: str) -> None:
     """Print a result as it is: never cut or coloured."""
-    out.print(text, soft_wrap=True, highlight=False, markup=False)
+    tell(text)

@@ -105,7 +105,7 @@ def tcga(
     """
     from dataclasses import asdict
 
-    from histoflare.commands.console import console, print_json
+    from histoflare.commands.console import console, print_json, say
     from histoflare.slides.tcga import write_tcga_manifests
 
     result = write_tcga_manifests(
@@ -118,7 +118,7 @@ def tcga(
         allow_missing=allow_missing,
     )
     for fault in result.missing:
-        console.print(f"left out: {fault}", markup=False, highlight=False, soft_wrap=True)
+        say(f"left out: {fault}")
     if as_json:
         print_json(
             {

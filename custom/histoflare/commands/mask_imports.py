@@ -209,7 +209,7 @@ def geojson(
 
 
 def _show(report: ImportReport, as_json: bool) -> None:
-    from histoflare.commands.console import console, out, print_json
+    from histoflare.commands.console import print_json, say, tell
 
     rows = report.manifest.rows
     patients = len({row.patient for row in rows})
@@ -220,7 +220,7 @@ def _show(report: ImportReport, as_json: bool) -> None:
             "of other sites and of slides: give --mpp if you know it (µm/px; 40x is about 0.25, 20x 0.5)"
         )
     for note in notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        say(f"note: {note}")
     if as_json:
         print_json(
             {
@@ -232,10 +232,6 @@ def _show(report: ImportReport, as_json: bool) -> None:
             }
         )
         return
-    out.print(
-        f"{report.manifest.path}: {len(rows)} images of {patients} patients; labels "
-        f"{','.join(report.labels)}",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
+    tell(
+        f"{report.manifest.path}: {len(rows)} images of {patients} patients; labels {','.join(report.labels)}"
     )

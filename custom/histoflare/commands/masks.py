@@ -37,7 +37,7 @@ def check(
 
     Example: histoflare masks check tnbc-masks/images.csv --labels background,nucleus --window-px 256
     """
-    from histoflare.commands.console import console, print_json
+    from histoflare.commands.console import print_json, say
     from histoflare.masks.images import load_image_cohort
 
     cohort = follow(
@@ -53,7 +53,7 @@ def check(
         ),
     )
     for warning in cohort.warnings:
-        console.print(f"note: {warning}", markup=False, highlight=False, soft_wrap=True)
+        say(f"note: {warning}")
     counts = _counts(cohort)
     if as_json:
         print_json({**counts, "warnings": list(cohort.warnings)})

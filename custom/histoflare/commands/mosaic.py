@@ -43,7 +43,7 @@ def mosaic(
     Example: histoflare mosaic a.svs --out mosaics
     """
     from histoflare import storage
-    from histoflare.commands.console import out as stdout
+    from histoflare.commands.console import tell
     from histoflare.slides.mosaic import MosaicParameters, find_mosaic
     from histoflare.slides.overlay import draw_overlay
     from histoflare.slides.reader import Slide
@@ -68,9 +68,4 @@ def mosaic(
     storage.write_json(json_path, {**built.to_json(), "slide": info.to_json()})
     with storage.atomic_path(picture_path) as partial:
         picture.save(partial, "PNG")
-    stdout.print(
-        f"{len(built.chosen)} of {len(built.candidates)} patches: {json_path}, {picture_path}",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
+    tell(f"{len(built.chosen)} of {len(built.candidates)} patches: {json_path}, {picture_path}")

@@ -23,7 +23,8 @@ app = typer.Typer(no_args_is_help=True)
 Workspace = Annotated[Path, typer.Option("--workspace", help="Folder for the kits and logs.")]
 
 DEFAULT_WORKSPACE = Path("poc-run")
-MADE_UP_SLIDES = 16
+MADE_UP_SLIDES, MADE_UP_PATIENTS = 4, 16
+"""Of each made-up site. Half of the patients test, so that policies let its figures of each class out."""
 MADE_UP_PATCHES = 4
 
 
@@ -93,6 +94,8 @@ def start(
 def status(workspace: Workspace = DEFAULT_WORKSPACE, as_json: AsJson = False) -> None:
     """Show who is up, the server's jobs, and how to connect a console.
 
+    After a restart of the machine nobody is up; it says how to go on.
+
     Example: histoflare poc status --workspace poc-run
     """
     from histoflare.flare.poc import Federation
@@ -102,7 +105,7 @@ def status(workspace: Workspace = DEFAULT_WORKSPACE, as_json: AsJson = False) ->
 
 @app.command()
 def stop(workspace: Workspace = DEFAULT_WORKSPACE) -> None:
-    """End all processes of a federation; its kits, logs and jobs stay.
+    """End all processes of a federation, those too that a kit's own script started; kits, logs and jobs stay.
 
     Example: histoflare poc stop --workspace poc-run
     """
@@ -145,7 +148,12 @@ def _made_up(folder: Path, job: Path, task: Any) -> dict[str, SiteConfiguration]
     from histoflare.synthetic.slides import SyntheticCohort
 
     BAGS.expect(task, f"{job}: trains on {task.data}; give your own with --sites.")
-    cohort = SyntheticCohort(slides_per_hospital=MADE_UP_SLIDES)
+    cohort = SyntheticCohort(
+        slides_per_hospital=MADE_UP_SLIDES,
+        slides_external=MADE_UP_SLIDES,
+        more_patients=MADE_UP_PATIENTS,
+        more_external=MADE_UP_PATIENTS // 2,
+    )
     field = FieldParameters(MADE_UP_PATCHES, task.patch_px, task.mpp)
     encoder = load_encoder_of(task.encoder)
     with progress() as bars:
@@ -171,8 +179,15 @@ def _show(federation: Federation, as_json: bool) -> None:
         for one in facts["jobs"]:
             jobs.add_row(one["job_id"], one["job_name"], one["status"])
         out.print(jobs)
+    if not any(row["up"] for row in facts["participants"].values()):
+        say(
+            "Nobody is up: the processes were ended, or the machine was restarted. 'histoflare poc start' "
+            "begins anew, with new kits and the ledgers that are there. To keep kits and jobs, run "
+            "startup/start.sh of the server's kit, then of each site's; 'histoflare poc stop' ends them.",
+            style="yellow",
+        )
     for what, command in {"kits": facts["kits"], "logs": facts["logs"], **facts["commands"]}.items():
-        console.print(f"{what}:\n  {command}", highlight=False, markup=False, soft_wrap=True)
+        say(f"{what}:\n  {command}")
 
 
 def _facts(federation: Federation) -> dict[str, Any]:
@@ -186,7 +201,7 @@ def _facts(federation: Federation) -> dict[str, Any]:
         try:
             registered, jobs = federation.admin.registered(), federation.admin.jobs()
         except HistoflareError as error:
-            console.print(str(error), style="yellow", highlight=False, markup=False, soft_wrap=True)
+            say(str(error), style="yellow")
         finally:
             federation.admin.disconnect()
     participants = {

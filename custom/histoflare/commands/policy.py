@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from histoflare.commands.console import make_table, out, print_json
+from histoflare.commands.console import make_table, out, print_json, tell
 from histoflare.commands.options import AsJson, SiteOption
 from histoflare.errors import HistoflareError, JobError
 from histoflare.storage import real_path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 
 USUAL = ("epsilon", "delta", "job_share", "minimum_patients", "evaluations")
-OF_SHARED = ("colluders", "all_collude_epsilon")
+OF_SHARED = ("colluders", "all_collude_epsilon", "sites_per_patient")
 """What a table shows first, the latter of scopes whose sites share noise; the rest is shown with ``--all``,
 or where the site's own policy says something of it."""
 
@@ -61,12 +61,12 @@ def show(
         from histoflare.report.policy_page import write_policy_page
 
         write_policy_page(facts, html)
-        _say(f"page: {html}")
+        tell(f"page: {html}")
         return
     for what in ("purposes", "strategies", "models"):
-        _say(f"This site takes part in {what}: {', '.join(getattr(own, what)) or 'none'}.")
+        tell(f"This site takes part in {what}: {', '.join(getattr(own, what)) or 'none'}.")
     if unknown:
-        _say(f"Listed, and not in this version of histoflare: {', '.join(unknown)}.")
+        tell(f"Listed, and not in this version of histoflare: {', '.join(unknown)}.")
     for name, policy in shown.items():
         title = f"{name}: {policy.mechanism}" + ("" if own.takes_part(name) else "; takes no part in it")
         table = make_table("", "the kit, signed", "this site's own", "holds", title=title)
@@ -76,7 +76,7 @@ def show(
                 table.add_row(entry, *map(_shown, values))
         out.print(table, markup=False)
     if not everything:
-        _say("Other entries hold as the kit says them: --all shows them.")
+        tell("Other entries hold as the kit says them: --all shows them.")
 
 
 @app.command("set")
@@ -102,9 +102,9 @@ def change(
 
     local = _local(site)
     changed = change_own_policy(local, parse_changes(changes), scope or [])
-    _say("Changed; each job reads it anew." if changed else "It says that already.")
+    tell("Changed; each job reads it anew." if changed else "It says that already.")
     for fault in _faults(local):
-        _say(fault)
+        tell(fault)
 
 
 @app.command()
@@ -123,7 +123,7 @@ def pin(
     from histoflare.privacy.own_policy_edit import pin_sites
 
     changed = pin_sites(_local(site), {other: fingerprint})
-    _say("Changed; each job reads it anew." if changed else "It says that already.")
+    tell("Changed; each job reads it anew." if changed else "It says that already.")
 
 
 @app.command()
@@ -135,20 +135,20 @@ def check(site: SiteOption = None) -> None:
     local = _local(site)
     faults = _faults(local)
     for fault in faults:
-        _say(fault)
+        tell(fault)
     if faults:
         raise typer.Exit(1)
     signed, own, unknown = _read(local)
     if unknown:
-        _say(f"Listed, and not in this version of histoflare: {', '.join(unknown)}.")
+        tell(f"Listed, and not in this version of histoflare: {', '.join(unknown)}.")
     nothing = [what for what in ("purposes", "strategies", "models") if not getattr(own, what)]
     scopes = [name for name in signed if own.takes_part(name)]
     if nothing or not scopes:
-        _say(
+        tell(
             f"The site takes part in no job: {', '.join([*nothing, *([] if scopes else ['scopes'])])}: none."
         )
     else:
-        _say(f"The policies can be used. Scopes: {', '.join(scopes)}.")
+        tell(f"The policies can be used. Scopes: {', '.join(scopes)}.")
 
 
 def _local(site: Path | None) -> Path:
@@ -215,7 +215,3 @@ def _shown(value: object) -> str:
     from histoflare.privacy.own_policy_file import LONGEST_NAME, MOST_NAMES
 
     return "" if value is None else shown(value, most=MOST_NAMES * LONGEST_NAME)
-
-
-def _say(text: str) -> None:
-    out.print(text, soft_wrap=True, highlight=False, markup=False)

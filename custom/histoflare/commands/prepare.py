@@ -185,16 +185,11 @@ def follow(manifest: Manifest, work: Callable[[OnRow, OnPatches], PrepareReport]
 
 def show_report(report: PrepareReport, folder: Path) -> None:
     """Print what was made, and what was left out and why."""
-    from histoflare.commands.console import out, show_left_out
+    from histoflare.commands.console import show_left_out, tell
 
     patches = sum(row.patches for row in report.rows)
     counts = ", ".join(f"{report.count(status)} {STATUS_NAMES[status]}" for status in STATUS_NAMES)
-    out.print(
-        f"bags: {counts}; {patches} patches in {folder}, encoder {report.encoder}, {report.seconds:.1f} s",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
+    tell(f"bags: {counts}; {patches} patches in {folder}, encoder {report.encoder}, {report.seconds:.1f} s")
     show_left_out(
         (
             f"line {row.line}: {row.slide}, {row.status} ({row.reason})",
@@ -205,9 +200,4 @@ def show_report(report: PrepareReport, folder: Path) -> None:
     if report.not_in_manifest:
         listed = ", ".join(report.not_in_manifest[:5])
         more = len(report.not_in_manifest) - 5
-        out.print(
-            f"not in the manifest, left alone: {listed}" + (f" and {more} more" if more > 0 else ""),
-            soft_wrap=True,
-            highlight=False,
-            markup=False,
-        )
+        tell(f"not in the manifest, left alone: {listed}" + (f" and {more} more" if more > 0 else ""))

@@ -11,6 +11,7 @@ import typer
 
 from histoflare.commands.console import make_table, out, print_json
 from histoflare.commands.options import AsJson, How
+from histoflare.commands.privacy_advice import show_advice
 from histoflare.commands.privacy_plan import show_plan
 from histoflare.errors import JobError
 from histoflare.privacy.accountant import ACCOUNTANTS
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 app.command("plan")(show_plan)
+app.command("advise")(show_advice)
 
 
 class Accountant(StrEnum):

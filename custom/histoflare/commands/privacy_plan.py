@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from histoflare.commands.console import make_table, out, print_json
+from histoflare.commands.console import make_table, out, print_json, tell
 from histoflare.commands.options import JOB_HELP, AsJson, How, Preset, SiteOption
 from histoflare.errors import JobError
 from histoflare.privacy.words import (
@@ -77,16 +77,16 @@ def _show(cost: JobCost, how: bool) -> None:
         _say_evaluations(cost)
     if cost.found is not None:
         if cost.at_site:
-            _say(_on_time(cost.job.answer_seconds, cost.likely_seconds))
+            tell(_on_time(cost.job.answer_seconds, cost.likely_seconds))
         if how:
             _show_how(cost, cost.found)
         if not cost.at_site:
-            _say("No site's ledger, patients and data were looked at: each does in its kit's folder.")
+            tell("No site's ledger, patients and data were looked at: each does in its kit's folder.")
         elif cost.refusal is None:
-            _say("This site would admit the job (a kit elsewhere was not looked at).")
+            tell("This site would admit the job (a kit elsewhere was not looked at).")
     if cost.refusal is not None:
-        _say(f"Refused ({cost.refusal.reason}): {explain(cost.refusal.reason)}", style="red")
-        _say(str(cost.refusal))
+        tell(f"Refused ({cost.refusal.reason}): {explain(cost.refusal.reason)}", style="red")
+        tell(str(cost.refusal))
 
 
 def _show_by_policy(cost: JobCost, found: Preview) -> None:
@@ -94,8 +94,8 @@ def _show_by_policy(cost: JobCost, found: Preview) -> None:
     from histoflare.site.preview import protection_of
 
     read, budget, policy = cost.job, found.budget, protection_of(cost.signed)
-    _say(f"{read.name}: {_say_rounds(cost)} under {cost.signed.name}.")
-    _say(
+    tell(f"{read.name}: {_say_rounds(cost)} under {cost.signed.name}.")
+    tell(
         f"This job spends ε = {say_cost(found.alone, budget.epsilon)} at δ = {say_delta(budget.delta)}"
         f"{_say_whom(cost, found)}; {say_further(found.further, found.share)}."
     )
@@ -121,8 +121,8 @@ def _show_at_site(cost: JobCost, found: Preview) -> None:
     spent = say_cost(found.alone, budget.epsilon)
     used = 1 - found.left
     left = "" if math.isnan(found.before) else f"; {say_further(found.further, used, used - found.share)}"
-    _say(f"{read.name}: {_say_rounds(cost)} under {rules.name}.")
-    _say(
+    tell(f"{read.name}: {_say_rounds(cost)} under {rules.name}.")
+    tell(
         f"This job spends ε = {spent} of the most exposed patient at δ = {say_delta(budget.delta)}"
         f"{_say_whom(cost, found)}{left}."
     )
@@ -150,7 +150,7 @@ def _show_at_site(cost: JobCost, found: Preview) -> None:
         table.add_row(*row)
     out.print(table)
     if budget.delta * found.patients >= 1:
-        _say(
+        tell(
             f"δ = {say_delta(budget.delta)} is not below 1 ÷ {found.patients} patients: it would let one of "
             "them be published.",
             style="red",
@@ -165,8 +165,8 @@ def _show_how(cost: JobCost, found: Preview) -> None:
     spend = read.plan.spend().times(read.reserved_rounds)
     tight = "pld" if spend.sample_rate < 1 else "gaussian"
     by = {name: say_epsilon(epsilon([spend], budget.delta, name)) for name in ("rdp", tight)}
-    _say(read.plan.describe())
-    _say(
+    tell(read.plan.describe())
+    tell(
         f"ε is counted at the one Rényi order {budget.order:g} of this budget, by which jobs are admitted; a "
         f"lower budget has another. Had the job been fixed beforehand: {by['rdp']} by RDP at its best order, "
         f"{by[tight]} by {tight}; nothing is admitted by these. Shares of jobs add up, and ε does not: the "
@@ -193,7 +193,7 @@ def _say_second(found: Preview) -> None:
     """Say what a job costs should all other sites collude."""
     if second := found.if_all_collude:
         spent = say_cost(second.alone, second.budget.epsilon)
-        _say(
+        tell(
             f"{ALL_COLLUDE[0].upper()}{ALL_COLLUDE[1:]}, it spends ε = {spent}; a job must fit both budgets."
         )
 
@@ -206,7 +206,7 @@ def _say_evaluations(cost: JobCost) -> None:
         protection = cost.rules.protection
         limit = protection.evaluations if protection else "any number of"
         which = "An evaluation" if cost.job.kind != TRAINING else "At its end an evaluation of its model"
-        _say(f"{which}: no ε. The policy lets {limit} evaluations over a patient out.")
+        tell(f"{which}: no ε. The policy lets {limit} evaluations over a patient out.")
 
 
 def _on_time(public: int | None, takes: float | None) -> str:
@@ -223,7 +223,3 @@ def _on_time(public: int | None, takes: float | None) -> str:
         f"answer_seconds of at least {math.ceil(2 * takes)}. Late answers come after twice as long, and that "
         "they are late is not covered by ε."
     )
-
-
-def _say(text: str, style: str | None = None) -> None:
-    out.print(text, style=style, highlight=False, markup=False, soft_wrap=True)

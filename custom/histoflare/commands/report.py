@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from histoflare.commands.console import console
+from histoflare.commands.console import say
 from histoflare.commands.outputs import refuse_overwriting
 from histoflare.commands.site_report import make_site_page
 
@@ -39,4 +39,4 @@ def page(
     refuse_overwriting(target, report)
     with of_a_report(report):
         write_page(content, target)
-    console.print(f"page: {target}", highlight=False, markup=False, soft_wrap=True)
+    say(f"page: {target}")

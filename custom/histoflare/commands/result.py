@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from histoflare.commands.console import console, out, print_json
+from histoflare.commands.console import out, print_json, say, tell
 from histoflare.errors import JobError
 
 if TYPE_CHECKING:
@@ -59,13 +58,13 @@ def show_result(
         said = (headline.verdict, headline.result, headline.privacy, *headline.cautions)
         for sentence in (say_withheld(whole), *said):
             if sentence:
-                _say(sentence)
+                tell(sentence)
         for site, code in sorted(download.result.best_evaluation_refused.items()):
             name = download.result.pseudonyms.get(site, site)
-            _say(f"Best model: {name} did not evaluate it: {code}: {explain(code)}")
+            tell(f"Best model: {name} did not evaluate it: {code}: {explain(code)}")
         if whole["evaluated_at_sites"] is None and download.result.state is not None:
-            _say(_hint(download))
-    console.print(f"report: {folder / PAGE_FILE}", highlight=False, markup=False, soft_wrap=True)
+            tell(_hint(download))
+    say(f"report: {folder / PAGE_FILE}")
 
 
 def _hint(download: Download) -> str:
@@ -92,13 +91,14 @@ def _settings(download: Download) -> list[str]:
     """Return what an evaluation says otherwise than the shipped job, so that sites know its protocol."""
     from histoflare.flare.job import read_job
     from histoflare.flare.job_schema import AGREED
+    from histoflare.flare.job_variant import flatten
     from histoflare.shipped import find_job
     from histoflare.site.kinds import kind_of
 
     job = download.job
     shipped = read_job(find_job(Path(kind_of(job.task.data).evaluation_job)))
-    said = _flat(job.protocol, "protocol.")
-    known = _flat(shipped.protocol, "protocol.")
+    said = flatten(job.protocol, "protocol.")
+    known = flatten(shipped.protocol, "protocol.")
     taken = {f"protocol.{name}" for name in AGREED}  # from the model's header
     found = {name: value for name, value in said.items() if name not in taken and known.get(name) != value}
     if job.answer_seconds is not None:
@@ -106,14 +106,3 @@ def _settings(download: Download) -> list[str]:
     if getattr(job.strategy, "share", None) or getattr(job.strategy, "batch_norm", "shared") != "shared":
         found["run"] = download.run  # under which the sites keep what is theirs of the model
     return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in found.items()]
-
-
-def _flat(table: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in table.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return found
-
-
-def _say(text: str) -> None:
-    out.print(text, highlight=False, markup=False, soft_wrap=True)

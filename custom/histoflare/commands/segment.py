@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from histoflare.commands.console import console, make_table, out, print_json, progress, say
+from histoflare.commands.console import console, make_table, out, print_json, progress, say, tell
 from histoflare.commands.options import MODEL_HELP, PLANE_HELP, PlaneName
 from histoflare.commands.outputs import check_output_folders, check_outputs
 from histoflare.commands.several import follow_table, show_table
@@ -225,4 +225,4 @@ def _show(result: SegmentedSlide, files: Sequence[Path], *, as_json: bool) -> No
         highlight=False,
         markup=False,
     )
-    out.print(", ".join(map(str, files)), soft_wrap=True, highlight=False, markup=False)
+    tell(", ".join(map(str, files)))

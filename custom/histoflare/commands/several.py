@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from histoflare.commands.console import out, print_json, progress, say, show_left_out
+from histoflare.commands.console import print_json, progress, say, show_left_out, tell
 from histoflare.errors import JobError
 
 if TYPE_CHECKING:
@@ -70,10 +70,5 @@ def show_table(report: TableReport, path: Path, *, as_json: bool) -> None:
         return
     left_out = report.left_out
     done = len(report.rows) - len(left_out)
-    out.print(
-        f"{path}: {done} of {len(report.rows)} slides, {report.kept} of them before",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
+    tell(f"{path}: {done} of {len(report.rows)} slides, {report.kept} of them before")
     show_left_out((f"{row['slide']}, {row['status']} ({row['reason']})", row["message"]) for row in left_out)

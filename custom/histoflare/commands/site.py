@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from histoflare.commands.console import out, print_json
+from histoflare.commands.console import print_json, tell
 from histoflare.commands.options import AsJson, SiteOption
 
 app = typer.Typer(no_args_is_help=True)
@@ -36,6 +36,6 @@ def where(site: SiteOption = None, as_json: AsJson = False) -> None:
         for each in places:
             lines.append(f"{each.what:<{width}}  {'yes' if each.is_there else 'no':<5}  {each.path}")
         for line in lines:  # no table: a path that is broken over two lines cannot be copied
-            out.print(line, soft_wrap=True, highlight=False, markup=False)
+            tell(line)
     if problem is not None:
         raise problem

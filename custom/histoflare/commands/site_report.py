@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from histoflare.commands.console import console, progress
+from histoflare.commands.console import progress, say
 from histoflare.commands.options import SiteOption
 from histoflare.commands.outputs import refuse_overwriting
 from histoflare.errors import HistoflareError, JobError
@@ -18,7 +18,6 @@ from histoflare.errors import HistoflareError, JobError
 if TYPE_CHECKING:
     from histoflare.report.site_page import SitePage
     from histoflare.site.configuration import SiteConfiguration
-    from histoflare.site.own_run import Notes
     from histoflare.slides.splits import SplitRule
 
 
@@ -88,10 +87,12 @@ def make_site_page(
             raise
         made = _without_data(name, content, f"Slides and images are not shown ({error.reason}): {error}")
     if notes is not None and model is None:
-        made = _with_notes(made, notes)
+        said = notes.predicted
+        rows = [row.with_notes(said.get(row.slide, {})) for row in made.slides]
+        made = replace(made, slides=rows)
     with nullcontext() if report is None else of_a_report(report):
         write_site_page(replace(made, own=own), target)
-    console.print(f"page: {target}", highlight=False, markup=False, soft_wrap=True)
+    say(f"page: {target}")
 
 
 def _name_of(configuration: SiteConfiguration) -> str:
@@ -175,23 +176,6 @@ def _without_data(name: str, content: Mapping[str, Any], *warnings: str) -> Site
     from histoflare.report.site_page import SitePage
 
     return SitePage(site=name, report=content, slides=[], left_out=(), sent=(), warnings=warnings)
-
-
-def _with_notes(page: SitePage, notes: Notes) -> SitePage:
-    """Return the page with what the model said when the site was asked about it, by the site's own notes."""
-    from histoflare.report.site_page import ImageRow, SlideRow
-
-    rows: list[Any] = []
-    for row in page.slides:
-        said = notes.predicted.get(row.slide, {})
-        if isinstance(row, SlideRow):
-            shares = {key.removeprefix("p_"): float(said[key]) for key in said if key.startswith("p_")}
-            rows.append(replace(row, predicted=said.get("predicted", ""), probabilities=shares))
-        elif isinstance(row, ImageRow):
-            dice = {key.removeprefix("dice_"): said[key] for key in said if key.startswith("dice_")}
-            known = {label: float(value) if value else None for label, value in dice.items()}
-            rows.append(replace(row, dice=known))
-    return replace(page, slides=rows)
 
 
 def _split_of(content: Mapping[str, Any]) -> SplitRule:

@@ -31,7 +31,7 @@ def info(
 
     Example: histoflare slide info a.svs --json
     """
-    from histoflare.commands.console import make_table, out, print_json
+    from histoflare.commands.console import make_table, out, print_json, tell
     from histoflare.slides.reader import Slide
 
     with Slide(slide, mpp=mpp) as opened:
@@ -53,7 +53,7 @@ def info(
     out.print(f"resolution  {resolution}", highlight=False)
     out.print(f"objective   {power}", highlight=False)
     if problem:
-        out.print(f"note        {problem}", soft_wrap=True, highlight=False, markup=False)
+        tell(f"note        {problem}")
     table = make_table("level", "size (px)", "downsample", "µm/px")
     for number, level in enumerate(about.levels):
         level_mpp = "?" if level.mpp is None else f"{level.mpp:.4g}"

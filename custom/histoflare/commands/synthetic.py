@@ -241,8 +241,8 @@ def _show_images(manifests: Mapping[str, Path], as_json: bool) -> None:
 
 def _say_where(manifests: Mapping[str, Path]) -> None:
     """Print where the manifests are: on a line of its own, as a path is wider than a column of a table."""
-    from histoflare.commands.console import out
+    from histoflare.commands.console import tell
 
     path = next(iter(manifests.values()))
     text = f"manifests: {path.parent.parent}/<site>/{path.name}"
-    out.print(text, soft_wrap=True, highlight=False, markup=False)
+    tell(text)

@@ -8,7 +8,6 @@ makes of its numbers is all that a job can do.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,14 +35,17 @@ from histoflare.flare.job_schema import (
 )
 from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.rounds.patience import Patience
+from histoflare.rounds.registry import find_class
 from histoflare.rounds.round import count_sent_by_job
 from histoflare.rounds.strategies import STRATEGIES
+from histoflare.rounds.strategy import trained_by
 from histoflare.rounds.transport import Transport, check_readable
 from histoflare.rounds.transports import TRANSPORTS
 from histoflare.rounds.transports.float32 import PLAIN
+from histoflare.site.kinds import KINDS
 from histoflare.slides.splits import SplitRule
 
-TASKS = {"bags": "histoflare.bags.task:BagTask", "segmentation": "histoflare.masks.task:MaskTask"}
+TASKS = {kind.task_name: kind.task_class for kind in KINDS.values()}
 """What is learned: a name in ``[task]`` → its class."""
 
 MECHANISMS = {
@@ -51,6 +53,10 @@ MECHANISMS = {
     "update-noise": "histoflare.privacy.plan:UpdateNoise",
 }
 """What protects the updates: a name in ``[privacy]`` → its class. Without that table nothing does."""
+
+
+DECIDED_BY = {"seed": "seed", "trains": "task.train"}
+"""Field that a table cannot say → the variable that decides it, if that is none of protocol.toml."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +246,7 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
     asked: PrivacyPlan = _make("privacy", job["privacy"], MECHANISMS) if "privacy" in job else Open()
     decided = {name: agreed[name] for name in AGREED if name in agreed} | {"seed": job["seed"]}
     task: Any = _make("task", job["task"], TASKS, decided)
-    strategy: Any = _make("strategy", job["strategy"], STRATEGIES)
+    strategy: Any = _make("strategy", job["strategy"], STRATEGIES, {"trains": trained_by(task)})
     transport: Any = _make("transport", job["transport"], TRANSPORTS) if "transport" in job else PLAIN
     asked.admits(strategy, task, transport)
     check_readable(strategy, transport)
@@ -316,8 +322,7 @@ def _make(
     name = said.get(word)
     if not isinstance(name, str) or name not in registry:
         raise invalid([f"{table}.{word}: one of {', '.join(registry)}, not {name!r}"])
-    module, _, attribute = registry[name].partition(":")
-    kind = getattr(importlib.import_module(module), attribute)
+    kind = find_class(registry[name])
     hints = get_type_hints(kind)
     fields = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
     given = {key: value for key, value in said.items() if key != word}
@@ -325,7 +330,7 @@ def _make(
     problems = []
     for key, value in given.items():
         if key in decided or (table == "task" and key in AGREED):
-            where = "seed" if key == "seed" else f"{key} in protocol.toml"
+            where = DECIDED_BY.get(key, f"{key} in protocol.toml")
             problems.append(f"{table}.{key}: {where} decides that; leave it out")
         elif key not in fields:
             known = ", ".join(one for one in fields if one not in decided)

@@ -110,7 +110,7 @@ def check_configuration(name: str, content: bytes) -> None:
         JobError: It says anything else (JOB_INVALID).
     """
     try:
-        said = json.loads(_text(name, content, "ascii"), object_pairs_hook=_once)
+        said = json.loads(_text(name, content, "ascii"), object_pairs_hook=take_once)
         same = _written(said) == _written(CONFIGURATIONS[name])
     except (ValueError, RecursionError):
         same = False
@@ -243,7 +243,8 @@ def _too_much(name: str, what: str) -> JobError:
     return JobError(f"{name}: cannot be a job's: {what}.", reason="JOB_INVALID")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def take_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return what a JSON object says; ValueError if a key stands in it twice (``object_pairs_hook``)."""
     content = dict(pairs)
     if len(content) < len(pairs):
         raise ValueError("a key stands there twice")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from histoflare.checks import is_whole
-from histoflare.errors import JobError
+from histoflare.errors import JobError, list_lines
 from histoflare.flare.job_files import FORMAT, JOB_FILE, PROTOCOL_FILE
 from histoflare.privacy.protocol import canonical_protocol
 from histoflare.site.run_name import is_run_name
@@ -114,8 +114,9 @@ def complete(protocol: Mapping[str, Any]) -> dict[str, Any]:
 
 def invalid(problems: list[str]) -> JobError:
     """Return the error of a job with these faults."""
-    listed = "".join(f"\n  {problem}" for problem in problems)
-    return JobError(f"This job cannot be used; correct in {JOB_FILE}:{listed}", reason="JOB_INVALID")
+    return JobError(
+        f"This job cannot be used; correct in {JOB_FILE}:{list_lines(problems)}", reason="JOB_INVALID"
+    )
 
 
 def _whole(least: int, most: int) -> tuple[Callable[[Any], bool], str]:

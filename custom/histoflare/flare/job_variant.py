@@ -213,7 +213,7 @@ def read_preset(folder: Path, name: str) -> Preset:
     path = folder / PRESETS_FOLDER / f"{name}.toml"
     content = read_toml(str(path), path.read_bytes())
     scope = content.pop("scope", None)
-    return Preset(instead(_dotted(content)), None if scope is None else str(scope))
+    return Preset(instead(flatten(content)), None if scope is None else str(scope))
 
 
 EITHER = (
@@ -243,11 +243,12 @@ def instead(changes: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _dotted(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    changes: dict[str, Any] = {}
-    for name, value in content.items():
-        changes |= _dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return changes
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a table of tables as one table: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``."""
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        found |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:

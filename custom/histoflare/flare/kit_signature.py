@@ -39,7 +39,8 @@ from nvflare.lighter.utils import (
     verify_content,
 )
 
-from histoflare.errors import JobError
+from histoflare.errors import JobError, list_lines
+from histoflare.flare.job_files import take_once
 from histoflare.site.places import kit_of
 from histoflare.storage import write_json
 
@@ -340,7 +341,7 @@ def _read_list(path: Path) -> tuple[dict[str, str], str | None]:
         OSError: It cannot be read. ValueError: It is no list.
     """
     try:
-        content = json.loads(_read_plain(path), object_pairs_hook=_once)
+        content = json.loads(_read_plain(path), object_pairs_hook=take_once)
         files, signature = content["files"], content.get("signature")
         known = content["format"] == _FORMAT and set(content) <= {"format", "files", "signature"}
     except (LookupError, TypeError, AttributeError, RecursionError):
@@ -349,13 +350,6 @@ def _read_list(path: Path) -> tuple[dict[str, str], str | None]:
     if not known or not isinstance(signature, str | None) or not all(isinstance(each, str) for each in texts):
         raise ValueError("no list")
     return files, signature
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        raise ValueError("a key stands there twice")
-    return content
 
 
 def _signed(files: dict[str, str]) -> bytes:
@@ -404,7 +398,7 @@ def _read_plain(path: Path) -> bytes:
 
 def _changed(kit: Path, problems: list[str]) -> JobError:
     more = len(problems) - _MOST_LISTED
-    listed = "".join(f"\n  {problem}" for problem in problems[:_MOST_LISTED])
+    listed = list_lines(problems[:_MOST_LISTED])
     listed += f"\n  and {more} more" if more > 0 else ""
     return JobError(
         f"{kit}: this startup kit is not as it was signed:{listed}\n"

@@ -54,6 +54,7 @@ class Federation:
         self.workspace = workspace
         self.kits = kits
         self.admin = Admin(kits.lead, kits.kit(kits.lead))
+        self._own_kits = _kits_below(workspace, kits)
         self._started: dict[str, subprocess.Popen[bytes]] = {}
         self._signals = ExitStack()
 
@@ -85,7 +86,10 @@ class Federation:
         """
         kits = _read_state(workspace)
         if kits is None:
-            raise HistoflareError(f"{workspace}: no federation there.", reason="FEDERATION_STOPPED")
+            raise HistoflareError(
+                f"{workspace}: no federation there, or it was stopped; 'histoflare poc start' starts one.",
+                reason="FEDERATION_STOPPED",
+            )
         return cls(workspace.resolve(), kits)
 
     def __enter__(self) -> Federation:
@@ -106,7 +110,7 @@ class Federation:
         """Return the participants whose process lives: the server, sites."""
         kits = {str(self.kits.kit(name)): name for name in (self.kits.server, *self.kits.sites)}
         found = set()
-        for process in processes.find(self.kits.name):
+        for process in processes.find(self.kits.name, self._own_kits):
             with suppress(processes.Gone):
                 command = process.cmdline()
                 if any(part.endswith((".server_train", ".client_train")) for part in command):
@@ -224,10 +228,10 @@ class Federation:
             HistoflareError: A process cannot be ended (FEDERATION_RUNNING).
         """
         with processes.undisturbed():
-            if processes.find(self.kits.name):
+            if processes.find(self.kits.name, self._own_kits):
                 self._shut_down()
             self.admin.disconnect()
-            processes.end(self.kits.name)
+            processes.end(self.kits.name, kits=self._own_kits)
             for process in self._started.values():
                 process.wait()
             self._started.clear()
@@ -241,7 +245,7 @@ class Federation:
         except HistoflareError:
             return  # signals are next
         until = time.monotonic() + SHUT_DOWN_SECONDS
-        while processes.find(self.kits.name) and time.monotonic() < until:
+        while processes.find(self.kits.name, self._own_kits) and time.monotonic() < until:
             for process in self._started.values():
                 process.poll()
             time.sleep(POLL_SECONDS)
@@ -293,12 +297,17 @@ class Federation:
 def refuse_running(workspace: Path) -> None:
     """Raise :class:`HistoflareError` (FEDERATION_RUNNING) if a federation runs in ``workspace``."""
     kits = _read_state(workspace)
-    if kits is not None and processes.find(kits.name):
+    if kits is not None and processes.find(kits.name, _kits_below(workspace, kits)):
         raise HistoflareError(
             f"A federation is running in {workspace}. Stop it first: "
             + shlex.join(["histoflare", "poc", "stop", "--workspace", str(workspace)]),
             reason="FEDERATION_RUNNING",
         )
+
+
+def _kits_below(workspace: Path, kits: Kits) -> str:
+    """Return the folder of the kits; "" if it is not below the workspace, as in a copy of another one."""
+    return kits.folder if Path(kits.folder).is_relative_to(workspace.resolve()) else ""
 
 
 def _read_state(workspace: Path) -> Kits | None:

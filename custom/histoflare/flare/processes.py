@@ -2,7 +2,8 @@
 
 FLARE starts each job in a session of its own, and a trainer starts below that: neither a process group nor
 the tree below a process holds them all once a process in between has died. What they all have is their
-environment: everything that was started for a federation carries its name there.
+environment: everything that was started for a federation carries its name there. What a person started by a
+kit's own script does not, and is known by its command: FLARE's program, or the script, on one of its kits.
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ from types import FrameType
 import psutil
 
 from histoflare.errors import HistoflareError
-from histoflare.storage import make_folder, open_private
+from histoflare.storage import make_folder, open_private, real_path
 
 FEDERATION_VARIABLE = "HISTOFLARE_FEDERATION"
 """Environment variable: the name of the federation that a process belongs to."""
 
 Gone = psutil.Error
 """What a question to a process raises that has ended, or is of another user."""
+
+FLARE_PROGRAMS = "nvflare.private.fed.app."
+START_SCRIPT = "/startup/sub_start.sh"
+"""In the command of a process that a kit's own script started."""
 
 LOOPBACK = "127.0.0.1"
 
@@ -75,35 +80,51 @@ def start(
         )
 
 
-def find(federation: str) -> list[psutil.Process]:
-    """Return the living processes of a federation, of this user."""
+def find(federation: str, kits: str = "") -> list[psutil.Process]:
+    """Return the living processes of a federation, of this user.
+
+    Args:
+        federation: Its name.
+        kits: The folder of its kits; "" leaves out what a person started by a kit's own script.
+    """
     if not federation:  # a process of no federation has no name either
         return []
     found = []
     for process in psutil.process_iter():
         try:
-            if (
-                process.pid != os.getpid()
-                and process.environ().get(FEDERATION_VARIABLE) == federation
-                and process.status() != psutil.STATUS_ZOMBIE
-            ):
+            is_ours = process.environ().get(FEDERATION_VARIABLE) == federation or (
+                kits != "" and _runs_kit(process.cmdline(), kits)
+            )
+            if is_ours and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except (psutil.Error, OSError):
             continue  # of another user, or gone meanwhile
     return found
 
 
-def end(federation: str, grace_s: float = 5.0, attempts: int = 10) -> None:
+def _runs_kit(command: Sequence[str], kits: str) -> bool:
+    """Return whether a command is FLARE's program or start script on a kit; an editor on its files is not."""
+    folder = real_path(Path(kits))
+    if not any(folder in real_path(Path(part)).parents for part in command if part.startswith("/")):
+        return False
+    return any(part.startswith(FLARE_PROGRAMS) or part.endswith(START_SCRIPT) for part in command)
+
+
+def end(federation: str, grace_s: float = 5.0, attempts: int = 10, *, kits: str = "") -> None:
     """End all processes of a federation: asked first, killed after ``grace_s`` seconds.
+
+    Args:
+        federation: Its name. kits: As of :func:`find`.
+        grace_s: Seconds. attempts: How often they are killed.
 
     Raises:
         HistoflareError: Some are left after ``attempts`` times (FEDERATION_RUNNING).
     """
-    alive = find(federation)
+    alive = find(federation, kits)
     _signal(alive, signal.SIGTERM)
     psutil.wait_procs(alive, timeout=grace_s)
     for _ in range(attempts):
-        alive = find(federation)  # anew each time: one may have started another meanwhile
+        alive = find(federation, kits)  # anew each time: one may have started another meanwhile
         if not alive:
             return
         _signal(alive, signal.SIGKILL)

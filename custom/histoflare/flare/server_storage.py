@@ -29,6 +29,8 @@ from histoflare.report.outcomes import find_outcomes, say_codes
 
 JOBS_FOLDER = "jobs"
 SNAPSHOTS_FOLDER = "snapshots"
+LOST = "lost with the server; 'histoflare resume' goes on from its last round"
+"""Of a job that an earlier server process left running."""
 
 
 class CheckedValidator(JobMetaValidator):
@@ -54,6 +56,10 @@ class KitJobs(SimpleJobDefManager):
     The status of a job that has ended also has the codes that sites gave, in brackets after FLARE's own word:
     ``FINISHED:EXECUTION_EXCEPTION (BUDGET_EXHAUSTED: clinic-a)``. FLARE's tools look at how it begins.
 
+    In a list of jobs the status of one that runs has how many rounds are done: ``RUNNING (3 rounds done)``.
+    One that an earlier server process left running is lost with it, and ``FINISHED:ABANDONED``; FLARE itself
+    would go on calling it RUNNING.
+
     Its folder is below the server's kit; an absolute one is taken as it is.
     """
 
@@ -63,6 +69,8 @@ class KitJobs(SimpleJobDefManager):
             raise SystemExit("The installed FLARE is not the one of constraints.txt: job_cmds is another.")
         job_cmds.JobMetaValidator = CheckedValidator
         self._left: dict[str, _Record] = {}
+        self._kit = Path.cwd()
+        self._has_begun = False
 
     def create(
         self, meta: dict[str, Any], uploaded_content: str | bytes, fl_ctx: FLContext
@@ -99,6 +107,29 @@ class KitJobs(SimpleJobDefManager):
         if why:
             self.logger.info("job %s ended: %s (%s)", jid, status.value, why)
         super().set_status(jid, _Said(status, why) if why else status, fl_ctx)
+
+    def get_all_jobs(self, fl_ctx: FLContext) -> list[Job]:
+        """Return all jobs, for a list of them."""
+        jobs: list[Job] = super().get_all_jobs(fl_ctx)
+        for job in jobs:
+            if job.meta.get(JobMetaKey.STATUS.value) == RunStatus.RUNNING.value:
+                with suppress(Exception):  # what cannot be read costs the list the figure, and no more
+                    rows, _ = read_rows(self._kit / job.job_id)
+                    done = sum(row.get("finished", True) for row in rows)
+                    job_cmds.JobCommandModule._set_duration(job)  # FLARE does so of a plain RUNNING alone
+                    said = f"{RunStatus.RUNNING.value} ({done} round{'' if done == 1 else 's'} done)"
+                    job.meta[JobMetaKey.STATUS.value] = said
+        return jobs
+
+    def get_jobs_to_schedule(self, fl_ctx: FLContext) -> list[Job]:
+        """Return the jobs that may start; before it is asked first, none can run yet."""
+        if not self._has_begun:
+            self._has_begun = True
+            for job in self.get_jobs_by_status([RunStatus.RUNNING, RunStatus.DISPATCHED], fl_ctx):
+                self.logger.info("job %s was lost with an earlier server process", job.job_id)
+                super().set_status(job.job_id, _Said(RunStatus.ABANDONED, LOST), fl_ctx)
+        jobs: list[Job] = super().get_jobs_to_schedule(fl_ctx)
+        return jobs
 
     def _deployment(self, jid: str, fl_ctx: FLContext) -> list[str]:
         """Return what FLARE noted when the job was deployed: it runs without sites that did not take it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from histoflare.errors import HistoflareError
@@ -15,10 +15,25 @@ from histoflare.report.budgets import budget_entry
 from histoflare.rounds.comparison import Comparison, compare
 from histoflare.rounds.round import count_sent_by_job
 from histoflare.rounds.runner import run_in_process
+from histoflare.rounds.state import State
 from histoflare.site.kinds.kind import SiteData
 
 EPSILONS = (1.0, 3.0, 8.0)
 """Budgets a job with a privacy plan is tried at besides its own, and beside no protection."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What other budgets gave.
+
+    Attributes:
+        entries: The job's figures at each budget, see ``report.budgets.budget_entry``.
+        noiseless: The model that the job hands out without noise, all other settings its own; None: there is
+            none.
+    """
+
+    entries: list[dict[str, Any]]
+    noiseless: State | None = None
 
 
 def try_budgets(
@@ -27,11 +42,12 @@ def try_budgets(
     own: Comparison,
     epsilons: Sequence[float],
     watch: Watch,
-) -> list[dict[str, Any]]:
-    """Return the job's accuracy at its own ε, at others, and without noise, see ``budget_entry``."""
+) -> Tried:
+    """Return the job's accuracy at its own ε, at others, and without noise."""
     job, device = experiment.job, experiment.device
     entries = [budget_entry(job.plan, job.rounds, own, own, is_own=True, data=job.task.data)]
-    others = _other_plans(job, epsilons, watch)
+    noiseless, without_noise = job.plan.without_noise(job.seed), None
+    others = [*_other_plans(job, epsilons, watch), noiseless]
     step = watch.begin("other budgets", len(others) * job.rounds)
     for plan in others:
         try:
@@ -60,11 +76,13 @@ def try_budgets(
             device=device,
         )
         entries.append(budget_entry(plan, job.rounds, found, own, data=job.task.data))
-    return entries
+        if plan is noiseless:
+            without_noise = run.handed_out
+    return Tried(entries, without_noise)
 
 
 def _other_plans(job: Job, epsilons: Sequence[float], watch: Watch) -> list[PrivacyPlan]:
-    """Return the job's plan at other budgets, settled, and without noise; an ε out of reach is left out."""
+    """Return the job's plan at other budgets, settled; an ε out of reach is left out."""
     plans: list[PrivacyPlan] = []
     for epsilon in epsilons:
         try:
@@ -76,4 +94,4 @@ def _other_plans(job: Job, epsilons: Sequence[float], watch: Watch) -> list[Priv
             continue
         if plan != job.plan:
             plans.append(plan)
-    return [*plans, job.plan.without_noise(job.seed)]
+    return plans

@@ -80,7 +80,11 @@ def run_chapters(
         }
         on_average = _less(free, list(own.values()), seed)
         cost = _less(free, [private], seed)
-    report = join_chapters(first.report, second.report, gains, on_average, cost, note)
+        of_noise: dict[str, Any] = {}
+        if second.noiseless is not None:
+            noiseless = protected.job.strategy.personalize(second.noiseless, {})
+            of_noise = _less(ask(protected.job, noiseless), [private], seed)
+    report = join_chapters(first.report, second.report, gains, on_average, cost, of_noise, note)
     write_report(report, out)
     return replace(second, report=report)
 

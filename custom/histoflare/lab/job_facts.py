@@ -12,6 +12,7 @@ from histoflare.flare.admission import check_parts, check_patience
 from histoflare.flare.job import Job
 from histoflare.flare.job_files import CONFIG_FOLDER, PROTOCOL_FILE, SERVER_APP, START_MODEL_FILE
 from histoflare.flare.job_schema import EVALUATION
+from histoflare.flare.job_variant import flatten
 from histoflare.model_file import read_model_header
 from histoflare.privacy.accountant import epsilon
 from histoflare.privacy.own_policy import OWN_POLICY_FILE, check_taking_part
@@ -55,7 +56,7 @@ def say_start(job: Job) -> str:
 
 def find_cost(job: Job) -> dict[str, Any] | None:
     """Return what all rounds of a job cost one patient, at its own δ; None where nothing protects."""
-    delta = getattr(job.plan, "delta", None)
+    delta = job.plan.delta
     if delta is None:
         return None
     spend = job.plan.spend().times(job.reserved_rounds)
@@ -116,6 +117,8 @@ def say_allowance(found: Mapping[str, Any]) -> str:
             f"the job takes ε = {say_epsilon(found['job'])}, as jobs are admitted by, of "
             f"{found['epsilon_allowed']:g} at δ = {say_delta(found['delta'])} for each patient over all jobs"
         )
+    if second := found["if_all_collude"]:
+        said += f", and {ALL_COLLUDE} {say_epsilon(second['job'])} of {second['epsilon_allowed']:g}"
     evaluations = "any number of" if found["evaluations"] is None else found["evaluations"]
     verdict = found["problem"] or "fits, with nothing spent before"
     return (
@@ -142,11 +145,15 @@ def _allowance(job: Job, path: Path, places: Path) -> dict[str, Any]:
 def _facts(job: Job, policy: Policy, name: str) -> dict[str, Any]:
     protection = policy.protection
     facts: dict[str, Any] = {"policy": name, "minimum_patients": policy.minimum_patients, "job": None}
-    facts |= {"epsilon_allowed": None, "delta": None, "evaluations": None}
+    facts |= {"epsilon_allowed": None, "delta": None, "evaluations": None, "if_all_collude": None}
     if protection is None:
         return facts
     budget = protection.budget()
     facts |= {"epsilon_allowed": budget.epsilon, "delta": budget.delta, "evaluations": protection.evaluations}
+    if job.kind != EVALUATION and job.plan.spend().honest > 1:
+        alone = budget.if_all_collude
+        spent = alone.spent([job.plan.spend().times(job.reserved_rounds).alone()])
+        facts["if_all_collude"] = {"job": state_epsilon(spent), "epsilon_allowed": alone.epsilon}
     return facts | {"job": state_epsilon(budget.epsilon_of(_cost(job, policy)))}
 
 
@@ -195,9 +202,9 @@ def say_protocol_change(before: Mapping[str, Any], after: Mapping[str, Any], tar
 
     if hash_protocol(before) == hash_protocol(after):
         return ""
-    old, new = _flat(before), _flat(after)
+    old, new = flatten(before), flatten(after)
     changed = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
-    listed = "".join(f"\n  {name}: {_said(old, name)} → {_said(new, name)}" for name in changed)
+    listed = "".join(f"\n  {name}: {old.get(name, 'none')} → {new.get(name, 'none')}" for name in changed)
     return (
         f"The protocol is not that of the job it was made of: {hash_protocol(before)[:12]}… → "
         f"{hash_protocol(after)}"
@@ -205,14 +212,3 @@ def say_protocol_change(before: Mapping[str, Any], after: Mapping[str, Any], tar
         f"them {target / CONFIG_FOLDER / PROTOCOL_FILE}, name the job under protocol in "
         "provisioning/project.yml, and make the kits anew."
     )
-
-
-def _said(table: Mapping[str, Any], name: str) -> str:
-    return str(table[name]) if name in table else "none"
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in table.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return found

@@ -11,7 +11,7 @@ from histoflare.errors import JobError
 from histoflare.flare.job import Job
 from histoflare.flare.workstation import Workstation
 from histoflare.lab.bounds import plan_bounds_of, rounds_run, train_bounds_of
-from histoflare.lab.budgets import EPSILONS, try_budgets
+from histoflare.lab.budgets import EPSILONS, Tried, try_budgets
 from histoflare.lab.experiment import Experiment, Runtime
 from histoflare.lab.federation import Federated, federate, with_refused
 from histoflare.lab.left_out import find_never_took_part, find_unreadable, no_site, said_of, without
@@ -45,6 +45,7 @@ class Outcome:
         federated: What came out of the job.
         refused: Site or external cohort that has no part in the figures → why.
         local: Site → the model of its own data alone, trained as the job's.
+        noiseless: What a protected job hands out without noise; None unless it was tried at other budgets.
     """
 
     report: dict[str, Any]
@@ -52,6 +53,7 @@ class Outcome:
     federated: Federated
     refused: Mapping[str, str] = field(default_factory=dict)
     local: Mapping[str, State] = field(default_factory=dict)
+    noiseless: State | None = None
 
 
 def run_experiment(
@@ -185,11 +187,11 @@ def run_loaded(
             seed=job.seed,
             device=experiment.device,
         )
-    entries: list[dict[str, Any]] = []
+    tried = Tried([])
     if epsilons and job.plan.protects:
         with watch.phase("other budgets"):
-            entries = try_budgets(experiment, cohorts, comparison, epsilons, watch)
-    report = _build_report(experiment, federated, comparison, bounds.stated, entries, watch)
+            tried = try_budgets(experiment, cohorts, comparison, epsilons, watch)
+    report = _build_report(experiment, federated, comparison, bounds.stated, tried.entries, watch)
     training = {
         "job": job.name,
         "strategy": report["strategy"],
@@ -207,7 +209,7 @@ def run_loaded(
     )
     why = {site: f"{error.reason}: {explain(error.reason)}" for site, error in (refused | untested).items()}
     why |= {site: f"{error.reason}: {error}" for site, error in lost.items()}
-    return Outcome(report, {**cohorts, **outside}, federated, why, bounds.protected.local)
+    return Outcome(report, {**cohorts, **outside}, federated, why, bounds.protected.local, tried.noiseless)
 
 
 def _build_report(

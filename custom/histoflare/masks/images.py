@@ -200,6 +200,28 @@ def pooled_images(cohorts: Sequence[ImageCohort], name: str = "pooled") -> Image
     return ImageCohort(name, labels.pop(), records, warnings, PixelCache(limit))
 
 
+def made_up_images(labels: Sequence[str], side_px: int, patients: int, images: int) -> ImageCohort:
+    """Return training images of random pixels, held in memory, to measure time with.
+
+    Args:
+        labels: Class names. side_px: Of each square image. patients: How many. images: How many each has.
+    """
+    rng = np.random.default_rng(0)
+    pixels = ReadImage(
+        rng.integers(0, 256, (side_px, side_px, 3), np.uint8),
+        rng.integers(0, len(labels), (side_px, side_px), np.uint8),
+        None,
+    )
+    cache = PixelCache(CACHE_BYTES)
+    records = []
+    for patient in range(patients):
+        for image in range(images):
+            name = f"{patient}-{image}"
+            records.append(ImageRecord(name, f"{patient}", "train", Path(name), Path(name)))
+            cache.hold(records[-1], pixels)
+    return ImageCohort("made up", tuple(labels), tuple(records), cache=cache)
+
+
 def _check(
     row: ImageRow, row_id: str, labels: Sequence[str], window_px: int
 ) -> tuple[ImageRecord, NDArray[np.int64]]:

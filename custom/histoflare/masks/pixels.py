@@ -79,9 +79,13 @@ class PixelCache:
         if record.content_sha256 not in ("", content_sha256):
             raise _changed(record.image)
         if keep and self.held_bytes + pixels.size_bytes <= self.limit_bytes:
-            self.images[_files(record)] = pixels
-            self.held_bytes += pixels.size_bytes
+            self.hold(record, pixels)
         return pixels
+
+    def hold(self, record: ImageRecord, pixels: ReadImage) -> None:
+        """Keep the pixels of the record, whether or not there is room."""
+        self.images[_files(record)] = pixels
+        self.held_bytes += pixels.size_bytes
 
     def read_patch(
         self,

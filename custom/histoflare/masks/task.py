@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from histoflare.checks import is_above_zero, is_number, is_whole
 from histoflare.ensemble import mean_probabilities
-from histoflare.errors import JobError
-from histoflare.masks.networks import NETWORKS, build_network
+from histoflare.errors import JobError, MaskError, list_lines
+from histoflare.masks.networks import NETWORKS, TRAINED, build_network, trained_modules
 from histoflare.masks.networks.norm import NORMS
 from histoflare.masks.networks.sizes import SIDE_MULTIPLE_PX, WIDTH_MULTIPLE
 from histoflare.seeds import derive_seed
+from histoflare.slides.cohort import choose_split, group
 
 # What trains and predicts is imported where it is used: a FLARE server, which has no MONAI, reads the task.
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ LARGEST = {
     "patch_px": 2048,
     "window_px": 16384,
     "batch_size": 4096,
+    "windows_per_record": 4096,
     "local_epochs": 1000,
     "local_steps": 100_000,
 }
@@ -45,7 +47,10 @@ MOST_OVERLAPPING = 8
 
 @dataclass(frozen=True)
 class MaskBatch:
-    """Windows as the network sees them: ``images`` (b, 3, p, p) float32, ``masks`` (b, p, p) int64."""
+    """Windows as the network sees them: ``images`` (b, 3, p, p) float32, ``masks`` (b, p, p) int64.
+
+    Of P records of DP-SGD they are (P, b, 3, p, p) and (P, b, p, p).
+    """
 
     images: Tensor
     masks: Tensor
@@ -62,6 +67,9 @@ class MaskTask:
         labels: Class names; a pixel's value in a mask is an index into them. At least two.
         background: The class that figures leave out; None if there is none.
         network: One of ``masks.networks.NETWORKS``. width, norm: See :func:`build_network`.
+        train: Which parameters are trained and sent, one of ``masks.networks.TRAINED``. The others stay as
+            the job began with them; stochastic depth, which is for encoders that are trained, is left out
+            then.
         mpp: Of the images in µm/px; None takes any.
         patch_px: Side of what the network sees, a multiple of 32.
         window_px, stride_px: Of the windows, in pixels of the images.
@@ -69,6 +77,9 @@ class MaskTask:
         learning_rate, momentum, weight_decay, power: Of SGD and its decay; > 0, [0, 1), >= 0, >= 0. The
             momentum starts anew each round.
         batch_size: Windows per step.
+        windows_per_record: Under DP-SGD, which has no ``batch_size`` of windows: how many are drawn of each
+            record (a patient, or an image) in a step. A patient with fewer gives some of them again, so that
+            the number is the same for all and tells nothing. So many are in memory at once.
         local_epochs: Passes over the training windows per round; or
         local_steps: Steps per round (FedDP: 5), of which each pass takes its share. One of the two is null.
         seed: Of the initial network.
@@ -90,6 +101,7 @@ class MaskTask:
     network: str = "dhunet"
     width: int = 96
     norm: str = "batch"
+    train: str = "all"
     mpp: float | None = None
     patch_px: int = 224
     window_px: int = 1000
@@ -100,6 +112,7 @@ class MaskTask:
     weight_decay: float = 1e-4
     power: float = 0.9
     batch_size: int = 24
+    windows_per_record: int = 4
     local_epochs: int | None = 1
     local_steps: int | None = None
     seed: int = 0
@@ -109,7 +122,7 @@ class MaskTask:
         object.__setattr__(self, "labels", labels)
         problems = _problems(self)
         if problems:
-            listed = "".join(f"\n  {problem}" for problem in problems)
+            listed = list_lines(problems)
             raise JobError(f"The task of this job cannot be used; correct these fields:{listed}")
 
     @property
@@ -134,18 +147,37 @@ class MaskTask:
         except TypeError as error:
             raise JobError(f"The task's fields do not fit this version of histoflare: {error}") from error
 
+    @property
+    def sample_mixing(self) -> bool:
+        """Whether an image's logits depend on others of its batch, as far as the network declares it."""
+        return self.norm != "group" or NETWORKS[self.network].sample_mixing
+
+    @property
+    def trained(self) -> tuple[str, ...] | None:
+        """Paths of the modules that are trained and sent; None for all."""
+        return trained_modules(self.network, self.train)
+
     def build_model(self) -> nn.Module:
-        """Return the initial network: the same bytes for the same task, in every process."""
-        return build_network(
+        """Return the initial network: the same bytes for the same task, in every process.
+
+        Parameters that are not trained want no gradient.
+        """
+        network = build_network(
             self.network,
             len(self.labels),
             width=self.width,
             norm=self.norm,
+            drop_path=self.train == "all",
             seed=derive_seed(self.seed, "model"),
         )
+        if self.trained is not None:
+            network.requires_grad_(False)
+            for path in self.trained:
+                network.get_submodule(path).requires_grad_(True)
+        return network
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return a fresh optimizer over the network's parameters."""
+        """Return a fresh optimizer over the network's parameters; those without a gradient stay."""
         return torch.optim.SGD(
             model.parameters(), lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
         )
@@ -193,6 +225,42 @@ class MaskTask:
         weights: Any = model.loss_weights
         return segmentation_loss(model(batch.images.to(device)), batch.masks.to(device), weights)
 
+    def records(
+        self, data: ImageCohort, record: str, slides_per_patient: int | None
+    ) -> list[tuple[ImageRecord, ...]]:
+        """Return the training records of DP-SGD; see :func:`histoflare.slides.cohort.group`."""
+        return group(data.train, record, slides_per_patient)
+
+    def record_batch(
+        self, data: ImageCohort, records: Sequence[tuple[ImageRecord, ...]], seed: int
+    ) -> MaskBatch:
+        """Return ``windows_per_record`` windows of each record.
+
+        Which windows, and how they are augmented, follows ``seed`` and that record alone.
+
+        Raises:
+            MaskError: An image of a record cannot be read, or none of its windows has an annotated pixel.
+        """
+        drawn = [self._drawn(data, record, seed) for record in records]
+        return MaskBatch(
+            torch.stack([each.images for each in drawn]), torch.stack([each.masks for each in drawn])
+        )
+
+    def record_losses(self, model: nn.Module, batch: MaskBatch) -> Tensor:
+        """Return each record's loss (P,): that of :meth:`loss` over its own windows, and over no others."""
+        of_records = zip(batch.images, batch.masks, strict=True)
+        return torch.stack([self.loss(model, MaskBatch(images, masks)) for images, masks in of_records])
+
+    def longest(self, records: int, slides: int = 1) -> ImageCohort:
+        """Return made-up training data to measure time with: images of one window, all of it annotated.
+
+        Args:
+            records: How many patients. slides: How many images each has.
+        """
+        from histoflare.masks.images import made_up_images
+
+        return made_up_images(self.labels, self.window_px, records, slides)
+
     def predict(self, model: nn.Module, data: ImageCohort, split: str) -> MaskPredictions:
         """Return how masks by the network agree with those given; ``split``: train, validation, test or all.
 
@@ -204,9 +272,7 @@ class MaskTask:
         """
         from histoflare.masks.metrics import MaskPredictions
 
-        if split not in ("train", "validation", "test", "all"):
-            raise JobError(f"There is no split {split!r}; use train, validation, test or all.")
-        records = [record for record in data.records if split in ("all", record.split)]
+        records = choose_split(data.records, split)
         compared = [self._compare(model, data, record) for record in records]
         k, names = len(self.labels), sorted({name for record in records for name in record.subgroups})
         return MaskPredictions(
@@ -267,6 +333,30 @@ class MaskTask:
 
         return training_windows(data, self.window_px, self.stride_px, patch_px=self.patch_px)
 
+    def _drawn(self, data: ImageCohort, record: Sequence[ImageRecord], seed: int) -> MaskBatch:
+        """Return what a step of DP-SGD sees of one record."""
+        from histoflare.masks.augmentation import WindowDataset
+        from histoflare.masks.training_windows import image_windows
+
+        sizes = {"window_px": self.window_px, "patch_px": self.patch_px}
+        found = [
+            window
+            for image in record
+            for window in image_windows(data, image, stride_px=self.stride_px, **sizes)
+        ]
+        if not found:
+            raise MaskError(f"{record[0].slide_id}: none of this patient's windows has an annotated pixel")
+        windows = WindowDataset(data, found, **sizes, augment=self.augmentation)
+        of_record = derive_seed(seed, "windows", record[0].slide_id)
+        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(of_record)).tolist()
+        items = [
+            windows.item(order[place % len(order)], derive_seed(of_record, place))
+            for place in range(self.windows_per_record)
+        ]
+        return MaskBatch(
+            torch.stack([item["image"] for item in items]), torch.stack([item["mask"] for item in items])
+        )
+
     def _orders(self, windows: int, seed: int) -> Iterator[list[int]]:
         """Yield batches of window indices, pass after pass; the last batch of a pass may be smaller."""
         for epoch in itertools.count():
@@ -285,7 +375,14 @@ def _problems(task: MaskTask) -> list[str]:
         problems.append(f"network: one of {', '.join(NETWORKS)}, not {task.network!r}")
     if task.norm not in NORMS:
         problems.append(f"norm: one of {', '.join(NORMS)}, not {task.norm!r}")
-    for name in ("width", "patch_px", "window_px", "stride_px", "batch_size"):
+    if task.train not in TRAINED:
+        problems.append(f"train: one of {', '.join(TRAINED)}, not {task.train!r}")
+    elif task.train != "all" and task.norm == "batch":
+        problems.append(
+            f"norm: group where train is {task.train!r}; BatchNorm's statistics would move where nothing is "
+            "trained or sent"
+        )
+    for name in ("width", "patch_px", "window_px", "stride_px", "batch_size", "windows_per_record"):
         if not is_whole(getattr(task, name), 1):
             problems.append(f"{name}: a whole number of at least 1, not {getattr(task, name)!r}")
     for name, most in LARGEST.items():

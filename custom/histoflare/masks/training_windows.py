@@ -27,12 +27,30 @@ def training_windows(
     """
     key = (split, window_px, stride_px, patch_px)
     if key not in cohort.cache.grids:
-        windows = []
-        for record in cohort.of_split(split):
-            mask = cohort.read_mask(record)
-            for x, y in window_grid((mask.shape[1], mask.shape[0]), window_px, stride_px):
-                inside = mask[y : y + window_px, x : x + window_px]
-                if np.any(resize_mask(inside, patch_px or window_px) != IGNORE):
-                    windows.append((record, (x, y)))
-        cohort.cache.grids[key] = windows
+        cohort.cache.grids[key] = [
+            window
+            for record in cohort.of_split(split)
+            for window in image_windows(cohort, record, window_px, stride_px, patch_px=patch_px)
+        ]
     return cohort.cache.grids[key]
+
+
+def image_windows(
+    cohort: ImageCohort,
+    record: ImageRecord,
+    window_px: int,
+    stride_px: int,
+    *,
+    patch_px: int | None = None,
+) -> list[tuple[ImageRecord, tuple[int, int]]]:
+    """Return the same of one image; no other file is read."""
+    key = (str(record.image), str(record.mask), window_px, stride_px, patch_px)
+    if key not in cohort.cache.grids:
+        mask = cohort.read_mask(record)
+        windows = []
+        for x, y in window_grid((mask.shape[1], mask.shape[0]), window_px, stride_px):
+            inside = mask[y : y + window_px, x : x + window_px]
+            if np.any(resize_mask(inside, patch_px or window_px) != IGNORE):
+                windows.append((record, (x, y)))
+        cohort.cache.grids[key] = windows
+    return [(record, corner) for _, corner in cohort.cache.grids[key]]

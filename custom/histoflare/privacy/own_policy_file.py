@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from histoflare.checks import is_above_zero, is_whole
-from histoflare.errors import JobError
+from histoflare.errors import JobError, list_lines
 from histoflare.privacy.own_policy import OWN_POLICY_FILE, Narrowing, StewardPolicy, faults, narrowed
 from histoflare.privacy.policy import MAX_DELTA, MOST_COLLUDERS, RECORDS, TAKES_PART, Policy, read_policy
 from histoflare.storage import write_text
@@ -70,6 +70,8 @@ models = {models}
 # stricter), and the epsilon that is kept should all other sites collude.
 # colluders = 2
 # all_collude_epsilon = 6.0
+# At how many of these sites one patient may be (more is stricter).
+# sites_per_patient = 2
 
 # In a secure sum this site counts on no site but those whose certificates stand below, in [pins]. With true
 # it counts on every site that has a certificate of the consortium's authority; whoever makes the kits could
@@ -260,6 +262,10 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: is_whole(value, 1, MOST_COLLUDERS),
         f"a whole number from 1 to {MOST_COLLUDERS}",
     ),
+    "sites_per_patient": (
+        lambda value: is_whole(value, 1, MOST_COLLUDERS),
+        f"a whole number from 1 to {MOST_COLLUDERS}",
+    ),
     "all_collude_epsilon": (lambda value: is_above_zero(value, LARGEST), "a number above 0"),
 }
 """Entry of :class:`Narrowing` → whether a value of it can be used, and what it must be."""
@@ -329,7 +335,7 @@ def _cut(text: str) -> str:
 
 
 def _invalid(path: Path, problems: Sequence[str]) -> JobError:
-    listed = "".join(f"\n  {problem}" for problem in problems)
+    listed = list_lines(problems)
     return JobError(
         f"{path}: this site's own policy cannot be used; correct:{listed}", reason="POLICY_INVALID"
     )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from histoflare.checks import is_above_zero, is_whole
-from histoflare.errors import HistoflareError, JobError
+from histoflare.errors import HistoflareError, JobError, list_lines
 from histoflare.privacy.accountant import MOST_DELTA
 from histoflare.privacy.noise import NoiseSource, SecureNoise, SeededNoise, grid
 from histoflare.privacy.spend import Spend
@@ -33,6 +33,9 @@ NOISES = ("local", "shared")
 MOST_HONEST = 10_000
 MOST_RECORDS = 2**20
 """Of a site, for which a step's sum is bounded (``privacy.gradients``)."""
+
+LIKELY_DEVIATIONS = 6
+"""A sample is larger than its mean and so many standard deviations with a chance of some 1e-9."""
 
 SMALLEST_CLIP, LARGEST_CLIP, LARGEST_NOISE = 1e-6, 1e6, 1e6
 """Of a job's settings: nobody needs others, and far beyond them numbers of 32 bits do not add up."""
@@ -65,6 +68,7 @@ class PrivacyPlan(ABC):
         mechanism: As in a site's policy.
         protects: Whether anything protects the updates: what leaves then costs of a budget, and is counted.
         own_steps: Optimizer steps of a round that the plan prescribes; None: the task's own.
+        delta: δ at which the plan's ε is stated; None where nothing is counted.
         noise_seed: None draws the noise from a cryptographic source. A number makes it repeatable, for
             research: whoever knows the seed can take the noise off, so there is no guarantee at all.
     """
@@ -72,6 +76,7 @@ class PrivacyPlan(ABC):
     mechanism: ClassVar[str]
     protects: ClassVar[bool] = True
     noise_seed: int | None = None
+    delta: float | None = None
 
     @property
     def own_steps(self) -> int | None:
@@ -173,11 +178,19 @@ class PrivacyPlan(ABC):
         """Return the plan for a round of so many steps; the same where it prescribes none."""
         return self
 
+    def most_drawn(self, records: int) -> int:
+        """Return the most of a site's records that one step is likely to train on."""
+        return records
+
+    def for_one_full_step(self) -> Self:
+        """Return the plan for a single step on all records, by which the time of a step is measured."""
+        return self
+
     def alone(self) -> Self:
         """Return what protects the same training at a site that shares its noise with nobody."""
         return self
 
-    def pooled(self, asked: PrivacyPlan, *, sites: int, steps: int, weights: int) -> PrivacyPlan:
+    def pooled(self, asked: Self, *, sites: int, steps: int, weights: int) -> Self:
         """Return what protects the same training on the data of all sites in one place, settled.
 
         Args:
@@ -305,9 +318,9 @@ class Noisy(PrivacyPlan):
     def __post_init__(self) -> None:
         problems = self._problems()
         if problems:
-            listed = "".join(f"\n  {problem}" for problem in problems)
             raise JobError(
-                f"The privacy settings of this job cannot be used; correct:{listed}", reason="PRIVACY_INVALID"
+                f"The privacy settings of this job cannot be used; correct:{list_lines(problems)}",
+                reason="PRIVACY_INVALID",
             )
         if self.is_shared:
             # The class says what a policy must allow; here it depends on who adds the noise.
@@ -544,14 +557,24 @@ class DpSgd(Noisy):
         """Return the plan with so many steps a round."""
         return replace(self, steps=steps)
 
-    def pooled(self, asked: PrivacyPlan, *, sites: int, steps: int, weights: int) -> PrivacyPlan:
+    def most_drawn(self, records: int) -> int:
+        """Return what a step exceeds with a chance of some 1e-9: the mean and six standard deviations."""
+        mean = records * self.sample_rate
+        spread = math.sqrt(mean * (1 - self.sample_rate))
+        return min(records, math.ceil(mean + LIKELY_DEVIATIONS * spread))
+
+    def for_one_full_step(self) -> Self:
+        """Return the plan with one step a round, in which every record is drawn."""
+        return replace(self, sample_rate=1.0, steps=1)
+
+    def pooled(self, asked: Self, *, sites: int, steps: int, weights: int) -> Self:
         """Return the same clip and divisor with samples as large as a site's are on average.
 
         Of shared noise the sample is one of all sites' records already, and the pool adds the noise z itself.
         """
-        whole = asked if isinstance(asked, DpSgd) else self
+        whole = asked
         if self.is_shared:
-            whole, sites = replace(whole, noise="local", honest=None), 1
+            whole, sites = replace(asked, noise="local", honest=None), 1
         return replace(whole, sample_rate=self.sample_rate / sites, steps=steps).settled(1, weights)
 
     def admits(self, strategy: Any, task: Any, transport: Any) -> None:
@@ -559,14 +582,15 @@ class DpSgd(Noisy):
         through its own noise alone and start from what was released."""
         if not hasattr(task, "record_losses"):
             raise JobError(
-                "This task has no loss of one patient alone, which DP-SGD needs. Segmentation is protected "
-                "by noise on the update (dhunet_feddp).",
+                "This task has no loss of one patient alone, which DP-SGD needs: protect the update as a "
+                "whole (update-noise).",
                 reason="MODEL_NOT_PRIVATE",
             )
         if getattr(task, "sample_mixing", True):
             raise JobError(
                 f"What the model {task.model_name} says of a sample may depend on others of the batch "
-                "(sample_mixing); DP-SGD needs one that declares that it does not.",
+                "(sample_mixing); DP-SGD needs one that declares that it does not: for a segmentation, say "
+                "norm = group.",
                 reason="MODEL_NOT_PRIVATE",
             )
         super().admits(strategy, task, transport)
@@ -599,11 +623,8 @@ class DpSgd(Noisy):
 
     def spend(self) -> Spend:
         """Return one round's steps."""
-        k = self.slides_per_patient or 1
-        drawn = self.sample_rate
-        if k > 1 and drawn < 1:
-            drawn = -math.expm1(k * math.log1p(-drawn))  # 1 - (1 - q)^k, also where q is tiny
-        return Spend(self._settled_noise() / k, drawn, self.steps, self.honest or 1)
+        step = Spend(self._settled_noise(), self.sample_rate, self.steps, self.honest or 1)
+        return step.together(self.slides_per_patient or 1)
 
     def describe(self) -> str:
         """Return one sentence for logs and reports."""

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from histoflare.errors import JobError
+from histoflare.errors import JobError, list_lines
 
 
 def check_model(model: nn.Module) -> None:
@@ -24,8 +24,9 @@ def check_model(model: nn.Module) -> None:
     """
     problems = [*_layer_problems(model), *_parameter_problems(model)]
     if problems:
-        listed = "".join(f"\n  {problem}" for problem in problems)
-        raise JobError(f"This model cannot be trained under DP-SGD:{listed}", reason="MODEL_NOT_PRIVATE")
+        raise JobError(
+            f"This model cannot be trained under DP-SGD:{list_lines(problems)}", reason="MODEL_NOT_PRIVATE"
+        )
 
 
 def _layer_problems(model: nn.Module) -> Iterator[str]:

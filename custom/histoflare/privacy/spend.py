@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from histoflare.checks import is_above_zero, is_number, is_whole
-from histoflare.errors import JobError
+from histoflare.errors import JobError, list_lines
 
 UNIT = "patient"
 """Whom an event protects: all slides of one patient."""
@@ -53,8 +53,9 @@ class Spend:
         if not is_whole(self.honest, 1):
             problems.append(f"honest: a whole number of at least 1, not {self.honest!r}")
         if problems:
-            listed = "".join(f"\n  {problem}" for problem in problems)
-            raise JobError(f"These are no numbers of a mechanism:{listed}", reason="PRIVACY_INVALID")
+            raise JobError(
+                f"These are no numbers of a mechanism:{list_lines(problems)}", reason="PRIVACY_INVALID"
+            )
 
     def times(self, n: int) -> Spend:
         """Return ``n`` of these in a row as one."""
@@ -82,6 +83,19 @@ class Spend:
     def alone(self) -> Spend:
         """Return what the event is if all other sites collude: the site's own noise, or its share, alone."""
         return self.against(1)
+
+    def together(self, k: int) -> Spend:
+        """Return a bound of the event for ``k`` that may each be in the sample, and then move the sum by one.
+
+        Their contribution never exceeds that of all ``k`` at once, whenever one of them is drawn: noise
+        ``noise_multiplier`` / k on a sample of rate 1 - (1 - q)^k.
+        """
+        if k == 1:
+            return self
+        rate = self.sample_rate
+        if rate < 1:
+            rate = -math.expm1(k * math.log1p(-rate))  # also where q is tiny
+        return replace(self, noise_multiplier=self.noise_multiplier / k, sample_rate=rate)
 
     def to_json(self) -> dict[str, Any]:
         """Return the event as plain JSON; ``honest`` is left out where the noise is not shared."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from histoflare.privacy.plan import Noisy
 from histoflare.report.charts import MODELS, UNPROTECTED
 from histoflare.report.guarantee import state_epsilon
 from histoflare.report.guarantee_words import say_epsilon
@@ -54,11 +54,10 @@ def _state(courses: Sequence[Course], batch_size: int | None) -> dict[str, Any]:
 
 def _spent(course: Course) -> float:
     """Return the ε of a course by the filter of the job's budget."""
-    plan = course.plan
-    if not isinstance(plan, Noisy) or not plan.noise_multiplier:
-        return float("inf")
-    events = Counter(course.spends)
-    return plan.budget().spent(spend.times(count) for spend, count in events.items())
+    budget = course.plan.budget()
+    if budget is None:
+        return math.inf
+    return budget.spent(spend.times(count) for spend, count in Counter(course.spends).items())
 
 
 def models_of(report: Mapping[str, Any]) -> tuple[str, ...]:

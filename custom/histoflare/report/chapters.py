@@ -8,6 +8,8 @@ first protects nothing; the second has a privacy plan. ``report.json`` is the se
   the same less the mean of the sites' own models.
 - ``cost_of_privacy``: the figures of the first one's federated model less those of the second one's, on the
   same test patients: ``{figure: number, figure_ci95: [low, high]}``.
+- ``cost_of_noise``: the same of the second one's own job without noise, in place of the first one's model;
+  empty if that was not trained.
 - ``note``: what a reader must know of the data; empty if nothing.
 """
 
@@ -23,6 +25,7 @@ from histoflare.report.headline import FEW_PATIENTS, Headline, chance_of, choose
 
 UNPROTECTED_RUN = "unprotected_run"
 COST = "cost_of_privacy"
+COST_OF_NOISE = "cost_of_noise"
 GAIN = "gain_over_local"
 ON_AVERAGE = "gain_on_average"
 NOTE = "note"
@@ -43,12 +46,14 @@ def join_chapters(
     gains: Mapping[str, Mapping[str, Any]],
     on_average: Mapping[str, Any],
     cost: Mapping[str, Any],
+    cost_of_noise: Mapping[str, Any],
     note: str = "",
 ) -> dict[str, Any]:
     """Return the report of both, see the module's text."""
     each = {site: dict(gain) for site, gain in gains.items()}
     first = {**unprotected, GAIN: each, ON_AVERAGE: dict(on_average)}
-    return {**protected, UNPROTECTED_RUN: first, COST: dict(cost), NOTE: note}
+    costs = {COST: dict(cost), COST_OF_NOISE: dict(cost_of_noise)}
+    return {**protected, UNPROTECTED_RUN: first, **costs, NOTE: note}
 
 
 def write_chapters(report: Mapping[str, Any]) -> list[Chapter]:
@@ -107,7 +112,8 @@ def say_cost(report: Mapping[str, Any]) -> str:
     """Return how much less the protected job's model gives, with its interval.
 
     That is the price of the protected job as a whole: beside the noise it may have another model and other
-    settings than the unprotected one, such as suit training under noise.
+    settings than the unprotected one, such as suit training under noise. What the noise alone costs follows
+    it, where the protected job was trained without noise, too.
 
     Where the unprotected model is at chance it is the settings, or the data, and not privacy: then nothing is
     said of a cost, for there was nothing to lose.
@@ -132,15 +138,35 @@ def say_cost(report: Mapping[str, Any]) -> str:
     if is_at_chance(report, metric):
         patients = count(federated["n_patients"], "test patient")
         fallen = f"{what} falls by {cost:.3f}" if low > 0 else f"the difference in {what} is {cost:.3f}"
-        return f"At {epsilon} the model is at chance, as far as {patients} can tell: {fallen} {between}."
+        said = f"At {epsilon} the model is at chance, as far as {patients} can tell: {fallen} {between}."
+        return f"{said} {_say_noise(report, metric)}".strip()
+    than = f"the first chapter's model, of job {first['job']},"
     if low > 0:
-        return f"Protected at {epsilon}, {what} is lower by {cost:.3f} {between}."
+        said = f"Protected at {epsilon}, {what} is lower than that of {than} by {cost:.3f} {between}."
+    elif high < 0:
+        said = f"Protected at {epsilon}, {what} is higher than that of {than} by {-cost:.3f} {between}."
+    else:
+        said = (
+            f"Protected at {epsilon}, {what} is not to be told from that of {than} the difference is "
+            f"{cost:.3f} {between}."
+        )
+    return f"{said} {_say_noise(report, metric)}".strip()
+
+
+def _say_noise(report: Mapping[str, Any], metric: str) -> str:
+    """Return what the noise alone costs, with its interval; empty where that was not measured."""
+    found = report[COST_OF_NOISE]
+    cost, interval = found.get(metric), found.get(f"{metric}_ci95")
+    if cost is None or interval is None:
+        return ""
+    low, high = interval
+    between = f"(95 % interval {low:.3f} to {high:.3f})"
+    without = f"The job of this chapter, {report['job']}, without noise"
+    if low > 0:
+        return f"{without} has {cost:.3f} more {between}."
     if high < 0:
-        return f"Protected at {epsilon}, {what} is higher by {-cost:.3f} {between}."
-    return (
-        f"Protected at {epsilon}, {what} is not to be told from unprotected: the difference is {cost:.3f} "
-        f"{between}."
-    )
+        return f"{without} has {-cost:.3f} less {between}."
+    return f"{without} is not to be told from it: the difference is {cost:.3f} {between}."
 
 
 def is_at_chance(report: Mapping[str, Any], metric: str) -> bool:

@@ -10,7 +10,7 @@ import base64
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
@@ -71,6 +71,11 @@ class SlideRow:
     probabilities: Mapping[str, float] = field(default_factory=dict)
     pictures: SlidePictures | None = None
 
+    def with_notes(self, said: Mapping[str, str]) -> SlideRow:
+        """Return the row with what the model said of the slide in a row of the site's notes."""
+        shares = {key.removeprefix("p_"): float(said[key]) for key in said if key.startswith("p_")}
+        return replace(self, predicted=said.get("predicted", ""), probabilities=shares)
+
 
 @dataclass(frozen=True)
 class ImagePictures:
@@ -102,6 +107,11 @@ class ImageRow:
     split: str
     dice: Mapping[str, float | None] = field(default_factory=dict)
     pictures: ImagePictures | None = None
+
+    def with_notes(self, said: Mapping[str, str]) -> ImageRow:
+        """Return the row with the Dice of the model's mask in a row of the site's notes."""
+        dice = {key.removeprefix("dice_"): said[key] for key in said if key.startswith("dice_")}
+        return replace(self, dice={label: float(value) if value else None for label, value in dice.items()})
 
 
 @dataclass(frozen=True)
@@ -169,7 +179,7 @@ class SitePage:
 
     site: str
     report: Mapping[str, Any]
-    slides: Sequence[SlideRow] | Sequence[ImageRow]
+    slides: Sequence[SlideRow | ImageRow]
     left_out: Sequence[LeftOutRow]
     sent: Sequence[SentRow]
     alias: str = ""

@@ -216,7 +216,7 @@ def train_alone(
     task: Task, data: Any, course: Course, strategy: Strategy, seed: int, *, name: str, device: str = "cpu"
 ) -> State:
     """Return the model that ``data`` alone give: a federation of one site, called ``name``."""
-    alone = _alone(strategy)
+    alone = _alone(strategy).of_task(task)
     state = model_state(task.build_model())
     kept: State = {}
     own = alone.begin(state)

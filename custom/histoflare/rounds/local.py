@@ -113,7 +113,7 @@ def train_locally(
         load_state(model, state)
         model.to(device).train()
         optimizer = task.build_optimizer(model)
-        rate = _rate(task, optimizer, data, round_index, total_rounds, steps)
+        rate = rate_schedule(task, optimizer, data, round_index, total_rounds, steps)
         losses = []
         for batch in task.train_batches(data, seed) if steps is None else _batches(task, data, seed, steps):
             losses.append(_step(task, model, optimizer, batch, hook))
@@ -177,7 +177,7 @@ def _batches(task: Task, data: Any, seed: int, steps: int) -> Iterator[Any]:
             return
 
 
-def _rate(
+def rate_schedule(
     task: Task,
     optimizer: torch.optim.Optimizer,
     data: Any,

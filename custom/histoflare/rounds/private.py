@@ -13,7 +13,7 @@ from histoflare.errors import JobError
 from histoflare.privacy.dpsgd import PrivateGradient, private_gradient
 from histoflare.privacy.noise import NoiseSource, poisson_sample
 from histoflare.rounds.hook import LocalHook
-from histoflare.rounds.local import LocalResult, add_terms, one_thread, reproducible
+from histoflare.rounds.local import LocalResult, add_terms, one_thread, rate_schedule, reproducible
 from histoflare.rounds.state import is_finite, load_state, model_state
 from histoflare.rounds.task import PerRecord, Task
 from histoflare.seeds import derive_seed
@@ -47,14 +47,17 @@ def train_privately(
     noise: NoiseSource,
     seed: int,
     hook: LocalHook | None = None,
+    round_index: int = 0,
+    total_rounds: int = 1,
     device: str = "cpu",
 ) -> LocalResult:
     """Train one round's ``plan.steps`` steps from ``state`` (which is left as it is).
 
     Guarantee: the trained state is the output of ``plan.steps`` mechanisms of
     :mod:`histoflare.privacy.dpsgd` on Poisson samples of the records. Nothing else is: ``mean_loss`` (of the
-    records that were drawn; NaN if none was) and ``n_samples`` are the site's own and must stay. Buffers of
-    the model keep what ``state`` gives them.
+    records that were drawn; NaN if none was) and ``n_samples`` (the records) are the site's own and must
+    stay. Buffers of the model keep what ``state`` gives them, and so do parameters that the task does not
+    train.
 
     The order of what is drawn from ``noise``: the seed of dropout, then for each step the sample and the
     noise. Dropout must not follow the public ``seed``: a mask that is known and falls on another record when
@@ -62,9 +65,10 @@ def train_privately(
 
     Args:
         noise: Source of samples and noise; a secure one unless it is research.
-        seed: Of the patches that a record shows in a step, each record's by itself.
+        seed: Of the patches or windows that a record shows in a step, each record's by itself.
         hook: Takes part in each step after clip and noise. It must not depend on this site's records but
             through what was released, and has no part in the loss.
+        round_index, total_rounds: How far the run is: a learning rate may fall over all of it.
         device: Where the gradients of the records are made, clipped and summed. Samples and noise come from
             the CPU, where the cryptographic source is. The guarantee takes for granted that a record's
             gradient does not depend on which others were drawn, roundings and all; that was tried on CPUs.
@@ -95,6 +99,7 @@ def train_privately(
         load_state(model, state)
         model.to(device).train()
         optimizer = task.build_optimizer(model)
+        rate = rate_schedule(task, optimizer, data, round_index, total_rounds, plan.steps)
         for step in range(plan.steps):
             drawn = poisson_sample(len(records), plan.sample_rate, noise).tolist()
             step_seed = derive_seed(seed, "step", step)
@@ -108,6 +113,8 @@ def train_privately(
                 noise=noise,
             )
             _step(model, optimizer, gradient, hook)
+            if rate is not None:
+                rate.step()
             failures += gradient.failures
             losses += [loss for loss in gradient.losses.tolist() if math.isfinite(loss)]
         trained = model_state(model)
@@ -117,7 +124,7 @@ def train_privately(
             reason="TRAINING_FAILED",
         )
     mean = math.fsum(losses) / len(losses) if losses else math.nan
-    return LocalResult(trained, task.n_train(data), plan.steps, mean, tuple(dict.fromkeys(failures)))
+    return LocalResult(trained, len(records), plan.steps, mean, tuple(dict.fromkeys(failures)))
 
 
 def records_of(task: Task, data: Any, plan: StepPlan) -> list[Any]:

@@ -10,6 +10,12 @@ from typing import Any
 from histoflare.errors import JobError
 
 
+def find_class(place: str) -> Any:
+    """Return the class that a registry names as ``module:class``."""
+    module, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
 def make_registered(what: str, registry: Mapping[str, str], name: str, arguments: Mapping[str, Any]) -> Any:
     """Return the part ``name`` of a registry, made with its arguments.
 
@@ -23,8 +29,7 @@ def make_registered(what: str, registry: Mapping[str, str], name: str, arguments
     """
     if name not in registry:
         raise JobError(f"There is no {what} {name!r}; there are: {', '.join(sorted(registry))}.")
-    module, _, attribute = registry[name].partition(":")
-    kind = getattr(importlib.import_module(module), attribute)
+    kind = find_class(registry[name])
     known = set(inspect.signature(kind).parameters)
     unknown = sorted(set(arguments) - known)
     if unknown:

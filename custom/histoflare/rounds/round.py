@@ -63,6 +63,7 @@ def site_round(
             the names and shapes the strategy sends.
         HistoflareError: The privacy plan lets nothing leave.
     """
+    strategy = strategy.of_task(task)
     plan.admits(strategy, task, transport)
     model, downlink = split(received)
     ctx = SiteRound(
@@ -228,6 +229,7 @@ def count_sent(strategy: Strategy, model: Mapping[str, Tensor]) -> int:
 
 def count_sent_by_job(strategy: Strategy, task: Task) -> int:
     """Return the same for a task's model, which is made for its shapes alone, without memory or numbers."""
+    strategy = strategy.of_task(task)
     with torch.device("meta"), _RealRanges():
         return count_sent(strategy, dict(task.build_model().state_dict()))
 

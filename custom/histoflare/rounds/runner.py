@@ -104,6 +104,7 @@ def run_in_process(
     >>> run.participation
     (('clinic-a', 'clinic-b'), ('clinic-a', 'clinic-b'))
     """
+    strategy = strategy.of_task(task)
     strategy.check_sites(list(sites))
     if not 0 <= start_round <= rounds:
         raise JobError(

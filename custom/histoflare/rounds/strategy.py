@@ -14,16 +14,17 @@ Tensors of a strategy's own travel beside the model's, and are kept beside them,
 
 from __future__ import annotations
 
+import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
 from histoflare.ensemble import join_models, tensor_name
-from histoflare.errors import BagError, JobError, MaskError
+from histoflare.errors import BagError, HistoflareError, JobError, MaskError
 from histoflare.model_file import OF_STRATEGY
 from histoflare.privacy.plan import PrivacyPlan
 from histoflare.rounds.gradient import Gradient, batch_gradient, no_gradient, record_gradient
@@ -31,7 +32,7 @@ from histoflare.rounds.hook import LocalHook
 from histoflare.rounds.local import LocalResult, train_locally
 from histoflare.rounds.private import train_privately
 from histoflare.rounds.state import BATCH_NORM, State, batch_norm_names, shared_names, subtract
-from histoflare.rounds.task import Task
+from histoflare.rounds.task import PartlyTrained, Task
 from histoflare.rounds.topologies.federated import Federated
 from histoflare.rounds.topology import Topology
 from histoflare.seeds import derive_seed
@@ -56,6 +57,11 @@ def split(state: Mapping[str, Tensor]) -> tuple[State, State]:
     model = {name: tensor for name, tensor in state.items() if not name.startswith(OWN)}
     own = {name.removeprefix(OWN): tensor for name, tensor in state.items() if name.startswith(OWN)}
     return model, own
+
+
+def trained_by(task: Task) -> Sequence[str] | None:
+    """Return the paths of the modules that a task trains; None for all."""
+    return task.trained if isinstance(task, PartlyTrained) else None
 
 
 @dataclass(frozen=True)
@@ -146,12 +152,16 @@ class _Training:
             noise=plan.noise_source(ctx.site, ctx.round_index, "steps"),
             seed=ctx.train_seed,
             hook=self.hook,
+            round_index=ctx.round_index,
+            total_rounds=ctx.total_rounds,
             device=ctx.device,
         )
 
     def not_at_all(self, why: Exception) -> Any:
         """Return the model as it was."""
-        n_samples = self.ctx.task.n_train(self.ctx.data)
+        n_samples = 0
+        with contextlib.suppress(HistoflareError, OSError):  # to count them may fail in the same way
+            n_samples = self.ctx.task.n_train(self.ctx.data)
         return LocalResult(dict(self.start), n_samples, 0, math.nan, (str(why),))
 
     @staticmethod
@@ -291,6 +301,8 @@ class Strategy(ABC):
         share: Module prefixes of what is sent; None sends every floating-point tensor. Tensors not sent are
             personal: each site keeps its own between rounds, and the server's stay as they were.
         batch_norm: What of BatchNorm layers is sent, one of ``rounds.state.BATCH_NORM``.
+        trains: Module prefixes of what the task trains; None for all. The rest stays as the job began with
+            it: it is not sent, and no site has its own. The task says it (:meth:`of_task`), and no job.
     """
 
     name: ClassVar[str]
@@ -302,10 +314,15 @@ class Strategy(ABC):
     numbers: ClassVar[Mapping[str, bool]] = {}
     share: Sequence[str] | None = None
     batch_norm: str = "shared"
+    trains: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if self.batch_norm not in BATCH_NORM:
             raise JobError(f"batch_norm must be one of {', '.join(BATCH_NORM)}, not {self.batch_norm!r}.")
+
+    def of_task(self, task: Task) -> Self:
+        """Return the strategy that sends what ``task`` trains."""
+        return replace(self, trains=trained_by(task))
 
     @property
     @abstractmethod
@@ -392,7 +409,11 @@ class Strategy(ABC):
     def shared_names(self, model: Mapping[str, Tensor]) -> list[str]:
         """Return which of a model's tensors a site sends."""
         kept = batch_norm_names(model, self.batch_norm)
-        return [name for name in shared_names(model, self.share) if name not in kept]
+        trained = set(shared_names(model, self.trains))
+        names = [name for name in shared_names(model, self.share) if name in trained and name not in kept]
+        if not names:
+            raise JobError("share names nothing of what the task trains.", reason="SHARE_INVALID")
+        return names
 
     def sent(self, model: Mapping[str, Tensor]) -> State:
         """Return tensors with the names, shapes and dtypes of an update: the shared ones, then its own."""
@@ -407,10 +428,10 @@ class Strategy(ABC):
         return {name: site_state.get(PERSONAL + tensor_name(name), each) for name, each in model.items()}
 
     def personal_state(self, trained: Mapping[str, Tensor]) -> State:
-        """Return the floating-point tensors of ``trained`` that are not sent, for a site's own state."""
+        """Return the tensors of ``trained`` that were trained and not sent, for a site's own state."""
         sent = set(self.shared_names(trained))
         return {
-            PERSONAL + name: tensor.clone()
-            for name, tensor in trained.items()
-            if name not in sent and tensor.is_floating_point()
+            PERSONAL + name: trained[name].clone()
+            for name in shared_names(trained, self.trains)
+            if name not in sent
         }

@@ -124,6 +124,15 @@ class Decaying(Protocol):
 
 
 @runtime_checkable
+class PartlyTrained(Protocol):
+    """A task that can train a part of its model alone."""
+
+    @property
+    def trained(self) -> Sequence[str] | None:
+        """Paths of the modules that are trained; None for all. Other parameters want no gradient."""
+
+
+@runtime_checkable
 class PerRecord(Protocol):
     """What DP-SGD asks of a task besides: its training data in records, and the loss of each by itself.
 

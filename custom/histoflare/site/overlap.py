@@ -17,7 +17,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from histoflare.errors import JobError
+from histoflare.errors import JobError, list_lines
 from histoflare.privacy.ledger.chain import normalised
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.kinds import kind_of
@@ -88,7 +88,7 @@ def check_apart(sites: Mapping[str, SiteConfiguration], data: str, *, protected:
 
 def _list(found: list[str]) -> str:
     more = [f"… and {len(found) - LISTED} more"] if len(found) > LISTED else []
-    return "".join(f"\n  {each}" for each in [*found[:LISTED], *more])
+    return list_lines([*found[:LISTED], *more])
 
 
 def _say(entries: list[_Entry]) -> str:

@@ -197,7 +197,7 @@ def _spent(ledger: Ledger, accounts: Sequence[Account], local: Path, plan: Priva
     scope = reservation.about.partition(":")[0]
     found = Spent(
         epsilon=0.0,
-        delta=plan.delta if isinstance(plan, (DpSgd, UpdateNoise)) else FALLBACK_DELTA,
+        delta=FALLBACK_DELTA if plan.delta is None else plan.delta,
         booked=sum(each.booked for each in accounts),
         reserved=sum(each.reservation.rounds for each in accounts),
         trusts_server=reservation.trusts_server,

@@ -40,8 +40,11 @@ SITE = "site"
 ROUND = "round"
 RUN_FILE = "run.json"
 LOSS_FILE = "loss.json"
-BEFORE = {"batch_norm": "shared"}
-"""Of a strategy, where notes of an earlier version do not say."""
+BEFORE = {
+    "strategy": {"batch_norm": "shared", "trains": None},
+    "task": {"train": "all", "windows_per_record": 4},
+}
+"""What notes of an earlier version do not say, of a task whatever its data."""
 
 
 class RunRecords:
@@ -103,7 +106,8 @@ class RunRecords:
                 return
             made = json.loads(path.read_text())
             for notes in (made, wanted):
-                notes["strategy"] = notes["strategy"] and BEFORE | notes["strategy"]
+                for part, before in BEFORE.items():
+                    notes[part] = notes[part] and before | notes[part]
             same = made["task"] == wanted["task"] and (
                 wanted["strategy"] is None or all(made[name] == wanted[name] for name in ("strategy", "plan"))
             )

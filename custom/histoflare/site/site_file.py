@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from histoflare.checks import is_whole
-from histoflare.errors import JobError
+from histoflare.errors import JobError, list_lines
 from histoflare.site.configuration import CACHE_MB, SiteConfiguration
 from histoflare.site.kinds import KINDS
 from histoflare.storage import real_path, write_text
@@ -151,7 +151,7 @@ def read_site_file(path: Path, site: str | None = None) -> SiteConfiguration:
     content = _read_toml(path)
     problems = _problems(content)
     if problems:
-        listed = "".join(f"\n  {problem}" for problem in problems)
+        listed = list_lines(problems)
         raise JobError(
             f"{path}: cannot be used as a site's file; correct:{listed}", reason="SITE_NOT_CONFIGURED"
         )

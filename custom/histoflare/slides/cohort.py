@@ -1,4 +1,4 @@
-"""What the cohorts of all kinds of data have in common: splits, pooling, a fingerprint, a list of faults."""
+"""What the cohorts of all kinds of data have in common: splits, records, pooling, a fingerprint, faults."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
+
+from histoflare.errors import JobError, list_lines
 
 LISTED_PROBLEMS = 20
 
@@ -51,8 +53,8 @@ class SplitCohort(Generic[R]):
         return self.of_split("test")
 
     def of_split(self, split: str) -> tuple[R, ...]:
-        """Return the records of ``split``."""
-        return tuple(record for record in self.records if record.split == split)
+        """Return the records of ``split``, see :func:`choose_split`."""
+        return tuple(choose_split(self.records, split))
 
 
 def in_order(records: Sequence[R]) -> tuple[R, ...]:
@@ -74,6 +76,29 @@ def pool(cohorts: Sequence[SplitCohort[R]]) -> tuple[tuple[R, ...], tuple[str, .
     ]
     warnings = tuple(f"{cohort.name}: {warning}" for cohort in cohorts for warning in cohort.warnings)
     return in_order(records), warnings
+
+
+def group(slides: Sequence[R], record: str, slides_per_patient: int | None) -> list[tuple[R, ...]]:
+    """Return slides or images as the records of DP-SGD, in the order in which each first appears.
+
+    Args:
+        record: ``"patient"``: all slides of a patient are one record. ``"slide"``: each slide is one.
+        slides_per_patient: Take a patient's first so many slides only; None takes all.
+
+    Raises:
+        JobError: Another kind of record, or ``slides_per_patient`` below 1 (PRIVACY_INVALID).
+    """
+    if record not in ("patient", "slide"):
+        raise JobError(f"A record is a patient or a slide, not {record!r}.", reason="PRIVACY_INVALID")
+    if slides_per_patient is not None and slides_per_patient < 1:
+        raise JobError(
+            f"slides_per_patient must be at least 1, not {slides_per_patient!r}.", reason="PRIVACY_INVALID"
+        )
+    patients: dict[str, list[R]] = {}
+    for slide in slides:
+        patients.setdefault(slide.patient, []).append(slide)
+    kept = [tuple(of_one[:slides_per_patient]) for of_one in patients.values()]
+    return kept if record == "patient" else [(slide,) for of_one in kept for slide in of_one]
 
 
 def fingerprint(about: Sequence[Any], records: Sequence[R], detail: Callable[[R], Any]) -> str:
@@ -101,5 +126,15 @@ def fingerprint(about: Sequence[Any], records: Sequence[R], detail: Callable[[R]
 def list_problems(problems: Sequence[str]) -> str:
     """Return problems as lines of a message, the first :data:`LISTED_PROBLEMS` of them."""
     more = len(problems) - LISTED_PROBLEMS
-    listed = "".join(f"\n  {problem}" for problem in problems[:LISTED_PROBLEMS])
-    return listed + (f"\n  … and {more} more" if more > 0 else "")
+    return list_lines([*problems[:LISTED_PROBLEMS], *([f"… and {more} more"] if more > 0 else [])])
+
+
+def choose_split(records: Sequence[R], split: str) -> list[R]:
+    """Return the records of a split: train, validation, test or all.
+
+    Raises:
+        JobError: There is no such split.
+    """
+    if split not in ("train", "validation", "test", "all"):
+        raise JobError(f"There is no split {split!r}; use train, validation, test or all.")
+    return [record for record in records if split in ("all", record.split)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from histoflare.errors import JobError
@@ -245,6 +245,7 @@ def test_what_is_no_hello_is_refused(content: Any) -> None:
         Hello.from_json(content)
 
 
+@example([("ab", b"c"), ("a", b"bc")])
 @given(st.lists(st.tuples(st.text(max_size=3), st.binary(max_size=3)), min_size=2, max_size=2, unique=True))
 def test_what_is_signed_differs_wherever_what_is_said_does(said: list[tuple[str, bytes]]) -> None:
     """Also where a name ends in what another key begins with."""

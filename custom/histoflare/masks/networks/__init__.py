@@ -9,8 +9,9 @@ A further baseline is a module of its own here, and a function that builds it an
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -28,10 +29,16 @@ class NetworkKind:
     Attributes:
         build: Makes it from (classes, width, norm, drop_path); draws from PyTorch's global generator.
         description: One line; sizes are those at width 96 and 4 classes.
+        sample_mixing: Whether, with GroupNorm, the logits of an image depend on others of its batch. DP-SGD
+            takes a network only if it declares that they do not.
+        parts: ``"decoder"`` and ``"head"`` → paths of the modules that are trained when a task says that it
+            trains that part; those that have a gradient.
     """
 
     build: Callable[[int, int, Norm, bool], nn.Module]
     description: str
+    sample_mixing: bool = True
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 # Each imports its own network: a FLARE server, which has neither MONAI nor transformers, reads the names.
@@ -58,14 +65,23 @@ NETWORKS: dict[str, NetworkKind] = {
     "dhunet": NetworkKind(
         _build_dhunet,
         "DHUnet: Swin and ConvNeXt encoders, one decoder; 55,412,026 parameters, as published",
+        sample_mixing=False,
+        parts={"decoder": ("fusion", "head", "supervision.0", "supervision.2"), "head": ("head",)},
     ),
     "unet-monai-31m": NetworkKind(
         _build_unet,
         "U-Net: MONAI's BasicUNet; 31.1 million parameters, not the 39.40 million of the published baseline",
+        sample_mixing=False,
+        parts={
+            "decoder": ("net.upcat_4", "net.upcat_3", "net.upcat_2", "net.upcat_1", "net.final_conv"),
+            "head": ("net.final_conv",),
+        },
     ),
     "convnext-upernet": NetworkKind(
         _build_convnext,
         "ConvNeXt-T and UPerNet of transformers; 46.5 million parameters, as published",
+        sample_mixing=False,
+        parts={"decoder": ("net.decode_head",), "head": ("net.decode_head.classifier",)},
     ),
 }
 """Name → how the network is made, and what it is.
@@ -119,3 +135,33 @@ def build_network(
             if missing is None:
                 raise
             raise JobError(f"network {name}: {missing}.", reason="LIBRARY_MISSING") from error
+
+
+TRAINED = ("all", "decoder", "head", "norm")
+"""Which parameters of a network a task trains: all, those of its decoder, of its last layer, of its norms."""
+
+
+@lru_cache
+def trained_modules(name: str, train: str) -> tuple[str, ...] | None:
+    """Return the paths of the modules of the network ``name`` that are trained; None for all of it.
+
+    Args:
+        name: One of ``NETWORKS``.
+        train: One of :data:`TRAINED`. ``"norm"`` are all layers that normalise, in encoders and decoder.
+
+    Raises:
+        JobError: The network does not say which of its modules that part is; or a library that the network is
+            made of is not installed (LIBRARY_MISSING).
+    """
+    if train == "all":
+        return None
+    if train == "norm":  # the same modules at every width
+        network = build_network(name, 2, width=WIDTH_MULTIPLE, norm="group", seed=0)
+        return tuple(
+            path
+            for path, module in network.named_modules()
+            if isinstance(module, nn.GroupNorm | nn.LayerNorm)
+        )
+    if train not in NETWORKS[name].parts:
+        raise JobError(f"The network {name} does not say which of its modules are its {train}: train all.")
+    return NETWORKS[name].parts[train]

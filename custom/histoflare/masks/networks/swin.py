@@ -67,21 +67,21 @@ class SwinEncoder(nn.Module):
         self.merges = nn.ModuleList(stage.downsample for stage in stages[:-1])
         for stage in stages:
             stage.downsample = None  # the last stage's merge leads nowhere and is gone with this
-        self._windows = [(WINDOW, WINDOW)] * len(stages)
+        self._windows: list[tuple[int, int, torch.device] | None] = [None] * len(stages)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for stage in range(len(stages)):
-            self._set_window(stage, (WINDOW, WINDOW))
+        for block in (block for stage in stages for block in stage.blocks):
+            del block.attn.relative_position_index  # no buffer: nothing of an image is kept in it
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the four maps, finest first: (b, width, h/4, w/4) to (b, 8 width, h/32, w/32)."""
         x = self.patch_embed(images)  # (b, width, h/4, w/4)
         features: list[Tensor] = []
         for index, stage in enumerate(self.stages):
-            window = (min(x.shape[2], WINDOW), min(x.shape[3], WINDOW))
+            window = (min(x.shape[2], WINDOW), min(x.shape[3], WINDOW), x.device)
             if window != self._windows[index]:
                 self._set_window(index, window)
             x = stage(x.contiguous())  # (b, c, h, w)
@@ -90,10 +90,9 @@ class SwinEncoder(nn.Module):
                 x = self.merges[index](x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (b, 2c, h/2, w/2)
         return features
 
-    def _set_window(self, stage: int, window: tuple[int, int]) -> None:
+    def _set_window(self, stage: int, window: tuple[int, int, torch.device]) -> None:
         """Give the blocks of a stage the index of this window; it follows from its size and is no state."""
+        index = position_index(window[:2]).to(window[2])
         for block in cast(Any, self.stages[stage]).blocks:
-            device = block.attn.relative_position_bias_table.device
-            index = position_index(window).to(device)
-            block.attn.register_buffer("relative_position_index", index, persistent=False)
+            block.attn.relative_position_index = index
         self._windows[stage] = window

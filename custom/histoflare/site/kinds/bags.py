@@ -34,6 +34,8 @@ class BagsKind(DataKind):
 # For classification: CSV with the columns slide, patient, label (see: histoflare manifest check --help), and
 # the folder of bags made by: histoflare prepare MANIFEST --out BAGS. Both "" at a site without any."""
     manifest = "manifest.csv"
+    task_name = "bags"
+    task_class = "histoflare.bags.task:BagTask"
     task_field = "encoder"
     evaluation_job = "mem_evaluate"
 
@@ -41,12 +43,6 @@ class BagsKind(DataKind):
         """As :meth:`DataKind.configure`; bags beside a manifest are in ``bags``."""
         bags = (beside / name if beside else manifest.parent / "bags").resolve()
         return SiteConfiguration({"manifest": real_path(manifest), "bags": bags}, **settings)
-
-    def task_type(self) -> Any:
-        """As :meth:`DataKind.task_type`."""
-        from histoflare.bags.task import BagTask
-
-        return BagTask
 
     def read_manifest(
         self, configuration: SiteConfiguration, labels: Sequence[str] | None = None

@@ -29,18 +29,14 @@ class ImagesKind(DataKind):
     comment = """\
 # For segmentation: CSV with the columns image, mask, patient (see: histoflare masks --help); "" for none."""
     manifest = "images.csv"
+    task_name = "segmentation"
+    task_class = "histoflare.masks.task:MaskTask"
     task_field = "network"
     evaluation_job = "dhunet_evaluate"
 
     def configure(self, name: str, manifest: Path, beside: Path | None, **settings: Any) -> SiteConfiguration:
         """As :meth:`DataKind.configure`; nothing goes with the manifest."""
         return SiteConfiguration({"images": real_path(manifest)}, **settings)
-
-    def task_type(self) -> Any:
-        """As :meth:`DataKind.task_type`."""
-        from histoflare.masks.task import MaskTask
-
-        return MaskTask
 
     def read_manifest(self, configuration: SiteConfiguration) -> ImageManifest:
         """Return the manifest; whether its files are there is not looked at."""

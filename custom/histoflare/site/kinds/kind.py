@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from histoflare.errors import JobError
+from histoflare.rounds.registry import find_class
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.found_data import FoundData
 from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
@@ -133,6 +134,8 @@ class DataKind(ABC):
         keys: What a site's file has to name → what a value of it must be, in words.
         comment: What stands above these keys in a site's file: TOML comment lines.
         manifest: Name of the manifest in a folder of a site's own.
+        task_name: The name of a task on such data in a job's table ``[task]``.
+        task_class: The class of these tasks (``model_file.ModelTask``), as ``module:class``.
         task_field: A field that every task on such data has, and a task on no other.
         evaluation_job: The shipped job with which sites are asked about a model.
     """
@@ -143,6 +146,8 @@ class DataKind(ABC):
     keys: ClassVar[Mapping[str, str]]
     comment: ClassVar[str]
     manifest: ClassVar[str]
+    task_name: ClassVar[str]
+    task_class: ClassVar[str]
     task_field: ClassVar[str]
     evaluation_job: ClassVar[str]
 
@@ -174,9 +179,9 @@ class DataKind(ABC):
             settings: Further ones of :class:`SiteConfiguration`.
         """
 
-    @abstractmethod
     def task_type(self) -> Any:
-        """Return the class of the tasks on such data (``model_file.ModelTask``)."""
+        """Return the class of the tasks on such data."""
+        return find_class(self.task_class)
 
     @abstractmethod
     def read_splits(

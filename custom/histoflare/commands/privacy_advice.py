@@ -1,0 +1,95 @@
+"""``histoflare privacy advise``: what to expect of training under noise, before anything is spent."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from histoflare.commands.console import make_table, out, print_json
+from histoflare.commands.options import AsJson
+from histoflare.errors import JobError
+from histoflare.privacy.words import say_delta
+
+JOBS = ("linear_shared", "mem_dpsgd")
+"""Whose models are compared."""
+
+
+def show_advice(
+    patients: Annotated[
+        str, typer.Option(help="Hospitals x patients to train on at each, as 4x40.", metavar="NxN")
+    ],
+    epsilon: Annotated[float, typer.Option(help="ε of the patient's lifetime budget, above 0.")] = 8.0,
+    delta: Annotated[float, typer.Option(help="δ of that budget.")] = 1e-5,
+    share: Annotated[float, typer.Option(help="Which part of that budget the job takes.")] = 1.0,
+    colluders: Annotated[
+        int,
+        typer.Option(min=1, help="Of shared noise: how many hospitals may tell the server all they know."),
+    ] = 1,
+    job: Annotated[
+        list[Path] | None, typer.Option(help="A job, or a name of one, whose model is asked about.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what to expect of a model under noise: with noise of each hospital's own, and with shared noise.
+
+    For DP-SGD with one step a round in 60 rounds. Nothing is read of any patient and nothing is spent. It is
+    a rule for a first look, found on small real tiles: it knows neither how hard the question is nor how good
+    the features are.
+
+    Example: histoflare privacy advise --patients 4x40 --epsilon 3
+    """
+    from histoflare.flare.job import read_job
+    from histoflare.privacy.advice import advise
+    from histoflare.privacy.budget import Budget
+    from histoflare.rounds.round import count_sent_by_job
+    from histoflare.shipped import find_job
+
+    said = re.fullmatch(r"([1-9]\d{0,3})[x×]([1-9]\d{0,6})", patients)
+    if said is None:
+        raise JobError(f"--patients: hospitals x patients, as 4x40, not {patients!r}.")
+    sites, each = int(said[1]), int(said[2])
+    budget = Budget(epsilon, delta)
+    rows = []
+    for path in job or [Path(name) for name in JOBS]:
+        read = read_job(find_job(path))
+        weights = count_sent_by_job(read.strategy, read.task)
+        ways = {"own": None, **({"shared": colluders} if sites - colluders >= 2 else {})}
+        for noise, among in ways.items():
+            found = advise(sites, each, weights, budget, colluders=among, share=share)
+            rows.append((path.name, read.task.model_name, noise, found))
+    if as_json:
+        print_json(
+            [
+                {"job": name, "model": model, "noise": noise, **asdict(found), "part_left": found.part_left}
+                for name, model, noise, found in rows
+            ]
+        )
+        return
+    table = make_table(
+        *(
+            "model of",
+            "weights",
+            "noise",
+            "noise ÷ clip in the sum",
+            "noise ÷ signal",
+            "left of what is learned",
+        ),
+        title=f"{sites} hospitals of {each} patients, ε = {epsilon:g} at δ = {say_delta(delta)}",
+    )
+    for name, _, noise, found in rows:
+        table.add_row(
+            name,
+            f"{found.weights:,}",
+            "each its own" if noise == "own" else "shared",
+            f"{found.total_noise:.1f}",
+            f"{found.noise_to_signal:.2g}",
+            f"some {100 * found.part_left:.0f} %",
+        )
+    out.print(table)
+    if sites - colluders >= 2:
+        text = f"Shared: ε holds against the server and any {colluders} of the other hospitals together."
+        out.print(text, highlight=False, markup=False)

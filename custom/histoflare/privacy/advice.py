@@ -1,0 +1,88 @@
+"""What to expect of training under noise, from public numbers, before anybody spends anything.
+
+In T steps of DP-SGD with one noised sum a step, n hospitals of N patients together and d weights, the clipped
+gradients can add up to a vector of length q·N·T·C at most, were all of them alike; the noise adds up to one
+of length z·C·√(d·T), with z·C the standard deviation in the sum of all hospitals. Their quotient
+
+    r = z √d / (q N √T)
+
+says how a run will go, and depends little on q and T: at one ε, z grows as q √T. Of what training without
+noise gains over guessing, about 1 / (1 + SLOPE · r) was left in runs of ``tests/benchmarks/bench_private.py``
+(which of them made the constant, and which it was then held to, stands in docs/measured.md). It is a rule for
+a first look: how hard the question is, and how good the features are, it does not know.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from histoflare.errors import JobError
+from histoflare.privacy.budget import Budget
+
+SLOPE = 1.3
+"""Fitted; see the module's text."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to expect of one way to train.
+
+    Attributes:
+        weights: How many are trained.
+        honest: On how many hospitals' shares of noise the job counts; 1: each adds all of its own.
+        noise_multiplier: z of the budget, for one patient: noise ÷ clip that its guarantee rests on.
+        total_noise: Noise ÷ clip in the sum of all hospitals.
+        noise_to_signal: r, above 0.
+    """
+
+    weights: int
+    honest: int
+    noise_multiplier: float
+    total_noise: float
+    noise_to_signal: float
+
+    @property
+    def part_left(self) -> float:
+        """Of what training gains over guessing, the part to expect under this noise, between 0 and 1."""
+        return 1 / (1 + SLOPE * self.noise_to_signal)
+
+
+def advise(
+    sites: int,
+    patients: int,
+    weights: int,
+    budget: Budget,
+    *,
+    colluders: int | None,
+    share: float = 1.0,
+    rounds: int = 60,
+    sample_rate: float = 0.3,
+) -> Advice:
+    """Return what to expect of DP-SGD with one step a round (``fedsgd``).
+
+    Args:
+        sites: How many hospitals, at least 1.
+        patients: How many to train on at each, at least 1.
+        weights: How many are trained, at least 1.
+        budget: Of each patient.
+        colluders: With shared noise, how many hospitals may tell the server all they know; None: each
+            hospital adds all of its noise by itself.
+        share: Of the budget's allowance that the job takes, in (0, 1].
+        rounds: Of one step each. sample_rate: q, in (0, 1].
+
+    Raises:
+        JobError: A number is out of its range, or fewer than two hospitals are left to share noise
+            (PRIVACY_INVALID).
+    """
+    honest = 1 if colluders is None else sites - colluders
+    if min(sites, patients, weights, rounds) < 1 or (colluders is not None and (colluders < 1 or honest < 2)):
+        raise JobError(
+            "There must be patients, weights and rounds, and noise is shared by at least two hospitals "
+            "beside those that collude.",
+            reason="PRIVACY_INVALID",
+        )
+    noise = budget.calibrate(sample_rate, rounds, share)
+    total = noise * math.sqrt(sites / honest)
+    signal = sample_rate * sites * patients * math.sqrt(rounds)
+    return Advice(weights, honest, noise, total, total * math.sqrt(weights) / signal)

@@ -1,0 +1,41 @@
+"""What to expect under noise: the quotient by hand, and what follows from its form."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from histoflare.privacy.advice import SLOPE, advise
+from histoflare.privacy.budget import Budget
+from histoflare.privacy.spend import Spend
+from tests.refusals import raises_reason
+
+BUDGET = Budget(3.0, 1e-5)
+
+
+def test_the_quotient_is_noise_over_the_longest_sum_of_gradients() -> None:
+    found = advise(4, 40, 100, BUDGET, colluders=1, rounds=25, sample_rate=0.2)
+    z = BUDGET.calibrate(0.2, 25)
+    noise = z * math.sqrt(4 / 3) * math.sqrt(100 * 25)
+    assert found.noise_to_signal == pytest.approx(noise / (0.2 * 160 * 25))
+    assert found.part_left == pytest.approx(1 / (1 + SLOPE * found.noise_to_signal))
+    assert BUDGET.admits(BUDGET.cost(Spend(found.noise_multiplier, 0.2, 25)))
+
+
+def test_shared_noise_is_less_by_the_root_of_those_counted_on() -> None:
+    own, shared = (advise(16, 40, 100, BUDGET, colluders=colluders) for colluders in (None, 1))
+    assert own.noise_to_signal / shared.noise_to_signal == pytest.approx(math.sqrt(15))
+    assert own.part_left < shared.part_left < 1
+
+
+def test_four_times_the_weights_are_twice_the_patients() -> None:
+    few, many = advise(4, 40, 100, BUDGET, colluders=1), advise(4, 80, 400, BUDGET, colluders=1)
+    assert few.noise_to_signal == pytest.approx(many.noise_to_signal)
+
+
+@pytest.mark.parametrize("numbers", [(2, 40, 100, 1), (4, 0, 100, 1), (4, 40, 0, 1), (4, 40, 9, 0)])
+def test_numbers_of_no_sense_are_refused(numbers: tuple[int, int, int, int]) -> None:
+    sites, patients, weights, colluders = numbers
+    with raises_reason("PRIVACY_INVALID"):
+        advise(sites, patients, weights, BUDGET, colluders=colluders)
