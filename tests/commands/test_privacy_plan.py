@@ -15,14 +15,14 @@ from histoflare.cli import app
 from histoflare.flare.job import read_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.site_policy import policy_file, write_first_policy
-from histoflare.lab.job_facts import find_cost, say_cost
+from histoflare.lab.job_facts import find_allowances, find_cost, say_allowance, say_cost
 from histoflare.privacy import sampler
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.ledger import Ledger
 from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE, write_protocols
-from histoflare.privacy.words import ALL_COLLUDE, IF_CA_IS_HONEST, say_against
+from histoflare.privacy.words import ALL_COLLUDE, IF_CA_IS_HONEST, say_against, say_epsilon
 from histoflare.site.bookkeeping import Bookkeeping
 from histoflare.site.site_file import SITE_FILE, read_site_file
 from histoflare.slides.manifest import read_manifest
@@ -169,6 +169,9 @@ def test_a_lead_sees_both_figures(shared_job: Path, tmp_path: Path, monkeypatch:
     job = read_job(shared_job)
     said = say_cost(job, find_cost(job))
     assert say_against(3) in said and ALL_COLLUDE in said
+    (allowed,) = find_allowances(job, POLICIES / "dp-shared.toml")
+    second = say_epsilon(allowed["if_all_collude"]["job"]["epsilon"])
+    assert f"{ALL_COLLUDE} {second} of 20" in say_allowance(allowed) and allowed["problem"] is None
 
 
 def test_the_sites_own_epsilon_is_the_budget(repository: Path, site: Path) -> None:

@@ -12,12 +12,15 @@ from typer.testing import CliRunner
 
 from histoflare.cli import app
 from histoflare.errors import JobError
+from histoflare.flare.site_policy import write_first_policy
 from histoflare.model_file import save_model
 from histoflare.privacy.accountant import epsilon
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.ledger import Booking
+from histoflare.privacy.policy import POLICIES
 from histoflare.privacy.spend import Spend
-from histoflare.report.guarantee_words import say_epsilon
+from histoflare.privacy.words import IF_CA_IS_HONEST
+from histoflare.report.guarantee_words import ALL_COLLUDE, say_epsilon
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.ledgers import audit_log_of, on_workstation, open_ledger
 from histoflare.site.records import RunRecords
@@ -169,6 +172,33 @@ def test_own_records_say_what_left_and_what_it_cost(own: SiteConfiguration, tmp_
     assert f"spent ε = {charged} (RDP)" in said and "2 of 5 reserved rounds are booked" in said
     assert "Mean training loss" in said
     assert "Other runs of this site: run-0, run-2" in said
+
+
+@pytest.mark.parametrize("has_policy", [False, True])
+def test_a_run_with_shared_noise_has_both_figures_on_the_sites_page(
+    own: SiteConfiguration, tmp_path: Path, has_policy: bool
+) -> None:
+    if has_policy:
+        policy = (POLICIES / "dp-shared.toml").read_text().replace("colluders = 1", "colluders = 2")
+        (tmp_path / "policy_dp-shared.toml").write_text(policy)
+        write_first_policy(tmp_path)
+    ledger, spend = open_ledger(own), Spend(4.0, 0.5, 1, honest=3)
+    budget = Budget(8.0, 1e-5, 1, 40.0)
+    asked: dict[str, Any] = {"about": "dp-shared: dp-sgd-shared", "rounds": 4, "budget": budget}
+    roles = {f"q{index}": "train" for index in range(7)}
+    reserved = ledger.reserve(run="run-3", roles=roles, spend=spend, trusts_ca=has_policy, **asked)
+    ledger.book(reserved, 0, "5" * 64, budget, countable=4)
+    audit_log_of(own).write("released", run="run-3", kind="update", round=0)
+    said = site_page(tmp_path, "--run", "run-3")
+    # With two colluders what was booked at four known sites has two honest ones; three are to come.
+    events = [spend.against(2), spend.against(3).times(3)] if has_policy else [spend.against(3).times(4)]
+    charged = say_epsilon({"epsilon": epsilon(events, 1e-5, "rdp")})
+    whom = "the server and any 2 other sites" if has_policy else "the server and any 1 other site"
+    assert f"spent ε = {charged} (RDP) at δ = 1e-5 against {whom}" in said
+    alone = say_epsilon({"epsilon": epsilon([spend.alone().times(4)], 1e-5, "rdp")})
+    assert f"{ALL_COLLUDE}, ε = {alone}" in said
+    assert (IF_CA_IS_HONEST in said) == has_policy
+    assert ("over all jobs" in said) == has_policy
 
 
 def test_a_run_that_was_refused_says_why_in_the_sites_words(own: SiteConfiguration, tmp_path: Path) -> None:

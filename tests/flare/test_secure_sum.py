@@ -77,7 +77,8 @@ class Running:
     def run(self, job: str = "mem_fedavg", scope: str = "open", **changes: Any) -> tuple[str, Any, Job, Path]:
         """Return a job's id, its result, the job and its run folder, once it is completed."""
         self._count += 1
-        said = {"transport.name": "masked_sum", "rounds": ROUNDS, "least_sites": 3, **SMALL, **changes}
+        said = {"transport.name": "masked_sum", "rounds": ROUNDS, "least_sites": 3, "evaluate": False}
+        said |= {**SMALL, **changes}
         made = write_variant(self.jobs / job, self.folder / f"job-{self._count}", said, scope=scope)
         job_id = self.federation.admin.submit(made)
         status = self.federation.follow(job_id, timeout_s=120.0)
@@ -163,8 +164,9 @@ def test_noise_that_the_sites_share_is_in_the_sum_alone(running: Running) -> Non
         assert stamp["spend"] == job.plan.spend().to_json() and job.plan.spend().honest == HONEST
         (run,) = [run for run in running.ledger(site).summary(budget).runs if run.run == job_id]
         assert (run.rounds, run.booked, run.released) == (ROUNDS + 1, ROUNDS, ROUNDS)
-        booked = [each for each in running.ledger(site).events() if each.get("kind") == "booking"]
-        print(booked)
+        booked = [each for each in running.ledger(site).events() if each["kind"] == "booking"]
+        assert {each["body"]["mechanism"]["countable"] for each in booked} == {len(SITES)}
+        assert len({each["body"]["model"] for each in booked}) == ROUNDS, "each under its own transcript"
 
 
 def test_a_site_that_is_lost_between_hello_and_training_voids_the_round_and_the_next_attempt_works(

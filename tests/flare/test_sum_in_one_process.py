@@ -177,4 +177,9 @@ def test_shared_noise_ends_with_the_bytes_of_the_runner_and_a_void_round_is_paid
     for site in SITES:
         (booked,) = open_ledger(made.where[site]).summary(budget).runs
         paid[site] = (booked.rounds, booked.booked, booked.released)
+        events = [
+            each["body"] for each in open_ledger(made.where[site]).events() if each["kind"] == "booking"
+        ]
+        assert {each["mechanism"]["countable"] for each in events} == {len(SITES)}
+        assert len({each["model"] for each in events}) == booked.booked, "each under its own transcript"
     assert paid == {"clinic-a": (3, 3, 3), "clinic-b": (3, 2, 2), "clinic-c": (3, 3, 3)}

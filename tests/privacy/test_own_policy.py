@@ -35,7 +35,14 @@ DP = Policy(
     counts=False,
     minimum_patients=5,
     protection=Protection(
-        8.0, 1e-5, 10, ("patient",), seeded_noise=False, colluders=2, all_collude_epsilon=20.0
+        8.0,
+        1e-5,
+        10,
+        ("patient",),
+        seeded_noise=False,
+        colluders=2,
+        all_collude_epsilon=20.0,
+        sites_per_patient=2,
     ),
 )
 OPEN = Policy("open", "open", ("auc", "validation/auc"), counts=True, minimum_patients=2)
@@ -53,6 +60,7 @@ budgets = {
     "seeded_noise": st.booleans(),
     "job_share": st.sampled_from([0.1, 0.5, 1.0]) | st.floats(0.01, 1.0),
     "colluders": st.integers(1, 5),
+    "sites_per_patient": st.integers(1, 3),
     "all_collude_epsilon": st.none() | st.sampled_from([2.0, 20.0]) | st.floats(0.05, 50.0),
 }
 outer = {
@@ -103,7 +111,7 @@ def holds_within(inner: Policy, limit: Policy) -> None:
     assert set(within.records) <= set(bound.records) and within.records
     assert bound.seeded_noise or not within.seeded_noise
     assert within.job_share <= bound.job_share
-    assert within.colluders >= bound.colluders
+    assert within.colluders >= bound.colluders and within.sites_per_patient >= bound.sites_per_patient
     assert (within.all_collude_epsilon or within.epsilon) <= (bound.all_collude_epsilon or bound.epsilon)
 
 
@@ -142,6 +150,7 @@ def within(draw: st.DrawFn, policy: Policy) -> Narrowing:
             "records": some(bound.records, least=1),
             "seeded_noise": st.just(False) | st.just(bound.seeded_noise),
             "colluders": st.integers(bound.colluders, 9),
+            "sites_per_patient": st.integers(bound.sites_per_patient, 4),
             "all_collude_epsilon": st.floats(together / 4, together),
         }
     return Narrowing(**{name: draw(st.none() | each) for name, each in choices.items()})
@@ -179,6 +188,7 @@ def test_what_is_narrower_is_taken(data: st.DataObject, policy: Policy) -> None:
         ("records", ("slide",)),
         ("seeded_noise", True),
         ("colluders", 1),
+        ("sites_per_patient", 1),
         ("all_collude_epsilon", 20.5),
     ],
 )

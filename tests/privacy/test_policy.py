@@ -130,7 +130,7 @@ def test_what_is_wrong_with_a_budget_is_said(
 
 def test_the_scope_of_shared_noise_has_a_budget_against_each_adversary() -> None:
     protection = read_policy(POLICIES / "dp-shared.toml").protection
-    assert protection is not None and protection.budget() == Budget(8.0, 1e-5, 1, 20.0)
+    assert protection is not None and protection.budget() == Budget(8.0, 1e-5, 1, 20.0, 1)
     # A job that takes a quarter of the budget and counts on three sites takes no more of the other.
     budget = protection.budget()
     for rate, steps in ((1.0, 60), (0.1, 500), (0.02, 4000)):

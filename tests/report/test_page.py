@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from histoflare.lab import generated
-from histoflare.privacy.plan import UpdateNoise
+from histoflare.privacy.plan import DpSgd, UpdateNoise
 from histoflare.reasons import explain
 from histoflare.report.figures import WHY_WITHHELD
 from histoflare.report.generated import GeneratedImage
+from histoflare.report.guarantee_words import ALL_COLLUDE, say_epsilon
 from histoflare.report.page import write_page
 from histoflare.report.rendering import write_interval
 from histoflare.report.site_page import encode_picture
@@ -170,6 +171,19 @@ def test_only_what_the_program_drew_can_be_shown() -> None:
     body = inspect.getsource(generated.draw_generated)
     assert "render_image(" in body
     assert not any(word in body for word in (".read(", "open(", "cohorts", "experiment.sites", "Path"))
+
+
+def test_shared_noise_has_two_figures_wherever_one_is_said(tmp_path: Path) -> None:
+    plan = DpSgd(noise="shared", honest=3, noise_multiplier=9.0, sample_rate=0.1)
+    sites = ["amsterdam", "graz", HOSTILE, "nijmegen"]
+    report = protected_report(plan, participation=[row(index, sites) for index in range(3)])
+    second = say_epsilon(report["guarantee"]["if_all_collude"]["federation"])
+    text = written(report, tmp_path).text
+    assert report["guarantee"]["against"] == "against the server and any 1 other site"
+    assert text.count(report["guarantee"]["against"]) >= 3
+    assert text.count(f"{ALL_COLLUDE}, ε = {second}") >= 3, "at the top, and in the section on privacy"
+    local = written(protected_report(DpSgd(noise_multiplier=9.0, sample_rate=0.1)), tmp_path).text
+    assert ALL_COLLUDE not in local
 
 
 def test_findings_come_before_accountants_and_noise(tmp_path: Path) -> None:

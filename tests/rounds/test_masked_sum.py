@@ -260,3 +260,16 @@ def test_no_single_update_can_be_read() -> None:
 def test_no_site_can_have_the_name_of_the_sum() -> None:
     with raises_reason("JOB_INVALID", SUM):
         FedAvg().check_sites(["a", SUM])
+
+
+def test_in_one_process_the_server_s_half_gets_vectors_with_pads() -> None:
+    arrived: list[int] = []
+
+    class Watching(MaskedSum):
+        def open(self, packed: Any, step: float | None = None) -> tuple[State, float]:
+            arrived.extend(int(each[CHECK]) for each in packed)
+            return super().open(packed, step)
+
+    run_in_process(TASK, DATA, STRATEGIES[1], 2, 1, transport=Watching())
+    assert len(arrived) == 8 and all(abs(word) > 2**32 for word in arrived)
+    assert len(set(arrived)) == 8, "fresh keys in each round"

@@ -115,6 +115,8 @@ def test_what_is_noised_is_sent_without_another_rounding(plan: Any, strategy: Fe
             for name, tensor in tensors.items():
                 assert tensor.dtype == torch.float64
                 assert torch.equal(packed[name].double() * step, tensor)
+            odd = packed["head.weight"].bitwise_and(1).double().mean()
+            assert 0.45 < odd < 0.55, "rounded to float32, large numbers would all be even"
             seen.append(packed)
             return packed
 
@@ -175,11 +177,27 @@ def test_a_record_that_cannot_be_read_counts_as_zero_and_voids_nothing() -> None
     assert run.participation == (tuple(SITES),)
 
 
-def test_numbers_beyond_the_ring_wrap_and_are_not_refused() -> None:
-    """With noise so small that the sum has no room on its grid, a refusal would follow from the data."""
-    tiny = replace(STEP, noise_multiplier=1e-6, clip_norm=1e6)
-    assert len(sent(tiny, ONE_STEP)) == 4
-    run_in_process(WIDE, DATA, ONE_STEP, 1, 1, tiny, transport=MaskedSum())
+def test_noise_too_small_for_the_grid_is_refused_by_public_numbers() -> None:
+    """Later no number is refused: that would follow from the data. What has no room wraps around."""
+    tiny = replace(STEP, noise_multiplier=1e-3)
+    with raises_reason("PRIVACY_INVALID", "room"):
+        run_in_process(WIDE, DATA, ONE_STEP, 1, 1, tiny, transport=MaskedSum())
+    small = replace(UPDATE, noise_multiplier=1e-3)
+    run_in_process(WIDE, DATA, FedAvg(weighting="uniform"), 1, 1, small, transport=MaskedSum())
+    assert STEP.sum_step is not None
+    packed = MaskedSum().pack({"w": torch.full((2,), 1e30, dtype=torch.float64)}, 1.0, STEP.sum_step)
+    assert packed["w"].dtype == torch.int64
+
+
+def test_all_sites_settle_on_the_same_noise_whatever_their_processors_last_digits() -> None:
+    asked = replace(STEP, noise_multiplier=None, budget_share=0.25, sample_rate=0.1)
+    settled = asked.settled(rounds=20, weights=1000)
+    assert settled.noise_multiplier is not None
+    assert (settled.noise_multiplier * 2**20).is_integer()
+    exact = replace(asked, noise="local", honest=None).settled(rounds=20, weights=1000)
+    assert exact.noise_multiplier is not None
+    assert settled.noise_multiplier >= exact.noise_multiplier * (1 - 1e-12)
+    assert settled.noise_multiplier <= exact.noise_multiplier * (1 + 1e-5)
 
 
 def test_fewer_sites_than_the_noise_counts_on_make_no_sum() -> None:

@@ -24,7 +24,9 @@ from histoflare.rounds.state import State, add, hash_state, load_state, model_st
 from histoflare.rounds.strategies import STRATEGIES, make_strategy
 from histoflare.rounds.strategy import ServerRound, SiteOutcome, Strategy, Update, join, split
 from histoflare.rounds.transports.float32 import PLAIN
+from histoflare.rounds.transports.masked_sum import MaskedSum
 
+from ..refusals import raises_reason
 from .throwaway import THROWAWAY
 from .toy import RowTask, ToyTask, toy_sites
 
@@ -355,6 +357,27 @@ def test_the_next_state_of_a_linear_strategy_follows_from_the_sum_alone(linear: 
         torch.testing.assert_close(
             first[name] - plain[name], moved / len(made), rtol=1e-4, atol=1e-5, check_dtype=False
         )
+
+
+def test_a_linear_strategy_makes_the_same_of_a_secure_sum(linear: Strategy) -> None:
+    alone = len(linear.topology.plan(0, SITES, 1).trainers) == 1
+    if linear.numbers or alone:
+        with raises_reason("TRANSPORT_UNFIT" if linear.numbers else "SUM_TOO_FEW_KNOWN"):
+            run_in_process(TASK, DATA, linear, 1, 1, transport=MaskedSum())
+        return
+    plain = run_in_process(TASK, DATA, linear, 2, 1)
+    summed = run_in_process(TASK, DATA, linear, 2, 1, transport=MaskedSum())
+    for one, other in ((plain.state, summed.state), (plain.own, summed.own)):
+        assert one.keys() == other.keys()
+        for name, tensor in one.items():
+            torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_a_strategy_that_is_not_linear_makes_nothing_of_a_secure_sum() -> None:
+    for name in sorted({*STRATEGIES, *THROWAWAY}):
+        if not make(name).linear:
+            with raises_reason("TRANSPORT_UNFIT"):
+                run_in_process(TASK, DATA, make(name), 1, 1, transport=MaskedSum())
 
 
 def test_the_suite_sees_a_strategy_that_is_not_linear() -> None:

@@ -61,6 +61,8 @@ def show_summary(summary: Summary, scopes: Sequence[str], how: bool) -> None:
     if second is not None:
         sites = f"any {summary.colluders} other site{'s' if summary.colluders > 1 else ''}"
         whom = f", against the server and {sites}"
+        if summary.sites_per_patient > 1:
+            whom += f", for a patient of up to {summary.sites_per_patient} sites"
         if any(run.trusts_ca for run in summary.runs):
             whom += f", {IF_CA_IS_HONEST}"
     say_plainly(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 
 USUAL = ("epsilon", "delta", "job_share", "minimum_patients", "evaluations")
-OF_SHARED = ("colluders", "all_collude_epsilon")
+OF_SHARED = ("colluders", "all_collude_epsilon", "sites_per_patient")
 """What a table shows first, the latter of scopes whose sites share noise; the rest is shown with ``--all``,
 or where the site's own policy says something of it."""
 

@@ -117,6 +117,8 @@ def say_allowance(found: Mapping[str, Any]) -> str:
             f"the job takes ε = {say_epsilon(found['job'])}, as jobs are admitted by, of "
             f"{found['epsilon_allowed']:g} at δ = {say_delta(found['delta'])} for each patient over all jobs"
         )
+    if second := found["if_all_collude"]:
+        said += f", and {ALL_COLLUDE} {say_epsilon(second['job'])} of {second['epsilon_allowed']:g}"
     evaluations = "any number of" if found["evaluations"] is None else found["evaluations"]
     verdict = found["problem"] or "fits, with nothing spent before"
     return (
@@ -143,11 +145,15 @@ def _allowance(job: Job, path: Path, places: Path) -> dict[str, Any]:
 def _facts(job: Job, policy: Policy, name: str) -> dict[str, Any]:
     protection = policy.protection
     facts: dict[str, Any] = {"policy": name, "minimum_patients": policy.minimum_patients, "job": None}
-    facts |= {"epsilon_allowed": None, "delta": None, "evaluations": None}
+    facts |= {"epsilon_allowed": None, "delta": None, "evaluations": None, "if_all_collude": None}
     if protection is None:
         return facts
     budget = protection.budget()
     facts |= {"epsilon_allowed": budget.epsilon, "delta": budget.delta, "evaluations": protection.evaluations}
+    if job.kind != EVALUATION and job.plan.spend().honest > 1:
+        alone = budget.if_all_collude
+        spent = alone.spent([job.plan.spend().times(job.reserved_rounds).alone()])
+        facts["if_all_collude"] = {"job": state_epsilon(spent), "epsilon_allowed": alone.epsilon}
     return facts | {"job": state_epsilon(budget.epsilon_of(_cost(job, policy)))}
 
 
@@ -161,7 +167,7 @@ def _cost(job: Job, policy: Policy) -> float:
 
 
 def _problem(job: Job, policy: Policy, narrowed: bool) -> str | None:
-    """Return why a site with this policy would refuse the job, whoever its patients are; None if not."""
+    """Return why a site with this policy would refuse the job whatever its patients are; None if not."""
     try:
         if narrowed:
             check_taking_part(

@@ -1,6 +1,6 @@
 """How much a site lets out in all: a privacy filter for jobs that are chosen after seeing earlier results.
 
-Whoever chooses the next job has seen what earlier ones released, so its cost depends on outcomes. Adding up
+The next job is chosen after seeing what earlier ones released, so its cost depends on outcomes. Adding up
 costs and stopping at a bound is then not private for every notion of cost. It is for Rényi DP of one order α
 fixed beforehand: if jobs stop before Σ ρ(α) exceeds a bound, all of them together are (α, bound)-RDP
 (Feldman & Zrnic 2021, Individual Privacy Accounting via a Rényi Filter).
@@ -56,6 +56,9 @@ class Budget:
         colluders: How many of the sites that a site counts on may collude with the server; at least 1, as
             each of them sees the sum and knows its own noise.
         all_collude_epsilon: ε of the second filter, in which all other sites collude; None: ``epsilon``.
+        sites_per_patient: At how many sites of one sum a patient may be; what the sites vouch for. It counts
+            for shared noise, to which the patient's contributions at all of them add up. Noise of a site's
+            own is booked in each site's own ledger.
 
     Raises:
         JobError: A number is out of its range, or the two allow nothing at any order (PRIVACY_INVALID).
@@ -65,6 +68,7 @@ class Budget:
     delta: float
     colluders: int = 1
     all_collude_epsilon: float | None = None
+    sites_per_patient: int = 1
 
     def __post_init__(self) -> None:
         problems = []
@@ -74,6 +78,10 @@ class Budget:
             problems.append(f"delta: a number above 0 and at most {MOST_DELTA}, not {self.delta!r}")
         if not is_whole(self.colluders, 1):
             problems.append(f"colluders: a whole number of at least 1, not {self.colluders!r}")
+        if not is_whole(self.sites_per_patient, 1):
+            problems.append(
+                f"sites_per_patient: a whole number of at least 1, not {self.sites_per_patient!r}"
+            )
         if not (self.all_collude_epsilon is None or is_above_zero(self.all_collude_epsilon)):
             problems.append(f"all_collude_epsilon: a number above 0, not {self.all_collude_epsilon!r}")
         if problems:
@@ -94,7 +102,8 @@ class Budget:
 
     def filters(self) -> tuple[Filter, Filter]:
         """Return the two filters that must both have room, the one against fewer sites first."""
-        return Filter(self, self.colluders), Filter(self.if_all_collude, None)
+        k = self.sites_per_patient
+        return Filter(self, self.colluders, k), Filter(self.if_all_collude, None, k)
 
     @property
     def order(self) -> float:
@@ -111,7 +120,10 @@ class Budget:
         return self.epsilon - _conversion(self.order, self.delta)
 
     def cost(self, spend: Spend) -> float:
-        """Return the event's ρ at ``order``, in [0, ∞]; costs are added up."""
+        """Return the event's ρ at ``order``, in [0, ∞]; costs are added up.
+
+        Shared noise counts as its noise multiplier says; :meth:`Filter.price` says what it is against whom.
+        """
         return rdp(spend, self.order)
 
     def epsilon_of(self, rho: float) -> float:
@@ -213,10 +225,12 @@ class Filter:
     Attributes:
         budget: What there is; of the first filter's other numbers nothing counts here.
         colluders: How many of the sites that a site counts on collude with the server; None: all others.
+        sites_per_patient: At how many sites of a sum the patient is.
     """
 
     budget: Budget
     colluders: int | None
+    sites_per_patient: int = 1
 
     def price(self, spend: Spend, countable: int | None = None) -> Spend:
         """Return what an event is against this adversary.
@@ -226,9 +240,12 @@ class Filter:
             countable: On how many sites of the sum the site counted, itself included. None: not booked yet;
                 priced at the fewest sites with which it would be (``spend.honest`` beside the colluders).
         """
-        if self.colluders is None:
-            return spend.alone()
-        return spend.against(spend.honest if countable is None else countable - self.colluders)
+        if spend.honest == 1:
+            return spend
+        honest = 1
+        if self.colluders is not None:
+            honest = spend.honest if countable is None else countable - self.colluders
+        return spend.against(honest).together(self.sites_per_patient)
 
     def cost(self, spends: Iterable[Spend]) -> float:
         """Return the ρ of priced events together, in [0, ∞]."""
@@ -236,9 +253,11 @@ class Filter:
 
     def whom(self) -> str:
         """Return against whom it holds, in words."""
+        k = self.sites_per_patient
+        patient = f", for a patient of up to {k} sites" if k > 1 else ""
         if self.colluders is None:
-            return "all other sites, should all of them collude with the server"
-        return f"the server and any {self.colluders} other site{'s' if self.colluders > 1 else ''}"
+            return f"all other sites, should all of them collude with the server{patient}"
+        return f"the server and any {self.colluders} other site{'s' if self.colluders > 1 else ''}{patient}"
 
 
 @lru_cache(maxsize=256)

@@ -32,7 +32,7 @@ class Narrowing:
             false, where the limit is true.
         epsilon, delta, evaluations, job_share, all_collude_epsilon: At most the limit, in a scope with a
             budget. A lower ε or δ has another Rényi order (see ``privacy.budget``).
-        colluders: At least the limit; what was spent before is then counted against as many.
+        colluders, sites_per_patient: At least the limit; what was spent before is then counted so, too.
         records: Some of the limit's, at least one. seeded_noise: As counts.
     """
 
@@ -48,6 +48,7 @@ class Narrowing:
     numbers: tuple[str, ...] | None = None
     colluders: int | None = None
     all_collude_epsilon: float | None = None
+    sites_per_patient: int | None = None
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,7 @@ _NARROWER: Mapping[str, tuple[Callable[[Any, Any], bool], str]] = {
     "job_share": (operator.le, "at most"),
     "colluders": (operator.ge, "at least"),
     "all_collude_epsilon": (operator.le, "at most"),
+    "sites_per_patient": (operator.ge, "at least"),
 }
 """Entry → whether a value is within a limit (false is less than true), and the words for that."""
 

@@ -70,6 +70,8 @@ models = {models}
 # stricter), and the epsilon that is kept should all other sites collude.
 # colluders = 2
 # all_collude_epsilon = 6.0
+# At how many of these sites one patient may be (more is stricter).
+# sites_per_patient = 2
 
 # In a secure sum this site counts on no site but those whose certificates stand below, in [pins]. With true
 # it counts on every site that has a certificate of the consortium's authority; whoever makes the kits could
@@ -257,6 +259,10 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "seeded_noise": _TRUTH,
     "job_share": (lambda value: is_above_zero(value, 1), "a number above 0 and at most 1"),
     "colluders": (
+        lambda value: is_whole(value, 1, MOST_COLLUDERS),
+        f"a whole number from 1 to {MOST_COLLUDERS}",
+    ),
+    "sites_per_patient": (
         lambda value: is_whole(value, 1, MOST_COLLUDERS),
         f"a whole number from 1 to {MOST_COLLUDERS}",
     ),

@@ -21,6 +21,8 @@ from histoflare.checks import is_above_zero, is_whole
 from histoflare.errors import HistoflareError, JobError, list_lines
 from histoflare.privacy.accountant import MOST_DELTA
 from histoflare.privacy.noise import NoiseSource, SecureNoise, SeededNoise, grid
+from histoflare.privacy.secure_sum.hello import MOST_SITES
+from histoflare.privacy.secure_sum.ring import has_room
 from histoflare.privacy.spend import Spend
 from histoflare.seeds import derive_seed
 
@@ -303,8 +305,10 @@ class Noisy(PrivacyPlan):
             ``noise_multiplier`` are then about whoever does not know the shares of ``honest`` sites.
         honest: h, at least 2, only with ``"shared"``: on how many sites' shares the job counts. Each site
             adds noise of z·C/√h.
+        most_terms: Of how many contributions a site's part of a sum is, at most, each clipped.
     """
 
+    most_terms: ClassVar[int] = 1
     clip_norm: float = 1.0
     delta: float = 1e-5
     budget_epsilon: float = 8.0
@@ -412,6 +416,18 @@ class Noisy(PrivacyPlan):
                 "from the site's data and has no noise: choose another strategy.",
                 reason="PRIVACY_INVALID",
             )
+        if self.sum_step is not None and not has_room(
+            self.sum_step,
+            self.clip_norm,
+            self.sites_noise * self.clip_norm,
+            sites=MOST_SITES,
+            records=self.most_terms,
+        ):
+            raise JobError(
+                f"A site's share of the noise ({self.sites_noise:g} clip norms) is so small that a sum has "
+                "no room on its grid: use more noise.",
+                reason="PRIVACY_INVALID",
+            )
         if getattr(task, "max_patches", 0) is None:
             raise JobError(
                 "A protected job says in protocol.toml how long a bag it trains on: max_patches.",
@@ -427,7 +443,12 @@ class Noisy(PrivacyPlan):
         budget = self.budget().without_sampler(self.numbers(rounds, weights))
         least = budget.calibrate(like.sample_rate, like.steps * rounds, self.budget_share)
         # A spend's noise is in units of the sensitivity; the plan's in units of clip_norm.
-        return replace(self, noise_multiplier=least / like.noise_multiplier, budget_share=None)
+        multiplier = least / like.noise_multiplier
+        if self.is_shared:
+            # Sites whose processors differ in a logarithm's last digit must come to the same number: their
+            # pads cancel, and their grids are one, only if they do.
+            multiplier = math.ceil(multiplier * 2**20) / 2**20
+        return replace(self, noise_multiplier=multiplier, budget_share=None)
 
     def budget(self) -> Budget:
         """Return the budget in which the job is counted.
@@ -494,6 +515,7 @@ class DpSgd(Noisy):
     """
 
     mechanism: ClassVar[str] = "dp-sgd"
+    most_terms: ClassVar[int] = MOST_RECORDS
     sample_rate: float = 0.1
     batch_size: float = 8
     steps: int = 1
@@ -623,11 +645,8 @@ class DpSgd(Noisy):
 
     def spend(self) -> Spend:
         """Return one round's steps."""
-        k = self.slides_per_patient or 1
-        drawn = self.sample_rate
-        if k > 1 and drawn < 1:
-            drawn = -math.expm1(k * math.log1p(-drawn))  # 1 - (1 - q)^k, also where q is tiny
-        return Spend(self._settled_noise() / k, drawn, self.steps, self.honest or 1)
+        step = Spend(self._settled_noise(), self.sample_rate, self.steps, self.honest or 1)
+        return step.together(self.slides_per_patient or 1)
 
     def describe(self) -> str:
         """Return one sentence for logs and reports."""
@@ -682,7 +701,7 @@ class UpdateNoise(Noisy):
         return problems
 
     def spend(self) -> Spend:
-        """Return one round's mechanism, for whoever sees what the noise is in."""
+        """Return one round's mechanism, as it protects against those who see the noised values only."""
         return Spend(self._settled_noise() / 2, honest=self.honest or 1)
 
     def release(self, tensors: Mapping[str, Tensor], noise: NoiseSource) -> dict[str, Tensor]:

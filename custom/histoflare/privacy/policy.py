@@ -53,6 +53,8 @@ class Protection:
         colluders: Against the server and how many colluding sites the budget is kept, at least 1. It matters
             where sites share their noise, in whatever scope: a patient's budget is one.
         all_collude_epsilon: ε of each patient should all other sites collude; None: ``epsilon``.
+        sites_per_patient: At how many of the sites that share noise a patient may be, at least 1: what the
+            sites vouch for.
     """
 
     epsilon: float
@@ -63,10 +65,13 @@ class Protection:
     job_share: float = 1.0
     colluders: int = 1
     all_collude_epsilon: float | None = None
+    sites_per_patient: int = 1
 
     def budget(self) -> Budget:
         """Return each patient's budget; :class:`JobError` (PRIVACY_INVALID) if it allows nothing at all."""
-        return Budget(self.epsilon, self.delta, self.colluders, self.all_collude_epsilon)
+        return Budget(
+            self.epsilon, self.delta, self.colluders, self.all_collude_epsilon, self.sites_per_patient
+        )
 
 
 @dataclass(frozen=True)
@@ -217,6 +222,11 @@ def _protection_problems(content: Mapping[str, Any]) -> list[str]:
         problems.append(
             f"protection.colluders: a whole number from 1 to {MOST_COLLUDERS}, not {colluders!r}. Each site "
             "sees the sum and knows its own noise: against the server and no site there is no figure"
+        )
+    sites = protection.get("sites_per_patient", 1)
+    if not is_whole(sites, 1, MOST_COLLUDERS):
+        problems.append(
+            f"protection.sites_per_patient: a whole number from 1 to {MOST_COLLUDERS}, not {sites!r}"
         )
     together = protection.get("all_collude_epsilon", 1.0)
     if not is_above_zero(together):

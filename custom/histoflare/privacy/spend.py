@@ -84,6 +84,19 @@ class Spend:
         """Return what the event is if all other sites collude: the site's own noise, or its share, alone."""
         return self.against(1)
 
+    def together(self, k: int) -> Spend:
+        """Return a bound of the event for ``k`` that may each be in the sample, and then move the sum by one.
+
+        Their contribution never exceeds that of all ``k`` at once, whenever one of them is drawn: noise
+        ``noise_multiplier`` / k on a sample of rate 1 - (1 - q)^k.
+        """
+        if k == 1:
+            return self
+        rate = self.sample_rate
+        if rate < 1:
+            rate = -math.expm1(k * math.log1p(-rate))  # also where q is tiny
+        return replace(self, noise_multiplier=self.noise_multiplier / k, sample_rate=rate)
+
     def to_json(self) -> dict[str, Any]:
         """Return the event as plain JSON; ``honest`` is left out where the noise is not shared."""
         content = asdict(self)

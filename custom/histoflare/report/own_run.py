@@ -152,7 +152,7 @@ def make_own_privacy(own: OwnRun) -> PrivacySection:
     spent = own.spent
     if spent is not None:
         epsilon = "∞" if spent.repeatable else _said(spent.epsilon)
-        title = f"Privacy: ε = {epsilon} for each patient at δ = {say_delta(spent.delta)}"
+        title = f"Privacy: ε = {epsilon} for each patient at δ = {say_delta(spent.delta)}{_whom(spent)}"
         return PrivacySection({}, False, spent.repeatable, title, "")
     bare = {row.what for row in own.left if not row.protected}
     if UPDATE in bare:
@@ -166,14 +166,10 @@ def say_spent(spent: Spent | None) -> str:
     """Return what a patient spent in a run, and over all jobs."""
     if spent is None:
         return ""
-    whom = ""
-    if spent.colluders is not None:
-        whom = f" against the server and any {spent.colluders} other site{'s' * (spent.colluders > 1)}"
-        whom += f", {IF_CA_IS_HONEST}" if spent.trusts_ca else ""
     said = (
         f"In this run a patient of this site spent ε = {_said(spent.epsilon)} (RDP) at δ = "
-        f"{say_delta(spent.delta)}{whom}: {spent.booked} of {spent.reserved} reserved rounds are booked, and "
-        "what is reserved and not closed counts too."
+        f"{say_delta(spent.delta)}{_whom(spent)}: {spent.booked} of {spent.reserved} reserved rounds are "
+        "booked, and what is reserved and not closed counts too."
     )
     if spent.in_all is not None and spent.budget is not None:
         said += (
@@ -191,6 +187,14 @@ def say_spent(spent: Spent | None) -> str:
     if spent.repeatable:
         said += " The noise can be repeated, so that it protects nobody."
     return said
+
+
+def _whom(spent: Spent) -> str:
+    """Return against whom the figures are; nothing where no noise was shared."""
+    if spent.colluders is None:
+        return ""
+    whom = f" against the server and any {spent.colluders} other site{'s' if spent.colluders > 1 else ''}"
+    return f"{whom}, {IF_CA_IS_HONEST}" if spent.trusts_ca else whom
 
 
 def _said(epsilon: float) -> str:

@@ -1,4 +1,4 @@
-"""A page of a site's two layers of policy, for its steward and whoever has to agree. It stays at the site."""
+"""A page of a site's two layers of policy, for its steward and those who must agree. It stays at the site."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ MEANINGS = {
     "delta": "the δ of that budget",
     "colluders": "with how many other sites the server may collude, where sites share their noise",
     "all_collude_epsilon": "the lifetime budget ε should all other sites collude, where they share noise",
+    "sites_per_patient": "at how many of the sites that share noise one patient may be",
     "job_share": "which part of the budget one job may take; shares of jobs add up",
     "minimum_patients": "nothing computed over fewer patients leaves",
     "evaluations": "how many evaluations over a patient may leave, over all jobs",

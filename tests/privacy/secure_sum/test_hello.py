@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from histoflare.errors import JobError
@@ -90,6 +90,12 @@ def certificate_twice(hellos: Hellos) -> Hellos:
     return hellos[0], *(say_hello(RoundKeys.new(site, RUN, ROUND, ATTEMPT), one) for site in ("b", "c"))
 
 
+def own_key_in_another_writing(hellos: Hellos) -> Hellos:
+    """With the bit that X25519 does not look at."""
+    key = hellos[0].key[:-1] + bytes([hellos[0].key[-1] ^ 128])
+    return (*hellos[:2], signed_anew(hellos[2], key=key))
+
+
 def secret_of_zeros(hellos: Hellos) -> Hellos:
     """The point of order 1: whatever is multiplied with it is 0."""
     return (*hellos[:2], signed_anew(hellos[2], key=bytes(32)))
@@ -136,6 +142,7 @@ def too_many(hellos: Hellos) -> Hellos:
         nonce_twice,
         site_twice,
         certificate_twice,
+        own_key_in_another_writing,
         secret_of_zeros,
         wrong_signature,
         another_s_name,
@@ -245,6 +252,7 @@ def test_what_is_no_hello_is_refused(content: Any) -> None:
         Hello.from_json(content)
 
 
+@example([("ab", b"c"), ("a", b"bc")])
 @given(st.lists(st.tuples(st.text(max_size=3), st.binary(max_size=3)), min_size=2, max_size=2, unique=True))
 def test_what_is_signed_differs_wherever_what_is_said_does(said: list[tuple[str, bytes]]) -> None:
     """Also where a name ends in what another key begins with."""

@@ -15,7 +15,7 @@ from scipy.stats import norm
 from histoflare.privacy.mechanism import add_noise
 from histoflare.privacy.noise import SeededNoise, grid
 from histoflare.privacy.secure_sum.hello import MOST_SITES
-from histoflare.privacy.secure_sum.ring import LIMIT, PLAIN_STEP, add_up, decode, encode, has_room
+from histoflare.privacy.secure_sum.ring import LIMIT, PLAIN_STEP, _wrap, add_up, decode, encode, has_room
 
 from ...refusals import raises_reason
 
@@ -56,6 +56,13 @@ def test_every_power_of_two_and_its_neighbours_wrap_exactly(bits: int) -> None:
         for value in (2.0**bits, math.nextafter(2.0**bits, 0), math.nextafter(2.0**bits, INFINITY)):
             expected = (sign * round(value) + 2**63) % 2**64 - 2**63
             assert encode(tensor(sign * value), 1.0).item() == expected
+
+
+def test_what_wraps_is_within_the_range_of_int64_before_it_is_one() -> None:
+    """Beyond it, what a float becomes depends on the processor."""
+    steps = tensor(2.0**63, -(2.0**63), 3 * 2.0**63, 2.0**64, 2.0**63 - 1024)
+    _wrap(steps)
+    assert steps.tolist() == [-(2.0**63), -(2.0**63), -(2.0**63), 0.0, 2.0**63 - 1024]
 
 
 @pytest.mark.parametrize("value", [math.nan, INFINITY, -INFINITY])

@@ -103,6 +103,7 @@ class Summary(Spent):
         runs: In order of reservation.
         disclosures: Evaluations under a budget that left, and the most that one patient had part in.
         colluders: Against the server and how many colluding sites the first filter counts.
+        sites_per_patient: At how many sites of a sum a patient is counted.
         if_all_collude: What was spent by the second; None: no noise is shared, and both are the same.
     """
 
@@ -112,6 +113,7 @@ class Summary(Spent):
     disclosures: int
     most_disclosures: int
     colluders: int
+    sites_per_patient: int
     if_all_collude: Spent | None
 
     def to_json(self) -> dict[str, Any]:
@@ -132,6 +134,7 @@ def summarise(state: LedgerState, budget: Budget) -> Summary:
         disclosures=len(state.counted),
         most_disclosures=int(state.disclosed().max(initial=0)),
         colluders=budget.colluders,
+        sites_per_patient=budget.sites_per_patient,
         if_all_collude=_spent(state, second) if is_shared else None,
     )
 

@@ -70,6 +70,7 @@ class Hello:
             0 < len(self.site.encode()) <= MOST_NAME
             and 0 < len(self.certificate) <= MOST_CERTIFICATE
             and len(self.key) == KEY_BYTES
+            and self.key[-1] < 128  # X25519 does not look at this bit: one key could be written in two ways
             and len(self.nonce) == NONCE_BYTES
             and 0 < len(self.signature) <= MOST_SIGNATURE
         )
