@@ -368,7 +368,7 @@ REASONS = {
         site="The lines before this in the job's log say of what.",
     ),
     "TRANSPORT_UNFIT": Reason(
-        "The strategy needs each update, and the transport shows the server only their sum.",
+        "The strategy needs more than a sum of the updates, and the transport shows the server no more.",
     ),
     "UPDATES_INVALID": Reason("The update was not usable and was left out."),
     "UPDATE_OUT_OF_RANGE": Reason(

@@ -81,6 +81,12 @@ def check_readable(strategy: Any, transport: Transport) -> None:
             "strategy.",
             reason="TRANSPORT_UNFIT",
         )
+    if strategy.topology.skips_sites:
+        raise JobError(
+            f"With the transport {transport.name} the sites of a round make one sum, and in the topology "
+            f"{strategy.topology.name} they take turns: choose float32, or another strategy.",
+            reason="TRANSPORT_UNFIT",
+        )
     if not strategy.linear:
         raise JobError(
             f"With the transport {transport.name} the server sees only the sum of the updates, and the "
