@@ -35,8 +35,13 @@ _LONGEST = (
     "tests/flare/test_mask_federation.py",
     "tests/flare/test_poc.py",
     "tests/flare/test_private_federation.py",
+    "tests/flare/test_leaks.py",
+    "tests/privacy/test_ledger_processes.py",
+    "tests/privacy/test_privacy_loss.py",
+    "tests/test_wheel.py",
+    "tests/synthetic/test_bags.py",
 )
-"""What takes minutes, the longest first: it is begun first, so that no worker is left alone with it."""
+"""What takes half a minute or more, the longest first: begun first, it leaves no worker alone at the end."""
 
 
 class _ByFederation(LoadFileScheduling):

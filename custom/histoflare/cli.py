@@ -135,7 +135,7 @@ def main() -> None:
 
 
 def _end_output() -> None:
-    """Drop what stdout does not take: Python would try again at its end, and complain."""
+    """Discard output that stdout does not accept: Python would try again at exit and print an error."""
     try:
         sys.stdout.flush()
     except OSError:

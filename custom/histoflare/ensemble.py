@@ -48,7 +48,7 @@ def split_models(state: Mapping[str, Value]) -> list[dict[str, Value]]:
 
 
 def only_models(state: Mapping[str, Value]) -> dict[str, Value]:
-    """Return a state without what stands beside an ensemble's members; one model as it is."""
+    """Return a state with only the tensors of an ensemble's members; that of one model as it is."""
     members = {name: value for name, value in state.items() if name.startswith(MEMBER)}
     return members or dict(state)
 

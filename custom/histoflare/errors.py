@@ -86,6 +86,6 @@ class JobError(HistoflareError):
 
 
 class LedgerError(HistoflareError):
-    """A site's privacy ledger says no, or cannot be used."""
+    """A site's privacy ledger refuses something, or cannot be used."""
 
     reason = "LEDGER_UNUSABLE"

@@ -62,7 +62,7 @@ WORKS = {
     "bags": "it classifies slides (histoflare classify)",
     "images": "it segments slides (histoflare segment)",
 }
-"""Kind of data → what a model on it does, for whoever took it for one on other data."""
+"""Kind of data → what a model on it does: for the message to a user who gave a model of another kind."""
 
 LARGEST_SAFETENSORS_HEADER_BYTES = 1 << 24
 LARGEST_HEADER_BYTES = 1 << 20

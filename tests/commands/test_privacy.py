@@ -155,3 +155,20 @@ def test_a_budget_that_is_used_up_is_not_one_that_was_too_small() -> None:
         for share, before in ((1.25, 1.0), (1.25, 0.9), (1.25, 1e-12), (1, 0.75))
     ]
     assert "used up" in said[0] and "is left" in said[1] and "there is" in said[2] and "second" in said[3]
+
+
+def test_advice_compares_models_with_own_and_with_shared_noise() -> None:
+    found = json.loads(run("advise", "--patients", "4x40", "--epsilon", 3, "--json"))
+    assert [(row["job"], row["noise"]) for row in found] == [
+        (job, noise) for job in ("linear_shared", "mem_dpsgd") for noise in ("own", "shared")
+    ]
+    assert found[0]["weights"] == 2 * (64 + 1)
+    assert all(row["honest"] == (3 if row["noise"] == "shared" else 1) for row in found)
+    said = run("advise", "--patients", "2x40", "--job", "linear_shared")
+    assert "each its own" in said and "shared" not in said.replace("linear_shared", "")
+
+
+@pytest.mark.parametrize("patients", ["40", "0x40", "4x", "4x40x2", "-4x40"])
+def test_advice_asks_for_hospitals_and_patients(patients: str) -> None:
+    with raises_reason("JOB_INVALID", "--patients"):
+        run("advise", f"--patients={patients}")

@@ -1,4 +1,7 @@
-"""Segmentation through real FLARE processes: DHUnet at full size under noise, a small one to the last bit."""
+"""Segmentation through real FLARE processes: DHUnet at full size under noise, a small one to the last bit.
+
+And a part of a small one under DP-SGD.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from histoflare.flare.job import read_job
@@ -43,7 +47,7 @@ FULL = NUCLEI | {"rounds": 1, "task.window_px": 224, "task.stride_px": 224, "tas
 
 
 class Running:
-    """Two sites with images, that have agreed to two protocols."""
+    """Two sites with images, that have agreed to three protocols."""
 
     def __init__(self, folder: Path, repository: Path) -> None:
         self.folder = folder
@@ -54,6 +58,9 @@ class Running:
             {**SMALL, "rounds": 2, "strategy.batch_norm": "local-statistics", "transport.name": "float16"},
         )
         self.full = write_variant(jobs / "dhunet_feddp", folder / "full", FULL)
+        self.by_patient = write_variant(
+            jobs / "dhunet_dpsgd", folder / "by_patient", {**SMALL, "rounds": 2, "task.train": "head"}
+        )
         self.evaluation = jobs / "dhunet_evaluate"
         self.sites = {
             site: on_workstation(
@@ -63,10 +70,10 @@ class Running:
             for seed, site in enumerate(SITES)
         }
         policies = []
-        for scope in ("open", "dp-update"):
+        for scope in ("open", "dp-update", "dp-patient"):
             policies.append(folder / "policies" / policy_file(scope))
             write_policy(scope, policies[-1])
-        agreement = Agreement(self.small, tuple(policies), more=(self.full,))
+        agreement = Agreement(self.small, tuple(policies), more=(self.full, self.by_patient))
         self.federation = Federation.prepare(folder / "run", self.sites, agreement)
 
     def run(self, job: Path) -> tuple[str, FederationResult, Path]:
@@ -126,7 +133,7 @@ def test_the_full_network_goes_through_gate_and_ledger(running: Running) -> None
         stamp = row["stamps"][site]
         assert stamp["spend"] == job.plan.spend().to_json()
         ledger = open_ledger(running.sites[site])
-        (booked,) = ledger.summary(Budget(8.0, 1e-5)).runs
+        (booked,) = (each for each in ledger.summary(Budget(8.0, 1e-5)).runs if each.run == run)
         assert (booked.run, booked.rounds, booked.booked, booked.released) == (run, 1, 1, 1)
     # The mean of two clipped updates with noise of z·C each: what moved is that noise, little else shows.
     first = model.state_dict()
@@ -134,3 +141,20 @@ def test_the_full_network_goes_through_gate_and_ledger(running: Running) -> None
     count = sum(each.numel() for each in floating.values())
     plan: Any = job.plan
     assert (moved / count) ** 0.5 == pytest.approx(plan.noise_multiplier * plan.clip_norm / 2**0.5, rel=0.01)
+
+
+def test_of_a_partly_trained_network_no_other_weight_leaves(running: Running) -> None:
+    """Two rounds of DP-SGD with the patient as record, booked before the first gradient."""
+    run, result, folder = running.run(running.by_patient)
+    job = read_job(running.by_patient)
+    state, first = load_file(folder / GLOBAL_MODEL_FILE), job.task.build_model().state_dict()
+    assert {name for name in first if not torch.equal(state[name], first[name])} == {"head.weight"}
+    assert job.weights == state["head.weight"].numel()
+    for row in result.rounds:
+        assert row["taking_part"] == list(SITES)
+        assert row["bytes_up"] == len(SITES) * n_bytes({"head": state["head.weight"]})
+    for site in SITES:
+        runs = open_ledger(running.sites[site]).summary(Budget(8.0, 1e-5)).runs
+        (booked,) = (each for each in runs if each.run == run)
+        assert (booked.rounds, booked.booked, booked.released) == (2, 2, 2)
+        assert booked.spend == job.plan.spend()

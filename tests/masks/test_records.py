@@ -24,7 +24,7 @@ from histoflare.masks.windows import IGNORE
 from histoflare.model_file import read_model_file, save_model
 from histoflare.privacy.gradients import sum_one_by_one
 from histoflare.privacy.noise import SeededNoise
-from histoflare.privacy.plan import DpSgd, UpdateNoise
+from histoflare.privacy.plan import DpSgd, PrivacyPlan, UpdateNoise
 from histoflare.privacy.requirements import check_model
 from histoflare.rounds.bounds import plan_bounds, train_alone
 from histoflare.rounds.local import one_thread, predict, train_locally
@@ -33,8 +33,9 @@ from histoflare.rounds.round import count_sent, count_sent_by_job
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import hash_state, model_state
 from histoflare.rounds.strategies.fedavg import FedAvg
+from histoflare.rounds.strategies.fedsgd import FedSgd
 from histoflare.rounds.task import PartlyTrained, PerRecord
-from histoflare.rounds.transport import PLAIN
+from histoflare.rounds.transports.float32 import PLAIN
 from histoflare.site.likely_time import likely_seconds
 from tests.refusals import raises_reason
 
@@ -202,12 +203,14 @@ def test_a_patient_of_whom_nothing_is_annotated_counts_zero(tmp_path: Path) -> N
     assert len(got.failures) == 1
 
 
-def test_an_update_of_noise_leaves_where_a_mask_is_gone(tmp_path: Path) -> None:
-    """Under noise on the update, too, that nothing could be read is no reason to refuse."""
+@pytest.mark.parametrize("strategy", [UNIFORM, FedSgd(weighting="uniform")], ids=["fedavg", "fedsgd"])
+@pytest.mark.parametrize("mechanism", [UpdateNoise, DpSgd])
+def test_noise_leaves_where_a_mask_is_gone(tmp_path: Path, strategy: FedAvg, mechanism: Any) -> None:
+    """That a file could not be read is no reason to refuse, whatever sends the update."""
     cohort = load(tmp_path)
     (tmp_path / "mask1.png").unlink()
-    plan = UpdateNoise(clip_norm=0.1, noise_multiplier=1.0, noise_seed=1)
-    run = run_in_process(SMALL, {"a": cohort}, UNIFORM, rounds=1, seed=1, plan=plan)
+    plan = mechanism(clip_norm=0.1, noise_multiplier=1.0, noise_seed=1)
+    run = run_in_process(SMALL, {"a": cohort}, strategy, rounds=1, seed=1, plan=plan)
     assert run.participation == (("a",),)
 
 
@@ -270,13 +273,15 @@ def test_what_is_trained_is_what_is_counted_and_sent(network: str, train: str) -
 def test_the_rest_is_neither_moved_nor_noised_nor_kept(cohort: ImageCohort, train: str) -> None:
     task = replace(SMALL, train=train, local_steps=1, windows_per_record=1)
     trained = {name for name, each in task.build_model().named_parameters() if each.requires_grad}
-    plans = [
-        None,
-        DpSgd(noise_multiplier=1.0, noise_seed=1, sample_rate=1.0),
-        UpdateNoise(noise_multiplier=1.0, noise_seed=1),
+    by_record = DpSgd(noise_multiplier=1.0, noise_seed=1, sample_rate=1.0)
+    runs: list[tuple[FedAvg, PrivacyPlan | None]] = [
+        (UNIFORM, None),
+        (UNIFORM, by_record),
+        (UNIFORM, UpdateNoise(noise_multiplier=1.0, noise_seed=1)),
+        (FedSgd(weighting="uniform", momentum=0.5), by_record),
     ]
-    for plan in plans:
-        run = run_in_process(task, {"a": cohort}, UNIFORM, rounds=1, seed=1, plan=plan)
+    for strategy, plan in runs:
+        run = run_in_process(task, {"a": cohort}, strategy, rounds=1, seed=1, plan=plan)
         assert run.site_states == {"a": {}}
         moved = {name for name, each in run.state.items() if not torch.equal(each, run.initial[name])}
         assert moved == trained

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +171,23 @@ def test_a_large_share_of_patients_trains() -> None:
     planned = plan_slides(SyntheticCohort(hospitals=1, external=False, slides_per_hospital=400))
     tested = {s.patient for s in planned if s.split == "test"}
     assert len(tested) / len({s.patient for s in planned}) == pytest.approx(0.2, abs=0.02)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_shares_of_patients_without_slides_are_kept_exactly(seed: int) -> None:
+    """With forty patients to train on, drawn labels would make one cohort easy and the next hard."""
+    planned = plan_slides(SyntheticCohort(more_patients=80, more_external=40, seed=seed))
+    more = Counter((s.site, s.split, s.label) for s in planned if not s.drawn)
+    for number, most in enumerate((*LABELS, *LABELS), start=1):
+        for split in ("train", "test"):
+            shares = {label: more[f"hospital-{number}", split, label] for label in LABELS}
+            assert shares == {label: 31 if label == most else 9 for label in LABELS}
+    assert {more["external", "test", label] for label in LABELS} == {20}
+
+
+def test_more_patients_without_slides_leave_the_others_as_they_were() -> None:
+    few, many = (plan_slides(SyntheticCohort(external=False, more_patients=n)) for n in (7, 30))
+    assert {s.slide_id: s for s in few}.items() <= {s.slide_id: s for s in many}.items()
 
 
 def test_more_slides_and_hospitals_leave_the_others_as_they_were() -> None:

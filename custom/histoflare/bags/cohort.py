@@ -205,7 +205,7 @@ def load_cohort(
 
 
 def pooled(cohorts: Sequence[Cohort], name: str = "pooled") -> Cohort:
-    """Return all bags of ``cohorts`` as one cohort: what no federation may do, for the upper bound.
+    """Return all bags of ``cohorts`` as one cohort, for the pooled bound; a federation never does that.
 
     Slides and patients get their site's name in front, so equal names of two sites stay apart.
 

@@ -118,7 +118,7 @@ IMAGENET = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def read_preprocessing(weights: Path) -> Preprocessing:
-    """Return what stands beside the weight file ``weights``.
+    """Return what the file beside the weight file ``weights`` says.
 
     Raises:
         EncoderError: There is none, or it does not say mean, std and input_px (ENCODER_PREPROCESSING).

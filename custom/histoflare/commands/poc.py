@@ -125,18 +125,14 @@ def _configure(
     from histoflare.site.kinds import kind_of
 
     kind = kind_of(data)
-    found = find_sites(folder, kind)
-    chosen = {}
-    for name, manifest in (found.sites | found.external).items():
-        only = name in found.external
-        site = kind.configure(name, manifest, bags, prepare=prepare, evaluation_only=only)
-        gone = [path for path in kind.paths(site) if not path.exists()]
-        if gone and not prepare:
-            raise JobError(
-                f"{name}: there is no {gone[0]}. Make the bags (histoflare prepare), give --bags, or "
-                "let the sites make them (--prepare)."
-            )
-        chosen[name] = site
+    training, external = find_sites(folder, kind).configure(kind, bags, prepare=prepare)
+    chosen = training | external
+    gone = [path for site in chosen.values() for path in kind.paths(site) if not path.exists()]
+    if gone and not prepare:
+        raise JobError(
+            f"There is no {gone[0]}. Make the bags (histoflare prepare), give --bags, or let the sites make "
+            "them (--prepare)."
+        )
     return chosen
 
 

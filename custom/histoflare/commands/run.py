@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,8 +26,6 @@ from histoflare.shipped import find_job
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from histoflare.site.configuration import SiteConfiguration
-    from histoflare.site.kinds import DataKind
 
 SUMMARY_FILE = "summary.json"
 
@@ -71,9 +69,10 @@ def run(
     """
     from histoflare.flare.job import read_job
     from histoflare.flare.job_choice import choose_job, facts_of
-    from histoflare.flare.job_variant import parse_settings, write_variant
+    from histoflare.flare.job_variant import parse_settings
     from histoflare.lab.earlier_run import claim_output
     from histoflare.lab.experiment import Experiment
+    from histoflare.lab.fitted_job import JOBS_FOLDER, refuse_written, write_chosen
     from histoflare.lab.pages import write_site_pages
     from histoflare.lab.run import REPORT_FILE, run_watched
     from histoflare.lab.sites import find_sites
@@ -88,8 +87,7 @@ def run(
     if "seed" in parse_settings(setting or []):
         raise JobError("--set seed=…: seeds are given with --seeds.")
     budgets, where = read_epsilons(epsilons), read_device(device)
-    there = kind.find(_configure(found.sites, kind, bags, out_dir, where))
-    choice = choose_job(job, preset, setting or [], there)
+    choice = choose_job(job, preset, setting or [], kind.find(found.configure(kind, bags)[0]))
     say_fitted(choice)
     numbers = _seeds(seeds)
     of_bags = None if bags is None else str(bags.resolve())
@@ -101,18 +99,10 @@ def run(
             if len(numbers) > 1:
                 say(f"seed {seed}:")
             folder = out_dir / f"seed-{seed}"
-            if job.resolve().is_relative_to((folder / "job").resolve()):
-                raise JobError(f"{job}: this command writes its jobs to {folder / 'job'}; copy yours first.")
-            shutil.rmtree(folder / "job" / job.name, ignore_errors=True)
-            changes = choice.changes | {"seed": seed}
-            variant = write_variant(job, folder / "job" / job.name, changes, scope=choice.scope)
-            experiment = Experiment(
-                job=read_job(variant),
-                sites=_configure(found.sites, kind, bags, folder, where),
-                external=_configure(found.external, kind, bags, folder, where, evaluation_only=True),
-                runtime=runtime,
-                device=where,
-            )
+            refuse_written(job, folder / JOBS_FOLDER)
+            seeded = replace(choice, changes=choice.changes | {"seed": seed})
+            made = write_chosen(seeded, folder / JOBS_FOLDER)
+            experiment = Experiment(made, *found.configure(kind, bags, folder, device=where), runtime, where)
             watch = watch_on(bars)
             outcome = run_watched(experiment, folder, watch, budgets)
             write_site_pages(experiment, outcome, folder, watch)
@@ -130,27 +120,6 @@ def run(
         say(f"reports: {', '.join(map(str, written))}; beside each, report.html and every site's page")
     say_refused(refused)
     raise typer.Exit(3 if refused else 0)
-
-
-def _configure(
-    manifests: dict[str, Path],
-    kind: DataKind,
-    bags: Path | None,
-    folder: Path,
-    device: str,
-    evaluation_only: bool = False,
-) -> dict[str, SiteConfiguration]:
-    return {
-        name: kind.configure(
-            name,
-            path,
-            bags,
-            records=(folder / "records" / name).resolve(),
-            device=device,
-            evaluation_only=evaluation_only,
-        )
-        for name, path in manifests.items()
-    }
 
 
 def show_summary(summary: dict[str, Any]) -> Table:

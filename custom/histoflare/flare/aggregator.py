@@ -1,4 +1,4 @@
-"""The server's side of a round: what sites sent is held, then combined in site order, whoever was faster."""
+"""The server's side of a round: updates are kept, then combined in site order, not in order of arrival."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class StampedAggregator(Aggregator):
             if stamp.get("digest") != digest_of(dxo.data):
                 raise JobError("it does not carry the stamp of the site's gate")
             if not is_stamp(stamp):
-                raise JobError("its stamp says what no gate says")
+                raise JobError("its stamp is not one that a gate writes")
             metrics = _read_metrics(dxo.get_meta_prop(METRICS) or {})
             self.hold(site, dxo, fl_ctx)
         except (HistoflareError, ValueError, TypeError, AttributeError, RuntimeError) as error:

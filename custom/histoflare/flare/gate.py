@@ -117,7 +117,7 @@ class _Site:
 
 
 def refused(reason: str) -> Shareable:
-    """Return a reply that says no more than a fixed reason code."""
+    """Return a reply with nothing but a fixed reason code."""
     reply: Shareable = make_reply(REFUSED + reason)
     return reply
 
@@ -231,7 +231,7 @@ def _stamped(
 
 
 def _restore_cookies(fl_ctx: FLContext) -> None:
-    """FLARE copies the task's cookies onto the reply after this filter: put them back as they came."""
+    """Restore the task's cookies as they came: FLARE copies them onto the reply after this filter."""
     task = capabilities.kept_task(fl_ctx)
     if task is not None:
         task.data.set_cookie_jar(dict(task.cookies))

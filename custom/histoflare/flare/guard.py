@@ -78,7 +78,7 @@ class Guard(FLComponent):
         self._sealed = False
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Follow a task through FLARE's events. Never raises: an event's exception is logged, not obeyed."""
+        """Follow a task through FLARE's events. It never raises: FLARE logs an exception and goes on."""
         if fl_ctx.get_process_type() == ProcessType.SERVER_JOB:
             return  # FLARE's simulator gives its server the sites' files too
         _close_stickers(fl_ctx)
@@ -120,7 +120,7 @@ class Guard(FLComponent):
         return make_reply(ReturnCode.FILTER_ERROR)
 
     def _restore_cookies(self, fl_ctx: FLContext) -> None:
-        """A reply that FLARE makes of an exception passes no gate, and carries the task's cookies."""
+        """Restore the task's cookies: FLARE's reply to an exception has them and passes no gate."""
         kept = capabilities.kept_task(fl_ctx)
         for task in (self._task, kept.data if kept else None):
             jar = task.get_cookie_jar() if task is not None else None

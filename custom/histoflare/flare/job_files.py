@@ -214,7 +214,7 @@ def _text(name: str, content: bytes, encoding: str) -> str:
 
 
 def _check_value(name: str, value: Any, depth: int) -> None:
-    """Refuse what no job says: it would cost memory, or hide something where it is shown."""
+    """Refuse values that no job needs: they would cost memory, or hide something where they are shown."""
     if isinstance(value, Mapping):
         if depth == 0:
             raise _too_much(name, "it is nested too deeply")

@@ -64,7 +64,7 @@ def change_admin_script(startup: Path) -> None:
 
 
 def keep_files_private(startup: Path) -> None:
-    """Have what FLARE's processes write at a site (their logs name slides) readable by its own user alone."""
+    """Make what FLARE's processes write at a site (logs name slides) readable by its own user alone."""
     script = startup / START_SCRIPT
     first, rest = script.read_text().split("\n", 1)
     if not rest.startswith(PRIVATE):
@@ -72,13 +72,13 @@ def keep_files_private(startup: Path) -> None:
 
 
 def _quote_folder(startup: Path) -> None:
-    """Have the scripts work where the kit's path has a blank: FLARE writes ``$DIR/…`` without quotes."""
+    """Quote ``$DIR`` in the scripts, so that they work where the kit's path has a blank."""
     for script in startup.glob("*.sh"):
         script.write_text(UNQUOTED.sub('"$DIR"', script.read_text()))
 
 
 def _keep_memory_flat(script: Path) -> bool:
-    """Have a process of FLARE give back what a round took; return whether that could be said.
+    """Make a process of FLARE return a round's memory to the system; return whether the script was changed.
 
     The tensors of an update come and go in other threads each round. With a heap for every few threads, what
     one of them has free is of no use to the others: with updates of 222 MB the server's job came to hold
@@ -90,10 +90,10 @@ def _keep_memory_flat(script: Path) -> bool:
 
 
 def _import_safely(script: Path, changes: Mapping[str, str]) -> None:
-    """Have a script of FLARE import nothing from the folder it is called in, nor from a kit.
+    """Keep a script of FLARE from importing anything from the current folder or from a kit.
 
     Args:
-        changes: What stands in the script → what is to stand in its place.
+        changes: Text of the script → the text that replaces it.
 
     Raises:
         JobError: FLARE's script is another (FLARE_CHANGED).

@@ -371,7 +371,7 @@ def _is_path(path: str) -> bool:
 
 
 def _certificate_problems(kit: Path, path: str, authority: Any) -> list[str]:
-    """A kit may be signed for one authority and hold another's certificate: it could not connect."""
+    """Return what is wrong with the certificates: one of another authority could not connect."""
     try:
         verify_cert(load_crt_bytes(_read_plain(kit / path)), authority)
     except Exception:  # as above

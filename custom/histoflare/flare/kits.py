@@ -171,7 +171,7 @@ def plan_project(
 
 
 def _of_one_workstation(content: dict[str, Any]) -> None:
-    """Have the server listen on this machine's own address; in the project, since the kits are signed."""
+    """Make the server listen on the loopback; written to the project, as signed kits cannot be changed."""
     for builder in content["builders"]:
         if builder["path"].endswith(".SitePolicyBuilder"):
             builder["args"]["loopback"] = True
@@ -270,7 +270,7 @@ def kit_environment() -> dict[str, str]:
 
 
 def _absolute(configuration: SiteConfiguration) -> SiteConfiguration:
-    """A kit's relative paths start at its ``local`` folder, a caller's at the current one."""
+    """Return a configuration with full paths: a kit's relative ones would start at its ``local`` folder."""
     weights = configuration.encoder_weights
     return replace(
         configuration,

@@ -141,7 +141,7 @@ def _searches_where_it_is_told() -> bool:
 
 
 def _no_file(file_basename: str, dirs: Any) -> None:
-    """In place of FLARE's search for a file of any kind; only relays need it."""
+    """Find no file: replaces FLARE's search for a file of any format, which only relays need."""
 
 
 def parameters(function: Callable[..., Any]) -> list[str]:

@@ -172,7 +172,7 @@ def tail(log: Path, lines: int = 15) -> str:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Have SIGTERM and SIGHUP end the block as an exception does, so that it can clean up.
+    """Make SIGTERM and SIGHUP raise an exception in the block, so that it can clean up.
 
     Only in the main thread; elsewhere nothing is changed.
     """

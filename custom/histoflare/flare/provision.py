@@ -294,7 +294,7 @@ def site_configuration(site: str, settings: Any) -> SiteConfiguration:
 
 
 def _limit_jobs(local: Path) -> None:
-    """Only this package's own classes, by their full names; no log leaves."""
+    """Let a job name only this package's own classes, and let no log be sent."""
     with _changed(local / ProvFileName.RESOURCES_JSON_DEFAULT) as resources:
         resources["class_list_enforcement_mode"] = "enforce"
         resources["class_allow_list"] = list(ALLOWED_CLASSES)
@@ -303,7 +303,7 @@ def _limit_jobs(local: Path) -> None:
 
 
 def _limit_admins(local: Path, at_site: bool) -> None:
-    """No job brings code; nobody looks into a site's files over FLARE.
+    """Forbid that a job brings code, and that anybody reads a site's files over FLARE.
 
     FLARE's default lets ``project_admin`` do all of it, also read any text file of a site's kit.
     """
@@ -323,7 +323,7 @@ def _limit_admins(local: Path, at_site: bool) -> None:
 
 
 def _close_commands(local: Path) -> None:
-    """Rights bind a server that keeps to them; this binds any."""
+    """Close the client's commands in the client itself: FLARE's rights are checked by the server alone."""
     with _changed(local / ProvFileName.RESOURCES_JSON_DEFAULT) as resources:
         resources["components"].append(
             {
@@ -335,7 +335,7 @@ def _close_commands(local: Path) -> None:
 
 
 def _close_loaders(local: Path) -> None:
-    """First of all components: FLARE builds them in this order, in the processes of jobs too."""
+    """Put the component that closes FLARE's loaders first: FLARE builds components in order, also in jobs."""
     with _changed(local / ProvFileName.RESOURCES_JSON_DEFAULT) as resources:
         resources["components"].insert(
             0,
@@ -344,14 +344,14 @@ def _close_loaders(local: Path) -> None:
 
 
 def _start_jobs_anywhere(local: Path, launcher: str) -> None:
-    """From a kit in any folder: FLARE's own launcher splits paths at blanks."""
+    """Use a launcher that works in any folder: FLARE's own splits paths at blanks."""
     with _changed(local / ProvFileName.RESOURCES_JSON_DEFAULT) as resources:
         part = next(part for part in resources["components"] if part["id"] == "process_launcher")
         part["path"] = f"histoflare.flare.launcher.{launcher}"
 
 
 def _listen_on_loopback(startup: Path) -> None:
-    """FLARE's server listens on every address of the machine, unless its own name is the loopback's."""
+    """Make the server listen on the loopback alone: by default FLARE listens on every address."""
     with _changed(startup / ProvFileName.FED_SERVER_JSON) as content:
         service = content["servers"][0]["service"]
         service["target"] = f"{LOOPBACK}:{service['target'].rpartition(':')[2]}"

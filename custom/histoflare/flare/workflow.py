@@ -297,9 +297,9 @@ class AskingScatterAndGather(ScatterAndGather):
             self._current = None
 
     def start_controller(self, fl_ctx: FLContext) -> None:
-        """Start, and let no later collection look through what is there now.
+        """Start, and exempt the objects that exist now from garbage collection.
 
-        FLARE collects garbage after every round; with torch imported that is 0.13 s of looking at modules.
+        FLARE collects garbage after every round; with torch imported that takes 0.13 s for modules alone.
         """
         super().start_controller(fl_ctx)
         gc.collect()

@@ -94,30 +94,12 @@ def run_demo(demo: Demo, watch: Watch, on_choice: OnChoice) -> tuple[Outcome, li
     with watch.phase("prepare bags"):
         found = find_sites(slides)
         jobs = _write_jobs(demo, found, encoder, on_choice)
-        sites = {
-            name: BAGS.configure(
-                name,
-                path,
-                demo.out / "bags",
-                records=(demo.out / "records" / name).resolve(),
-                device=demo.device,
-                evaluation_only=name in found.external,
-            )
-            for name, path in (found.sites | found.external).items()
-        }
+        training, external = found.configure(BAGS, demo.out / "bags", demo.out, device=demo.device)
+        sites = training | external
         if demo.slides is None:
             _make_undrawn_bags(demo, sites, jobs[0], encoder, watch)
         left_out = sum(_prepare(demo, name, site, jobs[0], encoder, watch) for name, site in sites.items())
-    experiments = [
-        Experiment(
-            job=job,
-            sites={name: sites[name] for name in found.sites},
-            external={name: sites[name] for name in found.external},
-            runtime=demo.runtime,
-            device=demo.device,
-        )
-        for job in jobs
-    ]
+    experiments = [Experiment(job, training, external, demo.runtime, demo.device) for job in jobs]
     if len(experiments) == 2:
         outcome = run_chapters(
             experiments[0], experiments[1], demo.out, watch, demo.budgets, _describe_cohort(demo)

@@ -18,7 +18,6 @@ from histoflare.lab.sites import find_sites
 from histoflare.lab.watch import Watch
 from histoflare.masks.importers import MANIFEST
 from histoflare.report.page import write_page
-from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.kinds import IMAGES
 from histoflare.synthetic.image_files import make_images
 from histoflare.synthetic.images import SyntheticImages, plan_images
@@ -64,26 +63,12 @@ def run_segmentation_demo(
             _make(images, watch)
     found = find_sites(images, IMAGES)
     claim_output(out, {"task": "segmentation", "sites": found.to_json()})
-
-    def configure(manifests: Mapping[str, Path], **settings: Any) -> dict[str, SiteConfiguration]:
-        records = (out / "records").resolve()
-        return {
-            name: IMAGES.configure(name, path, None, records=records / name, device=device, **settings)
-            for name, path in manifests.items()
-        }
-
-    sites = configure(found.sites)
+    sites, external = found.configure(IMAGES, out=out, device=device)
     IMAGES.expect(read_job(job).task, f"{job}: no job of segmentation; jobs/dhunet_fedavg is one.")
     choice = choose_job(job, preset, found=IMAGES.find(sites), changes=changes)
     on_choice(choice)
     refuse_written(job, out / JOBS_FOLDER)
-    experiment = Experiment(
-        job=write_chosen(choice, out / JOBS_FOLDER),
-        sites=sites,
-        external=configure(found.external, evaluation_only=True),
-        runtime=runtime,
-        device=device,
-    )
+    experiment = Experiment(write_chosen(choice, out / JOBS_FOLDER), sites, external, runtime, device)
     outcome = run_watched(experiment, out, watch, ())
     if generated:
         write_page(outcome.report, out / PAGE_FILE, draw_generated(GENERATED, experiment, outcome))

@@ -1,4 +1,4 @@
-"""What an earlier command left in an output folder: two runs in one folder would be taken for one."""
+"""Refuses an output folder with the results of another run: two runs in one folder would be taken for one."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ def _in_process(experiment: Experiment, cohorts: Mapping[str, SiteData], watch: 
 
 
 class _Rounds:
-    """A step that begins with the first round: the time before it says nothing of the time left."""
+    """The progress of rounds, from the first on: time of the start-up does not count in the time left."""
 
     def __init__(self, watch: Watch, total: int, where: str) -> None:
         self._watch = watch

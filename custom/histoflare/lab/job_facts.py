@@ -167,7 +167,7 @@ def _cost(job: Job, policy: Policy) -> float:
 
 
 def _problem(job: Job, policy: Policy, narrowed: bool) -> str | None:
-    """Return why a site with this policy would refuse the job, whoever its patients are; None if not."""
+    """Return why a site with this policy would refuse the job whatever its patients are; None if not."""
     try:
         if narrowed:
             check_taking_part(

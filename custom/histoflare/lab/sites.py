@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from histoflare.errors import ManifestError
 from histoflare.site.configuration import SiteConfiguration
@@ -26,6 +27,28 @@ class SiteFolder:
     def to_json(self) -> dict[str, str]:
         """Return site → the full path of its manifest."""
         return {name: str(path.resolve()) for name, path in {**self.sites, **self.external}.items()}
+
+    def configure(
+        self, kind: DataKind, beside: Path | None = None, out: Path | None = None, **settings: Any
+    ) -> tuple[dict[str, SiteConfiguration], dict[str, SiteConfiguration]]:
+        """Return the configurations of the training sites and of the external cohorts, which only evaluate.
+
+        Args:
+            kind: The kind of their data.
+            beside: As for :meth:`DataKind.configure`.
+            out: Folder in which ``records`` has each site's notes; None: they are beside its data.
+            settings: Further ones of :class:`SiteConfiguration`, the same for all.
+        """
+
+        def one(name: str, manifest: Path, **own: Any) -> SiteConfiguration:
+            if out is not None:
+                own["records"] = (out / "records" / name).resolve()
+            return kind.configure(name, manifest, beside, **settings, **own)
+
+        return (
+            {name: one(name, path) for name, path in self.sites.items()},
+            {name: one(name, path, evaluation_only=True) for name, path in self.external.items()},
+        )
 
 
 def find_sites(folder: Path, kind: DataKind = BAGS) -> SiteFolder:

@@ -1,4 +1,4 @@
-"""What an experiment says while it runs, and how long its phases take."""
+"""The progress and the warnings of an experiment, and how long its phases take."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ OnWarning = Callable[[str], None]
 
 
 class Watch:
-    """Whom an experiment tells how far it is, and a clock for its phases.
+    """Passes an experiment's progress and warnings to callbacks, and times its phases.
 
     Args:
-        on_progress: Is told of each step; None: nobody is.
-        on_warning: Is told what is odd or left out; None: it is one of Python's warnings.
+        on_progress: Called with each step when it begins and goes on; None: progress is not shown.
+        on_warning: Called with what is odd or left out; None: Python's ``warnings.warn`` is.
 
     Attributes:
         seconds: Phase → how long it took.
@@ -61,7 +61,7 @@ class Watch:
 
     @contextmanager
     def shown_phase(self, name: str) -> Iterator[None]:
-        """Time a block under ``name``, and tell of it as a step of which nobody knows how long it takes."""
+        """Time a block under ``name``, and show it as a step of unknown length."""
         step = self.begin(name)
         with self.phase(name):
             yield
@@ -93,20 +93,20 @@ class RunningStep:
         tell(step)
 
     def advance(self) -> None:
-        """One more is done."""
+        """Count one more item as done."""
         self.show(self._step.done + 1)
 
     def show(self, done: int, text: str | None = None) -> None:
-        """So many are done; ``text`` says from now on what is being done."""
+        """Set how much is done; ``text``, if given, replaces the step's text from now on."""
         self._step = replace(self._step, done=done, text=text or self._step.text)
         self._tell(self._step)
 
     def count(self, done: int, total: int) -> None:
-        """So many of so many are done."""
+        """Set how much is done, and of how much: for callbacks that are given both."""
         self._step = replace(self._step, total=total)
         self.show(done)
 
     def end(self) -> None:
-        """A step of which nobody knew how long it takes is over."""
+        """End a step whose length was not known beforehand."""
         self._step = replace(self._step, total=1)
         self.show(1)

@@ -44,7 +44,7 @@ class LoadWindow(Transform):  # type: ignore[misc]
             self.corners[record.slide_id].append(xy)
 
     def __call__(self, window: Window) -> dict[str, Tensor]:
-        """Raises MaskError as :meth:`ImageCohort.read`."""
+        """Return the window with its augmentation; raises MaskError as :meth:`ImageCohort.read`."""
         record, xy = window
         image, mask = self.cohort.cache.read_patch(
             record, xy, self.cohort.labels, self.window_px, self.patch_px, self.corners[record.slide_id]

@@ -151,7 +151,7 @@ def _read_row(folder: Path, line: int, cells: dict[str, str], problems: list[str
 
 
 def _shared_files(folder: Path, rows: Sequence[ImageRow]) -> list[str]:
-    """Two images with one mask, or an image that is its own mask, are a slip of whoever filled the table."""
+    """Return the faults of a table in which two images have one mask, or an image is its own mask."""
     masks = [(row.line, row.mask, row.mask.name) for row in rows if row.mask != folder]
     own = [row for row in rows if row.mask == row.image and row.written]
     return duplicate_problems("mask", masks) + [f"line {row.line}: the image is its own mask" for row in own]

@@ -181,7 +181,7 @@ def load_image_cohort(
 
 
 def pooled_images(cohorts: Sequence[ImageCohort], name: str = "pooled") -> ImageCohort:
-    """Return all images of ``cohorts`` as one cohort: what no federation may do, for the upper bound.
+    """Return all images of ``cohorts`` as one cohort, for the pooled bound; a federation never does that.
 
     Images and patients get their site's name in front, so equal names of two sites stay apart.
 

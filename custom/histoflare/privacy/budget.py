@@ -1,6 +1,6 @@
 """How much a site lets out in all: a privacy filter for jobs that are chosen after seeing earlier results.
 
-Whoever chooses the next job has seen what earlier ones released, so its cost depends on outcomes. Adding up
+The next job is chosen after seeing what earlier ones released, so its cost depends on outcomes. Adding up
 costs and stopping at a bound is then not private for every notion of cost. It is for Rényi DP of one order α
 fixed beforehand: if jobs stop before Σ ρ(α) exceeds a bound, all of them together are (α, bound)-RDP
 (Feldman & Zrnic 2021, Individual Privacy Accounting via a Rényi Filter).

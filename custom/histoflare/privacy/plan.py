@@ -701,7 +701,7 @@ class UpdateNoise(Noisy):
         return problems
 
     def spend(self) -> Spend:
-        """Return one round's mechanism, for whoever sees what the noise is in."""
+        """Return one round's mechanism, as it protects against those who see the noised values only."""
         return Spend(self._settled_noise() / 2, honest=self.honest or 1)
 
     def release(self, tensors: Mapping[str, Tensor], noise: NoiseSource) -> dict[str, Tensor]:

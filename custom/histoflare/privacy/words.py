@@ -11,7 +11,7 @@ MANY = 1000
 """From so many on, a number of jobs is not counted for a person."""
 
 ALL_BUT = 0.999
-"""Of an allowance: whoever has spent more has nothing left to speak of."""
+"""Share of an allowance above which nothing is said to be left."""
 
 
 def say_epsilon(value: float | None) -> str:

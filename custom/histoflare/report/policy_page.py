@@ -1,4 +1,4 @@
-"""A page of a site's two layers of policy, for its steward and whoever has to agree. It stays at the site."""
+"""A page of a site's two layers of policy, for its steward and those who must agree. It stays at the site."""
 
 from __future__ import annotations
 

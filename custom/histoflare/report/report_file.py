@@ -92,7 +92,7 @@ def read_report(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def of_a_report(path: Path) -> Iterator[None]:
-    """Turn what a damaged report does to the code that makes a page of it into one message.
+    """Raise one clear error for whatever a damaged report causes in the block that makes a page of it.
 
     Raises:
         JobError: It is damaged.

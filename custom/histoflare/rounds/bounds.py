@@ -83,7 +83,7 @@ class Course:
 
 @dataclass(frozen=True)
 class Courses:
-    """The courses of all bounds: site → its own, and that of the pool.
+    """How all bounds train: each site alone, and the pool of all data.
 
     A site without training data has none.
 
@@ -108,7 +108,7 @@ class Courses:
 
 @dataclass(frozen=True)
 class Bounds:
-    """The bounds' models: site → its own, and that of the pool; None: it was not trained.
+    """The models of the bounds: each site's own, and the pooled one (None if it was not trained).
 
     Attributes:
         failed: Site, or :data:`POOLED` → why its training failed.

@@ -34,6 +34,9 @@ MAX_WEIGHTS = 2**21
 LEAST_PATIENTS = 5
 """Behind each part of a figure that has an interval."""
 
+BOOTSTRAPS = 1000
+"""Resamples of patients behind an interval, unless a caller asks for another number."""
+
 ALPHA = 0.05
 NO_SPREAD = 1e-9
 """Resamples that differ by no more than this are one value and the rounding of sums."""
@@ -111,7 +114,7 @@ class Metrics:
 
 
 def evaluate(
-    table: PredictionTable, *, seed: int = 0, bootstraps: int = 1000, min_patients: int = 5
+    table: PredictionTable, *, seed: int = 0, bootstraps: int = BOOTSTRAPS, min_patients: int = 5
 ) -> Metrics:
     """Return every figure of ``table``.
 
@@ -270,7 +273,6 @@ def evaluate_difference(
     name: str,
     *,
     seed: int = 0,
-    bootstraps: int = 1000,
 ) -> Figure:
     """Return a figure of ``one`` less the mean of that of ``others``: models asked about the same rows.
 
@@ -281,7 +283,7 @@ def evaluate_difference(
         one: A model's predictions.
         others: Those of one other model or more; the rows of all are the same, in the same order.
         name: The figure.
-        seed, bootstraps: As for :func:`evaluate`.
+        seed: As for :func:`evaluate`.
 
     Raises:
         JobError: There is no row, no other model, or the rows are not of the same patients.
@@ -299,4 +301,4 @@ def evaluate_difference(
         return difference
 
     both = Rows(one.columns, {name: less}, one.supports, {name}, one.why_missing, one.patients, {})
-    return _evaluate_whole(both, seed, bootstraps, {})[name]
+    return _evaluate_whole(both, seed, BOOTSTRAPS, {})[name]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from histoflare.errors import JobError
 from histoflare.privacy.dpsgd import private_gradient
 from histoflare.privacy.noise import NoiseSource, poisson_sample
-from histoflare.rounds.local import LocalResult, reproducible
+from histoflare.rounds.local import LocalResult, reproducible, samples_there
 from histoflare.rounds.private import StepPlan, record_loss, records_of
 from histoflare.rounds.state import State, load_state, model_state
 from histoflare.rounds.task import Task
@@ -96,7 +96,7 @@ def record_gradient(
     Args:
         plan: Of one step a round.
         noise: Source of sample and noise; a secure one unless it is research.
-        seed: Of the patches that a record shows.
+        seed: Of the patches or windows that a record shows.
 
     Raises:
         JobError: See :func:`histoflare.rounds.private.train_privately`. No error follows from one record.
@@ -121,14 +121,15 @@ def record_gradient(
         change = {name: tensor.double() for name, tensor in change.items()}
     losses = [loss for loss in made.losses.tolist() if math.isfinite(loss)]
     mean = math.fsum(losses) / len(losses) if losses else math.nan
-    result = LocalResult(dict(state), task.n_train(data), 1, mean, tuple(dict.fromkeys(made.failures)))
+    result = LocalResult(dict(state), len(records), 1, mean, tuple(dict.fromkeys(made.failures)))
     return Gradient(change, result)
 
 
 def no_gradient(task: Task, state: State, data: Any, why: Exception) -> Gradient:
     """Return a gradient of zeros, with the reason for the site's own log."""
     zeros = {n: torch.zeros_like(tensor) for n, tensor in state.items() if tensor.is_floating_point()}
-    return Gradient(zeros, LocalResult(dict(state), task.n_train(data), 0, math.nan, (str(why),)))
+    n_samples = samples_there(task, data)
+    return Gradient(zeros, LocalResult(dict(state), n_samples, 0, math.nan, (str(why),)))
 
 
 def _model(task: Task, state: State, device: str) -> nn.Module:

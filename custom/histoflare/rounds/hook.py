@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class LocalHook:
-    """Takes part in every optimizer step of local training. Each method does nothing until it is overridden.
+    """Is called at every optimizer step of local training. A method that is not overridden does nothing.
 
     Under DP-SGD only :meth:`gradient` and :meth:`after_step` are called, after the clip and the noise of the
     step: what they use must not depend on this site's data but through what was released. A strategy whose

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from histoflare.ensemble import assemble, split_models
-from histoflare.errors import JobError
+from histoflare.errors import HistoflareError, JobError
 from histoflare.rounds.hook import LocalHook
 from histoflare.rounds.state import State, is_finite, load_state, model_state
 from histoflare.rounds.task import Decaying, PredictionTable, Task
@@ -161,6 +161,14 @@ def load_model(task: Task, state: State, device: str = "cpu") -> nn.Module:
         members.append(task.build_model())
         load_state(members[-1], each)
     return assemble(members, task.average).to(device).eval()
+
+
+def samples_there(task: Task, data: Any) -> int:
+    """Return the number of training samples; 0 where they cannot be counted, as a file cannot be read."""
+    try:
+        return task.n_train(data)
+    except (HistoflareError, OSError):
+        return 0
 
 
 def _batches(task: Task, data: Any, seed: int, steps: int) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""When a run ends before its last round: a figure of the sites' validation patients has not risen for long.
+"""Early stopping: a run ends when a figure of the sites' validation patients has not risen for some rounds.
 
 Only figures that every site taking part has let out count, and the server decides by them alone, the same way
 in every runtime. The figure heard in a round is of the model that the round began with.

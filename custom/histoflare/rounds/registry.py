@@ -1,4 +1,4 @@
-"""Parts of a round found by their word: one file and one line in a registry each."""
+"""Finds parts of a round, such as strategies, by their name in a registry: each is one file and one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def make_registered(what: str, registry: Mapping[str, str], name: str, arguments
 
     Args:
         what: Kind of part, for messages, such as ``"strategy"``.
-        registry: Word → ``"module:class"``.
+        registry: Name → ``"module:class"``.
         arguments: Fields of the class.
 
     Raises:

@@ -51,7 +51,7 @@ def site_round(
     device: str = "cpu",
     steps: int | None = None,
 ) -> SiteOutcome:
-    """The site's half of a round: the strategy's local round, the privacy plan's release, the transport.
+    """Run a site's half of a round: train by the strategy, protect by the privacy plan, pack the update.
 
     Training runs on ``device``; what it gives is on the CPU, and so is the release, on one thread.
 
@@ -96,7 +96,7 @@ def server_round(
     total_rounds: int = 1,
     seed: int = 0,
 ) -> ServerOutcome:
-    """The aggregator's half of a round: check every update, order them by ``sites``, combine them.
+    """Run the aggregator's half of a round: check every update, order them by ``sites``, combine them.
 
     The order of arrival does not matter, to the last bit.
 
@@ -235,7 +235,7 @@ def count_sent_by_job(strategy: Strategy, task: Task) -> int:
 
 
 class _RealRanges(TorchFunctionMode):
-    """Makes ranges with numbers where all else has none: networks read rates of theirs from one."""
+    """Makes ``torch.linspace`` give numbers on the meta device too: networks read rates from them."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

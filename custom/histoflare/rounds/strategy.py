@@ -14,7 +14,6 @@ Tensors of a strategy's own travel beside the model's, and are kept beside them,
 
 from __future__ import annotations
 
-import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -24,12 +23,12 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from histoflare.ensemble import join_models, tensor_name
-from histoflare.errors import BagError, HistoflareError, JobError, MaskError
+from histoflare.errors import BagError, JobError, MaskError
 from histoflare.model_file import OF_STRATEGY
 from histoflare.privacy.plan import PrivacyPlan
 from histoflare.rounds.gradient import Gradient, batch_gradient, no_gradient, record_gradient
 from histoflare.rounds.hook import LocalHook
-from histoflare.rounds.local import LocalResult, train_locally
+from histoflare.rounds.local import LocalResult, samples_there, train_locally
 from histoflare.rounds.private import train_privately
 from histoflare.rounds.state import BATCH_NORM, State, batch_norm_names, shared_names, subtract
 from histoflare.rounds.task import PartlyTrained, Task
@@ -159,9 +158,7 @@ class _Training:
 
     def not_at_all(self, why: Exception) -> Any:
         """Return the model as it was."""
-        n_samples = 0
-        with contextlib.suppress(HistoflareError, OSError):  # to count them may fail in the same way
-            n_samples = self.ctx.task.n_train(self.ctx.data)
+        n_samples = samples_there(self.ctx.task, self.ctx.data)
         return LocalResult(dict(self.start), n_samples, 0, math.nan, (str(why),))
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""What a site writes down of one job, and what it lets go on that ground: reservation, releases, disclosures.
+"""A site's bookkeeping of one job: it reserves, books and releases, and refuses what is not booked.
 
 It stands between FLARE and the trainer. Under a scope without a budget nothing is booked, and every update
 and evaluation that leaves is noted in the ledger all the same, as one that nothing protects.
@@ -224,7 +224,7 @@ class Bookkeeping:
         return self._reservation
 
     def _fail(self, ledger: Ledger, booked: Booking, error: Exception) -> None:
-        """Pay for the answer that a booked round failed, and say no more than that.
+        """Note in the ledger that a booked round is answered with a failure, and raise that failure.
 
         Raises:
             HistoflareError: TRAINING_FAILED, always.

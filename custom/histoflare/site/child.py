@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process with the thread that started it (Linux).
+    """Make the kernel kill this process when the thread that started it ends (Linux).
 
     Elsewhere an idle process ends when it finds its pipe closed, a busy one after its task.
     """

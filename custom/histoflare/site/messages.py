@@ -1,4 +1,4 @@
-"""What a trainer and its process say to each other, and how tensors cross between them.
+"""The messages between a trainer and its process, and how tensors are sent in them.
 
 One message is a small pickled head (kind, content, the tensors' names, dtypes and shapes) and then each
 tensor's bytes as they lie in memory: to pickle the tensors too would copy all of them at once on either side.
@@ -29,7 +29,7 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class TrainerSetup:
-    """All that a trainer is told once.
+    """What a trainer's process is given when it starts.
 
     Attributes:
         site: The site's FLARE name; seeds depend on it.

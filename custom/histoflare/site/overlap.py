@@ -2,7 +2,7 @@
 
 A federation's ε is the largest that any one site spends on a patient, and its test figures are of patients
 whom no model was trained on. Both hold only if no patient is at two sites. Hospitals cannot look at each
-other's data; whoever has the data of all of them on one machine can, and must.
+other's data. On a machine that has the data of all sites it is checked here.
 
 One slide at two sites is one patient for certain. One name at two sites may be: many hospitals number their
 patients from 1. Where an ε rests on it, a person has to say so, by different names; where nothing is

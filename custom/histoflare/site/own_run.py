@@ -1,4 +1,4 @@
-"""A run from what the site has of it: its notes, its ledger, its log. Nothing of the lead's is needed."""
+"""A run as the site itself recorded it, in its notes, ledger and log, without the lead's report."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PLANS: Mapping[str, type[Any]] = {
 
 @dataclass(frozen=True)
 class Notes:
-    """What a run's ``run.json`` says; None and defaults where it says nothing.
+    """The content of a run's ``run.json``; None or a default for what is missing in it.
 
     Attributes:
         task, strategy: Their settings. plan: What protects the updates.

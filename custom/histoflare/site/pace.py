@@ -1,4 +1,4 @@
-"""When a site answers: at public times, so that neither how long it worked nor how it went shows in the time.
+"""When a site answers: at public times, which tell neither how long it worked nor how that went.
 
 How long a step takes depends on which patients were drawn and on what they have. So an answer waits, whatever
 it is (an update, the same one again, a refusal), until a public number of seconds after its opening.

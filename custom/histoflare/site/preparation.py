@@ -1,4 +1,4 @@
-"""A site makes the bags it has not, or not as the job wants them, before its first round."""
+"""Makes the bags that a site lacks, or that were not made as the job wants them, before the first round."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class _TaskEncoder:
 
 
 class _Progress:
-    """Says now and then how far preparing has come; what is left out it says at once."""
+    """Reports progress at intervals, and each slide that is left out at once."""
 
     def __init__(self, site: str, total: int, say: Say) -> None:
         self._site = site

@@ -1,4 +1,4 @@
-"""What a run can be called."""
+"""Which names a run can have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A site's file: one commented TOML file, read and written here and nowhere else."""
+"""Reads and writes a site's own file, a TOML file with comments. No other module does."""
 
 from __future__ import annotations
 

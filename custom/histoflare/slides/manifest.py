@@ -179,7 +179,7 @@ def label_of_patients(rows: Iterable[ManifestRow]) -> dict[str, str]:
 
 
 def role_warnings(rows: Iterable[ManifestRow], labels: Iterable[str]) -> list[str]:
-    """Return, for the person at the site, of which of ``labels`` there is nobody to train or to test on."""
+    """Return a warning for each label without a patient to train on, or without one to test on."""
     return missing_roles({(row.split, row.label) for row in rows}, labels)
 
 

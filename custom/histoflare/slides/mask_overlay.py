@@ -87,7 +87,7 @@ def add_attention_legend(
     Args:
         limit: The colours end at 1/limit and at limit times the average.
         px_per_um: Pixels of the picture that a µm takes.
-        title: What stands beside the colours.
+        title: The text beside the colours.
     """
     return _on_sheet(picture, lambda width: _attention_legend(width, limit, px_per_um, title))
 

@@ -326,7 +326,7 @@ class Slide:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """Have :meth:`close` wait for the block; raise :class:`SlideError` if the slide cannot be read."""
+        """Make :meth:`close` wait for the block; raise :class:`SlideError` if the slide cannot be read."""
         with self._changed:
             if self._failure is not None:
                 raise _read_failed(self.path, self._failure)

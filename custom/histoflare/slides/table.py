@@ -291,6 +291,6 @@ def _header_problems(header: Sequence[str], needed: Sequence[str], columns: Sequ
 
 
 def _line_of(problem: str) -> int:
-    """Sort key: problems by line, those of the whole manifest last."""
+    """Return the sort key of a problem: its line; those of the whole manifest come last."""
     word = problem.removeprefix("line ").split(":", 1)[0]
     return int(word) if word.isdigit() else 10**9

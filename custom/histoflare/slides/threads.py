@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TypeVar
 
 AHEAD = 2
-"""Things begun for each thread, so that none waits and whoever stops early waits for few."""
+"""Items started ahead for each thread: no thread waits, and stopping early waits for few."""
 
 Thing = TypeVar("Thing")
 Made = TypeVar("Made")

@@ -49,7 +49,7 @@ class ImportReport:
     Attributes:
         manifest: What it wrote.
         labels: Class names in the order of the masks' values.
-        notes: What whoever uses it should know.
+        notes: What a user of the masks should know.
     """
 
     manifest: ImageManifest
@@ -75,7 +75,7 @@ def check_apart(folder: Path, out: Path, read: Sequence[str], written: Sequence[
 
 
 def nothing(done: int, total: int) -> None:
-    """Follow no progress."""
+    """Do nothing: the callback where progress is not shown."""
 
 
 def write_mask(path: Path, mask: NDArray[np.uint8]) -> None:

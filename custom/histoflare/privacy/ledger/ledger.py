@@ -1,4 +1,4 @@
-"""A site's privacy ledger: it says no.
+"""A site's privacy ledger, which refuses what the patients' budgets do not allow.
 
 One SQLite file per site, append-only and hash-chained. Before a job trains, its whole cost is composed with
 everything that was ever charged to any of the patients it would train on, and reserved; before a round is

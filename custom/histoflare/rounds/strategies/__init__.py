@@ -1,4 +1,4 @@
-"""The strategies, by the word that a job uses for each: one file and one line here."""
+"""The strategies by the name that a job gives: each is one file, and one line here."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class FedAvg(Strategy):
         return self.weighting == "uniform"
 
     def check_sites(self, sites: Sequence[str]) -> None:
-        """Also refuses a site without a fixed weight."""
+        """Refuse sites that occur twice, and a site without a fixed weight."""
         super().check_sites(sites)
         missing = [site for site in sites if self.weights is not None and site not in self.weights]
         if missing:

@@ -1,4 +1,4 @@
-"""The topologies, by the word for each: one file and one line here."""
+"""The topologies by name: each is one file, and one line here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a kind of data owes to everybody who works with it and does not look what kind it is."""
+"""The interface of a kind of data: other code calls it and never asks which kind it is."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Say = Callable[[str], None]
 
 
 class SiteRecord(Protocol):
-    """What a round's bookkeeping asks of one slide or image."""
+    """What the bookkeeping of a round reads of one slide or image."""
 
     @property
     def slide_id(self) -> str: ...
@@ -47,7 +47,7 @@ class SiteData(Protocol):
     @property
     def warnings(self) -> Sequence[str]: ...
     def read_ahead(self) -> None:
-        """Read what a round would otherwise read, and fail over, in its own time."""
+        """Read all files now, so that a round need not, and damaged ones are found before it."""
 
     def read_all(self) -> None:
         """Read every file again from its disk, and keep nothing of it in memory.
@@ -69,7 +69,7 @@ class ManifestEntry(Protocol):
 
 
 class SplitManifest(Protocol):
-    """A manifest whose every patient has a role."""
+    """A manifest in which every patient has a role: for training, validation or testing."""
 
     @property
     def path(self) -> Path: ...
