@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,18 +87,31 @@ class Running:
         assert status == COMPLETED
         return job_id, read_result(folder), read_job(made), folder
 
-    def in_process(self, job: Job) -> str:
-        """Return the hash of the model that the runner without FLARE makes."""
+    def in_process(self, job: Job, last: Sequence[str] = SITES) -> str:
+        """Return the hash of the model that the runner without FLARE makes.
+
+        Args:
+            last: The sites of the last round.
+        """
         cohorts = {}
         for site, where in self.sites.items():
             manifest = read_manifest(where.files["manifest"], job.task.labels, check_files=False)
             cohorts[site] = load_cohort(
                 site, manifest, where.files["bags"], job.task.target, job.task.encoder
             )
-        run = run_in_process(
-            job.task, cohorts, job.strategy, job.rounds, job.seed, job.plan, transport=job.transport
+        run = partial(run_in_process, plan=job.plan, transport=job.transport)
+        first = run(job.task, cohorts, job.strategy, ROUNDS - 1, job.seed)
+        end = run(
+            job.task,
+            {site: cohorts[site] for site in last},
+            job.strategy,
+            ROUNDS,
+            job.seed,
+            start_round=ROUNDS - 1,
+            initial_state=first.state,
+            initial_own=first.own,
         )
-        return hash_state(run.state)
+        return hash_state(end.state)
 
     def ledger(self, site: str) -> Ledger:
         return open_ledger(self.sites[site])
@@ -148,38 +162,33 @@ SHARED: dict[str, Any] = {
     "privacy.budget_share": 0.25,
     "strategy": {"name": "fedsgd", "weighting": "uniform", "learning_rate": 0.5},
     "answer_seconds": 1,
+    "round_seconds": 20,
     "spare_rounds": 1,
 }
 
 
-def test_noise_that_the_sites_share_is_in_the_sum_alone(running: Running) -> None:
-    """DP-SGD on the patients of all sites: the bytes of the in-process runner, and each site's booking."""
-    job_id, result, job, folder = running.run("mem_dpsgd", "dp-shared", **SHARED)
-    assert [row["taking_part"] for row in result.rounds] == [list(SITES)] * ROUNDS
-    assert hash_state(load_file(folder / GLOBAL_MODEL_FILE)) == running.in_process(job)
-    budget = read_policy(POLICIES / "dp-shared.toml").protection.budget()  # type: ignore[union-attr]
-    for site in SITES:
-        stamp = result.rounds[-1]["stamps"][site]
-        assert (stamp["scope"], stamp["mechanism"]) == ("dp-shared", "dp-sgd-shared")
-        assert stamp["spend"] == job.plan.spend().to_json() and job.plan.spend().honest == HONEST
-        (run,) = [run for run in running.ledger(site).summary(budget).runs if run.run == job_id]
-        assert (run.rounds, run.booked, run.released) == (ROUNDS + 1, ROUNDS, ROUNDS)
-        booked = [each for each in running.ledger(site).events() if each["kind"] == "booking"]
-        assert {each["body"]["mechanism"]["countable"] for each in booked} == {len(SITES)}
-        assert len({each["body"]["model"] for each in booked}) == ROUNDS, "each under its own transcript"
-
-
-def test_a_site_that_is_lost_between_hello_and_training_voids_the_round_and_the_next_attempt_works(
+def test_noise_that_the_sites_share_and_a_site_that_is_lost_between_hello_and_training(
     running: Running,
 ) -> None:
-    """What the others sent in vain is in their ledgers too. Last: the site stays away."""
+    """DP-SGD on the patients of all sites, with the bytes of the runner: of four sites and then of three.
+
+    The round from which one is lost is void, and its next attempt works; what the others sent in vain is paid
+    for. Last: the site stays away.
+    """
     running.lost.write_text(json.dumps({"site": LOST, "round": 1}))
-    job_id, result, _, _ = running.run("mem_dpsgd", "dp-shared", **{**SHARED, "round_seconds": 20})
+    job_id, result, job, folder = running.run("mem_dpsgd", "dp-shared", **SHARED)
     others = [site for site in SITES if site != LOST]
     assert [row["taking_part"] for row in result.rounds] == [list(SITES), others]
     assert "voids" not in result.rounds[0]
     assert result.rounds[1]["voids"] == [{"sites": list(SITES), "no_answer": [LOST], "refused": {}}]
+    assert hash_state(load_file(folder / GLOBAL_MODEL_FILE)) == running.in_process(job, others)
     budget = read_policy(POLICIES / "dp-shared.toml").protection.budget()  # type: ignore[union-attr]
     for site in others:
+        stamp = result.rounds[-1]["stamps"][site]
+        assert (stamp["scope"], stamp["mechanism"]) == ("dp-shared", "dp-sgd-shared")
+        assert stamp["spend"] == job.plan.spend().to_json() and job.plan.spend().honest == HONEST
         (run,) = [run for run in running.ledger(site).summary(budget).runs if run.run == job_id]
-        assert (run.booked, run.released) == (ROUNDS + 1, ROUNDS + 1), "what was sent in vain is paid for"
+        assert (run.rounds, run.booked, run.released) == (ROUNDS + 1,) * 3
+        booked = [each["body"] for each in running.ledger(site).events() if each["kind"] == "booking"]
+        assert [each["mechanism"]["countable"] for each in booked] == [4, 4, 3]
+        assert len({each["model"] for each in booked}) == ROUNDS + 1, "each under its own transcript"

@@ -54,7 +54,7 @@ class Round:
 
     def join(self, policy: Any, site: str = ME, received: str = "model", **changes: Any) -> Any:
         said = {"hellos": list(self.hellos.values()), "round_index": 0, "attempt": self.attempt} | changes
-        plan = SimpleNamespace(spend=lambda: SimpleNamespace(honest=1), protects=False)
+        plan = SimpleNamespace(spend=lambda: SimpleNamespace(honest=1))
         return self.sums[site].join(received=received, policy=policy, plan=plan, **said)
 
 

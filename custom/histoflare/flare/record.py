@@ -105,7 +105,8 @@ class RoundRecord:
                 said.pop(each, None)
 
     def note_void(self, sites: list[str]) -> None:
-        """Note that the sum of these sites' updates is void."""
+        """Note that the sum of these sites' updates is void, and forget what they said beside them."""
+        self.metrics.clear()
         self.voids.append(
             {
                 "sites": list(sites),

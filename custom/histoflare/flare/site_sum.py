@@ -110,7 +110,7 @@ def check_known(known: int, policy: Policy, plan: PrivacyPlan) -> None:
         JobError: There are fewer (SUM_TOO_FEW_KNOWN).
     """
     colluders = 1 if policy.protection is None else policy.protection.colluders
-    honest = max(LEAST_HONEST, plan.spend().honest if plan.protects else 1)
+    honest = max(LEAST_HONEST, plan.spend().honest)
     if known - colluders < honest:
         raise JobError(
             f"This site knows {known} of the sites in the sum, itself included. Its policy takes {colluders} "
