@@ -17,7 +17,14 @@ from histoflare.flare.job import Job
 from histoflare.flare.site_keys import SimulatedKeys, SiteKeys
 from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import Policy
-from histoflare.privacy.secure_sum.hello import Hello, RoundKeys, Transcript, check_hellos, countable
+from histoflare.privacy.secure_sum.hello import (
+    MOST_SITES,
+    Hello,
+    RoundKeys,
+    Transcript,
+    check_hellos,
+    countable,
+)
 from histoflare.privacy.secure_sum.pads import Pads
 from histoflare.rounds.sealing import LEAST_HONEST
 from histoflare.site.messages import TrainAnswer
@@ -126,8 +133,11 @@ def read_hellos(content: Any) -> tuple[Hello, ...]:
     Raises:
         JobError: It is no such list (SUM_LIST_INVALID).
     """
-    if not isinstance(content, Sequence) or isinstance(content, str):
-        raise JobError("The task has no list of the sum's sites.", reason="SUM_LIST_INVALID")
+    if not isinstance(content, Sequence) or isinstance(content, str) or len(content) > MOST_SITES:
+        raise JobError(
+            f"The task has no list of the sum's sites, of which there are {MOST_SITES} at most.",
+            reason="SUM_LIST_INVALID",
+        )
     return tuple(Hello.from_json(each) for each in content)
 
 
