@@ -294,6 +294,16 @@ def test_a_server_that_lies_about_the_list_gets_nothing_trained_or_booked(
     assert reply.get_return_code() == "REFUSED_SUM_LIST_INVALID", "these keys are gone"
 
 
+def test_a_site_with_too_few_pins_for_any_list_says_no_hello(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would refuse the list, when the others have trained and paid."""
+    site = SumSite(tmp_path, monkeypatch)
+    site.pins = {"clinic-a": "0" * 64, "clinic-b": site.pins["clinic-b"]}
+    reply = site.ask("hello", headers={ATTEMPT: 0})
+    assert reply.get_return_code() == "REFUSED_SUM_TOO_FEW_KNOWN"
+
+
 def test_without_a_hello_there_is_no_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = SumSite(tmp_path, monkeypatch)
     assert site.ask(headers={ATTEMPT: 0, HELLOS: []}).get_return_code() == "REFUSED_SUM_LIST_INVALID"

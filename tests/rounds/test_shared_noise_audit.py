@@ -154,7 +154,7 @@ def found(plan: DpSgd, colluders: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def least_epsilon(inside: np.ndarray, outside: np.ndarray) -> float:
-    """Return what ε is at least, with 99 % confidence (Clopper and Pearson), by the best of ten thresholds."""
+    """Return what ε is at least, by the best of ten thresholds: Clopper and Pearson's bounds, 99 %."""
     thresholds = np.linspace(0.25, 2.5, 10)
     doubt = LEVEL / (2 * len(thresholds))
     bounds = []

@@ -135,6 +135,7 @@ class SiteExecutor(Executor):
             site = fl_ctx.get_identity_name()
             keys = keys_of(fl_ctx.get_engine().get_workspace())
             self._sum = SiteSum(site, keys, admitted.job, admitted.bookkeeping.run)
+        self._sum.check_pins(admitted.policy, admitted.bookkeeping.plan)
         said = self._sum.hello(index, shareable.get_header(ATTEMPT))
         capabilities.release_hello(said)
         reply: Shareable = DXO(DataKind.APP_DEFINED, data=said).to_shareable()

@@ -66,6 +66,23 @@ class SiteSum:
         self._job = hash_agreed(job)
         self._secret: RoundKeys | None = None
 
+    def check_pins(self, policy: Policy, plan: PrivacyPlan) -> None:
+        """Refuse before any hello if this site has pinned too few sites for whatever list may come.
+
+        It would refuse the list too, and the others would have paid for a sum that cannot open.
+
+        Args:
+            policy: The site's, with its pins. plan: The job's.
+
+        Raises:
+            JobError: They are too few (SUM_TOO_FEW_KNOWN).
+        """
+        if not self._trusts_all(policy):
+            check_known(1 + len(set(policy.pins) - {self._site}), policy, plan)
+
+    def _trusts_all(self, policy: Policy) -> bool:
+        return policy.trust_ca or not self._keys.vouches
+
     def hello(self, round_index: int, attempt: Any) -> dict[str, str]:
         """Return the hello of an attempt, with fresh keys; those of an attempt before are forgotten.
 
@@ -99,8 +116,7 @@ class SiteSum:
             )
         listed = read_hellos(hellos)
         check_hellos(listed, secret, self._keys.verifier(policy.pins))
-        trusts_all = policy.trust_ca or not self._keys.vouches
-        known = countable(listed, policy.pins, trusts_all, self._site)
+        known = countable(listed, policy.pins, self._trusts_all(policy), self._site)
         check_known(known, policy, plan)
         transcript = Transcript(self._job, self._run, round_index, attempt, received, listed)
         return Joined(known, transcript.sha256, secret.pads(transcript))
