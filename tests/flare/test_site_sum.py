@@ -228,7 +228,7 @@ def test_a_list_of_another_attempt_than_the_hello_is_refused(
         Round(keys, job).join(pinned(keys, *SITES), **changes)
 
 
-@pytest.mark.parametrize("attempt", [-1, 1.0, None, True])
+@pytest.mark.parametrize("attempt", [-1, 1.0, None, True, 2**31, pytest.param(10**5000, id="long")])
 def test_an_attempt_is_a_number(keys: dict[str, SiteKeys], job: Job, attempt: Any) -> None:
     with raises_reason("ROUND_INVALID"):
         SiteSum(ME, keys[ME], job, "run").hello(0, attempt)

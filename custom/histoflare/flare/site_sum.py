@@ -87,10 +87,10 @@ class SiteSum:
         """Return the hello of an attempt, with fresh keys; those of an attempt before are forgotten.
 
         Raises:
-            JobError: ``attempt`` is no whole number of at least 0 (ROUND_INVALID).
+            JobError: ``attempt`` is no whole number of at least 0 and below 2**31 (ROUND_INVALID).
         """
-        if type(attempt) is not int or attempt < 0:
-            raise JobError(f"The server asked for the attempt {attempt!r}.", reason="ROUND_INVALID")
+        if type(attempt) is not int or not 0 <= attempt < 2**31:
+            raise JobError("The server asked for an attempt that cannot be.", reason="ROUND_INVALID")
         self._secret = RoundKeys.new(self._site, self._run, round_index, attempt)
         return self._secret.hello(self._keys.certificate, self._keys.sign).to_json()
 
