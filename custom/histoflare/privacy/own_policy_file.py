@@ -71,8 +71,8 @@ models = {models}
 # stricter), and the epsilon that is kept should all other sites collude.
 # colluders = 2
 # all_collude_epsilon = 6.0
-# At how many of these sites one patient may be (more is stricter). The largest colluders and sites_per_patient
-# that a scope says count in all.
+# At how many of these sites one patient may be (more is stricter). The largest colluders and the largest
+# sites_per_patient that a scope says count in all.
 # sites_per_patient = 2
 
 # In a secure sum this site counts on no site but those whose certificates stand below, in [pins]. With true
