@@ -120,7 +120,9 @@ def test_report_and_model_of_two_kinds_are_refused(
     arguments[arguments.index("tnbc-1")] = "graz"
     found = CliRunner().invoke(app, arguments)
     assert isinstance(found.exception, JobError)
-    assert "is the model of a segmentation, the run of" in str(found.exception)
+    assert found.exception.reason == "JOB_INVALID"
+    said = str(found.exception)
+    assert str(tmp_path / "model.safetensors") in said and "segmentation" in said and "classification" in said
     assert not out.exists()
 
 

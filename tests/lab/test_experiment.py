@@ -16,10 +16,12 @@ from histoflare.commands.console import progress, watch_on
 from histoflare.errors import JobError
 from histoflare.flare.job import Job, read_job
 from histoflare.lab.bounds import rounds_run
+from histoflare.lab.chapters import run_chapters
 from histoflare.lab.experiment import Experiment, Runtime
 from histoflare.lab.federation import Federated
 from histoflare.lab.pages import write_site_pages
 from histoflare.lab.run import Outcome, run_experiment, run_watched
+from histoflare.lab.watch import Watch
 from histoflare.model_file import MODEL_FILE
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.report.consortium import say_missing
@@ -83,6 +85,26 @@ def reported(job: Job, folder: Path, *epsilons: float) -> tuple[dict[str, Any], 
         experiment = Experiment(job, sites, {}, Runtime.INPROCESS)
         outcome = run_watched(experiment, folder / "out", watch_on(bars), epsilons)
     return outcome.report, bars
+
+
+@pytest.mark.parametrize("epsilons", [(), (1.0,)])
+def test_the_second_chapter_has_what_its_own_noise_costs(
+    epsilons: tuple[float, ...], tmp_path: Path, repository: Path
+) -> None:
+    """Against its own settings without noise, and not against the first chapter's; empty if not trained."""
+    plan = DpSgd(budget_epsilon=3.0, budget_share=1.0, sample_rate=0.5, batch_size=5, steps=2, noise_seed=5)
+    sites = {site: write_site(tmp_path, site, slides=20) for site in ("a", "b")}
+    first, second = (
+        Experiment(small_job(repository, each), sites, {}, Runtime.INPROCESS) for each in (Open(), plan)
+    )
+    report = run_chapters(first, second, tmp_path / "out", Watch(), epsilons).report
+    if not epsilons:
+        assert report["cost_of_noise"] == {}
+        return
+    (noiseless,) = (entry for entry in report["accuracy_against_epsilon"] if entry["epsilon_is_infinite"])
+    for figure in ("auc", "balanced_accuracy"):
+        less = noiseless[figure] - report["federated"][figure]
+        assert report["cost_of_noise"][figure] == pytest.approx(less)
 
 
 @pytest.mark.parametrize(
