@@ -350,7 +350,7 @@ def test_killed_at_any_moment_leaves_whole_bags(
 @pytest.mark.slow
 def test_ctrl_c_ends_soon_and_leaves_whole_bags(make_manifest: MakeManifest, tmp_path: Path) -> None:
     manifest, bags = make_manifest(12), tmp_path / "bags"
-    child = start_child(manifest.path, bags, 0.2)
+    child = start_child(manifest.path, bags, 1.0)  # all of them take longer than may pass until it has ended
     assert child.stdout is not None and child.stdout.readline() == "ready\n"
     assert child.stdout.readline() == "made\n"
     started = time.monotonic()

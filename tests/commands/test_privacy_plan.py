@@ -155,6 +155,12 @@ def test_a_job_with_shared_noise_must_fit_both_budgets(shared_job: Path, site: P
     own.write_text(f"trust_ca = true\n{before}")
     said = CliRunner().invoke(app, ["privacy", "plan", str(shared_job), "--site", str(site)]).stdout
     assert f"{first.whom()}, {IF_CA_IS_HONEST}" in said, "in the sentence with the figure"
+    own.write_text(f"{before}[scope.dp-shared]\nall_collude_epsilon = 14.0\n")
+    _, facts = plan(shared_job, site)
+    rooms = [Budget(whole, 1e-5).room_for for whole in (8.0, 14.0)]
+    costs = [Budget(8.0, 1e-5).cost(spend), Budget(14.0, 1e-5).cost(spend.alone())]
+    fits = [room(cost, cost) for room, cost in zip(rooms, costs, strict=True)]
+    assert facts["further"] == fits[1] < fits[0] == 3, "as many as fit both"
     own.write_text(f"{before}[scope.dp-shared]\njob_share = 0.5\nall_collude_epsilon = 2.0\n")
     code, facts = plan(shared_job, site)
     assert (code, facts["reason"]) == (3, "BUDGET_EXHAUSTED")

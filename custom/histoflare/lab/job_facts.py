@@ -82,7 +82,7 @@ def say_cost(job: Job, cost: Mapping[str, Any] | None) -> str:
     whom = ""
     if spend.honest > 1:
         alone = write_epsilon(epsilon_if_all_collude(budget, [spend]))
-        whom = f", {say_against(spend.honest)} (ε = {alone} {ALL_COLLUDE})"
+        whom = f", {say_against(spend.honest)} (ε = {alone} by RDP {ALL_COLLUDE})"
     room = say_room(budget, spent, spent)
     return f"ε = {part} at δ = {delta} for each patient, all rounds{whom}; {room}{void}"
 

@@ -95,10 +95,10 @@ def say_how(guarantee: Mapping[str, Any]) -> list[str]:
         found.append(
             f"Sites share the noise: each adds a part, and nobody sees more than the sum. {ALL_COLLUDE}, "
             "what is left is a site's own part, and "
-            f"ε = {say_epsilon(second['reserved'])} for all that was reserved. Which "
-            "sites a site counts on, and how many of them may collude, its own policy says, and its ledger "
-            "counts by that. The protection of the sum is computational: should its masks ever be opened, "
-            "this second figure is what holds."
+            f"ε = {say_epsilon(second['reserved'])} for all that was reserved, by RDP at its best order. "
+            "Which sites a site counts on, how many of them may collude, and how large the budget for this "
+            "second figure is, its own policy says, and its ledger counts by that. The protection of the sum "
+            "is computational: should its masks ever be opened, this second figure is what holds."
         )
     return found
 

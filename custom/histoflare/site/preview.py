@@ -26,7 +26,8 @@ class Preview:
     Attributes:
         patients: To train on.
         before: What was charged already; NaN if the ledger does not say. alone: The job. after: Together.
-        further: How many more like it fit afterwards; None: any number, or the ledger does not say.
+        further: How many more like it fit afterwards, by both filters; None: any number, or the ledger does
+            not say.
         budget: What there is. sampler_delta: What the job's sampler takes of its δ.
         share: Which part of the budget's allowance the job takes, from 0 on; shares of jobs add up.
         left: Which part is left afterwards; below 0 where it does not fit, NaN if the ledger does not say.
@@ -80,6 +81,12 @@ class Figures:
     def share(self) -> float:
         """Which part of the allowance the job takes."""
         return self.budget.share_of(self.cost)
+
+    @property
+    def room(self) -> int | None:
+        """How many more jobs like it fit afterwards."""
+        after = self.spent + self.cost
+        return None if math.isnan(after) else self.budget.room_for(self.cost, after)
 
     def _epsilon(self, rho: float) -> float:
         return math.nan if math.isnan(rho) else self.budget.epsilon_of(rho)
@@ -169,12 +176,14 @@ def _figures(
         for kept, rho in zip(budget.filters(), spent, strict=True)
     )
     together = first.spent + first.cost
+    counted = (first, second) if event.honest > 1 else (first,)
+    rooms = [found.room for found in counted]
     return Preview(
         patients=patients,
         before=first.before,
         alone=first.alone,
         after=first.after,
-        further=None if math.isnan(together) else budget.room_for(first.cost, together),
+        further=min((room for room in rooms if room is not None), default=None),
         share=first.share,
         left=1 - budget.share_of(together),
         budget=budget,
