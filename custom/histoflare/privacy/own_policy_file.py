@@ -238,7 +238,8 @@ def _against_the_same(signed: Mapping[str, Policy], own: StewardPolicy) -> Stewa
         most = max((getattr(each, entry) for each in kept.values()), default=1)
         for name, each in kept.items():
             if getattr(each, entry) < most:
-                scopes[name] = replace(scopes.get(name, Narrowing()), **{entry: most})
+                stricter: dict[str, Any] = {entry: most}
+                scopes[name] = replace(scopes.get(name, Narrowing()), **stricter)
     return replace(own, scope=scopes)
 
 
