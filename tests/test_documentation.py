@@ -301,6 +301,7 @@ RUNS: dict[str, list[str]] = {
     "run --job mem_dpsgd --preset adnan": QUICK,
     "privacy calibrate": [],
     "privacy epsilon": [],
+    "privacy advise": [],
     "synthetic images": ["--sites", "2", "--patients", "3", "--images-per-patient", "1", "--side-px", "256"],
     "masks check": [],
     SLOW: [*QUICK, "--set", "task.local_steps=1"],
