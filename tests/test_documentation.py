@@ -164,7 +164,7 @@ def test_a_command_can_be_typed(path: Path, line: str) -> None:
         raise AssertionError(f"{line}\n{error.format_message()}") from None
     except typer.Exit:
         return  # --help
-    job = values.get("job")
+    job = values.get("job") or None
     if job is not None and str(job) in job_names():
         settings = values.get("setting") or []
         choose_job(JOBS / job, values.get("preset"), settings)  # the job, its preset, its variables
@@ -301,6 +301,7 @@ RUNS: dict[str, list[str]] = {
     "run --job mem_dpsgd --preset adnan": QUICK,
     "privacy calibrate": [],
     "privacy epsilon": [],
+    "privacy advise": [],
     "synthetic images": ["--sites", "2", "--patients", "3", "--images-per-patient", "1", "--side-px", "256"],
     "masks check": [],
     SLOW: [*QUICK, "--set", "task.local_steps=1"],
