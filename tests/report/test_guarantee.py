@@ -138,6 +138,18 @@ def test_what_was_sent_to_a_sum_that_did_not_open_was_spent() -> None:
     assert found["if_all_collude"]["federation"] == found["federation"]["filter"]
 
 
+def test_a_sum_that_did_not_open_has_the_noise_of_its_own_sites() -> None:
+    """Two that collude leave the noise of two in an attempt of four, where the other sums had five."""
+    five = [*FOUR, "e"]
+    said = "against the server and any {} other site{}".format
+    rows = [row(0, five), row(1, five)]
+    assert shared(rows)["against"] == said(2, "s")
+    rows[1]["voids"] = [{"sites": FOUR, "no_answer": ["d"], "refused": {}}]
+    assert shared(rows)["against"] == said(1, "")
+    rows[1]["voids"] = [{"sites": FOUR, "no_answer": [], "refused": dict.fromkeys(FOUR, "SUM_TOO_FEW_KNOWN")}]
+    assert shared(rows)["against"] == said(2, "s"), "nobody sent anything"
+
+
 def test_both_figures_stand_in_one_sentence_with_whom_they_are_about() -> None:
     found = shared([row(0, FOUR)])
     said = say_guarantee(found)

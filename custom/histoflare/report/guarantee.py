@@ -190,7 +190,11 @@ def _state_sharing(
         epsilon_if_all_collude(budget, [event.times(count) for event, count in found])
         for found in {tuple(each.items()) for each in counts}
     ]
-    least = min((len(row["taking_part"]) for row in rows if row["taking_part"]), default=None)
+    sums = [len(row["taking_part"]) for row in rows if row["taking_part"]]
+    for void in (void for row in rows for void in row.get("voids") or ()):
+        if set(void["sites"]) - set(void["refused"]):  # what they sent has the noise of so many
+            sums.append(len(void["sites"]))
+    least = min(sums, default=None)
     stamps = [stamp for row in rows for stamp in (row.get("stamps") or {}).values()]
     return {
         "against": words.say_against(own.honest, least),
