@@ -11,7 +11,7 @@ from rich.console import Console
 from histoflare.commands.run import show_summary
 from histoflare.lab.summary import summarise
 from histoflare.privacy.budget import Budget
-from histoflare.privacy.plan import UpdateNoise
+from histoflare.privacy.plan import DpSgd, UpdateNoise
 from histoflare.report.consortium import RunFacts, build_report, results_table
 from histoflare.report.figures import CLASSIFICATION
 from histoflare.report.guarantee import state_epsilon
@@ -62,6 +62,20 @@ def test_what_a_strategy_says_of_sites_is_under_their_pseudonyms() -> None:
     report = build_report(replace(FACTS, participation=[row], pseudonyms={"b": "north"}), comparison())
     assert report["participation"][0]["rejected"] == {"north": "UPDATES_INVALID"}
     assert report["participation"][0]["contribution"] == {"a": 1.0, "north": 0.0}
+
+
+def test_attempts_at_a_sum_that_did_not_open_are_in_the_report_and_paid_for() -> None:
+    plan = DpSgd(noise="shared", honest=2, noise_multiplier=4.0, delta=1e-4)
+    row = {"round": 0, "asked": ["a", "b"], "taking_part": ["a", "b"], "refused": {}, "no_answer": []}
+    voids = [{"sites": ["a", "b"], "no_answer": ["b"], "refused": {"b": "STOPPED"}}]
+    facts = replace(FACTS, mechanism=plan.mechanism, plan=plan.to_json(), spend=plan.spend().to_json())
+    facts = replace(facts, participation=[row | {"voids": voids}], pseudonyms={"b": "north"})
+    report = build_report(facts, comparison())
+    (kept,) = report["participation"]
+    assert kept["voids"] == [
+        {"sites": ["a", "north"], "no_answer": ["north"], "refused": {"north": "STOPPED"}}
+    ]
+    assert report["guarantee"]["sites"]["a"]["updates"] == 2
 
 
 def test_the_shape_scripts_rely_on() -> None:

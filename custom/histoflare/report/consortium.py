@@ -35,8 +35,8 @@ class RunFacts:
         participation: One row per round. Either whose updates were combined, or what the server recorded:
             ``round, sites, asked, taking_part, refused {site: code}, no_answer, absent, seconds {site:
             {training, waiting, idle}}, bytes_up, bytes_down, metrics {site: {…}}, stamps {site: {scope,
-            mechanism, spend, seeded_noise, trusts_ca}}``, ``voids [{sites}]`` for attempts at a sum that did
-            not open, and ``finished: false`` for a round that was broken off.
+            mechanism, spend, seeded_noise, trusts_ca}}``, ``voids [{sites, refused}]`` for attempts at a sum
+            that did not open, and ``finished: false`` for a round that was broken off.
         privacy: One sentence on what protected the updates.
         seconds: Phase → seconds.
         model_sha256: Of the last global state (names, shapes, dtypes, bytes).
@@ -190,6 +190,7 @@ def _row(index: int, row: Sequence[str] | Mapping[str, Any], runtime: str) -> di
         "bytes_down",
         "metrics",
         "stamps",
+        "voids",
         "unix_time",
         "given_up",
         "validation",

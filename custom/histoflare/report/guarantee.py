@@ -192,7 +192,7 @@ def _state_sharing(
     ]
     sums = [len(row["taking_part"]) for row in rows if row["taking_part"]]
     for void in (void for row in rows for void in row.get("voids") or ()):
-        if set(void["sites"]) - set(void["refused"]):  # what they sent has the noise of so many
+        if set(void["sites"]) - set(void.get("refused", ())):  # what they sent has the noise of so many
             sums.append(len(void["sites"]))
     least = min(sums, default=None)
     stamps = [stamp for row in rows for stamp in (row.get("stamps") or {}).values()]

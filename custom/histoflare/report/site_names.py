@@ -38,12 +38,20 @@ class SiteNames:
         return f"{kind}/{self.of_site(site)}" if slash else model
 
     def apply(self, value: Any) -> Any:
-        """Return a mapping with its keys renamed, or a list with its entries; anything else as it is."""
+        """Return a mapping with its keys renamed, or a list with its entries; anything else as it is.
+
+        A list of mappings is one of rows (:meth:`apply_each`).
+        """
         if isinstance(value, Mapping):
             return {self.of_site(key): entry for key, entry in value.items()}
         if isinstance(value, list | tuple):
-            return [self.of_site(entry) if isinstance(entry, str) else entry for entry in value]
+            return [self._of_entry(entry) for entry in value]
         return value
+
+    def _of_entry(self, entry: Any) -> Any:
+        if isinstance(entry, Mapping):
+            return self.apply_each(entry)
+        return self.of_site(entry) if isinstance(entry, str) else entry
 
     def apply_each(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return the row with :meth:`apply` done to every value."""
