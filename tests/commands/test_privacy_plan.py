@@ -125,6 +125,7 @@ SHARED = {
     "privacy.steps": 1,
     "strategy": {"name": "fedsgd", "learning_rate": 0.5, "weighting": "uniform"},
     "transport": {"name": "masked_sum"},
+    "least_sites": 4,
     "spare_rounds": 3,
 }
 

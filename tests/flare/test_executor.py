@@ -50,6 +50,7 @@ class StandInTrainer:
 
     made: list[StandInTrainer]
     error: Exception | None = None
+    unreadable: Exception | None = None
     metric_patients = 3
     numbers: ClassVar[dict[str, float]] = {}
     tensors: ClassVar[dict[str, Any]] = TENSORS
@@ -58,6 +59,7 @@ class StandInTrainer:
     def __init__(self, setup: TrainerSetup, say: Any) -> None:
         self.setup = setup
         self.asked: list[Any] = []
+        self.prepared = 0
         self.closed = False
         StandInTrainer.made.append(self)
 
@@ -77,6 +79,9 @@ class StandInTrainer:
 
     def prepare(self, *, stopped: Any) -> None:
         self.pid = 1
+        self.prepared += 1
+        if StandInTrainer.unreadable is not None:
+            raise StandInTrainer.unreadable
 
     def evaluate(self, state: Any, split: str, *, stopped: Any) -> Any:
         self.asked.append((split, stopped()))
@@ -289,6 +294,16 @@ def test_a_server_that_lies_about_the_list_gets_nothing_trained_or_booked(
     assert reply.get_return_code() == "REFUSED_SUM_LIST_INVALID", "these keys are gone"
 
 
+def test_a_site_with_too_few_pins_for_any_list_says_no_hello(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would refuse the list, when the others have trained and paid."""
+    site = SumSite(tmp_path, monkeypatch)
+    site.pins = {"clinic-a": "0" * 64, "clinic-b": site.pins["clinic-b"]}
+    reply = site.ask("hello", headers={ATTEMPT: 0})
+    assert reply.get_return_code() == "REFUSED_SUM_TOO_FEW_KNOWN"
+
+
 def test_without_a_hello_there_is_no_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = SumSite(tmp_path, monkeypatch)
     assert site.ask(headers={ATTEMPT: 0, HELLOS: []}).get_return_code() == "REFUSED_SUM_LIST_INVALID"
@@ -312,6 +327,25 @@ def test_the_first_hello_comes_at_the_public_time_and_the_next_at_once(
         assert site.ask("hello", fl_ctx=fl_ctx, headers={ATTEMPT: attempt}).get_return_code() == ReturnCode.OK
         taken.append(time.monotonic() - started)
     assert taken[0] >= 1 > taken[1]
+    (trainer,) = StandInTrainer.made
+    assert trainer.prepared == 1, "to look at the notes again takes longer the more patients there are"
+
+
+def test_a_hello_is_said_only_by_a_trainer_that_has_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that could not read them must not let the others pay for a sum without it."""
+    site = SumSite(tmp_path, monkeypatch)
+    monkeypatch.setattr(StandInTrainer, "unreadable", JobError("a bag is gone", reason="BAG_MISSING"))
+    for _ in range(2):
+        reply = site.ask("hello", headers={ATTEMPT: 0})
+        assert reply.get_return_code() == "REFUSED_BAG_MISSING"
+    monkeypatch.setattr(StandInTrainer, "unreadable", None)
+    assert site.ask("hello", headers={ATTEMPT: 0}).get_return_code() == ReturnCode.OK
+    (trainer,) = StandInTrainer.made
+    trainer.pid = 2  # another process, as the first one died
+    site.ask("hello", headers={ATTEMPT: 0})
+    assert trainer.prepared == 4
 
 
 @pytest.mark.parametrize(("text", "split"), [("", "test"), ("evaluation_only = true\n", "all")])

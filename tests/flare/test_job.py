@@ -433,6 +433,7 @@ def test_flare_and_the_job_agree_how_many_must_answer(tmp_path: Path, number: di
         ({"answer_seconds": 60, "round_seconds": 120}, ("round_seconds: ", "answer_seconds (60)", "not 120")),
         ({"strategy.clients_per_round": 1}, ("least_sites: ", " 1,")),
         ({"strategy": {"name": "cyclic"}}, ("least_sites: ", " 1,")),
+        ({"transport": {"name": "masked_sum"}}, ("least_sites: ", " 3,")),
     ],
 )
 def test_a_round_ends_and_can_end_well(
@@ -440,6 +441,12 @@ def test_a_round_ends_and_can_end_well(
 ) -> None:
     with raises_reason("JOB_INVALID", *says):
         try_variant(FEDAVG, changes)
+
+
+def test_a_sum_begins_with_as_many_sites_as_its_noise_counts_on_and_a_curious_one() -> None:
+    """Each site would refuse a sum of fewer, with its budget reserved."""
+    with raises_reason("JOB_INVALID", "least_sites: ", " 5,"):
+        try_variant(FEDAVG.parent / "linear_shared", {"privacy.honest": 4})
 
 
 def test_flare_s_processes_refuse_a_topology_in_which_sites_aggregate(

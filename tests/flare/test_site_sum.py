@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from nvflare.private.fed.utils.identity_utils import IdentityAsserter
 
 from histoflare.flare.job import Job, read_job
 from histoflare.flare.site_keys import SimulatedKeys, SiteKeys
 from histoflare.flare.site_sum import SiteSum
+from histoflare.privacy.secure_sum.hello import Hello, signed_part
 from histoflare.site.messages import TrainAnswer
 from tests.refusals import raises_reason
 
@@ -124,6 +126,30 @@ def test_a_list_that_lies_is_refused(keys: dict[str, SiteKeys], job: Job, lie: s
         made.join(pinned(keys, *SITES, trust_ca=True))
 
 
+def test_of_a_list_that_is_too_long_nothing_is_read(
+    keys: dict[str, SiteKeys], job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Round(keys, job)
+    monkeypatch.setattr(Hello, "from_json", lambda content: pytest.fail("it was read"))
+    with raises_reason("SUM_LIST_INVALID"):
+        made.join(pinned(keys, *SITES), hellos=[*made.hellos.values()] * 30)
+
+
+def test_what_flare_has_a_site_sign_is_no_hello(consortium: Consortium, keys: dict[str, SiteKeys]) -> None:
+    """A server chooses a part of what a site signs with the same key when it logs in."""
+    kit = consortium.kit("b")
+    own = SiteKeys.of_kit(kit)
+    said = Hello.from_json(hello_of("b", own))
+    content = signed_part("run", 0, 0, "b", said.key, said.nonce)
+    flare = IdentityAsserter(str(kit / "startup" / "client.key"), str(kit / "startup" / "client.crt"))
+    signed = flare.sign(content, return_str=False)
+    assert flare.verify_signature(content, signed)
+    keys[ME].verifier({})(said, content)
+    with raises_reason("SUM_LIST_INVALID"):
+        keys[ME].verifier({})(replace(said, signature=signed), content)
+    assert not content.startswith(flare.cn.encode()), "nor is a hello an answer to a login"
+
+
 @pytest.mark.parametrize("site", ["b", "d"])
 def test_an_invented_site_or_key_is_refused(
     keys: dict[str, SiteKeys], somebody: dict[str, SiteKeys], job: Job, site: str
@@ -202,7 +228,7 @@ def test_a_list_of_another_attempt_than_the_hello_is_refused(
         Round(keys, job).join(pinned(keys, *SITES), **changes)
 
 
-@pytest.mark.parametrize("attempt", [-1, 1.0, None, True])
+@pytest.mark.parametrize("attempt", [-1, 1.0, None, True, 2**31, pytest.param(10**5000, id="long")])
 def test_an_attempt_is_a_number(keys: dict[str, SiteKeys], job: Job, attempt: Any) -> None:
     with raises_reason("ROUND_INVALID"):
         SiteSum(ME, keys[ME], job, "run").hello(0, attempt)

@@ -68,6 +68,20 @@ epsilon = 2.5
     )
 
 
+@pytest.mark.parametrize("entry", ["colluders", "sites_per_patient"])
+def test_whom_a_budget_is_kept_against_is_one_for_all_scopes(local: Path, entry: str) -> None:
+    """One scope would else use up what another keeps: 10.8 of 8 against server and two sites was reached."""
+    write(local, f"{LISTS}[scope.dp-update]\n{entry} = 3\nepsilon = 2.0\n[scope.dp-patient]\n{entry} = 2\n")
+    holds = {scope: read_site_policy(local / POLICY_FILE.format(scope)).protection for scope in SCOPES}
+    assert holds["open"] is None
+    for scope, epsilon in (("dp-patient", 8.0), ("dp-update", 2.0)):
+        kept = holds[scope]
+        assert kept is not None and (getattr(kept, entry), kept.epsilon) == (3, epsilon)
+    write(local, f'{LISTS}scopes = ["dp-patient"]\n[scope.dp-update]\n{entry} = 3\n')
+    kept = read_site_policy(local / POLICY_FILE.format("dp-patient")).protection
+    assert kept is not None and getattr(kept, entry) == 1, "the site takes no part in the other scope"
+
+
 def test_the_file_of_a_new_kit_narrows_nothing_and_its_comments_are_true(local: Path) -> None:
     path = local / OWN_POLICY_FILE
     write_own_policy(path, purposes=["research"], strategies=["fedavg", 'a "b"'], models=[])

@@ -159,3 +159,9 @@ def test_every_protected_scope_of_the_package_keeps_noise_secret_and_counts_at_h
     for policy in protected:
         assert policy.protection is not None and not policy.protection.seeded_noise
         assert not policy.counts
+
+
+def test_the_scopes_of_the_package_have_one_budget() -> None:
+    """A ledger counts the jobs of all of them: a job of one would else use up the budget of another."""
+    protections = [read_policy(path).protection for path in POLICIES.glob("*.toml")]
+    assert len({each.budget() for each in protections if each is not None}) == 1

@@ -47,6 +47,7 @@ class SiteExecutor(Executor):
         self._pace: Pace | None = None
         self._doing: str | None = PREPARING
         self._sum: SiteSum | None = None
+        self._prepared: int | None = None  # the trainer's process that has this site's data
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """End the trainer with the job."""
@@ -125,14 +126,16 @@ class SiteExecutor(Executor):
         index, _ = self._round_of(shareable, configuration, admitted)
         admitted.bookkeeping.check_reserved()
         trainer = self._start(configuration, fl_ctx, admitted)
-        cold = trainer.pid is None
-        trainer.prepare(stopped=lambda: bool(abort_signal.triggered))
-        if not cold:
-            self._doing = None  # nothing of the data was looked at: no time of it to hide
+        if trainer.pid is not None and trainer.pid == self._prepared:
+            self._doing = None  # nothing of the data is looked at: no time of it to hide
+        else:
+            trainer.prepare(stopped=lambda: bool(abort_signal.triggered))
+            self._prepared = trainer.pid
         if self._sum is None:
             site = fl_ctx.get_identity_name()
             keys = keys_of(fl_ctx.get_engine().get_workspace())
             self._sum = SiteSum(site, keys, admitted.job, admitted.bookkeeping.run)
+        self._sum.check_pins(admitted.policy, admitted.bookkeeping.plan)
         said = self._sum.hello(index, shareable.get_header(ATTEMPT))
         capabilities.release_hello(said)
         reply: Shareable = DXO(DataKind.APP_DEFINED, data=said).to_shareable()

@@ -37,6 +37,7 @@ from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.rounds.patience import Patience
 from histoflare.rounds.registry import find_class
 from histoflare.rounds.round import count_sent_by_job
+from histoflare.rounds.sealing import LEAST_HONEST
 from histoflare.rounds.strategies import STRATEGIES
 from histoflare.rounds.strategy import trained_by
 from histoflare.rounds.transport import Transport, check_readable
@@ -254,6 +255,8 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
     if spare and transport.readable:
         raise invalid(["spare_rounds: only with a transport that makes a secure sum (masked_sum)"])
     _check_least_sites(job, strategy)
+    if not transport.readable:
+        _check_enough_for_a_sum(job["least_sites"], asked)
     if patience:
         _check_all_are_asked(strategy, job["seed"])
     # an open job is read without its network's libraries
@@ -293,6 +296,18 @@ def _check_least_sites(job: Mapping[str, Any], strategy: Any) -> None:
     if job["kind"] == TRAINING and least < strategy.least_updates:
         raise invalid(
             [f"least_sites: at least {strategy.least_updates}, which {strategy.name} needs a round"]
+        )
+
+
+def _check_enough_for_a_sum(least: int, plan: PrivacyPlan) -> None:
+    """Refuse a job whose sums may be of so few sites that each of them would refuse, its budget reserved."""
+    needed = max(LEAST_HONEST, getattr(plan, "honest", None) or 1) + 1
+    if least < needed:
+        raise invalid(
+            [
+                f"least_sites: at least {needed}, for in a secure sum one site may be curious, and "
+                f"{needed - 1} must be honest beside it"
+            ]
         )
 
 

@@ -17,7 +17,14 @@ from histoflare.flare.job import Job
 from histoflare.flare.site_keys import SimulatedKeys, SiteKeys
 from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import Policy
-from histoflare.privacy.secure_sum.hello import Hello, RoundKeys, Transcript, check_hellos, countable
+from histoflare.privacy.secure_sum.hello import (
+    MOST_SITES,
+    Hello,
+    RoundKeys,
+    Transcript,
+    check_hellos,
+    countable,
+)
 from histoflare.privacy.secure_sum.pads import Pads
 from histoflare.rounds.sealing import LEAST_HONEST
 from histoflare.site.messages import TrainAnswer
@@ -59,14 +66,31 @@ class SiteSum:
         self._job = hash_agreed(job)
         self._secret: RoundKeys | None = None
 
+    def check_pins(self, policy: Policy, plan: PrivacyPlan) -> None:
+        """Refuse before any hello if this site has pinned too few sites for whatever list may come.
+
+        It would refuse the list too, and the others would have paid for a sum that cannot open.
+
+        Args:
+            policy: The site's, with its pins. plan: The job's.
+
+        Raises:
+            JobError: They are too few (SUM_TOO_FEW_KNOWN).
+        """
+        if not self._trusts_all(policy):
+            check_known(1 + len(set(policy.pins) - {self._site}), policy, plan)
+
+    def _trusts_all(self, policy: Policy) -> bool:
+        return policy.trust_ca or not self._keys.vouches
+
     def hello(self, round_index: int, attempt: Any) -> dict[str, str]:
         """Return the hello of an attempt, with fresh keys; those of an attempt before are forgotten.
 
         Raises:
-            JobError: ``attempt`` is no whole number of at least 0 (ROUND_INVALID).
+            JobError: ``attempt`` is no whole number of at least 0 and below 2**31 (ROUND_INVALID).
         """
-        if type(attempt) is not int or attempt < 0:
-            raise JobError(f"The server asked for the attempt {attempt!r}.", reason="ROUND_INVALID")
+        if type(attempt) is not int or not 0 <= attempt < 2**31:
+            raise JobError("The server asked for an attempt that cannot be.", reason="ROUND_INVALID")
         self._secret = RoundKeys.new(self._site, self._run, round_index, attempt)
         return self._secret.hello(self._keys.certificate, self._keys.sign).to_json()
 
@@ -92,8 +116,7 @@ class SiteSum:
             )
         listed = read_hellos(hellos)
         check_hellos(listed, secret, self._keys.verifier(policy.pins))
-        trusts_all = policy.trust_ca or not self._keys.vouches
-        known = countable(listed, policy.pins, trusts_all, self._site)
+        known = countable(listed, policy.pins, self._trusts_all(policy), self._site)
         check_known(known, policy, plan)
         transcript = Transcript(self._job, self._run, round_index, attempt, received, listed)
         return Joined(known, transcript.sha256, secret.pads(transcript))
@@ -126,8 +149,11 @@ def read_hellos(content: Any) -> tuple[Hello, ...]:
     Raises:
         JobError: It is no such list (SUM_LIST_INVALID).
     """
-    if not isinstance(content, Sequence) or isinstance(content, str):
-        raise JobError("The task has no list of the sum's sites.", reason="SUM_LIST_INVALID")
+    if not isinstance(content, Sequence) or isinstance(content, str) or len(content) > MOST_SITES:
+        raise JobError(
+            f"The task has no list of the sum's sites, of which there are {MOST_SITES} at most.",
+            reason="SUM_LIST_INVALID",
+        )
     return tuple(Hello.from_json(each) for each in content)
 
 

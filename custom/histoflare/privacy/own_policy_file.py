@@ -11,6 +11,7 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ models = {models}
 # stricter), and the epsilon that is kept should all other sites collude.
 # colluders = 2
 # all_collude_epsilon = 6.0
-# At how many of these sites one patient may be (more is stricter).
+# At how many of these sites one patient may be (more is stricter). The largest colluders and the largest
+# sites_per_patient that a scope says count in all.
 # sites_per_patient = 2
 
 # In a secure sum this site counts on no site but those whose certificates stand below, in [pins]. With true
@@ -185,6 +187,9 @@ def read_layers(
 ) -> tuple[dict[str, Policy], StewardPolicy]:
     """Return a site's signed policies by scope, and its own, which fits them all.
 
+    A patient's budget is one for all scopes, and so is whom it is kept against: how many colluders, and sites
+    of one patient, one scope says counts in all of them. Else one scope would use up what another keeps.
+
     Args:
         local: Folder with ``policy_<scope>.toml`` and ``policy.toml``.
         asked: A signed policy to be looked at in place of the one of its scope.
@@ -221,7 +226,20 @@ def read_layers(
     problems += [fault for policy in signed.values() for fault in faults(policy, own)]
     if problems:
         raise _invalid(path, problems)
-    return signed, own
+    return signed, _against_the_same(signed, own)
+
+
+def _against_the_same(signed: Mapping[str, Policy], own: StewardPolicy) -> StewardPolicy:
+    """Return a site's own policy, with the strictest of these two numbers in each scope with a budget."""
+    policies = [narrowed(policy, own) for name, policy in signed.items() if own.takes_part(name)]
+    kept = {policy.name: policy.protection for policy in policies if policy.protection is not None}
+    scopes = dict(own.scope)
+    for entry in ("colluders", "sites_per_patient"):
+        most = max((getattr(each, entry) for each in kept.values()), default=1)
+        for name, each in kept.items():
+            if getattr(each, entry) < most:
+                scopes[name] = replace(scopes.get(name, Narrowing()), **{entry: most})
+    return replace(own, scope=scopes)
 
 
 def _narrowing(content: Mapping[str, Any]) -> Narrowing:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+import pickle
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -131,6 +134,13 @@ def test_pads_serve_one_vector() -> None:
     pads.add_to({"w": torch.zeros(3, dtype=torch.int64)})
     with pytest.raises(RuntimeError):
         pads.add_to({"w": torch.zeros(3, dtype=torch.int64)})
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_pads_are_never_copied_or_written(copied: Callable[[Pads], object]) -> None:
+    """A copy would serve a second vector, and the difference of the two is that of what they hide."""
+    with pytest.raises(TypeError):
+        copied(Pads([(bytes(32), True)]))
 
 
 @pytest.mark.parametrize(

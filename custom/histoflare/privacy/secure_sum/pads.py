@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -56,3 +57,6 @@ class Pads:
                     stream.update_into(zeros[: words.nbytes], words.view(np.uint8).data)
                     (np.add if added else np.subtract)(piece, words, out=piece)
         return vector
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("Pads are never copied or written: a copy would serve a second vector.")
