@@ -164,8 +164,9 @@ def test_advice_compares_models_with_own_and_with_shared_noise() -> None:
     ]
     assert found[0]["weights"] == 2 * (64 + 1)
     assert all(row["honest"] == (3 if row["noise"] == "shared" else 1) for row in found)
-    said = run("advise", "--patients", "2x40", "--job", "linear_shared")
-    assert "each its own" in said and "shared" not in said.replace("linear_shared", "")
+    two = json.loads(run("advise", "--patients", "2x40", "--job", "linear_shared", "--json"))
+    assert [row["noise"] for row in two] == ["own"], "noise is shared by two beside one that colludes"
+    assert "ε holds against" in run("advise", "--patients", "4x40")
 
 
 @pytest.mark.parametrize("patients", ["40", "0x40", "4x", "4x40x2", "-4x40"])
