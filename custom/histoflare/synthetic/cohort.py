@@ -33,9 +33,9 @@ Hospitals see unlike mixes of patients, and that is why the model of one alone f
 site has as many of each.
 
 How hard the demo's task is was fixed by unprotected runs alone: with the first chapter's settings on the
-demo's own cohort, with the drawn slides and with cheap bags in their place. Of 31, 33, 34, 35 and 36 of 40 this
-is the one with which each hospital's own model has a balanced accuracy of 0.70 to 0.85 over all test patients in
-both. On cohorts of other seeds hospitals differ more (docs/measured.md)."""
+demo's own cohort, with the drawn slides and with cheap bags in their place. Of 31, 33, 34, 35 and 36 of 40
+this is the one with which each hospital's own model has a balanced accuracy of 0.70 to 0.85 over all test
+patients in both. On cohorts of other seeds hospitals differ more (docs/measured.md)."""
 
 TEST_PARTS = 20
 """Of the patients without drawn slides: many, so that intervals are narrow."""
