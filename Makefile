@@ -28,9 +28,9 @@ lint: $(STAMP) ## ruff (style and imports) and mypy (types, strict)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: $(STAMP) ## lint beside the quick tests, then the tests with processes of their own, three files at a time
+test: $(STAMP) ## lint beside the quick tests, then the tests with processes of their own, two files at a time
 	@$(MAKE) --no-print-directory --jobs 2 lint quick
-	$(BIN)/python -m pytest -m slow -n 3 --dist loadfile --durations 10
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations 10
 
 quick: $(STAMP) ## the quick tests
 	$(BIN)/python -m pytest -m 'not slow' -n logical --maxprocesses 4 --dist loadfile --durations 10

@@ -163,7 +163,7 @@ SHARED: dict[str, Any] = {
     "privacy.budget_share": 0.25,
     "strategy": {"name": "fedsgd", "weighting": "uniform", "learning_rate": 0.5},
     "answer_seconds": 1,
-    "round_seconds": 20,
+    "round_seconds": 45,
     "spare_rounds": 1,
 }
 
