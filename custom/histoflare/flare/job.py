@@ -34,10 +34,10 @@ from histoflare.flare.job_schema import (
     invalid,
 )
 from histoflare.privacy.plan import Open, PrivacyPlan
+from histoflare.privacy.spend import LEAST_HONEST
 from histoflare.rounds.patience import Patience
 from histoflare.rounds.registry import find_class
 from histoflare.rounds.round import count_sent_by_job
-from histoflare.rounds.sealing import LEAST_HONEST
 from histoflare.rounds.strategies import STRATEGIES
 from histoflare.rounds.strategy import trained_by
 from histoflare.rounds.transport import Transport, check_readable

@@ -26,7 +26,6 @@ from histoflare.privacy.secure_sum.hello import (
     countable,
 )
 from histoflare.privacy.secure_sum.pads import Pads
-from histoflare.rounds.sealing import LEAST_HONEST
 from histoflare.site.messages import TrainAnswer
 
 
@@ -133,7 +132,7 @@ def check_known(known: int, policy: Policy, plan: PrivacyPlan) -> None:
         JobError: There are fewer (SUM_TOO_FEW_KNOWN).
     """
     colluders = 1 if policy.protection is None else policy.protection.colluders
-    honest = max(LEAST_HONEST, plan.spend().honest)
+    honest = plan.spend().least_honest
     if known - colluders < honest:
         raise JobError(
             f"This site knows {known} of the sites in the sum, itself included. Its policy takes {colluders} "

@@ -20,6 +20,9 @@ UNIT = "patient"
 ADD_OR_REMOVE_ONE = "add or remove one"
 """The neighbouring relation: two cohorts differ by one patient, with all of that patient's slides."""
 
+LEAST_HONEST = 2
+"""Sites that must be honest for a sum to hide any of them: of two, one knows the other's part."""
+
 
 @dataclass(frozen=True)
 class Spend:
@@ -56,6 +59,11 @@ class Spend:
             raise JobError(
                 f"These are no numbers of a mechanism:{list_lines(problems)}", reason="PRIVACY_INVALID"
             )
+
+    @property
+    def least_honest(self) -> int:
+        """How many sites of a secure sum must keep their updates and their noise to themselves."""
+        return max(LEAST_HONEST, self.honest)
 
     def times(self, n: int) -> Spend:
         """Return ``n`` of these in a row as one."""

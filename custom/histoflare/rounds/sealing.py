@@ -15,9 +15,6 @@ from histoflare.privacy.secure_sum.identity import Identity, verify
 from histoflare.rounds.state import State, hash_state
 from histoflare.rounds.strategy import Update
 
-LEAST_HONEST = 2
-"""Sites that must be honest for a sum to hide any of them: of two, one knows the other's part."""
-
 
 def check_honest(sites: int, plan: PrivacyPlan) -> None:
     """Raise :class:`JobError` (SUM_TOO_FEW_KNOWN) unless a sum has enough sites if one is curious.
@@ -26,7 +23,7 @@ def check_honest(sites: int, plan: PrivacyPlan) -> None:
         sites: In the round.
         plan: Settled. With shared noise it says on how many honest sites it counts.
     """
-    honest = max(LEAST_HONEST, plan.spend().honest)
+    honest = plan.spend().least_honest
     if sites - 1 < honest:
         raise JobError(
             f"A secure sum of {sites} sites hides too little. If one of them is curious it needs {honest} "

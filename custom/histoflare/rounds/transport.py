@@ -65,9 +65,12 @@ class Transport(ABC):
             step: As in :meth:`pack`.
 
         Raises:
-            JobError: They do not belong together (SUM_VOID).
+            JobError: They do not belong together (SUM_VOID); or each is read by itself (TRANSPORT_UNFIT).
         """
-        raise NotImplementedError(f"{self.name} is read update by update.")
+        raise JobError(
+            f"Updates under the transport {self.name} are read one by one, not as a sum.",
+            reason="TRANSPORT_UNFIT",
+        )
 
 
 def check_readable(strategy: Any, transport: Transport) -> None:

@@ -173,7 +173,7 @@ def _against(kept: Filter, is_shared: bool) -> str:
 
 def refuse_few_known(spend: Spend, countable: int, colluders: int) -> None:
     """Refuse a sum of shared noise in which too few sites are known for the noise that was reserved."""
-    if countable - colluders < max(2, spend.honest):
+    if countable - colluders < spend.least_honest:
         raise LedgerError(
             f"The job counts on the noise of {spend.honest} sites that keep it to themselves. Of this sum's "
             f"sites {countable} are known here, and {colluders} of them may collude (colluders).",
