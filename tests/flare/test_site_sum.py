@@ -16,6 +16,7 @@ from histoflare.flare.job import Job, read_job
 from histoflare.flare.site_keys import SimulatedKeys, SiteKeys
 from histoflare.flare.site_sum import SiteSum
 from histoflare.privacy.secure_sum.hello import Hello, signed_part
+from histoflare.privacy.spend import Spend
 from histoflare.site.messages import TrainAnswer
 from tests.refusals import raises_reason
 
@@ -56,7 +57,7 @@ class Round:
 
     def join(self, policy: Any, site: str = ME, received: str = "model", **changes: Any) -> Any:
         said = {"hellos": list(self.hellos.values()), "round_index": 0, "attempt": self.attempt} | changes
-        plan = SimpleNamespace(spend=lambda: SimpleNamespace(honest=1))
+        plan = SimpleNamespace(spend=lambda: Spend(1.0))
         return self.sums[site].join(received=received, policy=policy, plan=plan, **said)
 
 
