@@ -7,6 +7,8 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.fl_constant import ReservedKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
@@ -18,13 +20,17 @@ from nvflare.app_common.app_constant import AppConstants
 from histoflare.errors import HistoflareError, JobError
 from histoflare.flare.header_names import ATTEMPT, METRICS, NUMBERS, RELEASE, WEIGHT
 from histoflare.flare.job import job_of
-from histoflare.flare.record import EVALUATION_FILE, run_folder
+from histoflare.flare.record import EVALUATION_FILE, EVALUATION_TOTAL_FILE, run_folder
 from histoflare.flare.tensors import as_arrays, as_state
 from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import MECHANISMS
 from histoflare.privacy.spend import Spend
+from histoflare.privacy.tally import TALLY
+from histoflare.rounds.evaluation import named
 from histoflare.rounds.round import check_update, server_round
 from histoflare.rounds.strategy import ServerOutcome, Update, join, split
+from histoflare.rounds.tally import tally_form_of
+from histoflare.seeds import derive_seed
 from histoflare.site.messages import digest_of
 from histoflare.storage import write_json
 
@@ -36,8 +42,6 @@ class StampedAggregator(Aggregator):
     site whose policy file is missing or wrong, and that would send what no gate has seen. It does not guard
     against malice: whoever controls a site can write any stamp.
     """
-
-    kind = DataKind.WEIGHT_DIFF
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +74,7 @@ class StampedAggregator(Aggregator):
             return False
         try:
             dxo = from_shareable(shareable)
-            if dxo.data_kind != self.kind:
+            if dxo.data_kind != self.kind_asked_for(fl_ctx):
                 raise JobError(f"{dxo.data_kind} is not what was asked for")
             stamp = dxo.get_meta_prop(RELEASE) or {}
             if stamp.get("digest") != digest_of(dxo.data):
@@ -86,6 +90,10 @@ class StampedAggregator(Aggregator):
         self.stamps[site] = {name: value for name, value in stamp.items() if name != "digest"}
         self.taking_part.append(site)
         return True
+
+    def kind_asked_for(self, fl_ctx: FLContext) -> str:
+        """Return of what kind the round's results are."""
+        return str(DataKind.WEIGHT_DIFF)
 
     @abstractmethod
     def hold(self, site: str, dxo: DXO, fl_ctx: FLContext) -> None:
@@ -207,27 +215,58 @@ class SiteOrderAggregator(StampedAggregator):
 
 
 class MetricsCollector(StampedAggregator):
-    """Writes what each site says of the model into the run folder; the model itself stays as it is."""
+    """Writes what each site says of the model into the run folder; the model itself stays as it is.
 
-    kind = DataKind.METRICS
+    Under a budget a site sends noised counts, from which its figures are computed here, and those of all sites
+    together from their sum.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._evaluations: dict[str, dict[str, float | None]] = {}
+        self._counts: dict[str, NDArray[np.float64]] = {}
 
     def reset(self, fl_ctx: FLContext) -> None:
         """Forget the round's metrics."""
         super().reset(fl_ctx)
-        self._evaluations = {}
+        self._evaluations, self._counts = {}, {}
+
+    def kind_asked_for(self, fl_ctx: FLContext) -> str:
+        """Return metrics, or an update where a budget pays for counts."""
+        return str(DataKind.METRICS if job_of(fl_ctx).tally is None else DataKind.WEIGHT_DIFF)
 
     def hold(self, site: str, dxo: DXO, fl_ctx: FLContext) -> None:
-        """Keep a site's metrics."""
-        self._evaluations[site] = _read_metrics(dxo.data)
+        """Keep a site's metrics, or its counts and what they say."""
+        job = job_of(fl_ctx)
+        if job.tally is None:
+            self._evaluations[site] = _read_metrics(dxo.data)
+            return
+        form = tally_form_of(job.task)
+        counts = dxo.data.get(TALLY)
+        shape, kind = getattr(counts, "shape", None), getattr(counts, "dtype", None)
+        if set(dxo.data) != {TALLY} or shape != (form.length,) or kind != np.float64:
+            raise JobError(f"it is not one vector of {form.length} counts")
+        if not np.isfinite(counts).all():
+            raise JobError("its counts are not finite")
+        self._counts[site] = counts
+        found = form.figures(counts, job.tally.sites_noise, seed=derive_seed(job.seed, "tally", site))
+        self._evaluations[site] = named(found)
 
     def write(self, name: str, fl_ctx: FLContext) -> None:
         """Write the metrics to a file of the run folder. What comes after that is too late."""
         self._combined = True
         write_json(run_folder(fl_ctx) / name, dict(sorted(self._evaluations.items())))
+        job = job_of(fl_ctx)
+        sites = job.training_sites(self._counts)
+        if job.tally is None or not sites:
+            return
+        std = job.tally.sites_noise
+        total = np.sum([self._counts[site] for site in sites], axis=0)
+        figures = tally_form_of(job.task).figures(
+            total, std * math.sqrt(len(sites)), seed=derive_seed(job.seed, "tally")
+        )
+        said = {"sites": sites, "noise_std": std, "figures": named(figures)}
+        write_json(run_folder(fl_ctx) / EVALUATION_TOTAL_FILE, said)
 
     def aggregate(self, fl_ctx: FLContext) -> Shareable:
         """Write the metrics and return the model."""

@@ -220,6 +220,8 @@ class SiteExecutor(Executor):
         # None of the patients of a site that never trains has been seen: all of them are asked.
         split = "all" if getattr(configuration, "evaluation_only", False) else "test"
         received = as_arrays(from_shareable(shareable).data)
+        if admitted.job.tally is not None:
+            return self._tally(received, split, fl_ctx, admitted, abort_signal)
 
         def evaluate() -> EvaluateAnswer:
             trainer = self._start(configuration, fl_ctx, admitted)
@@ -228,6 +230,31 @@ class SiteExecutor(Executor):
         answer = admitted.bookkeeping.evaluate(received, split, _question(admitted.job), evaluate)
         capabilities.release(answer.metrics, answer.patients)
         reply: Shareable = DXO(DataKind.METRICS, data=answer.metrics).to_shareable()
+        return reply
+
+    def _tally(
+        self, received: Arrays, split: str, fl_ctx: FLContext, admitted: Admitted, abort_signal: Signal
+    ) -> Shareable:
+        """Answer an evaluation with noised counts: an update of one tensor, booked and released as one."""
+        job, tally, bookkeeping = admitted.job, admitted.job.tally, admitted.bookkeeping
+        assert tally is not None
+
+        def stopped() -> bool:
+            return bool(abort_signal.triggered)
+
+        reservation = bookkeeping.reserve_tally(tally, job.most_evaluations)
+        trainer = self._start(self._configuration(fl_ctx), fl_ctx, admitted)
+        trainer.prepare(to_train=False, stopped=stopped)  # what is wrong is said before anything is booked
+        answer = bookkeeping.tally(
+            reservation,
+            received,
+            self._evaluated - 1,
+            _question(job),
+            lambda: trainer.tally(received, split, stopped=stopped),
+        ).answer
+        capabilities.release(answer.tensors, answer.patients, tally)
+        meta = {WEIGHT: float(answer.weight)}
+        reply: Shareable = DXO(DataKind.WEIGHT_DIFF, data=answer.tensors, meta=meta).to_shareable()
         return reply
 
     def _open_pace(self, fl_ctx: FLContext) -> None:
@@ -270,6 +297,7 @@ class SiteExecutor(Executor):
                 plan=bookkeeping.plan,
                 roles=bookkeeping.roles,
                 split=job.split,
+                tally=job.tally,
             )
             self._trainer = Trainer(setup, say=self.logger.info)
         return self._trainer

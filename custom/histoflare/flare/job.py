@@ -27,6 +27,7 @@ from histoflare.flare.job_schema import (
     EVALUATION,
     HELLO,
     MOST_SITES,
+    RAW,
     TABLES,
     TASK_OF,
     TRAINING,
@@ -35,11 +36,13 @@ from histoflare.flare.job_schema import (
 )
 from histoflare.privacy.plan import Open, PrivacyPlan
 from histoflare.privacy.spend import LEAST_HONEST
+from histoflare.privacy.tally import Tally, like_training
 from histoflare.rounds.patience import Patience
 from histoflare.rounds.registry import find_class
 from histoflare.rounds.round import count_sent_by_job
 from histoflare.rounds.strategies import STRATEGIES
 from histoflare.rounds.strategy import trained_by
+from histoflare.rounds.tally import tally_form_of
 from histoflare.rounds.transport import Transport, check_readable
 from histoflare.rounds.transports import TRANSPORTS
 from histoflare.rounds.transports.float32 import PLAIN
@@ -55,6 +58,9 @@ MECHANISMS = {
 }
 """What protects the updates: a name in ``[privacy]`` → its class. Without that table nothing does."""
 
+
+EVALUATIONS = {"tally": "histoflare.privacy.tally:Tally"}
+"""What protects an evaluation: a name in ``[evaluation]`` → its class; or ``none``."""
 
 DECIDED_BY = {"seed": "seed", "trains": "task.train"}
 """Field that a table cannot say → the variable that decides it, if that is none of protocol.toml."""
@@ -89,6 +95,7 @@ class Job:
         split: Its rule for manifests without a split column.
         plan: What protects the updates, settled for the job's rounds and spare ones. asked: The same as the
             job states it.
+        tally: What protects the evaluation, settled; None: its figures are told as they are.
     """
 
     name: str
@@ -116,6 +123,7 @@ class Job:
     split: SplitRule
     plan: PrivacyPlan
     asked: PrivacyPlan
+    tally: Tally | None = None
 
     @property
     def reserved_rounds(self) -> int:
@@ -261,7 +269,7 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
         _check_all_are_asked(strategy, job["seed"])
     # an open job is read without its network's libraries
     weights = count_sent_by_job(strategy, task) if asked.protects else 0
-    return Job(
+    made = Job(
         name=folder.name,
         folder=folder,
         rounds=rounds,
@@ -285,6 +293,29 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
         plan=asked.settled(rounds + spare, weights),
         asked=asked,
     )
+    return dataclasses.replace(made, tally=_make_tally(job, made))
+
+
+def _make_tally(said: Mapping[str, Any], job: Job) -> Tally | None:
+    """Return what protects a job's evaluation; None where nothing does, or nothing is asked.
+
+    A protected job that says nothing of it lets an evaluation cost each test patient what the training costs
+    each patient who is trained on.
+
+    Args:
+        said: What ``job.toml`` says. job: The rest of it, made.
+    """
+    if not job.most_evaluations:
+        return None
+    if "evaluation" not in said:
+        if not job.asked.protects:
+            return None
+        length = tally_form_of(job.task).length
+        return like_training(job.plan, job.reserved_rounds, job.most_evaluations, length)
+    if said["evaluation"][TABLES["evaluation"]] == RAW:
+        return None
+    asked: Tally = _make("evaluation", said["evaluation"], EVALUATIONS)
+    return asked.settled(job.most_evaluations, tally_form_of(job.task).length)
 
 
 def _check_least_sites(job: Mapping[str, Any], strategy: Any) -> None:

@@ -32,12 +32,18 @@ AGREED = ("labels", "target", "encoder", "network", "mpp", "patch_px", "window_p
 OPTIONAL = ("mpp", "patch_px")
 """Fields of a protocol that may be left out: any will do then. So may ``max_patches``, for bags."""
 
+RAW = "none"
+"""Mechanism of an evaluation whose figures are told as they are, without noise and beside every budget."""
+
 MOST_SITES = 10_000
 MOST_ROUNDS = 1_000_000
 LONGEST_ROUND_S = 30 * 86400
 LONGEST_ANSWER_S = 86400
 _SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-TABLES = {"task": "name", "strategy": "name", "transport": "name", "privacy": "mechanism"}
+TABLES = {
+    **{"task": "name", "strategy": "name", "transport": "name"},
+    **{"privacy": "mechanism", "evaluation": "mechanism"},
+}
 """Table of a job → which of its fields names the part."""
 
 
@@ -61,13 +67,15 @@ def check_tables(job: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[st
     ]
     if not problems and job["kind"] == EVALUATION:
         problems = [f"{name}: not of an evaluation" for name in _OF_TRAINING if name in job]
+    if not problems and "evaluation" in job and job["kind"] == TRAINING and job.get("evaluate") is not True:
+        problems = ["[evaluation]: goes with evaluate = true; nobody would be asked for anything"]
     if not problems and job.get("evaluation_only") and job.get("evaluate") is not True:
         problems = ["evaluation_only: goes with evaluate = true; these sites would be asked for nothing"]
     agreed = complete(protocol)
     if not problems and job["kind"] == TRAINING and job.get("start_round", 0) >= agreed["stop"]["rounds"]:
         problems = [f"start_round: below the protocol's rounds, not {job['start_round']}"]
-    if not problems and "privacy" in job and "answer_seconds" not in job:
-        problems = ["answer_seconds: missing; a protected round is answered at a public time"]
+    if not problems and _is_protected(job) and "answer_seconds" not in job:
+        problems = ["answer_seconds: missing; what is protected is answered at a public time"]
     if not problems and "privacy" in job and "patience" in agreed["stop"]:
         problems = [
             "privacy: not with stop.patience in protocol.toml; a figure of every round is a release that "
@@ -82,6 +90,11 @@ def check_tables(job: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[st
     if problems:
         raise invalid(problems)
     return agreed
+
+
+def _is_protected(job: Mapping[str, Any]) -> bool:
+    """Return whether something of a job is booked: its rounds, or its evaluation."""
+    return "privacy" in job or ("evaluation" in job and job["evaluation"]["mechanism"] != RAW)
 
 
 def complete(protocol: Mapping[str, Any]) -> dict[str, Any]:

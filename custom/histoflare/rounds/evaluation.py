@@ -113,6 +113,14 @@ class Metrics:
         }
 
 
+def named(figures: Mapping[str, Figure]) -> dict[str, float | None]:
+    """Return figures as names and numbers: ``auc``, ``auc_low``, ``auc_high``, …; None for what is not."""
+    flat: dict[str, float | None] = {}
+    for name, figure in figures.items():
+        flat |= {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
+    return flat
+
+
 def evaluate(
     table: PredictionTable, *, seed: int = 0, bootstraps: int = BOOTSTRAPS, min_patients: int = 5
 ) -> Metrics:

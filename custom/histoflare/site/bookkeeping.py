@@ -23,6 +23,7 @@ from histoflare.privacy.ledger import EVALUATION, UPDATE, Booking, Ledger, Relea
 from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import Policy
 from histoflare.privacy.release_store import ReleaseStore
+from histoflare.privacy.tally import Tally
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import read_roles
 from histoflare.site.ledgers import audit_log_of, open_ledger
@@ -30,6 +31,12 @@ from histoflare.site.messages import Arrays, EvaluateAnswer, TrainAnswer, digest
 from histoflare.site.refusals import note_refusal
 from histoflare.site.run_name import is_run_name
 from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
+
+TEST = "test"
+"""Role of the patients who are asked about; at a site that only evaluates all have it."""
+
+MOST_TALLY_BYTES = 2**23
+"""Of the counts of an evaluation: those of a thousand classes."""
 
 
 @dataclass(frozen=True)
@@ -181,16 +188,48 @@ class Bookkeeping:
             )
             self._note_release("update", index, said, answer.patients)
             return Answer(answer, said, again=False)
-        reservation = self._reserved()
+        return self._paid(
+            "update",
+            self._reserved(),
+            index,
+            model,
+            train,
+            size_bytes=sum(array.nbytes for array in received.values()),
+            transcript=transcript,
+            countable=countable,
+        )
+
+    def _paid(
+        self,
+        what: str,
+        reservation: Reservation,
+        index: int,
+        model: str,
+        make: Callable[[], TrainAnswer],
+        *,
+        size_bytes: int,
+        transcript: str | None = None,
+        countable: int | None = None,
+    ) -> Answer:
+        """Return an answer under a budget: booked, made, kept and released, or the same bytes once more.
+
+        Args:
+            what: ``update`` or ``evaluation``, for the site's own log.
+            index, model: With the reservation the key of the event.
+            make: Makes what leaves.
+            size_bytes: Of what leaves, at most: there must be room to keep it.
+            transcript, countable: As for :meth:`train`.
+        """
+        assert self._policy.protection is not None
+        ledger, share = open_ledger(self.configuration), self._policy.protection.job_share
         store = ReleaseStore(ledger.path.with_suffix(".releases") / self.run)
-        share = self._policy.protection.job_share
         counted = countable if reservation.spend.honest > 1 else None
         booked = ledger.book(reservation, index, model, self.budget, share, countable=counted)
         if isinstance(booked, Release):
             # A server that adds the noise would draw it anew: outsiders would see two draws for one event.
             kept = None if self.plan.mechanism == "server-noise" else self._load(store, booked)
             if kept is not None:
-                self._note_release("update, again", index, booked.digest, kept.patients)
+                self._note_release(f"{what}, again", index, booked.digest, kept.patients)
                 return Answer(kept, booked.digest, again=True)
             if transcript is not None:
                 raise LedgerError(
@@ -199,9 +238,9 @@ class Bookkeeping:
                     reason="NOT_RELEASED",
                 )
             booked = ledger.book_again(reservation, index, model, self.budget, share)
-        store.make_room(booked.id, sum(array.nbytes for array in received.values()))
+        store.make_room(booked.id, size_bytes)
         try:
-            answer = train()
+            answer = make()
             said = digest_of(answer.tensors)
             beside = {"patients": answer.patients, "weight": answer.weight, "numbers": answer.numbers}
             store.save(booked.id, answer.tensors, beside)
@@ -210,7 +249,7 @@ class Bookkeeping:
             if not (isinstance(error, HistoflareError) and error.reason == "STOPPED"):
                 self._fail(ledger, booked, error)
             raise
-        self._note_release("update", index, said, answer.patients)
+        self._note_release(what, index, said, answer.patients)
         return Answer(answer, said, again=False)
 
     def check_reserved(self) -> None:
@@ -236,10 +275,79 @@ class Bookkeeping:
         note_refusal(self.configuration, self.run, known)
         raise HistoflareError(str(known), reason="TRAINING_FAILED") from error
 
+    def reserve_tally(self, tally: Tally, evaluations: int) -> Reservation:
+        """Reserve an evaluation under the budget for every patient who is asked about.
+
+        Args:
+            tally: Its noise, settled.
+            evaluations: How many of them: all of the job.
+
+        Raises:
+            JobError: The policy has no budget, or asks for noise that nobody can repeat (PRIVACY_MISMATCH);
+                fewer patients than it asks for (TOO_FEW_PATIENTS); the manifest was changed since a training
+                was reserved (COHORT_INVALID).
+            LedgerError: There is no ledger or no room in the budget, or a patient's role changed.
+        """
+        check_tally(self._policy, tally)
+        assert self._policy.protection is not None
+        roles = self._read_roles_again()
+        check_size(self._policy, sum(role == TEST for role in roles.values()))
+        reservation = open_ledger(self.configuration).reserve(
+            run=self.run,
+            about=f"{self._policy.name}: evaluation",
+            spend=tally.spend(),
+            rounds=evaluations,
+            roles=roles,
+            budget=self.budget,
+            job_share=self._policy.protection.job_share,
+            role=TEST,
+        )
+        self.roles = roles
+        return reservation
+
+    def tally(
+        self,
+        reservation: Reservation,
+        received: Arrays,
+        index: int,
+        question: str,
+        make: Callable[[], TrainAnswer],
+    ) -> Answer:
+        """Return an evaluation under the budget, booked on the patients who are asked about, and released.
+
+        Args:
+            reservation: As :meth:`reserve_tally` gave it.
+            received: The model as received. question: What else the counts depend on (task, seed).
+            index: Of the evaluation in its job, from 0.
+            make: Makes the noised counts.
+
+        Raises:
+            LedgerError: There is no room in the budget for one more.
+            HistoflareError: The evaluation failed.
+        """
+        model = hashlib.sha256(f"{digest_of(received)} {TEST} {question}".encode()).hexdigest()
+        return self._paid("evaluation", reservation, index, model, make, size_bytes=MOST_TALLY_BYTES)
+
+    def _read_roles_again(self) -> dict[str, str]:
+        """Return the patients' roles as the manifest has them.
+
+        Raises:
+            JobError: They are not those that were reserved for (COHORT_INVALID): the trainer would read the
+                manifest anew, and train on patients for whom nothing is reserved.
+        """
+        roles = read_roles(self.configuration, self._labels, self._data, self._split)
+        if self._reservation is not None and roles != self.roles:
+            raise JobError(
+                "The manifest was changed since the job was admitted: its patients are not those that "
+                "stand in the ledger for this job. Leave it as it was until the job is over.",
+                reason="COHORT_INVALID",
+            )
+        return roles
+
     def evaluate(
         self, received: Arrays, split: str, question: str, evaluate: Callable[[], EvaluateAnswer]
     ) -> EvaluateAnswer:
-        """Return an evaluation, booked as a disclosure over its patients; under an open scope noted as one.
+        """Return raw figures, booked as a disclosure over their patients; under an open scope noted as one.
 
         Args:
             received: The model as received.
@@ -258,15 +366,7 @@ class Bookkeeping:
         if protection is None:
             ledger.check_usable()
         else:
-            roles = read_roles(self.configuration, self._labels, self._data, self._split)
-            if self._reservation is not None and roles != self.roles:
-                # Else the trainer would read the manifest anew, and train on patients for whom nothing is
-                # reserved.
-                raise JobError(
-                    "The manifest was changed since the job was admitted: its patients are not those that "
-                    "stand in the ledger for this job. Leave it as it was until the job is over.",
-                    reason="COHORT_INVALID",
-                )
+            roles = self._read_roles_again()
             patients = [patient for patient, role in roles.items() if split in ("all", role)]
             check_size(self._policy, len(patients))  # before it is counted
             disclosure = ledger.disclose(
@@ -340,6 +440,21 @@ def check_plan(policy: Policy, plan: PrivacyPlan) -> None:
             problem = "the job's noise is repeatable (noise_seed), and the policy does not allow that"
     if problem:
         raise JobError(f"The job's privacy is not the policy's: {problem}.", reason="PRIVACY_MISMATCH")
+
+
+def check_tally(policy: Policy, tally: Tally) -> None:
+    """Raise :class:`JobError` (PRIVACY_MISMATCH) unless a policy takes this noise of an evaluation."""
+    if policy.protection is None:
+        raise JobError(
+            f"The scope '{policy.name}' has no budget in which an evaluation could be counted: take the "
+            "table [evaluation] out of the job.",
+            reason="PRIVACY_MISMATCH",
+        )
+    if tally.noise_seed is not None and not policy.protection.seeded_noise:
+        raise JobError(
+            "The noise of the job's evaluation is repeatable (noise_seed), and the policy does not allow that.",
+            reason="PRIVACY_MISMATCH",
+        )
 
 
 def check_sampler(budget: Budget, plan: PrivacyPlan, rounds: int, weights: int) -> None:

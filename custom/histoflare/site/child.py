@@ -49,7 +49,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def serve(connection: Connection[Any, Any]) -> None:
-    """Answer requests: first a ``setup``, then any number of ``train`` and ``evaluate``."""
+    """Answer requests: first a ``setup``, then any number of the others."""
     from histoflare.site.messages import receive
 
     work: SiteWork | None = None
@@ -72,11 +72,14 @@ def _answer(
             work = SiteWork(pickle.loads(content), say)
             send(connection, "ready")
         elif kind == "prepare":
-            work.prepare()
+            work.prepare(*content)
             send(connection, "answer")
         elif kind == "train":
             update = work.train(arrays, *content)
             send(connection, "answer", replace(update, tensors={}), update.tensors)
+        elif kind == "tally":
+            counts = work.tally(arrays, *content)
+            send(connection, "answer", replace(counts, tensors={}), counts.tensors)
         else:
             send(connection, "answer", work.evaluate(arrays, *content))
     except HistoflareError as error:

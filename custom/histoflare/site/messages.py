@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from histoflare.privacy.plan import Open, PrivacyPlan
+from histoflare.privacy.tally import Tally
 from histoflare.rounds.state import hash_state
 from histoflare.rounds.strategy import Strategy
 from histoflare.rounds.transport import Transport
@@ -41,6 +42,7 @@ class TrainerSetup:
         plan: What protects the updates, settled for the job's rounds.
         roles: Patient → train, validation or test, as the ledger has them; None where no ledger is kept.
         split: The protocol's rule, for a manifest without a split column.
+        tally: The noise of an evaluation, settled; None: its figures are told as they are.
     """
 
     site: str
@@ -53,17 +55,18 @@ class TrainerSetup:
     roles: Mapping[str, str] | None = None
     split: SplitRule = DEFAULT_SPLIT
     transport: Transport = PLAIN
+    tally: Tally | None = None
 
 
 @dataclass(frozen=True)
 class TrainAnswer:
-    """A site's half of a round.
+    """A site's half of a round, or its counts in an evaluation under a budget.
 
     Attributes:
-        tensors: The update: local minus global.
+        tensors: The update: local minus global. Or the noised counts.
         weight: Of the update.
         metrics: Those asked for, of the model as it was received; None where a figure does not exist.
-        patients: Patients trained on.
+        patients: Patients trained on, or asked about.
         metric_patients: Patients behind the part of the metrics that the fewest are behind.
         numbers: What the strategy sends beside the tensors.
     """

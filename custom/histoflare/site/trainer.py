@@ -98,9 +98,14 @@ class Trainer:
         update: TrainAnswer = replace(answer, tensors=tensors)
         return update
 
-    def prepare(self, *, stopped: Callable[[], bool] = lambda: False) -> None:
-        """Have the child load the site's data; errors as above. Costs nothing where it has them."""
-        self._ask("prepare", None, {}, stopped)
+    def prepare(self, *, to_train: bool = True, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Have the child load the site's data; errors as above. Costs nothing where it has them.
+
+        Args:
+            to_train: Whether a round follows, and not an evaluation.
+            stopped: As above.
+        """
+        self._ask("prepare", (to_train,), {}, stopped)
 
     def evaluate(
         self,
@@ -112,6 +117,18 @@ class Trainer:
         """Return how well the model does on ``split`` (train, validation, test or all); errors as above."""
         answer: EvaluateAnswer = self._ask("evaluate", (split,), state, stopped)[0]
         return answer
+
+    def tally(
+        self,
+        state: Mapping[str, NDArray[Any]],
+        split: str,
+        *,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> TrainAnswer:
+        """Return the noised counts of an evaluation on ``split`` (test or all); errors as above."""
+        answer, tensors = self._ask("tally", (split,), state, stopped)
+        counts: TrainAnswer = replace(answer, tensors=tensors)
+        return counts
 
     def close(self) -> None:
         """End the child and whatever it is doing. Calls from now on are refused (STOPPED)."""

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from histoflare.errors import JobError
-from histoflare.rounds.evaluation import Metrics, evaluate
-from histoflare.rounds.local import predict
+from histoflare.rounds.evaluation import Metrics, evaluate, named
+from histoflare.rounds.local import one_thread, predict
 from histoflare.rounds.round import site_round
-from histoflare.rounds.state import State
+from histoflare.rounds.state import State, hash_state
 from histoflare.rounds.strategy import split as split_state
+from histoflare.rounds.tally import count_rows, predict_each, tally_form_of
 from histoflare.rounds.task import PredictionTable
 from histoflare.seeds import derive_seed
 from histoflare.site.data import device_of, load_site_data
@@ -49,16 +50,22 @@ class SiteWork:
         self._is_warm = False
         self._device = device_of(setup.configuration)
 
-    def prepare(self) -> None:
-        """Load the site's data and look at its notes: what is wrong is known before a round is booked.
+    def prepare(self, to_train: bool = True) -> None:
+        """Load the site's data and look at its notes: what is wrong is known before anything is booked.
 
-        The first call also makes an optimizer and throws it away: PyTorch imports what its optimizers need
+        The first call for a round also makes an optimizer and throws it away: PyTorch imports what its optimizers need
         with the first one, which takes seconds, and they must not count as a round's own time.
+
+        Args:
+            to_train: Whether a round follows, and not an evaluation.
 
         Raises:
             HistoflareError: The site cannot take part; see the reason.
         """
         cohort = self._data()
+        if not to_train:
+            self._kept()
+            return
         self._claim(cohort)
         if not self._is_warm:
             self._task.build_optimizer(self._task.build_model())
@@ -132,10 +139,7 @@ class SiteWork:
             HistoflareError: The split has no slides (NOTHING_TO_EVALUATE), or the site cannot take part.
         """
         self._data()
-        self._records.claim(self._task.to_json(), None)
-        # What is kept of a run under a plan has no noise, and an evaluation must not tell of it.
-        kept = {} if self._records.is_protected() else self._records.load_state()
-        table = self._predict(_tensors(arrays), kept, split)
+        table = self._predict(_tensors(arrays), self._kept(), split)
         metrics = evaluate(table, seed=derive_seed(self._setup.seed, "evaluate"))
         path = self._records.write_predictions(split, *self._task.notes(table))
         self._say(f"{self._setup.site}: {metrics.n_slides} slides evaluated ({split}): {path}")
@@ -145,6 +149,43 @@ class SiteWork:
             for end in ("", "_low", "_high")
         }
         return EvaluateAnswer(flat(metrics), metrics.n_patients, behind)
+
+    def tally(self, arrays: Arrays, split: str) -> TrainAnswer:
+        """Return the noised counts of the predictions for ``split`` (test or all), one row for each patient.
+
+        The model is that of :meth:`evaluate`. A patient whose slides cannot be read counts as nothing: an
+        error would tell of the patient.
+
+        Raises:
+            HistoflareError: The site cannot take part, or nothing protects the counts (NOT_ADMITTED).
+        """
+        setup, plan = self._setup, self._setup.tally
+        if plan is None:
+            raise JobError("This job's evaluation has no noise.", reason="NOT_ADMITTED")
+        cohort, kept = self._data(), self._kept()
+        model = setup.strategy.personalize(_tensors(arrays), kept)
+        form = tally_form_of(self._task)
+        tables = predict_each(self._task, model, cohort, split, self._device)
+        rows = count_rows(form, tables)
+        with one_thread():
+            released = plan.release_rows(rows, plan.noise_source(setup.site, "tally", hash_state(model)))
+        known = [table for table in tables.values() if table is not None]
+        if known:
+            header, lines = self._task.notes(known[0])
+            lines = [*lines, *(line for table in known[1:] for line in self._task.notes(table)[1])]
+            path = self._records.write_predictions(split, header, lines)
+            self._say(f"{setup.site}: {len(tables)} patients evaluated ({split}): {path}")
+        for patient in (patient for patient, table in tables.items() if table is None):
+            self._say(f"{setup.site}: counted as nothing: {patient} could not be asked about")
+        return TrainAnswer(_arrays(released), weight=1.0, metrics={}, patients=len(tables))
+
+    def _kept(self) -> State:
+        """Return what this site keeps for itself of the run.
+
+        What is kept of a run under a plan has no noise, and an evaluation must not tell of it.
+        """
+        self._records.claim(self._task.to_json(), None)
+        return {} if self._records.is_protected() else self._records.load_state()
 
     def _data(self) -> SiteData:
         if self._cohort is None:
@@ -231,10 +272,7 @@ def _check_roles(cohort: SiteData, roles: Mapping[str, str] | None, evaluation_o
 
 def flat(metrics: Metrics) -> dict[str, float | None]:
     """Return overall metrics as names and numbers: ``auc``, ``auc_low``, ``auc_high``, …, ``n_patients``."""
-    named: dict[str, float | None] = {}
-    for name, figure in metrics.figures.items():
-        named |= {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
-    return named | {"n_slides": metrics.n_slides, "n_patients": metrics.n_patients}
+    return named(metrics.figures) | {"n_slides": metrics.n_slides, "n_patients": metrics.n_patients}
 
 
 def _tensors(arrays: Mapping[str, NDArray[Any]]) -> State:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from histoflare.privacy.ledger.rules import TRAIN
 from histoflare.privacy.ledger.state import LedgerState
 from histoflare.privacy.ledger.tokens import EVALUATION, UPDATE, Account
 
@@ -58,12 +59,16 @@ def summarise_history(state: LedgerState, entries: Iterable[Entry], run: str) ->
     """Return what verified entries say of a run; nothing is in it if the ledger does not know the run."""
     accounts = {id_: each for id_, each in state.accounts.items() if each.reservation.run == run}
     found: dict[int, Event] = {}
+    updates: set[int] = set()
     for entry in entries:
         if entry.kind not in ("booking", "disclosure", "release", "failure"):
             continue
         body = entry.content()
         if entry.kind == "booking" and body["reservation"] in accounts:
-            patients = accounts[body["reservation"]].reservation.patients
+            account = accounts[body["reservation"]]
+            patients = account.reservation.patients
+            if state.role_of(account.cohort) == TRAIN:
+                updates.add(entry.seq)
             found[entry.seq] = Event(entry.unix_time, UNANSWERED, body["round"], patients, (), True)
         elif entry.kind == "disclosure" and body["run"] == run:
             what = UNANSWERED if body["digest"] is None else body["what"]
@@ -71,7 +76,7 @@ def summarise_history(state: LedgerState, entries: Iterable[Entry], run: str) ->
             found[entry.seq] = Event(entry.unix_time, what, body["round"], body["patients"], figures, False)
         elif entry.kind in ("release", "failure") and body["of"] in found:
             paid = found[body["of"]]
-            what = FAILED if entry.kind == "failure" else UPDATE if paid.is_protected else EVALUATION
+            what = FAILED if entry.kind == "failure" else UPDATE if body["of"] in updates else EVALUATION
             figures = tuple(body.get("figures") or ())
             found[body["of"]] = Event(
                 entry.unix_time, what, paid.round_index, paid.patients, figures, paid.is_protected

@@ -225,8 +225,9 @@ class Ledger:
         trusts_server: bool = False,
         trusts_ca: bool = False,
         job_share: float = 1.0,
+        role: str = TRAIN,
     ) -> Reservation:
-        """Reserve a run's whole cost, all rounds with participation 1, for the patients it trains on.
+        """Reserve a run's whole cost, all rounds with participation 1, for the patients of one role.
 
         What is reserved and open already (same run, about, spend, rounds and cohort) is given back as it is.
         With any of them changed it is a new reservation, charged beside the old one.
@@ -237,29 +238,30 @@ class Ledger:
                 kept in the clear.
             spend: The event of one round.
             rounds: How many rounds; at least 1. Of shared noise each attempt of a round is one.
-            roles: Patient → one of :data:`ROLES`, for all patients of the site. Those with ``train`` are the
+            roles: Patient → one of :data:`ROLES`, for all patients of the site. Those with ``role`` are the
                 cohort. Names are compared as NFC without spaces around them.
             budget: What each patient may be charged.
             trusts_server: Whether the protection does not hold against the server. It is charged all the
                 same.
             trusts_ca: Whether sites are counted on that only the certificate authority vouches for.
-            job_share: Which part of the budget's allowance the run may be charged, all its reservations
+            job_share: Which part of the budget's allowance the run may charge a patient, all its reservations
                 together.
+            role: Whose cohort it is: ``train``, or ``test`` for an evaluation.
 
         Raises:
             LedgerError: A patient would be charged more than the budget (BUDGET_EXHAUSTED), or for this run
                 more than its share (JOB_SHARE_EXCEEDED), a patient has another role in the ledger
-                (ROLE_CHANGED), nobody is in the cohort (SITE_HAS_NO_TRAINING_DATA).
+                (ROLE_CHANGED), nobody is in the cohort (SITE_HAS_NO_TRAINING_DATA, NOTHING_TO_EVALUATE).
             JobError: The arguments cannot be used (PRIVACY_INVALID).
         """
         if type(rounds) is not int or rounds < 1:
             raise JobError(f"rounds: a whole number of at least 1, not {rounds!r}", reason="PRIVACY_INVALID")
         check_text(run=run, about=about)
         known_as = normalise_roles(roles)
-        refuse_nobody(known_as)
+        refuse_nobody(known_as, role)
         with self._sessions.writing(whole=True) as page:
             ids = enter_patients(page, known_as)
-            cohort = page.add_cohort(ids[name] for name, role in known_as.items() if role == TRAIN)
+            cohort = page.add_cohort(ids[name] for name, its in known_as.items() if its == role)
             for account in page.state.accounts.values():
                 old = account.reservation
                 known = (old.run, old.about, old.spend, old.rounds, old.trusts_server, old.trusts_ca)
@@ -271,17 +273,17 @@ class Ledger:
                 before = float(page.state.charges(kept)[members].max())
                 cost = kept.cost([kept.price(spend).times(rounds)])
                 refuse_over_budget(kept, before, cost, f"run {run}", is_shared)
-                admit_share(page.state, kept, run, cost, job_share, is_shared)
+                admit_share(page.state, kept, run, cohort, cost, job_share, is_shared)
             content = {"run": run, "about": about, "rounds": rounds, "cohort": cohort}
             content |= {"mechanism": mechanism_of(spend)}
             content |= {"trust": trust_of(server=trusts_server, ca=trusts_ca)}
             return page.state.accounts[page.append("reservation", content)].reservation
 
-    def exposure(self, roles: Mapping[str, str], budget: Budget) -> tuple[float, ...]:
-        """Return what the most exposed of the patients to train on was charged (ρ); nothing is written.
+    def exposure(self, roles: Mapping[str, str], budget: Budget, role: str = TRAIN) -> tuple[float, ...]:
+        """Return what the most exposed of the patients of a role was charged (ρ); nothing is written.
 
         Args:
-            roles, budget: As for :meth:`reserve`.
+            roles, budget, role: As for :meth:`reserve`.
 
         Returns:
             One figure for each of the budget's filters, in their order.
@@ -291,7 +293,7 @@ class Ledger:
         """
         known_as = normalise_roles(roles)
         with self._sessions.reading() as (state, _, _):
-            return most_charged(state, known_as, budget.filters())
+            return most_charged(state, known_as, budget.filters(), role)
 
     def check_room(
         self,
@@ -301,13 +303,14 @@ class Ledger:
         roles: Mapping[str, str],
         budget: Budget,
         job_share: float = 1.0,
+        role: str = TRAIN,
     ) -> None:
         """Refuse what :meth:`reserve` would refuse of a new run, as it does; nothing is written."""
         known_as = normalise_roles(roles)
-        refuse_nobody(known_as)
+        refuse_nobody(known_as, role)
         filters, is_shared = budget.filters(), spend.honest > 1
         with self._sessions.reading() as (state, _, _):
-            charged = most_charged(state, known_as, filters)
+            charged = most_charged(state, known_as, filters, role)
         for kept, before in zip(filters, charged, strict=True):
             cost = kept.cost([kept.price(spend).times(rounds)])
             refuse_over_budget(kept, before, cost, "this job", is_shared)

@@ -58,10 +58,13 @@ def enter_patients(page: Page, known_as: Mapping[str, str]) -> dict[str, int]:
     return {name: state.patients[mac] for name, mac in macs.items()}
 
 
-def refuse_nobody(known_as: Mapping[str, str]) -> None:
-    """Refuse patients of whom none is to be trained on."""
-    if TRAIN not in known_as.values():
+def refuse_nobody(known_as: Mapping[str, str], role: str) -> None:
+    """Refuse patients of whom none has the role that is asked for: to be trained on, or asked about."""
+    if role in known_as.values():
+        return
+    if role == TRAIN:
         raise LedgerError("There is no patient to train on.", reason="SITE_HAS_NO_TRAINING_DATA")
+    raise LedgerError("There is no patient to evaluate on.", reason="NOTHING_TO_EVALUATE")
 
 
 def refuse_other_roles(changed: list[str]) -> None:
@@ -75,13 +78,13 @@ def refuse_other_roles(changed: list[str]) -> None:
 
 
 def most_charged(
-    state: LedgerState, known_as: Mapping[str, str], filters: Iterable[Filter]
+    state: LedgerState, known_as: Mapping[str, str], filters: Iterable[Filter], role: str
 ) -> tuple[float, ...]:
-    """Return what the most exposed patient to train on was charged (ρ) by each filter; refuse other roles."""
+    """Return what the most exposed patient of a role was charged (ρ) by each filter; refuse other roles."""
     ids = {name: state.patients.get(state.keys.patient(name)) for name in known_as}
     refuse_other_roles([name for name, id_ in ids.items() if id_ and state.roles[id_ - 1] != known_as[name]])
-    trained_on = [id_ - 1 for name, id_ in ids.items() if id_ and known_as[name] == TRAIN]
-    return tuple(float(state.charges(kept)[trained_on].max(initial=0.0)) for kept in filters)
+    cohort = [id_ - 1 for name, id_ in ids.items() if id_ and known_as[name] == role]
+    return tuple(float(state.charges(kept)[cohort].max(initial=0.0)) for kept in filters)
 
 
 def members_of(state: LedgerState, cohort: int) -> np.ndarray[Any, np.dtype[np.intp]]:
@@ -112,29 +115,34 @@ def admit_further(
         before = float(state.charges(kept, without=id_)[members].max())
         cost = kept.cost(account.charged(kept, further=countable or 0))
         refuse_over_budget(kept, before, cost, f"run {run} with one more round", is_shared)
-        admit_share(state, kept, run, cost, job_share, is_shared, without=id_)
+        admit_share(state, kept, run, account.cohort, cost, job_share, is_shared, without=id_)
 
 
 def admit_share(
     state: LedgerState,
     kept: Filter,
     run: str,
+    cohort: int,
     cost: float,
     job_share: float,
     is_shared: bool,
     without: int | None = None,
 ) -> None:
-    """Refuse what makes a run cost more than the share of a budget that one job may take.
+    """Refuse what makes a run cost a patient more than the share of a budget that one job may take.
+
+    A run's reservations for cohorts without a patient in common, such as those trained on and those asked
+    about, do not add up.
 
     Args:
         kept: The filter by which it is counted.
+        cohort: Whom it is asked for.
         cost: ρ of what is asked for. job_share: Of the allowance. is_shared: Whether its noise is.
         without: A reservation that is in it already.
     """
     if job_share >= 1:
         return  # the budget of each patient is all that counts
     for id_, account in state.accounts.items():
-        if account.reservation.run == run and id_ != without:
+        if account.reservation.run == run and id_ != without and state.overlap(cohort, account.cohort):
             cost += kept.cost(account.charged(kept))
     refuse_share(kept, cost, job_share, is_shared)
 

@@ -211,6 +211,16 @@ class LedgerState:
         """Return how many patients are in a cohort."""
         return int.from_bytes(self.cohorts[cohort - 1], "little").bit_count()
 
+    def role_of(self, cohort: int) -> str:
+        """Return the role of a cohort's patients: all have one, which never changes."""
+        members = int.from_bytes(self.cohorts[cohort - 1], "little")
+        return self.roles[(members & -members).bit_length() - 1]
+
+    def overlap(self, one: int, other: int) -> bool:
+        """Return whether two cohorts have a patient in common."""
+        members = [int.from_bytes(self.cohorts[cohort - 1], "little") for cohort in (one, other)]
+        return bool(members[0] & members[1])
+
     def charges(self, kept: Filter, *, without: int | None = None) -> npt.NDArray[np.float64]:
         """Return what each patient was charged, (patients,): ρ by a filter; index = number - 1.
 
