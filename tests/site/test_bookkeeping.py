@@ -18,6 +18,7 @@ from histoflare.privacy.budget import Budget
 from histoflare.privacy.own_policy import Narrowing, StewardPolicy, narrowed
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.privacy.policy import POLICIES, Policy, read_policy
+from histoflare.privacy.tally import Tally, like_training
 from histoflare.site.bookkeeping import Answer, Bookkeeping
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.ledgers import (
@@ -62,7 +63,7 @@ def is_empty(configuration: SiteConfiguration) -> bool:
 def policy(**changes: Any) -> Policy:
     read = read_policy(POLICIES / "dp-patient.toml")
     names = ("epsilon", "evaluations", "job_share")
-    protection = {"job_share": 1.0} | {name: changes.pop(name) for name in names if name in changes}
+    protection = {"job_share": 1.0, "evaluations": 10} | {name: changes.pop(name) for name in names if name in changes}
     assert read.protection is not None
     return replace(read, protection=replace(read.protection, **protection), **changes)
 
@@ -469,10 +470,12 @@ def test_without_a_ledger_nothing_is_trained_or_evaluated(tmp_path: Path, scope:
             lambda at=at: bookkeeping(at, plan, rules).reserve(),
             lambda at=at: bookkeeping(at, plan, rules).train(MODEL, 0, nothing),
             lambda at=at: bookkeeping(at, plan, rules).evaluate(MODEL, "test", "task", nothing),
+            lambda at=at: bookkeeping(at, plan, rules).reserve_tally(TALLY, 1),
         ):
             with pytest.raises(HistoflareError) as caught:
                 ask()
-            assert caught.value.reason in ("LEDGER_MISSING", "NOT_ADMITTED")
+            known = ("LEDGER_MISSING", "NOT_ADMITTED", "EVALUATION_NOT_ALLOWED", "PRIVACY_MISMATCH")
+            assert caught.value.reason in known
         with pytest.raises(LedgerError) as caught:
             bookkeeping(at, plan, rules).reserve()
         assert caught.value.reason == "LEDGER_MISSING"
@@ -600,3 +603,101 @@ def test_without_a_budget_an_attempt_is_noted_by_its_transcript(tmp_path: Path) 
     attempt(of_job, "b", training)
     noted = [line["body"]["model"] for line in open_ledger(at).events() if line["kind"] == "disclosure"]
     assert noted == [sha("a"), sha("b")]
+
+
+TALLY = Tally(noise_multiplier=1.0)
+
+
+def counts(configuration: SiteConfiguration, *, calls: list[int] | None = None) -> Callable[[], TrainAnswer]:
+    """Return what makes other counts at each call, as noise does."""
+    called = [] if calls is None else calls
+
+    def make() -> TrainAnswer:
+        called.append(1)
+        return TrainAnswer({"tally": np.full(4, len(called), dtype=np.float64)}, 1.0, {}, patients=6)
+
+    return make
+
+
+def test_an_evaluation_under_the_budget_is_booked_on_those_asked_about(tmp_path: Path) -> None:
+    at = site(tmp_path, train=6, test=6)
+    of_job = bookkeeping(at)
+    of_job.reserve()
+    reservation = of_job.reserve_tally(TALLY, 1)
+    assert (reservation.patients, reservation.spend) == (6, TALLY.spend())
+    answer = of_job.tally(reservation, MODEL, 0, "question", counts(at))
+    assert ledger_holds(at, answer.digest)
+    ledger = open_ledger(at)
+    by_role = {
+        role: ledger.exposure(of_job.roles or {}, of_job.budget, role)[0] for role in ("train", "test")
+    }
+    assert by_role["test"] == pytest.approx(of_job.budget.cost(TALLY.spend()))
+    assert by_role["train"] == pytest.approx(of_job.budget.cost(PLAN.spend().times(ROUNDS)))
+    events = ledger.history("run").events
+    assert [(event.what, event.is_protected) for event in events] == [("evaluation", True)]
+    assert ledger.disclosures() == ()
+
+
+def test_the_same_evaluation_again_has_the_same_bytes_and_another_is_paid_for(tmp_path: Path) -> None:
+    at, calls = site(tmp_path, test=6), list[int]()
+    of_job = bookkeeping(at)
+    found = []
+    for question in ("one", "one", "other"):
+        reservation = of_job.reserve_tally(TALLY, 1)
+        found.append(of_job.tally(reservation, MODEL, 0, question, counts(at, calls=calls)))
+    assert [answer.again for answer in found] == [False, True, False]
+    assert found[0].digest == found[1].digest != found[2].digest
+    assert len(calls) == 2
+    (run,) = open_ledger(at).summary(of_job.budget).runs
+    assert run.booked == 2
+
+
+def test_an_evaluation_that_the_budget_has_no_room_for_is_refused(tmp_path: Path) -> None:
+    at = site(tmp_path, test=6)
+    of_job = bookkeeping(at)
+    with raises_reason("BUDGET_EXHAUSTED"):
+        of_job.reserve_tally(TALLY, 1000)
+    reservation = of_job.reserve_tally(Tally(noise_multiplier=0.8), 1)
+    of_job.tally(reservation, MODEL, 0, "one", counts(at))
+    with raises_reason("BUDGET_EXHAUSTED"):
+        of_job.tally(reservation, MODEL, 0, "other", counts(at))
+
+
+def test_a_jobs_share_is_counted_for_each_patient(tmp_path: Path) -> None:
+    """Whom it trains on and whom it asks about are other people: their charges do not add up."""
+    at, rules = site(tmp_path, test=6), policy(job_share=0.3)
+    plan = DpSgd(budget_share=0.29, sample_rate=0.1, steps=2).settled(ROUNDS, WEIGHTS)
+    of_job = bookkeeping(at, plan, rules)
+    of_job.reserve()
+    tally = like_training(plan, ROUNDS, 1, 4)
+    assert tally is not None
+    of_job.reserve_tally(tally, 1)
+    with raises_reason("JOB_SHARE_EXCEEDED"):  # on the same patients they do
+        of_job.reserve_tally(replace(tally, noise_multiplier=3.0), 1)
+
+
+def test_an_evaluation_over_few_patients_is_refused_before_it_is_booked(tmp_path: Path) -> None:
+    at = site(tmp_path, test=2)
+    with raises_reason("TOO_FEW_PATIENTS"):
+        bookkeeping(at).reserve_tally(TALLY, 1)
+    assert is_empty(at)
+
+
+def test_repeatable_noise_of_an_evaluation_is_the_policys_to_allow(tmp_path: Path) -> None:
+    at = site(tmp_path, test=6)
+    with raises_reason("PRIVACY_MISMATCH"):
+        bookkeeping(at).reserve_tally(replace(TALLY, noise_seed=1), 1)
+
+
+def test_a_scope_without_a_budget_has_no_evaluation_in_it(tmp_path: Path) -> None:
+    at = site(tmp_path, test=6)
+    with raises_reason("PRIVACY_MISMATCH"):
+        bookkeeping(at, Open(), read_policy(POLICIES / "open.toml")).reserve_tally(TALLY, 1)
+
+
+def test_figures_without_noise_leave_only_where_the_policy_opens_them(tmp_path: Path) -> None:
+    at = site(tmp_path, test=6)
+    of_job = bookkeeping(at, rules=policy(evaluations=0))
+    with raises_reason("EVALUATION_NOT_ALLOWED"):
+        of_job.evaluate(MODEL, "test", "question", lambda: EvaluateAnswer({"auc": 1.0}, 6))
+    assert is_empty(at)

@@ -73,8 +73,7 @@ def show_plan(
 def _show(cost: JobCost, how: bool) -> None:
     if cost.found is not None:
         (_show_at_site if cost.at_site else _show_by_policy)(cost, cost.found)
-    if cost.found is None or cost.at_site:
-        _say_evaluations(cost)
+    _say_evaluations(cost)
     if cost.found is not None:
         if cost.at_site:
             tell(_on_time(cost.job.answer_seconds, cost.likely_seconds))
@@ -199,14 +198,26 @@ def _say_second(found: Preview) -> None:
 
 
 def _say_evaluations(cost: JobCost) -> None:
-    """Say how many evaluations the policy lets out, of a job that asks for any."""
+    """Say what an evaluation costs the patients asked about, or how many the policy lets out without noise."""
     from histoflare.flare.job_schema import TRAINING
 
-    if cost.job.most_evaluations:
+    if not cost.job.most_evaluations:
+        return
+    which = "An evaluation" if cost.job.kind != TRAINING else "At its end an evaluation of its model"
+    if cost.asked is None:
         protection = cost.rules.protection
         limit = protection.evaluations if protection else "any number of"
-        which = "An evaluation" if cost.job.kind != TRAINING else "At its end an evaluation of its model"
         tell(f"{which}: no ε. The policy lets {limit} evaluations over a patient out.")
+        return
+    asked = cost.asked
+    whom = f"each of {asked.patients} test patients" if cost.at_site else "each test patient"
+    budget = asked.budget
+    tell(
+        f"{which}: noised counts, which spend ε = {say_cost(asked.alone, budget.epsilon)} of {whom} at δ = "
+        f"{say_delta(budget.delta)}; {say_further(asked.further, asked.share)}."
+    )
+    if asked.refusal is not None and asked.refusal is not cost.refusal:
+        tell(f"It would be refused ({asked.refusal.reason}): {asked.refusal}", style="red")
 
 
 def _on_time(public: int | None, takes: float | None) -> str:

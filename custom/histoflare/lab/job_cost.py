@@ -19,6 +19,8 @@ from histoflare.privacy.policy import POLICIES, Policy, read_policy
 from histoflare.privacy.protocol import PROTOCOL_FILE
 from histoflare.privacy.spend import ADD_OR_REMOVE_ONE, UNIT
 from histoflare.rounds.round import count_sent_by_job
+from histoflare.rounds.tally import tally_form_of
+from histoflare.site.bookkeeping import NO_RAW_FIGURES
 from histoflare.site.data import device_of
 from histoflare.site.kinds import kind_of
 from histoflare.site.likely_time import likely_seconds
@@ -36,7 +38,8 @@ class JobCost:
         signed: The signed policy: a kit's, or one that comes with the package.
         rules: What holds: at a site the signed policy narrowed by the site's own, else the signed one.
         at_site: Whether a site's ledger, patients and data were looked at.
-        found: What it costs a patient; None for an evaluation, which costs no ε.
+        found: What the training costs a patient who is trained on; None where nobody is.
+        asked: What the evaluation costs a patient who is asked about; None where it costs no ε.
         weights: How many numbers a site sends in a round.
         likely_seconds: The longest likely round at the site; None if it cannot be measured.
         refusal: Why the job would be refused; None if it would not.
@@ -47,6 +50,7 @@ class JobCost:
     rules: Policy
     at_site: bool
     found: Preview | None = None
+    asked: Preview | None = None
     weights: int = 0
     likely_seconds: float | None = None
     refusal: HistoflareError | None = None
@@ -56,6 +60,14 @@ class JobCost:
         facts: dict[str, Any] = {"job": self.job.name, "reason": self.refusal and self.refusal.reason}
         if self.at_site:
             facts |= {"admitted": self.refusal is None, "evaluations": self.job.most_evaluations}
+        if self.asked is not None:
+            assert self.job.tally is not None
+            spend = self.job.tally.spend().times(self.job.most_evaluations)
+            facts["evaluation"] = {
+                "spend": spend.to_json(),
+                "patients": self.asked.patients if self.at_site else None,
+                **_figures(self.asked, self.at_site),
+            }
         found = self.found
         if found is None:
             return facts
@@ -97,11 +109,16 @@ def find_cost_by_policy(job: Job, policy: Path | None = None) -> JobCost:
         JobError: The policy cannot be used, or has no budget.
     """
     signed = read_policy(policy or POLICIES / f"{job.scope}.toml")
+    asked = None
+    if job.tally is not None:
+        length = tally_form_of(job.task).length
+        asked = preview_without_site(signed, job.tally, job.most_evaluations, length)
     if job.kind != TRAINING:
-        return JobCost(job, signed, signed, at_site=False, refusal=_refuse_unanswered(job, signed))
+        refusal = _refuse_evaluation(job, signed) or (asked and asked.refusal)
+        return JobCost(job, signed, signed, at_site=False, asked=asked, refusal=refusal)
     weights = count_sent_by_job(job.strategy, job.task)
     found = preview_without_site(signed, job.plan, job.reserved_rounds, weights)
-    return JobCost(job, signed, signed, False, found, weights, refusal=found.refusal)
+    return JobCost(job, signed, signed, False, found, asked, weights, refusal=found.refusal)
 
 
 def find_cost_at_site(job: Job, site: Path, policy: Path | None = None) -> JobCost:
@@ -120,21 +137,32 @@ def find_cost_at_site(job: Job, site: Path, policy: Path | None = None) -> JobCo
     signed_file = policy or local / policy_file(job.scope)
     signed, rules = read_policy(signed_file), read_site_policy(signed_file, local)
     refusal = _refused_otherwise(job, rules, site)
-    if job.kind != TRAINING:
-        return JobCost(job, signed, rules, at_site=True, refusal=refusal or _refuse_unanswered(job, rules))
     configuration = read_site_file(site, site_around(site))
+    asked = None
+    if job.tally is not None:
+        length = tally_form_of(job.task).length
+        asked = preview(
+            configuration, rules, job.tally, job.most_evaluations, length, job.task, job.split
+        )
+    if job.kind != TRAINING:
+        refusal = refusal or _refuse_evaluation(job, rules) or (asked and asked.refusal)
+        return JobCost(job, signed, rules, at_site=True, asked=asked, refusal=refusal)
     weights = count_sent_by_job(job.strategy, job.task)
     found = preview(configuration, rules, job.plan, job.reserved_rounds, weights, job.task, job.split)
     slides = kind_of(job.task.data).slides_of_a_patient(configuration, job.task.manifest_labels)
     takes = likely_seconds(job.task, job.plan, max(1, found.patients), slides, device_of(configuration))
-    return JobCost(job, signed, rules, True, found, weights, takes, refusal or found.refusal)
+    return JobCost(job, signed, rules, True, found, asked, weights, takes, refusal or found.refusal)
 
 
-def _refuse_unanswered(job: Job, rules: Policy) -> JobError | None:
-    """Return why a policy with a budget refuses an evaluation: it does not say when sites answer."""
-    if rules.protection is None or job.answer_seconds is not None:
+def _refuse_evaluation(job: Job, rules: Policy) -> JobError | None:
+    """Return why a policy with a budget refuses an evaluation whatever is left of the budget."""
+    if rules.protection is None:
         return None
-    return JobError("Under this policy job.toml must say answer_seconds.", reason="PRIVACY_INVALID")
+    if job.answer_seconds is None:
+        return JobError("Under this policy job.toml must say answer_seconds.", reason="PRIVACY_INVALID")
+    if job.tally is None and not rules.protection.evaluations:
+        return JobError(NO_RAW_FIGURES, reason="EVALUATION_NOT_ALLOWED")
+    return None
 
 
 def _refused_otherwise(job: Job, policy: Policy, site: Path) -> JobError | None:
@@ -159,7 +187,7 @@ def _refused_otherwise(job: Job, policy: Policy, site: Path) -> JobError | None:
     return None
 
 
-def _figures(found: Figures, at_site: bool) -> dict[str, Any]:
+def _figures(found: Figures | Preview, at_site: bool) -> dict[str, Any]:
     figures = {
         "budget": found.budget.epsilon,
         "job_alone": _finite(found.alone),

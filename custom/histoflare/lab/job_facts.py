@@ -19,12 +19,13 @@ from histoflare.privacy.own_policy import OWN_POLICY_FILE, check_taking_part
 from histoflare.privacy.own_policy_file import read_site_policy
 from histoflare.privacy.policy import Policy, read_policy
 from histoflare.privacy.protocol import hash_protocol
+from histoflare.privacy.spend import Spend
 from histoflare.privacy.words import ALL_COLLUDE, say_against, say_delta, say_room
 from histoflare.privacy.words import say_cost as say_part
 from histoflare.privacy.words import say_epsilon as write_epsilon
 from histoflare.report.guarantee import epsilon_if_all_collude, state_epsilon
 from histoflare.report.guarantee_words import say_epsilon
-from histoflare.site.bookkeeping import check_plan, check_sampler
+from histoflare.site.bookkeeping import check_plan, check_sampler, check_tally
 
 POLICY_PLACES = (
     "policy_{}.toml",
@@ -71,7 +72,7 @@ def find_cost(job: Job) -> dict[str, Any] | None:
 def say_cost(job: Job, cost: Mapping[str, Any] | None) -> str:
     """Return what a job spends of the budget that it is made for, in words: the figure of the ledgers."""
     if job.kind == EVALUATION:
-        return "no ε: an evaluation leaves without noise, as often as a policy says"
+        return say_evaluation(job)
     budget = job.plan.budget()
     if cost is None or budget is None:
         return "nothing protects the updates: ε = ∞"
@@ -85,6 +86,16 @@ def say_cost(job: Job, cost: Mapping[str, Any] | None) -> str:
         whom = f", {say_against(spend.honest)} (ε = {alone} by RDP {ALL_COLLUDE})"
     room = say_room(budget, spent, spent)
     return f"ε = {part} at δ = {delta} for each patient, all rounds{whom}; {room}{void}"
+
+
+def say_evaluation(job: Job) -> str:
+    """Return what a job's evaluation spends of the budget of each patient who is asked about, in words."""
+    if job.tally is None:
+        return "no ε: its figures leave without noise, where and as often as a policy says"
+    budget = job.tally.budget()
+    spent = budget.cost(job.tally.spend().times(job.most_evaluations))
+    part = say_part(budget.epsilon_of(spent), budget.epsilon)
+    return f"ε = {part} at δ = {say_delta(budget.delta)} for each patient who is asked about"
 
 
 def find_allowances(job: Job, places: Path) -> list[dict[str, Any]]:
@@ -158,12 +169,12 @@ def _facts(job: Job, policy: Policy, name: str) -> dict[str, Any]:
 
 
 def _cost(job: Job, policy: Policy) -> float:
+    """Return what a job costs a patient, trained on or asked about, in ρ of a policy's budget."""
     assert policy.protection is not None
-    return (
-        0.0
-        if job.kind == EVALUATION
-        else policy.protection.budget().cost(job.plan.spend().times(job.reserved_rounds))
-    )
+    if job.kind != EVALUATION:
+        return policy.protection.budget().cost(job.plan.spend().times(job.reserved_rounds))
+    asked = job.tally and policy.protection.budget().cost(job.tally.spend().times(job.most_evaluations))
+    return asked or 0.0
 
 
 def _problem(job: Job, policy: Policy, narrowed: bool) -> str | None:
@@ -175,21 +186,31 @@ def _problem(job: Job, policy: Policy, narrowed: bool) -> str | None:
             )
         if job.kind == EVALUATION:
             none = policy.protection is not None and not policy.protection.evaluations
-            return "lets no evaluation out" if none else None
+            if job.tally is not None:
+                check_tally(policy, job.tally)
+                return _too_much(policy, job.tally.spend().times(job.most_evaluations))
+            return "lets no figures without noise out ([evaluation] in job.toml)" if none else None
         check_plan(policy, job.plan)
         check_patience(policy, job)
         check_parts(policy, job)
         if policy.protection is not None:
-            budget = policy.protection.budget()
-            check_sampler(budget, job.plan, job.reserved_rounds, job.weights)
-            cost = _cost(job, policy)
-            if math.isinf(cost) or not budget.admits(cost):
-                return "more than the whole budget (BUDGET_EXHAUSTED)"
-            alone = budget.filters()[1]
-            if not alone.budget.admits(alone.cost([job.plan.spend().times(job.reserved_rounds).alone()])):
-                return f"more than the whole budget, {ALL_COLLUDE} (BUDGET_EXHAUSTED)"
+            check_sampler(policy.protection.budget(), job.plan, job.reserved_rounds, job.weights)
+            return _too_much(policy, job.plan.spend().times(job.reserved_rounds))
     except HistoflareError as error:
         return f"{error} ({error.reason})"
+    return None
+
+
+def _too_much(policy: Policy, spend: Spend) -> str | None:
+    """Return why a job is more than a whole budget; None if it is not."""
+    assert policy.protection is not None
+    budget = policy.protection.budget()
+    cost = budget.cost(spend)
+    if math.isinf(cost) or not budget.admits(cost):
+        return "more than the whole budget (BUDGET_EXHAUSTED)"
+    alone = budget.filters()[1]
+    if not alone.budget.admits(alone.cost([spend.alone()])):
+        return f"more than the whole budget, {ALL_COLLUDE} (BUDGET_EXHAUSTED)"
     return None
 
 

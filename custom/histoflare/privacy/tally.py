@@ -107,7 +107,8 @@ def on_grid(rows: NDArray[np.float64], step: float) -> NDArray[np.float64]:
         )
     finite = np.isfinite(rows).all(axis=1)
     kept = np.where(finite[:, None], rows, 0.0)
-    norms = np.sqrt(np.square(kept).sum(axis=1))
+    with np.errstate(over="ignore"):  # an infinite norm scales its row to nothing
+        norms = np.sqrt(np.square(kept).sum(axis=1))
     scale = np.minimum(1.0, most * (1 - 1e-12) / np.maximum(norms, 1e-300))
     placed: NDArray[np.float64] = np.round(kept * scale[:, None] / step) * step
     return placed

@@ -35,6 +35,11 @@ from histoflare.slides.splits import DEFAULT_SPLIT, SplitRule
 TEST = "test"
 """Role of the patients who are asked about; at a site that only evaluates all have it."""
 
+NO_RAW_FIGURES = (
+    "This policy lets no figures without noise out (protection.evaluations is 0). A job that says in "
+    '[evaluation] mechanism = "tally" sends noised counts, which are booked on the patients asked about.'
+)
+
 MOST_TALLY_BYTES = 2**23
 """Of the counts of an evaluation: those of a thousand classes."""
 
@@ -366,6 +371,8 @@ class Bookkeeping:
         if protection is None:
             ledger.check_usable()
         else:
+            if not protection.evaluations:
+                raise LedgerError(NO_RAW_FIGURES, reason="EVALUATION_NOT_ALLOWED")
             roles = self._read_roles_again()
             patients = [patient for patient, role in roles.items() if split in ("all", role)]
             check_size(self._policy, len(patients))  # before it is counted

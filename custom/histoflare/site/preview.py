@@ -8,10 +8,11 @@ from typing import Any
 
 from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.budget import Budget
-from histoflare.privacy.ledger.rules import refuse_share
+from histoflare.privacy.ledger.rules import TRAIN, refuse_share
 from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import Policy, Protection
-from histoflare.site.bookkeeping import check_plan, check_sampler, check_size
+from histoflare.privacy.tally import Tally
+from histoflare.site.bookkeeping import TEST, check_plan, check_sampler, check_size, check_tally
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_data, read_roles
 from histoflare.site.kinds import kind_of
@@ -24,7 +25,7 @@ class Preview:
     """What a job would cost a site's most exposed patient. ε is that of the budget's filter, at its δ.
 
     Attributes:
-        patients: To train on.
+        patients: To train on, or to be asked about.
         before: What was charged already; NaN if the ledger does not say. alone: The job. after: Together.
         further: How many more like it fit afterwards, by both filters; None: any number, or the ledger does
             not say.
@@ -101,11 +102,16 @@ def preview(
     task: Any,
     split: SplitRule = DEFAULT_SPLIT,
 ) -> Preview:
-    """Return what ``Bookkeeping.reserve`` would do. Nothing is written, and no ledger is made.
-
-    ``rounds`` are all that would be reserved, spare ones too.
+    """Return what the site's bookkeeping would reserve. Nothing is written, and no ledger is made.
 
     The site's bags or images are looked at as a job does before its first round.
+
+    Args:
+        configuration: The site's. policy: Of the job's scope, as it holds at the site.
+        plan: Settled; a :class:`Tally` for the job's evaluation, which is booked on the test patients.
+        rounds: All that would be reserved, spare ones too; of an evaluation how often it is asked.
+        weights: How many numbers leave in one.
+        task: What is learned. split: The protocol's rule, for a manifest without a split column.
 
     Raises:
         JobError: The policy has no budget (POLICY_INVALID).
@@ -113,19 +119,24 @@ def preview(
     """
     protection = protection_of(policy)
     roles = read_roles(configuration, task.manifest_labels, task.data, split)
-    budget = protection.budget()
-    patients = sum(role == "train" for role in roles.values())
+    budget, cohort = protection.budget(), cohort_of(plan)
+    patients = sum(role == cohort for role in roles.values())
     spent: tuple[float, ...] = (math.nan, math.nan)
     refusal: HistoflareError | None = None
     try:
         ledger = open_ledger(configuration)
         ledger.check_usable()  # first: what another site's or an older copy says was spent is not to be shown
-        spent = ledger.exposure(roles, budget)
-        check_plan(policy, plan)
+        spent = ledger.exposure(roles, budget, cohort)
+        _check(policy, plan)
         check_size(policy, patients)
         check_sampler(budget, plan, rounds, weights)
         ledger.check_room(
-            spend=plan.spend(), rounds=rounds, roles=roles, budget=budget, job_share=protection.job_share
+            spend=plan.spend(),
+            rounds=rounds,
+            roles=roles,
+            budget=budget,
+            job_share=protection.job_share,
+            role=cohort,
         )
     except HistoflareError as error:
         refusal = error
@@ -142,13 +153,25 @@ def preview_without_site(policy: Policy, plan: PrivacyPlan, rounds: int, weights
     protection = protection_of(policy)
     budget, event, refusal = protection.budget(), plan.spend(), None
     try:
-        check_plan(policy, plan)
+        _check(policy, plan)
         for kept in budget.filters():
             cost = kept.cost([kept.price(event).times(rounds)])
             refuse_share(kept, cost, protection.job_share, event.honest > 1)
     except HistoflareError as error:
         refusal = error
     return _figures(budget, plan, rounds, weights, patients=0, spent=(0.0, 0.0), refusal=refusal)
+
+
+def cohort_of(plan: PrivacyPlan) -> str:
+    """Return the role of the patients on whom a plan is booked."""
+    return TEST if isinstance(plan, Tally) else TRAIN
+
+
+def _check(policy: Policy, plan: PrivacyPlan) -> None:
+    if isinstance(plan, Tally):
+        check_tally(policy, plan)
+    else:
+        check_plan(policy, plan)
 
 
 def protection_of(policy: Policy) -> Protection:
