@@ -470,7 +470,7 @@ def test_without_a_ledger_nothing_is_trained_or_evaluated(tmp_path: Path, scope:
             lambda at=at: bookkeeping(at, plan, rules).reserve(),
             lambda at=at: bookkeeping(at, plan, rules).train(MODEL, 0, nothing),
             lambda at=at: bookkeeping(at, plan, rules).evaluate(MODEL, "test", "task", nothing),
-            lambda at=at: bookkeeping(at, plan, rules).reserve_tally(TALLY, 1),
+            lambda at=at: bookkeeping(at, plan, rules).reserve_tally(TALLY, 1, 4),
         ):
             with pytest.raises(HistoflareError) as caught:
                 ask()
@@ -623,7 +623,7 @@ def test_an_evaluation_under_the_budget_is_booked_on_those_asked_about(tmp_path:
     at = site(tmp_path, train=6, test=6)
     of_job = bookkeeping(at)
     of_job.reserve()
-    reservation = of_job.reserve_tally(TALLY, 1)
+    reservation = of_job.reserve_tally(TALLY, 1, 4)
     assert (reservation.patients, reservation.spend) == (6, TALLY.spend())
     answer = of_job.tally(reservation, MODEL, 0, "question", counts(at))
     assert ledger_holds(at, answer.digest)
@@ -643,7 +643,7 @@ def test_the_same_evaluation_again_has_the_same_bytes_and_another_is_paid_for(tm
     of_job = bookkeeping(at)
     found = []
     for question in ("one", "one", "other"):
-        reservation = of_job.reserve_tally(TALLY, 1)
+        reservation = of_job.reserve_tally(TALLY, 1, 4)
         found.append(of_job.tally(reservation, MODEL, 0, question, counts(at, calls=calls)))
     assert [answer.again for answer in found] == [False, True, False]
     assert found[0].digest == found[1].digest != found[2].digest
@@ -656,8 +656,8 @@ def test_an_evaluation_that_the_budget_has_no_room_for_is_refused(tmp_path: Path
     at = site(tmp_path, test=6)
     of_job = bookkeeping(at)
     with raises_reason("BUDGET_EXHAUSTED"):
-        of_job.reserve_tally(TALLY, 1000)
-    reservation = of_job.reserve_tally(Tally(noise_multiplier=0.8), 1)
+        of_job.reserve_tally(TALLY, 1000, 4)
+    reservation = of_job.reserve_tally(Tally(noise_multiplier=0.8), 1, 4)
     of_job.tally(reservation, MODEL, 0, "one", counts(at))
     with raises_reason("BUDGET_EXHAUSTED"):
         of_job.tally(reservation, MODEL, 0, "other", counts(at))
@@ -671,28 +671,28 @@ def test_a_jobs_share_is_counted_for_each_patient(tmp_path: Path) -> None:
     of_job.reserve()
     tally = like_training(plan, ROUNDS, 1, 4)
     assert tally is not None
-    of_job.reserve_tally(tally, 1)
+    of_job.reserve_tally(tally, 1, 4)
     with raises_reason("JOB_SHARE_EXCEEDED"):  # on the same patients they do
-        of_job.reserve_tally(replace(tally, noise_multiplier=3.0), 1)
+        of_job.reserve_tally(replace(tally, noise_multiplier=3.0), 1, 4)
 
 
 def test_an_evaluation_over_few_patients_is_refused_before_it_is_booked(tmp_path: Path) -> None:
     at = site(tmp_path, test=2)
     with raises_reason("TOO_FEW_PATIENTS"):
-        bookkeeping(at).reserve_tally(TALLY, 1)
+        bookkeeping(at).reserve_tally(TALLY, 1, 4)
     assert is_empty(at)
 
 
 def test_repeatable_noise_of_an_evaluation_is_the_policys_to_allow(tmp_path: Path) -> None:
     at = site(tmp_path, test=6)
     with raises_reason("PRIVACY_MISMATCH"):
-        bookkeeping(at).reserve_tally(replace(TALLY, noise_seed=1), 1)
+        bookkeeping(at).reserve_tally(replace(TALLY, noise_seed=1), 1, 4)
 
 
 def test_a_scope_without_a_budget_has_no_evaluation_in_it(tmp_path: Path) -> None:
     at = site(tmp_path, test=6)
     with raises_reason("PRIVACY_MISMATCH"):
-        bookkeeping(at, Open(), read_policy(POLICIES / "open.toml")).reserve_tally(TALLY, 1)
+        bookkeeping(at, Open(), read_policy(POLICIES / "open.toml")).reserve_tally(TALLY, 1, 4)
 
 
 def test_figures_without_noise_leave_only_where_the_policy_opens_them(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.fl_constant import ReservedKey, ReturnCode
@@ -28,6 +29,7 @@ from histoflare.privacy.spend import Spend
 from histoflare.privacy.tally import TALLY
 from histoflare.rounds.evaluation import named
 from histoflare.rounds.round import check_update, server_round
+from histoflare.rounds.state import State, check_tensors
 from histoflare.rounds.strategy import ServerOutcome, Update, join, split
 from histoflare.rounds.tally import tally_form_of
 from histoflare.seeds import derive_seed
@@ -91,6 +93,18 @@ class StampedAggregator(Aggregator):
         self.taking_part.append(site)
         return True
 
+    def expect(self, sites: Sequence[str], attempt: int, fl_ctx: FLContext) -> None:
+        """Take the results of these sites alone, for one sum.
+
+        Args:
+            sites: All that are on the list of hellos. attempt: Which one: no other's results are taken.
+        """
+        raise NotImplementedError
+
+    def open_sum(self, fl_ctx: FLContext) -> str:
+        """Return why the sum of what came is void; empty if it is not."""
+        raise NotImplementedError
+
     def kind_asked_for(self, fl_ctx: FLContext) -> str:
         """Return of what kind the round's results are."""
         return str(DataKind.WEIGHT_DIFF)
@@ -121,11 +135,7 @@ class SiteOrderAggregator(StampedAggregator):
         self._updates, self._listed, self._made = {}, None, None
 
     def expect(self, sites: Sequence[str], attempt: int, fl_ctx: FLContext) -> None:
-        """Forget the round's updates, and take those of these sites for one sum.
-
-        Args:
-            sites: All that are on the list of hellos. attempt: Which one at this round: no other's is taken.
-        """
+        """Forget the round's updates, and take those of these sites alone; see :class:`StampedAggregator`."""
         self.reset(fl_ctx)
         self._listed, self._attempt = list(sites), attempt
 
@@ -217,19 +227,42 @@ class SiteOrderAggregator(StampedAggregator):
 class MetricsCollector(StampedAggregator):
     """Writes what each site says of the model into the run folder; the model itself stays as it is.
 
-    Under a budget a site sends noised counts, from which its figures are computed here, and those of all sites
-    together from their sum.
+    Under a budget a site sends noised counts. Its figures are computed from them here, and those of all sites
+    from their sum. Where sites share the noise, there is nothing but the sum.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._evaluations: dict[str, dict[str, float | None]] = {}
         self._counts: dict[str, NDArray[np.float64]] = {}
+        self._terms: dict[str, State] = {}
+        self._listed: list[str] | None = None
+        self._total: tuple[list[str], NDArray[np.float64]] | None = None
 
     def reset(self, fl_ctx: FLContext) -> None:
         """Forget the round's metrics."""
         super().reset(fl_ctx)
-        self._evaluations, self._counts = {}, {}
+        self._evaluations, self._counts, self._total = {}, {}, None
+        self._terms, self._listed = {}, None
+
+    def expect(self, sites: Sequence[str], attempt: int, fl_ctx: FLContext) -> None:
+        """See :class:`StampedAggregator`."""
+        self.taking_part = [site for site in self.taking_part if site not in self._terms]
+        self._terms, self._listed, self._attempt = {}, list(sites), attempt
+
+    def open_sum(self, fl_ctx: FLContext) -> str:
+        """See :class:`StampedAggregator`. What comes from now on is of sites that are in no sum."""
+        job, listed = job_of(fl_ctx), self._listed or []
+        self._listed, self._attempt = None, None
+        missing = sorted(set(listed) - set(self._terms))
+        if missing or job.tally is None:
+            return f"no counts of {', '.join(missing)}"
+        try:
+            total, _ = job.transport.open(list(self._terms.values()), job.tally.sum_step)
+        except HistoflareError as error:
+            return str(error)
+        self._total = listed, total[TALLY].numpy()
+        return ""
 
     def kind_asked_for(self, fl_ctx: FLContext) -> str:
         """Return metrics, or an update where a budget pays for counts."""
@@ -242,14 +275,19 @@ class MetricsCollector(StampedAggregator):
             self._evaluations[site] = _read_metrics(dxo.data)
             return
         form = tally_form_of(job.task)
-        counts = dxo.data.get(TALLY)
-        shape, kind = getattr(counts, "shape", None), getattr(counts, "dtype", None)
-        if set(dxo.data) != {TALLY} or shape != (form.length,) or kind != np.float64:
-            raise JobError(f"it is not one vector of {form.length} counts")
-        if not np.isfinite(counts).all():
-            raise JobError("its counts are not finite")
-        self._counts[site] = counts
-        found = form.figures(counts, job.tally.sites_noise, seed=derive_seed(job.seed, "tally", site))
+        counts: State = {TALLY: torch.empty(form.length, dtype=torch.float64)}
+        if self._listed is not None:
+            if site not in self._listed:
+                raise JobError("it is not on the list of this sum")
+            counts = job.transport.form(counts)
+        sent = as_state(dxo.data)
+        check_tensors(sent, counts, whose="The counts")
+        if self._listed is not None:
+            self._terms[site] = sent
+            return
+        self._counts[site] = sent[TALLY].numpy()
+        std = job.tally.alone().sites_noise
+        found = form.figures(self._counts[site], std, seed=derive_seed(job.seed, TALLY, site))
         self._evaluations[site] = named(found)
 
     def write(self, name: str, fl_ctx: FLContext) -> None:
@@ -257,14 +295,17 @@ class MetricsCollector(StampedAggregator):
         self._combined = True
         write_json(run_folder(fl_ctx) / name, dict(sorted(self._evaluations.items())))
         job = job_of(fl_ctx)
-        sites = job.training_sites(self._counts)
-        if job.tally is None or not sites:
+        if job.tally is None:
             return
-        std = job.tally.sites_noise
-        total = np.sum([self._counts[site] for site in sites], axis=0)
-        figures = tally_form_of(job.task).figures(
-            total, std * math.sqrt(len(sites)), seed=derive_seed(job.seed, "tally")
-        )
+        if self._total is None:
+            sites = job.training_sites(self._counts)
+            total = np.sum([self._counts[site] for site in sites], axis=0)
+        else:
+            sites, total = self._total
+        if not sites:
+            return
+        std = job.tally.sites_noise * math.sqrt(len(sites))
+        figures = tally_form_of(job.task).figures(total, std, seed=derive_seed(job.seed, TALLY))
         said = {"sites": sites, "noise_std": std, "figures": named(figures)}
         write_json(run_folder(fl_ctx) / EVALUATION_TOTAL_FILE, said)
 

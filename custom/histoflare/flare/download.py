@@ -20,10 +20,11 @@ from histoflare.flare.record import (
     BEST_EVALUATION_ROUND_FILE,
     EVALUATION_FILE,
     EVALUATION_ROUND_FILE,
+    EVALUATION_TOTAL_FILE,
     ROUNDS_FILE,
     SITES_FILE,
 )
-from histoflare.flare.result import FederationResult, read_result
+from histoflare.flare.result import FederationResult, evaluation_noise_of, read_result
 from histoflare.flare.resume import find_configuration, job_name, refuse_links
 from histoflare.model_file import GLOBAL_MODEL_FILE, read_model_header
 from histoflare.privacy.protocol import hash_protocol
@@ -40,6 +41,7 @@ READ = (
     SITES_FILE,
     EVALUATION_FILE,
     EVALUATION_ROUND_FILE,
+    EVALUATION_TOTAL_FILE,
     BEST_EVALUATION_ROUND_FILE,
     GLOBAL_MODEL_FILE,
     BEST_MODEL_FILE,
@@ -131,10 +133,11 @@ def build_download_report(download: Download, evaluation: Download | None = None
             f"model, and then this one: histoflare job result RESULT {download.folder}."
         )
     evaluated, refused = _said_of_the_model(download)
-    model = "last"
+    model, noise = "last", _evaluation_noise(download)
     if evaluation is not None:
         model = _model_asked_about(download, evaluation)
         evaluated, refused = _said_of_the_model(evaluation)
+        noise = _evaluation_noise(evaluation)
         result = replace(result, pseudonyms=result.pseudonyms | evaluation.result.pseudonyms)
     facts = RunFacts(
         job=job.name,
@@ -155,6 +158,7 @@ def build_download_report(download: Download, evaluation: Download | None = None
         protocol={"sha256": hash_protocol(job.protocol), **job.protocol},
         evaluated_at_sites=evaluated,
         evaluation_refused=refused,
+        evaluation_noise=noise,
         pseudonyms=result.pseudonyms,
         data=job.task.data,
     )
@@ -163,6 +167,13 @@ def build_download_report(download: Download, evaluation: Download | None = None
     if "not_covered" in report["guarantee"]:
         report["guarantee"]["not_covered"]["own_figures"] = False
     return drop_missing(report)
+
+
+def _evaluation_noise(download: Download) -> dict[str, Any] | None:
+    """Return what a job's evaluation cost, and its figures of all sites; None where no noise was in it."""
+    job, result = download.job, download.result
+    asked = job.kind == EVALUATION or download.asked_after is not None
+    return evaluation_noise_of(job, result.evaluation_total) if asked else None
 
 
 def _said_of_the_model(
@@ -217,6 +228,8 @@ def _check(result: FederationResult, asked_after: Mapping[str, Any] | None) -> N
             raise ValueError(f"{name} of sites that are none")
     for figures in result.evaluation.values():
         dict(figures)
+    if result.evaluation_total is not None:
+        list(result.evaluation_total["sites"]), dict(result.evaluation_total["figures"])
 
 
 def _run_of(job: Job, workspace: Path, meta: Mapping[str, Any]) -> str:

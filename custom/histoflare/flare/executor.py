@@ -25,6 +25,10 @@ from histoflare.flare.job_schema import EVALUATE, HELLO, TRAIN
 from histoflare.flare.site_keys import keys_of
 from histoflare.flare.site_sum import Joined, SiteSum
 from histoflare.flare.tensors import as_arrays
+from histoflare.privacy.ledger import Reservation
+from histoflare.privacy.plan import PrivacyPlan
+from histoflare.privacy.tally import Tally
+from histoflare.rounds.tally import tally_form_of
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.messages import Arrays, digest_of
 from histoflare.site.pace import EVALUATING, PREPARING, TRAINING, Pace
@@ -123,32 +127,39 @@ class SiteExecutor(Executor):
     ) -> Shareable:
         """Return this site's hello, for a round that it could train in: what is against that is said here."""
         configuration = self._configuration(fl_ctx)
-        index, _ = self._round_of(shareable, configuration, admitted)
-        admitted.bookkeeping.check_reserved()
+        index, plan, tally = shareable.get_header(AppConstants.CURRENT_ROUND), admitted.bookkeeping.plan, None
+        if index == admitted.rounds and not getattr(configuration, "evaluation_only", False):
+            tally = admitted.job.tally  # the question after the last round, if that is answered by a sum
+        if tally is not None and tally.is_shared:
+            _reserve(tally, admitted)
+            plan = tally
+        else:
+            index, _ = self._round_of(shareable, configuration, admitted)
+            admitted.bookkeeping.check_reserved()
         trainer = self._start(configuration, fl_ctx, admitted)
         if trainer.pid is not None and trainer.pid == self._prepared:
             self._doing = None  # nothing of the data is looked at: no time of it to hide
         else:
-            trainer.prepare(stopped=lambda: bool(abort_signal.triggered))
+            trainer.prepare(to_train=plan is not tally, stopped=lambda: bool(abort_signal.triggered))
             self._prepared = trainer.pid
         if self._sum is None:
             site = fl_ctx.get_identity_name()
             keys = keys_of(fl_ctx.get_engine().get_workspace())
             self._sum = SiteSum(site, keys, admitted.job, admitted.bookkeeping.run)
-        self._sum.check_pins(admitted.policy, admitted.bookkeeping.plan)
+        self._sum.check_pins(admitted.policy, plan)
         said = self._sum.hello(index, shareable.get_header(ATTEMPT))
         capabilities.release_hello(said)
         reply: Shareable = DXO(DataKind.APP_DEFINED, data=said).to_shareable()
         return reply
 
-    def _join(self, shareable: Shareable, index: int, received: Arrays, admitted: Admitted) -> Joined | None:
-        """Return the sum that an update is to be part of; None where the server reads each update.
+    def _join(
+        self, shareable: Shareable, index: int, received: Arrays, admitted: Admitted, plan: PrivacyPlan
+    ) -> Joined:
+        """Return the sum that an update, or the counts of an evaluation, are to be part of.
 
         Raises:
             JobError: The list of its sites is not one that this site takes part in.
         """
-        if admitted.job.transport.readable:
-            return None
         if self._sum is None:
             raise JobError("A list of a sum came before any hello.", reason="SUM_LIST_INVALID")
         return self._sum.join(
@@ -157,7 +168,7 @@ class SiteExecutor(Executor):
             shareable.get_header(ATTEMPT),
             digest_of(received),
             admitted.policy,
-            admitted.bookkeeping.plan,
+            plan,
         )
 
     def _train(
@@ -168,7 +179,9 @@ class SiteExecutor(Executor):
         policy, bookkeeping, best = admitted.policy, admitted.bookkeeping, admitted.job.best_metric
         asked = [f"validation/{best}"] if best else []
         received = as_arrays(from_shareable(shareable).data)
-        joined = self._join(shareable, index, received, admitted)
+        joined = None
+        if not admitted.job.transport.readable:
+            joined = self._join(shareable, index, received, admitted, bookkeeping.plan)
 
         def stopped() -> bool:
             return bool(abort_signal.triggered)
@@ -212,16 +225,24 @@ class SiteExecutor(Executor):
     def _evaluate(
         self, shareable: Shareable, fl_ctx: FLContext, admitted: Admitted, abort_signal: Signal
     ) -> Shareable:
-        if self._evaluated >= admitted.job.most_evaluations:
+        tally, configuration = admitted.job.tally, self._configuration(fl_ctx)
+        only = getattr(configuration, "evaluation_only", False)
+        if tally is not None:
+            tally = tally.of_site(only_evaluates=only)
+        # A sum that did not open may be asked for again, and is paid for each time.
+        spare = admitted.job.spare_rounds if tally is not None and tally.is_shared else 0
+        if self._evaluated >= admitted.job.most_evaluations + spare:
             raise JobError("This job has had its answer.", reason="EVALUATED_ALREADY")
         self._evaluated += 1  # of the attempts: a question that fails must not be asked again and again
         self._doing = EVALUATING
-        configuration = self._configuration(fl_ctx)
         # None of the patients of a site that never trains has been seen: all of them are asked.
-        split = "all" if getattr(configuration, "evaluation_only", False) else "test"
+        split = "all" if only else "test"
         received = as_arrays(from_shareable(shareable).data)
-        if admitted.job.tally is not None:
-            return self._tally(received, split, fl_ctx, admitted, abort_signal)
+        if tally is not None:
+            joined = None
+            if tally.is_shared:
+                joined = self._join(shareable, admitted.rounds, received, admitted, tally)
+            return self._tally(tally, joined, received, split, fl_ctx, admitted, abort_signal)
 
         def evaluate() -> EvaluateAnswer:
             trainer = self._start(configuration, fl_ctx, admitted)
@@ -233,16 +254,26 @@ class SiteExecutor(Executor):
         return reply
 
     def _tally(
-        self, received: Arrays, split: str, fl_ctx: FLContext, admitted: Admitted, abort_signal: Signal
+        self,
+        tally: Tally,
+        joined: Joined | None,
+        received: Arrays,
+        split: str,
+        fl_ctx: FLContext,
+        admitted: Admitted,
+        abort_signal: Signal,
     ) -> Shareable:
         """Answer an evaluation with noised counts: an update of one tensor, booked and released as one."""
-        job, tally, bookkeeping = admitted.job, admitted.job.tally, admitted.bookkeeping
-        assert tally is not None
+        job, bookkeeping = admitted.job, admitted.bookkeeping
 
         def stopped() -> bool:
             return bool(abort_signal.triggered)
 
-        reservation = bookkeeping.reserve_tally(tally, job.most_evaluations)
+        def count() -> TrainAnswer:
+            counts = trainer.tally(received, split, stopped=stopped)
+            return counts if joined is None else joined.sealed(counts)
+
+        reservation = _reserve(tally, admitted)
         trainer = self._start(self._configuration(fl_ctx), fl_ctx, admitted)
         trainer.prepare(to_train=False, stopped=stopped)  # what is wrong is said before anything is booked
         answer = bookkeeping.tally(
@@ -250,7 +281,9 @@ class SiteExecutor(Executor):
             received,
             self._evaluated - 1,
             _question(job),
-            lambda: trainer.tally(received, split, stopped=stopped),
+            count,
+            transcript=None if joined is None else joined.transcript,
+            countable=None if joined is None else joined.countable,
         ).answer
         capabilities.release(answer.tensors, answer.patients, tally)
         meta = {WEIGHT: float(answer.weight)}
@@ -301,6 +334,13 @@ class SiteExecutor(Executor):
             )
             self._trainer = Trainer(setup, say=self.logger.info)
         return self._trainer
+
+
+def _reserve(tally: Tally, admitted: Admitted) -> Reservation:
+    """Reserve a job's evaluation for every patient who is asked about."""
+    job = admitted.job
+    length = tally_form_of(job.task).length
+    return admitted.bookkeeping.reserve_tally(tally, job.most_evaluations, length)
 
 
 def _question(job: Job) -> str:

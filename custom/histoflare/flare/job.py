@@ -311,11 +311,20 @@ def _make_tally(said: Mapping[str, Any], job: Job) -> Tally | None:
         if not job.asked.protects:
             return None
         length = tally_form_of(job.task).length
-        return like_training(job.plan, job.reserved_rounds, job.most_evaluations, length)
+        tally = like_training(job.plan, job.reserved_rounds, job.most_evaluations, length)
+        if tally is not None:
+            tally.check_room()
+        return tally
     if said["evaluation"][TABLES["evaluation"]] == RAW:
         return None
     asked: Tally = _make("evaluation", said["evaluation"], EVALUATIONS)
-    return asked.settled(job.most_evaluations, tally_form_of(job.task).length)
+    if asked.is_shared and job.transport.readable:
+        raise invalid(
+            ["evaluation.noise: shared only in a training with a secure sum (transport masked_sum)"]
+        )
+    tally = asked.settled(job.most_evaluations, tally_form_of(job.task).length)
+    tally.check_room()
+    return tally
 
 
 def _check_least_sites(job: Mapping[str, Any], strategy: Any) -> None:

@@ -12,10 +12,19 @@ from safetensors.torch import load_file
 
 from histoflare.errors import HistoflareError
 from histoflare.flare.job_files import CONFIG_FOLDER, MOST_BYTES, PROTOCOL_FILE, SERVER_APP, read_toml
+from histoflare.flare.job import Job
 from histoflare.flare.job_schema import complete
-from histoflare.flare.record import EVALUATION_FILE, SITES_FILE, read_best_row, read_if_there, read_rows
+from histoflare.flare.record import (
+    EVALUATION_FILE,
+    EVALUATION_TOTAL_FILE,
+    SITES_FILE,
+    read_best_row,
+    read_if_there,
+    read_rows,
+)
 from histoflare.model_file import GLOBAL_MODEL_FILE, handed_out
 from histoflare.privacy.protocol import hash_protocol
+from histoflare.report.evaluation_noise import state_evaluation
 from histoflare.report.outcomes import SiteOutcome, find_outcomes
 from histoflare.rounds.state import State
 from histoflare.site.configuration import SiteConfiguration
@@ -33,6 +42,7 @@ class FederationResult:
         pseudonyms: Site → the name under which others may see it, of those that have one.
         evaluation_round: The row of that question, where it came after the rounds of a training; else None.
         best_evaluation_round: That of the question about the best model; None where nobody was asked.
+        evaluation_total: What the sum of the sites' noised counts says (``flare.record``); None: there is none.
     """
 
     state: State | None
@@ -41,6 +51,7 @@ class FederationResult:
     pseudonyms: dict[str, str]
     evaluation_round: dict[str, Any] | None = None
     best_evaluation_round: dict[str, Any] | None = None
+    evaluation_total: dict[str, Any] | None = None
 
     @property
     def finished_rounds(self) -> int:
@@ -101,7 +112,20 @@ def read_result(folder: Path) -> FederationResult:
         pseudonyms=read_if_there(folder / SITES_FILE) or {},
         evaluation_round=evaluation_round,
         best_evaluation_round=read_best_row(folder),
+        evaluation_total=read_if_there(folder / EVALUATION_TOTAL_FILE),
     )
+
+
+def evaluation_noise_of(job: Job, total: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return what a job's evaluation cost, and its figures of all sites; None where no noise is in them.
+
+    Args:
+        job: The job. total: As :class:`FederationResult` has it.
+    """
+    if job.tally is None:
+        return None
+    spend = job.tally.spend().times(job.most_evaluations).to_json()
+    return state_evaluation(job.tally.to_json(), spend, total)
 
 
 def read_rounds(folder: Path) -> list[dict[str, Any]]:

@@ -166,6 +166,7 @@ def hash_agreed(job: Job) -> str:
         "strategy": {"name": job.strategy.name, **vars(job.strategy)},
         "transport": {"name": job.transport.name, **vars(job.transport)},
         "plan": job.plan.to_json(),
+        "tally": job.tally and job.tally.to_json(),
         "rounds": job.rounds,
         "seed": job.seed,
         "protocol": job.protocol,

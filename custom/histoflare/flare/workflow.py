@@ -22,7 +22,7 @@ from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
 
 from histoflare.errors import HistoflareError, JobError
-from histoflare.flare.aggregator import MetricsCollector
+from histoflare.flare.aggregator import MetricsCollector, StampedAggregator
 from histoflare.flare.gate import reason_of
 from histoflare.flare.header_names import ASKED, ATTEMPT, HELLOS, PSEUDONYM, TOTAL_ROUNDS
 from histoflare.flare.job import read_application
@@ -123,7 +123,7 @@ class AskingScatterAndGather(ScatterAndGather):
         if self._job.transport.readable:
             self._send(task, asked, fl_ctx, abort_signal)
         else:
-            self._sum(task, asked, self._current, fl_ctx, abort_signal)
+            self._sum(task, asked, self._current, self.aggregator, fl_ctx, abort_signal)
         self._current.ended = time.monotonic()
         if self._giving_up is not None:
             self._giving_up.cancel()
@@ -145,10 +145,11 @@ class AskingScatterAndGather(ScatterAndGather):
         task: Task,
         asked: list[str],
         current: RoundRecord,
+        holder: StampedAggregator,
         fl_ctx: FLContext,
         abort_signal: Signal | None,
     ) -> None:
-        """Have the sites say hello and then train, anew while the sum is void and rounds are spare."""
+        """Have the sites say hello and then do a task, anew while the sum is void and rounds are spare."""
         for attempt in itertools.count():
             self._hellos = {}
             current.ask_again()
@@ -161,21 +162,29 @@ class AskingScatterAndGather(ScatterAndGather):
                 return
             if self._there(listed) != listed:
                 continue  # before anybody has trained, and paid for it
-            self.aggregator.expect(listed, attempt, fl_ctx)
+            holder.expect(listed, attempt, fl_ctx)
             current.ask_again(listed)
-            self._send(self._task_training(task, attempt, listed), listed, fl_ctx, abort_signal)
-            void = self.aggregator.open_sum(fl_ctx)
+            self._send(self._task_of_sum(task, attempt, listed), listed, fl_ctx, abort_signal)
+            void = holder.open_sum(fl_ctx)
             if not void or (abort_signal is not None and abort_signal.triggered):
                 return
             current.note_void(listed)
-            self.aggregator.reset(fl_ctx)
-            self.log_warning(fl_ctx, f"round {self._current_round + 1} is void: {void}")
+            holder.expect((), attempt, fl_ctx)
+            self.log_warning(fl_ctx, f"the sum of round {current.round_index + 1} is void: {void}")
             if self._record.count_voids(fl_ctx) + len(current.voids) > self._job.spare_rounds:
                 current.given_up = (
                     f"the sum was void ({void}), and none of {self._job.spare_rounds} spare rounds is left"
                 )
                 return
+            self._save(current, fl_ctx)
+
+    def _save(self, current: RoundRecord, fl_ctx: FLContext) -> None:
+        """Write the row of a round that is under way; a question about the model has a file of its own."""
+        if not self._is_question(current):
             self._record.write(current, fl_ctx, finished=False)
+
+    def _is_question(self, current: RoundRecord) -> bool:
+        return current.round_index >= self._start_round + self._num_rounds
 
     def _task_hello(self, task: Task, attempt: int) -> Task:
         """Return the task that asks for the sites' fresh keys."""
@@ -191,8 +200,8 @@ class AskingScatterAndGather(ScatterAndGather):
             result_received_cb=self._take_hello,
         )
 
-    def _task_training(self, task: Task, attempt: int, listed: list[str]) -> Task:
-        """Return a round's task for one attempt: each goes out once, and the model in it is not copied."""
+    def _task_of_sum(self, task: Task, attempt: int, listed: list[str]) -> Task:
+        """Return a task for one attempt: each goes out once, and the model in it is not copied."""
         data = copy.copy(task.data)
         data[ReservedHeaderKey.HEADERS] = copy.deepcopy(data[ReservedHeaderKey.HEADERS])
         data.set_header(ATTEMPT, attempt)
@@ -202,8 +211,8 @@ class AskingScatterAndGather(ScatterAndGather):
             name=task.name,
             data=data,
             timeout=task.timeout,
-            before_task_sent_cb=self._prepare_train_task_data,
-            result_received_cb=self._process_train_result,
+            before_task_sent_cb=task.before_task_sent_cb,
+            result_received_cb=task.result_received_cb,
         )
 
     def _note_sent(self, client_task: ClientTask, fl_ctx: FLContext) -> None:
@@ -225,7 +234,7 @@ class AskingScatterAndGather(ScatterAndGather):
                 self._hellos[site] = hello
             except (HistoflareError, ValueError, TypeError, AttributeError):
                 current.refused[site] = "UPDATES_INVALID"
-        if self._is_hopeless(current):
+        if self._is_hopeless(current) and not self._is_question(current):
             self._record.write(current, fl_ctx, finished=False)
             self._give_up_soon(current)
 
@@ -265,6 +274,13 @@ class AskingScatterAndGather(ScatterAndGather):
             before_task_sent_cb=self._prepare_train_task_data,
             result_received_cb=self._take_figures,
         )
+        tally = self._job.tally
+        if tally is not None and tally.is_shared:
+            data.set_header(AppConstants.CURRENT_ROUND, index)
+            data.set_header(TOTAL_ROUNDS, self._job.rounds)
+            trained = self._job.training_sites(sites)
+            self._sum(task, trained, current, self._collector, fl_ctx, abort_signal)
+            sites = [site for site in sites if site not in trained]
         self._send(task, sites, fl_ctx, abort_signal)
         current.ended = time.monotonic()
         if abort_signal.triggered:  # by somebody, or by FLARE, as too few sites are left

@@ -34,6 +34,7 @@ class Federated:
         site_states: Site → what the strategy keeps there.
         participation: One row per round, see ``report.consortium.RunFacts``.
         evaluated: Site → what it says of the last model; None where the sites were not asked.
+        evaluation_total: What the sum of their noised counts says (``flare.result.FederationResult``).
         evaluation_refused: Site → fixed reason code it answered instead.
         pseudonyms: Site → the name under which others may see it, of those that have one.
         failures: Site → why its last refused round failed, in words, where this process knows.
@@ -44,6 +45,7 @@ class Federated:
     site_states: Mapping[str, State]
     participation: Sequence[Mapping[str, Any]]
     evaluated: Mapping[str, Mapping[str, float | None]] | None = None
+    evaluation_total: Mapping[str, Any] | None = None
     evaluation_refused: Mapping[str, str] = field(default_factory=dict)
     pseudonyms: Mapping[str, str] = field(default_factory=dict)
     failures: Mapping[str, str] = field(default_factory=dict)
@@ -151,6 +153,7 @@ def _of_processes(run: FederationRun) -> Federated:
         site_states=run.site_states,
         participation=result.rounds,
         evaluated=None if result.evaluation_round is None else result.evaluation,
+        evaluation_total=result.evaluation_total,
         evaluation_refused=result.evaluation_refused,
         pseudonyms=result.pseudonyms,
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from histoflare.errors import JobError
 from histoflare.flare.job import Job
+from histoflare.flare.result import evaluation_noise_of
 from histoflare.flare.workstation import Workstation
 from histoflare.lab.bounds import plan_bounds_of, rounds_run, train_bounds_of
 from histoflare.lab.budgets import EPSILONS, Tried, try_budgets
@@ -242,6 +243,9 @@ def _build_report(
         evaluated_at_sites=federated.evaluated,
         data=job.task.data,
         evaluation_refused=federated.evaluation_refused,
+        evaluation_noise=None
+        if federated.evaluated is None
+        else evaluation_noise_of(job, federated.evaluation_total),
         pseudonyms=federated.pseudonyms,
         bytes_up=federated.bytes_up,
         bytes_down=federated.bytes_down,

@@ -416,6 +416,15 @@ class Noisy(PrivacyPlan):
                 "from the site's data and has no noise: choose another strategy.",
                 reason="PRIVACY_INVALID",
             )
+        self.check_room()
+        if getattr(task, "max_patches", 0) is None:
+            raise JobError(
+                "A protected job says in protocol.toml how long a bag it trains on: max_patches.",
+                reason="PRIVACY_INVALID",
+            )
+
+    def check_room(self) -> None:
+        """Raise :class:`JobError` (PRIVACY_INVALID) if a sum has no room on the grid of one share of noise."""
         if self.sum_step is not None and not has_room(
             self.sum_step,
             self.clip_norm,
@@ -426,11 +435,6 @@ class Noisy(PrivacyPlan):
             raise JobError(
                 f"A site's share of the noise ({self.sites_noise:g} clip norms) is so small that a sum has "
                 "no room on its grid: use more noise.",
-                reason="PRIVACY_INVALID",
-            )
-        if getattr(task, "max_patches", 0) is None:
-            raise JobError(
-                "A protected job says in protocol.toml how long a bag it trains on: max_patches.",
                 reason="PRIVACY_INVALID",
             )
 

@@ -80,6 +80,10 @@ class Tally(Noisy):
         total = torch.from_numpy(on_grid(rows, grid(std)).sum(axis=0))
         return {TALLY: total + noise.normal(total.shape, std)}
 
+    def of_site(self, *, only_evaluates: bool) -> Tally:
+        """Return the noise that a site adds: one that trains in no round adds all of it, and is in no sum."""
+        return self.alone() if only_evaluates else self
+
     def describe(self) -> str:
         """Return one sentence for logs and reports."""
         if self.noise_multiplier is None:
@@ -135,6 +139,8 @@ def like_training(plan: PrivacyPlan, rounds: int, evaluations: int, length: int)
         budget_epsilon=plan.budget_epsilon,
         budget_share=min(1.0, share),  # more than a whole budget is refused anyway, with the training
         noise_seed=plan.noise_seed,
+        noise=plan.noise,
+        honest=plan.honest,
     )
     return asked.settled(evaluations, length)
 

@@ -51,6 +51,8 @@ class RunFacts:
         protocol: The protocol as agreed, with its ``sha256``; None where there is none.
         evaluated_at_sites: Site → the metrics that the site itself computed of the model and let out.
         evaluation_refused: Site → fixed reason code it answered instead.
+        evaluation_noise: What an evaluation under a budget cost, and its figures of all sites together
+            (:func:`histoflare.report.evaluation_noise.state_evaluation`); None: its figures have no noise.
         pseudonyms: Site's FLARE name → the name the report may use. Sites not in it keep their own.
         bytes_up, bytes_down: Of tensors, where the rows of ``participation`` do not say.
         data: Of the task: ``"bags"`` or ``"images"``.
@@ -76,6 +78,7 @@ class RunFacts:
     protocol: Mapping[str, Any] | None = None
     evaluated_at_sites: Mapping[str, Mapping[str, float | None]] | None = None
     evaluation_refused: Mapping[str, str] = field(default_factory=dict)
+    evaluation_noise: Mapping[str, Any] | None = None
     pseudonyms: Mapping[str, str] = field(default_factory=dict)
     bytes_up: int | None = None
     bytes_down: int | None = None
@@ -121,7 +124,7 @@ def build_report(facts: RunFacts, comparison: Comparison) -> dict[str, Any]:
         facts.rounds,
         rows,
         site_rounds({"sites": comparison.sites, "participation": rows}),
-        evaluations=len(facts.evaluated_at_sites or {}),
+        evaluations=0 if facts.evaluation_noise else len(facts.evaluated_at_sites or {}),
         numbers=facts.numbers,
         spare_rounds=facts.spare_rounds,
     )
@@ -169,12 +172,22 @@ def build_report(facts: RunFacts, comparison: Comparison) -> dict[str, Any]:
         if facts.evaluated_at_sites is None
         else {names.of_site(name): dict(metrics) for name, metrics in facts.evaluated_at_sites.items()},
         "evaluation_refused": names.apply(dict(facts.evaluation_refused)),
+        "evaluation_noise": _name_together(facts.evaluation_noise, names),
         "bytes_up": _total(rows, "bytes_up", facts.bytes_up),
         "bytes_down": _total(rows, "bytes_down", facts.bytes_down),
         "seconds": {phase: round(seconds, 3) for phase, seconds in facts.seconds.items()},
         "seconds_per_site": names.apply(_seconds_per_site(rows)),
         "model_sha256": facts.model_sha256,
     }
+
+
+def _name_together(found: Mapping[str, Any] | None, names: SiteNames) -> dict[str, Any] | None:
+    """Return what is said of an evaluation's noise, with the sites under the names that the report uses."""
+    if found is None or found["together"] is None:
+        return None if found is None else dict(found)
+    together = found["together"]
+    sites = [names.of_site(site) for site in together["sites"]]
+    return {**found, "together": {**together, "sites": sites}}
 
 
 def _row(index: int, row: Sequence[str] | Mapping[str, Any], runtime: str) -> dict[str, Any]:

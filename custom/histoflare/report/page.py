@@ -25,6 +25,7 @@ from histoflare.report.charts import (
     draw_seconds,
 )
 from histoflare.report.consortium import own_models
+from histoflare.report.evaluation_noise import figures_together, say_evaluation_noise
 from histoflare.report.figures import NAMES, WHY_WITHHELD, kind_of, put_first, title_of
 from histoflare.report.generated import GeneratedImage
 from histoflare.report.headline import chance_of, count, mean_of, write_headline
@@ -118,6 +119,7 @@ def write_page(report: Mapping[str, Any], path: Path, generated: Sequence[Genera
         elsewhere=_elsewhere(report),
         evaluated=evaluated,
         which=WHICH[report["evaluated_model"]],
+        evaluation_noise=say_evaluation_noise(report["evaluation_noise"]),
         said_metrics=[metric for metric in metrics if metric in said],
         unsaid_metrics=[NAMES[metric] for metric in metrics if metric not in said],
         is_withheld=any(row.figures and None in map(row.figures.get, metrics) for row in evaluated),
@@ -277,7 +279,9 @@ def _elsewhere(report: Mapping[str, Any]) -> list[Group]:
 def _evaluated(report: Mapping[str, Any]) -> list[Row]:
     """Return what the sites themselves said of the model."""
     rows = []
-    for name, said in (report.get("evaluated_at_sites") or {}).items():
+    together = figures_together(report)
+    told = {} if together is None else {"all sites together": together[1]}
+    for name, said in {**told, **(report.get("evaluated_at_sites") or {})}.items():
         figures: dict[str, Any] = {"n_patients": said.get("n_patients"), "n_slides": said.get("n_slides")}
         for metric in kind_of(report).names:
             figures[metric] = said.get(metric)

@@ -49,6 +49,7 @@ PARTS: Mapping[str, Any] = {
     "evaluated_at_sites": None,
     "evaluated_model": "last",
     "evaluation_refused": {},
+    "evaluation_noise": None,
     "bytes_up": None,
     "bytes_down": None,
     "seconds": {},

@@ -12,6 +12,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from histoflare.report.evaluation_noise import figures_together
 from histoflare.report.figures import NAMES, WHY_WITHHELD, kind_of, put_first
 from histoflare.report.guarantee_words import say_epsilon
 from histoflare.report.headline import Headline, count, say_participation, say_privacy, say_privacy_plainly
@@ -36,7 +37,7 @@ def write_returned_headline(report: Mapping[str, Any]) -> Headline:
         *say_refusals(report),
         *say_advice(report["evaluation_refused"].values()),
     ]
-    asked = report["evaluated_at_sites"] is not None
+    asked = report["evaluated_at_sites"] is not None or report["evaluation_noise"] is not None
     if not said:
         unsaid = (
             "No site let figures on the model out."
@@ -120,11 +121,15 @@ def _say_figure(report: Mapping[str, Any], site: str, metric: str) -> str:
     said = (report["evaluated_at_sites"] or {}).get(site)
     if said is None:
         return str(report["evaluation_refused"].get(site, "–"))
-    value, low, high = (said.get(f"{metric}{end}") for end in ("", "_low", "_high"))
-    if value is None:
+    if said.get(metric) is None:
         return "not let out"
-    between = f" ({low:.2f}–{high:.2f})" if low is not None and high is not None else ""
-    return f"{value:.3f}{between}"
+    return f"{said[metric]:.3f}{say_interval(said, metric)}"
+
+
+def say_interval(figures: Mapping[str, float | None], metric: str) -> str:
+    """Return a figure's interval in brackets, after a blank; empty where there is none."""
+    low, high = (figures.get(f"{metric}{end}") for end in ("_low", "_high"))
+    return "" if low is None or high is None else f" ({low:.2f}–{high:.2f})"
 
 
 def _metric_of(report: Mapping[str, Any]) -> str:
@@ -133,16 +138,26 @@ def _metric_of(report: Mapping[str, Any]) -> str:
     agreed = str((report.get("protocol") or {}).get("metric"))
     wanted = put_first(agreed, kind.shown) if agreed in kind.names else list(kind.shown)
     figures = list((report["evaluated_at_sites"] or {}).values())
+    together = figures_together(report)
+    if together is not None:
+        figures.insert(0, together[1])
     return next((each for each in wanted if any(of.get(each) is not None for of in figures)), wanted[0])
 
 
 def _say_evaluation(report: Mapping[str, Any], metric: str) -> str:
     """Return what the sites say of the model; empty if none says anything."""
+    which, together = WHICH[report["evaluated_model"]], figures_together(report)
+    if together is not None and together[1].get(metric) is not None:
+        sites, all_say = together
+        interval = say_interval(all_say, metric)
+        return (
+            f"On the test patients of {count(len(sites), 'site')} together {which} has {NAMES[metric]} "
+            f"{all_say[metric]:.3f}{interval}, from counts with noise."
+        )
     figures = report["evaluated_at_sites"] or {}
     values = [float(of[metric]) for of in figures.values() if of.get(metric) is not None]
     if not values:
         return ""
-    which = WHICH[report["evaluated_model"]]
     who = f"{len(values)} of {count(len(figures) + len(report['evaluation_refused']), 'site')}"
     if len(values) == 1:
         return f"{who} says of {which}, on its own test patients: {NAMES[metric]} {values[0]:.3f}."

@@ -280,21 +280,24 @@ class Bookkeeping:
         note_refusal(self.configuration, self.run, known)
         raise HistoflareError(str(known), reason="TRAINING_FAILED") from error
 
-    def reserve_tally(self, tally: Tally, evaluations: int) -> Reservation:
+    def reserve_tally(self, tally: Tally, evaluations: int, length: int) -> Reservation:
         """Reserve an evaluation under the budget for every patient who is asked about.
 
         Args:
             tally: Its noise, settled.
             evaluations: How many of them: all of the job.
+            length: How many numbers leave in one.
 
         Raises:
             JobError: The policy has no budget, or asks for noise that nobody can repeat (PRIVACY_MISMATCH);
-                fewer patients than it asks for (TOO_FEW_PATIENTS); the manifest was changed since a training
+                the sampler of the noise takes too much of the budget's δ (PRIVACY_INVALID); fewer patients than it asks for (TOO_FEW_PATIENTS); the manifest was changed since a training
                 was reserved (COHORT_INVALID).
             LedgerError: There is no ledger or no room in the budget, or a patient's role changed.
         """
         check_tally(self._policy, tally)
         assert self._policy.protection is not None
+        check_sampler(self.budget, tally, evaluations, length)
+        is_shared = tally.spend().honest > 1
         roles = self._read_roles_again()
         check_size(self._policy, sum(role == TEST for role in roles.values()))
         reservation = open_ledger(self.configuration).reserve(
@@ -304,6 +307,7 @@ class Bookkeeping:
             rounds=evaluations,
             roles=roles,
             budget=self.budget,
+            trusts_ca=is_shared and self._policy.trust_ca,
             job_share=self._policy.protection.job_share,
             role=TEST,
         )
@@ -317,6 +321,9 @@ class Bookkeeping:
         index: int,
         question: str,
         make: Callable[[], TrainAnswer],
+        *,
+        transcript: str | None = None,
+        countable: int | None = None,
     ) -> Answer:
         """Return an evaluation under the budget, booked on the patients who are asked about, and released.
 
@@ -325,13 +332,23 @@ class Bookkeeping:
             received: The model as received. question: What else the counts depend on (task, seed).
             index: Of the evaluation in its job, from 0.
             make: Makes the noised counts.
+            transcript, countable: In a secure sum, as for :meth:`train`.
 
         Raises:
             LedgerError: There is no room in the budget for one more.
             HistoflareError: The evaluation failed.
         """
         model = hashlib.sha256(f"{digest_of(received)} {TEST} {question}".encode()).hexdigest()
-        return self._paid("evaluation", reservation, index, model, make, size_bytes=MOST_TALLY_BYTES)
+        return self._paid(
+            "evaluation",
+            reservation,
+            index,
+            transcript or model,
+            make,
+            size_bytes=MOST_TALLY_BYTES,
+            transcript=transcript,
+            countable=countable,
+        )
 
     def _read_roles_again(self) -> dict[str, str]:
         """Return the patients' roles as the manifest has them.

@@ -159,9 +159,10 @@ class SiteWork:
         Raises:
             HistoflareError: The site cannot take part, or nothing protects the counts (NOT_ADMITTED).
         """
-        setup, plan = self._setup, self._setup.tally
-        if plan is None:
+        setup = self._setup
+        if setup.tally is None:
             raise JobError("This job's evaluation has no noise.", reason="NOT_ADMITTED")
+        plan = setup.tally.of_site(only_evaluates=setup.configuration.evaluation_only)
         cohort, kept = self._data(), self._kept()
         model = setup.strategy.personalize(_tensors(arrays), kept)
         form = tally_form_of(self._task)
@@ -169,6 +170,8 @@ class SiteWork:
         rows = count_rows(form, tables)
         with one_thread():
             released = plan.release_rows(rows, plan.noise_source(setup.site, "tally", hash_state(model)))
+            if plan.is_shared:
+                released = setup.transport.pack(released, 1.0, plan.sum_step)
         known = [table for table in tables.values() if table is not None]
         if known:
             header, lines = self._task.notes(known[0])
