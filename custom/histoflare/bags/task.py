@@ -29,6 +29,7 @@ from histoflare.bags.targets.target import Said, SlideTable, Target
 from histoflare.errors import BagError, JobError, list_lines
 from histoflare.seeds import derive_seed
 from histoflare.slides.cohort import choose_split, group
+from histoflare.tally_form import TallyForm
 
 
 class BagRecord(Protocol):
@@ -192,6 +193,11 @@ class BagTask:
     def lower_is_better(self) -> frozenset[str]:
         """Names of those figures that are better the lower they are."""
         return self.target.lower_is_better
+
+    @property
+    def tally_form(self) -> TallyForm | None:
+        """What an evaluation under a budget counts: the target knows."""
+        return self.target.tally_form
 
     @property
     def mosaic(self) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ from histoflare.masks.networks.norm import NORMS
 from histoflare.masks.networks.sizes import SIDE_MULTIPLE_PX, WIDTH_MULTIPLE
 from histoflare.seeds import derive_seed
 from histoflare.slides.cohort import choose_split, group
+from histoflare.tally_form import TallyForm
 
 # What trains and predicts is imported where it is used: a FLARE server, which has no MONAI, reads the task.
 if TYPE_CHECKING:
@@ -134,6 +135,14 @@ class MaskTask:
     def model_name(self) -> str:
         """The model, as a site's policy lists it: the network."""
         return self.network
+
+    @property
+    def tally_form(self) -> TallyForm:
+        """What an evaluation under a budget counts: each patient's Dice."""
+        from histoflare.masks.dice_tally import DiceTally
+
+        kept = [index for index, label in enumerate(self.labels) if label != self.background]
+        return DiceTally(tuple(kept))
 
     def to_json(self) -> dict[str, Any]:
         """Return the arguments that make this task again, as plain JSON."""

@@ -25,8 +25,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histoflare.errors import JobError
+from histoflare.figure import Figure
 from histoflare.rounds.task import Columns, Measure, PredictionTable, Support
 from histoflare.seeds import derive_seed
+
+__all__ = [
+    "Figure",
+    "Metrics",
+    "Rows",
+    "evaluate",
+    "evaluate_difference",
+    "interval_of_no_spread",
+    "merge_predictions",
+]
 
 # Row weights (resamples × rows, float64) held at once: 2**21 of them are 16 MiB.
 MAX_WEIGHTS = 2**21
@@ -53,29 +64,6 @@ class Rows:
     why_missing: str
     patients: Sequence[str]
     subgroups: Mapping[str, Sequence[str | None]]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A value with its 95 % interval; ``value`` is None for the ``reason`` given.
-
-    Without an interval (None), ``no_interval`` says why, if one was asked for. ``patients``: how many are
-    behind the part of it (the class) that the fewest are behind.
-    """
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    reason: str | None = None
-    patients: int = 0
-    no_interval: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the figure without what it has not (no NaN)."""
-        if self.value is None:
-            return {"value": None, "reason": self.reason}
-        said = {} if self.no_interval is None else {"no_interval": self.no_interval}
-        return {"value": self.value, "low": self.low, "high": self.high, **said}
 
 
 @dataclass(frozen=True)

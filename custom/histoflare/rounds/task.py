@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from histoflare.tally_form import TallyForm
+
 Columns = Mapping[str, NDArray[Any]]
 """Name → (n, …), one row per slide or image."""
 
@@ -79,6 +81,10 @@ class Task(Protocol):
     @property
     def model_name(self) -> str:
         """Name of the model, as the policies of sites list it."""
+
+    @property
+    def tally_form(self) -> TallyForm | None:
+        """What an evaluation under a budget counts; None if it has no figures that can be counted."""
 
     def to_json(self) -> dict[str, Any]:
         """Return its settings, as plain JSON."""

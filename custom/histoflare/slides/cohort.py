@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from histoflare.errors import JobError, list_lines
 
@@ -51,6 +51,13 @@ class SplitCohort(Generic[R]):
     def test(self) -> tuple[R, ...]:
         """Those to test on."""
         return self.of_split("test")
+
+    def by_patient(self, split: str) -> dict[str, Self]:
+        """Return each patient's part of ``split`` as a cohort of its own, by patient; the cache is shared."""
+        records: dict[str, list[R]] = {}
+        for record in self.of_split(split):
+            records.setdefault(record.patient, []).append(record)
+        return {patient: replace(self, records=tuple(own)) for patient, own in records.items()}  # type: ignore[type-var]
 
     def of_split(self, split: str) -> tuple[R, ...]:
         """Return the records of ``split``, see :func:`choose_split`."""

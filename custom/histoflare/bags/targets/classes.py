@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from histoflare.bags.targets.class_tally import ClassTally
 from histoflare.bags.targets.target import Floats, Said, Target
 from histoflare.ensemble import mean_probabilities
 from histoflare.errors import BagError, JobError
@@ -46,6 +47,11 @@ class Classes(Target):
     def classes(self) -> Sequence[str]:
         """All of them."""
         return self.labels
+
+    @property
+    def tally_form(self) -> ClassTally:
+        """Who is taken for what, and how scores lie."""
+        return ClassTally(self.labels)
 
     @property
     def example(self) -> int:

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from histoflare.tally_form import TallyForm
+
 Floats = NDArray[np.float64]
 
 
@@ -86,6 +88,11 @@ class Target(ABC):
     def classes(self) -> Sequence[str]:
         """Those of the labels of which an answer has a probability each."""
         return ()
+
+    @property
+    def tally_form(self) -> TallyForm | None:
+        """What an evaluation under a budget counts; None: a model that learns it has none there."""
+        return None
 
     @property
     @abstractmethod
