@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,17 +13,21 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from histoflare.bags.cohort import load_cohort
+from histoflare.bags.cohort import Cohort, load_cohort
 from histoflare.flare.job import Job, read_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.kits import Agreement
 from histoflare.flare.poc import COMPLETED, Federation
-from histoflare.flare.result import read_result
+from histoflare.flare.result import FederationResult, read_result
 from histoflare.model_file import GLOBAL_MODEL_FILE
 from histoflare.privacy.ledger import UPDATE, Ledger
 from histoflare.privacy.policy import POLICIES, read_policy
+from histoflare.privacy.tally import TALLY
+from histoflare.rounds.evaluation import named
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import hash_state
+from histoflare.rounds.tally import tally_form_of, tally_rows
+from histoflare.seeds import derive_seed
 from histoflare.site.ledgers import on_workstation, open_ledger
 from histoflare.slides.manifest import read_manifest
 from histoflare.storage import write_json
@@ -48,7 +53,7 @@ class Running:
             self.jobs / "mem_fedavg", folder / "job", {"rounds": ROUNDS, "evaluate": False}
         )
         self.sites = {
-            site: on_workstation(site, write_site(folder / "sites", site, slides=10 + 5 * index))
+            site: on_workstation(site, write_site(folder / "sites", site, slides=15 + 5 * index))
             for index, site in enumerate(SITES)
         }
         shared = folder / "dp-shared.toml"
@@ -88,18 +93,20 @@ class Running:
         assert status == COMPLETED
         return job_id, read_result(folder), read_job(made), folder
 
+    def cohorts(self, job: Job) -> dict[str, Cohort]:
+        found = {}
+        for site, where in self.sites.items():
+            manifest = read_manifest(where.files["manifest"], job.task.labels, check_files=False)
+            found[site] = load_cohort(site, manifest, where.files["bags"], job.task.target, job.task.encoder)
+        return found
+
     def in_process(self, job: Job, last: Sequence[str] = SITES) -> str:
         """Return the hash of the model that the runner without FLARE makes.
 
         Args:
             last: The sites of the last round.
         """
-        cohorts = {}
-        for site, where in self.sites.items():
-            manifest = read_manifest(where.files["manifest"], job.task.labels, check_files=False)
-            cohorts[site] = load_cohort(
-                site, manifest, where.files["bags"], job.task.target, job.task.encoder
-            )
+        cohorts = self.cohorts(job)
         run = partial(run_in_process, plan=job.plan, transport=job.transport)
         first = run(job.task, cohorts, job.strategy, ROUNDS - 1, job.seed)
         end = run(
@@ -177,7 +184,7 @@ def test_noise_that_the_sites_share_and_a_site_that_is_lost_between_hello_and_tr
     for. Last: the site stays away.
     """
     running.lost.write_text(json.dumps({"site": LOST, "round": 1}))
-    job_id, result, job, folder = running.run("mem_dpsgd", "dp-shared", **SHARED)
+    job_id, result, job, folder = running.run("mem_dpsgd", "dp-shared", **SHARED, evaluate=True)
     others = [site for site in SITES if site != LOST]
     assert [row["taking_part"] for row in result.rounds] == [list(SITES), others]
     assert "voids" not in result.rounds[0]
@@ -188,8 +195,30 @@ def test_noise_that_the_sites_share_and_a_site_that_is_lost_between_hello_and_tr
         stamp = result.rounds[-1]["stamps"][site]
         assert (stamp["scope"], stamp["mechanism"]) == ("dp-shared", "dp-sgd-shared")
         assert stamp["spend"] == job.plan.spend().to_json() and job.plan.spend().honest == HONEST
-        (run,) = [run for run in running.ledger(site).summary(budget).runs if run.run == job_id]
-        assert (run.rounds, run.booked, run.released) == (ROUNDS + 1,) * 3
+        runs = [run for run in running.ledger(site).summary(budget).runs if run.run == job_id]
+        counted = [(run.rounds, run.booked, run.released) for run in runs]
+        assert counted == [(ROUNDS + 1,) * 3, (1, 1, 1)], "the training, and the evaluation of its model"
         booked = [each["body"] for each in running.ledger(site).events() if each["kind"] == "booking"]
-        assert [each["mechanism"]["countable"] for each in booked] == [4, 4, 3]
-        assert len({each["model"] for each in booked}) == ROUNDS + 1, "each under its own transcript"
+        assert [each["mechanism"]["countable"] for each in booked] == [4, 4, 3, 3]
+        assert len({each["model"] for each in booked}) == ROUNDS + 2, "each under its own transcript"
+    check_evaluation(running, job, result, others, load_file(folder / GLOBAL_MODEL_FILE))
+
+
+def check_evaluation(
+    running: Running, job: Job, result: FederationResult, sites: Sequence[str], model: dict[str, Any]
+) -> None:
+    """Hold what the server made of the sum to the counts of each site, made here with the same noise."""
+    tally = job.tally
+    assert tally is not None and tally.honest == HONEST
+    cohorts, total = running.cohorts(job), 0
+    for site in sites:
+        rows = tally_rows(job.task, model, cohorts[site], "test")
+        noise = tally.noise_source(site, TALLY, hash_state(model))
+        total = total + tally.release_rows(rows, noise)[TALLY].numpy()
+    std = tally.sites_noise * math.sqrt(len(sites))
+    expected = tally_form_of(job.task).figures(total, std, seed=derive_seed(job.seed, TALLY))
+    assert result.evaluation == {}, "of no site by itself"
+    assert result.evaluation_total == {"sites": sites, "noise_std": std, "figures": named(expected)}
+    row = result.evaluation_round
+    assert row is not None and row["taking_part"] == sites
+    assert row["stamps"][sites[0]]["spend"] == tally.spend().to_json()

@@ -30,7 +30,9 @@ def test_no_row_moves_the_sum_by_more_than_one(rows: np.ndarray, std: float) -> 
     step = grid(std)
     placed = on_grid(rows, step)
     assert placed.shape == rows.shape
-    assert np.array_equal(placed, np.round(placed / step) * step)  # every value makes the same outcomes possible
+    assert np.array_equal(
+        placed, np.round(placed / step) * step
+    )  # every value makes the same outcomes possible
     for row in placed:
         assert math.fsum(number * number for number in row.tolist()) <= 1
 

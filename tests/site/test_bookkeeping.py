@@ -63,7 +63,8 @@ def is_empty(configuration: SiteConfiguration) -> bool:
 def policy(**changes: Any) -> Policy:
     read = read_policy(POLICIES / "dp-patient.toml")
     names = ("epsilon", "evaluations", "job_share")
-    protection = {"job_share": 1.0, "evaluations": 10} | {name: changes.pop(name) for name in names if name in changes}
+    protection: dict[str, Any] = {"job_share": 1.0, "evaluations": 10}
+    protection |= {name: changes.pop(name) for name in names if name in changes}
     assert read.protection is not None
     return replace(read, protection=replace(read.protection, **protection), **changes)
 

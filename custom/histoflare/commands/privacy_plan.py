@@ -198,7 +198,7 @@ def _say_second(found: Preview) -> None:
 
 
 def _say_evaluations(cost: JobCost) -> None:
-    """Say what an evaluation costs the patients asked about, or how many the policy lets out without noise."""
+    """Say what an evaluation costs the patients asked about, or how many leave without noise."""
     from histoflare.flare.job_schema import TRAINING
 
     if not cost.job.most_evaluations:

@@ -105,9 +105,9 @@ class StampedAggregator(Aggregator):
         """Return why the sum of what came is void; empty if it is not."""
         raise NotImplementedError
 
-    def kind_asked_for(self, fl_ctx: FLContext) -> str:
+    def kind_asked_for(self, fl_ctx: FLContext) -> DataKind:
         """Return of what kind the round's results are."""
-        return str(DataKind.WEIGHT_DIFF)
+        return DataKind.WEIGHT_DIFF
 
     @abstractmethod
     def hold(self, site: str, dxo: DXO, fl_ctx: FLContext) -> None:
@@ -264,9 +264,9 @@ class MetricsCollector(StampedAggregator):
         self._total = listed, total[TALLY].numpy()
         return ""
 
-    def kind_asked_for(self, fl_ctx: FLContext) -> str:
+    def kind_asked_for(self, fl_ctx: FLContext) -> DataKind:
         """Return metrics, or an update where a budget pays for counts."""
-        return str(DataKind.METRICS if job_of(fl_ctx).tally is None else DataKind.WEIGHT_DIFF)
+        return DataKind.METRICS if job_of(fl_ctx).tally is None else DataKind.WEIGHT_DIFF
 
     def hold(self, site: str, dxo: DXO, fl_ctx: FLContext) -> None:
         """Keep a site's metrics, or its counts and what they say."""

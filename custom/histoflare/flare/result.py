@@ -11,8 +11,8 @@ from typing import Any
 from safetensors.torch import load_file
 
 from histoflare.errors import HistoflareError
-from histoflare.flare.job_files import CONFIG_FOLDER, MOST_BYTES, PROTOCOL_FILE, SERVER_APP, read_toml
 from histoflare.flare.job import Job
+from histoflare.flare.job_files import CONFIG_FOLDER, MOST_BYTES, PROTOCOL_FILE, SERVER_APP, read_toml
 from histoflare.flare.job_schema import complete
 from histoflare.flare.record import (
     EVALUATION_FILE,
@@ -42,7 +42,7 @@ class FederationResult:
         pseudonyms: Site → the name under which others may see it, of those that have one.
         evaluation_round: The row of that question, where it came after the rounds of a training; else None.
         best_evaluation_round: That of the question about the best model; None where nobody was asked.
-        evaluation_total: What the sum of the sites' noised counts says (``flare.record``); None: there is none.
+        evaluation_total: What the sum of the sites' noised counts says (``flare.record``); None: no sum.
     """
 
     state: State | None

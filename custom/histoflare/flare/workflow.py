@@ -184,7 +184,7 @@ class AskingScatterAndGather(ScatterAndGather):
             self._record.write(current, fl_ctx, finished=False)
 
     def _is_question(self, current: RoundRecord) -> bool:
-        return current.round_index >= self._start_round + self._num_rounds
+        return current.round_index >= int(self._start_round) + self._num_rounds
 
     def _task_hello(self, task: Task, attempt: int) -> Task:
         """Return the task that asks for the sites' fresh keys."""

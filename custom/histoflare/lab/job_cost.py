@@ -114,8 +114,8 @@ def find_cost_by_policy(job: Job, policy: Path | None = None) -> JobCost:
         length = tally_form_of(job.task).length
         asked = preview_without_site(signed, job.tally, job.most_evaluations, length)
     if job.kind != TRAINING:
-        refusal = _refuse_evaluation(job, signed) or (asked and asked.refusal)
-        return JobCost(job, signed, signed, at_site=False, asked=asked, refusal=refusal)
+        unmet = _refuse_evaluation(job, signed) or (None if asked is None else asked.refusal)
+        return JobCost(job, signed, signed, at_site=False, asked=asked, refusal=unmet)
     weights = count_sent_by_job(job.strategy, job.task)
     found = preview_without_site(signed, job.plan, job.reserved_rounds, weights)
     return JobCost(job, signed, signed, False, found, asked, weights, refusal=found.refusal)
@@ -141,12 +141,10 @@ def find_cost_at_site(job: Job, site: Path, policy: Path | None = None) -> JobCo
     asked = None
     if job.tally is not None:
         length = tally_form_of(job.task).length
-        asked = preview(
-            configuration, rules, job.tally, job.most_evaluations, length, job.task, job.split
-        )
+        asked = preview(configuration, rules, job.tally, job.most_evaluations, length, job.task, job.split)
     if job.kind != TRAINING:
-        refusal = refusal or _refuse_evaluation(job, rules) or (asked and asked.refusal)
-        return JobCost(job, signed, rules, at_site=True, asked=asked, refusal=refusal)
+        unmet = refusal or _refuse_evaluation(job, rules) or (None if asked is None else asked.refusal)
+        return JobCost(job, signed, rules, at_site=True, asked=asked, refusal=unmet)
     weights = count_sent_by_job(job.strategy, job.task)
     found = preview(configuration, rules, job.plan, job.reserved_rounds, weights, job.task, job.split)
     slides = kind_of(job.task.data).slides_of_a_patient(configuration, job.task.manifest_labels)

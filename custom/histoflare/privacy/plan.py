@@ -424,7 +424,7 @@ class Noisy(PrivacyPlan):
             )
 
     def check_room(self) -> None:
-        """Raise :class:`JobError` (PRIVACY_INVALID) if a sum has no room on the grid of one share of noise."""
+        """Raise :class:`JobError` (PRIVACY_INVALID) if a sum has no room on the grid of a share of noise."""
         if self.sum_step is not None and not has_room(
             self.sum_step,
             self.clip_norm,

@@ -1,14 +1,14 @@
 """The Gaussian mechanism on an evaluation: counts over test patients, added up and noised.
 
-What is said of a model follows from a table of counts (``rounds.tally``): of each true class so many patients
-in each predicted one. One patient is one row of numbers whose L2 norm is at most 1, so the sum of all rows has
-sensitivity 1 for the unit *patient*, add or remove one, with all slides; whatever is computed from the noised
-sum costs nothing more. It is booked on the patients who were asked about, not on those trained on.
+What is said of a model follows from a table of counts (``tally_form``): of each true class so many patients
+in each predicted one. One patient is one row of numbers whose L2 norm is at most 1, so the sum of all rows
+has sensitivity 1 for the unit *patient*, add or remove one, with all slides; whatever is computed from the
+noised sum costs nothing more. It is booked on the patients who were asked about, not on those trained on.
 
 Guarantee, for one call of :meth:`Tally.release_rows` with noise multiplier z and a secure noise source: a
-Gaussian mechanism with standard deviation z and sensitivity at most 1, the event ``Spend(z)``. Each row is put
-on the noise's grid before it is added: scaled so that rounding d numbers leaves its norm at most 1. Sums of
-multiples of a step are exact.
+Gaussian mechanism with standard deviation z and sensitivity at most 1, the event ``Spend(z)``. Each row is
+put on the noise's grid before it is added: scaled so that rounding d numbers leaves its norm at most 1. Sums
+of multiples of a step are exact.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ def on_grid(rows: NDArray[np.float64], step: float) -> NDArray[np.float64]:
             f"The noise of an evaluation is so large that nothing of {rows.shape[1]} numbers would be left.",
             reason="PRIVACY_INVALID",
         )
-    finite = np.isfinite(rows).all(axis=1)
-    kept = np.where(finite[:, None], rows, 0.0)
+    finite: NDArray[np.bool_] = np.asarray(np.isfinite(rows).all(axis=1, keepdims=True))
+    kept = np.where(finite, rows, 0.0)
     with np.errstate(over="ignore"):  # an infinite norm scales its row to nothing
         norms = np.sqrt(np.square(kept).sum(axis=1))
     scale = np.minimum(1.0, most * (1 - 1e-12) / np.maximum(norms, 1e-300))
@@ -143,4 +143,3 @@ def like_training(plan: PrivacyPlan, rounds: int, evaluations: int, length: int)
         honest=plan.honest,
     )
     return asked.settled(evaluations, length)
-

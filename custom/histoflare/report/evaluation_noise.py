@@ -20,7 +20,8 @@ def state_evaluation(
     """Return an evaluation's cost and figures as plain JSON.
 
     Args:
-        plan: Its noise (``Tally.to_json``). spend: The event of all of a job's evaluations (``Spend.to_json``).
+        plan: Its noise (``Tally.to_json``).
+        spend: The event of all of a job's evaluations (``Spend.to_json``).
         total: What the server computed of the sum of all counts (``evaluation_total.json``); None: there is
             no sum, as too few sites answered.
 

@@ -72,8 +72,9 @@ SEGMENTATION = Kind(
         "dice_authors": "authors' Dice",
         "jaccard_authors": "authors' Jaccard",
         "accuracy_authors": "authors' accuracy",
+        "dice_patients": "patients' Dice",
     },
-    shown=("dice", "jaccard", "dice_pooled", "pixel_accuracy", "dice_authors"),
+    shown=("dice", "dice_patients", "jaccard", "dice_pooled", "pixel_accuracy", "dice_authors"),
     charted=("dice", "dice_pooled", "pixel_accuracy"),
     pair=("dice", "pixel_accuracy"),
     pair_heading="Dice · pixels",
@@ -85,7 +86,8 @@ SEGMENTATION = Kind(
         "Dice and Jaccard are of each image and class, then the mean over images and over classes; a class "
         "that is missed, or made up, counts 0. Pooled: of the pixels of all images together, for each class. "
         "Pixel accuracy counts the background too. Authors' Dice is as DHUnet's authors compute it: a class "
-        "that is made up is left out, and one that is rightly nowhere counts 1."
+        "that is made up is left out, and one that is rightly nowhere counts 1. Patients' Dice, from noised "
+        "counts alone, is the mean over a patient's images and then over patients, likewise with 1."
     ),
 )
 

@@ -290,8 +290,9 @@ class Bookkeeping:
 
         Raises:
             JobError: The policy has no budget, or asks for noise that nobody can repeat (PRIVACY_MISMATCH);
-                the sampler of the noise takes too much of the budget's δ (PRIVACY_INVALID); fewer patients than it asks for (TOO_FEW_PATIENTS); the manifest was changed since a training
-                was reserved (COHORT_INVALID).
+                the sampler of the noise takes too much of the budget's δ (PRIVACY_INVALID); there are fewer
+                patients than the policy asks for (TOO_FEW_PATIENTS); the manifest was changed since a
+                training was reserved (COHORT_INVALID).
             LedgerError: There is no ledger or no room in the budget, or a patient's role changed.
         """
         check_tally(self._policy, tally)
@@ -476,7 +477,7 @@ def check_tally(policy: Policy, tally: Tally) -> None:
         )
     if tally.noise_seed is not None and not policy.protection.seeded_noise:
         raise JobError(
-            "The noise of the job's evaluation is repeatable (noise_seed), and the policy does not allow that.",
+            "The noise of the job's evaluation is repeatable (noise_seed); the policy does not allow that.",
             reason="PRIVACY_MISMATCH",
         )
 
