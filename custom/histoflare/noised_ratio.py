@@ -6,6 +6,9 @@ what sampling gives, and what the noise gives. The interval is every θ that suc
 reject, D(θ)² <= z² V(θ): Fieller (1954, JRSS B 16:175-185), and for a share without noise the score interval
 of Wilson (1927, JASA 22:209-212). It needs no resampling, holds where the ratio is at the end of its range,
 and grows to [0, 1] where the noise says nothing.
+
+θ is in [0, 1], but noise can lead out of it. Only the mean of all parts of a figure is put back into the range:
+if each part were, the mean of parts near an end would be pushed away from it.
 """
 
 from __future__ import annotations
@@ -27,12 +30,12 @@ DROWNED = 3.0
 """A sum below so many standard deviations of its noise divides nothing: a sum of nobody passes it by a chance
 of 0.1 %, and one that passes is known to a third."""
 
-GRID = np.linspace(0.0, 1.0, 1001)
+GRID = np.linspace(-1.0, 2.0, 3001)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A ratio in [0, 1] with its 95 % interval; ``few``: the interval were there no noise."""
+    """A ratio with its 95 % interval, perhaps beyond [0, 1]; ``few``: the interval were there no noise."""
 
     value: float
     low: float
@@ -46,20 +49,23 @@ def is_drowned(size: float, std: float) -> bool:
 
 
 def estimate(above: float, below: float, sampling: Variance, noise: Variance) -> Estimate:
-    """Return above / below, kept within [0, 1], with its interval.
+    """Return above / below with its interval.
 
     Args:
         above: With noise. below: With noise, > 0 (see :func:`is_drowned`).
-        sampling: Variance of D that the draw of patients gives.
+        sampling: Variance of D that the draw of patients gives; asked of ratios in [0, 1].
         noise: Variance of D that the noise gives.
     """
-    value = min(max(above / below, 0.0), 1.0)
-    both = _accepted(value, below, lambda ratio: sampling(ratio) + noise(ratio))
-    return Estimate(value, *both, _accepted(value, below, sampling))
+    value = min(max(above / below, GRID[0]), GRID[-1])
+    ratios = np.unique(np.append(GRID, value))
+    few = np.maximum(sampling(np.clip(ratios, 0.0, 1.0)), 0.0)
+    distance = (ratios - value) * below
+    both = _accepted(ratios, Z**2 * (few + noise(ratios)) - distance**2, value)
+    return Estimate(value, *both, _accepted(ratios, Z**2 * few - distance**2, value))
 
 
 def mean_estimate(parts: Sequence[Estimate], *, same_patients: bool) -> tuple[float, float, float]:
-    """Return the mean of estimates with its interval: value, low, high.
+    """Return the mean of estimates with its interval, within [0, 1]: value, low, high.
 
     The distances from value to end add up as standard deviations do (MOVER, Zou & Donner 2008, Statistics in
     Medicine 27:1693-1702). Noise is independent in each part.
@@ -72,6 +78,7 @@ def mean_estimate(parts: Sequence[Estimate], *, same_patients: bool) -> tuple[fl
     value = float(np.mean([part.value for part in parts]))
     below = _added([(part.value - part.low, part.value - part.few[0]) for part in parts], same_patients)
     over = _added([(part.high - part.value, part.few[1] - part.value) for part in parts], same_patients)
+    value = min(max(value, 0.0), 1.0)
     return value, max(0.0, value - below), min(1.0, value + over)
 
 
@@ -83,11 +90,9 @@ def _added(distances: Sequence[tuple[float, float]], same_patients: bool) -> flo
     return float(np.sqrt(noise + sampling)) / len(whole)
 
 
-def _accepted(value: float, below: float, variance: Variance) -> tuple[float, float]:
+def _accepted(ratios: Floats, room: Floats, value: float) -> tuple[float, float]:
     """Return the least and the greatest ratio that is not rejected; ``value`` itself never is."""
-    ratios = np.unique(np.append(GRID, value))
-    room = Z**2 * np.maximum(variance(ratios), 0.0) - ((ratios - value) * below) ** 2
-    kept = np.flatnonzero(room >= 0)
+    kept = np.flatnonzero((room >= 0) | (ratios == value))
     return _crossing(ratios, room, kept[0], kept[0] - 1), _crossing(ratios, room, kept[-1], kept[-1] + 1)
 
 
@@ -95,5 +100,5 @@ def _crossing(ratios: Floats, room: Floats, inside: int, outside: int) -> float:
     """Return where ``room`` gets 0 between two neighbours, or the end of the range."""
     if not 0 <= outside < len(ratios):
         return float(ratios[inside])
-    part = room[inside] / (room[inside] - room[outside])
+    part = max(0.0, room[inside]) / (max(0.0, room[inside]) - room[outside])
     return float(ratios[inside] + part * (ratios[outside] - ratios[inside]))

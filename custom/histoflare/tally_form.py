@@ -1,8 +1,8 @@
-"""What a tally counts: one row of numbers for each patient, and the figures that follow from their noised sum.
+"""What a tally counts: a row of numbers for each patient, and the figures that follow from their noised sum.
 
-A *tally* is what an evaluation under a budget releases: one vector of counts over patients, with noise. A form
-says what is in the vector, and how figures with intervals are made of it. What is made of the noised vector
-costs no privacy.
+A *tally* is what an evaluation under a budget releases: one vector of counts over patients, with noise. A
+form says what is in the vector, and how figures with intervals are made of it. What is made of the noised
+vector costs no privacy.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,13 @@ class MemoryBags:
     @property
     def test(self) -> list[Record]:
         return [record for record in self.records if record.split == "test"]
+
+    def by_patient(self, split: str) -> dict[str, MemoryBags]:
+        chosen = [record for record in self.records if split in ("all", record.split)]
+        return {
+            patient: replace(self, records=[record for record in chosen if record.patient == patient])
+            for patient in dict.fromkeys(record.patient for record in chosen)
+        }
 
     def features(self, record: Record, rows: Sequence[int] | None = None, /) -> Tensor:
         bag = self.bags[record.slide_id]

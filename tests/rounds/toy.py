@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from histoflare.bags.targets.class_tally import ClassTally
 from histoflare.bags.targets.classes import Predictions
 from histoflare.ensemble import mean_probabilities
 from histoflare.seeds import derive_seed
+from histoflare.tally_form import TallyForm
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class ToyTask:
     data: ClassVar[str] = "bags"
     model_name: ClassVar[str] = "toy"
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def tally_form(self) -> TallyForm | None:
+        return ClassTally(tuple(self.labels))
 
     @property
     def manifest_labels(self) -> Sequence[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from histoflare.figure import Figure
-from histoflare.noised_ratio import Z, estimate, is_drowned
+from histoflare.noised_ratio import Z, estimate, is_drowned, mean_estimate
 from histoflare.tally_form import Floats, Predicted, TallyForm, first_rows
 
 
@@ -16,10 +16,10 @@ from histoflare.tally_form import Floats, Predicted, TallyForm, first_rows
 class DiceTally(TallyForm):
     """The tally of predicted masks: ``dice_patients``, the mean Dice of patients.
 
-    A patient's Dice of a class is the mean over its images, d = 2B / (T + P) in [0, 1], and 1 where a class is
-    neither in an image's truth nor in its prediction. This is not the ``dice`` of
-    :class:`histoflare.masks.metrics.MaskPredictions`, which leaves such an image out: whether one has it would
-    have to be counted as well.
+    A patient's Dice of a class is the mean over its images, d = 2B / (T + P) in [0, 1], and 1 where a class
+    is neither in an image's truth nor in its prediction. This is not the ``dice`` of
+    :class:`histoflare.masks.metrics.MaskPredictions`, which leaves such an image out: whether one has it
+    would have to be counted as well.
 
     A row is, over Δ = √(1 + K/4) for K foreground classes: 1, then d - ½ of each, then 2d(1 - d) of each. The
     last costs nothing, for (d - ½)² + 4d²(1 - d)² <= ¼ with it as without; it says how patients differ, since
@@ -77,7 +77,7 @@ class DiceTally(TallyForm):
             return variance
 
         found = estimate(above, size, sampling, noise)
-        return {"dice_patients": Figure(found.value, found.low, found.high)}
+        return {"dice_patients": Figure(*mean_estimate([found], same_patients=True))}
 
 
 def _dice(matrices: Floats, classes: list[int]) -> Floats:
@@ -85,5 +85,5 @@ def _dice(matrices: Floats, classes: list[int]) -> Floats:
     truth, predicted = matrices.sum(axis=2)[:, classes], matrices.sum(axis=1)[:, classes]
     both = np.einsum("nkk->nk", matrices)[:, classes]
     size = truth + predicted
-    dice = np.divide(2 * both, size, out=np.ones_like(size), where=size != 0)
-    return np.clip(np.nan_to_num(dice, nan=0.0), 0.0, 1.0)
+    dice: Floats = np.divide(2 * both, size, out=np.ones_like(size), where=size != 0)
+    return np.nan_to_num(dice, nan=0.0).clip(0.0, 1.0)
