@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from histoflare.bags.targets.class_tally import ClassTally
 from histoflare.bags.targets.classes import Predictions
 from histoflare.commands.run import show_summary
 from histoflare.lab.summary import summarise
+from histoflare.masks.dice_tally import DiceTally
 from histoflare.masks.metrics import MaskPredictions
 from histoflare.privacy.plan import Open, UpdateNoise
 from histoflare.report.budgets import budget_entry
@@ -56,7 +58,10 @@ def test_the_names_are_those_that_the_tasks_compute() -> None:
     counts = np.ones((1, 2, 2), dtype=np.int64)
     made = MaskPredictions(["a", "b"], "a", {"confusion": counts}, ["p"], {}, ["i"])
     assert list(SEGMENTATION.names) == list(made.measures)
-    assert len(NAMES) == sum(len(kind.names) for kind in KINDS.values()), "no name stands for two figures"
+    assert list(SEGMENTATION.noised) == list(DiceTally((1,)).figures(np.ones(3), 0.0))
+    assert list(CLASSIFICATION.names) == list(ClassTally(("a", "b")).figures(np.ones(24), 0.0))
+    figures = sum(len(kind.names) + len(kind.noised) for kind in KINDS.values())
+    assert len(NAMES) == figures, "no name stands for two figures"
 
 
 @pytest.mark.parametrize("kind", KINDS.values())

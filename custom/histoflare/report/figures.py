@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 WHY_WITHHELD = (
@@ -26,6 +26,7 @@ class Kind:
         tested: What a model is tested on, one of them; trained: what it is trained on.
         model: What a reader knows the model by: the task's field ``encoder`` or ``network``.
         note: What tells the figures apart, where their names do not say it all.
+        noised: Figures that only noised counts have (``tally_form``), and what they are called.
     """
 
     names: Mapping[str, str]
@@ -38,6 +39,7 @@ class Kind:
     trained: str
     model: str
     note: str = ""
+    noised: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def main(self) -> str:
@@ -72,9 +74,8 @@ SEGMENTATION = Kind(
         "dice_authors": "authors' Dice",
         "jaccard_authors": "authors' Jaccard",
         "accuracy_authors": "authors' accuracy",
-        "dice_patients": "patients' Dice",
     },
-    shown=("dice", "dice_patients", "jaccard", "dice_pooled", "pixel_accuracy", "dice_authors"),
+    shown=("dice", "jaccard", "dice_pooled", "pixel_accuracy", "dice_authors"),
     charted=("dice", "dice_pooled", "pixel_accuracy"),
     pair=("dice", "pixel_accuracy"),
     pair_heading="Dice · pixels",
@@ -86,14 +87,14 @@ SEGMENTATION = Kind(
         "Dice and Jaccard are of each image and class, then the mean over images and over classes; a class "
         "that is missed, or made up, counts 0. Pooled: of the pixels of all images together, for each class. "
         "Pixel accuracy counts the background too. Authors' Dice is as DHUnet's authors compute it: a class "
-        "that is made up is left out, and one that is rightly nowhere counts 1. Patients' Dice, from noised "
-        "counts alone, is the mean over a patient's images and then over patients, likewise with 1."
+        "that is made up is left out, and one that is rightly nowhere counts 1."
     ),
+    noised={"dice_patients": "Dice of patients (the mean over a patient's images first)"},
 )
 
 KINDS = {kind.data: kind for kind in (CLASSIFICATION, SEGMENTATION)}
 
-NAMES = {name: words for kind in KINDS.values() for name, words in kind.names.items()}
+NAMES = {name: words for kind in KINDS.values() for name, words in {**kind.names, **kind.noised}.items()}
 """Every figure in words: no two kinds have one of the same name."""
 
 

@@ -93,9 +93,9 @@ def write_page(report: Mapping[str, Any], path: Path, generated: Sequence[Genera
     lines = _validation_lines(report)
     shown = {status for each in rounds for status in each.statuses}
     metrics = put_first(headline.metric, kind.shown)
-    evaluated = _evaluated(report)
+    evaluated, asked = _evaluated(report), [*metrics, *kind.noised]
     said = {
-        metric for metric in metrics for row in evaluated if row.figures and row.figures[metric] is not None
+        metric for metric in asked for row in evaluated if row.figures and row.figures[metric] is not None
     }
     write_template(
         "page.html",
@@ -120,7 +120,7 @@ def write_page(report: Mapping[str, Any], path: Path, generated: Sequence[Genera
         evaluated=evaluated,
         which=WHICH[report["evaluated_model"]],
         evaluation_noise=say_evaluation_noise(report["evaluation_noise"]),
-        said_metrics=[metric for metric in metrics if metric in said],
+        said_metrics=[metric for metric in asked if metric in said],
         unsaid_metrics=[NAMES[metric] for metric in metrics if metric not in said],
         is_withheld=any(row.figures and None in map(row.figures.get, metrics) for row in evaluated),
         why_withheld=WHY_WITHHELD,
@@ -283,7 +283,7 @@ def _evaluated(report: Mapping[str, Any]) -> list[Row]:
     told = {} if together is None else {"all sites together": together[1]}
     for name, said in {**told, **(report.get("evaluated_at_sites") or {})}.items():
         figures: dict[str, Any] = {"n_patients": said.get("n_patients"), "n_slides": said.get("n_slides")}
-        for metric in kind_of(report).names:
+        for metric in (*kind_of(report).names, *kind_of(report).noised):
             figures[metric] = said.get(metric)
             ends = (said.get(f"{metric}_low"), said.get(f"{metric}_high"))
             if figures[metric] is None:

@@ -136,7 +136,8 @@ def _metric_of(report: Mapping[str, Any]) -> str:
     """Return the protocol's metric, or another one where no site let that out."""
     kind = kind_of(report)
     agreed = str((report.get("protocol") or {}).get("metric"))
-    wanted = put_first(agreed, kind.shown) if agreed in kind.names else list(kind.shown)
+    shown = [*kind.shown, *kind.noised]
+    wanted = put_first(agreed, shown) if agreed in kind.names else shown
     figures = list((report["evaluated_at_sites"] or {}).values())
     together = figures_together(report)
     if together is not None:
