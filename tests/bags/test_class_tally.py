@@ -99,7 +99,8 @@ def test_what_is_undefined_is_no_error() -> None:
 def test_each_half_of_the_bins_is_a_cell() -> None:
     near = 0.5 + np.array([-1e-9, -1e-17, 0.0, 1e-17, 1e-16, 1e-9])
     table = Raw(np.stack([1 - near, near], axis=1), [0, 1] * 3, [f"p{index}" for index in range(6)])
-    for each in (table, draw(np.random.default_rng(3), TWO, 60)):
+    rounded = Raw([[0.5 + 2e-9, 0.5 + 1e-9], [0.5 - 2e-9, 0.5 - 1e-9]], [0, 1], ["p", "q"])
+    for each in (table, rounded, draw(np.random.default_rng(3), TWO, 60)):
         confusion, histograms = TWO.counts(TWO.rows(each).sum(axis=0))
         np.testing.assert_allclose(histograms[0].reshape(2, 2, -1).sum(axis=2), confusion)
 
