@@ -123,6 +123,20 @@ def test_a_table_has_what_evaluation_reads(target: Target) -> None:
     assert len(table_of(target, 0).patients) == 0
 
 
+def test_a_tally_s_rows_are_of_patients_and_bounded(target: Target) -> None:
+    form = target.tally_form
+    if form is None:
+        assert target.name not in {"classes"}
+        return
+    table = table_of(target)
+    rows = form.rows(table)
+    assert rows.shape == (12, form.length) and np.linalg.norm(rows, axis=1).max() <= 1 + 1e-12
+    figures = form.figures(rows.sum(axis=0), 0.0, seed=0)
+    assert set(figures) <= set(table.measures)
+    for figure in form.figures(rows.sum(axis=0), 1e6, seed=0).values():
+        assert figure.value is None and figure.reason
+
+
 def test_notes_are_a_row_a_slide(target: Target) -> None:
     table = table_of(target)
     header, rows = target.notes(table)

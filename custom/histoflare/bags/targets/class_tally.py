@@ -12,9 +12,9 @@ of the confusion is the sum of B/2 bins, with a variance of σ² B/2, where the 
 more than 4 bins, two blocks tell the accuracy better (10 bins: 2σ² and not 5σ²). Both blocks count the same
 patients: what the confusion says of sums of bins makes the histograms better.
 
-The edges of bins are steps in log-odds on both sides of 1/K, smaller near it. The scores of a model that knows
-little lie there, those of one that is sure of itself near 0 and 1; bins of equal width would lump together
-either.
+The edges of bins are steps in log-odds on both sides of 1/K, smaller near it. The scores of a model that
+knows little lie there, those of one that is sure of itself near 0 and 1; bins of equal width would lump
+together either.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from histoflare.noised_ratio import Estimate, estimate, is_drowned, mean_estimat
 from histoflare.tally_form import Floats, Predicted, TallyForm, first_rows
 
 LOG_ODDS = (0.2, 0.7, 2.0, 5.0)
-"""Edges of bins beyond 1/K. Where two classes' log-odds are normal and their AUC is 0.855, that of these 10 bins
-is at most 0.022 less for means 0.3 to 12 apart; that of 10 bins of equal width up to 0.061."""
+"""Edges of bins beyond 1/K. Where two classes' log-odds are normal and their AUC is 0.855, that of these 10
+bins is at most 0.022 less for means 0.3 to 12 apart; that of 10 bins of equal width up to 0.061."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,10 @@ class ClassTally(TallyForm):
             is_class = (labels == of_class).astype(np.intp)
             np.add.at(histograms, (owner, curve, is_class, place), share)
         cells, bins = self.weights
-        parts = [cells * confusion.reshape(len(names), -1), bins * histograms.reshape(len(names), -1)]
-        return np.concatenate(parts, axis=1)
+        rows = np.zeros((len(names), self.length))
+        rows[:, : k * k] = cells * confusion.reshape(len(names), k * k)
+        rows[:, k * k :] = bins * histograms.reshape(len(names), self.length - k * k)
+        return rows
 
     def figures(self, total: Floats, std: float, *, seed: int = 0) -> dict[str, Figure]:
         """As :meth:`TallyForm.figures`; nothing is drawn."""
@@ -149,6 +151,7 @@ class ClassTally(TallyForm):
                 size,
                 lambda recall, size=size: size * recall * (1 - recall),  # type: ignore[misc]
                 lambda recall: std**2 * ((1 - recall) ** 2 + (k - 1) * recall**2),
+                step=0.5,
             )
             for right, size in zip(np.diag(confusion), sizes, strict=True)
         ]
@@ -186,6 +189,7 @@ def _accuracy(confusion: Floats, std: float) -> Figure:
         size,
         lambda share: size * share * (1 - share),
         lambda share: std**2 * k * ((1 - share) ** 2 + (k - 1) * share**2),
+        step=0.5,
     )
     return Figure(*mean_estimate([share_right], same_patients=True))
 
@@ -244,23 +248,28 @@ def _area(negative: _Side, positive: _Side) -> Estimate:
         by_p, by_n = of_p - area[:, None] * n, of_n - area[:, None] * p  # (t, bins)
         seen = ((by_p @ left) * by_p).sum(axis=1) + ((by_n @ right) * by_n).sum(axis=1)
         both = np.trace(kernel.T @ left @ kernel @ right) + area**2 * left.sum() * right.sum()
-        both = both - 2 * area * (left @ kernel @ right).sum()
-        return np.maximum(seen - both, both)
+        both = both - 2 * area * (left @ kernel @ right).sum()  # of noise times noise, which seen has twice
+        variance: Floats = np.maximum(seen - both, both)
+        return variance
 
     def sampling(area: Floats) -> Floats:
         others = max(0.0, (p + n) / 2 - 1)
         usual = p * n * area * (1 - area) * (1 + others * ((1 - area) / (2 - area) + area / (1 + area)))
         seen = _spread(positive.counts, of_p, n, kernel, right, area)
         seen += _spread(negative.counts, of_n, p, kernel.T, left, area)
-        return np.maximum(usual, np.minimum(seen, p * n * max(p, n) * area * (1 - area)))
+        most = p * n * max(p, n) * np.maximum(area * (1 - area), found * (1 - found))
+        variance: Floats = np.maximum(usual, np.minimum(seen, most))
+        return variance
 
-    return estimate(float(positive.counts @ of_p), p * n, sampling, noise)
+    won = float(positive.counts @ of_p)
+    found = min(max(won / (p * n), 0.0), 1.0)
+    return estimate(won, p * n, sampling, noise)
 
 
 def _spread(
     counts: Floats, added: Floats, others: float, kernel: Floats, covariance: Floats, area: Floats
 ) -> Floats:
-    """Return what those of one side give to the variance of the AUC by how they differ: (t,).
+    """Return what those of one side give to the variance of D by how they differ: (t,).
 
     Args:
         counts: (bins,), of that side. added: (bins,), what one in each bin adds to the pairs won.
