@@ -37,6 +37,10 @@ from histoflare.site.messages import digest_of
 from histoflare.storage import write_json
 
 
+MOST_COUNTED = 2.0**40
+"""Patients in a count, far beyond those of any sum: what a broken site sends may not overflow the figures."""
+
+
 class StampedAggregator(Aggregator):
     """Holds a round's stamped results by site; refuses errors, duplicates, late and unstamped ones.
 
@@ -261,7 +265,7 @@ class MetricsCollector(StampedAggregator):
             total, _ = job.transport.open(list(self._terms.values()), job.tally.sum_step)
         except HistoflareError as error:
             return str(error)
-        self._total = listed, total[TALLY].numpy()
+        self._total = listed, total[TALLY].clamp(-MOST_COUNTED, MOST_COUNTED).numpy()
         return ""
 
     def kind_asked_for(self, fl_ctx: FLContext) -> DataKind:
@@ -286,6 +290,8 @@ class MetricsCollector(StampedAggregator):
             self._terms[site] = sent
             return
         self._counts[site] = sent[TALLY].numpy()
+        if np.abs(self._counts[site]).max() > MOST_COUNTED:
+            raise JobError("its counts are of more patients than any site has")
         std = job.tally.alone().sites_noise
         found = form.figures(self._counts[site], std, seed=derive_seed(job.seed, TALLY, site))
         self._evaluations[site] = named(found)
