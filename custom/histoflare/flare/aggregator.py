@@ -36,7 +36,6 @@ from histoflare.seeds import derive_seed
 from histoflare.site.messages import digest_of
 from histoflare.storage import write_json
 
-
 MOST_COUNTED = 2.0**40
 """Patients in a count, far beyond those of any sum: what a broken site sends may not overflow the figures."""
 
