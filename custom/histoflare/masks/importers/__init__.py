@@ -114,7 +114,10 @@ def images_in(folder: Path) -> dict[str, Path]:
         MaskError: There is no such folder (``IMAGE_MISSING``), or two images have one stem.
     """
     if not folder.is_dir():
-        raise MaskError(f"{folder}: no such folder", reason="IMAGE_MISSING")
+        raise MaskError(
+            f"{folder}: no such folder. If yours is called otherwise, name it (--images, --masks).",
+            reason="IMAGE_MISSING",
+        )
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
