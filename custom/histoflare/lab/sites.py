@@ -95,6 +95,8 @@ def find_sites(folder: Path, kind: DataKind = BAGS) -> SiteFolder:
 
 def _other_name(name: str) -> str:
     """Return a name that a folder or file may have in place of ``name``, in words; empty if there is none."""
+    from histoflare.flare.kits import SERVER, SITE_NAME  # FLARE takes its time
+
     fit = re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")[:64]
     return f"; rename it, to {fit} for instance" if SITE_NAME.fullmatch(fit) and fit != SERVER else ""
 

@@ -156,8 +156,8 @@ def load_image_cohort(
             else:
                 warnings.append(
                     f"the images are at {agreed:g} µm/px, and no resolution was given to compare that with: "
-                    f"'run' takes theirs; a consortium's protocol.toml has to name it (mpp = {agreed:g}), for "
-                    "without that their site refuses the job"
+                    f"'run' takes theirs; a consortium's protocol.toml has to name it (mpp = {agreed:g}), or "
+                    "their site refuses the job"
                 )
     if problems:
         raise MaskError(
@@ -265,8 +265,8 @@ def _mpp_problems(row: ImageRow, mpp: float | None, where: str, unsaid: list[str
         return []
     if not is_same_mpp(row.mpp, mpp):
         return [
-            f"{where}: at {row.mpp:g} µm/px, the job's images are at {mpp:g}: give "
-            "an image resampled to that, or the job the images' own (protocol.mpp); one model has one resolution"
+            f"{where}: at {row.mpp:g} µm/px, the job's images are at {mpp:g}: "
+            "resample it to that, or name the images' own for the job (protocol.mpp)"
         ]
     return []
 

@@ -134,4 +134,8 @@ def images_in(folder: Path) -> dict[str, Path]:
 def refuse(where: Path, problems: Sequence[str], reason: str = "MASK_UNUSABLE") -> None:
     """Raise a MaskError that lists ``problems``, if there are any."""
     if problems:
-        raise MaskError(f"{where}: cannot be imported:{list_problems(problems)}", reason=reason)
+        raise MaskError(
+            f"{where}: cannot be imported; nothing was. To leave an image out take it away with its mask and "
+            f"its row of index.csv.{list_problems(problems)}",
+            reason=reason,
+        )
