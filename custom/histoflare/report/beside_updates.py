@@ -64,6 +64,4 @@ def _figures(report: Mapping[str, Any], site: str, which: str) -> list[str]:
         return []
     names = [NAMES[name] for name in kind_of(report).names if said.get(name) is not None]
     figures = f" ({', '.join(names)})" if names else ""
-    return [
-        f"Figures of {which} on the site's test patients{figures} left once, without noise: no ε covers them."
-    ]
+    return [f"Figures of {which} on the site's test patients{figures} left without noise: no ε covers them."]
