@@ -65,7 +65,7 @@ def test_what_the_steward_narrows_stands_between_the_kit_s_and_what_holds(site: 
     add(site, "[scope.dp-patient]\nepsilon = 2.5\nevaluations = 0\n")
     entries = facts(site, "--scope", "dp-patient")["scopes"]["dp-patient"]["entries"]
     assert entries["epsilon"] == {"signed": 8.0, "own": 2.5, "holds": 2.5}
-    assert entries["evaluations"] == {"signed": 10, "own": 0, "holds": 0}
+    assert entries["evaluations"] == {"signed": 0, "own": 0, "holds": 0}
     assert "auc" not in shown(site), "lists of figures only where they are asked for"
     everything = shown(site, "--all")
     rows = [[cell.strip() for cell in line.split("│")] for line in everything.splitlines() if "│" in line]

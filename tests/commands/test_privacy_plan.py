@@ -35,7 +35,7 @@ from tests.refusals import raises_reason
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
     """Return the file of a site with six training patients, its policies beside it."""
-    rows = [f"{n}.tif,p{n},{('glandular', 'solid')[n % 2]},{'test' if n > 5 else 'train'}" for n in range(8)]
+    rows = [f"{n}.tif,p{n},{('glandular', 'solid')[n % 2]},{'test' if n > 5 else 'train'}" for n in range(11)]
     (tmp_path / "m.csv").write_text("\n".join(["slide,patient,label,split", *rows]) + "\n")
     manifest = read_manifest(tmp_path / "m.csv", check_files=False)
     write_bags(manifest, tmp_path / "bags", np.random.default_rng(0))
@@ -340,18 +340,35 @@ def test_a_site_without_a_ledger_knows_of_nothing_spent(repository: Path, site: 
     assert facts["job_alone"] == pytest.approx(4.4, abs=0.01)
 
 
-def test_an_evaluation_has_no_epsilon(repository: Path, site: Path, tmp_path: Path) -> None:
-    for seconds, code in ((10, 0), (None, 3)):
-        job = write_variant(
-            repository / "jobs" / "mem_evaluate",
-            tmp_path / f"ask-{seconds}",
-            {"answer_seconds": seconds},
-            scope="dp-patient",
-        )
+TALLY = {"answer_seconds": 10, "evaluation": {"mechanism": "tally", "budget_share": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (TALLY, None),
+        ({"answer_seconds": 10}, "EVALUATION_NOT_ALLOWED"),
+        ({}, "PRIVACY_INVALID"),
+        ({**TALLY, "evaluation": {"mechanism": "tally", "budget_share": 0.6}}, "JOB_SHARE_EXCEEDED"),
+    ],
+)
+def test_an_evaluation_costs_those_asked_about(
+    repository: Path, site: Path, tmp_path: Path, changes: dict[str, Any], reason: str | None
+) -> None:
+    jobs = repository / "jobs"
+    job = write_variant(jobs / "mem_evaluate", tmp_path / "ask", changes, scope="dp-patient")
+    code, facts = plan(job, site)
+    assert (code, facts["reason"]) == (0 if reason is None else 3, reason)
+    if changes == TALLY:
+        assert facts["evaluation"]["share"] == pytest.approx(0.1, rel=1e-3)
+        assert facts["evaluation"]["patients"] > 0
         result = CliRunner().invoke(app, ["privacy", "plan", str(job), "--site", str(site)])
-        assert result.exit_code == code
-        assert "10 evaluations" in result.stdout
-        assert ("PRIVACY_INVALID" in result.stdout) == (code == 3)
+        assert "noised counts" in result.stdout
+
+
+def test_a_training_says_what_the_evaluation_of_its_model_costs(repository: Path, site: Path) -> None:
+    facts = plan(repository / "jobs" / "mem_dpsgd", site)[1]
+    assert facts["evaluation"]["share"] == pytest.approx(facts["share"], rel=1e-2)
 
 
 def test_it_measures_whether_a_round_will_be_done_by_its_public_time(

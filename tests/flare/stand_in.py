@@ -25,6 +25,7 @@ class StandInEngine:
         self.folder = folder
         self.configuration = configuration or folder
         known = {"transport": PLAIN, "rounds": 3, "seed": 0, "training_sites": sorted, "most_evaluations": 1}
+        known |= {"tally": None, "spare_rounds": 0}
         self.job = SimpleNamespace(**{**known, **job})
         self.sites = sites
         self.events: list[str] = []

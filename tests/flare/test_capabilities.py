@@ -332,7 +332,7 @@ class TestAdmissionUnderProtection:
     def test_reserves_the_job_with_its_training_and_not_before(
         self, tmp_path: Path, repository: Path
     ) -> None:
-        site = self.site(tmp_path, repository)
+        site = self.site(tmp_path, repository, {"evaluate": False})
         ledger = Ledger(site.ledger, site.ledger_key)
         assert capabilities.redeem(site.admit("evaluate")) is None
         assert ledger.verify().entries == 1

@@ -77,7 +77,7 @@ class StandInTrainer:
             numbers=dict(self.numbers),
         )
 
-    def prepare(self, *, stopped: Any) -> None:
+    def prepare(self, *, to_train: bool = True, stopped: Any) -> None:
         self.pid = 1
         self.prepared += 1
         if StandInTrainer.unreadable is not None:

@@ -63,7 +63,7 @@ class NearTrainer:
     def __init__(self, setup: Any, say: Any) -> None:
         self._work = SiteWork(setup, say)
 
-    def prepare(self, *, stopped: Any) -> None:
+    def prepare(self, *, to_train: bool = True, stopped: Any) -> None:
         self._work.prepare()
         self.pid = 1
 
@@ -147,7 +147,13 @@ class Consortium3:
             data.set_header(TOTAL_ROUNDS, ROUNDS)
             data.set_header(AppConstants.CURRENT_ROUND, index)
             data.add_cookie(AppConstants.CONTRIBUTION_ROUND, index)
-            task = Task("train", data, timeout=self.job.round_seconds)
+            task = Task(
+                "train",
+                data,
+                timeout=self.job.round_seconds,
+                before_task_sent_cb=self.workflow._prepare_train_task_data,
+                result_received_cb=self.workflow._process_train_result,
+            )
             self.workflow.broadcast_and_wait(task, fl_ctx, abort_signal=Signal())
             state = as_state(from_shareable(self.aggregator.aggregate(fl_ctx)).data)
             self.workflow.handle_event(AppEventType.ROUND_DONE, fl_ctx)

@@ -92,7 +92,13 @@ class Server:
         data.set_header(TOTAL_ROUNDS, 3)
         data.set_header(AppConstants.CURRENT_ROUND, ROUND)
         data.add_cookie(AppConstants.CONTRIBUTION_ROUND, ROUND)
-        task = Task("train", data, timeout=self.job.round_seconds)
+        task = Task(
+            "train",
+            data,
+            timeout=self.job.round_seconds,
+            before_task_sent_cb=self.workflow._prepare_train_task_data,
+            result_received_cb=self.workflow._process_train_result,
+        )
         self.workflow.broadcast_and_wait(task, fl_ctx, abort_signal=signal or Signal())
         if not self.ended and signal is None:
             self.made = self.aggregator.aggregate(fl_ctx)

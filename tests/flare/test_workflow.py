@@ -34,7 +34,7 @@ from histoflare.rounds.strategy import OWN
 from histoflare.site.messages import digest_of
 from tests.refusals import raises_reason
 
-from .stand_in import StandInEngine, come_from
+from .stand_in import StandInEngine, come_from, job_of_engine
 
 SITES = ("a", "b", "c")
 
@@ -170,6 +170,7 @@ class Asking:
 
     def run(self, monkeypatch: pytest.MonkeyPatch, aborted: bool = False) -> None:
         monkeypatch.setattr(ScatterAndGather, "control_flow", lambda *_: None)
+        monkeypatch.setattr("histoflare.flare.aggregator.job_of", job_of_engine)
         signal = Signal()
         if aborted:
             signal.trigger(True)

@@ -39,6 +39,8 @@ def test_after_a_run_nothing_of_a_site_can_be_read_by_others(tmp_path: Path, uma
     """A protected round with a state that stays, an evaluation, ledger, key, releases, audit log, notes."""
     site = on_workstation("a", write_site(tmp_path, "a", slides=20))
     policy = replace(read_policy(POLICIES / "dp-update.toml"), minimum_patients=2)
+    assert policy.protection is not None
+    policy = replace(policy, protection=replace(policy.protection, evaluations=1))
     bookkeeping = Bookkeeping(
         site, policy, PLAN, rounds=1, weights=WEIGHTS, run="run-1", labels=list(TASK.labels), data="bags"
     )

@@ -63,7 +63,7 @@ models = {models}
 # epsilon = 4.0
 # delta = 1e-6
 # job_share = 0.25
-# evaluations = 3
+# evaluations = 0
 # records = ["patient"]
 # seeded_noise = false
 
