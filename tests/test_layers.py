@@ -18,7 +18,7 @@ ROOMS = (
 )
 GROUND = {
     *("errors", "extras", "checks", "ranges", "reasons", "storage", "seeds"),
-    *("ensemble", "model_file", "shipped"),
+    *("ensemble", "model_file", "optimizers", "shipped"),
 }
 ALLOWED = {
     "slides": set(),

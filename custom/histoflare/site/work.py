@@ -52,8 +52,8 @@ class SiteWork:
     def prepare(self) -> None:
         """Load the site's data and look at its notes: what is wrong is known before a round is booked.
 
-        The first call also makes an optimizer and throws it away: PyTorch imports what its optimizers need
-        with the first one, which takes seconds, and they must not count as a round's own time.
+        The first call also makes a model and an optimizer and throws them away: what they import (MONAI,
+        transformers) can take seconds, which must not count as a round's own time.
 
         Raises:
             HistoflareError: The site cannot take part; see the reason.
