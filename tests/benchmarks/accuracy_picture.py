@@ -59,7 +59,13 @@ def draw_picture(lines: Sequence[Any]) -> str:
 
 
 def _title(of: Any) -> str:
-    words = {"tiles": "tiles", "fives": "five tiles a patient", "lung": "lung tiles", "drawn": "drawn bags"}
+    words = {
+        "tiles": "tiles",
+        "wide": "8,200 weights",
+        "fives": "five tiles a patient",
+        "lung": "lung tiles",
+        "drawn": "drawn bags",
+    }
     return f"{words[of.question]}, {of.sites} × {of.patients}"
 
 

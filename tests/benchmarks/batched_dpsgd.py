@@ -1,4 +1,4 @@
-"""DP-SGD on all patients of a step at once: the distribution of a federation's model, in a fraction of the time.
+"""DP-SGD on all patients of a step at once: what a federation's model is like, in a fraction of the time.
 
 A federation that sends gradients (``fedsgd``) and adds its noise to one sum is DP-SGD on the patients of all
 sites together: samples at n sites are one sample of all, and shares of noise of several sites add up to one

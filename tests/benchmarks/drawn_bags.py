@@ -1,9 +1,9 @@
 """Bags of numbers that are drawn: neither tissue nor an encoder, for what takes thousands of patients.
 
-A patient has one slide and so one bag. Along one direction of feature space, the same for all hospitals of a
-seed, a patient lies at a place of its own, drawn about ``+separation`` or ``-separation`` by its class, with a
-standard deviation of 1: that much of patients of two classes overlaps, and no model tells them apart better
-than Φ(separation). Patches lie about their patient's place, every hospital has an offset of its own.
+A patient has one slide and so one bag. Along one direction of feature space, the same for all hospitals of
+a seed, a patient lies at a place of its own, drawn about ``+separation`` or ``-separation`` by its class,
+with a standard deviation of 1. Patches lie about their patient's place, with a standard deviation of 1 in
+every feature, and each hospital has an offset of its own.
 """
 
 from __future__ import annotations

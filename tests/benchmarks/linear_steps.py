@@ -1,15 +1,16 @@
 """Federated SGD on the model ``linear``, all patients of a step at once: seconds become milliseconds.
 
 The gradient of a patient's loss is (p - y) ⊗ (v, 1), with p the probabilities, y the class and v what the
-model makes of the bag before its weights; its norm is ‖p - y‖ √(‖v‖² + 1). So a step is two products. Noise of
-several sites is added up to one, which is a fact of arithmetic; it comes from numpy's generator and protects
-nobody. A test holds this file to ``run_in_process``.
+model makes of the bag before its weights; its norm is ‖p - y‖ √(‖v‖² + 1). So a step is two products. Noise
+of several sites is added up to one, which is a fact of arithmetic; it comes from numpy's generator and
+protects nobody. A test holds this file to ``run_in_process``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -97,10 +98,7 @@ def train(
     last = max(1, round(averaged_part * rounds))
     for index in range(rounds):
         if protection is None:
-            parts = [
-                start + rng.permutation(end - start)[:batch_size]
-                for start, end in zip(starts[:-1], starts[1:], strict=True)
-            ]
+            parts = [start + rng.permutation(end - start)[:batch_size] for start, end in pairwise(starts)]
             # a mean over sites of means over their batches
             share = np.concatenate([np.full(len(part), 1 / len(part) / len(sites)) for part in parts])
             chosen = np.concatenate(parts)

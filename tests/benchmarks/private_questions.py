@@ -1,13 +1,14 @@
 """The questions of ``bench_private``: real features in made-up patients, and drawn ones.
 
-    tiles   texture features of 5,000 real tiles of colorectal tissue in eight classes (Kather 2016), each tile
-            a patient; 1,000 other tiles to test on
+    tiles   texture features of 5,000 real tiles of colorectal tissue in eight classes (Kather 2016), each
+            tile a patient; 1,000 other tiles to test on
     fives   the same, a patient has a bag of five tiles of one class; tested on such bags, too
-    lung    features of 297 real tiles of two lung cancers (LC25000), each tile a patient; tested on those left
+    wide    the same tiles, one a patient, on 1,024 random directions: 23 times the weights
+    lung    features of 297 real tiles of two lung cancers (LC25000), each tile a patient; tested on the rest
     drawn   bags of eight patches with 128 features that are drawn (``drawn_bags``), two classes
 
-Tiles have no patients: that each is one, or five are, is made up. What scales features is public: for ``tiles``
-and ``fives`` a thousand tiles that are used for nothing else, for ``lung`` the tiles of healthy lung.
+Tiles have no patients: that each is one, or five are, is made up. What scales features is public: a thousand
+colorectal tiles that are used for nothing else, and the tiles of healthy lung.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from tests.benchmarks.bags_in_memory import Bags, Slide
 from tests.benchmarks.drawn_bags import Drawn
 
 PUBLIC, TEST = 1000, 1000
-FIVE = 5
+FIVE, WIDE = 5, 1024
 DRAWN = (128, 8, 1.3, 0.4)
 """Features, patches, separation and how much of it a patch shows."""
 
@@ -77,20 +78,24 @@ def read_crc() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 
 @lru_cache(maxsize=1)
 def read_lung() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the features (297, f) and classes (297,) of the cancers' tiles, scaled by those of healthy lung."""
+    """Return the features (297, f) of the cancers' tiles, scaled by healthy lung's, and classes (297,)."""
     index = data_folder() / "cls_lc25000_lung" / "index.csv"
     encoder = load_encoder("efficientnet-lite0")
     found = []
     for label in ("lung_n", "lung_aca", "lung_scc"):
         tiles = read_tiles(index, {label: label})
-        pixels = np.stack([np.asarray(Image.open(tile.path).convert("RGB")) for tile in tiles])  # (n, h, w, 3)
+        pixels = np.stack(
+            [np.asarray(Image.open(tile.path).convert("RGB")) for tile in tiles]
+        )  # (n, h, w, 3)
         found.append(encoder.encode(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).double().numpy())
     healthy, *cancers = found
     x = (np.vstack(cancers) - healthy.mean(axis=0)) / (healthy.std(axis=0) + 1e-6)
     return np.clip(x, -3, 3), np.repeat([0, 1], [len(cancer) for cancer in cancers])
 
 
-def split_crc(sites: int, patients: int, seed: int, batch_size: int, tiles: int = 1) -> Split:
+def split_crc(
+    sites: int, patients: int, seed: int, batch_size: int, tiles: int = 1, directions: int = 0
+) -> Split:
     """Return a split of the colorectal tiles, ``tiles`` of one class a patient."""
     x, y = read_crc()
     order = np.random.default_rng([seed, sites, patients, tiles]).permutation(len(x))
@@ -100,12 +105,17 @@ def split_crc(sites: int, patients: int, seed: int, batch_size: int, tiles: int 
     stock = _Stock(x, y, rest, rng)
     made = {f"site-{site:02}": stock.deal(f"{site}", patients, tiles) for site in range(sites)}
     asked = _Stock(x, y, test, rng)
-    return Split(made, asked.deal_all("t", tiles), _task(8, 43, 0, tiles, seed, batch_size))
+    return Split(made, asked.deal_all("t", tiles), _task(8, 43, directions, tiles, seed, batch_size))
 
 
 def split_fives(sites: int, patients: int, seed: int, batch_size: int) -> Split:
     """Return a split in which a patient has five tiles."""
     return split_crc(sites, patients, seed, batch_size, FIVE)
+
+
+def split_wide(sites: int, patients: int, seed: int, batch_size: int) -> Split:
+    """Return a split with many weights."""
+    return split_crc(sites, patients, seed, batch_size, directions=WIDE)
 
 
 def split_lung(sites: int, patients: int, seed: int, batch_size: int) -> Split:
@@ -133,6 +143,7 @@ def split_drawn(sites: int, patients: int, seed: int, batch_size: int) -> Split:
 
 QUESTIONS = {
     "tiles": Question("colorectal tiles, one a patient", 8, split_crc),
+    "wide": Question("colorectal tiles, many weights", 8, split_wide),
     "fives": Question("colorectal tiles, five a patient", 8, split_fives),
     "lung": Question("lung tiles, one a patient", 2, split_lung),
     "drawn": Question("drawn bags", 2, split_drawn),
@@ -180,9 +191,7 @@ def _bags(
     return Bags(slides, bags)
 
 
-def _task(
-    classes: int, features: int, directions: int, patches: int, seed: int, batch_size: int
-) -> BagTask:
+def _task(classes: int, features: int, directions: int, patches: int, seed: int, batch_size: int) -> BagTask:
     return BagTask(
         [f"class-{number}" for number in range(classes)],
         "made up",
