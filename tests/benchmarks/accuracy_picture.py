@@ -104,14 +104,11 @@ def _draw_panel(lines: Sequence[Any]) -> Markup:
 def _draw_legend() -> Markup:
     """Return the signs and what they mean, in one row."""
     parts: list[Markup] = []
-    at = 2.0
-    for index, name in enumerate(SERIES.values()):
+    for index, (at, name) in enumerate(zip((1.5, 21.5, 36.0), SERIES.values(), strict=True)):
         parts += draw_series([(at, 20), (at + 3, 20)], f"series s{index}", index)
         parts.append(text(at + 4, 24, name, "name", "start"))
-        at += 19
-    for look, name in zip(("open", "alone"), LEVELS.values(), strict=True):
+    for at, look, name in zip((57.0, 71.5), ("open", "alone"), LEVELS.values(), strict=True):
         parts += [line(at, 20, at + 3, 20, look), text(at + 3.7, 24, name, "name", "start")]
-        at += 14.5
     return Markup("").join(parts)
 
 

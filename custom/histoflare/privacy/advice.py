@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from histoflare.errors import JobError
 from histoflare.privacy.budget import Budget
 
-SLOPE = 17.0
+SLOPE = 19.0
 """Fitted; see the module's text."""
 
 
