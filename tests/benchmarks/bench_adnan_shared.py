@@ -1,6 +1,6 @@
 """Table 4 of Adnan et al. 2022 made true: what its settings cost and leave, if hospitals share the noise.
 
-    python -m tests.benchmarks.bench_adnan_shared --results FILE [--models mem,linear] [--seeds 0,1,2]
+    python -m tests.benchmarks.bench_adnan_shared [--results FILE] [--models mem,linear] [--seeds 0,1,2]
                                                   [--arms "shared;local"] [--rounds N] [--in-process]
 
 The numbers are those of the preset ``adnan-shared`` (jobs/linear_shared): 32 of 705 patients in a step, noise
@@ -43,6 +43,7 @@ import argparse
 import json
 import math
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -302,7 +303,7 @@ def _spread(values: Sequence[float]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--results", type=Path, default=Path(tempfile.gettempdir(), "adnan_shared.jsonl"))
     parser.add_argument("--models", default="mem,linear")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--arms", help="names with ; between them; all if not said")

@@ -55,9 +55,11 @@ def show_advice(
     rows = []
     for path in job or [Path(JOB)]:
         read = read_job(find_job(path))
-        if read.task.data != "bags":
-            raise JobError(f"{path}: there is advice for models on bags alone.", reason="JOB_INVALID")
-        outputs = read.task.target.outputs
+        outputs = getattr(getattr(read.task, "target", None), "outputs", None)
+        if outputs is None:
+            raise JobError(
+                f"{path}: there is advice for models on bags alone; name another --job.", reason="JOB_INVALID"
+            )
         ways = {"own": None, **({"shared": colluders} if sites - colluders >= 2 else {})}
         for noise, among in ways.items():
             found = advise(sites, each, outputs, budget, colluders=among, share=share)
