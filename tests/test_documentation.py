@@ -383,5 +383,5 @@ def test_the_code_for_a_researcher_does_what_the_document_says(
     known: dict[str, Any] = {"__name__": "tried"}
     exec(compile(code, str(page), "exec", dont_inherit=True), known)
     assert known["outcome"].report["rounds"] == 5
-    assert "done=5, total=5" in capsys.readouterr().out
+    assert ": 5 of 5" in capsys.readouterr().out
     assert {"report.json", "report.html"} <= {path.name for path in Path("my-run/from-python").iterdir()}

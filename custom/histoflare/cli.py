@@ -38,6 +38,7 @@ from histoflare.commands import (
     synthetic,
 )
 from histoflare.commands.console import console
+from histoflare.commands.help_text import fill_help
 from histoflare.errors import HistoflareError
 from histoflare.extras import describe_missing
 
@@ -107,6 +108,7 @@ app.add_typer(site.app, name="site", help="Where a site keeps what.")
 app.add_typer(kit.app, name="kit", help="Startup kits and their signature.")
 app.add_typer(job.app, name="job", help="Look at a job folder, or make a variant of one to submit.")
 app.command("resume")(job.resume)
+fill_help(app)
 
 
 def main() -> None:

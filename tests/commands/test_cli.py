@@ -151,6 +151,9 @@ def test_every_command_has_an_example_and_every_option_is_described() -> None:
     for name, command in found:
         assert f"Example: {name} " in (command.help or ""), name
         assert not [option.name for option in command.params if not option.help], name
+        assert "\n" not in (command.help or "").replace("\n\n", ""), (
+            f"{name}: a line ends before the terminal's"
+        )
 
 
 def test_tables_without_a_terminal_cut_nothing_off(tmp_path: Path) -> None:
@@ -183,6 +186,7 @@ def test_a_demo_that_left_a_slide_out_says_so_and_ends_with_3(tmp_path: Path, re
     assert json.loads(done.stdout) == json.loads((tmp_path / "my run [b]" / "report.json").read_text())
     (line,) = [line for line in done.stderr.splitlines() if "roken.svs left out: " in line]
     assert line.startswith("hospital-1: slides/[b]roken.svs left out: ") and "not a slide" in line
+    assert done.stderr.splitlines()[-1].startswith("1 slide was left out"), "why it ends with 3"
     assert len(list((tmp_path / "my run [b]" / "bags" / "hospital-1").glob("*.h5"))) == 4
 
 

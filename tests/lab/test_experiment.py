@@ -379,3 +379,16 @@ def test_a_warning_that_nobody_asked_for_is_one_of_pythons(tmp_path: Path, repos
     again = run_experiment(job, sites, tmp_path / "again", on_warning=heard.append)
     assert [said.partition(":")[0] for said in heard] == ["broken is left out (COHORT_INVALID)"]
     assert outcome.report["model_sha256"] == again.report["model_sha256"]
+
+
+def test_a_federation_of_one_says_so_and_progress_reads_as_a_line(tmp_path: Path, repository: Path) -> None:
+    heard, lines = [], []
+    run_experiment(
+        small_job(repository, Open()),
+        {"alone": write_site(tmp_path, "alone", slides=20)},
+        tmp_path / "out",
+        on_progress=lambda step: lines.append(str(step)),
+        on_warning=heard.append,
+    )
+    assert ["alone" in said for said in heard] == [True]
+    assert any(line.endswith("1 of 1") for line in lines) and not any("Step(" in line for line in lines)

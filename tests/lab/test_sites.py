@@ -35,6 +35,7 @@ def test_both_layouts_are_found_and_the_external_cohort_is_apart(tmp_path: Path)
         (["external.csv"], "<site>/manifest.csv"),
         (["a.csv", "a/manifest.csv"], "a: "),
         (["St Mary/manifest.csv"], "St Mary: "),
+        (["St. Mary's/manifest.csv"], "St-Mary-s"),
     ],
 )
 def test_what_cannot_be_used_is_one_error(tmp_path: Path, files: list[str], says: str) -> None:

@@ -254,7 +254,7 @@ def test_resolution_must_be_the_jobs(tmp_path: Path) -> None:
     assert any("i2.png" in warning and "resolution" in warning for warning in cohort.warnings)
     assert "no pixel of a training mask is 'a'" in cohort.warnings
     (unnamed, *others) = load_image_cohort("site", path, LABELS, mpp=None).warnings
-    assert "no resolution is asked for" in unnamed and tuple(others) == cohort.warnings[1:]
+    assert "mpp = 0.5" in unnamed and tuple(others) == cohort.warnings[1:]
     path.write_text(path.read_text().replace("0.504", "0.52"))
     assert "line 3 (i1.png): at 0.52 µm/px, the job's images are at 0.5" in refusal(path, mpp=0.5)
 

@@ -79,7 +79,7 @@ def test_a_site_whose_own_model_does_better_at_home_is_named() -> None:
     sites[SITES[0]] = SiteComparison(40, 30, home, away, away)
     report = complete(federated=metrics(0.82, 46), local=models(0.6, 0.65), site_figures=sites)
     (said,) = (caution for caution in write_headline(report).cautions if "own test patients" in caution)
-    assert f"{SITES[0]} 0.830, federated 0.790" in said and SITES[1] not in said
+    assert f"{SITES[0]} 0.830 (federated 0.790)" in said and SITES[1] not in said
 
 
 def test_few_patients_can_tell_nothing_however_far_apart_the_intervals() -> None:
@@ -257,6 +257,8 @@ def test_a_good_ranking_with_the_wrong_threshold_is_said() -> None:
         return say_threshold({"auc": auc, "balanced_accuracy": balanced}, ["glandular", "solid"], "here")
 
     assert said(1.0, 0.5).startswith("AUC 1.000 and balanced accuracy 0.500 (here)")
+    few = {"auc": 1.0, "balanced_accuracy": 0.5, "balanced_accuracy_no_interval": "2 patients: no interval"}
+    assert say_threshold(few, ["glandular", "solid"], "here") == "", "two patients show no threshold"
     assert "at least 1.00" in said(1.0, 0.5)
     assert said(0.7, 0.55) == "" and said(0.9, 0.8) == "" and said(0.5, 0.5) == ""
     assert say_threshold({"auc": 1.0, "balanced_accuracy": 0.5}, ["a", "b", "c"], "here") == ""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from histoflare.report.beside_updates import say_also_left
 from histoflare.report.site_page import (
     AttentionScale,
     ClassKey,
@@ -117,6 +118,30 @@ def test_what_left_and_what_did_not(tmp_path: Path) -> None:
     assert "validation/balanced_accuracy 0.410" in parsed.text
 
 
+def test_figures_and_an_unprotected_chapter_left_too(tmp_path: Path) -> None:
+    """The list of updates is not all: what was let out about the model, and what an earlier chapter sent."""
+    said = {"nijmegen": {"auc": 0.9}, "bonn": {"accuracy": 0.8}}
+    second = full_report(evaluated_at_sites=said, runtime="poc")
+    both = second | {"unprotected_run": full_report(job="free", runtime="poc", evaluated_at_sites={})}
+    assert say_also_left(full_report(evaluated_at_sites={}, runtime="poc"), "nijmegen") == []
+    figures, updates = say_also_left(both, "nijmegen")
+    assert "AUC" in figures and "accuracy" not in figures
+    assert "job free" in updates and " 26 updates " in updates
+    (external,) = say_also_left(both, "bonn")
+    assert "accuracy" in external, "a site in no round let figures out"
+    assert say_also_left(both | {"runtime": "inprocess"}, "nijmegen") == []
+    parsed = written(page(report=both), tmp_path)
+    assert figures in parsed.text and updates in parsed.text
+
+
+def test_slides_without_a_picture_are_counted_and_not_shown_one_by_one(tmp_path: Path) -> None:
+    lost = SlidePictures(notes=("No pictures (SLIDE_MISSING): gone.",))
+    rows = [SlideRow(f"lost-{i}", "p", "solid", "test", pictures=lost) for i in range(3)]
+    parsed = written(page(slides=[*page().slides, *rows]), tmp_path)
+    assert "3 slides: No pictures (SLIDE_MISSING): gone." in parsed.text
+    assert parsed.text.count("lost-1") == 1, "in the table alone"
+
+
 def test_rows_of_what_left() -> None:
     report = full_report(
         participation=[
@@ -174,7 +199,7 @@ def test_a_site_with_nothing_to_show(tmp_path: Path) -> None:
     empty = page(slides=[], left_out=[], sent=[], scale=None, warnings=[], site="bonn")
     parsed = written(empty, tmp_path)
     assert "This site has no slides that a model can use." in parsed.text
-    assert "Nothing: this site is in no round of the run." in parsed.text
+    assert "No update: this site is in no round of the run." in parsed.text
     assert not parsed.named("img")
     bare = [SlideRow("s1", "p1", "solid", "test", pictures=SlidePictures(notes=("No pictures (X)",)))]
     parsed = written(page(slides=bare, scale=None), tmp_path)
@@ -210,7 +235,10 @@ def test_images_their_dice_and_the_legend(tmp_path: Path) -> None:
     assert len(parsed.named("img")) == 4
     assert all(image["alt"] for image in parsed.named("img"))
     # nuclei (0.5 + 0.75) / 2, stroma 0.125: their mean is 0.375
-    assert "masks of 2 test images have a mean Dice of 0.375; that is too few to judge it by" in parsed.text
+    assert (
+        "masks of 2 test images have a mean Dice of 0.375; so few images are not enough to judge it by"
+        in parsed.text
+    )
     assert "2 images of 3, test images first" in parsed.text
     assert "nuclei: Dice 0.500 · stroma: in neither mask" in parsed.text
     assert "nuclei: Dice 0.750 · stroma: Dice 0.125" in parsed.text

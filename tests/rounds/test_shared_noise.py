@@ -149,16 +149,7 @@ def test_without_noise_and_with_all_records_it_is_one_step_on_the_data_of_all() 
 
 def test_it_learns_under_shared_noise() -> None:
     task, data = RowTask(), toy_sites(4)
-    plan = DpSgd(
-        clip_norm=1.0,
-        noise_multiplier=1.0,
-        sample_rate=0.5,
-        batch_size=70.0,
-        delta=1e-3,
-        noise="shared",
-        honest=3,
-        noise_seed=1,
-    )
+    plan = replace(STEP, clip_norm=1.0, noise_multiplier=1.0, sample_rate=0.5, batch_size=70.0)
     run = run_in_process(
         task, data, FedSgd(learning_rate=2.0, weighting="uniform"), 20, 1, plan, transport=MaskedSum()
     )

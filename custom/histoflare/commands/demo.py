@@ -172,6 +172,9 @@ def demo(
     else:
         _show(outcome, pages, watch.seconds, out_dir)
     say_refused(outcome.refused)
+    if left_out:
+        said = "1 slide was" if left_out == 1 else f"{left_out} slides were"
+        say(f"{said} left out; each site's page has its own, with the reasons", "yellow")
     raise typer.Exit(3 if left_out or outcome.refused else 0)
 
 
@@ -198,7 +201,8 @@ def _show(outcome: Outcome, pages: list[Path], seconds: Mapping[str, float], out
     from histoflare.report.consortium import results_table
 
     for number, chapter in enumerate(write_chapters(outcome.report), start=1):
-        out.print(f"Chapter {number}: {chapter.verdict}", highlight=False, markup=False)
+        said = " ".join([chapter.verdict, *chapter.evidence])
+        out.print(f"Chapter {number}: {said}", highlight=False, markup=False)
     out.print(results_table(outcome.report))
     spent = " · ".join(f"{phase} {took:.0f} s" for phase, took in seconds.items())
     console.print(spent, style="dim", highlight=False)

@@ -20,7 +20,9 @@ JOB_PATCH_MPP, JOB_PATCH_PX = 0.5, 224
 """Patches that every shipped MEM job asks for; slides are prepared for these unless told otherwise."""
 
 PATCH_MPP_HELP = "Resolution of the patches in µm/px; the default is that of the jobs mem_*."
-PATCH_PX_HELP = "Side of a patch in pixels; the default is that of the jobs mem_*, their presets' 1000."
+PATCH_PX_HELP = (
+    "Side of a patch in pixels. The default is that of the jobs mem_*; the papers' and the presets' is 1000."
+)
 
 Preset = Annotated[
     str | None,

@@ -60,6 +60,8 @@ def load_experiment(experiment: Experiment, watch: Watch) -> Loaded:
         for site, cohort in cohorts.items():
             for warning in cohort.warnings:
                 watch.warn(f"{site}: {warning}")
+        if len(cohorts) == 1:
+            watch.warn(f"only {next(iter(cohorts))} takes part: the federated model is that site's own")
         for site, error in {**refused, **untested}.items():
             watch.warn(f"{site} is left out ({error.reason}): {error}")
     return Loaded(taking_part, cohorts, outside, refused, untested)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,6 +82,7 @@ def find_sites(folder: Path, kind: DataKind = BAGS) -> SiteFolder:
     found.pop(EXTERNAL, None)
     problems += [
         f"{name}: a site's name may have up to 64 letters, digits, '-' and '_' only, and is not '{SERVER}'"
+        f"{_other_name(name)}"
         for name in (*found, *external)
         if not SITE_NAME.fullmatch(name) or name == SERVER
     ]
@@ -89,6 +91,14 @@ def find_sites(folder: Path, kind: DataKind = BAGS) -> SiteFolder:
     if problems:
         raise ManifestError(f"{folder}: cannot be used as a folder of sites.", problems=problems)
     return SiteFolder(found, external)
+
+
+def _other_name(name: str) -> str:
+    """Return a name that a folder or file may have in place of ``name``, in words; empty if there is none."""
+    from histoflare.flare.kits import SERVER, SITE_NAME  # FLARE takes its time
+
+    fit = re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")[:64]
+    return f"; rename it, to {fit} for instance" if SITE_NAME.fullmatch(fit) and fit != SERVER else ""
 
 
 def with_ledgers(sites: Mapping[str, SiteConfiguration], workspace: Path) -> dict[str, SiteConfiguration]:

@@ -25,6 +25,10 @@ class Step:
     done: int
     total: int | None
 
+    def __str__(self) -> str:
+        """Return the step as a line for a reader, as ``on_progress=print`` shows it."""
+        return f"{self.text}: {self.done} of {self.total}" if self.total else self.text
+
 
 OnProgress = Callable[[Step], None]
 """Called when a step begins and whenever it goes on."""

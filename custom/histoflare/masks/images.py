@@ -155,8 +155,9 @@ def load_image_cohort(
                 )
             else:
                 warnings.append(
-                    f"no resolution is asked for, and the images are at {agreed:g} µm/px: no site with such "
-                    f"images trains under a protocol that names none (mpp = {agreed:g} in protocol.toml)"
+                    f"the images are at {agreed:g} µm/px, and no resolution was given to compare that with: "
+                    f"'run' takes theirs; a consortium's protocol.toml has to name it (mpp = {agreed:g}), or "
+                    "their site refuses the job"
                 )
     if problems:
         raise MaskError(
@@ -263,7 +264,10 @@ def _mpp_problems(row: ImageRow, mpp: float | None, where: str, unsaid: list[str
         unsaid.append(where)
         return []
     if not is_same_mpp(row.mpp, mpp):
-        return [f"{where}: at {row.mpp:g} µm/px, the job's images are at {mpp:g}: import it at that"]
+        return [
+            f"{where}: at {row.mpp:g} µm/px, the job's images are at {mpp:g}: "
+            "resample it to that, or name the images' own for the job (protocol.mpp)"
+        ]
     return []
 
 

@@ -33,11 +33,20 @@ NOTE = "note"
 
 @dataclass(frozen=True)
 class Chapter:
-    """What a chapter says first, and the figures that it rests on."""
+    """What a chapter says first, and the figures that it rests on.
+
+    Attributes:
+        verdict: One short sentence.
+        evidence: By how much, each sentence a line of its own.
+        result: The figures behind both.
+        cautions: What a reader must know besides, of this chapter's run.
+    """
 
     title: str
     verdict: str
+    evidence: tuple[str, ...]
     result: str
+    cautions: tuple[str, ...] = ()
 
 
 def join_chapters(
@@ -61,16 +70,22 @@ def write_chapters(report: Mapping[str, Any]) -> list[Chapter]:
     first = report.get(UNPROTECTED_RUN)
     if not first:
         return []
-    headline = write_headline(first)
+    before, after = write_headline(first), write_headline(report)
     title = "Federated, beside each site alone and all data in one place"
+    gain, *by_how_much = say_gain(first, before)
+    cost, *of_noise = say_cost(report)
     return [
-        Chapter(title, say_gain(first, headline), headline.result),
-        Chapter("What privacy costs", say_cost(report), _join(write_headline(report))),
+        Chapter(title, gain, tuple(by_how_much), before.result, before.cautions),
+        Chapter("What privacy costs", cost, tuple(of_noise), _join(after), after.cautions),
     ]
 
 
-def say_gain(report: Mapping[str, Any], headline: Headline) -> str:
-    """Return whether the federated model is better than the sites' own, from the paired differences."""
+def say_gain(report: Mapping[str, Any], headline: Headline) -> tuple[str, ...]:
+    """Return whether the federated model is better than the sites' own, from the paired differences.
+
+    Returns:
+        A short sentence, and where it can be told by how much.
+    """
     metric = headline.metric
     gains = [
         (each[metric], *each[f"{metric}_ci95"])
@@ -79,41 +94,43 @@ def say_gain(report: Mapping[str, Any], headline: Headline) -> str:
     ]
     federated = report["federated"]
     if not federated or federated["n_patients"] < FEW_PATIENTS:
-        return headline.verdict
+        return (headline.verdict,)
     if is_at_chance(report, metric):
         patients = count(federated["n_patients"], "test patient")
         return (
             f"The unprotected model is at chance, as far as {patients} can tell: the settings or the data "
-            "are the reason, not privacy."
+            "are the reason, not privacy.",
         )
     if not gains:
-        return headline.verdict
+        return (headline.verdict,)
     better, total = sum(low > 0 for _, low, _ in gains), len(report[GAIN])
     worse = sum(high < 0 for *_, high in gains)
     least = min(gains, key=lambda gain: gain[1])
-    between = f"{least[0]:.3f} of {NAMES[metric]} (95 % interval {least[1]:.3f} to {least[2]:.3f})"
+    between = f"{least[0]:.3f} of {NAMES[metric]} {_between(least[1], least[2])}"
     if better == total:
-        whose = "every site's own model, than the nearest" if better > 1 else "the site's own model,"
-        return f"The federated model is better than {whose} by {between}."
+        whose, nearest = ("every site's own model", "the nearest") if better > 1 else ("the site's own", "it")
+        return (f"The federated model is better than {whose}.", f"It is ahead of {nearest} by {between}.")
     each = f"it is better than {better} of {total}"
     each += f" and worse than {worse}" if worse else ""
     mean, interval = report.get(ON_AVERAGE, {}).get(metric), report.get(ON_AVERAGE, {}).get(f"{metric}_ci95")
     if mean is None or interval is None:
-        return f"Of the sites' own models, {each}; the least difference is {between}."
+        return (f"Of the sites' own models, {each}.", f"The least difference is {between}.")
     low, high = interval
-    by = f"{abs(mean):.3f} of {NAMES[metric]} on average (95 % interval {low:.3f} to {high:.3f})"
+    by = f"{abs(mean):.3f} of {NAMES[metric]} on average {_between(low, high)}"
     if low <= 0 <= high:
-        return f"The federated model and the sites' own are not to be told apart: {by}; {each}."
-    than = "better" if mean > 0 else "worse"
-    return f"The federated model is {than} than the sites' own by {by}; taken one by one, {each}."
+        verdict = "The federated model and the sites' own cannot be told apart."
+        return (verdict, f"They differ by {by}. Taken one by one, {each}.")
+    than, way = ("better", "ahead of") if mean > 0 else ("worse", "behind")
+    verdict = f"The federated model is {than} than the sites' own on average."
+    return (verdict, f"It is {way} them by {by}. Taken one by one, {each}.")
 
 
-def say_cost(report: Mapping[str, Any]) -> str:
+def say_cost(report: Mapping[str, Any]) -> tuple[str, ...]:
     """Return how much less the protected job's model gives, with its interval.
 
     That is the price of the protected job as a whole: beside the noise it may have another model and other
     settings than the unprotected one, such as suit training under noise. What the noise alone costs follows
-    it, where the protected job was trained without noise, too.
+    as a sentence of its own, where the protected job was trained without noise, too.
 
     Where the unprotected model is at chance it is the settings, or the data, and not privacy: then nothing is
     said of a cost, for there was nothing to lose.
@@ -128,45 +145,48 @@ def say_cost(report: Mapping[str, Any]) -> str:
         return (
             "What privacy costs cannot be told: the unprotected model is at chance, too, as far as "
             f"{count(federated['n_patients'], 'test patient')} can tell. The settings or the data are the "
-            "reason, not privacy."
+            "reason, not privacy.",
         )
     if cost is None or interval is None or few:
         patients = count(federated["n_patients"] if federated else 0, "test patient")
-        return f"With {patients} this run cannot tell what privacy costs."
+        return (f"With {patients} this run cannot tell what privacy costs.",)
     low, high = interval
-    between = f"(95 % interval {low:.3f} to {high:.3f}, the same patients asked of both)"
+    between = _between(low, high)
+    of_noise = _say_noise(report, metric)
     if is_at_chance(report, metric):
         patients = count(federated["n_patients"], "test patient")
         fallen = f"{what} falls by {cost:.3f}" if low > 0 else f"the difference in {what} is {cost:.3f}"
         said = f"At {epsilon} the model is at chance, as far as {patients} can tell: {fallen} {between}."
-        return f"{said} {_say_noise(report, metric)}".strip()
-    than = f"the first chapter's model, of job {first['job']},"
+        return (said, *of_noise)
+    than = "the first chapter's"
     if low > 0:
-        said = f"Protected at {epsilon}, {what} is lower than that of {than} by {cost:.3f} {between}."
+        said = f"At {epsilon}, {what} is {cost:.3f} lower than {than} {between}."
     elif high < 0:
-        said = f"Protected at {epsilon}, {what} is higher than that of {than} by {-cost:.3f} {between}."
+        said = f"At {epsilon}, {what} is {-cost:.3f} higher than {than} {between}."
     else:
         said = (
-            f"Protected at {epsilon}, {what} is not to be told from that of {than} the difference is "
-            f"{cost:.3f} {between}."
+            f"At {epsilon}, {what} cannot be told apart from {than}: the difference is {cost:.3f} {between}."
         )
-    return f"{said} {_say_noise(report, metric)}".strip()
+    return (said, *of_noise)
 
 
-def _say_noise(report: Mapping[str, Any], metric: str) -> str:
-    """Return what the noise alone costs, with its interval; empty where that was not measured."""
+def _say_noise(report: Mapping[str, Any], metric: str) -> tuple[str, ...]:
+    """Return what the noise alone costs, with its interval; nothing where that was not measured."""
     found = report[COST_OF_NOISE]
     cost, interval = found.get(metric), found.get(f"{metric}_ci95")
     if cost is None or interval is None:
-        return ""
+        return ()
     low, high = interval
-    between = f"(95 % interval {low:.3f} to {high:.3f})"
-    without = f"The job of this chapter, {report['job']}, without noise"
+    between = _between(low, high)
     if low > 0:
-        return f"{without} has {cost:.3f} more {between}."
+        return (f"The noise alone costs {cost:.3f} {between}: so much more has the same job without noise.",)
     if high < 0:
-        return f"{without} has {-cost:.3f} less {between}."
-    return f"{without} is not to be told from it: the difference is {cost:.3f} {between}."
+        return (f"The same job without noise has {-cost:.3f} less {between}.",)
+    return (f"What the noise alone costs cannot be told: without it the same job has {cost:+.3f} {between}.",)
+
+
+def _between(low: float, high: float) -> str:
+    return f"(95 % interval {low:.3f} to {high:.3f})"
 
 
 def is_at_chance(report: Mapping[str, Any], metric: str) -> bool:

@@ -31,9 +31,10 @@ MUCH = 0.1
 """A threshold is called off if another one's balanced accuracy is better by so much at least."""
 
 MOST_NAMES = 6
+"""More sites than this are counted and not named."""
+
 TOGETHER = "On the test patients of all sites together"
 """Whom the verdict is about: a site's own model may all the same do better on its own patients."""
-"""More sites than this are counted and not named."""
 
 
 @dataclass(frozen=True)
@@ -262,7 +263,10 @@ def _limits(report: Mapping[str, Any], metric: str) -> list[str]:
         elif other[1] < interval[0]:
             found.append(f"The model trained on {place} is worse; the intervals are apart.")
         else:
-            found.append(f"The intervals of the federated model and of {place} overlap.")
+            found.append(
+                f"The intervals of the federated model and of the one trained on {place} overlap: which is "
+                "better this run does not show."
+            )
     found += _better_at_home(report, metric)
     untested = [name for name, site in report["sites"].items() if not site["federated"]]
     if untested:
@@ -273,7 +277,7 @@ def _limits(report: Mapping[str, Any], metric: str) -> list[str]:
 def _better_at_home(report: Mapping[str, Any], metric: str) -> list[str]:
     """Return at which sites the own model scores higher on the own test patients."""
     said = [
-        f"{name} {site['local'][metric]:.3f}, federated {site['federated'][metric]:.3f}"
+        f"{name} {site['local'][metric]:.3f} (federated {site['federated'][metric]:.3f})"
         for name, site in report["sites"].items()
         if _known(site["local"], metric)
         and _known(site["federated"], metric)
@@ -285,7 +289,7 @@ def _better_at_home(report: Mapping[str, Any], metric: str) -> list[str]:
         return [
             f"On their own test patients {len(said)} sites' own models score higher than the federated one."
         ]
-    return [f"On its own test patients a site's own model scores higher at {'; '.join(said)}."]
+    return [f"On its own test patients a site's own model scores higher: {'; '.join(said)}."]
 
 
 def say_threshold(figures: Mapping[str, Any] | None, labels: Sequence[str], where: str) -> str:
@@ -295,7 +299,7 @@ def say_threshold(figures: Mapping[str, Any] | None, labels: Sequence[str], wher
     at a probability of 0.5. A ranking has a threshold whose balanced accuracy on the same slides is at least
     1 - sqrt((1 - AUC) / 2): if no threshold is above b, the ROC curve is nowhere above TPR = FPR + 2 b - 1,
     and the area below that line is 1 - 2 (1 - b)². Where that is :data:`MUCH` above the balanced accuracy,
-    the threshold is off.
+    the threshold is off. Of so few patients that they have no interval nothing is said.
 
     Args:
         figures: A set of figures of the report.
@@ -305,6 +309,8 @@ def say_threshold(figures: Mapping[str, Any] | None, labels: Sequence[str], wher
     if len(labels) != 2 or not (_known(figures, "auc") and _known(figures, "balanced_accuracy")):
         return ""
     assert figures is not None
+    if figures.get("balanced_accuracy_no_interval"):
+        return ""
     auc, balanced = float(figures["auc"]), float(figures["balanced_accuracy"])
     best = 1 - math.sqrt(max(0.0, 1 - auc) / 2)
     if best - balanced < MUCH:

@@ -149,6 +149,8 @@ def _first_chapter(report: Mapping[str, Any]) -> dict[str, Any]:
         "tiles": _tiles(first, metric),
         "chart": _interval_chart(first, metric, "first-figures"),
         "groups": _groups(first),
+        "models": {model: name_model(first, model) for model in models_of(first)},
+        "guessing": chance_of(metric, first) is not None,
         "metrics": put_first(metric, kind_of(first).shown),
     }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from histoflare.report.beside_updates import say_uncovered_chapter
 from histoflare.report.charts import MOST_LINES
 from histoflare.report.figures import kind_of, title_of
 from histoflare.report.guarantee_words import (
@@ -84,7 +85,7 @@ def make_privacy_section(report: Mapping[str, Any]) -> PrivacySection:
         tight=tight,
         tight_name=ACCOUNTANTS[tight],
         how=say_how(guarantee),
-        not_covered=say_not_covered(guarantee),
+        not_covered=f"{say_not_covered(guarantee)} {say_uncovered_chapter(report)}".strip(),
         sampler=say_sampler(guarantee),
         chart=draw_epsilon("epsilon", "ε of each site over the rounds", series, reserved["epsilon"]),
         legend=[each.label for each in series],

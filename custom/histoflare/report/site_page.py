@@ -18,6 +18,7 @@ from typing import Any
 
 from PIL import Image
 
+from histoflare.report.beside_updates import say_also_left
 from histoflare.report.bounds import models_of, name_model
 from histoflare.report.figures import kind_of
 from histoflare.report.guarantee_words import say_site
@@ -51,6 +52,11 @@ class SlidePictures:
     candidates: int | None = None
     attention_range: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def is_any(self) -> bool:
+        """Whether there is a picture at all."""
+        return bool(self.thumbnail or self.mosaic or self.attention)
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,11 @@ class ImagePictures:
     annotated: float = 1.0
     notes: tuple[str, ...] = ()
     masks: Sequence[tuple[str, str]] = ()
+
+    @property
+    def is_any(self) -> bool:
+        """Whether there is a picture at all."""
+        return bool(self.image or self.outlines or self.masks)
 
 
 @dataclass(frozen=True)
@@ -250,7 +261,14 @@ def write_site_page(page: SitePage, path: Path) -> None:
         kind=kind,
         metrics=list(kind.shown),
         splits=Counter(slide.split for slide in page.slides),
-        pictured=[slide for slide in page.slides if slide.pictures],
+        pictured=[slide for slide in page.slides if slide.pictures and slide.pictures.is_any],
+        undrawn=Counter(
+            note
+            for slide in page.slides
+            if slide.pictures and not slide.pictures.is_any
+            for note in slide.pictures.notes
+        ),
+        also_left=[] if page.own else say_also_left(report, name),
         tested=tested,
         right=sum(slide.predicted == slide.label for slide in tested),
         tested_images=tested_images,

@@ -180,9 +180,9 @@ def choose_level(info: SlideInfo, l0_mpp: float, mpp: float) -> tuple[int, float
     lv_per_px = mpp / (l0_mpp * info.levels[level].downsample)
     if lv_per_px < 1 / LARGEST_UPSAMPLING:
         raise SlideError(
-            f"at {l0_mpp:g} µm/px the slide is too coarse for the wanted {mpp:g} µm/px. Ask for a coarser "
-            "resolution, or correct the slide's mpp if it is wrong (it is micrometres per pixel, not a "
-            "magnification).",
+            f"at {l0_mpp:g} µm/px the slide is too coarse for the wanted {mpp:g} µm/px. Ask for "
+            "coarser patches (--patch-mpp, a job's protocol.mpp), or correct the slide's mpp if it is wrong "
+            "(it is micrometres per pixel, not a magnification).",
             reason="SLIDE_TOO_COARSE",
         )
     whole = max(1, round(lv_per_px))

@@ -114,7 +114,10 @@ def images_in(folder: Path) -> dict[str, Path]:
         MaskError: There is no such folder (``IMAGE_MISSING``), or two images have one stem.
     """
     if not folder.is_dir():
-        raise MaskError(f"{folder}: no such folder", reason="IMAGE_MISSING")
+        raise MaskError(
+            f"{folder}: no such folder. If yours is called otherwise, name it (--images, --masks).",
+            reason="IMAGE_MISSING",
+        )
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
@@ -131,4 +134,8 @@ def images_in(folder: Path) -> dict[str, Path]:
 def refuse(where: Path, problems: Sequence[str], reason: str = "MASK_UNUSABLE") -> None:
     """Raise a MaskError that lists ``problems``, if there are any."""
     if problems:
-        raise MaskError(f"{where}: cannot be imported:{list_problems(problems)}", reason=reason)
+        raise MaskError(
+            f"{where}: cannot be imported; nothing was. To leave an image out take it away with its mask and "
+            f"its row of index.csv.{list_problems(problems)}",
+            reason=reason,
+        )
