@@ -207,12 +207,16 @@ REASONS = {
     "MASK_UNREADABLE": Reason("A mask is damaged or of an unknown kind."),
     "MASK_UNUSABLE": Reason("An image or its mask cannot be used."),
     "METRIC_NOT_ALLOWED": Reason(
-        "The site's policy does not let the figure out that was asked for.",
+        "The site's policy does not let the figure out that was asked for, or not over so few patients.",
         lead=(
-            "Leave best_metric out of job.toml, and stop.patience out of protocol.toml (another protocol, "
-            "to be agreed on anew); or have the site's policy let the figure out."
+            "Of an evaluation: leave the site out ('--sites'). Of a training: leave best_metric out of "
+            "job.toml, and stop.patience out of protocol.toml (another protocol, to be agreed on anew). Or "
+            "have the site's policy let the figure out."
         ),
-        site="'histoflare policy show --all' lists the figures that may leave.",
+        site=(
+            "'histoflare policy show --all' lists the figures that may leave; minimum_patients says of how "
+            "many patients of each class."
+        ),
     ),
     "MODEL_FILE_INVALID": Reason("A model file does not fit the job."),
     "MODEL_FILE_MISSING": Reason("A model file is missing."),

@@ -64,6 +64,8 @@ def test_a_steward_pins_what_another_site_s_steward_reads_out(made: Path) -> Non
     for _ in range(2):
         assert run(app, ["policy", "pin", *printed, "--site", str(kit)]).exit_code == 0
     assert read_own_policy(kit / "local" / "policy.toml").pins == {printed[0]: printed[1]}
+    caught = run(app, ["policy", "pin", *printed, "--site", str(kits / printed[0])]).exception
+    assert isinstance(caught, JobError) and caught.reason == "POLICY_INVALID", "a site counts itself"
     assert run(app, ["policy", "pin", printed[0], "", "--site", str(kit)]).exit_code == 0
     assert read_own_policy(kit / "local" / "policy.toml").pins == {}
     assert run(app, ["kit", "check", str(kit)]).exit_code == 0, "it is the steward's own file"
@@ -133,4 +135,6 @@ def test_the_project_s_copy_has_no_link_that_leads_nowhere(tmp_path: Path) -> No
     text = (tmp_path / "consortium" / "README.md").read_text()
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text)]
     assert not [link for link in links if link and not (tmp_path / "consortium" / link).exists()]
-    assert "docs/steward.md" in text
+    assert "docs/steward.md" in text and not re.search(r"\([^()]*\([^()]*\)\)", text), (
+        "no brackets in brackets"
+    )

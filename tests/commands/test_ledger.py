@@ -306,6 +306,9 @@ def test_close_asks_first(files: list[object], tmp_path: Path) -> None:
     assert not ledger.summary(BUDGET).runs[-1].is_open
     with raises_reason("RUN_INVALID", "unfinished: ", ": run."):
         run("close", "unfinished", *files)  # it does not ask first
+    assert "ledger close" in run("show", *files, *ASKED), "one is open, with a round that is not booked"
+    run("close", "run", *files, "--yes")
+    assert "ledger close" not in run("show", *files, *ASKED)
 
 
 @pytest.mark.parametrize(

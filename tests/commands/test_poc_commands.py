@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +38,19 @@ def test_commands_can_be_pasted(workspace: Path) -> None:
     assert shlex.split(commands["submit a job"])[1:] == ["job", "submit", "JOB", "--kit", kit]
     stop = shlex.split(commands["stop"])[1:]
     assert stop == ["poc", "stop", "--workspace", str(workspace.resolve())]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "named"),
+    [(str(JOBS / "linear_shared"), "linear_shared"), ("/elsewhere/my job", "/elsewhere/my job")],
+)
+def test_a_job_that_fits_as_it_is_is_the_one_to_submit(workspace: Path, protocol: str, named: str) -> None:
+    federation = Federation.open(workspace)
+    federation.kits = replace(federation.kits, protocol=protocol)
+    assert shlex.split(_facts(federation)["commands"]["submit a job"])[3] == named
+    (federation.workspace / "job" / "fitted").mkdir(parents=True)
+    written = shlex.split(_facts(federation)["commands"]["submit a job"])[3]
+    assert written == str(federation.workspace / "job" / "fitted"), "one that was fitted comes first"
 
 
 def test_so_can_that_of_a_refusal(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from histoflare.cli import app
 from histoflare.errors import JobError
 from histoflare.flare.site_policy import known_models, policy_file, write_first_policy
 from histoflare.privacy.own_policy import OWN_POLICY_FILE
+from histoflare.privacy.own_policy_file import read_own_policy
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.rounds.strategies import STRATEGIES
 from histoflare.site.site_file import SITE_FILE
@@ -157,6 +158,32 @@ def test_nothing_is_written_that_would_not_hold(site: Path, arguments: tuple[str
     with pytest.raises(JobError) as caught:
         change(site, *arguments)
     assert caught.value.reason == "POLICY_INVALID"
+    assert site.with_name(OWN_POLICY_FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize("value", ["dp-patient", '["dp-patient"]', "[dp-patient]", "dp-patient,"])
+def test_a_list_may_be_written_as_it_stands_in_the_file(site: Path, value: str) -> None:
+    change(site, f"scopes={value}")
+    assert read_own_policy(site.with_name(OWN_POLICY_FILE)).scopes == ("dp-patient",)
+
+
+def test_a_pin_says_what_it_replaces_and_show_says_whom_the_site_knows(site: Path) -> None:
+    def pin(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["policy", "pin", *arguments, "--site", str(site)])
+        assert result.exit_code == 0, result.output
+        return " ".join(result.stdout.split())
+
+    first, second = "a" * 64, "b" * 64
+    assert first not in pin("hospital-b", first)
+    assert first in pin("hospital-b", second), "a certificate that changes is what a steward must see"
+    assert "hospital-b" in pin("hospital-x", second.upper())
+    assert facts(site)["pins"] == {"hospital-b": second, "hospital-x": second}
+    assert "hospital-b" in shown(site) and facts(site)["trust_ca"] is False
+    before = site.with_name(OWN_POLICY_FILE).read_bytes()
+    for wrong in ("8b1", "a" * 63, "g" * 64):
+        arguments = ["policy", "pin", "hospital-b", wrong, "--site", str(site)]
+        caught = CliRunner().invoke(app, arguments).exception
+        assert isinstance(caught, JobError) and caught.reason == "POLICY_INVALID" and wrong in str(caught)
     assert site.with_name(OWN_POLICY_FILE).read_bytes() == before
 
 

@@ -15,6 +15,7 @@ from histoflare.cli import app
 from histoflare.flare.job import read_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.site_policy import policy_file, write_first_policy
+from histoflare.lab import job_cost
 from histoflare.lab.job_facts import find_allowances, find_cost, say_allowance, say_cost
 from histoflare.privacy import sampler
 from histoflare.privacy.budget import Budget
@@ -166,6 +167,41 @@ def test_a_job_with_shared_noise_must_fit_both_budgets(shared_job: Path, site: P
     code, facts = plan(shared_job, site)
     assert (code, facts["reason"]) == (3, "BUDGET_EXHAUSTED")
     assert facts["if_all_collude"]["budget"] == 2.0 < facts["if_all_collude"]["together"]
+
+
+def test_a_sum_of_sites_that_are_not_pinned_is_refused_before_anything_is_reserved(
+    shared_job: Path, site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job counts on three honest sites, the policy takes one for a colluder: four, with this one."""
+    site.with_name(policy_file("dp-shared")).write_bytes((POLICIES / "dp-shared.toml").read_bytes())
+    monkeypatch.setattr(job_cost, "kit_of", lambda _: site.parent)
+    monkeypatch.setattr(job_cost, "verify_kit", lambda _: None)
+    monkeypatch.setattr(job_cost, "participant_of", lambda _: "me")
+    own = site.with_name(OWN_POLICY_FILE)
+    text = own.read_text()
+    pins = [f'site-{n} = "{n:064x}"' for n in range(3)]
+    own_pin, twice = f'me = "{9:064x}"', f'again = "{0:064X}"'
+    for head, listed, admitted in (
+        ("", pins, True),
+        ("", pins[:2], False),
+        ("", [*pins[:2], own_pin], False),
+        ("", [*pins[:2], twice], False),
+        ("trust_ca = true", [], True),
+    ):
+        own.write_text("\n".join([head, text, "[pins]", *listed]))
+        code, facts = plan(shared_job, site)
+        assert (code, facts["reason"]) == ((0, None) if admitted else (3, "SUM_TOO_FEW_KNOWN"))
+
+
+def test_a_scope_that_the_site_is_not_in_refuses_the_job_as_another_reason_does(
+    repository: Path, site: Path
+) -> None:
+    own = site.with_name(OWN_POLICY_FILE)
+    own.write_text(f'scopes = ["dp-update"]\n{own.read_text()}')
+    code, facts = plan(repository / "jobs" / "mem_dpsgd", site)
+    assert (code, facts["admitted"], facts["reason"]) == (3, False, "SCOPE_NOT_ALLOWED")
+    said = CliRunner().invoke(app, ["privacy", "plan", "mem_dpsgd", "--site", str(site)])
+    assert said.exit_code == 3 and "SCOPE_NOT_ALLOWED" in said.stdout
 
 
 def test_a_lead_sees_both_figures(shared_job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,7 +166,7 @@ def site_page(tmp_path: Path, *options: str) -> str:
 
 def test_own_records_say_what_left_and_what_it_cost(own: SiteConfiguration, tmp_path: Path) -> None:
     said = site_page(tmp_path)
-    assert "run run-1" in said and "Updates left the site in 1 of 5 rounds." in said
+    assert "run run-1" in said and "Updates left the site in 1 of at most 5 rounds." in said
     assert "update let out 7 yes, booked" in said
     assert "failed: nothing left, and the round is paid for 7 yes, booked" in said
     # Opened, the run is charged its five reserved rounds of three steps.

@@ -47,7 +47,7 @@ def test_a_kit_is_found_from_within_and_from_elsewhere(
         assert find_site_of() == file
     assert kit_of(file) == kit
     monkeypatch.chdir(tmp_path)
-    for given in (None, tmp_path):
+    for given in (None, tmp_path, tmp_path / "no such kit"):
         with pytest.raises(JobError) as caught:
             find_site_of(given)
         assert caught.value.reason == "SITE_NOT_CONFIGURED"

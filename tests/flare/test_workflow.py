@@ -351,7 +351,7 @@ def test_a_job_that_flare_ends_for_its_refusals_says_so(tmp_path: Path) -> None:
     aborted = Signal()
     aborted.trigger("panic")
     row = server.run(list(SITES), aborted)
-    assert row["given_up"] == "2 of 3 sites refused, and at least 2 updates are needed"
+    assert row["given_up"] == "2 of 3 sites refused, and at least 2 must take part"
 
 
 def test_a_job_ends_soon_after_too_many_have_refused_and_not_before_the_others_were_heard(

@@ -37,10 +37,19 @@ def project(
         raise JobError(f"{target}: exists already; give a folder that does not.")
     for pattern in ("README.md", "project.yml", "policies/*.toml"):
         for source in PROVISIONING.glob(pattern):
-            text = LINK_ELSEWHERE.sub(r"\1 (histoflare's \2)", source.read_text())
+            text = LINK_ELSEWHERE.sub(_elsewhere, source.read_text())
             write_text(target / source.relative_to(PROVISIONING), text, public=True)
     file = target / "project.yml"
     say(f"Edit {file}, then: {shlex.join(['nvflare', 'provision', '-p', str(file), '-w', 'kits'])}")
+
+
+def _elsewhere(link: re.Match[str]) -> str:
+    """Return a link's text with where to find the document; where it stands in brackets, with none inside."""
+    text, document = link[1], link[2]
+    if text == document:
+        return f"histoflare's {document}"
+    inside = link.string[: link.start()].endswith("(")
+    return f"{text}: histoflare's {document}" if inside else f"{text} (histoflare's {document})"
 
 
 @app.command()

@@ -192,7 +192,8 @@ def verify(site: SiteOption = None, ledger: LedgerFile = None, key: KeyFile = No
     ahead = f" ({found.ahead} of them after a crash; the next job catches up)" if found.ahead else ""
     say_plainly(
         f"{opened.path}: whole. {found.entries} entries{ahead} from {say_date(found.first_unix_time)} to "
-        f"{say_date(found.last_unix_time)}, {found.patients} patients, {found.cohorts} cohorts: every link "
+        f"{say_date(found.last_unix_time)}, {found.patients} patients, {found.cohorts} "
+        f"{'cohort' if found.cohorts == 1 else 'cohorts'}: every link "
         "of the chain, every hash and the head are as they were written."
     )
 

@@ -85,6 +85,11 @@ def show_summary(summary: Summary, scopes: Sequence[str], how: bool) -> None:
         table.add_row(*_row(run), *more)
     if summary.runs:
         out.print(table, markup=False)
+    if any(run.is_open and run.booked < run.rounds for run in summary.runs):
+        say_plainly(
+            "What an open run has reserved counts as spent, also what is not booked. Of a run that has "
+            "ended, or that came to nothing, 'histoflare ledger close RUN' gives back what is not booked."
+        )
     say_plainly(
         f"Evaluations let out: {summary.disclosures}; no patient had part in more than "
         f"{summary.most_disclosures}. They have no ε."

@@ -12,7 +12,7 @@ import typer
 from histoflare.commands.console import console, make_table, out, print_json, progress, say, say_fitted
 from histoflare.commands.options import DEFAULT_JOB, JOB_HELP, AsJson, Preset
 from histoflare.errors import HistoflareError, JobError
-from histoflare.shipped import find_job
+from histoflare.shipped import JOBS, find_job
 
 if TYPE_CHECKING:
     from histoflare.flare.poc import Federation
@@ -210,7 +210,9 @@ def _facts(federation: Federation) -> dict[str, Any]:
     programs = Path(sys.executable).parent
     histoflare = f"{programs}/histoflare"
     kit = kits.kit(kits.lead)
-    fitted = next(iter(sorted((federation.workspace / JOBS_FOLDER).glob("*"))), "JOB")
+    agreed = Path(kits.protocol or "JOB")
+    given = agreed.name if agreed.parent == JOBS else agreed
+    fitted = next(iter(sorted((federation.workspace / JOBS_FOLDER).glob("*"))), given)
     return {
         "workspace": str(federation.workspace),
         "kits": kits.folder,

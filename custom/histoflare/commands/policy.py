@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from histoflare.commands.console import make_table, out, print_json, tell
 from histoflare.commands.options import AsJson, SiteOption
 from histoflare.errors import HistoflareError, JobError
+from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.storage import real_path
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ def show(
         tell(f"This site takes part in {what}: {', '.join(getattr(own, what)) or 'none'}.")
     if unknown:
         tell(f"Listed, and not in this version of histoflare: {', '.join(unknown)}.")
+    tell(_say_known(own))
     for name, policy in shown.items():
         title = f"{name}: {policy.mechanism}" + ("" if own.takes_part(name) else "; takes no part in it")
         table = make_table("", "the kit, signed", "this site's own", "holds", title=title)
@@ -120,10 +123,27 @@ def pin(
 
     Example: histoflare policy pin hospital-b 8b1f0c…
     """
+    from histoflare.flare.kit_signature import participant_of
     from histoflare.privacy.own_policy_edit import pin_sites
+    from histoflare.privacy.own_policy_file import read_own_policy
 
-    changed = pin_sites(_local(site), {other: fingerprint})
+    local = _local(site)
+    if (local.parent / "startup").is_dir() and other == participant_of(local.parent):
+        raise JobError(
+            f"{other}: this is the kit of that site, which counts itself. Pin the other sites.",
+            reason="POLICY_INVALID",
+        )
+    own = local / OWN_POLICY_FILE
+    before = read_own_policy(own).pins
+    changed = pin_sites(local, {other: fingerprint})
+    pins = read_own_policy(own).pins
     tell("Changed; each job reads it anew." if changed else "It says that already.")
+    if other in before and before[other] != pins.get(other):
+        tell(f"{other} was pinned before as {before[other]}.")
+    same = [name for name, pin in pins.items() if name != other and pin == pins.get(other)]
+    if same:
+        tell(f"{', '.join(same)}: the same certificate, and one site has it. Take out what is not its name.")
+    tell(_say_pins(pins))
 
 
 @app.command()
@@ -196,6 +216,8 @@ def _facts(
     return {
         **{what: list(getattr(own, what)) for what in ("purposes", "strategies", "models")},
         "unknown_here": unknown,
+        "pins": dict(own.pins),
+        "trust_ca": own.trust_ca,
         "scopes": {
             name: {
                 "takes_part": own.takes_part(name),
@@ -208,6 +230,18 @@ def _facts(
             for name, policy in shown.items()
         },
     }
+
+
+def _say_known(own: StewardPolicy) -> str:
+    """Say whom the site counts on in a secure sum."""
+    whom = "those that it has pinned"
+    if own.trust_ca:
+        whom = "all that have one of the consortium's certificates"
+    return f"In a secure sum this site counts on itself and {whom}. {_say_pins(own.pins)}"
+
+
+def _say_pins(pins: Mapping[str, str]) -> str:
+    return f"Pinned: {', '.join(pins) or 'none'}."
 
 
 def _shown(value: object) -> str:

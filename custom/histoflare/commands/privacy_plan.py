@@ -83,7 +83,11 @@ def _show(cost: JobCost, how: bool) -> None:
         if not cost.at_site:
             tell("No site's ledger, patients and data were looked at: each does in its kit's folder.")
         elif cost.refusal is None:
-            tell("This site would admit the job (a kit elsewhere was not looked at).")
+            tell(
+                "This site would admit the job."
+                if cost.kit_is_there
+                else "This site would admit the job; its file is in no startup kit: no signature was checked."
+            )
     if cost.refusal is not None:
         tell(f"Refused ({cost.refusal.reason}): {explain(cost.refusal.reason)}", style="red")
         tell(str(cost.refusal))

@@ -192,7 +192,11 @@ def _metrics(metrics: Mapping[str, Any], policy: Policy) -> dict[str, float | No
     if any(type(value) not in (float, int, type(None)) for value in allowed.values()):
         raise JobError("A metric is not a number.", reason="METRIC_NOT_ALLOWED")
     if metrics and not allowed:
-        raise JobError("The policy lists none of these metrics.", reason="METRIC_NOT_ALLOWED")
+        raise JobError(
+            "The policy lists none of these metrics. One that rests on too few patients of a class was taken "
+            "out before: the note of the evaluation above this one says which.",
+            reason="METRIC_NOT_ALLOWED",
+        )
     return {name: None if value is None else float(value) for name, value in allowed.items()}
 
 

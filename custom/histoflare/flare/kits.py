@@ -69,6 +69,7 @@ class Kits:
         folder: One startup kit per participant.
         server, lead: Names of the server and of the project's administrator; ``sites``: of the sites.
         port: The server's TCP port.
+        protocol: The job, or the file, whose protocol the sites agreed to.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Kits:
     lead: str
     sites: tuple[str, ...]
     port: int
+    protocol: str = ""
 
     def kit(self, participant: str) -> Path:
         """Return a participant's kit."""
@@ -107,7 +109,15 @@ def make_kits(workspace: Path, sites: Mapping[str, SiteConfiguration], agreement
     write_text(workspace / PROJECT_FILE, MADE_HERE + yaml.safe_dump(content, sort_keys=False))
     _run_flare(workspace, place)
     folder = place / content["name"] / "prod_00"
-    kits = Kits(uuid.uuid4().hex, str(folder), server, lead, tuple(sorted(sites)), port)
+    kits = Kits(
+        uuid.uuid4().hex,
+        str(folder),
+        server,
+        lead,
+        tuple(sorted(sites)),
+        port,
+        str(agreement.protocol.resolve()),
+    )
     missing = [who for who in (server, lead, *sites) if not (kits.kit(who) / "startup").is_dir()]
     if missing:
         raise HistoflareError(f"FLARE made no kit for {', '.join(missing)}.", reason="FEDERATION_FAILED")

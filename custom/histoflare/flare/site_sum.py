@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
@@ -77,7 +77,7 @@ class SiteSum:
             JobError: They are too few (SUM_TOO_FEW_KNOWN).
         """
         if not self._trusts_all(policy):
-            check_known(1 + len(set(policy.pins) - {self._site}), policy, plan)
+            check_known(count_pinned(self._site, policy.pins), policy, plan)
 
     def _trusts_all(self, policy: Policy) -> bool:
         return policy.trust_ca or not self._keys.vouches
@@ -119,6 +119,11 @@ class SiteSum:
         check_known(known, policy, plan)
         transcript = Transcript(self._job, self._run, round_index, attempt, received, listed)
         return Joined(known, transcript.sha256, secret.pads(transcript))
+
+
+def count_pinned(site: str, pins: Mapping[str, str]) -> int:
+    """Return how many sites a site knows by its pins, itself included: a certificate is one site's."""
+    return 1 + len({pin.lower() for other, pin in pins.items() if other != site})
 
 
 def check_known(known: int, policy: Policy, plan: PrivacyPlan) -> None:

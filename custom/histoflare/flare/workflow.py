@@ -388,7 +388,7 @@ class AskingScatterAndGather(ScatterAndGather):
         elif self._is_hopeless(self._current):
             self._current.given_up = (
                 f"{len(self._current.refused)} of {self._current_num_targets} sites refused, and at least "
-                f"{self._min_clients} updates are needed"
+                f"{self._min_clients} must take part"
             )
         elif not ended:
             self._current.given_up = f"{came} of at least {self._min_clients} updates came"

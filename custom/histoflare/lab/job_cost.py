@@ -11,8 +11,9 @@ from histoflare.errors import HistoflareError, JobError
 from histoflare.flare.admission import check_agreement, check_parts
 from histoflare.flare.job import Job
 from histoflare.flare.job_schema import TRAINING
-from histoflare.flare.kit_signature import site_around, verify_kit
+from histoflare.flare.kit_signature import participant_of, site_around, verify_kit
 from histoflare.flare.site_policy import policy_file
+from histoflare.flare.site_sum import check_known, count_pinned
 from histoflare.privacy.own_policy import check_taking_part
 from histoflare.privacy.own_policy_file import read_site_policy
 from histoflare.privacy.policy import POLICIES, Policy, read_policy
@@ -22,6 +23,7 @@ from histoflare.rounds.round import count_sent_by_job
 from histoflare.site.data import device_of
 from histoflare.site.kinds import kind_of
 from histoflare.site.likely_time import likely_seconds
+from histoflare.site.places import kit_of
 from histoflare.site.preview import Figures, Preview, preview, preview_without_site
 from histoflare.site.site_file import read_site_file
 from histoflare.storage import real_path
@@ -40,6 +42,7 @@ class JobCost:
         weights: How many numbers a site sends in a round.
         likely_seconds: The longest likely round at the site; None if it cannot be measured.
         refusal: Why the job would be refused; None if it would not.
+        kit_is_there: Whether the site's file lies in a startup kit, which was then checked too.
     """
 
     job: Job
@@ -50,6 +53,7 @@ class JobCost:
     weights: int = 0
     likely_seconds: float | None = None
     refusal: HistoflareError | None = None
+    kit_is_there: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as plain data."""
@@ -118,16 +122,23 @@ def find_cost_at_site(job: Job, site: Path, policy: Path | None = None) -> JobCo
     """
     local = real_path(site).parent
     signed_file = policy or local / policy_file(job.scope)
-    signed, rules = read_policy(signed_file), read_site_policy(signed_file, local)
-    refusal = _refused_otherwise(job, rules, site)
+    signed = read_policy(signed_file)
+    try:
+        rules = read_site_policy(signed_file, local)
+    except JobError as error:
+        if error.reason != "SCOPE_NOT_ALLOWED":
+            raise
+        return JobCost(job, signed, signed, at_site=True, refusal=error)
+    refusal, kit_is_there = _refused_otherwise(job, rules, site), kit_of(site) is not None
     if job.kind != TRAINING:
-        return JobCost(job, signed, rules, at_site=True, refusal=refusal or _refuse_unanswered(job, rules))
+        refusal = refusal or _refuse_unanswered(job, rules)
+        return JobCost(job, signed, rules, at_site=True, refusal=refusal, kit_is_there=kit_is_there)
     configuration = read_site_file(site, site_around(site))
     weights = count_sent_by_job(job.strategy, job.task)
     found = preview(configuration, rules, job.plan, job.reserved_rounds, weights, job.task, job.split)
     slides = kind_of(job.task.data).slides_of_a_patient(configuration, job.task.manifest_labels)
     takes = likely_seconds(job.task, job.plan, max(1, found.patients), slides, device_of(configuration))
-    return JobCost(job, signed, rules, True, found, weights, takes, refusal or found.refusal)
+    return JobCost(job, signed, rules, True, found, weights, takes, refusal or found.refusal, kit_is_there)
 
 
 def _refuse_unanswered(job: Job, rules: Policy) -> JobError | None:
@@ -141,8 +152,9 @@ def _refused_otherwise(job: Job, policy: Policy, site: Path) -> JobError | None:
     """Return why a site would refuse a job whatever its budget, as far as its own file and folder say."""
     local = real_path(site).parent
     try:
-        if (local.parent / "startup").is_dir():
-            verify_kit(local.parent)
+        kit = kit_of(site)
+        if kit is not None:
+            verify_kit(kit)
         check_taking_part(
             policy,
             purpose=job.purpose,
@@ -154,6 +166,8 @@ def _refused_otherwise(job: Job, policy: Policy, site: Path) -> JobError | None:
         kind_of(job.task.data).check_resolution_named(job.task, read_site_file(site))
         if job.kind == TRAINING:
             check_parts(policy, job)
+            if kit is not None and not job.transport.readable and not policy.trust_ca:
+                check_known(count_pinned(participant_of(kit), policy.pins), policy, job.plan)
     except JobError as error:
         return error
     return None

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from histoflare.errors import JobError
 from histoflare.privacy.own_policy import OWN_POLICY_FILE
-from histoflare.privacy.own_policy_file import ENTRIES, LISTS, PINS, TRUST_CA, read_layers
+from histoflare.privacy.own_policy_file import ENTRIES, FINGERPRINT, LISTS, PINS, TRUST_CA, read_layers
 from histoflare.privacy.policy import TAKES_PART
 from histoflare.storage import write_text
 
@@ -18,7 +19,8 @@ from histoflare.storage import write_text
 def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
     """Return the changes of ``NAME=VALUE`` texts: lists with commas; nothing after ``=`` takes a line out.
 
-    An empty list of purposes, strategies or models is one of nothing: the site then takes part in nothing.
+    A list may also stand in brackets and quotes, as in the file. An empty list of purposes, strategies or
+    models is one of nothing: the site then takes part in nothing.
 
     Raises:
         JobError: One has no name, or no value of TOML (POLICY_INVALID).
@@ -27,12 +29,13 @@ def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, text = (part.strip() for part in pair.partition("="))
         if not equals or name not in ENTRIES:
+            in_scope = " For one scope alone add --scope SCOPE." if name.startswith("scope.") else ""
             raise JobError(
-                f"'{pair}': give NAME=VALUE, where NAME is one of {', '.join(ENTRIES)}.",
+                f"'{pair}': give NAME=VALUE, where NAME is one of {', '.join(ENTRIES)}.{in_scope}",
                 reason="POLICY_INVALID",
             )
         if name in LISTS:
-            names = [each.strip() for each in text.split(",") if each.strip()]
+            names = _names(text)
             changes[name] = names if names or name in TAKES_PART else None
         elif not text:
             changes[name] = None
@@ -42,6 +45,15 @@ def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
             except (tomllib.TOMLDecodeError, KeyError):
                 changes[name] = text  # read_layers says what it must be
     return changes
+
+
+def _names(text: str) -> list[str]:
+    """Return the names of a list, written with commas alone or as TOML writes it."""
+    if text.startswith("["):
+        with suppress(tomllib.TOMLDecodeError, KeyError):
+            return [str(each) for each in tomllib.loads(f"value = {text}")["value"]]
+        text = text.strip("[]")  # a shell has taken the quotes away
+    return [each.strip() for each in text.split(",") if each.strip()]
 
 
 def change_own_policy(local: Path, changes: Mapping[str, Any], scopes: Sequence[str] = ()) -> bool:
@@ -88,6 +100,13 @@ def pin_sites(local: Path, pins: Mapping[str, str]) -> bool:
     """
     import tomlkit
 
+    for site, fingerprint in pins.items():
+        if fingerprint and not FINGERPRINT.fullmatch(fingerprint):
+            raise JobError(
+                f"'{fingerprint}': no fingerprint of {site}. It has 64 hexadecimal digits, as 'histoflare "
+                "kit fingerprint' prints it at that site; '' takes the pin out.",
+                reason="POLICY_INVALID",
+            )
     before, document = _read(local, {})
     table = document.setdefault(PINS, tomlkit.table())
     for site, fingerprint in pins.items():

@@ -33,7 +33,7 @@ LARGEST = 10**9
 PINS, TRUST_CA = "pins", "trust_ca"
 """Entries about other sites, which no signed policy has: see ``privacy.policy.Policy``."""
 
-_FINGERPRINT = re.compile("[0-9a-fA-F]{64}")
+FINGERPRINT = re.compile("[0-9a-fA-F]{64}")
 
 _TEMPLATE = """\
 # This site's own policy. It is not signed: change it here at any time; each job reads it anew.
@@ -162,7 +162,7 @@ def _are_pins(content: Mapping[str, Any]) -> bool:
         isinstance(table, dict)
         and len(table) <= MOST_NAMES
         and all(0 < len(site) <= LONGEST_NAME for site in table)
-        and all(isinstance(pin, str) and _FINGERPRINT.fullmatch(pin) for pin in table.values())
+        and all(isinstance(pin, str) and FINGERPRINT.fullmatch(pin) for pin in table.values())
     )
 
 

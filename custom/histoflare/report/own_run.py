@@ -118,7 +118,7 @@ class OwnRun:
         """The run in a sentence or two."""
         updates = sum(row.what == UPDATE for row in self.left)
         figures = sum(row.what == EVALUATION for row in self.left)
-        of = f" of {self.rounds}" if self.rounds else ""
+        of = f" of at most {self.rounds}" if self.rounds else ""
         parts = [f"Updates left the site in {updates}{of} rounds." if updates else "No update left the site."]
         if figures:
             parts.append(f"Figures of the model left {'once' if figures == 1 else f'{figures} times'}.")

@@ -38,9 +38,14 @@ def find_site_of(given: Path | None = None) -> Path:
             current folder is, or is directly in.
 
     Raises:
-        JobError: There is no kit (SITE_NOT_CONFIGURED). That the file is there is not looked at.
+        JobError: There is no kit (SITE_NOT_CONFIGURED). That the site's file is there is not looked at.
     """
     if given is not None and not given.is_dir():
+        if not given.exists() and given.suffix != Path(SITE_FILE).suffix:
+            raise JobError(
+                f"{given}: not there. Give a kit's folder, or the site's file in it, {LOCAL}/{SITE_FILE}.",
+                reason="SITE_NOT_CONFIGURED",
+            )
         return given
     folders = [given] if given is not None else [Path.cwd(), Path.cwd().parent]
     for folder in folders:
