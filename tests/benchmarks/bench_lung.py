@@ -7,7 +7,7 @@ The features are EfficientNet-Lite0's where the extra ``demo`` is installed, els
 trains the job of the second chapter, beside its bounds without noise: with so few patients no noise that
 protects them leaves anything, but without it the settings must learn.
 
-    python tests/benchmarks/bench_lung.py [--seeds 11,12,13,14,15] [--protected]
+    python -m tests.benchmarks.bench_lung [--seeds 11,12,13,14,15] [--protected]
 """
 
 from __future__ import annotations
