@@ -46,7 +46,7 @@ poc-stop: $(STAMP) ## end what 'make poc' started
 	$(BIN)/histoflare poc stop --workspace poc-run
 
 bench: $(STAMP) ## the figures of docs/measured.md, one after the other
-	@for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+	@for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python -m tests.benchmarks.$$(basename $$bench .py) || exit 1; done
 
 docs: $(STAMP) ## build the documents to site/index.html; a link that leads nowhere is an error
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

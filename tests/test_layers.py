@@ -18,7 +18,7 @@ ROOMS = (
 )
 GROUND = {
     *("errors", "extras", "checks", "ranges", "reasons", "storage", "seeds"),
-    *("ensemble", "model_file", "shipped", "figure", "noised_ratio", "tally_form"),
+    *("ensemble", "model_file", "optimizers", "shipped", "figure", "noised_ratio", "tally_form"),
 }
 ALLOWED = {
     "slides": set(),

@@ -3,7 +3,7 @@
 A bag of the cheap kind stands for each drawn slide too, and there is no external site. Without protection:
 these are the runs from which the task's difficulty is judged.
 
-    python tests/benchmarks/bench_demo_cohorts.py [--seeds 0,1,2,3,4] [--keep FOLDER]
+    python -m tests.benchmarks.bench_demo_cohorts [--seeds 0,1,2,3,4] [--keep FOLDER]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A training step of DHUnet beside its two encoders' and its decoder's alone.
 
-    python tests/benchmarks/bench_dhunet.py [--batch 2] [--side-px 224] [--width 96] [--steps 5] [--threads 2]
+    python -m tests.benchmarks.bench_dhunet [--batch 2] [--side-px 224] [--width 96] [--steps 5] [--threads 2]
 
 A step is forward, backward and SGD with momentum, of the parts of one network at full size. The whole has the
 loss with deep supervision; so has the decoder (fusion, head, auxiliary heads), which gets stored features and

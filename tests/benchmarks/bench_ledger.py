@@ -1,6 +1,6 @@
 """What a ledger takes: admitting a job, and booking and releasing a round, at a site with a long history.
 
-    python tests/benchmarks/bench_ledger.py [--patients 10000] [--events 1000]
+    python -m tests.benchmarks.bench_ledger [--patients 10000] [--events 1000]
 
 Admission opens the ledger anew, verifies all of it (SQLite's quick check, every entry, patient and cohort),
 composes every earlier event of every patient, and writes the reservation and the head to the disk. It is

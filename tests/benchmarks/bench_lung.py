@@ -7,7 +7,7 @@ The features are EfficientNet-Lite0's where the extra ``demo`` is installed, els
 trains the job of the second chapter, beside its bounds without noise: with so few patients no noise that
 protects them leaves anything, but without it the settings must learn.
 
-    python tests/benchmarks/bench_lung.py [--seeds 11,12,13,14,15] [--protected]
+    python -m tests.benchmarks.bench_lung [--seeds 11,12,13,14,15] [--protected]
 """
 
 from __future__ import annotations
@@ -40,12 +40,15 @@ from histoflare.slides.mosaic import MosaicParameters
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def run_seed(seed: int, index: Path, folder: Path, job_name: str = "mem_fedavg") -> dict:
-    """Assemble, prepare and compare for one seed; return the report."""
+def run_seed(
+    seed: int, index: Path, folder: Path, job_name: str = "mem_fedavg", rounds: int | None = None
+) -> dict:
+    """Assemble, prepare and compare for one seed; return the report. ``rounds``: instead of the job's."""
     assemble(index, folder / "slides", AssemblyParameters(seed=seed), LUNG_LABELS)
     encoder = load_encoder(EFFICIENTNET if find_packaged_weights() else "densenet121-random")
     changes = {"seed": seed, "task.labels": sorted(LUNG_LABELS.values())}
     changes |= {"protocol.encoder": encoder.id, "task.features": encoder.features}
+    changes |= {} if rounds is None else {"rounds": rounds}
     job = read_job(write_variant(REPOSITORY / "jobs" / job_name, folder / "job", changes))
     found = find_sites(folder / "slides")
     where = {}
@@ -63,12 +66,12 @@ def run_seed(seed: int, index: Path, folder: Path, job_name: str = "mem_fedavg")
         return run_watched(experiment, folder / "run", watch_on(bars), ()).report
 
 
-def measure(seeds: list[int], index: Path, job_name: str = "mem_fedavg") -> dict:
+def measure(seeds: list[int], index: Path, job_name: str = "mem_fedavg", rounds: int | None = None) -> dict:
     """Return the summary over ``seeds``."""
     reports = []
     for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
-            reports.append(run_seed(seed, index, Path(folder), job_name))
+            reports.append(run_seed(seed, index, Path(folder), job_name, rounds))
     return summarise(reports)
 
 

@@ -1,6 +1,6 @@
 """MEM on the classic multiple-instance benchmarks Musk1 and Elephant: accuracy by 10-fold cross-validation.
 
-    python tests/benchmarks/bench_mil_classic.py [--quick] [--repeats 3]
+    python -m tests.benchmarks.bench_mil_classic [--quick] [--repeats 3]
 
 Bags are split, stratified by class; features are standardised with the instances of the training folds. The
 settings were chosen on other splits (seeds 100 and up) of the same bags, as is customary for these sets, so

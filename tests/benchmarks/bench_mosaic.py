@@ -1,6 +1,6 @@
 """Seconds of a whole mosaic (tissue, candidates, colours, clusters, choice), beside one candidate at a time.
 
-    .venv/bin/python tests/benchmarks/bench_mosaic.py [--mpp 0.25] [--threads 2] [--turns 3]
+    .venv/bin/python -m tests.benchmarks.bench_mosaic [--mpp 0.25] [--threads 2] [--turns 3]
 
 Slides of 82,000 x 61,000 px are made in a temporary folder: tiled JPEG (256 px, 4:2:0), level 0 at 0.25 µm/px
 as a 40x scan has, one with levels of 1, 2, 4, 8 ... and one with 1, 4, 16 as Aperio's; the tissue holds some

@@ -1,8 +1,8 @@
 """Seconds per round beyond training, and memory over many rounds: four sites, real FLARE processes.
 
-    .venv/bin/python tests/benchmarks/bench_poc.py                    # 1k, 1M and 55M parameters
-    .venv/bin/python tests/benchmarks/bench_poc.py --memory           # 50 rounds at 1M
-    .venv/bin/python tests/benchmarks/bench_poc.py --dhunet           # 20 rounds of DHUnet, twice
+    .venv/bin/python -m tests.benchmarks.bench_poc                    # 1k, 1M and 55M parameters
+    .venv/bin/python -m tests.benchmarks.bench_poc --memory           # 50 rounds at 1M
+    .venv/bin/python -m tests.benchmarks.bench_poc --dhunet           # 20 rounds of DHUnet, twice
 
 The sites answer with an update of zeros; everything else is as in production: mTLS, admission, the trainer's
 process, gate, guard, our aggregator, a checkpoint every round. Beside it, in the same run, FLARE's own

@@ -1,6 +1,6 @@
 """``histoflare prepare`` end to end: seconds a slide, and where they go.
 
-    python tests/benchmarks/bench_prepare.py [--quick] [--slides N] [--patch-px P]
+    python -m tests.benchmarks.bench_prepare [--quick] [--slides N] [--patch-px P]
 
 Generated slides, the encoder of the demo. Mosaic, reading and encoding are timed one after the other on the
 same slides; what ``prepare`` takes less than their sum is what overlaps. Prints one JSON object.

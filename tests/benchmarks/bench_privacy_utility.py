@@ -1,6 +1,6 @@
 """What protection costs: a federation of four sites with 500 patients each, at several ε, over three seeds.
 
-    python tests/benchmarks/bench_privacy_utility.py [--quick] [--seeds 3] [--patients 500]
+    python -m tests.benchmarks.bench_privacy_utility [--quick] [--seeds 3] [--patients 500]
 
 The cohorts are generated: each patient has one or two bags of 20 patches with 32 features; to a third of the
 patches of a bag a direction of feature space that stands for its class is added, and every site has an offset
@@ -18,7 +18,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from bench_mil_classic import Fold, Record
 
 from histoflare.bags.task import BagTask
 from histoflare.privacy.accountant import epsilon
@@ -30,8 +29,8 @@ from histoflare.rounds.round import count_sent_by_job
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State
 from histoflare.rounds.strategies.fedavg import FedAvg
-
-from ..mem import make_mem_task
+from tests.benchmarks.bench_mil_classic import Fold, Record
+from tests.mem import make_mem_task
 
 SITES, FEATURES, PATCHES = 4, 32, 20
 DELTA = 1e-5

@@ -1,6 +1,6 @@
 """What a round costs beside training: four sites that take one empty step, in one process.
 
-    python tests/benchmarks/bench_round.py [--rounds 50]
+    python -m tests.benchmarks.bench_round [--rounds 50]
 
 A round builds each site's model, loads the global state, checks and subtracts, passes the privacy plan, and
 the server checks, orders and averages in float64. Beside it, as a floor: a weighted mean of the same four

@@ -1,6 +1,6 @@
 """What a secure sum costs one site: ``masked_sum`` beside ``float32``.
 
-    python tests/benchmarks/bench_secure_sum.py [--repeats 5] [--threads 1] [--only 1000:4 55412026:4]
+    python -m tests.benchmarks.bench_secure_sum [--repeats 5] [--threads 1] [--only 1000:4 55412026:4]
 
 For each number of weights and of sites: seconds between the end of training and the vector that leaves
 (median of the repeats; of the clock, and of a CPU, which a busy machine changes less), bytes sent, and the
@@ -22,13 +22,13 @@ import time
 from collections.abc import Callable
 
 import torch
-from bench_update_noise import peak_kib, update
 
 from histoflare.privacy.secure_sum.hello import Hello, RoundKeys, Transcript, check_hellos
 from histoflare.privacy.secure_sum.identity import Identity, verify
 from histoflare.rounds.state import State, hash_state, n_bytes
 from histoflare.rounds.transports.float32 import PLAIN
 from histoflare.rounds.transports.masked_sum import MaskedSum
+from tests.benchmarks.bench_update_noise import peak_kib, update
 
 CASES = ("float32", "masked_sum")
 SIZES = ((1_000, 4), (1_000, 16), (1_000_000, 4), (1_000_000, 16), (55_412_026, 4))

@@ -1,6 +1,6 @@
 """``histoflare segment``: windows a second beside the bare network's, and memory on slides of two sizes.
 
-    python tests/benchmarks/bench_segment.py [--quick] [--memory]
+    python -m tests.benchmarks.bench_segment [--quick] [--memory]
 
 Speed: a synthetic slide of 20,000 x 20,000 px with tissue on a part of it, the small DHUnet. Compared are
 the whole of ``segment_slide``, the network alone on windows of it in memory, and MONAI's SlidingWindowInferer

@@ -1,6 +1,6 @@
 """Nuclei of two institutes: every hospital alone, federated, under FedDP, and pooled, over several seeds.
 
-    python tests/benchmarks/bench_segmentation.py [--seeds 1,2,3] [--networks dhunet,unet-monai-31m]
+    python -m tests.benchmarks.bench_segmentation [--seeds 1,2,3] [--networks dhunet,unet-monai-31m]
 
 Four sites train: TNBC patients 1-4 and 5-8, the first and the second half of the stained images of DSB 2018.
 Every model is asked about TNBC patients 9-11, whom none has seen. The networks are small (width 24) and begin

@@ -1,6 +1,6 @@
 """Segmentation under DP-SGD with local noise: what a patient's ε = 8 leaves of Dice, on generated tissue.
 
-    python tests/benchmarks/bench_segmentation_dpsgd.py [--seeds 1,2,3] [--patients 60] [--train head,decoder]
+    python -m tests.benchmarks.bench_segmentation_dpsgd [--seeds 1,2,3] [--patients 60] [--train head,decoder]
 
 Four sites with as many patients each, one image of 128 px a patient; of three pairs of patients one is for
 testing, and a fifth site is tested on alone. Their stains differ more than those of the public images. The

@@ -1,6 +1,6 @@
 """Tiles per second: ``Slide.read`` beside a raw OpenSlide loop over the same coordinates and threads.
 
-    .venv/bin/python tests/benchmarks/bench_tiles.py [--quick] [--json FILE]
+    .venv/bin/python -m tests.benchmarks.bench_tiles [--quick] [--json FILE]
 
 A tiled JPEG pyramid is made in a temporary folder (16384 x 16384 px at 0.25 µm/px, tiles of 256 px) and tiles
 of it read at level 0. Each reader and the raw loop alternate every 50 tiles, several times over with freshly

@@ -1,6 +1,6 @@
 """Clip and noise on a whole update: ``privacy.mechanism`` beside the drawing of that much noise alone.
 
-    python tests/benchmarks/bench_update_noise.py [--parameters 55412026] [--repeats 5] [--threads 1]
+    python -m tests.benchmarks.bench_update_noise [--parameters 55412026] [--repeats 5] [--threads 1]
 
 Each figure comes from a process of its own: seconds (median of the repeats) and the growth of the process's
 peak memory, both for one call. The update is float32, of about the shapes of a network. ``naive`` is what

@@ -32,20 +32,41 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Ite
     job = [repository / "jobs" / "mem_fedavg", "--out", folder / "job", "--set", "rounds=2"]
     run(folder, "histoflare", "job", "make", *job, "--set", "task.patch_px=112")
     arguments = ["--sites", folder / "sites", "--prepare", "--job", folder / "job"]
-    run(folder, "histoflare", "poc", "start", *arguments)
+    facts = json.loads(run(folder, "histoflare", "poc", "start", *arguments, "--json"))
+    assert facts["participants"]["hospital-1"] == {"up": True, "registered": True}
     yield folder
     name = Federation.open(folder / "poc-run").kits.name
-    run(folder, "histoflare", "poc", "stop")
-    assert not processes.find(name)
+    try:
+        run(folder, "histoflare", "poc", "stop")
+        assert not processes.find(name)
+    finally:
+        processes.end(name)
+    assert "no federation" in refused(folder, "histoflare", "poc", "stop")
+    assert "no federation" in refused(folder, "histoflare", "poc", "status")
     assert not list((folder / "home").rglob("*")), "nothing is left in the user's home"
 
 
 def run(folder: Path, program: str, *arguments: object, text: str | None = None) -> str:
     """Run a console program as a user does; return what it prints."""
+    ended = call(folder, program, *arguments, text=text)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def refused(folder: Path, program: str, *arguments: object) -> str:
+    """Run a console program that ends with 1; return what it says."""
+    ended = call(folder, program, *arguments)
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    return ended.stderr
+
+
+def call(
+    folder: Path, program: str, *arguments: object, text: str | None = None
+) -> subprocess.CompletedProcess[str]:
     home = folder / "home"
     home.mkdir(exist_ok=True)
     environment = {**os.environ, "HOME": str(home), "PATH": f"{PROGRAMS}:{os.environ['PATH']}"}
-    ended = subprocess.run(
+    return subprocess.run(
         [program, *map(str, arguments)],
         cwd=folder,
         capture_output=True,
@@ -53,9 +74,8 @@ def run(folder: Path, program: str, *arguments: object, text: str | None = None)
         input=text,
         env=environment,
         timeout=240,
+        check=False,
     )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout
 
 
 def finished(federation: Federation, job_id: str) -> str:
@@ -66,6 +86,15 @@ def finished(federation: Federation, job_id: str) -> str:
             return status
         time.sleep(1)
     raise AssertionError(f"the job has not ended:\n{processes.tail(federation.log('server'), 40)}")
+
+
+def test_a_second_start_is_refused_and_the_status_says_who_is_there(workplace: Path) -> None:
+    arguments = ["--sites", workplace / "sites", "--prepare", "--job", workplace / "job"]
+    said = refused(workplace, "histoflare", "poc", "start", *arguments)
+    assert "is running" in said and "histoflare poc stop" in said
+    status = call(workplace, "histoflare", "poc", "status")
+    assert status.returncode == 0, status.stderr
+    assert "hospital-2" in status.stdout and "histoflare job submit" in status.stderr
 
 
 def test_a_job_submitted_with_nvflare_makes_the_bags_and_runs(workplace: Path) -> None:

@@ -220,10 +220,10 @@ def test_a_real_slide_goes_from_its_file_to_the_models_answer(run_folder: Path, 
 
 
 def test_on_real_tiles_federated_beats_the_mean_of_local(test_data: Path) -> None:
-    """Over three assemblies: on the test patients of all sites and on the external cohort."""
+    """Over two assemblies and fewer rounds: on the test patients of all sites and on the external cohort."""
     from tests.benchmarks.bench_lung import measure
 
-    cohorts = measure([11, 12, 13], test_data / "cls_lc25000_lung" / "index.csv")["cohorts"]
+    cohorts = measure([11, 12], test_data / "cls_lc25000_lung" / "index.csv", rounds=12)["cohorts"]
     for cohort in ("all sites", "external"):
         mean = {model: cohorts[cohort][model]["accuracy"]["mean"] for model in ("local", "federated")}
         assert mean["federated"] > mean["local"], cohort

@@ -33,6 +33,7 @@ from histoflare.flare.job_files import (
 from histoflare.flare.job_schema import EVALUATION
 from histoflare.flare.job_variant import parse_settings, read_preset, try_variant, write_variant
 from histoflare.flare.workflow import AskingScatterAndGather
+from histoflare.privacy.accountant import epsilon
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.policy import POLICIES, read_policy
 from histoflare.privacy.protocol import hash_protocol
@@ -108,6 +109,33 @@ def test_the_presets_are_the_papers_experiments() -> None:
     assert (feddp.rounds, feddp.split, feddp.strategy.weighting) == (150, SplitRule(0.3), "uniform")
     assert (feddp.task.local_steps, feddp.task.batch_size) == (5, 24)
     assert (feddp.task.window_px, feddp.task.stride_px, feddp.task.patch_px) == (1000, 500, 224)
+
+
+def test_the_preset_of_shared_noise_is_the_pooled_run_of_the_paper() -> None:
+    """Adnan et al. 2022, Table 4: 32 of 213 + 168 + 165 + 159 in a step, 180 epochs of them, noise 4."""
+    folder = next(job for job in JOBS if job.name == "linear_shared")
+    preset = read_preset(folder, "adnan-shared")
+    job, pooled = try_variant(folder, preset.changes), 213 + 168 + 165 + 159
+    plan: Any = job.plan
+    assert (plan.clip_norm, plan.noise_multiplier, plan.delta, plan.published_epsilon) == (
+        1.0,
+        4.0,
+        1e-4,
+        2.9,
+    )
+    assert plan.sample_rate == pytest.approx(32 / pooled, rel=1e-12) and plan.batch_size == 32
+    assert job.rounds == round(180 * pooled / 32) == 3966 and plan.steps == 1
+    assert (plan.mechanism, plan.honest, job.least_sites) == ("dp-sgd-shared", 3, 4)
+    assert (job.strategy.name, job.transport.name, preset.scope) == ("fedsgd", "masked_sum", "dp-shared")
+    papers = read_preset(next(job for job in JOBS if job.name == "mem_dpsgd"), "adnan").changes
+    assert {name: preset.changes[name] for name in preset.changes if name.startswith("task.model.")} == {
+        name: value for name, value in papers.items() if name.startswith("task.model.")
+    }
+    assert (job.task.features, job.task.model.memories) == (1024, 10)
+    whole = plan.spend().times(job.rounds + job.spare_rounds)
+    assert plan.budget().admits(plan.budget().cost(whole)) and plan.budget_epsilon == 2.9
+    against = [epsilon([plan.spend().times(job.rounds).against(k)], 1e-4) for k in (4, 3, 2, 1)]
+    assert against == pytest.approx([2.444, 2.898, 3.704, 5.755], abs=5e-4)
 
 
 def test_folds_stand_in_place_of_the_share(tmp_path: Path) -> None:

@@ -30,7 +30,6 @@ from histoflare.site.data import load_site_data
 from histoflare.site.ledgers import on_workstation, open_ledger
 
 from ..masks.made import LABELS, make_site
-from .evaluation_jobs import write_evaluation
 
 pytestmark = [pytest.mark.flare, pytest.mark.slow]
 
@@ -61,7 +60,6 @@ class Running:
         self.by_patient = write_variant(
             jobs / "dhunet_dpsgd", folder / "by_patient", {**SMALL, "rounds": 2, "task.train": "head"}
         )
-        self.evaluation = jobs / "dhunet_evaluate"
         self.sites = {
             site: on_workstation(
                 site,
@@ -108,12 +106,8 @@ def test_a_small_network_ends_with_the_weights_of_the_in_process_runner(running:
         site: hash_state(each) for site, each in expected.site_states.items()
     }
     assert sum(row["bytes_up"] for row in result.rounds) == expected.bytes_up
-    asked = write_evaluation(
-        running.evaluation, running.folder / "asked", job, run, folder / GLOBAL_MODEL_FILE, list(SITES)
-    )
-    _, answered, _ = running.run(asked)
-    assert answered.evaluation is not None and set(answered.evaluation) == set(SITES)
-    for said in answered.evaluation.values():
+    assert result.evaluation is not None and set(result.evaluation) == set(SITES)
+    for said in result.evaluation.values():
         assert {"dice", "dice_low", "dice_authors", "pixel_accuracy", "n_patients"} <= set(said)
 
 

@@ -246,8 +246,7 @@ from histoflare.flare.poc import Federation
 from histoflare.site.configuration import SiteConfiguration
 
 run, job = Path(sys.argv[1]), Path(sys.argv[2])
-names = ("clinic-a", "clinic-b")
-sites = {name: SiteConfiguration({"manifest": run / "m.csv", "bags": run / f"{name}-bags"}) for name in names}
+sites = {"clinic-a": SiteConfiguration({"manifest": run / "m.csv", "bags": run / "bags"})}
 with Federation.prepare(run, sites, Agreement(job)) as federation:
     federation.start()
     print("started", flush=True)
@@ -256,7 +255,7 @@ with Federation.prepare(run, sites, Agreement(job)) as federation:
 
 
 def test_nothing_outlives_the_process_that_started_it(repository: Path, tmp_path: Path) -> None:
-    """Four federations at once, one for each way to end the process."""
+    """Four federations at once, a server and a site each: one for each way to end the process."""
     job = repository / "jobs" / "mem_fedavg"
     with ExitStack() as stack:
         parents = {}
@@ -269,49 +268,13 @@ def test_nothing_outlives_the_process_that_started_it(repository: Path, tmp_path
             assert parent.stdout.readline() == b"started\n", number.name
         for number, parent in parents.items():
             name = json.loads((tmp_path / number.name / STATE_FILE).read_text())["name"]
-            assert len(processes.find(name)) == 3
+            assert len(processes.find(name)) == 2
             parent.send_signal(number)
             if number != signal.SIGKILL:
                 time.sleep(1)
                 parent.send_signal(number)  # an impatient user
             parent.wait(timeout=60)
             assert gone(name, seconds=10 if number == signal.SIGKILL else 0), number.name
-
-
-class TestCommands:
-    def run(self, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [str(Path(sys.executable).parent / "histoflare"), "poc", *arguments]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=dict(os.environ))
-
-    def test_start_leaves_it_up_and_stop_ends_it(
-        self, repository: Path, tmp_path: Path, sites: dict[str, SiteConfiguration]
-    ) -> None:
-        start = [
-            "start",
-            "--sites",
-            str(tmp_path / "sites"),
-            "--job",
-            str(repository / "jobs" / "mem_fedavg"),
-        ]
-        started = self.run(tmp_path, *start, "--json")
-        assert started.returncode == 0, started.stderr
-        facts = json.loads(started.stdout)
-        assert facts["participants"]["clinic-a"] == {"up": True, "registered": True}
-        federation = Federation.open(tmp_path / "poc-run")
-        try:
-            again = self.run(tmp_path, *start)
-            assert again.returncode == 1
-            assert "is running" in again.stderr and "histoflare poc stop" in again.stderr
-            status = self.run(tmp_path, "status")
-            assert status.returncode == 0
-            assert "clinic-b" in status.stdout and "histoflare job submit" in status.stderr
-        finally:
-            stopped = self.run(tmp_path, "stop")
-            processes.end(federation.kits.name)
-        assert stopped.returncode == 0, stopped.stderr
-        assert gone(federation.kits.name)
-        assert self.run(tmp_path, "stop").returncode == 1
-        assert "no federation" in self.run(tmp_path, "status").stderr
 
 
 def test_what_does_not_listen_to_sigterm_is_killed(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from histoflare.masks.networks import NETWORKS, TRAINED, NetworkKind
 from histoflare.masks.task import MaskTask
 from histoflare.masks.windows import IGNORE
 from histoflare.model_file import read_model_file, save_model
+from histoflare.optimizers import SGD
 from histoflare.privacy.gradients import sum_one_by_one
 from histoflare.privacy.noise import SeededNoise
 from histoflare.privacy.plan import DpSgd, PrivacyPlan, UpdateNoise
@@ -230,13 +231,13 @@ def test_the_rate_falls_over_all_rounds_under_protection_too(
     cohort: ImageCohort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates: list[float] = []
-    real = torch.optim.SGD.step
+    real = SGD.step
 
-    def step(self: torch.optim.SGD, closure: Any = None) -> Any:
+    def step(self: SGD, closure: Any = None) -> Any:
         rates.append(self.param_groups[0]["lr"])
         return real(self, closure)
 
-    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    monkeypatch.setattr(SGD, "step", step)
     plan = DpSgd(noise_multiplier=1.0, sample_rate=1e-9, batch_size=1, delta=1e-10, steps=2, noise_seed=1)
     run_in_process(SMALL, {"a": cohort}, UNIFORM, rounds=2, seed=1, plan=plan)
     assert rates == pytest.approx([0.05 * (1 - i / 4) ** 0.9 for i in range(4)])

@@ -15,6 +15,7 @@ from histoflare.masks.images import ImageCohort, load_image_cohort
 from histoflare.masks.predict import predict_image
 from histoflare.masks.task import MaskTask
 from histoflare.model_file import read_model_file, save_model
+from histoflare.optimizers import SGD
 from histoflare.privacy.plan import Open, UpdateNoise
 from histoflare.rounds.evaluation import evaluate, merge_predictions
 from histoflare.rounds.local import predict, train_locally
@@ -103,13 +104,13 @@ def test_the_rate_falls_over_all_rounds(
 ) -> None:
     """lr·(1 - i/(rounds·steps))^0.9 at step i of the whole run."""
     rates: list[float] = []
-    real = torch.optim.SGD.step
+    real = SGD.step
 
-    def step(self: torch.optim.SGD, closure: Callable[[], float] | None = None) -> Any:
+    def step(self: SGD, closure: Callable[[], float] | None = None) -> Any:
         rates.append(self.param_groups[0]["lr"])
         return real(self, closure)
 
-    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    monkeypatch.setattr(SGD, "step", step)
     run_in_process(GROUP, {"a": sites["a"]}, FedAvg(), rounds=3, seed=1)
     assert rates == pytest.approx([0.05 * (1 - i / 6) ** 0.9 for i in range(6)])
 

@@ -15,10 +15,10 @@ BUDGET = Budget(3.0, 1e-5)
 
 
 def test_the_quotient_is_noise_over_the_longest_sum_of_gradients() -> None:
-    found = advise(4, 40, 100, BUDGET, colluders=1, rounds=25, sample_rate=0.2)
+    found = advise(4, 40, 9, BUDGET, colluders=1, rounds=25, sample_rate=0.2)
     z = BUDGET.calibrate(0.2, 25)
-    noise = z * math.sqrt(4 / 3) * math.sqrt(100 * 25)
-    assert found.noise_to_signal == pytest.approx(noise / (0.2 * 160 * 25))
+    noise = z * math.sqrt(4 / 3) * math.sqrt(25)
+    assert found.noise_to_signal == pytest.approx(noise * 3 / (0.2 * 160 * 25))
     assert found.part_left == pytest.approx(1 / (1 + SLOPE * found.noise_to_signal))
     assert BUDGET.admits(BUDGET.cost(Spend(found.noise_multiplier, 0.2, 25)))
 
@@ -29,7 +29,7 @@ def test_shared_noise_is_less_by_the_root_of_those_counted_on() -> None:
     assert own.part_left < shared.part_left < 1
 
 
-def test_four_times_the_weights_are_twice_the_patients() -> None:
+def test_four_times_the_classes_take_twice_the_patients() -> None:
     few, many = advise(4, 40, 100, BUDGET, colluders=1), advise(4, 80, 400, BUDGET, colluders=1)
     assert few.noise_to_signal == pytest.approx(many.noise_to_signal)
 

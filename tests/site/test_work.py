@@ -315,7 +315,7 @@ class CountingTask(BagTask):
 
 
 def test_what_a_first_step_imports_is_imported_before_a_round(site: SiteConfiguration) -> None:
-    """A round's time is public, and PyTorch's optimizers bring seconds of imports with the first of them."""
+    """A round's time is public, and what a first model and optimizer import can take seconds."""
     work = SiteWork(setup_of(site, CountingTask(**with_mem(SMALL))), say_nothing)
     work.prepare()
     assert CountingTask.made == 1

@@ -27,6 +27,7 @@ from histoflare.bags.targets import TARGETS
 from histoflare.bags.targets.classes import Classes
 from histoflare.bags.targets.target import Said, SlideTable, Target
 from histoflare.errors import BagError, JobError, list_lines
+from histoflare.optimizers import SGD, Adam
 from histoflare.seeds import derive_seed
 from histoflare.slides.cohort import choose_split, group
 from histoflare.tally_form import TallyForm
@@ -237,8 +238,8 @@ class BagTask:
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return a fresh optimizer over the model's parameters."""
         if self.optimizer == "adam":
-            return torch.optim.Adam(model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
-        return torch.optim.SGD(model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+            return Adam(model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        return SGD(model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
 
     def n_train(self, data: Bags) -> int:
         """Return the number of training bags."""

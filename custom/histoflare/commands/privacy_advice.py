@@ -14,8 +14,8 @@ from histoflare.commands.options import AsJson
 from histoflare.errors import JobError
 from histoflare.privacy.words import say_delta
 
-JOBS = ("linear_shared", "mem_dpsgd")
-"""Whose models are compared."""
+JOB = "linear_shared"
+"""Whose model is asked about where no job is named."""
 
 
 def show_advice(
@@ -36,16 +36,15 @@ def show_advice(
 ) -> None:
     """Show what to expect of a model under noise: with noise of each hospital's own, and with shared noise.
 
-    For DP-SGD with one step a round in 60 rounds. Nothing is read of any patient and nothing is spent. It is
-    a rule for a first look, found on small real tiles: it knows neither how hard the question is nor how good
-    the features are.
+    For DP-SGD on bags with one step a round in 60 rounds. Nothing is read of any patient and nothing is
+    spent. It is a rule for a first look, found on small real tiles: it knows neither how hard the question is
+    nor how good the features are. How many weights a model has makes no difference in it.
 
     Example: histoflare privacy advise --patients 4x40 --epsilon 3
     """
     from histoflare.flare.job import read_job
     from histoflare.privacy.advice import advise
     from histoflare.privacy.budget import Budget
-    from histoflare.rounds.round import count_sent_by_job
     from histoflare.shipped import find_job
 
     said = re.fullmatch(r"([1-9]\d{0,3})[x×]([1-9]\d{0,6})", patients)
@@ -54,12 +53,16 @@ def show_advice(
     sites, each = int(said[1]), int(said[2])
     budget = Budget(epsilon, delta)
     rows = []
-    for path in job or [Path(name) for name in JOBS]:
+    for path in job or [Path(JOB)]:
         read = read_job(find_job(path))
-        weights = count_sent_by_job(read.strategy, read.task)
+        outputs = getattr(getattr(read.task, "target", None), "outputs", None)
+        if outputs is None:
+            raise JobError(
+                f"{path}: there is advice for models on bags alone; name another --job.", reason="JOB_INVALID"
+            )
         ways = {"own": None, **({"shared": colluders} if sites - colluders >= 2 else {})}
         for noise, among in ways.items():
-            found = advise(sites, each, weights, budget, colluders=among, share=share)
+            found = advise(sites, each, outputs, budget, colluders=among, share=share)
             rows.append((path.name, read.task.model_name, noise, found))
     if as_json:
         print_json(
@@ -72,7 +75,7 @@ def show_advice(
     table = make_table(
         *(
             "model of",
-            "weights",
+            "outputs",
             "noise",
             "noise ÷ clip in the sum",
             "noise ÷ signal",
@@ -83,7 +86,7 @@ def show_advice(
     for name, _, noise, found in rows:
         table.add_row(
             name,
-            f"{found.weights:,}",
+            f"{found.outputs:,}",
             "each its own" if noise == "own" else "shared",
             f"{found.total_noise:.1f}",
             f"{found.noise_to_signal:.2g}",

@@ -23,6 +23,7 @@ from histoflare.errors import JobError, MaskError, list_lines
 from histoflare.masks.networks import NETWORKS, TRAINED, build_network, trained_modules
 from histoflare.masks.networks.norm import NORMS
 from histoflare.masks.networks.sizes import SIDE_MULTIPLE_PX, WIDTH_MULTIPLE
+from histoflare.optimizers import SGD
 from histoflare.seeds import derive_seed
 from histoflare.slides.cohort import choose_split, group
 from histoflare.tally_form import TallyForm
@@ -187,7 +188,7 @@ class MaskTask:
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return a fresh optimizer over the network's parameters; those without a gradient stay."""
-        return torch.optim.SGD(
+        return SGD(
             model.parameters(), lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
         )
 

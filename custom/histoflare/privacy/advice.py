@@ -1,16 +1,18 @@
 """What to expect of training under noise, from public numbers, before anybody spends anything.
 
-In T steps of DP-SGD with one noised sum a step, n hospitals of N patients together and d weights, the clipped
-gradients can add up to a vector of length q·N·T·C at most, were all of them alike; the noise adds up to one
-of length z·C·√(d·T), with z·C the standard deviation in the sum of all hospitals. Their quotient
+In T steps of DP-SGD with one noised sum a step, a patient's gradient counts for C at most, and in a step
+q·N of the N patients of all hospitals are drawn, of each of K classes a K-th. The noise of T steps adds up to
+z·C·√T in each weight, with z·C the standard deviation in the sum of all hospitals. What a model says of a bag
+moves with its weights along that bag's features alone: by as much as one number of noise for each output,
+however many weights there are. The quotient
 
-    r = z √d / (q N √T)
+    r = z √K / (q N √T)
 
-says how a run will go, and depends little on q and T: at one ε, z grows as q √T. Of what training without
-noise gains over guessing, about 1 / (1 + SLOPE · r) was left in six runs of
-``tests/benchmarks/bench_private.py`` (docs/measured.md), to which the constant is fitted; it was held to no
-others. It is a rule for a first look: how hard the question is, and how good the features are, it does not
-know.
+says how a run will go, and depends little on q and T: at one ε, z grows as q √T. (√K rather than K is what
+was measured.) Of what training without noise gains over guessing, about 1 / (1 + SLOPE · r) was left in
+``tests/benchmarks/bench_private.py``: SLOPE is fitted to six of its runs, and docs/measured.md says by how
+much it was off in all others. It is a rule for a first look: how hard the question is, and how good the
+features are, it does not know.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from dataclasses import dataclass
 from histoflare.errors import JobError
 from histoflare.privacy.budget import Budget
 
-SLOPE = 2.5
+SLOPE = 19.0
 """Fitted; see the module's text."""
 
 
@@ -30,14 +32,14 @@ class Advice:
     """What to expect of one way to train.
 
     Attributes:
-        weights: How many are trained.
+        outputs: K, how many numbers the model says of a bag.
         honest: On how many hospitals' shares of noise the job counts; 1: each adds all of its own.
         noise_multiplier: z of the budget, for one patient: noise ÷ clip that its guarantee rests on.
         total_noise: Noise ÷ clip in the sum of all hospitals.
         noise_to_signal: r, above 0.
     """
 
-    weights: int
+    outputs: int
     honest: int
     noise_multiplier: float
     total_noise: float
@@ -52,7 +54,7 @@ class Advice:
 def advise(
     sites: int,
     patients: int,
-    weights: int,
+    outputs: int,
     budget: Budget,
     *,
     colluders: int | None,
@@ -65,7 +67,7 @@ def advise(
     Args:
         sites: How many hospitals, at least 1.
         patients: How many to train on at each, at least 1.
-        weights: How many are trained, at least 1.
+        outputs: K, at least 1: of classes how many there are.
         budget: Of each patient.
         colluders: With shared noise, how many hospitals may tell the server all they know; None: each
             hospital adds all of its noise by itself.
@@ -77,13 +79,13 @@ def advise(
             (PRIVACY_INVALID).
     """
     honest = 1 if colluders is None else sites - colluders
-    if min(sites, patients, weights, rounds) < 1 or (colluders is not None and (colluders < 1 or honest < 2)):
+    if min(sites, patients, outputs, rounds) < 1 or (colluders is not None and (colluders < 1 or honest < 2)):
         raise JobError(
-            "There must be patients, weights and rounds, and noise is shared by at least two hospitals "
+            "There must be patients, outputs and rounds, and noise is shared by at least two hospitals "
             "beside those that collude.",
             reason="PRIVACY_INVALID",
         )
     noise = budget.calibrate(sample_rate, rounds, share)
     total = noise * math.sqrt(sites / honest)
     signal = sample_rate * sites * patients * math.sqrt(rounds)
-    return Advice(weights, honest, noise, total, total * math.sqrt(weights) / signal)
+    return Advice(outputs, honest, noise, total, total * math.sqrt(outputs) / signal)

@@ -53,9 +53,8 @@ class SiteWork:
     def prepare(self, to_train: bool = True) -> None:
         """Load the site's data and look at its notes: what is wrong is known before anything is booked.
 
-        The first call for a round also makes an optimizer and throws it away: PyTorch imports what its
-        optimizers need with the first one, which takes seconds, and they must not count as a round's own
-        time.
+        The first call for a round also makes a model and an optimizer and throws them away: what they import
+        (MONAI, transformers) can take seconds, which must not count as a round's own time.
 
         Args:
             to_train: Whether a round follows, and not an evaluation.
