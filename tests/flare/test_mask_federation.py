@@ -56,7 +56,7 @@ class Running:
             folder / "small",
             {**SMALL, "rounds": 2, "strategy.batch_norm": "local-statistics", "transport.name": "float16"},
         )
-        self.full = write_variant(jobs / "dhunet_feddp", folder / "full", FULL)
+        self.full = write_variant(jobs / "dhunet_feddp", folder / "full", FULL | {"evaluate": False})
         self.by_patient = write_variant(
             jobs / "dhunet_dpsgd", folder / "by_patient", {**SMALL, "rounds": 2, "task.train": "head"}
         )
@@ -149,6 +149,10 @@ def test_of_a_partly_trained_network_no_other_weight_leaves(running: Running) ->
         assert row["bytes_up"] == len(SITES) * n_bytes({"head": state["head.weight"]})
     for site in SITES:
         runs = open_ledger(running.sites[site]).summary(Budget(8.0, 1e-5)).runs
-        (booked,) = (each for each in runs if each.run == run)
+        booked, asked = (each for each in runs if each.run == run)
         assert (booked.rounds, booked.booked, booked.released) == (2, 2, 2)
         assert booked.spend == job.plan.spend()
+        assert (asked.rounds, asked.booked, asked.released) == (1, 1, 1)
+    # So few test patients drown in the noise, and that is said.
+    assert {site: said["dice_patients"] for site, said in result.evaluation.items()} == dict.fromkeys(SITES)
+    assert result.evaluation_total is not None and result.evaluation_total["sites"] == list(SITES)

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from histoflare.bags.cohort import load_cohort
 from histoflare.flare.download import build_download_report, read_download
-from histoflare.flare.job import read_job
+from histoflare.flare.job import Job, read_job
 from histoflare.flare.job_variant import write_variant
 from histoflare.flare.kits import Agreement
 from histoflare.flare.poc import COMPLETED, Federation
-from histoflare.flare.result import read_result
+from histoflare.flare.result import FederationResult, read_result
 from histoflare.flare.resume import read_run, write_resumed
 from histoflare.model_file import GLOBAL_MODEL_FILE
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.ledger import EVALUATION, Ledger
 from histoflare.privacy.own_policy import OWN_POLICY_FILE
 from histoflare.privacy.policy import POLICIES
+from histoflare.privacy.tally import TALLY
+from histoflare.rounds.evaluation import named
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import hash_state
+from histoflare.rounds.tally import tally_form_of, tally_rows
+from histoflare.seeds import derive_seed
 from histoflare.site.ledgers import audit_log_of, on_workstation, open_ledger
 from histoflare.site.own_run import read_notes, read_own_run
 from histoflare.slides.manifest import read_manifest
@@ -76,7 +82,7 @@ class Running:
 
     def variant(self, job: str = "mem_dpsgd", scope: str | None = None, **changes: Any) -> Path:
         self._count += 1
-        changes = {"rounds": ROUNDS, "answer_seconds": SECONDS, **changes}
+        changes = {"rounds": ROUNDS, "answer_seconds": SECONDS, "evaluate": False, **changes}
         return write_variant(self.jobs / job, self.folder / f"job-{self._count}", changes, scope=scope)
 
     def run(self, job: Path) -> tuple[str, Any, Path]:
@@ -175,36 +181,72 @@ def test_a_resumed_run_has_one_reservation_and_pays_each_round_once(running: Run
     assert 2 <= stopped.next_round < ROUNDS, "it was to be stopped half-way"
     status, result, _ = running.run(write_resumed(stopped, running.folder / "resumed"))
     assert status == COMPLETED
-    # At its end every site was asked about the model, also the one that could not afford the training.
-    assert set(result.evaluation) == set(SITES) and result.evaluation_refused == {}
-    for site, figures in result.evaluation.items():
-        assert "auc" in figures and not {"n_patients", "n_slides"} & set(figures), "counts stay"
-        (told,) = [left for left in running.ledger(site).disclosures() if left.run == job_id]
-        assert (told.what, told.times) == (EVALUATION, 1), "an event of its own"
-    for site in ("clinic-a", "clinic-c"):
-        (run,) = [run for run in running.ledger(site).summary(BUDGET).runs if run.run == job_id]
+    # At its end every site was asked about the model, and no test patient of one can afford that either.
+    job = read_job(variant)
+    assert result.evaluation_refused == {POOR: "BUDGET_EXHAUSTED"} and job.tally is not None
+    rich = sorted(set(SITES) - {POOR})
+    check_tallies(running, job, result, rich)
+    for site in rich:
+        run, asked = [run for run in running.ledger(site).summary(BUDGET).runs if run.run == job_id]
+        assert (asked.rounds, asked.booked, asked.released) == (1, 1, 1)
+        assert (asked.spend, asked.patients) == (job.tally.spend(), 12), "booked on the test patients"
+        assert [left for left in running.ledger(site).disclosures() if left.run == job_id] == []
+        told = [event for event in running.ledger(site).history(job_id).events if event.what == EVALUATION]
+        assert len(told) == 1 and told[0].is_protected
         assert run.rounds == ROUNDS
         assert ROUNDS <= run.booked <= ROUNDS, "no round was paid for twice"
 
 
-def test_an_evaluation_leaves_without_counts(running: Running) -> None:
+def check_tallies(running: Running, job: Job, result: FederationResult, sites: Sequence[str]) -> None:
+    """Hold what the server says of each site, and of all, to counts made here with the same noise."""
+    assert job.tally is not None and result.state is not None
+    form, std = tally_form_of(job.task), job.tally.sites_noise
+    total = np.zeros(form.length)
+    for site in sites:
+        manifest = read_manifest(running.sites[site].files["manifest"], job.task.labels, check_files=False)
+        cohort = load_cohort(
+            site, manifest, running.sites[site].files["bags"], job.task.target, job.task.encoder
+        )
+        rows = tally_rows(job.task, result.state, cohort, "test")
+        noise = job.tally.noise_source(site, TALLY, hash_state(result.state))
+        counts = job.tally.release_rows(rows, noise)[TALLY].numpy()
+        total += counts
+        expected = named(form.figures(counts, std, seed=derive_seed(job.seed, TALLY, site)))
+        assert result.evaluation[site] == expected
+    assert set(result.evaluation) == set(sites)
+    together = form.figures(total, std * math.sqrt(len(sites)), seed=derive_seed(job.seed, TALLY))
+    assert result.evaluation_total is not None
+    assert result.evaluation_total["figures"] == named(together)
+    assert result.evaluation_total["sites"] == list(sites)
+
+
+def test_an_evaluation_later_is_booked_on_the_test_patients(running: Running) -> None:
     variant = running.variant(**SETTINGS)
     assert running.first is not None
     model = running.first / GLOBAL_MODEL_FILE
     evaluation = write_evaluation(
-        running.jobs / "mem_evaluate", running.folder / "evaluation", read_job(variant), "first", model, SITES
+        running.jobs / "mem_evaluate",
+        running.folder / "evaluation",
+        read_job(variant),
+        "first",
+        model,
+        SITES,
+        {"evaluation": {"mechanism": "tally", "budget_share": 0.1}},
     )
     status, result, folder = running.run(evaluation)
     assert status == COMPLETED
-    assert set(result.evaluation) == set(SITES), "no budget of ε is asked for an evaluation"
+    rich = set(SITES) - {POOR}
+    assert set(result.evaluation) == rich and result.refused == {POOR: "BUDGET_EXHAUSTED"}
     # What the lead makes of both downloads.
     trained = read_download(model.parents[1])
     report = build_download_report(trained, read_download(folder.parent))
-    assert report["evaluated_at_sites"].keys() == set(SITES)
+    assert report["evaluated_at_sites"].keys() == rich
+    assert report["evaluation_noise"]["together"]["sites"] == sorted(rich)
+    assert report["guarantee"]["not_covered"]["evaluations"] == 0
     assert "evaluated_model" not in report, "the last one is meant unless it says the best"
     took = {site for row in report["participation"] for site in row["taking_part"]}
     spent = {site for site, each in report["guarantee"]["sites"].items() if each["updates"]}
-    assert took == spent == set(SITES) - {POOR}
+    assert took == spent == rich
     # What a site has of the same run, without anything of the lead's.
     own = running.sites["clinic-a"]
     history = read_own_run(own, trained.run, Path(), read_notes(own, trained.run))
@@ -214,8 +256,7 @@ def test_an_evaluation_leaves_without_counts(running: Running) -> None:
         running.sites[POOR], trained.run, Path(), read_notes(running.sites[POOR], trained.run)
     ).refused
     assert refused.code == "BUDGET_EXHAUSTED"
-    assert "auc" in result.evaluation[POOR]
-    assert not {"n_patients", "n_slides"} & set(result.evaluation[POOR]), "counts stay"
+    assert not {"n_patients", "n_slides"} & set(result.evaluation["clinic-a"]), "counts stay"
 
 
 def test_what_a_site_s_processes_wrote_is_for_their_user_alone(running: Running) -> None:
