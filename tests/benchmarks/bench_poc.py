@@ -3,6 +3,7 @@
     .venv/bin/python -m tests.benchmarks.bench_poc                    # 1k, 1M and 55M parameters
     .venv/bin/python -m tests.benchmarks.bench_poc --memory           # 50 rounds at 1M
     .venv/bin/python -m tests.benchmarks.bench_poc --dhunet           # 20 rounds of DHUnet, twice
+    .venv/bin/python -m tests.benchmarks.bench_poc --sum 1k:4,1M:16   # a secure sum, parameters:sites
 
 The sites answer with an update of zeros; everything else is as in production: mTLS, admission, the trainer's
 process, gate, guard, our aggregator, a checkpoint every round. Beside it, in the same run, FLARE's own
@@ -38,7 +39,7 @@ from histoflare.storage import write_json
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IDLE = Path(__file__).resolve().parent / "idle"
-SITES = [f"site-{index}" for index in range(1, 5)]
+SITES = [f"site-{index:02}" for index in range(1, 5)]
 SIZES = {
     "1k": {"features": 32, "model.memories": 1, "model.dim": 8, "model.hidden": 8},
     "1M": {"features": 1024, "model.memories": 4, "model.dim": 128, "model.hidden": 192},
@@ -53,7 +54,7 @@ PARTS = {
 }
 
 
-def write_stock_job(folder: Path, ours: Path, rounds: int) -> Path:
+def write_stock_job(folder: Path, ours: Path, rounds: int, n_sites: int) -> Path:
     """Write a job of FLARE's own parts with the tensors and the polling of ``ours``."""
     shapes = {name: list(t.shape) for name, t in model_state(read_job(ours).task.build_model()).items()}
     common = "nvflare.app_common"
@@ -65,7 +66,7 @@ def write_stock_job(folder: Path, ours: Path, rounds: int) -> Path:
                 "id": "sag",
                 "path": f"{common}.workflows.scatter_and_gather.ScatterAndGather",
                 "args": {
-                    "min_clients": len(SITES),
+                    "min_clients": n_sites,
                     "num_rounds": rounds,
                     "wait_time_after_min_received": 0,
                     "task_check_period": 0.05,
@@ -97,7 +98,7 @@ def write_stock_job(folder: Path, ours: Path, rounds: int) -> Path:
     }
     write_json(folder / "app" / "config" / "config_fed_server.json", server)
     write_json(folder / "app" / "config" / "config_fed_client.json", client)
-    meta = {"name": "stock", "min_clients": len(SITES), "resource_spec": {}, "deploy_map": {"app": ["@ALL"]}}
+    meta = {"name": "stock", "min_clients": n_sites, "resource_spec": {}, "deploy_map": {"app": ["@ALL"]}}
     write_json(folder / "meta.json", meta)
     return folder
 
@@ -139,15 +140,16 @@ class Memory:
 
 
 def measure(
-    size: str, rounds: int, folder: Path, stock: bool
+    size: str, rounds: int, folder: Path, stock: bool, n_sites: int = 4, transport: str = "float32"
 ) -> tuple[list[dict[str, Any]] | list[float], Memory]:
     """Run a job that does nothing; return its rows (ours) or seconds per round (FLARE's own), and memory."""
     from tests.flare.bags_on_disk import write_site
 
-    width = SIZES[size]
-    changes = {"rounds": rounds, "least_sites": len(SITES)} | {f"task.{n}": v for n, v in width.items()}
+    width, names = SIZES[size], [f"site-{index:02}" for index in range(1, n_sites + 1)]
+    changes = {"rounds": rounds, "least_sites": n_sites, "evaluate": False, "transport.name": transport}
+    changes |= {f"task.{n}": v for n, v in width.items()}
     job = write_variant(REPOSITORY / "jobs" / "mem_fedavg", folder / "job", changes)
-    sites = {site: write_site(folder / "sites", site, features=width["features"]) for site in SITES}
+    sites = {site: write_site(folder / "sites", site, features=width["features"]) for site in names}
     return run_idle(job, sites, rounds, folder, stock)
 
 
@@ -180,7 +182,7 @@ def run_idle(
     with Federation.prepare(folder / "run", sites, Agreement(job)) as federation:
         environment = {"PYTHONPATH": str(IDLE)}
         if stock:
-            job = write_stock_job(folder / "stock", job, rounds)
+            job = write_stock_job(folder / "stock", job, rounds, len(sites))
             for name in ("server", *sites):
                 local = federation.kits.kit(name) / "local"
                 (local / "privacy.json").unlink(missing_ok=True)
@@ -236,8 +238,12 @@ def main() -> None:
         const=20,
         help="so many rounds of DHUnet at full size: time and memory",
     )
+    arguments.add_argument("--sum", help="a secure sum beside float32 and FLARE's own: 1k:4,1M:16, …")
     given = arguments.parse_args()
     sys.path.insert(0, str(REPOSITORY))
+    if given.sum:
+        show_sum(given.sum.split(","), given.rounds)
+        return
     if given.dhunet:
         show_dhunet(given.dhunet)
         return
@@ -267,6 +273,33 @@ def main() -> None:
             str(round(peak["site's job"])),
         )
     out.print(table)
+
+
+def show_sum(asked: list[str], rounds: int) -> None:
+    """Print seconds and bytes of a round under a secure sum, in float32 and with FLARE's own parts."""
+    table = make_table(
+        *("parameters", "sites", "secure sum, s", "float32, s", "FLARE's own, s", "sum ÷ FLARE's"),
+        *("MB up, sum", "MB up, float32"),
+    )
+    for each in asked:
+        size, _, n_sites = each.partition(":")
+        turns = rounds if size != "55M" else max(4, rounds // 3)
+        found: dict[str, tuple[float, float]] = {}
+        for transport in ("masked_sum", "float32", "stock"):
+            with tempfile.TemporaryDirectory() as folder:
+                is_stock = transport == "stock"
+                kind = "float32" if is_stock else transport
+                rows, _ = measure(size, turns, Path(folder), is_stock, int(n_sites), kind)
+            ends = rows if is_stock else [row["unix_time"] for row in rows]
+            found[transport] = per_round(ends), 0.0 if is_stock else rows[-1]["bytes_up"] / 1e6
+        table.add_row(
+            size,
+            n_sites,
+            *(f"{found[name][0]:.2f}" for name in ("masked_sum", "float32", "stock")),
+            f"{found['masked_sum'][0] / found['stock'][0]:.2f}",
+            *(f"{found[name][1]:.1f}" for name in ("masked_sum", "float32")),
+        )
+        out.print(table)
 
 
 def show_memory(rounds: int) -> None:

@@ -233,6 +233,16 @@ def test_show_says_how_the_sites_work_together_and_who_is_asked(tmp_path: Path, 
     assert shown["evaluate"] is True and shown["evaluation_only"] == ["external"]
 
 
+@pytest.mark.parametrize("job", ["mem_dpsgd", "linear_shared"])
+def test_show_says_what_the_evaluation_costs_those_asked_about(repository: Path, job: str) -> None:
+    shown = json.loads(run("job", "show", repository / "jobs" / job, "--json"))
+    cost = shown["evaluation_cost"]
+    assert cost["share"] == pytest.approx(0.25, rel=1e-3) and cost["delta"] == 1e-5
+    assert cost["epsilon"] == pytest.approx(4.45, abs=0.05) and cost["seeded_noise"] is False
+    unprotected = json.loads(run("job", "show", repository / "jobs" / "mem_fedavg", "--json"))
+    assert "evaluation_cost" not in unprotected
+
+
 def test_show_takes_a_preset(repository: Path) -> None:
     shown = json.loads(run("job", "show", repository / "jobs" / "mem_dpsgd", "--preset", "adnan", "--json"))
     assert shown["rounds"] == 116 and shown["privacy"]["noise_multiplier"] == 4.0

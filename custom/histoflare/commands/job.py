@@ -47,8 +47,10 @@ def show(
     from histoflare.lab.job_facts import (
         find_allowances,
         find_cost,
+        find_evaluation_cost,
         say_allowance,
         say_cost,
+        say_evaluation,
         say_start,
     )
     from histoflare.privacy.protocol import hash_protocol
@@ -81,11 +83,15 @@ def show(
     facts |= {name: getattr(read, name) for name in more}
     facts["evaluation_only"] = list(read.evaluation_only)
     facts |= {"starts": say_start(read), "cost": find_cost(read)}
+    if read.tally is not None:
+        facts["evaluation_cost"] = find_evaluation_cost(read)
     allowed = None if policies is None else find_allowances(read, policies)
     if as_json:
         print_json(facts | ({} if allowed is None else {"allowed": allowed}))
         return
     facts["cost"] = say_cost(read, facts["cost"])
+    if read.tally is not None:
+        facts["evaluation_cost"] = say_evaluation(read)
     table = Table("name", Column("value", overflow="fold"), title=read.name, show_header=False)
     for name, value in flatten(facts).items():
         table.add_row(name, str(value))

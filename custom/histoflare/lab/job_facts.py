@@ -15,6 +15,7 @@ from histoflare.flare.job_schema import EVALUATION
 from histoflare.flare.job_variant import flatten
 from histoflare.model_file import read_model_header
 from histoflare.privacy.accountant import epsilon
+from histoflare.privacy.budget import Budget
 from histoflare.privacy.own_policy import OWN_POLICY_FILE, check_taking_part
 from histoflare.privacy.own_policy_file import read_site_policy
 from histoflare.privacy.policy import Policy, read_policy
@@ -80,22 +81,40 @@ def say_cost(job: Job, cost: Mapping[str, Any] | None) -> str:
     spent = budget.cost(spend)
     part, delta = say_part(budget.epsilon_of(spent), budget.epsilon), say_delta(budget.delta)
     void = "; void, as its noise can be repeated" if cost["seeded_noise"] else ""
-    whom = ""
-    if spend.honest > 1:
-        alone = write_epsilon(epsilon_if_all_collude(budget, [spend]))
-        whom = f", {say_against(spend.honest)} (ε = {alone} by RDP {ALL_COLLUDE})"
-    room = say_room(budget, spent, spent)
+    room, whom = say_room(budget, spent, spent), _say_whom(budget, spend)
     return f"ε = {part} at δ = {delta} for each patient, all rounds{whom}; {room}{void}"
+
+
+def _say_whom(budget: Budget, spend: Spend) -> str:
+    """Return against whom a figure of shared noise holds, and what it is should all others collude."""
+    if spend.honest == 1:
+        return ""
+    alone = write_epsilon(epsilon_if_all_collude(budget, [spend]))
+    return f", {say_against(spend.honest)} (ε = {alone} by RDP {ALL_COLLUDE})"
+
+
+def find_evaluation_cost(job: Job) -> dict[str, Any]:
+    """Return what a job's evaluation costs each patient who is asked about, at its own δ; it has a tally."""
+    assert job.tally is not None
+    budget = job.tally.budget()
+    spent = budget.cost(job.tally.spend().times(job.most_evaluations))
+    return {
+        **state_epsilon(budget.epsilon_of(spent)),
+        "delta": budget.delta,
+        "share": budget.share_of(spent),
+        "seeded_noise": job.tally.noise_seed is not None,
+    }
 
 
 def say_evaluation(job: Job) -> str:
     """Return what a job's evaluation spends of the budget of each patient who is asked about, in words."""
     if job.tally is None:
         return "no ε: its figures leave without noise, where and as often as a policy says"
-    budget = job.tally.budget()
-    spent = budget.cost(job.tally.spend().times(job.most_evaluations))
-    part = say_part(budget.epsilon_of(spent), budget.epsilon)
-    return f"ε = {part} at δ = {say_delta(budget.delta)} for each patient who is asked about"
+    budget, found = job.tally.budget(), find_evaluation_cost(job)
+    part = say_part(found["epsilon"], budget.epsilon)
+    void = "; void, as its noise can be repeated" if found["seeded_noise"] else ""
+    whom = _say_whom(budget, job.tally.spend().times(job.most_evaluations))
+    return f"ε = {part} at δ = {say_delta(budget.delta)} for each patient who is asked about{whom}{void}"
 
 
 def find_allowances(job: Job, places: Path) -> list[dict[str, Any]]:
