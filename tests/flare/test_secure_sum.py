@@ -210,7 +210,7 @@ def check_evaluation(
     """Hold what the server made of the sum to the counts of each site, made here with the same noise."""
     tally = job.tally
     assert tally is not None and tally.honest == HONEST
-    cohorts, total = running.cohorts(job), 0
+    cohorts, total = running.cohorts(job), np.zeros(tally_form_of(job.task).length)
     for site in sites:
         rows = tally_rows(job.task, model, cohorts[site], "test")
         noise = tally.noise_source(site, TALLY, hash_state(model))
@@ -218,7 +218,8 @@ def check_evaluation(
     std = tally.sites_noise * math.sqrt(len(sites))
     expected = tally_form_of(job.task).figures(total, std, seed=derive_seed(job.seed, TALLY))
     assert result.evaluation == {}, "of no site by itself"
-    assert result.evaluation_total == {"sites": sites, "noise_std": std, "figures": named(expected)}
+    said = {"sites": sites, "noise_std": std, "figures": named(expected), "counts": total.tolist()}
+    assert result.evaluation_total == said
     row = result.evaluation_round
     assert row is not None and row["taking_part"] == sites
     assert row["stamps"][sites[0]]["spend"] == tally.spend().to_json()

@@ -311,7 +311,7 @@ class MetricsCollector(StampedAggregator):
             return
         std = job.tally.sites_noise * math.sqrt(len(sites))
         figures = tally_form_of(job.task).figures(total, std, seed=derive_seed(job.seed, TALLY))
-        said = {"sites": sites, "noise_std": std, "figures": named(figures)}
+        said = {"sites": sites, "noise_std": std, "figures": named(figures), "counts": total.tolist()}
         write_json(run_folder(fl_ctx) / EVALUATION_TOTAL_FILE, said)
 
     def aggregate(self, fl_ctx: FLContext) -> Shareable:

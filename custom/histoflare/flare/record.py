@@ -19,8 +19,8 @@ SITES_FILE = "sites.json"
 EVALUATION_FILE = "evaluation.json"
 """Site → what it says of the model, or what its noised counts say."""
 EVALUATION_TOTAL_FILE = "evaluation_total.json"
-"""Of an evaluation under a budget: the ``figures`` of all ``sites`` that train together, from the sum of
-their noised counts, and ``noise_std``, the noise's standard deviation: a patient's counts have norm 1."""
+"""Of an evaluation under a budget: the ``figures`` of all ``sites`` that train together, the sum of their
+noised ``counts`` (``tally_form``), and ``noise_std``, its standard deviation in each."""
 BEST_EVALUATION_FILE = "best_evaluation.json"
 """As the one before, of the best model by the job's metric; where a best one was kept."""
 EVALUATION_ROUND_FILE = "evaluation_round.json"

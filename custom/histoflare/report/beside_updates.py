@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from histoflare.report.chapters import UNPROTECTED_RUN
+from histoflare.report.evaluation_noise import figures_together, say_evaluation_noise
 from histoflare.report.figures import NAMES, kind_of
 from histoflare.report.participation import site_rounds, update_left
 
@@ -60,6 +61,11 @@ def _updates(report: Mapping[str, Any], site: str) -> int:
 
 def _figures(report: Mapping[str, Any], site: str, which: str) -> list[str]:
     said = (report.get("evaluated_at_sites") or {}).get(site)
+    noise, together = report.get("evaluation_noise"), figures_together(report)
+    if noise is not None and (said is not None or (together is not None and site in together[0])):
+        return [
+            f"Counts of what {which} says of the site's test patients left. {say_evaluation_noise(noise)}"
+        ]
     if not said:
         return []
     names = [NAMES[name] for name in kind_of(report).names if said.get(name) is not None]

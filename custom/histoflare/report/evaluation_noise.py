@@ -13,6 +13,10 @@ from histoflare.privacy.budget import Budget
 from histoflare.privacy.spend import Spend
 from histoflare.report.guarantee import epsilon_if_all_collude, state_epsilon
 
+WHY_DROWNED = (
+    "A figure that is missing cannot be told from the noise: too few test patients, of some class or in all."
+)
+
 
 def state_evaluation(
     plan: Mapping[str, Any], spend: Mapping[str, Any], total: Mapping[str, Any] | None

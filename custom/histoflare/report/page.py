@@ -25,7 +25,7 @@ from histoflare.report.charts import (
     draw_seconds,
 )
 from histoflare.report.consortium import own_models
-from histoflare.report.evaluation_noise import figures_together, say_evaluation_noise
+from histoflare.report.evaluation_noise import WHY_DROWNED, figures_together, say_evaluation_noise
 from histoflare.report.figures import NAMES, WHY_WITHHELD, kind_of, put_first, title_of
 from histoflare.report.generated import GeneratedImage
 from histoflare.report.headline import chance_of, count, mean_of, write_headline
@@ -123,7 +123,7 @@ def write_page(report: Mapping[str, Any], path: Path, generated: Sequence[Genera
         said_metrics=[metric for metric in asked if metric in said],
         unsaid_metrics=[NAMES[metric] for metric in metrics if metric not in said],
         is_withheld=any(row.figures and None in map(row.figures.get, metrics) for row in evaluated),
-        why_withheld=WHY_WITHHELD,
+        why_withheld=WHY_DROWNED if report["evaluation_noise"] else WHY_WITHHELD,
         rounds=rounds,
         finished=finished_rounds(report),
         participation=draw_participation("rounds", {each.site: each.statuses for each in rounds}),
@@ -278,10 +278,14 @@ def _elsewhere(report: Mapping[str, Any]) -> list[Group]:
     return groups
 
 
+WHY_NOT_SAID = "not let out by the site, or does not exist there"
+
+
 def _evaluated(report: Mapping[str, Any]) -> list[Row]:
     """Return what the sites themselves said of the model."""
     rows = []
     together = figures_together(report)
+    is_noised = report.get("evaluation_noise") is not None
     told = {} if together is None else {"all sites together": together[1]}
     for name, said in {**told, **(report.get("evaluated_at_sites") or {})}.items():
         figures: dict[str, Any] = {"n_patients": said.get("n_patients"), "n_slides": said.get("n_slides")}
@@ -289,7 +293,7 @@ def _evaluated(report: Mapping[str, Any]) -> list[Row]:
             figures[metric] = said.get(metric)
             ends = (said.get(f"{metric}_low"), said.get(f"{metric}_high"))
             if figures[metric] is None:
-                figures[f"{metric}_reason"] = "not let out by the site, or does not exist there"
+                figures[f"{metric}_reason"] = WHY_DROWNED if is_noised else WHY_NOT_SAID
             elif None not in ends:
                 figures[f"{metric}_ci95"] = ends
         rows.append(Row(name, figures))

@@ -12,7 +12,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from histoflare.report.evaluation_noise import figures_together
+from histoflare.report.evaluation_noise import WHY_DROWNED, figures_together
 from histoflare.report.figures import NAMES, WHY_WITHHELD, kind_of, put_first
 from histoflare.report.guarantee_words import say_epsilon
 from histoflare.report.headline import Headline, count, say_participation, say_privacy, say_privacy_plainly
@@ -20,6 +20,13 @@ from histoflare.report.participation import SiteRounds, finished_rounds, say_adv
 
 WHICH = {"last": "the last model", "best": "the best model"}
 """``evaluated_model`` of a report, in words."""
+
+
+WHY_NONE_SAID = {
+    False: "No site let figures on the model out.",
+    True: "Of the model nothing can be said: too few test patients for the noise in their counts.",
+}
+"""Whether the figures have noise → why there is none."""
 
 
 def is_returned(report: Mapping[str, Any]) -> bool:
@@ -40,7 +47,7 @@ def write_returned_headline(report: Mapping[str, Any]) -> Headline:
     asked = report["evaluated_at_sites"] is not None or report["evaluation_noise"] is not None
     if not said:
         unsaid = (
-            "No site let figures on the model out."
+            WHY_NONE_SAID[report["evaluation_noise"] is not None]
             if asked
             else "Nobody has been asked yet how good the model is."
         )
@@ -114,7 +121,9 @@ def say_withheld(report: Mapping[str, Any]) -> str:
     """Return why a figure that the table shows may be missing; empty if none is."""
     metric = _metric_of(report)
     said = (report["evaluated_at_sites"] or {}).values()
-    return WHY_WITHHELD if any(of.get(metric) is None for of in said) else ""
+    if all(of.get(metric) is not None for of in said):
+        return ""
+    return WHY_WITHHELD if report["evaluation_noise"] is None else WHY_DROWNED
 
 
 def _say_figure(report: Mapping[str, Any], site: str, metric: str) -> str:
@@ -122,7 +131,7 @@ def _say_figure(report: Mapping[str, Any], site: str, metric: str) -> str:
     if said is None:
         return str(report["evaluation_refused"].get(site, "–"))
     if said.get(metric) is None:
-        return "not let out"
+        return "not let out" if report["evaluation_noise"] is None else "drowned in noise"
     return f"{said[metric]:.3f}{say_interval(said, metric)}"
 
 
