@@ -68,7 +68,7 @@ def test_the_consortiums_page_has_all_sites_together_and_the_cost(tmp_path: Path
 def test_what_came_back_begins_with_the_figure_of_all_sites() -> None:
     report = full_report(evaluated_at_sites={"graz": {}}, evaluation_noise=stated(), evaluation_refused={})
     report |= {"sites": {}, "federated": None, "evaluated_model": "last"}
-    assert "0.750 (0.60–0.90)" in write_returned_headline(report).comparison
+    assert "0.750 (0.60–0.90)" in write_returned_headline(report).verdict
 
 
 @pytest.mark.parametrize("site", ["amsterdam", "graz"])
