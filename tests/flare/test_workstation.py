@@ -46,7 +46,7 @@ def test_a_job_that_the_sites_refuse(
     assert caught.value.reason == "JOB_FAILED"
     assert "0 of 2 rounds" in str(caught.value)
     # FLARE ends the job as soon as one refusal makes least_sites unreachable.
-    assert "at least 2 updates" in str(caught.value)
+    assert "at least 2 must take part" in str(caught.value)
     assert "clinic-" in str(caught.value)
     assert ": COHORT_INVALID: " in str(caught.value)
     assert phases == ["provision", "start", "federated rounds"]

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from histoflare.storage import write_json
 STATE_FILE = "federation.json"
 COMPLETED = "FINISHED:COMPLETED"
 
+NO_LOGIN = "RuntimeError: Login failed."
+"""In the log of a site whose first message the server has lost."""
 REGISTER_SECONDS = 120.0
 SHUT_DOWN_SECONDS = 10.0
 POLL_SECONDS = 0.3
@@ -143,7 +146,8 @@ class Federation:
             try:
                 for participant in (self.kits.server, *self.kits.sites):
                     self.start_one(participant, detached=detached, environment=environment)
-                self._await_registration(timeout_s)
+                again = partial(self.start_one, detached=detached, environment=environment)
+                self._await_registration(timeout_s, again)
             except BaseException:
                 self.stop()
                 raise
@@ -250,13 +254,27 @@ class Federation:
                 process.poll()
             time.sleep(POLL_SECONDS)
 
-    def _await_registration(self, timeout_s: float) -> None:
-        until = time.monotonic() + timeout_s
+    def _await_registration(self, timeout_s: float, again: Callable[[str], object] | None = None) -> None:
+        """Wait until all sites are registered.
+
+        Args:
+            timeout_s: Seconds; as many more once a site was started again.
+            again: Starts a site that could not log in once more. FLARE's server loses the first message of
+                a connection that it has not noted yet, which happens on a busy machine; the site's process
+                then ends after half a minute, and in production its script starts the next.
+        """
+        until, twice = time.monotonic() + timeout_s, set[str]()
         known: list[str] = []
         while time.monotonic() < until:
-            for participant, process in self._started.items():
-                if process.poll() is not None:
+            for participant, process in list(self._started.items()):
+                if process.poll() is None:
+                    continue
+                lost = participant not in twice and NO_LOGIN in processes.tail(self.log(participant))
+                if again is None or not lost:
                     raise self._ended(participant, process.returncode)
+                twice.add(participant)
+                again(participant)
+                until = time.monotonic() + timeout_s
             with suppress(HistoflareError):
                 known = self.admin.registered()
             if set(self.kits.sites) <= set(known):
