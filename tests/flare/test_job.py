@@ -554,3 +554,15 @@ def test_a_job_whose_strategy_does_not_fit_its_protection_is_none(repository: Pa
     with pytest.raises(JobError) as caught:
         try_variant(repository / "jobs" / "mem_dpsgd", {"strategy.share": ["head"]})
     assert caught.value.reason == "PRIVACY_INVALID"
+
+
+@pytest.mark.parametrize(("honest", "enough"), [(2, True), (3, False)])
+def test_a_sum_of_counts_has_the_sites_on_whose_noise_it_counts(honest: int, enough: bool) -> None:
+    """Or each of them would refuse it, when the training is over and paid for."""
+    counts = {"mechanism": "tally", "noise_multiplier": 4.0, "noise": "shared", "honest": honest}
+    said = {"privacy.honest": 2, "least_sites": 3, "evaluate": True, "evaluation": counts}
+    if enough:
+        assert try_variant(FEDAVG.parent / "linear_shared", said).tally is not None
+        return
+    with raises_reason("JOB_INVALID", "least_sites"):
+        try_variant(FEDAVG.parent / "linear_shared", said)

@@ -322,6 +322,8 @@ def _make_tally(said: Mapping[str, Any], job: Job) -> Tally | None:
         raise invalid(
             ["evaluation.noise: shared only in a training with a secure sum (transport masked_sum)"]
         )
+    if asked.is_shared:
+        _check_enough_for_a_sum(job.least_sites, asked)
     tally = asked.settled(job.most_evaluations, tally_form_of(job.task).length)
     tally.check_room()
     return tally

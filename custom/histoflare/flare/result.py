@@ -79,6 +79,11 @@ class FederationResult:
         return dict(self.best_evaluation_round["refused"]) if self.best_evaluation_round else {}
 
     @property
+    def evaluation_voids(self) -> int:
+        """How many sums of the sites' noised counts did not open: they are paid for as well."""
+        return len(self.evaluation_round.get("voids") or ()) if self.evaluation_round else 0
+
+    @property
     def given_up(self) -> str:
         """Why the run ended before its last round, in the server's words; empty if it did not."""
         return str(self.rounds[-1].get("given_up", "")) if self.rounds else ""
@@ -116,15 +121,17 @@ def read_result(folder: Path) -> FederationResult:
     )
 
 
-def evaluation_noise_of(job: Job, total: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def evaluation_noise_of(job: Job, total: Mapping[str, Any] | None, voids: int) -> dict[str, Any] | None:
     """Return what a job's evaluation cost, and its figures of all sites; None where no noise is in them.
 
     Args:
         job: The job. total: As :class:`FederationResult` has it.
+        voids: How many sums did not open, each of counts that were sent.
     """
     if job.tally is None:
         return None
-    spend = job.tally.spend().times(job.most_evaluations).to_json()
+    asked = max(job.most_evaluations, voids + (total is not None))
+    spend = job.tally.spend().times(asked).to_json()
     return state_evaluation(job.tally.to_json(), spend, total)
 
 

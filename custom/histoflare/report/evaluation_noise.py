@@ -21,7 +21,8 @@ def state_evaluation(
 
     Args:
         plan: Its noise (``Tally.to_json``).
-        spend: The event of all of a job's evaluations (``Spend.to_json``).
+        spend: The event of all of a job's evaluations, sums that did not open among them
+            (``Spend.to_json``).
         total: What the server computed of the sum of all counts (``evaluation_total.json``); None: there is
             no sum, as too few sites answered.
 

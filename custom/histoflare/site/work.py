@@ -153,7 +153,7 @@ class SiteWork:
     def tally(self, arrays: Arrays, split: str) -> TrainAnswer:
         """Return the noised counts of the predictions for ``split`` (test or all), one row for each patient.
 
-        The model is that of :meth:`evaluate`. A patient whose slides cannot be read counts as nothing: an
+        The model is the received one, without what this site keeps for itself. A patient whose slides cannot be read counts as nothing: an
         error would tell of the patient.
 
         Raises:
@@ -163,8 +163,9 @@ class SiteWork:
         if setup.tally is None:
             raise JobError("This job's evaluation has no noise.", reason="NOT_ADMITTED")
         plan = setup.tally.of_site(only_evaluates=setup.configuration.evaluation_only)
-        cohort, kept = self._data(), self._kept()
-        model = setup.strategy.personalize(_tensors(arrays), kept)
+        cohort = self._data()
+        self._kept()  # whether its notes are of this task: what was kept had no noise, under whatever scope
+        model = setup.strategy.personalize(_tensors(arrays), {})
         form = tally_form_of(self._task)
         tables = predict_each(self._task, model, cohort, split, self._device)
         rows = count_rows(form, tables)
