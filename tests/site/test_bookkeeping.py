@@ -30,8 +30,10 @@ from histoflare.site.ledgers import (
 )
 from histoflare.site.messages import EvaluateAnswer, TrainAnswer, digest_of
 from histoflare.site.own_run import read_notes, read_own_run
+from histoflare.site.preview import preview
 from histoflare.site.refusals import LONGEST_DETAIL, MOST_NOTED, note_refusal
 from histoflare.slides.splits import SplitRule
+from tests.mem import make_mem_task
 from tests.privacy.ledgers import SITE, sha, steward_ledger
 from tests.refusals import raises_reason
 
@@ -736,6 +738,16 @@ def test_a_sites_own_page_adds_no_evaluation_to_what_others_paid_and_forgets_no_
     assert spent is not None and spent.trusts_server
     assert spent.epsilon == pytest.approx(epsilon([TALLY.spend()], spent.delta))
     assert (spent.booked, spent.reserved) == (0, 1)
+
+
+def test_a_site_that_only_evaluates_is_shown_the_noise_that_it_adds_by_itself(tmp_path: Path) -> None:
+    """It is in no sum: nobody's share of noise is beside its own."""
+    at = site(tmp_path, evaluation_only=True)
+    shared = replace(TALLY, noise_multiplier=4.0, noise="shared", honest=2)
+    found = preview(at, policy(), shared, 1, 4, make_mem_task(LABELS, "encoder"))
+    assert (found.patients, found.if_all_collude) == (8, None)
+    reserved = bookkeeping(at).reserve_tally(shared.of_site(only_evaluates=True), 1, 4)
+    assert found.share == pytest.approx(found.budget.share_of(found.budget.cost(reserved.spend)))
 
 
 def test_a_scope_without_a_budget_has_no_evaluation_in_it(tmp_path: Path) -> None:

@@ -271,6 +271,15 @@ def test_counts_under_a_budget_are_not_of_what_a_site_keeps(site: SiteConfigurat
     np.testing.assert_array_equal(found, tally.release_rows(rows, noise)[TALLY].numpy())
 
 
+def test_predictions_that_cannot_be_written_cost_no_counts(site: SiteConfiguration) -> None:
+    """They are booked by then, and a refusal could tell of what was to be written."""
+    (site.records / "run-1" / "evaluation_test.csv").mkdir(parents=True)
+    said: list[str] = []
+    work = SiteWork(replace(setup_of(site), tally=Tally(noise_multiplier=1.0)), said.append)
+    assert list(work.tally(first_state(), "test").tensors) == [TALLY]
+    assert any("could not be written" in line for line in said)
+
+
 def test_nothing_to_evaluate_is_a_code(site: SiteConfiguration) -> None:
     with pytest.raises(JobError) as caught:
         SiteWork(setup_of(site), say_nothing).evaluate(first_state(), "validation")

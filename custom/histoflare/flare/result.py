@@ -79,11 +79,6 @@ class FederationResult:
         return dict(self.best_evaluation_round["refused"]) if self.best_evaluation_round else {}
 
     @property
-    def evaluation_voids(self) -> int:
-        """How many sums of the sites' noised counts did not open: they are paid for as well."""
-        return len(self.evaluation_round.get("voids") or ()) if self.evaluation_round else 0
-
-    @property
     def given_up(self) -> str:
         """Why the run ended before its last round, in the server's words; empty if it did not."""
         return str(self.rounds[-1].get("given_up", "")) if self.rounds else ""
@@ -121,18 +116,25 @@ def read_result(folder: Path) -> FederationResult:
     )
 
 
-def evaluation_noise_of(job: Job, total: Mapping[str, Any] | None, voids: int) -> dict[str, Any] | None:
+def evaluation_noise_of(
+    job: Job, total: Mapping[str, Any] | None, question: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
     """Return what a job's evaluation cost, and its figures of all sites; None where no noise is in them.
 
+    What was sent to a sum that did not open is paid for as well.
+
     Args:
-        job: The job. total: As :class:`FederationResult` has it.
-        voids: How many sums did not open, each of counts that were sent.
+        job: The job.
+        total, question: ``evaluation_total`` and ``evaluation_round`` of a :class:`FederationResult`.
     """
     if job.tally is None:
         return None
-    asked = max(job.most_evaluations, voids + (total is not None))
+    row = question or {}
+    asked = max(job.most_evaluations, len(row.get("voids") or ()) + (total is not None))
     spend = job.tally.spend().times(asked).to_json()
-    return state_evaluation(job.tally.to_json(), spend, total)
+    stamps = (row.get("stamps") or {}).values()
+    trusts_ca = any(stamp.get("trusts_ca", False) for stamp in stamps)
+    return state_evaluation(job.tally.to_json(), spend, total, trusts_ca=trusts_ca)
 
 
 def read_rounds(folder: Path) -> list[dict[str, Any]]:
