@@ -566,3 +566,13 @@ def test_a_sum_of_counts_has_the_sites_on_whose_noise_it_counts(honest: int, eno
         return
     with raises_reason("JOB_INVALID", "least_sites"):
         try_variant(FEDAVG.parent / "linear_shared", said)
+
+
+def test_a_sum_of_counts_takes_its_hello_and_the_sites_in_no_sum_their_time() -> None:
+    folder = FEDAVG.parent / "linear_shared"
+    counts = {"mechanism": "tally", "noise_multiplier": 4.0}
+    alone, together = (
+        try_variant(folder, {"evaluate": True, "evaluation": {**counts, **how}})
+        for how in ({}, {"noise": "shared", "honest": 2})
+    )
+    assert together.longest_seconds == alone.longest_seconds + 2 * (alone.round_seconds + 60)
