@@ -19,14 +19,17 @@ from nvflare.app_common.abstract.model import make_model_learnable
 from nvflare.app_common.app_constant import AppConstants
 
 from histoflare.flare.aggregator import MetricsCollector, SiteOrderAggregator
-from histoflare.flare.header_names import METRICS, NUMBERS, RELEASE, WEIGHT
+from histoflare.flare.header_names import ATTEMPT, METRICS, NUMBERS, RELEASE, WEIGHT
 from histoflare.flare.record import EVALUATION_FILE
 from histoflare.privacy.plan import Open, PrivacyPlan, UpdateNoise
+from histoflare.privacy.tally import TALLY, Tally
 from histoflare.rounds.round import server_round
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import Strategy, Update
+from histoflare.rounds.transports.masked_sum import MaskedSum
 from histoflare.site.messages import digest_of
 
+from ..mem import make_mem_task
 from ..rounds.throwaway import Normalised
 from .stand_in import StandInEngine, come_from, job_of_engine
 
@@ -291,3 +294,25 @@ def test_an_evaluation_is_written_by_site_and_the_model_stays_as_it_is(tmp_path:
     assert server.aggregate() == START
     written = json.loads((tmp_path / EVALUATION_FILE).read_text())
     assert written == {"a": {"auc": 1.0}, "b": {"accuracy": None, "auc": 0.5}}
+
+
+def test_after_a_sum_that_stayed_void_sites_in_no_sum_are_still_heard(tmp_path: Path) -> None:
+    """They have paid for what they send, and have nothing to do with who was lost."""
+    server = Server(tmp_path)
+    server.engine.job.tally = Tally(noise_multiplier=4.0, noise="shared", honest=2)
+    server.engine.job.task = make_mem_task(["a", "b"], "encoder")
+    server.engine.job.transport = MaskedSum()
+    server.aggregator = MetricsCollector()
+    server.aggregator.reset(server.context())
+    for attempt in range(2):
+        server.aggregator.expect(["a", "b"], attempt, server.context())
+        assert server.aggregator.open_sum(server.context())
+        server.aggregator.expect((), attempt, server.context())
+    length = server.engine.job.task.tally_form.length
+    counts = DXO(DataKind.WEIGHT_DIFF, data={TALLY: np.ones(length)}, meta={WEIGHT: 1.0})
+    late = stamped(counts)
+    late.add_cookie(ATTEMPT, 1)
+    assert not server.accept("a", late)
+    assert server.accept("c", stamped(counts))
+    server.aggregate()
+    assert list(json.loads((tmp_path / EVALUATION_FILE).read_text())) == ["c"]

@@ -25,8 +25,9 @@ from histoflare.flare import executor as module
 from histoflare.flare.executor import SiteExecutor
 from histoflare.flare.header_names import ATTEMPT, HELLOS, METRICS, NUMBERS, TOTAL_ROUNDS, WEIGHT
 from histoflare.flare.site_keys import SimulatedKeys
-from histoflare.privacy.plan import Open
+from histoflare.privacy.plan import DpSgd, Open
 from histoflare.privacy.policy import POLICIES, read_policy
+from histoflare.privacy.tally import Tally
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.transports.masked_sum import MaskedSum
 from histoflare.site.bookkeeping import Bookkeeping
@@ -86,6 +87,10 @@ class StandInTrainer:
     def evaluate(self, state: Any, split: str, *, stopped: Any) -> Any:
         self.asked.append((split, stopped()))
         return EvaluateAnswer(metrics={"auc": 0.75}, patients=4)
+
+    def tally(self, state: Any, split: str, *, stopped: Any) -> Any:
+        self.asked.append((split, stopped()))
+        return TrainAnswer({"tally": np.zeros(4)}, 1.0, {}, patients=6)
 
     def close(self) -> None:
         self.closed = True
@@ -346,6 +351,61 @@ def test_a_hello_is_said_only_by_a_trainer_that_has_the_data(
     trainer.pid = 2  # another process, as the first one died
     site.ask("hello", headers={ATTEMPT: 0})
     assert trainer.prepared == 4
+
+
+class BudgetSite(SumSite):
+    """A site under a budget, admitted once; its job's evaluation is answered with counts."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, tally: Tally) -> None:
+        super().__init__(folder, monkeypatch)
+        rows = [f"{n}.tif,p{n},{'ab'[n % 2]},{'test' if n > 5 else 'train'}" for n in range(12)]
+        (self.kit / "m.csv").write_text("\n".join(["slide,patient,label,split", *rows]) + "\n")
+        self.engine.job.tally = tally
+        policy = replace(read_policy(POLICIES / "dp-patient.toml"), pins=self.pins)
+        bookkeeping = Bookkeeping(
+            read_site_file(self.kit / SITE_FILE),
+            policy,
+            DpSgd(noise_multiplier=20.0),
+            rounds=3,
+            weights=4,
+            run=self.run,
+            labels=["a", "b"],
+            data="bags",
+        )
+        self.admission = capabilities.Admitted(self.engine.job, policy, 3, bookkeeping)
+
+    def context(self) -> FLContext:
+        fl_ctx = self.engine.context("clinic-a")
+        capabilities.issue(self.admission, fl_ctx)
+        return fl_ctx
+
+
+def test_nobody_is_counted_who_is_not_booked_though_the_sites_file_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job runs for days; its counts are booked on the patients for testing as it was admitted."""
+    site = BudgetSite(tmp_path, monkeypatch, Tally(noise_multiplier=2.0))
+    file = site.kit / SITE_FILE
+    file.write_text(file.read_text() + "evaluation_only = true\n")
+    reply = site.ask("evaluate")
+    assert from_shareable(reply).data_kind == DataKind.WEIGHT_DIFF
+    assert [asked for asked, _ in StandInTrainer.made[0].asked] == ["test"]
+
+
+def test_a_hello_for_an_evaluation_comes_at_the_public_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest and the ledger are looked at with each: that takes longer the more patients there are."""
+    monkeypatch.setattr(module, "job_of", job_of_engine)
+    site = BudgetSite(tmp_path, monkeypatch, Tally(noise_multiplier=4.0, noise="shared", honest=2))
+    site.engine.job.answer_seconds, site.engine.job.run = 1, None
+    for attempt in range(2):
+        fl_ctx = site.context()
+        capabilities.keep_task(Shareable(), fl_ctx)
+        started = time.monotonic()
+        reply = site.ask("hello", index=3, fl_ctx=fl_ctx, headers={ATTEMPT: attempt})
+        assert reply.get_return_code() == ReturnCode.OK
+        assert time.monotonic() - started >= 1
 
 
 @pytest.mark.parametrize(("text", "split"), [("", "test"), ("evaluation_only = true\n", "all")])

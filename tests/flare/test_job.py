@@ -554,3 +554,25 @@ def test_a_job_whose_strategy_does_not_fit_its_protection_is_none(repository: Pa
     with pytest.raises(JobError) as caught:
         try_variant(repository / "jobs" / "mem_dpsgd", {"strategy.share": ["head"]})
     assert caught.value.reason == "PRIVACY_INVALID"
+
+
+@pytest.mark.parametrize(("honest", "enough"), [(2, True), (3, False)])
+def test_a_sum_of_counts_has_the_sites_on_whose_noise_it_counts(honest: int, enough: bool) -> None:
+    """Or each of them would refuse it, when the training is over and paid for."""
+    counts = {"mechanism": "tally", "noise_multiplier": 4.0, "noise": "shared", "honest": honest}
+    said = {"privacy.honest": 2, "least_sites": 3, "evaluate": True, "evaluation": counts}
+    if enough:
+        assert try_variant(FEDAVG.parent / "linear_shared", said).tally is not None
+        return
+    with raises_reason("JOB_INVALID", "least_sites"):
+        try_variant(FEDAVG.parent / "linear_shared", said)
+
+
+def test_a_sum_of_counts_takes_its_hello_and_the_sites_in_no_sum_their_time() -> None:
+    folder = FEDAVG.parent / "linear_shared"
+    counts = {"mechanism": "tally", "noise_multiplier": 4.0}
+    alone, together = (
+        try_variant(folder, {"evaluate": True, "evaluation": {**counts, **how}})
+        for how in ({}, {"noise": "shared", "honest": 2})
+    )
+    assert together.longest_seconds == alone.longest_seconds + 2 * (alone.round_seconds + 60)

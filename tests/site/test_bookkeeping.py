@@ -14,6 +14,7 @@ import pytest
 
 from histoflare.errors import HistoflareError, JobError, LedgerError
 from histoflare.privacy import sampler
+from histoflare.privacy.accountant import epsilon
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.own_policy import Narrowing, StewardPolicy, narrowed
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
@@ -28,8 +29,11 @@ from histoflare.site.ledgers import (
     open_ledger,
 )
 from histoflare.site.messages import EvaluateAnswer, TrainAnswer, digest_of
+from histoflare.site.own_run import read_notes, read_own_run
+from histoflare.site.preview import preview
 from histoflare.site.refusals import LONGEST_DETAIL, MOST_NOTED, note_refusal
 from histoflare.slides.splits import SplitRule
+from tests.mem import make_mem_task
 from tests.privacy.ledgers import SITE, sha, steward_ledger
 from tests.refusals import raises_reason
 
@@ -688,6 +692,62 @@ def test_repeatable_noise_of_an_evaluation_is_the_policys_to_allow(tmp_path: Pat
     at = site(tmp_path, test=6)
     with raises_reason("PRIVACY_MISMATCH"):
         bookkeeping(at).reserve_tally(replace(TALLY, noise_seed=1), 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("tally", "says"),
+    [
+        (TALLY, "dp-patient: evaluation"),
+        (replace(TALLY, noise_seed=1), "dp-patient: evaluation, repeatable noise: no protection"),
+        (
+            replace(TALLY, noise="shared", honest=2),
+            "dp-patient: evaluation, if the holder of the certificate authority is honest",
+        ),
+    ],
+    ids=["secret", "seeded", "the authority is trusted"],
+)
+def test_the_ledger_says_what_the_noise_of_an_evaluation_protects_against(
+    tmp_path: Path, tally: Tally, says: str
+) -> None:
+    at, rules = site(tmp_path, test=6), policy(trust_ca=True)
+    assert rules.protection is not None
+    rules = replace(rules, protection=replace(rules.protection, seeded_noise=True))
+    reservation = bookkeeping(at, rules=rules).reserve_tally(tally, 1, 4)
+    assert reservation.about == says
+
+
+def test_an_evaluation_under_a_trusted_server_has_the_same_bytes_again(tmp_path: Path) -> None:
+    """The server adds the noise of updates; that of counts is the site's own."""
+    at, calls = site(tmp_path, test=6), list[int]()
+    plan = UpdateNoise(noise_multiplier=100.0, noise_location="server")
+    of_job = bookkeeping(at, plan, policy(mechanism="server-noise"))
+    reservation = of_job.reserve_tally(TALLY, 1, 4)
+    for again in (False, True):
+        assert of_job.tally(reservation, MODEL, 0, "one", counts(at, calls=calls)).again is again
+    assert len(calls) == 1
+
+
+def test_a_sites_own_page_adds_no_evaluation_to_what_others_paid_and_forgets_no_trust(tmp_path: Path) -> None:
+    """Whom a run trained on and whom it asked about are other people; the worst of both is said."""
+    at = site(tmp_path, test=6)
+    plan = UpdateNoise(noise_multiplier=100.0, noise_location="server")
+    of_job = bookkeeping(at, plan, policy(mechanism="server-noise"))
+    of_job.reserve()
+    of_job.reserve_tally(TALLY, 1, 4)
+    spent = read_own_run(at, "run", tmp_path, read_notes(at, "run")).spent
+    assert spent is not None and spent.trusts_server
+    assert spent.epsilon == pytest.approx(epsilon([TALLY.spend()], spent.delta))
+    assert (spent.booked, spent.reserved) == (0, 1)
+
+
+def test_a_site_that_only_evaluates_is_shown_the_noise_that_it_adds_by_itself(tmp_path: Path) -> None:
+    """It is in no sum: nobody's share of noise is beside its own."""
+    at = site(tmp_path, evaluation_only=True)
+    shared = replace(TALLY, noise_multiplier=4.0, noise="shared", honest=2)
+    found = preview(at, policy(), shared, 1, 4, make_mem_task(LABELS, "encoder"))
+    assert (found.patients, found.if_all_collude) == (8, None)
+    reserved = bookkeeping(at).reserve_tally(shared.of_site(only_evaluates=True), 1, 4)
+    assert found.share == pytest.approx(found.budget.share_of(found.budget.cost(reserved.spend)))
 
 
 def test_a_scope_without_a_budget_has_no_evaluation_in_it(tmp_path: Path) -> None:

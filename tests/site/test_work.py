@@ -16,11 +16,13 @@ from histoflare.bags.task import BagTask
 from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.privacy.policy import POLICIES, read_policy
+from histoflare.privacy.tally import TALLY, Tally
 from histoflare.rounds.comparison import compare
 from histoflare.rounds.evaluation import evaluate
 from histoflare.rounds.local import predict
 from histoflare.rounds.state import State, hash_state, model_state
 from histoflare.rounds.strategy import join
+from histoflare.rounds.tally import tally_rows
 from histoflare.site.bookkeeping import Bookkeeping
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_data
@@ -255,6 +257,27 @@ def test_an_evaluation_is_of_the_sites_own_model(site: SiteConfiguration) -> Non
     assert [row["patient"] for row in rows] == list(table.patients)
     written = np.array([float(row["p_solid"]) for row in rows])
     np.testing.assert_allclose(written, table.probabilities[:, 1], atol=1e-6)
+
+
+def test_counts_under_a_budget_are_not_of_what_a_site_keeps(site: SiteConfiguration) -> None:
+    """It was learned without noise, under whatever scope: nobody has booked it on those it was learned of."""
+    work = SiteWork(setup_of(site, strategy=SHARED_BODY), say_nothing)
+    work.train(first_state(), 0, 3, [])
+    tally = Tally(noise_multiplier=1.0, noise_seed=1)
+    asked = SiteWork(replace(setup_of(site, strategy=SHARED_BODY), tally=tally), say_nothing)
+    found = asked.tally(first_state(), "test").tensors[TALLY]
+    rows = tally_rows(TASK, tensors(first_state()), load_site_data("a", TASK, site), "test")
+    noise = tally.noise_source("a", TALLY, hash_state(tensors(first_state())))
+    np.testing.assert_array_equal(found, tally.release_rows(rows, noise)[TALLY].numpy())
+
+
+def test_predictions_that_cannot_be_written_cost_no_counts(site: SiteConfiguration) -> None:
+    """They are booked by then, and a refusal could tell of what was to be written."""
+    (site.records / "run-1" / "evaluation_test.csv").mkdir(parents=True)
+    said: list[str] = []
+    work = SiteWork(replace(setup_of(site), tally=Tally(noise_multiplier=1.0)), said.append)
+    assert list(work.tally(first_state(), "test").tensors) == [TALLY]
+    assert any("could not be written" in line for line in said)
 
 
 def test_nothing_to_evaluate_is_a_code(site: SiteConfiguration) -> None:

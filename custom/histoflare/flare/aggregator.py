@@ -249,9 +249,9 @@ class MetricsCollector(StampedAggregator):
         self._terms, self._listed = {}, None
 
     def expect(self, sites: Sequence[str], attempt: int, fl_ctx: FLContext) -> None:
-        """See :class:`StampedAggregator`."""
+        """See :class:`StampedAggregator`. After a void sum none: what comes then is of sites in no sum."""
         self.taking_part = [site for site in self.taking_part if site not in self._terms]
-        self._terms, self._listed, self._attempt = {}, list(sites), attempt
+        self._terms, self._listed, self._attempt = {}, list(sites) or None, attempt if sites else None
 
     def open_sum(self, fl_ctx: FLContext) -> str:
         """See :class:`StampedAggregator`. What comes from now on is of sites that are in no sum."""

@@ -173,7 +173,7 @@ def _evaluation_noise(download: Download) -> dict[str, Any] | None:
     """Return what a job's evaluation cost, and its figures of all sites; None where no noise was in it."""
     job, result = download.job, download.result
     asked = job.kind == EVALUATION or download.asked_after is not None
-    return evaluation_noise_of(job, result.evaluation_total) if asked else None
+    return evaluation_noise_of(job, result.evaluation_total, result.evaluation_round) if asked else None
 
 
 def _said_of_the_model(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
@@ -112,7 +113,7 @@ class SiteExecutor(Executor):
             raise JobError(
                 "This job has been asked about its model: it is trained.", reason="TASK_UNEXPECTED"
             )
-        if getattr(configuration, "evaluation_only", False):
+        if configuration.evaluation_only:
             raise JobError("This site only evaluates (evaluation_only).", reason="EVALUATION_ONLY")
         index, total = shareable.get_header(AppConstants.CURRENT_ROUND), shareable.get_header(TOTAL_ROUNDS)
         if type(index) is not int or not 0 <= index < admitted.rounds or total != admitted.rounds:
@@ -126,9 +127,9 @@ class SiteExecutor(Executor):
         self, shareable: Shareable, fl_ctx: FLContext, admitted: Admitted, abort_signal: Signal
     ) -> Shareable:
         """Return this site's hello, for a round that it could train in: what is against that is said here."""
-        configuration = self._configuration(fl_ctx)
+        configuration = self._configuration(fl_ctx, admitted)
         index, plan, tally = shareable.get_header(AppConstants.CURRENT_ROUND), admitted.bookkeeping.plan, None
-        if index == admitted.rounds and not getattr(configuration, "evaluation_only", False):
+        if index == admitted.rounds and not configuration.evaluation_only:
             tally = admitted.job.tally  # the question after the last round, if that is answered by a sum
         if tally is not None and tally.is_shared:
             _reserve(tally, admitted)
@@ -138,7 +139,8 @@ class SiteExecutor(Executor):
             admitted.bookkeeping.check_reserved()
         trainer = self._start(configuration, fl_ctx, admitted)
         if trainer.pid is not None and trainer.pid == self._prepared:
-            self._doing = None  # nothing of the data is looked at: no time of it to hide
+            if plan is not tally:  # whose patients were looked up just now
+                self._doing = None  # nothing of the data is looked at: no time of it to hide
         else:
             trainer.prepare(to_train=plan is not tally, stopped=lambda: bool(abort_signal.triggered))
             self._prepared = trainer.pid
@@ -174,7 +176,7 @@ class SiteExecutor(Executor):
     def _train(
         self, shareable: Shareable, fl_ctx: FLContext, admitted: Admitted, abort_signal: Signal
     ) -> Shareable:
-        configuration = self._configuration(fl_ctx)
+        configuration = self._configuration(fl_ctx, admitted)
         index, total = self._round_of(shareable, configuration, admitted)
         policy, bookkeeping, best = admitted.policy, admitted.bookkeeping, admitted.job.best_metric
         asked = [f"validation/{best}"] if best else []
@@ -225,8 +227,8 @@ class SiteExecutor(Executor):
     def _evaluate(
         self, shareable: Shareable, fl_ctx: FLContext, admitted: Admitted, abort_signal: Signal
     ) -> Shareable:
-        tally, configuration = admitted.job.tally, self._configuration(fl_ctx)
-        only = getattr(configuration, "evaluation_only", False)
+        tally, configuration = admitted.job.tally, self._configuration(fl_ctx, admitted)
+        only = configuration.evaluation_only
         if tally is not None:
             tally = tally.of_site(only_evaluates=only)
         # A sum that did not open may be asked for again, and is paid for each time.
@@ -274,7 +276,7 @@ class SiteExecutor(Executor):
             return counts if joined is None else joined.sealed(counts)
 
         reservation = _reserve(tally, admitted)
-        trainer = self._start(self._configuration(fl_ctx), fl_ctx, admitted)
+        trainer = self._start(self._configuration(fl_ctx, admitted), fl_ctx, admitted)
         trainer.prepare(to_train=False, stopped=stopped)  # what is wrong is said before anything is booked
         answer = bookkeeping.tally(
             reservation,
@@ -307,10 +309,16 @@ class SiteExecutor(Executor):
     def _is_time(self, stopped: Callable[[], bool]) -> bool:
         return self._pace is None or self._doing is None or self._pace.close(self._doing, stopped)
 
-    def _configuration(self, fl_ctx: FLContext) -> SiteConfiguration:
+    def _configuration(self, fl_ctx: FLContext, admitted: Admitted | None = None) -> SiteConfiguration:
+        """Return the site's file. Whether the site only evaluates is what it was when its job was admitted:
+        that decides whom a job asks and with how much noise, and on whom it is booked."""
         local = Path(fl_ctx.get_engine().get_workspace().get_site_config_dir())
         site = fl_ctx.get_identity_name()
-        return read_own_file(site, local)
+        configuration = read_own_file(site, local)
+        if admitted is None:
+            return configuration
+        only = admitted.bookkeeping.configuration.evaluation_only
+        return replace(configuration, evaluation_only=only)
 
     def _start(self, configuration: SiteConfiguration, fl_ctx: FLContext, admitted: Admitted) -> Trainer:
         bookkeeping, job = admitted.bookkeeping, admitted.job

@@ -140,7 +140,10 @@ class Job:
         asked = self.rounds - self.start_round + self.spare_rounds
         if not self.transport.readable:
             asked *= 2  # each of them has a hello before it
-        asked += self.most_evaluations * (self.kind == TRAINING)
+        if self.kind == TRAINING:
+            # a hello, the sum of the counts, and those of sites that are in no sum
+            parts = 3 if self.tally is not None and self.tally.is_shared else 1
+            asked += self.most_evaluations * parts
         return asked * (self.round_seconds + 60) + 1800
 
     @property
@@ -322,6 +325,8 @@ def _make_tally(said: Mapping[str, Any], job: Job) -> Tally | None:
         raise invalid(
             ["evaluation.noise: shared only in a training with a secure sum (transport masked_sum)"]
         )
+    if asked.is_shared:
+        _check_enough_for_a_sum(job.least_sites, asked)
     tally = asked.settled(job.most_evaluations, tally_form_of(job.task).length)
     tally.check_room()
     return tally

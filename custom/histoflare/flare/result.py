@@ -116,16 +116,25 @@ def read_result(folder: Path) -> FederationResult:
     )
 
 
-def evaluation_noise_of(job: Job, total: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def evaluation_noise_of(
+    job: Job, total: Mapping[str, Any] | None, question: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
     """Return what a job's evaluation cost, and its figures of all sites; None where no noise is in them.
 
+    What was sent to a sum that did not open is paid for as well.
+
     Args:
-        job: The job. total: As :class:`FederationResult` has it.
+        job: The job.
+        total, question: ``evaluation_total`` and ``evaluation_round`` of a :class:`FederationResult`.
     """
     if job.tally is None:
         return None
-    spend = job.tally.spend().times(job.most_evaluations).to_json()
-    return state_evaluation(job.tally.to_json(), spend, total)
+    row = question or {}
+    asked = max(job.most_evaluations, len(row.get("voids") or ()) + (total is not None))
+    spend = job.tally.spend().times(asked).to_json()
+    stamps = (row.get("stamps") or {}).values()
+    trusts_ca = any(stamp.get("trusts_ca", False) for stamp in stamps)
+    return state_evaluation(job.tally.to_json(), spend, total, trusts_ca=trusts_ca)
 
 
 def read_rounds(folder: Path) -> list[dict[str, Any]]:

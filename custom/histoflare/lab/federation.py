@@ -35,6 +35,7 @@ class Federated:
         participation: One row per round, see ``report.consortium.RunFacts``.
         evaluated: Site → what it says of the last model; None where the sites were not asked.
         evaluation_total: What the sum of their noised counts says (``flare.result.FederationResult``).
+        evaluation_round: The row of that question.
         evaluation_refused: Site → fixed reason code it answered instead.
         pseudonyms: Site → the name under which others may see it, of those that have one.
         failures: Site → why its last refused round failed, in words, where this process knows.
@@ -46,6 +47,7 @@ class Federated:
     participation: Sequence[Mapping[str, Any]]
     evaluated: Mapping[str, Mapping[str, float | None]] | None = None
     evaluation_total: Mapping[str, Any] | None = None
+    evaluation_round: Mapping[str, Any] | None = None
     evaluation_refused: Mapping[str, str] = field(default_factory=dict)
     pseudonyms: Mapping[str, str] = field(default_factory=dict)
     failures: Mapping[str, str] = field(default_factory=dict)
@@ -154,6 +156,7 @@ def _of_processes(run: FederationRun) -> Federated:
         participation=result.rounds,
         evaluated=None if result.evaluation_round is None else result.evaluation,
         evaluation_total=result.evaluation_total,
+        evaluation_round=result.evaluation_round,
         evaluation_refused=result.evaluation_refused,
         pseudonyms=result.pseudonyms,
     )

@@ -245,7 +245,7 @@ def _build_report(
         evaluation_refused=federated.evaluation_refused,
         evaluation_noise=None
         if federated.evaluated is None
-        else evaluation_noise_of(job, federated.evaluation_total),
+        else evaluation_noise_of(job, federated.evaluation_total, federated.evaluation_round),
         pseudonyms=federated.pseudonyms,
         bytes_up=federated.bytes_up,
         bytes_down=federated.bytes_down,

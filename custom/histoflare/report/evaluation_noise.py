@@ -19,20 +19,27 @@ WHY_DROWNED = (
 
 
 def state_evaluation(
-    plan: Mapping[str, Any], spend: Mapping[str, Any], total: Mapping[str, Any] | None
+    plan: Mapping[str, Any],
+    spend: Mapping[str, Any],
+    total: Mapping[str, Any] | None,
+    *,
+    trusts_ca: bool = False,
 ) -> dict[str, Any]:
     """Return an evaluation's cost and figures as plain JSON.
 
     Args:
         plan: Its noise (``Tally.to_json``).
-        spend: The event of all of a job's evaluations (``Spend.to_json``).
+        spend: The event of all of a job's evaluations, sums that did not open among them
+            (``Spend.to_json``).
         total: What the server computed of the sum of all counts (``evaluation_total.json``); None: there is
             no sum, as too few sites answered.
+        trusts_ca: Whether a site counted on sites that it has not pinned.
 
     Returns:
         ``epsilon`` of each patient who is asked about, at ``delta``, by the filter of a budget of
-        ``budget_epsilon``; ``if_all_collude`` where the sites share the noise, else null; ``seeded_noise``;
-        ``together``: the ``sites`` whose counts are in the sum, and its ``figures``, or null.
+        ``budget_epsilon``; ``if_all_collude`` where the sites share the noise, else null; ``trusts_ca``;
+        ``seeded_noise``; ``together``: the ``sites`` whose counts are in the sum, and its ``figures``, or
+        null.
     """
     budget, event = Budget(plan["budget_epsilon"], plan["delta"]), Spend.from_json(spend)
     shared = event.honest > 1
@@ -43,6 +50,7 @@ def state_evaluation(
         "noise_multiplier": event.noise_multiplier,
         "honest": event.honest,
         "if_all_collude": state_epsilon(epsilon_if_all_collude(budget, [event])) if shared else None,
+        "trusts_ca": trusts_ca,
         "seeded_noise": plan["noise_seed"] is not None,
         "together": None
         if total is None
@@ -62,7 +70,9 @@ def say_evaluation_noise(found: Mapping[str, Any] | None) -> str:
         f"The evaluation spent ε = {cost} of each test patient at δ = {words.say_delta(found['delta'])}"
     )
     if second := found["if_all_collude"]:
-        said += f", {words.say_against(found['honest'])}; {words.ALL_COLLUDE} ε = "
+        said += f", {words.say_against(found['honest'])}"
+        said += f", {words.IF_CA_IS_HONEST}" if found.get("trusts_ca") else ""
+        said += f"; {words.ALL_COLLUDE} ε = "
         said += words.say_epsilon(second["epsilon"])
     return f"{said}."
 

@@ -126,7 +126,7 @@ class Bookkeeping:
         check_size(self._policy, sum(role == "train" for role in roles.values()))
         self._reservation = open_ledger(self.configuration).reserve(
             run=self.run,
-            about=self._about(),
+            about=self._about(self.plan, self._policy.mechanism),
             spend=self.plan.spend(),
             rounds=self._rounds,
             roles=roles,
@@ -144,14 +144,14 @@ class Bookkeeping:
             sampler_delta=self.budget.sampler_delta(self.plan.numbers(self._rounds, self._weights)),
         )
 
-    def _about(self) -> str:
-        """Return what the reservation is for, for whoever reads the ledger."""
-        about = f"{self._policy.name}: {self._policy.mechanism}"
-        if self._policy.mechanism == "server-noise":
+    def _about(self, plan: PrivacyPlan, what: str) -> str:
+        """Return what a reservation is for, for whoever reads the ledger."""
+        about = f"{self._policy.name}: {what}"
+        if plan.mechanism == "server-noise":
             about += ", no protection from the server"
-        if self.plan.spend().honest > 1 and self._policy.trust_ca:
+        if plan.spend().honest > 1 and self._policy.trust_ca:
             about += ", if the holder of the certificate authority is honest"
-        return about + (", repeatable noise: no protection" if self.plan.noise_seed is not None else "")
+        return about + (", repeatable noise: no protection" if plan.noise_seed is not None else "")
 
     def train(
         self,
@@ -232,7 +232,7 @@ class Bookkeeping:
         booked = ledger.book(reservation, index, model, self.budget, share, countable=counted)
         if isinstance(booked, Release):
             # A server that adds the noise would draw it anew: outsiders would see two draws for one event.
-            kept = None if self.plan.mechanism == "server-noise" else self._load(store, booked)
+            kept = None if reservation.trusts_server else self._load(store, booked)
             if kept is not None:
                 self._note_release(f"{what}, again", index, booked.digest, kept.patients)
                 return Answer(kept, booked.digest, again=True)
@@ -303,7 +303,7 @@ class Bookkeeping:
         check_size(self._policy, sum(role == TEST for role in roles.values()))
         reservation = open_ledger(self.configuration).reserve(
             run=self.run,
-            about=f"{self._policy.name}: evaluation",
+            about=self._about(tally, "evaluation"),
             spend=tally.spend(),
             rounds=evaluations,
             roles=roles,

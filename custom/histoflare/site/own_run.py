@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any
 
 from histoflare.errors import HistoflareError, JobError
 from histoflare.privacy.budget import Budget
-from histoflare.privacy.ledger import Account, Event, Ledger
+from histoflare.privacy.ledger import Event, Ledger, RunHistory
+from histoflare.privacy.ledger.rules import TRAIN
 from histoflare.privacy.own_policy_file import POLICY_FILE, read_site_policy
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.report.own_run import LeftRow, OwnRun, RefusedRow, Spent
@@ -134,7 +135,7 @@ def read_own_run(configuration: SiteConfiguration, run: str, local: Path, notes:
         rounds=max(reserved, default=loss.get("rounds")),
         left=[_left_row(event) for event in history.events],
         refused=_refused(configuration, run),
-        spent=_spent(ledger, history.accounts, local, notes.plan),
+        spent=_spent(ledger, history, local, notes.plan),
         curves=_read_curves(folder / "tensorboard"),
         longer_seconds=_read_json(folder / PACE_FILE) or {},
         evaluated=len(notes.predicted),
@@ -187,32 +188,43 @@ def _refused(configuration: SiteConfiguration, run: str) -> list[RefusedRow]:
     return list(found.values())
 
 
-def _spent(ledger: Ledger, accounts: Sequence[Account], local: Path, plan: PrivacyPlan) -> Spent | None:
-    """Return what the run cost a patient; with the policy of its scope also what there is of the budget."""
-    if not accounts:
+def _spent(ledger: Ledger, history: RunHistory, local: Path, plan: PrivacyPlan) -> Spent | None:
+    """Return what the run cost a patient; with the policy of its scope also what there is of the budget.
+
+    Whom it trained on and whom it asked about are other people: of the two the more exposed are shown.
+    """
+    if not history.accounts:
         return None
     from histoflare.privacy.accountant import epsilon
 
-    reservation = accounts[-1].reservation
-    scope = reservation.about.partition(":")[0]
-    found = Spent(
-        epsilon=0.0,
-        delta=FALLBACK_DELTA if plan.delta is None else plan.delta,
-        booked=sum(each.booked for each in accounts),
-        reserved=sum(each.reservation.rounds for each in accounts),
-        trusts_server=reservation.trusts_server,
-        repeatable="repeatable" in reservation.about,
-        trusts_ca=reservation.trusts_ca,
-    )
+    reservations = [account.reservation for account in history.accounts]
+    scope = reservations[-1].about.partition(":")[0]
     try:
         protection = read_site_policy(local / POLICY_FILE.format(scope), local).protection
     except HistoflareError:
         protection = None  # the run's own figures are there all the same
-    budget = Budget(FALLBACK_EPSILON, found.delta) if protection is None else protection.budget()
-    first, second = ([each for account in accounts for each in account.charged(k)] for k in budget.filters())
-    found = replace(found, delta=budget.delta, epsilon=epsilon(first, budget.delta))
-    if any(account.reservation.spend.honest > 1 for account in accounts):
-        alone = epsilon(second, budget.delta)
+    delta = FALLBACK_DELTA if plan.delta is None else plan.delta
+    budget = Budget(FALLBACK_EPSILON, delta) if protection is None else protection.budget()
+    first, second = (
+        {
+            role: [each for account in accounts for each in account.charged(kept)]
+            for role, accounts in history.by_role.items()
+        }
+        for kept in budget.filters()
+    )
+    cost = {role: epsilon(events, budget.delta) for role, events in first.items()}
+    most = max(cost, key=lambda role: (cost[role], role == TRAIN))
+    found = Spent(
+        epsilon=cost[most],
+        delta=budget.delta,
+        booked=sum(each.booked for each in history.by_role[most]),
+        reserved=sum(each.reservation.rounds for each in history.by_role[most]),
+        trusts_server=any(each.trusts_server for each in reservations),
+        repeatable=any("repeatable" in each.about for each in reservations),
+        trusts_ca=any(each.trusts_ca for each in reservations),
+    )
+    if any(each.spend.honest > 1 for each in reservations):
+        alone = max(epsilon(events, budget.delta) for events in second.values())
         found = replace(found, colluders=budget.colluders, if_all_collude=alone)
     if protection is None:
         return found

@@ -117,6 +117,8 @@ def preview(
         JobError: The policy has no budget (POLICY_INVALID).
         ManifestError: The manifest cannot be used.
     """
+    if isinstance(plan, Tally):
+        plan = plan.of_site(only_evaluates=configuration.evaluation_only)
     protection = protection_of(policy)
     roles = read_roles(configuration, task.manifest_labels, task.data, split)
     budget, cohort = protection.budget(), cohort_of(plan)

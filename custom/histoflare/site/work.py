@@ -153,8 +153,8 @@ class SiteWork:
     def tally(self, arrays: Arrays, split: str) -> TrainAnswer:
         """Return the noised counts of the predictions for ``split`` (test or all), one row for each patient.
 
-        The model is that of :meth:`evaluate`. A patient whose slides cannot be read counts as nothing: an
-        error would tell of the patient.
+        The model is the received one, without what this site keeps for itself. A patient whose slides cannot
+        be read counts as nothing: an error would tell of the patient.
 
         Raises:
             HistoflareError: The site cannot take part, or nothing protects the counts (NOT_ADMITTED).
@@ -163,8 +163,9 @@ class SiteWork:
         if setup.tally is None:
             raise JobError("This job's evaluation has no noise.", reason="NOT_ADMITTED")
         plan = setup.tally.of_site(only_evaluates=setup.configuration.evaluation_only)
-        cohort, kept = self._data(), self._kept()
-        model = setup.strategy.personalize(_tensors(arrays), kept)
+        cohort = self._data()
+        self._kept()  # whether its notes are of this task: what was kept had no noise, under whatever scope
+        model = setup.strategy.personalize(_tensors(arrays), {})
         form = tally_form_of(self._task)
         tables = predict_each(self._task, model, cohort, split, self._device)
         rows = count_rows(form, tables)
@@ -172,15 +173,21 @@ class SiteWork:
             released = plan.release_rows(rows, plan.noise_source(setup.site, "tally", hash_state(model)))
             if plan.is_shared:
                 released = setup.transport.pack(released, 1.0, plan.sum_step)
-        known = [table for table in tables.values() if table is not None]
-        if known:
-            header, lines = self._task.notes(known[0])
-            lines = [*lines, *(line for table in known[1:] for line in self._task.notes(table)[1])]
-            path = self._records.write_predictions(split, header, lines)
-            self._say(f"{setup.site}: {len(tables)} patients evaluated ({split}): {path}")
+        try:
+            self._note_predictions(split, [table for table in tables.values() if table is not None])
+        except Exception as error:  # notes that are missing at the site must not cost what is paid for
+            self._say(f"{setup.site}: the predictions could not be written: {error}")
         for patient in (patient for patient, table in tables.items() if table is None):
             self._say(f"{setup.site}: counted as nothing: {patient} could not be asked about")
         return TrainAnswer(_arrays(released), weight=1.0, metrics={}, patients=len(tables))
+
+    def _note_predictions(self, split: str, tables: Sequence[PredictionTable]) -> None:
+        if not tables:
+            return
+        header, lines = self._task.notes(tables[0])
+        lines = [*lines, *(line for table in tables[1:] for line in self._task.notes(table)[1])]
+        path = self._records.write_predictions(split, header, lines)
+        self._say(f"{self._setup.site}: {len(tables)} patients evaluated ({split}): {path}")
 
     def _kept(self) -> State:
         """Return what this site keeps for itself of the run.

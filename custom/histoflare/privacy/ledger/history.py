@@ -37,9 +37,16 @@ class Event:
 
 @dataclass(frozen=True)
 class RunHistory:
-    """One run. ``accounts``: what it reserved, and what became of that. ``events``: in order of time."""
+    """One run.
+
+    Attributes:
+        accounts: What it reserved, and what became of that.
+        by_role: Role of the patients who are charged → those of the accounts: other patients each.
+        events: In order of time.
+    """
 
     accounts: tuple[Account, ...]
+    by_role: dict[str, tuple[Account, ...]]
     events: tuple[Event, ...]
 
 
@@ -81,6 +88,10 @@ def summarise_history(state: LedgerState, entries: Iterable[Entry], run: str) ->
             found[body["of"]] = Event(
                 entry.unix_time, what, paid.round_index, paid.patients, figures, paid.is_protected
             )
+    by_role: dict[str, tuple[Account, ...]] = {}
+    for account in accounts.values():
+        role = state.role_of(account.cohort)
+        by_role[role] = (*by_role.get(role, ()), account)
     return RunHistory(
-        tuple(accounts.values()), tuple(sorted(found.values(), key=lambda each: each.unix_time))
+        tuple(accounts.values()), by_role, tuple(sorted(found.values(), key=lambda each: each.unix_time))
     )
