@@ -293,7 +293,7 @@ def _evaluated(report: Mapping[str, Any]) -> list[Row]:
             figures[metric] = said.get(metric)
             ends = (said.get(f"{metric}_low"), said.get(f"{metric}_high"))
             if figures[metric] is None:
-                figures[f"{metric}_reason"] = WHY_DROWNED if is_noised else WHY_NOT_SAID
+                figures[f"{metric}_reason"] = "drowned in noise" if is_noised else WHY_NOT_SAID
             elif None not in ends:
                 figures[f"{metric}_ci95"] = ends
         rows.append(Row(name, figures))
