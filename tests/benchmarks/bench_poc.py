@@ -45,6 +45,7 @@ SIZES = {
     "1M": {"features": 1024, "model.memories": 4, "model.dim": 128, "model.hidden": 192},
     "55M": {"features": 1024, "model.memories": 10, "model.dim": 5200, "model.hidden": 256},
 }
+LAUNCHERS = "nvflare.app_common.job_launcher"
 PARTS = {
     "server": "nvflare.private.fed.app.server.server_train",
     "server's job": "nvflare.private.fed.app.server.runner_process",
@@ -191,6 +192,10 @@ def run_idle(
                 resources = json.loads((local / "resources.json.default").read_text())
                 resources["class_allow_list"] = ["nvflare.", "idle_flare."]
                 for part in resources["components"]:
+                    if part["id"] == "process_launcher":
+                        side = "Server" if name == "server" else "Client"
+                        module = f"{LAUNCHERS}.{side.lower()}_process_launcher"
+                        part["path"] = f"{module}.{side}ProcessJobLauncher"
                     if part["id"] == "job_manager":  # FLARE's own, which takes any job
                         part["path"] = "nvflare.apis.impl.job_def_manager.SimpleJobDefManager"
                         part["args"]["uri_root"] = str(folder / "jobs")

@@ -17,7 +17,7 @@ def _do_not_train() -> None:
     def idle(task, strategy, received, data, *, site, transport, **rest):  # type: ignore[no-untyped-def]
         like = strategy.sent(split(received)[0])
         zeros = {name: torch.zeros_like(tensor) for name, tensor in like.items()}
-        training = SimpleNamespace(mean_loss=0.0, n_steps=0)
+        training = SimpleNamespace(mean_loss=0.0, n_steps=0, failures=())
         update = Update(site, transport.pack(zeros), 1.0)
         return SimpleNamespace(update=update, site_state={}, training=training)
 
