@@ -96,17 +96,17 @@ class StampedAggregator(Aggregator):
         self.taking_part.append(site)
         return True
 
+    @abstractmethod
     def expect(self, sites: Sequence[str], attempt: int, fl_ctx: FLContext) -> None:
         """Take the results of these sites alone, for one sum.
 
         Args:
             sites: All that are on the list of hellos. attempt: Which one: no other's results are taken.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def open_sum(self, fl_ctx: FLContext) -> str:
         """Return why the sum of what came is void; empty if it is not."""
-        raise NotImplementedError
 
     def kind_asked_for(self, fl_ctx: FLContext) -> DataKind:
         """Return of what kind the round's results are."""
