@@ -97,7 +97,7 @@ def sites_table(report: Mapping[str, Any]) -> Table:
     for heading in ("took part", "refused", "late or gone"):
         table.add_column(heading, justify="right")
     if spent:
-        table.add_column("ε (RDP)", justify="right")
+        table.add_column("ε spent", justify="right")
     if evaluated is not None:
         table.add_column(f"{NAMES[metric]}, {WHICH[report['evaluated_model']].partition(' ')[2]}")
     rounds = site_rounds(report)
@@ -106,7 +106,7 @@ def sites_table(report: Mapping[str, Any]) -> Table:
         cells = [escape(each.site), _share(each)]
         cells += [str(each.statuses.count(status) or "–") for status in ("refused", "silent")]
         if spent:
-            cells.append(say_epsilon(spent[each.site]["rdp"]) if each.site in spent else "–")
+            cells.append(say_epsilon(spent[each.site]["filter"]) if each.site in spent else "–")
         if evaluated is not None:
             cells.append(_say_figure(report, each.site, metric))
         table.add_row(*cells)
