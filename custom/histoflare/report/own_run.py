@@ -166,8 +166,9 @@ def say_spent(spent: Spent | None) -> str:
     """Return what a patient spent in a run, and over all jobs."""
     if spent is None:
         return ""
+    way = " (RDP)" if spent.budget is None else ""
     said = (
-        f"In this run a patient of this site spent ε = {_said(spent.epsilon)} (RDP) at δ = "
+        f"In this run a patient of this site spent ε = {_said(spent.epsilon)}{way} at δ = "
         f"{say_delta(spent.delta)}{_whom(spent)}: {spent.booked} of {spent.reserved} reserved rounds are "
         "booked, and what is reserved and not closed counts too."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from histoflare.privacy.ledger import Event, Ledger, RunHistory
 from histoflare.privacy.ledger.rules import TRAIN
 from histoflare.privacy.own_policy_file import POLICY_FILE, read_site_policy
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
+from histoflare.privacy.spend import Spend
 from histoflare.report.own_run import LeftRow, OwnRun, RefusedRow, Spent
 from histoflare.report.report_file import fill_missing
 from histoflare.site.configuration import SiteConfiguration
@@ -212,7 +213,12 @@ def _spent(ledger: Ledger, history: RunHistory, local: Path, plan: PrivacyPlan) 
         }
         for kept in budget.filters()
     )
-    cost = {role: epsilon(events, budget.delta) for role, events in first.items()}
+
+    def figure(events: Sequence[Spend], kept: Budget) -> float:
+        """Return the ledger's figure; where no policy names a budget, that of RDP at its best order."""
+        return epsilon(events, budget.delta) if protection is None else kept.spent(events)
+
+    cost = {role: figure(events, budget) for role, events in first.items()}
     most = max(cost, key=lambda role: (cost[role], role == TRAIN))
     found = Spent(
         epsilon=cost[most],
@@ -224,7 +230,7 @@ def _spent(ledger: Ledger, history: RunHistory, local: Path, plan: PrivacyPlan) 
         trusts_ca=any(each.trusts_ca for each in reservations),
     )
     if any(each.spend.honest > 1 for each in reservations):
-        alone = max(epsilon(events, budget.delta) for events in second.values())
+        alone = max(figure(events, budget.if_all_collude) for events in second.values())
         found = replace(found, colluders=budget.colluders, if_all_collude=alone)
     if protection is None:
         return found
