@@ -41,12 +41,14 @@ from histoflare.site.messages import TrainAnswer, digest_of
 from histoflare.site.site_file import SITE_FILE, SITES_VARIABLE
 from tests.privacy.ledgers import paths, site_lines
 
-from ..rounds.throwaway import Normalised, Paced
+from ..rounds.throwaway import Paced
 from .certified import hello_of
 from .stand_in import StandInEngine
 
 SECRET = "patient Doe"
 TENSORS = {"w": np.array([0.5, -0.5], dtype=np.float32)}
+NUMBERS_LISTED = 'numbers = ["steps", "loss_before", "loss_after"]'
+NO_NUMBERS = "numbers = []"
 
 
 class Site:
@@ -112,11 +114,10 @@ def site(tmp_path: Path, repository: Path) -> Site:
 @pytest.fixture
 def telling(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     """A site whose policy lists the numbers of the job's strategy."""
-    monkeypatch.setitem(STRATEGIES, "fedavg", f"{Normalised.__module__}:Normalised")
-    monkeypatch.setattr(Normalised, "name", "fedavg")  # as the steward lists it
-    site = Site(tmp_path, repository, {"strategy": {"name": "fedavg"}})
+    site = Site(tmp_path, repository, {"strategy": {"name": "feddg_ga", "sites": ["clinic-a", "clinic-b"]}})
+    site.policy(NUMBERS_LISTED, NO_NUMBERS)
     assert capabilities.refusal(site.admit()) == "NUMBER_NOT_ALLOWED", "none, unless it is listed"
-    site.policy("counts = true", 'counts = true\nnumbers = ["steps", "loss"]')
+    site.policy(NO_NUMBERS, NUMBERS_LISTED)
     assert capabilities.redeem(site.admit()) is not None
     return site
 
@@ -561,23 +562,23 @@ class TestGate:
         assert code(reply) == "REFUSED_METRIC_NOT_ALLOWED"
 
     def test_numbers_leave_beside_an_update_if_declared_and_listed(self, telling: Site) -> None:
-        numbers = {"steps": 5.0, "loss": 0.25}
+        numbers = {"loss_before": 5.0, "loss_after": 0.25}
         reply = telling.reply(with_numbers(numbers))
         assert code(reply) == ReturnCode.OK and from_shareable(reply).meta[NUMBERS] == numbers
         assert capabilities.is_permitted(reply)
-        from_shareable(reply).meta[NUMBERS]["steps"] = 6.0
+        from_shareable(reply).meta[NUMBERS]["loss_before"] = 6.0
         assert not capabilities.is_permitted(reply)
 
     @pytest.mark.parametrize(
         ("numbers", "reason"),
         [
-            ({"steps": 5.0, "loss": float("nan")}, "NOT_FINITE"),
-            ({"steps": float("inf"), "loss": 0.25}, "NOT_FINITE"),
-            ({"steps": 5, "loss": 0.25}, "NOT_FINITE"),
-            ({"steps": 5.0, "loss": 0.25, SECRET: 1.0}, "NUMBER_NOT_ALLOWED"),
-            ({"steps": 5.0, "loss": 0.25, "auc": 1.0}, "NUMBER_NOT_ALLOWED"),
-            ({"steps": 5.0}, "NUMBER_NOT_ALLOWED"),
-            ({"steps": 5.0, "loss": SECRET}, "REPLY_NOT_ALLOWED"),
+            ({"loss_before": 5.0, "loss_after": float("nan")}, "NOT_FINITE"),
+            ({"loss_before": float("inf"), "loss_after": 0.25}, "NOT_FINITE"),
+            ({"loss_before": 5, "loss_after": 0.25}, "NOT_FINITE"),
+            ({"loss_before": 5.0, "loss_after": 0.25, SECRET: 1.0}, "NUMBER_NOT_ALLOWED"),
+            ({"loss_before": 5.0, "loss_after": 0.25, "auc": 1.0}, "NUMBER_NOT_ALLOWED"),
+            ({"loss_before": 5.0}, "NUMBER_NOT_ALLOWED"),
+            ({"loss_before": 5.0, "loss_after": SECRET}, "REPLY_NOT_ALLOWED"),
             ([5.0, 0.25], "NOT_RELEASED"),
             (SECRET, "NOT_RELEASED"),
         ],
@@ -588,20 +589,19 @@ class TestGate:
         assert SECRET not in repr(dict(reply)) and "DXO" not in reply
 
     def test_a_number_that_the_executor_did_not_let_go_stays(self, telling: Site) -> None:
-        answer = with_numbers({"steps": 5.0, "loss": 0.25})
-        answer["DXO"]["meta"][NUMBERS] = {"steps": 5.0, "loss": 0.26}
+        answer = with_numbers({"loss_before": 5.0, "loss_after": 0.25})
+        answer["DXO"]["meta"][NUMBERS] = {"loss_before": 5.0, "loss_after": 0.26}
         assert code(telling.reply(answer)) == "REFUSED_NOT_RELEASED"
 
     def test_numbers_that_no_policy_lists_stay(self, telling: Site) -> None:
         fl_ctx = telling.admit()
-        telling.own("# numbers = []", 'numbers = ["steps"]')
-        answer = with_numbers({"steps": 5.0, "loss": 0.25})
+        telling.own("# numbers = []", 'numbers = ["loss_before"]')
+        answer = with_numbers({"loss_before": 5.0, "loss_after": 0.25})
         assert code(telling.reply(answer, fl_ctx)) == "REFUSED_NUMBER_NOT_ALLOWED"
         assert capabilities.refusal(telling.admit()) == "NUMBER_NOT_ALLOWED"
 
     def test_a_strategy_without_numbers_sends_none(self, site: Site) -> None:
-        site.policy("counts = true", 'counts = true\nnumbers = ["steps", "loss"]')
-        answer = with_numbers({"steps": 5.0, "loss": 0.25})
+        answer = with_numbers({"loss_before": 5.0, "loss_after": 0.25})
         assert code(site.reply(answer)) == "REFUSED_NUMBER_NOT_ALLOWED"
 
     def test_a_hello_leaves_once_and_with_nothing_beside_it(self, site: Site) -> None:
