@@ -40,6 +40,27 @@ def at_least_zero(name: str, value: object) -> list[str]:
     return [f"{name}: a finite number of at least 0, not {value!r}"]
 
 
+def between(
+    name: str,
+    value: object,
+    least: float,
+    most: float,
+    *,
+    without_least: bool = False,
+    without_most: bool = False,
+) -> list[str]:
+    """Return what is wrong with a number from ``least`` to ``most``; arguments as of :func:`whole`.
+
+    Args:
+        without_least, without_most: Whether the bound itself will not do.
+    """
+    fits = is_number(value) and least <= value <= most
+    if fits and not ((without_least and value == least) or (without_most and value == most)):
+        return []
+    low, high = "above" if without_least else "from", "below" if without_most else "to"
+    return [f"{name}: a number {low} {least:g} {high} {most:g}, not {value!r}"]
+
+
 def one_of(name: str, value: object, words: Collection[str]) -> list[str]:
     """Return what is wrong with one of some words; arguments as of :func:`whole`."""
     return [] if value in words else [f"{name}: one of {', '.join(words)}, not {value!r}"]

@@ -27,9 +27,8 @@ from histoflare.masks.task import MaskTask
 from histoflare.model_file import GLOBAL_MODEL_FILE, read_model_file, read_model_header
 from histoflare.privacy.protocol import hash_protocol
 from histoflare.rounds.state import State, hash_state, model_state
+from histoflare.rounds.strategies.ensemble import Ensemble
 from histoflare.rounds.strategy import join, split
-
-from ..rounds.throwaway import Gathered
 
 TINY = {"mem_fedavg": {"task.model.memories": 2}, "dhunet_fedavg": {"task.width": 24, "task.mpp": 0.5}}
 
@@ -78,7 +77,7 @@ def test_an_ensemble_is_written_beside_what_the_run_goes_on_from_and_asked_as_on
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = try_variant(repository / "jobs" / "mem_fedavg", TINY["mem_fedavg"])
-    strategy = Gathered(members=["a", "b"])
+    strategy = Ensemble(sites=["a", "b"])
     job = replace(read, strategy=strategy, folder=tmp_path)
     monkeypatch.setattr(persistor_module, "job_of", lambda _: job)
     monkeypatch.setattr(persistor_module, "run_folder", lambda _: tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +12,7 @@ from nvflare.app_common.abstract.model import ModelLearnableKey, make_model_lear
 from nvflare.app_common.app_constant import AppConstants
 
 from histoflare.flare import aggregator, persistor, shareables
-from histoflare.flare.header_names import RELEASE, WEIGHT
+from histoflare.flare.header_names import NUMBERS, RELEASE, WEIGHT
 from histoflare.flare.job_files import START_MODEL_FILE
 from histoflare.flare.result import read_result
 from histoflare.flare.tensors import as_arrays, as_state
@@ -22,10 +21,11 @@ from histoflare.privacy.plan import Open
 from histoflare.rounds.round import site_round
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State, hash_state
+from histoflare.rounds.strategies import STRATEGIES
 from histoflare.rounds.strategy import OWN, Strategy, split
 from histoflare.site.messages import digest_of
 
-from ..rounds.throwaway import Gathered, Momentum, Scaffold
+from ..rounds.test_strategy_contract import make
 from ..rounds.toy import ToyTask, toy_sites
 from .stand_in import StandInEngine, come_from, job_of_engine
 
@@ -72,7 +72,8 @@ class Federation:
         received = as_state(from_shareable(task).data)
         self.received.append(received)
         self.aggregator.reset(self._context(index))
-        for site in reversed(DATA):
+        asked = self.strategy.topology.plan(index, list(DATA), 1).trainers
+        for site in reversed(asked):
             outcome = site_round(
                 TASK,
                 self.strategy,
@@ -89,7 +90,7 @@ class Federation:
             dxo = DXO(
                 DataKind.WEIGHT_DIFF,
                 data=as_arrays(outcome.update.tensors),
-                meta={WEIGHT: outcome.update.weight},
+                meta={WEIGHT: outcome.update.weight, NUMBERS: dict(outcome.update.numbers)},
             )
             dxo.set_meta_prop(RELEASE, {"digest": digest_of(dxo.data), **SAID})
             reply = dxo.to_shareable()
@@ -120,8 +121,9 @@ def _own_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(persistor, "write_model_file", write)
 
 
-@pytest.mark.parametrize("strategy", [Momentum(), Scaffold(), Gathered()], ids=lambda one: one.name)
-def test_the_same_bytes_as_in_process_also_after_a_loss(tmp_path: Path, strategy: Strategy) -> None:
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_the_same_bytes_as_in_process_also_after_a_loss(tmp_path: Path, name: str) -> None:
+    strategy = make(name)
     expected = run_in_process(TASK, DATA, strategy, 4, 1)
     (tmp_path / "first").mkdir()
     first = Federation(tmp_path / "first", strategy)
@@ -138,12 +140,12 @@ def test_the_same_bytes_as_in_process_also_after_a_loss(tmp_path: Path, strategy
         second.run(index)
     model, own = second.state
     assert hash_state(model) == hash_state(expected.state)
-    assert own and hash_state(own) == hash_state(expected.own)
+    assert hash_state(own) == hash_state(expected.own)
     assert hash_state(read_result(second_folder).state or {}) == hash_state(expected.handed_out)
 
 
 def test_momentum_is_never_sent(tmp_path: Path) -> None:
-    federation = Federation(tmp_path, Momentum())
+    federation = Federation(tmp_path, make("fedavgm"))
     for index in (0, 1):
         federation.run(index)
     assert federation.state[1]
@@ -151,7 +153,7 @@ def test_momentum_is_never_sent(tmp_path: Path) -> None:
 
 
 def test_what_a_strategy_declares_goes_down(tmp_path: Path) -> None:
-    federation = Federation(tmp_path, Scaffold())
+    federation = Federation(tmp_path, make("scaffold"))
     federation.run(0)
     assert any(name.startswith(OWN) for name in federation.received[0])
 
@@ -159,11 +161,11 @@ def test_what_a_strategy_declares_goes_down(tmp_path: Path) -> None:
 def test_a_model_alone_begins_the_server_s_state_anew(tmp_path: Path) -> None:
     """A new run may start from another run's model, whatever that one's strategy kept beside it."""
     (tmp_path / "first").mkdir()
-    first = Federation(tmp_path / "first", Momentum())
+    first = Federation(tmp_path / "first", make("fedavgm"))
     first.run(0)
     (tmp_path / "second").mkdir()
     written = (tmp_path / "first" / GLOBAL_MODEL_FILE).read_bytes()
     (tmp_path / "second" / START_MODEL_FILE).write_bytes(written)
-    model, own = Federation(tmp_path / "second", replace(Momentum(), beta=0.1)).state
+    model, own = Federation(tmp_path / "second", make("fedavgm", momentum=0.1)).state
     assert hash_state(model) == hash_state(first.state[0])
     assert own and all(bool((tensor == 0).all()) for tensor in own.values())

@@ -18,13 +18,14 @@ import pytest
 from histoflare.rounds.runner import RunResult, run_in_process
 from histoflare.rounds.state import hash_state, n_bytes
 from histoflare.rounds.strategies.fedavg import FedAvg
+from histoflare.rounds.strategies.fedavgm import FedAvgM
 from histoflare.rounds.strategy import Strategy, join
 from histoflare.rounds.topologies import TOPOLOGIES, make_topology
 from histoflare.rounds.topologies.cyclic import Cyclic
 from histoflare.rounds.topology import SERVER, RoundPlan, Topology
 from tests.refusals import raises_reason
 
-from .throwaway import THROWAWAY_TOPOLOGIES, Momentum, Passing, Rotating
+from .throwaway import THROWAWAY_TOPOLOGIES, Passing, Rotating
 from .toy import ToyTask, toy_sites
 
 SITES = ["a", "b", "c", "d"]
@@ -112,7 +113,7 @@ def run(strategy: Strategy, rounds: int = 4) -> RunResult:
     return run_in_process(TASK, DATA, strategy, rounds, 1)
 
 
-@pytest.mark.parametrize("strategy", [FedAvg(), Momentum()], ids=lambda one: one.name)
+@pytest.mark.parametrize("strategy", [FedAvg(), FedAvgM(weighting="uniform")], ids=lambda one: one.name)
 def test_a_site_that_aggregates_makes_the_bytes_of_a_server(strategy: Strategy) -> None:
     star, swarm = run(strategy), run(in_topology(strategy, Rotating()))
     assert hash_state(swarm.state) == hash_state(star.state)
@@ -128,7 +129,7 @@ def test_what_a_site_hands_to_itself_is_not_sent() -> None:
     # next one to aggregate gets what the strategy keeps, nothing here, with it.
     assert swarm.bytes_up == 4 * 2 * update
     assert swarm.bytes_down == 4 * 2 * model
-    momentum = run(in_topology(Momentum(), Rotating()))
+    momentum = run(in_topology(FedAvgM(weighting="uniform"), Rotating()))
     kept = n_bytes(join({}, momentum.own))
     assert momentum.bytes_down == 4 * 2 * model + 3 * kept, "the first aggregator begins it by itself"
 

@@ -21,6 +21,7 @@ from histoflare.rounds.comparison import compare
 from histoflare.rounds.evaluation import evaluate
 from histoflare.rounds.local import predict
 from histoflare.rounds.state import State, hash_state, model_state
+from histoflare.rounds.strategies.ensemble import Ensemble
 from histoflare.rounds.strategy import join
 from histoflare.rounds.tally import tally_rows
 from histoflare.site.bookkeeping import Bookkeeping
@@ -34,7 +35,6 @@ from tests.refusals import raises_reason
 
 from ..flare.bags_on_disk import FEATURES, write_site
 from ..mem import with_mem
-from ..rounds.throwaway import Gathered
 from .tasks import SEED, SHARED_BODY, SMALL, TASK, first_state, in_process, same_bytes, setup_of
 
 
@@ -202,7 +202,7 @@ def test_a_site_that_only_evaluates_does_not_train(site: SiteConfiguration) -> N
 
 def test_a_site_asks_an_ensemble_when_it_receives_its_round_and_at_the_end(site: SiteConfiguration) -> None:
     move_to_validation(site, {"a-p0", "a-p1", "a-p2", "a-p5"})
-    strategy = Gathered(members=["a", "b"])
+    strategy = Ensemble(sites=["a", "b"])
     model = model_state(TASK.build_model())
     other = {name: -4 * each if name.startswith("head") else each for name, each in model.items()}
     own = strategy.begin(model) | {f"b/{name}": other[name] - tensor for name, tensor in model.items()}

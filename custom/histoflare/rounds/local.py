@@ -150,6 +150,28 @@ def predict(task: Task, state: State, data: Any, split: str, device: str = "cpu"
         return task.predict(load_model(task, state, device), data, split)
 
 
+def training_loss(task: Task, state: State, data: Any, seed: int, device: str = "cpu") -> float:
+    """Return the mean loss of a model over the batches of one round of training, without training.
+
+    In evaluation mode, without gradients; the model, as :func:`train_locally` takes it, is left as it is.
+
+    Args:
+        seed: Of the batches. Each counts the same.
+
+    Raises:
+        JobError: There is no batch (SITE_HAS_NO_TRAINING_DATA).
+    """
+    with reproducible(seed, device), torch.no_grad():
+        model = load_model(task, state, device)
+        losses = [float(task.loss(model, batch)) for batch in task.train_batches(data, seed)]
+    if not losses:
+        raise JobError(
+            "This site has no training samples: its manifest needs rows with split 'train'.",
+            reason="SITE_HAS_NO_TRAINING_DATA",
+        )
+    return math.fsum(losses) / len(losses)
+
+
 def load_model(task: Task, state: State, device: str = "cpu") -> nn.Module:
     """Return the task's model with the weights of ``state``, in evaluation mode; or the ensemble that it is.
 

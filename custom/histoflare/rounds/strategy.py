@@ -284,12 +284,13 @@ class Strategy(ABC):
 
     Attributes:
         name: As in a job's configuration.
-        least_updates: With fewer updates than these it cannot make a next model.
         linear: Whether the updates enter the next model only as terms of one weighted sum. Noise that the
             server adds to the sum protects nothing where they are also used in another way.
         kept: What it keeps at a site from round to round beside the layers that are not sent, in words
             (control variates); () for nothing.
         sees_data: Whether its :class:`LocalHook` looks at training data. DP-SGD refuses it then.
+        own_models: Whether a site that trained has a model of its own beside the global one, and answers with
+            it (:meth:`personalize`); layers that are not shared apart.
         one_step: Whether a site sends the gradient of one step (``SiteRound.gradient``), and trains no
             further. Noise that sites share is the noise of one step.
         numbers: What a site sends beside the tensors: name → whether it follows from the site's data (its
@@ -303,10 +304,10 @@ class Strategy(ABC):
     """
 
     name: ClassVar[str]
-    least_updates: ClassVar[int] = 1
     linear: ClassVar[bool]
     kept: ClassVar[tuple[str, ...]]
     sees_data: ClassVar[bool]
+    own_models: ClassVar[bool] = False
     one_step: ClassVar[bool] = False
     numbers: ClassVar[Mapping[str, bool]] = {}
     share: Sequence[str] | None = None
@@ -316,10 +317,21 @@ class Strategy(ABC):
     def __post_init__(self) -> None:
         if self.batch_norm not in BATCH_NORM:
             raise JobError(f"batch_norm must be one of {', '.join(BATCH_NORM)}, not {self.batch_norm!r}.")
+        if problems := self.problems():
+            raise JobError(f"The strategy {self.name} cannot work so: {'; '.join(problems)}.")
+
+    def problems(self) -> list[str]:
+        """Return which of its own fields are out of range, in words (``histoflare.ranges``)."""
+        return []
 
     def of_task(self, task: Task) -> Self:
         """Return the strategy that sends what ``task`` trains."""
         return replace(self, trains=trained_by(task))
+
+    @property
+    def least_updates(self) -> int:
+        """With fewer updates than these it cannot make a next model."""
+        return 1
 
     @property
     @abstractmethod
@@ -411,6 +423,11 @@ class Strategy(ABC):
         if not names:
             raise JobError("share names nothing of what the task trains.", reason="SHARE_INVALID")
         return names
+
+    def learned_names(self, model: Mapping[str, Tensor]) -> list[str]:
+        """Return which of the sent tensors a gradient moves: all but BatchNorm's running statistics."""
+        statistics = batch_norm_names(model, "local-statistics")
+        return [name for name in self.shared_names(model) if name not in statistics]
 
     def sent(self, model: Mapping[str, Tensor]) -> State:
         """Return tensors with the names, shapes and dtypes of an update: the shared ones, then its own."""

@@ -9,14 +9,14 @@ from typing import ClassVar
 
 from histoflare.errors import JobError
 from histoflare.rounds.state import add_weighted_mean
-from histoflare.rounds.strategy import SUM, ServerOutcome, ServerRound, Strategy
-from histoflare.rounds.topologies.federated import Federated
+from histoflare.rounds.strategies.hub import Hub
+from histoflare.rounds.strategy import SUM, ServerOutcome, ServerRound
 
 WEIGHTINGS = ("samples", "uniform", "fixed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedAvg(Strategy):
+class FedAvg(Hub):
     """W ← W + Σ N_k ΔW_k / Σ N_k, summed in float64 in site order.
 
     Attributes:
@@ -25,8 +25,8 @@ class FedAvg(Strategy):
             al. 2024, eq. 15), or taken from ``weights`` (``"fixed"``). With the last two nothing about a
             site's size is sent, and the server uses its own weights whatever a site sends.
         weights: Site → weight, for ``"fixed"``: finite, >= 0, at least one above 0.
-        clients_per_round: See :class:`Federated`.
-        share, batch_norm: See :class:`Strategy`.
+        clients_per_round: See :class:`histoflare.rounds.topologies.federated.Federated`.
+        share, batch_norm: See :class:`histoflare.rounds.strategy.Strategy`.
 
     >>> from histoflare import FedAvg
     >>> FedAvg(weighting="uniform").equal_weights
@@ -39,7 +39,6 @@ class FedAvg(Strategy):
     sees_data: ClassVar[bool] = False
     weighting: str = "samples"
     weights: Mapping[str, float] | None = None
-    clients_per_round: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,12 +52,6 @@ class FedAvg(Strategy):
                 raise JobError(
                     f"weights must be numbers of at least 0 with a sum above 0; got {dict(self.weights)}."
                 )
-        self.topology  # noqa: B018 (says what is wrong with clients_per_round)
-
-    @property
-    def topology(self) -> Federated:
-        """All sites or some of them, and the server."""
-        return Federated(clients_per_round=self.clients_per_round)
 
     @property
     def equal_weights(self) -> bool:
