@@ -14,7 +14,7 @@ from nvflare.private.fed.utils.identity_utils import IdentityAsserter
 
 from histoflare.flare.job import Job, read_job
 from histoflare.flare.site_keys import SimulatedKeys, SiteKeys
-from histoflare.flare.site_sum import SiteSum
+from histoflare.flare.site_sum import SiteSum, hash_agreed
 from histoflare.privacy.secure_sum.hello import Hello, signed_part
 from histoflare.privacy.spend import Spend
 from histoflare.site.messages import TrainAnswer
@@ -59,6 +59,17 @@ class Round:
         said = {"hellos": list(self.hellos.values()), "round_index": 0, "attempt": self.attempt} | changes
         plan = SimpleNamespace(spend=lambda: Spend(1.0))
         return self.sums[site].join(received=received, policy=policy, plan=plan, **said)
+
+
+def test_the_random_directions_are_in_what_the_sites_of_a_sum_hash(repository: Path) -> None:
+    """Sites with other directions would add up gradients of different features."""
+    first = read_job(repository / "jobs" / "linear_shared")
+    model = first.task.model
+    others = [replace(model, direction_seed=1), replace(model, directions=model.directions + 1)]
+    hashes = {
+        hash_agreed(replace(first, task=replace(first.task, model=each))) for each in (model, *others)
+    }
+    assert len(hashes) == 3 and hash_agreed(first) in hashes
 
 
 def test_the_pads_of_all_sites_cancel_and_each_hides_its_vector(keys: dict[str, SiteKeys], job: Job) -> None:
