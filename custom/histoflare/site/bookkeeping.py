@@ -25,6 +25,7 @@ from histoflare.privacy.policy import Policy
 from histoflare.privacy.release_store import ReleaseStore
 from histoflare.privacy.tally import Tally
 from histoflare.site.configuration import SiteConfiguration
+from histoflare.privacy.small_cells import hide_small
 from histoflare.site.data import read_roles
 from histoflare.site.ledgers import audit_log_of, open_ledger
 from histoflare.site.messages import Arrays, EvaluateAnswer, TrainAnswer, digest_of
@@ -428,12 +429,14 @@ class Bookkeeping:
         return answer
 
     def _of_enough(self, answer: EvaluateAnswer) -> EvaluateAnswer:
-        """Return the answer without figures that rest on too few patients: those of a class that few have."""
+        """Return the answer without what rests on too few patients: figures of a class, and counts."""
         least = self._policy.minimum_patients
         metrics = {
             name: value for name, value in answer.metrics.items() if answer.behind.get(name, least) >= least
         }
-        return replace(answer, metrics=metrics)
+        for cells in answer.cells.values():
+            metrics |= {name: float(count) for name, count in hide_small(cells, least).items()}
+        return replace(answer, metrics=metrics, cells={})
 
     def _load(self, store: ReleaseStore, released: Release) -> TrainAnswer | None:
         """Return what was released, if exactly that is still there."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from histoflare.count_form import CountForm
 from histoflare.errors import JobError
 from histoflare.rounds.evaluation import Metrics, evaluate, named
 from histoflare.rounds.local import one_thread, predict
@@ -148,7 +149,9 @@ class SiteWork:
             for name, figure in metrics.figures.items()
             for end in ("", "_low", "_high")
         }
-        return EvaluateAnswer(flat(metrics), metrics.n_patients, behind)
+        form = self._task.tally_form
+        cells = form.exact(table) if isinstance(form, CountForm) else {}
+        return EvaluateAnswer(flat(metrics), metrics.n_patients, behind, cells)
 
     def tally(self, arrays: Arrays, split: str) -> TrainAnswer:
         """Return the noised counts of the predictions for ``split`` (test or all), one row for each patient.
