@@ -15,12 +15,13 @@ def hide_small(cells: Mapping[str, int], least: int) -> dict[str, int]:
     """Return those of a block's counts that may leave.
 
     Zeros leave where no cell is small, for they then betray nothing; else they are held back as small ones.
+    Of two cells a zero counts as small: else 1 and 1, held back, would say that they are not 0 and 2.
 
     ==================  ===========================================================
     no cell at all      none
     ``least`` <= 1      all
     all large or 0      all
-    some from 1 on      the large ones, without all that equal the smallest of them
+    some small          the large ones, without all that equal the smallest of them
     ==================  ===========================================================
 
     Args:
@@ -30,10 +31,11 @@ def hide_small(cells: Mapping[str, int], least: int) -> dict[str, int]:
     >>> from histoflare.privacy.small_cells import hide_small
     >>> hide_small({"a": 2, "b": 9, "c": 14, "d": 0}, least=5)
     {'c': 14}
-    >>> hide_small({"a": 7, "b": 0}, least=5)
-    {'a': 7, 'b': 0}
+    >>> hide_small({"a": 7, "b": 0, "c": 0}, least=5)
+    {'a': 7, 'b': 0, 'c': 0}
     """
-    if not any(0 < count < least for count in cells.values()):
+    from_zero = len(cells) == 2
+    if not any((from_zero or count > 0) and count < least for count in cells.values()):
         return dict(cells)
     large = [count for count in cells.values() if count >= least]
     return {name: count for name, count in cells.items() if count >= least and count > min(large)}
