@@ -69,7 +69,7 @@ slide = st.tuples(
 def test_one_patient_moves_the_vector_by_one_whatever_is_in_the_manifest(
     slides: list[Slide], who: str
 ) -> None:
-    """The declared sensitivity is exact: √(Q · 1/Q) = 1, for Q blocks of which a patient is in one cell each."""
+    """The declared sensitivity is exact: √(Q · 1/Q) = 1 for Q blocks, one cell of each."""
     rest = [each for each in slides if each[0] != who]
     total = FORM.rows(facts(slides)).sum(axis=0)
     without = FORM.rows(facts(rest)).sum(axis=0) if rest else np.zeros(FORM.length)

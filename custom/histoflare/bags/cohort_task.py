@@ -86,9 +86,7 @@ def _bins(edges: Sequence[float]) -> tuple[str, ...]:
 
 def _place(words: Sequence[str], known: Sequence[str]) -> list[int]:
     """Return the cell of each slide's word: its own, or that of others, or of none."""
-    return [
-        known.index(word) if word in known else len(known) + (0 if word else 1) for word in words
-    ]
+    return [known.index(word) if word in known else len(known) + (0 if word else 1) for word in words]
 
 
 def _one(cells: Sequence[int], mixed: int) -> int:
@@ -191,7 +189,7 @@ class CohortTask(BagTask):
         return said | {name: list(getattr(self, name)) for name in ("mpp_edges", "patch_edges", "scanners")}
 
     def predict(self, model: nn.Module, data: Bags, split: str) -> CohortFacts:
-        """Return what is known of the slides of ``split``; neither the model nor a bag's features are used."""
+        """Return what is known of the slides of ``split``; model and features are not used."""
         records = choose_split(data.records, split)
         mpps = [np.nan if record.l0_mpp is None else record.l0_mpp for record in records]
         return CohortFacts(

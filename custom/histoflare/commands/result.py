@@ -111,8 +111,8 @@ def _show_counts(download: Download, least: int | None, epsilon: float | None, a
         tell(
             f"Feasible at ε = {epsilon:g}? Not known, for a count did not leave."
             if part is None
-            else f"At ε = {epsilon:g} about {part[0]:.0%} to {part[1]:.0%} of what training without noise gains "
-            "would be left, with as many training patients as were counted (histoflare privacy advise)."
+            else f"At ε = {epsilon:g} about {part[0]:.0%} to {part[1]:.0%} of what training without noise "
+            "gains would be left, with as many training patients as were counted (histoflare privacy advise)."
         )
 
 

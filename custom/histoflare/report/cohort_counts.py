@@ -32,8 +32,9 @@ def list_counts(
 
     Args:
         form: What was asked.
-        evaluation: Site → its figures. total: Of the sum of noised counts (``evaluation_total.json``); without
-            one exact counts are added up, where no site held one back.
+        evaluation: Site → its figures.
+        total: Of the sum of noised counts (``evaluation_total.json``); without one exact counts are added up,
+            where no site held one back.
     """
     rows = []
     for block, cells in form.blocks.items():
@@ -93,8 +94,8 @@ def part_left(
 ) -> tuple[float, float] | None:
     """Return what part of the gain of training to expect under a budget, at least and at most.
 
-    The arithmetic is that of ``privacy advise``, each site adding its own noise, for as many training patients
-    as there are of all labels at the ends of their intervals.
+    The arithmetic is that of ``privacy advise``, each site adding its own noise, for as many training
+    patients as there are of all labels at the ends of their intervals.
 
     Returns:
         None where a count did not leave.
@@ -103,8 +104,6 @@ def part_left(
     known = [count for count in counts if count is not None]
     if len(known) < len(counts) or not sites:
         return None
-    low, high = (
-        advise(sites, max(1, int(sum(count[end] for count in known) / sites)), len(labels), budget, colluders=None)
-        for end in (1, 2)
-    )
+    of_each = [max(1, int(sum(count[end] for count in known) / sites)) for end in (1, 2)]
+    low, high = (advise(sites, each, len(labels), budget, colluders=None) for each in of_each)
     return low.part_left, high.part_left

@@ -23,9 +23,9 @@ from histoflare.privacy.ledger import EVALUATION, UPDATE, Booking, Ledger, Relea
 from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import Policy
 from histoflare.privacy.release_store import ReleaseStore
+from histoflare.privacy.small_cells import hide_small
 from histoflare.privacy.tally import Tally
 from histoflare.site.configuration import SiteConfiguration
-from histoflare.privacy.small_cells import hide_small
 from histoflare.site.data import read_roles
 from histoflare.site.ledgers import audit_log_of, open_ledger
 from histoflare.site.messages import Arrays, EvaluateAnswer, TrainAnswer, digest_of
