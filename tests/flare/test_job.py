@@ -576,3 +576,17 @@ def test_a_sum_of_counts_takes_its_hello_and_the_sites_in_no_sum_their_time() ->
         for how in ({}, {"noise": "shared", "honest": 2})
     )
     assert together.longest_seconds == alone.longest_seconds + 2 * (alone.round_seconds + 60)
+
+
+def test_what_asks_no_model_is_no_training_and_needs_no_model_to_start_from() -> None:
+    folder = next(job for job in JOBS if job.name == "cohort_statistics")
+    job = read_job(folder)
+    assert job.kind == EVALUATION and job.tally is None and job.protocol == read_job(FEDAVG).protocol
+    tally = {"evaluation.mechanism": "tally", "evaluation.noise_multiplier": 2.0}
+    booked = try_variant(folder, {"answer_seconds": 5, **tally})
+    assert booked.tally is not None and booked.tally.noise_multiplier == 2.0
+    with raises_reason("JOB_INVALID", "task.name"):
+        try_variant(FEDAVG, {"task.name": "cohort"})
+    for setting in ('task.scanners=["../x"]', 'task.scanners=["<b>"]', 'task.stains=["H&E"]'):
+        with raises_reason("JOB_INVALID"):
+            try_variant(folder, parse_settings([setting]))
