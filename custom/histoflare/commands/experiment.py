@@ -1,0 +1,178 @@
+"""``histoflare experiment``: questions that a researcher asks of sites on one workstation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from histoflare.commands.console import out, print_json, progress, say, say_fitted, watch_on
+from histoflare.commands.options import DEFAULT_JOB, DEVICE_HELP, JOB_HELP, Preset, read_device, read_seeds
+from histoflare.errors import JobError
+from histoflare.shipped import find_job
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from histoflare.flare.job import Job
+    from histoflare.lab.strategy_comparison import Split
+
+app = typer.Typer(no_args_is_help=True, help="Compare ways to work together, on one workstation.")
+
+STRATEGIES_FILE, STRATEGIES_PAGE = "strategies.json", "strategies.html"
+
+
+@app.callback()
+def _group() -> None:
+    """Compare ways to work together, on one workstation."""
+
+
+@app.command()
+def strategies(
+    sites: Annotated[
+        list[Path],
+        typer.Option(help="One <site>/manifest.csv (or images.csv) per site; may be given again."),
+    ],
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the figures and the page.")],
+    bags: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder with one <site>/ of bags each, for each --sites; none: beside manifests."),
+    ] = None,
+    job: Annotated[Path, typer.Option(help=JOB_HELP)] = DEFAULT_JOB,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A strategy with its fields, e.g. 'fedprox mu=0.1'; may be given again. None: all that the "
+            "job's plan and transport take."
+        ),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "1,2,3",
+    figure: Annotated[str, typer.Option(help="Which figure; none: balanced accuracy, or Dice.")] = "",
+    preset: Preset = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a variable of the job, e.g. rounds=50.")
+    ] = None,
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Try strategies beside one another: mean over the sites, the worst one, how soon, and what is sent.
+
+    Every strategy trains the job's model with the job's steps, in this process, on the same patients. What a
+    strategy is worth depends on how the sites differ: make other splits of the same patients with manifest
+    partition, and give each as --sites. Fields other than the defaults decide as much as the strategy does:
+    give one several times with other fields.
+
+    Example: histoflare experiment strategies --sites my-sites --bags my-run/bags --out compared
+
+    Example: histoflare experiment strategies --sites even --sites uneven --strategy fedavg
+    --strategy 'fedprox mu=0.1' --out compared
+    """
+    from histoflare.lab.strategy_comparison import compare_strategies, main_figure
+    from histoflare.report.strategies_page import write_strategies
+    from histoflare.rounds.strategies import STRATEGIES
+    from histoflare.storage import write_json
+
+    if bags and len(bags) != len(sites):
+        raise JobError(
+            f"--bags: {len(bags)} folders for {len(sites)} of --sites; give one for each, in order."
+        )
+    where = read_device(device)
+    with progress() as bars:
+        watch = watch_on(bars)
+        jobs, splits = _load(
+            find_job(job), preset, setting or [], read_seeds(seeds), sites, bags, watch, where
+        )
+        found = compare_strategies(
+            jobs,
+            strategy or list(STRATEGIES),
+            splits,
+            figure or main_figure(jobs[0].task.data),
+            device=where,
+            watch=watch,
+        )
+    write_json(out_dir / STRATEGIES_FILE, found, public=True)
+    write_strategies(found, out_dir / STRATEGIES_PAGE)
+    if as_json:
+        print_json(found)
+        return
+    for split in found["splits"]:
+        out.print(_show(found, split))
+    say(f"page: {out_dir / STRATEGIES_PAGE}; figures: {out_dir / STRATEGIES_FILE}")
+
+
+def _load(
+    job: Path,
+    preset: str | None,
+    settings: list[str],
+    seeds: list[int],
+    folders: list[Path],
+    bags: list[Path] | None,
+    watch: Any,
+    device: str,
+) -> tuple[list[Job], dict[str, Split]]:
+    """Return the job that fits the data of the first folder, once for each seed, and the data of all."""
+    from histoflare.flare.job import read_job
+    from histoflare.flare.job_choice import choose_job
+    from histoflare.lab.experiment import Experiment
+    from histoflare.lab.loading import load_experiment
+    from histoflare.lab.sites import EXTERNAL, find_sites
+    from histoflare.lab.strategy_comparison import Split
+    from histoflare.site.kinds import kind_of
+
+    kind = kind_of(read_job(job).task.data)
+    beside: list[Path | None] = [*bags] if bags else [None] * len(folders)
+    names = [path.resolve().name for path in folders]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in folders]
+    jobs: list[Job] = []
+    splits = {}
+    for name, folder, of_bags in zip(names, folders, beside, strict=True):
+        training, outside = find_sites(folder, kind).configure(kind, of_bags, device=device)
+        if not jobs:
+            choice = choose_job(job, preset, settings, kind.find(training))
+            say_fitted(choice)
+            jobs = [
+                choose_job(job, preset, [*settings, f"seed={seed}"], kind.find(training)).job
+                for seed in seeds
+            ]
+        loaded = load_experiment(Experiment(jobs[0], training, outside, device=device), watch)
+        external = kind.pool(list(loaded.outside.values()), EXTERNAL) if loaded.outside else None
+        splits[name] = Split(loaded.cohorts, external)
+    return jobs, splits
+
+
+def _show(found: dict[str, Any], split: dict[str, Any]) -> Table:
+    """Return a split's rows as a table."""
+    from rich.table import Table
+
+    from histoflare.report.figures import NAMES
+
+    table = Table(
+        title=f"{split['name']}: {NAMES[found['figure']]}, {found['rounds']} rounds, "
+        f"{len(found['seeds'])} seeds"
+    )
+    table.add_column("strategy", overflow="fold")
+    for heading in ("mean", "worst", "spread", "rounds to 95 %", "s to 95 %", "MB up", "MB down"):
+        table.add_column(heading, justify="right")
+    table.caption = (
+        f"the {len(split['sites'])} sites' own test patients; MB: what all sites send and are sent in a round"
+    )
+    for row in split["rows"]:
+        if "refused" in row:
+            table.add_row(row["strategy"], row["refused"]["reason"] or "–", *["–"] * 6)
+            continue
+        sd = "" if row["mean_sd"] is None else f" ± {row['mean_sd']:.3f}"
+        cost = ["–"] * 4
+        if "course" in row:
+            never = row["near_rounds"] is None
+            cost = [
+                "never" if never else f"{row['near_rounds']:.3g}",
+                "–" if never else f"{row['near_seconds']:.2g}",
+                f"{row['bytes_up'] / 1e6:.3g}",
+                f"{row['bytes_down'] / 1e6:.3g}",
+            ]
+        table.add_row(
+            row["strategy"], f"{row['mean']:.3f}{sd}", f"{row['worst']:.3f}", f"{row['spread']:.3f}", *cost
+        )
+    return table
