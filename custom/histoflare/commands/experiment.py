@@ -68,7 +68,7 @@ def strategies(
     Example: histoflare experiment strategies --sites even --sites uneven --strategy fedavg
     --strategy 'fedprox mu=0.1' --out compared
     """
-    from histoflare.lab.strategy_comparison import compare_strategies, main_figure
+    from histoflare.lab.strategy_comparison import compare_strategies, main_figure, parse_strategy
     from histoflare.report.strategies_page import write_strategies
     from histoflare.rounds.strategies import STRATEGIES
     from histoflare.storage import write_json
@@ -83,6 +83,9 @@ def strategies(
         jobs, splits = _load(
             find_job(job), preset, setting or [], read_seeds(seeds), sites, bags, watch, where
         )
+        for split in splits.values():
+            for text in strategy or []:
+                parse_strategy(text, list(split.sites))  # what a person names is there, or it is an error
         found = compare_strategies(
             jobs,
             strategy or list(STRATEGIES),
@@ -144,35 +147,37 @@ def _load(
 
 def _show(found: dict[str, Any], split: dict[str, Any]) -> Table:
     """Return a split's rows as a table."""
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Table
 
     from histoflare.report.figures import NAMES
 
-    table = Table(
-        title=f"{split['name']}: {NAMES[found['figure']]}, {found['rounds']} rounds, "
-        f"{len(found['seeds'])} seeds"
-    )
+    seeds = len(found["seeds"])
+    title = f"{escape(split['name'])}: {NAMES[found['figure']]}, {found['rounds']} rounds, {seeds} seeds"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("strategy", overflow="fold")
-    for heading in ("mean", "worst", "spread", "rounds to 95 %", "s to 95 %", "MB up", "MB down"):
-        table.add_column(heading, justify="right")
+    for heading in ("mean ± sd", "worst", "spread", "rounds", "s", "MB up", "MB down"):
+        table.add_column(heading, justify="right", no_wrap=True)
     table.caption = (
-        f"the {len(split['sites'])} sites' own test patients; MB: what all sites send and are sent in a round"
+        f"mean, worst and spread of the {len(split['sites'])} sites' own test patients; rounds and seconds "
+        f"until {100 * found['near']:.0f} % of what the best strategy ended with (in how many seeds, if not "
+        "in all); MB: what all sites together send and are sent in a round"
     )
     for row in split["rows"]:
         if "refused" in row:
-            table.add_row(row["strategy"], row["refused"]["reason"] or "–", *["–"] * 6)
+            table.add_row(escape(row["strategy"]), row["refused"]["reason"] or "–", *["–"] * 6)
             continue
         sd = "" if row["mean_sd"] is None else f" ± {row['mean_sd']:.3f}"
         cost = ["–"] * 4
         if "course" in row:
-            never = row["near_rounds"] is None
+            near, some = row["near_rounds"], f" ({row['near_seeds']})" if row["near_seeds"] < seeds else ""
             cost = [
-                "never" if never else f"{row['near_rounds']:.3g}",
-                "–" if never else f"{row['near_seconds']:.2g}",
+                "never" if near is None else f"{near:.3g}{some}",
+                "–" if near is None else f"{row['near_seconds']:.2g}",
                 f"{row['bytes_up'] / 1e6:.3g}",
                 f"{row['bytes_down'] / 1e6:.3g}",
             ]
-        table.add_row(
-            row["strategy"], f"{row['mean']:.3f}{sd}", f"{row['worst']:.3f}", f"{row['spread']:.3f}", *cost
-        )
+        served = (f"{row['mean']:.3f}{sd}", f"{row['worst']:.3f}", f"{row['spread']:.3f}")
+        table.add_row(escape(row["strategy"]), *served, *cost)
     return table

@@ -84,10 +84,10 @@ class _Row:
             if rounds is not None
         ]
         known = [rounds for rounds in reached if rounds is not None]
-        is_known = len(known) == len(reached)
         return {
-            "near_rounds": statistics.fmean(known) if is_known else None,
-            "near_seconds": statistics.fmean(times) if is_known else None,
+            "near_seeds": len(known),
+            "near_rounds": statistics.fmean(known) if known else None,
+            "near_seconds": statistics.fmean(times) if known else None,
             "bytes_up": statistics.fmean(trial.bytes_up for trial in self.trials),
             "bytes_down": statistics.fmean(trial.bytes_down for trial in self.trials),
             "seconds": statistics.fmean(sum(trial.seconds) for trial in self.trials),
@@ -145,8 +145,9 @@ def compare_strategies(
 
         ``splits`` → ``rows``, in each: ``mean`` over the sites of their own test patients, ``worst`` of the
         sites, ``spread`` from the worst to the best, ``external``; each the mean over seeds, with ``_sd``.
-        ``near_rounds`` and ``near_seconds`` until the mean is 0.95 of the best strategy's last (mean over
-        seeds; None where a seed never is). ``bytes_up`` and ``bytes_down`` of all sites in a round.
+        ``near_rounds`` and ``near_seconds`` until the mean over the sites is 0.95 of the best strategy's
+        last: the mean over the ``near_seeds`` seeds in which it ever is. ``bytes_up`` and ``bytes_down`` of
+        all sites in a round.
 
     Raises:
         JobError: No strategy could be tried (the figure of no site exists, for instance), or one is there
@@ -174,9 +175,9 @@ def compare_strategies(
                 if not rows[text].refused:
                     _try(job, split, figure, rows[text], made[text], step, device)
                 step.show(len(split.sites) + 1 + count * rounds)
-        failed = {text: row.refused for text, row in rows.items() if row.refused}
-        for text, error in failed.items():
-            watch.warn(f"{name}: {text} is left out ({error.reason}): {error}")
+        for text, row in rows.items():
+            if row.refused:
+                watch.warn(f"{name}: {text} is left out ({row.refused.reason}): {row.refused}")
         found.append(
             {
                 "name": name,
