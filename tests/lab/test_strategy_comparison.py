@@ -15,7 +15,7 @@ from histoflare.errors import JobError
 from histoflare.flare.job import Job
 from histoflare.lab import strategy_comparison
 from histoflare.lab.run import run_experiment
-from histoflare.lab.strategy_comparison import ALONE, TOGETHER, Split, compare_strategies, parse_strategy
+from histoflare.lab.strategy_comparison import ALONE, TOGETHER, Setup, compare_strategies, parse_strategy
 from histoflare.lab.watch import Watch
 from histoflare.privacy.plan import DpSgd, Open
 from histoflare.report.consortium import own_models
@@ -23,6 +23,7 @@ from histoflare.report.strategies_page import write_strategies
 from histoflare.rounds.strategies.fedprox import FedProx
 from histoflare.rounds.trial import Trial
 from histoflare.site.data import load_site_data
+from histoflare.site.kinds import kind_of
 from tests.flare.bags_on_disk import write_site
 from tests.lab.test_experiment import small_job
 from tests.refusals import raises_reason
@@ -37,11 +38,11 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {site: write_site(folder, site, slides=20) for site in ("a", "b", "c")}
 
 
-def of(job: Job, sites: dict[str, Any], *outside: str) -> Split:
+def of(job: Job, sites: dict[str, Any], *outside: str) -> Setup:
     data = {site: load_site_data(site, job.task, at, job.split) for site, at in sites.items()}
-    return Split(
-        {site: each for site, each in data.items() if site not in outside}, *(data[o] for o in outside)
-    )
+    inside = {site: each for site, each in data.items() if site not in outside}
+    pooled = kind_of(job.task.data).pool(list(inside.values()), "pooled")
+    return Setup(job, inside, pooled, *(data[site] for site in outside))
 
 
 def rows_of(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -53,7 +54,7 @@ def test_the_figures_are_those_of_the_job_s_report(
 ) -> None:
     job = small_job(repository, Open())
     split = of(job, sites, "c")
-    found = compare_strategies([job], ["fedavg", "fedprox mu=0.5"], {"all": split}, "balanced_accuracy")
+    found = compare_strategies({"all": [split]}, ["fedavg", "fedprox mu=0.5"], "balanced_accuracy")
     inside = {site: sites[site] for site in split.sites}
     report = run_experiment(job, inside, tmp_path, external={"c": sites["c"]}).report
     for row, model in ((ALONE, "local"), ("fedavg", "federated"), (TOGETHER, "pooled")):
@@ -76,9 +77,7 @@ def test_what_cannot_be_tried_has_a_reason_and_costs_no_other(
     job = small_job(repository, PRIVATE)
     said: list[str] = []
     names = ["scaffold", "fedrep", "krum", "fedavg"]
-    found = compare_strategies(
-        [job], names, {"all": of(job, sites)}, "auc", watch=Watch(on_warning=said.append)
-    )
+    found = compare_strategies({"all": [of(job, sites)]}, names, "auc", watch=Watch(on_warning=said.append))
     rows = rows_of(found)
     assert {name: rows[name]["refused"]["reason"] for name in names[:3]} == {
         "scaffold": "PRIVACY_INVALID",
@@ -87,9 +86,7 @@ def test_what_cannot_be_tried_has_a_reason_and_costs_no_other(
     }
     assert rows["fedavg"]["mean"] is not None and len(said) == 3
     with raises_reason("NOTHING_TO_EVALUATE"):
-        compare_strategies(
-            [job], names[:3], {"all": of(job, sites)}, "auc", watch=Watch(on_warning=said.append)
-        )
+        compare_strategies({"all": [of(job, sites)]}, names[:3], "auc", watch=Watch(on_warning=said.append))
 
 
 def test_over_seeds(repository: Path, sites: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,8 +109,8 @@ def test_over_seeds(repository: Path, sites: dict[str, Any], monkeypatch: pytest
         return Trial(served, None, (1.0, 2.0), 10.0, 20.0)
 
     monkeypatch.setattr(strategy_comparison, "try_strategy", made_up)
-    jobs = [replace(job, seed=seed) for seed in (1, 2)]
-    rows = rows_of(compare_strategies(jobs, list(names), {"all": of(job, sites)}, "auc"))
+    setups = [of(replace(job, seed=seed), sites) for seed in (1, 2)]
+    rows = rows_of(compare_strategies({"all": setups}, list(names), "auc"))
     quick, slow = rows["fedavg"], rows["fedprox"]
     assert (quick["mean"], quick["mean_sd"]) == pytest.approx((0.7, 0.2 / 2**0.5))
     assert (quick["worst"], quick["spread"]) == pytest.approx((0.6, 0.2))
@@ -133,7 +130,7 @@ def test_a_strategy_is_named_with_its_fields() -> None:
 def test_the_same_twice_is_no_second_run(repository: Path, sites: dict[str, Any]) -> None:
     job = small_job(repository, Open())
     with pytest.raises(JobError, match="twice"):
-        compare_strategies([job], ["fedavg", "fedavg"], {"all": of(job, sites)}, "auc")
+        compare_strategies({"all": [of(job, sites)]}, ["fedavg", "fedavg"], "auc")
 
 
 def test_the_command_writes_figures_and_a_page(
@@ -171,6 +168,6 @@ def test_a_page_needs_no_external_cohort_and_no_seed_beside(
     repository: Path, tmp_path: Path, sites: dict[str, Any]
 ) -> None:
     job = small_job(repository, Open())
-    found = compare_strategies([job], ["fedavg"], {"<b>": of(job, sites)}, "auc")
+    found = compare_strategies({"<b>": [of(job, sites)]}, ["fedavg"], "auc")
     write_strategies(found, tmp_path / "page.html")
     assert "<b>" not in (tmp_path / "page.html").read_text()

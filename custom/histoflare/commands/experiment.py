@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from histoflare.flare.job import Job
-    from histoflare.lab.strategy_comparison import Split
+    from histoflare.lab.strategy_comparison import Setup
 
 app = typer.Typer(no_args_is_help=True, help="Compare ways to work together, on one workstation.")
 
@@ -80,17 +80,14 @@ def strategies(
     where = read_device(device)
     with progress() as bars:
         watch = watch_on(bars)
-        jobs, splits = _load(
-            find_job(job), preset, setting or [], read_seeds(seeds), sites, bags, watch, where
-        )
-        for split in splits.values():
+        splits = _load(find_job(job), preset, setting or [], read_seeds(seeds), sites, bags, watch, where)
+        for first, *_ in splits.values():
             for text in strategy or []:
-                parse_strategy(text, list(split.sites))  # what a person names is there, or it is an error
+                parse_strategy(text, list(first.sites))  # what a person names is there, or it is an error
         found = compare_strategies(
-            jobs,
-            strategy or list(STRATEGIES),
             splits,
-            figure or main_figure(jobs[0].task.data),
+            strategy or list(STRATEGIES),
+            figure or main_figure(first.job.task.data),
             device=where,
             watch=watch,
         )
@@ -113,14 +110,15 @@ def _load(
     bags: list[Path] | None,
     watch: Any,
     device: str,
-) -> tuple[list[Job], dict[str, Split]]:
-    """Return the job that fits the data of the first folder, once for each seed, and the data of all."""
+) -> dict[str, list[Setup]]:
+    """Return folder → its data, and the job that fits the first folder's, for each seed."""
     from histoflare.flare.job import read_job
     from histoflare.flare.job_choice import choose_job
     from histoflare.lab.experiment import Experiment
     from histoflare.lab.loading import load_experiment
     from histoflare.lab.sites import EXTERNAL, find_sites
-    from histoflare.lab.strategy_comparison import Split
+    from histoflare.lab.strategy_comparison import Setup
+    from histoflare.rounds.bounds import POOLED
     from histoflare.site.kinds import kind_of
 
     kind = kind_of(read_job(job).task.data)
@@ -141,8 +139,9 @@ def _load(
             ]
         loaded = load_experiment(Experiment(jobs[0], training, outside, device=device), watch)
         external = kind.pool(list(loaded.outside.values()), EXTERNAL) if loaded.outside else None
-        splits[name] = Split(loaded.cohorts, external)
-    return jobs, splits
+        pooled = kind.pool(list(loaded.cohorts.values()), POOLED)
+        splits[name] = [Setup(job, loaded.cohorts, pooled, external) for job in jobs]
+    return splits
 
 
 def _show(found: dict[str, Any], split: dict[str, Any]) -> Table:

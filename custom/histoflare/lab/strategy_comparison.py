@@ -17,13 +17,12 @@ from histoflare.flare.job import Job
 from histoflare.flare.job_variant import read_value
 from histoflare.lab.watch import RunningStep, Watch
 from histoflare.report.figures import KINDS
-from histoflare.rounds.bounds import POOLED, Bounds, plan_bounds, train_bounds
+from histoflare.rounds.bounds import Bounds, plan_bounds, train_bounds
 from histoflare.rounds.registry import find_class
 from histoflare.rounds.strategies import STRATEGIES, make_strategy
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import Strategy
 from histoflare.rounds.trial import Served, Trial, ask_for, try_strategy
-from histoflare.site.kinds import kind_of
 
 NEAR = 0.95
 """A strategy is there once it is as good as this part of what the best ends with."""
@@ -32,14 +31,19 @@ ALONE, TOGETHER = "each site alone", "all data in one place"
 
 
 @dataclass(frozen=True)
-class Split:
-    """Sites that strategies are tried on.
+class Setup:
+    """What strategies are tried on, with one seed.
 
     Attributes:
-        sites: Site → its data. external: The external cohort's, or None.
+        job: Its task, rounds, seed, privacy plan and transport; not its strategy.
+        sites: Site → its data.
+        pooled: The same in one place.
+        external: The external cohort's data, or None.
     """
 
+    job: Job
     sites: Mapping[str, Any]
+    pooled: Any
     external: Any = None
 
 
@@ -57,6 +61,12 @@ class _Row:
     trials: list[Trial] = field(default_factory=list)
     refused: HistoflareError | None = None
 
+    def add(self, trial: Trial) -> None:
+        """Take what came of a seed."""
+        self.trials.append(trial)
+        self.served.append(trial.last)
+        self.external += [] if trial.external is None else [trial.external]
+
     def figures(self, lower_is_better: bool) -> dict[str, Any]:
         """Return how the sites are served, over the seeds."""
         choose, choose_worst = (min, max) if lower_is_better else (max, min)
@@ -68,7 +78,9 @@ class _Row:
             **_over_seeds("spread", [max(each) - min(each) for each in values]),
             **_over_seeds("external", self.external),
             "sites": {
-                site: statistics.fmean(served[site] for served in self.served) for site in self.served[0]
+                site: statistics.fmean(served[site] for served in self.served)
+                for site in self.served[0]
+                if all(site in served for served in self.served)
             },
         }
 
@@ -121,9 +133,8 @@ def parse_strategy(text: str, sites: Sequence[str]) -> Strategy:
 
 
 def compare_strategies(
-    jobs: Sequence[Job],
+    splits: Mapping[str, Sequence[Setup]],
     strategies: Sequence[str],
-    splits: Mapping[str, Split],
     figure: str,
     *,
     device: str = "cpu",
@@ -132,10 +143,10 @@ def compare_strategies(
     """Try every strategy on every split with every seed.
 
     Args:
-        jobs: One job, once for each seed: its task, rounds, privacy plan and transport; not its strategy.
+        splits: Name → for each seed, the sites and the job with that seed. The job is the same for all but
+            for its seed.
         strategies: As for :func:`parse_strategy`. One that lacks a field, or that the job's plan or
             transport refuses, has a row that says so.
-        splits: Name → sites.
         figure: The figure of the task's that is asked for.
         device: Where models run.
         watch: Is told how far it is.
@@ -156,87 +167,80 @@ def compare_strategies(
     watch = watch or Watch()
     if len(set(strategies)) < len(strategies):
         raise JobError("A strategy is there twice; that is no second run.")
-    lower = figure in jobs[0].task.lower_is_better
-    rounds = jobs[0].rounds
-    found = []
-    for name, split in splits.items():
-        rows = {text: _Row() for text in (ALONE, *strategies, TOGETHER)}
-        made: dict[str, Strategy] = {}
-        for text in strategies:
-            try:
-                made[text] = parse_strategy(text, list(split.sites))
-            except HistoflareError as error:
-                rows[text].refused = error
-        for number, job in enumerate(jobs, start=1):
-            steps = len(strategies) * rounds + len(split.sites) + 1
-            step = watch.begin(f"{name}, seed {number} of {len(jobs)}", steps)
-            _try_bounds(job, split, figure, rows, step, device)
-            for count, text in enumerate(strategies, start=1):
-                if not rows[text].refused:
-                    _try(job, split, figure, rows[text], made[text], step, device)
-                step.show(len(split.sites) + 1 + count * rounds)
-        for text, row in rows.items():
-            if row.refused:
-                watch.warn(f"{name}: {text} is left out ({row.refused.reason}): {row.refused}")
-        found.append(
-            {
-                "name": name,
-                "sites": {
-                    site: {"n_train": jobs[0].task.n_train(data)} for site, data in split.sites.items()
-                },
-                "rows": _summarise(rows, made, lower),
-            }
-        )
+    job = next(iter(splits.values()))[0].job
     return {
-        "job": jobs[0].name,
-        "data": jobs[0].task.data,
-        "task": jobs[0].task.to_json(),
+        "job": job.name,
+        "data": job.task.data,
+        "task": job.task.to_json(),
         "figure": figure,
-        "rounds": rounds,
-        "seeds": [job.seed for job in jobs],
-        "privacy": jobs[0].plan.mechanism,
-        "transport": jobs[0].transport.name,
+        "rounds": job.rounds,
+        "seeds": [setup.job.seed for setup in next(iter(splits.values()))],
+        "privacy": job.plan.mechanism,
+        "transport": job.transport.name,
         "near": NEAR,
-        "splits": found,
+        "splits": [
+            _try_split(name, setups, strategies, figure, device, watch) for name, setups in splits.items()
+        ],
     }
 
 
-def _try(
-    job: Job, split: Split, figure: str, row: _Row, strategy: Strategy, step: RunningStep, device: str
-) -> None:
-    try:
-        job.plan.admits(strategy, job.task, job.transport)
-        trial = try_strategy(
-            job.task,
-            split.sites,
-            strategy,
-            job.rounds,
-            job.seed,
-            figure,
-            plan=job.plan,
-            transport=job.transport,
-            external=split.external,
-            device=device,
-            on_round=step.advance,
+def _try_split(
+    name: str, setups: Sequence[Setup], strategies: Sequence[str], figure: str, device: str, watch: Watch
+) -> dict[str, Any]:
+    """Return one split's entry."""
+    rows = {text: _Row() for text in (ALONE, *strategies, TOGETHER)}
+    made: dict[str, Strategy] = {}
+    for number, setup in enumerate(setups, start=1):
+        models = len(setup.sites) + 1
+        step = watch.begin(
+            f"{name}, seed {number} of {len(setups)}", models + len(strategies) * setup.job.rounds
         )
-    except HistoflareError as error:
-        row.refused = error
-        return
-    row.trials.append(trial)
-    row.served.append(trial.last)
-    row.external += [] if trial.external is None else [trial.external]
+        _try_bounds(setup, figure, rows, step, device)
+        for count, text in enumerate(strategies, start=1):
+            if not rows[text].refused:
+                try:
+                    made[text] = parse_strategy(text, list(setup.sites))
+                    rows[text].add(_try(setup, figure, made[text], step, device))
+                except HistoflareError as error:
+                    rows[text].refused = error
+            step.show(models + count * setup.job.rounds)
+    for text, row in rows.items():
+        if row.refused:
+            watch.warn(f"{name}: {text} is left out ({row.refused.reason}): {row.refused}")
+    first = setups[0]
+    return {
+        "name": name,
+        "sites": {site: {"n_train": first.job.task.n_train(data)} for site, data in first.sites.items()},
+        "rows": _summarise(rows, made, figure in first.job.task.lower_is_better),
+    }
 
 
-def _try_bounds(
-    job: Job, split: Split, figure: str, rows: Mapping[str, _Row], step: RunningStep, device: str
-) -> None:
+def _try(setup: Setup, figure: str, strategy: Strategy, step: RunningStep, device: str) -> Trial:
+    job = setup.job
+    job.plan.admits(strategy, job.task, job.transport)
+    return try_strategy(
+        job.task,
+        setup.sites,
+        strategy,
+        job.rounds,
+        job.seed,
+        figure,
+        plan=job.plan,
+        transport=job.transport,
+        external=setup.external,
+        device=device,
+        on_round=step.advance,
+    )
+
+
+def _try_bounds(setup: Setup, figure: str, rows: Mapping[str, _Row], step: RunningStep, device: str) -> None:
     """Train each site alone and all in one place, as the bounds beside a job's report are trained."""
-    courses = plan_bounds(job.task, split.sites, FedAvg(), job.rounds, job.seed, job.plan, job.asked)
-    pooled = kind_of(job.task.data).pool(list(split.sites.values()), POOLED)
+    job = setup.job
+    courses = plan_bounds(job.task, setup.sites, FedAvg(), job.rounds, job.seed, job.plan, job.asked)
     bounds: Bounds = train_bounds(
         job.task,
-        split.sites,
-        pooled,
+        setup.sites,
+        setup.pooled,
         courses,
         FedAvg(),
         job.seed,
@@ -249,14 +253,14 @@ def _try_bounds(
 
     for text, models in (
         (ALONE, bounds.local),
-        (TOGETHER, {} if bounds.pooled is None else dict.fromkeys(split.sites, bounds.pooled)),
+        (TOGETHER, {} if bounds.pooled is None else dict.fromkeys(setup.sites, bounds.pooled)),
     ):
-        served = {site: ask(state, split.sites[site]) for site, state in models.items()}
+        served = {site: ask(state, setup.sites[site]) for site, state in models.items()}
         known = {site: value for site, value in served.items() if value is not None}
         rows[text].served += [known] if known else []
-        if split.external is not None and known:
+        if setup.external is not None and known:
             asked = list(models.values()) if text == ALONE else [bounds.pooled]
-            values = [ask(state, split.external, "all") for state in asked]
+            values = [ask(state, setup.external, "all") for state in asked]
             rows[text].external.append(statistics.fmean(value for value in values if value is not None))
 
 
