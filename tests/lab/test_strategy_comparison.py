@@ -15,7 +15,14 @@ from histoflare.errors import JobError
 from histoflare.flare.job import Job
 from histoflare.lab import strategy_comparison
 from histoflare.lab.run import run_experiment
-from histoflare.lab.strategy_comparison import ALONE, TOGETHER, Setup, compare_strategies, parse_strategy
+from histoflare.lab.strategy_comparison import (
+    ALONE,
+    TOGETHER,
+    Choice,
+    Setup,
+    compare_strategies,
+    parse_strategy,
+)
 from histoflare.lab.watch import Watch
 from histoflare.privacy.plan import DpSgd, Open
 from histoflare.report.consortium import own_models
@@ -119,9 +126,16 @@ def test_over_seeds(repository: Path, sites: dict[str, Any], monkeypatch: pytest
     assert slow["course"] == pytest.approx([0.5, 0.645])
 
 
-def test_a_strategy_is_named_with_its_fields() -> None:
-    assert parse_strategy("fedprox mu=0.1", ["a"]) == FedProx(mu=0.1)
-    assert parse_strategy("afl", ["a", "b"]).sites == ["a", "b"]  # type: ignore[attr-defined]
+def test_a_strategy_is_named_with_its_fields(repository: Path) -> None:
+    assert parse_strategy("fedprox mu=0.1", ["a"]) == Choice(FedProx(mu=0.1), {})
+    assert parse_strategy("afl", ["a", "b"]).strategy.sites == ["a", "b"]  # type: ignore[attr-defined]
+    slower = parse_strategy("fedprox task.learning_rate=0.01", ["a"])
+    assert (slower.strategy, slower.of_task) == (FedProx(), {"learning_rate": 0.01})
+    task = small_job(repository, Open()).task
+    assert slower.task(task) == replace(task, learning_rate=0.01)
+    for text in ("fedprox task.speed=1", "fedprox task.learning_rate=fast"):
+        with pytest.raises(JobError):
+            parse_strategy(text, ["a"]).task(task)
     for text in ("fedprox mu", "fedprox =1", "no-such", "fedprox nu=1"):
         with pytest.raises(JobError):
             parse_strategy(text, ["a"])

@@ -43,8 +43,8 @@ def strategies(
     strategy: Annotated[
         list[str] | None,
         typer.Option(
-            help="A strategy with its fields, e.g. 'fedprox mu=0.1'; may be given again. None: all that the "
-            "job's plan and transport take."
+            help="A strategy with its fields, and the task's as task.…, e.g. 'fedprox mu=0.1 "
+            "task.learning_rate=0.01'; may be given again. None: all of them."
         ),
     ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "1,2,3",

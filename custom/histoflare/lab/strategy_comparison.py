@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from histoflare.errors import HistoflareError, JobError
@@ -26,6 +26,8 @@ from histoflare.rounds.trial import Served, Trial, ask_for, try_strategy
 
 NEAR = 0.95
 """A strategy is there once it is as good as this part of what the best ends with."""
+
+OF_TASK = "task."
 
 ALONE, TOGETHER = "each site alone", "all data in one place"
 
@@ -110,26 +112,48 @@ class _Row:
         }
 
 
-def parse_strategy(text: str, sites: Sequence[str]) -> Strategy:
+@dataclass(frozen=True)
+class Choice:
+    """A strategy, and the fields of the job's task that it is tried with in place of the job's."""
+
+    strategy: Strategy
+    of_task: Mapping[str, Any]
+
+    def task(self, task: Any) -> Any:
+        """Return the task with these fields.
+
+        Raises:
+            JobError: It has no such field, or does not take the value.
+        """
+        known = {each.name for each in fields(task)}
+        for name in self.of_task:
+            if name not in known:
+                raise JobError(f"The task has no '{name}'; it has {', '.join(sorted(known))}.")
+        return replace(task, **self.of_task) if self.of_task else task
+
+
+def parse_strategy(text: str, sites: Sequence[str]) -> Choice:
     """Return the strategy of ``"NAME"`` or ``"NAME FIELD=VALUE …"``, as the fields of a job's ``[strategy]``.
 
     Args:
-        text: A value is JSON, or else a text.
+        text: A value is JSON, or else a text. ``task.FIELD=VALUE`` is of the job's ``[task]``, such as
+            ``task.learning_rate``: what serves one strategy may be too large for another.
         sites: For a strategy that is told who trains.
 
     Raises:
         JobError: There is no such strategy, or it does not take such fields.
     """
     name, *pairs = text.split()
-    settings = {}
+    settings: dict[str, Any] = {}
     for pair in pairs:
         known, equals, value = pair.partition("=")
         if not equals or not known:
             raise JobError(f"--strategy takes 'NAME FIELD=VALUE', not '{text}'.")
         settings[known] = read_value(value)
+    of_task = {key.removeprefix(OF_TASK): settings.pop(key) for key in [*settings] if key.startswith(OF_TASK)}
     if name in STRATEGIES and "sites" in {each.name for each in fields(find_class(STRATEGIES[name]))}:
         settings.setdefault("sites", list(sites))
-    return make_strategy(name, **settings)
+    return Choice(make_strategy(name, **settings), of_task)
 
 
 def compare_strategies(
@@ -189,7 +213,7 @@ def _try_split(
 ) -> dict[str, Any]:
     """Return one split's entry."""
     rows = {text: _Row() for text in (ALONE, *strategies, TOGETHER)}
-    made: dict[str, Strategy] = {}
+    made: dict[str, Choice] = {}
     for number, setup in enumerate(setups, start=1):
         models = len(setup.sites) + 1
         step = watch.begin(
@@ -215,13 +239,13 @@ def _try_split(
     }
 
 
-def _try(setup: Setup, figure: str, strategy: Strategy, step: RunningStep, device: str) -> Trial:
-    job = setup.job
-    job.plan.admits(strategy, job.task, job.transport)
+def _try(setup: Setup, figure: str, choice: Choice, step: RunningStep, device: str) -> Trial:
+    job, task = setup.job, choice.task(setup.job.task)
+    job.plan.admits(choice.strategy, task, job.transport)
     return try_strategy(
-        job.task,
+        task,
         setup.sites,
-        strategy,
+        choice.strategy,
         job.rounds,
         job.seed,
         figure,
@@ -265,7 +289,7 @@ def _try_bounds(setup: Setup, figure: str, rows: Mapping[str, _Row], step: Runni
 
 
 def _summarise(
-    rows: Mapping[str, _Row], made: Mapping[str, Strategy], lower_is_better: bool
+    rows: Mapping[str, _Row], made: Mapping[str, Choice], lower_is_better: bool
 ) -> list[dict[str, Any]]:
     tried = [row for row in rows.values() if row.trials and not row.refused]
     if not tried:
@@ -279,7 +303,10 @@ def _summarise(
     near = [value / NEAR if lower_is_better else value * NEAR for value in best]
     listed = []
     for text, row in rows.items():
-        entry: dict[str, Any] = {"strategy": text, "settings": asdict(made[text]) if text in made else None}
+        entry: dict[str, Any] = {"strategy": text, "settings": None}
+        if text in made:
+            of_task = {OF_TASK + name: value for name, value in made[text].of_task.items()}
+            entry["settings"] = asdict(made[text].strategy) | of_task
         if row.refused:
             entry["refused"] = {"reason": row.refused.reason, "why": str(row.refused)}
         elif row.served:
