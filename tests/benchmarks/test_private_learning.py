@@ -16,6 +16,7 @@ import torch
 from histoflare.bags.models.linear import LinearSettings
 from histoflare.bags.models.mem import MemSettings
 from histoflare.bags.models.model import ModelSettings
+from histoflare.bags.targets.classes import Classes
 from histoflare.bags.task import BagTask
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan
 from histoflare.rounds.runner import run_in_process
@@ -56,11 +57,17 @@ def by_the_package(asked: BagTask, sites: dict[str, Bags], plan: PrivacyPlan) ->
     return run_in_process(asked, sites, strategy, ROUNDS, 1, plan).handed_out
 
 
+@pytest.mark.parametrize("shares", [None, (0.8, 0.2)])
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("plan", [EVERYBODY, replace(EVERYBODY, clip_norm=100.0), Open()])
-def test_a_linear_step_at_once_is_the_package_s(plan: PrivacyPlan) -> None:
+def test_a_linear_step_at_once_is_the_package_s(
+    plan: PrivacyPlan, bias: bool, shares: tuple[float, float] | None
+) -> None:
     """Without protection all batches are whole sites, so that chance has no part here either."""
     sites = DRAWN.sites([6] * 3, 0)
-    asked = task(LinearSettings(directions=4), batch_size=6)
+    asked = replace(
+        task(LinearSettings(directions=4, bias=bias), batch_size=6), target=Classes(class_shares=shares)
+    )
     expected = by_the_package(asked, sites, plan)
     protection = None
     if isinstance(plan, DpSgd):
@@ -74,12 +81,14 @@ def test_a_linear_step_at_once_is_the_package_s(plan: PrivacyPlan) -> None:
         batch_size=6,
         averaged_part=0.5,
         seed=(1,),
+        class_shares=shares,
     )
     # a record is clipped a little below its clip norm by the package
     torch.testing.assert_close(
         torch.tensor(got[:-1].T), expected["head.weight"].double(), rtol=1e-3, atol=2e-4
     )
-    torch.testing.assert_close(torch.tensor(got[-1]), expected["head.bias"].double(), rtol=1e-3, atol=2e-4)
+    last = expected["head.bias"].double() if bias else torch.zeros(2, dtype=torch.float64)
+    torch.testing.assert_close(torch.tensor(got[-1]), last, rtol=1e-3, atol=2e-4)
     moved = (expected["head.weight"] - asked.build_model().state_dict()["head.weight"]).abs().max()
     assert moved > 0.005
 
