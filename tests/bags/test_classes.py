@@ -70,7 +70,7 @@ def test_how_common_a_class_is_need_not_be_learned() -> None:
 
 
 def test_what_is_learned_is_the_answer_for_equal_classes() -> None:
-    """The best model of x with 80 : 20 is log p(x | class) up to a constant: Bayes' rule, with equal priors."""
+    """The best model of x with 80 : 20 is log p(x | class) up to a constant: Bayes with equal priors."""
     likelihood = np.array([[0.6, 0.4], [0.3, 0.7]])  # of class (rows) and what a patient shows (columns)
     joint = torch.tensor(np.array([[0.8], [0.2]]) * likelihood)
     outputs = torch.zeros((2, 2), dtype=torch.float64, requires_grad=True)  # (shown, class)

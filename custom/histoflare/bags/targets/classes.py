@@ -67,8 +67,8 @@ class Classes(Target):
         ):
             return []
         return [
-            f"target.class_shares: a number above 0 for each of the {len(self.labels)} labels, none more than "
-            f"{MOST_TIMES:,} times another, not {shares!r}"
+            f"target.class_shares: a number above 0 for each of the {len(self.labels)} labels, none more "
+            f"than {MOST_TIMES:,} times another, not {shares!r}"
         ]
 
     @property
