@@ -144,8 +144,7 @@ def check_one_event(accountant: str, noise: float, rate: float, steps: int, fact
 
     here, with_more_noise = figure(), figure(noise=noise * factor)
     most, least = here * (1 + 1e-6) + 1e-9, here * (1 - 1e-6) - 1e-9
-    assert with_more_noise <= most
-    assert with_more_noise >= here / factor**6 - 0.01, "nor does it drop all at once"
+    assert with_more_noise <= most  # it may fall steeply, where sampling begins to protect
     assert figure(steps=math.ceil(steps * factor)) >= least
     assert figure(rate=min(1.0, rate * factor)) >= least
 
