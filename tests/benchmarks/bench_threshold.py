@@ -18,10 +18,11 @@ hindsight, and the AUC. What is between the first two was lost by the threshold 
     means     no training: the class whose mean is nearest, of a release of the sums of each class (1 step)
 
 Cohorts: ``lung`` is features of real tiles of two lung cancers as the encoder makes them, each tile a
-patient, and ``@0.2`` that one in five of those trained on is of the second; the public mean is that of healthy
-lung. ``tumour`` is tumour against the seven other classes of the colorectal tiles, one in eight; ``tiles`` all
-eight (see ``private_questions``). ``drawn`` is drawn bags, ``shifted`` the same with an offset as long as the noise
-of a patch. Tests are on balanced patients, but for tumour and tiles, which are as they are.
+patient, and ``@0.2`` that one in five of those trained on is of the second; the public mean is that of
+healthy lung. ``tumour`` is tumour against the seven other classes of the colorectal tiles, one in eight;
+``tiles`` all eight (see ``private_questions``). ``drawn`` is drawn bags, ``shifted`` the same with an
+offset as long as the noise of a patch. Tests are on balanced patients, but for tumour and tiles, which are
+as they are.
 
 Steps, clip, rate, δ and averaging are those of ``bench_private``; noise is shared against the server and any
 one hospital, with ``--own`` each hospital's own. The learning rate of each row is the best of three on three
@@ -53,6 +54,7 @@ from histoflare.bags.task import BagTask
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan
 from histoflare.rounds.local import predict
+from histoflare.rounds.round import count_sent_by_job
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.strategies.fedavg import FedAvg
 from tests.benchmarks.bags_in_memory import Bags, Slide
@@ -434,7 +436,7 @@ def by_the_job(said: str, epsilon: float, arm: str, rate: float, seed: int) -> F
             batch_size=0.2 * cohort.patients,
             steps=2,
             noise_seed=seed,
-        )
+        ).settled(30, count_sent_by_job(FedAvg(), task))
     sites = {f"site-{i}": bags(site, f"{i}", "train") for i, site in enumerate(dealt.sites)}
     run = run_in_process(task, sites, FedAvg(weighting="uniform"), 30, seed, plan)
     table: Any = predict(task, run.handed_out, bags(dealt.test, "t", "test"), "test")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from histoflare.bags.models.linear import LinearSettings
+from histoflare.bags.models.linear import Linear, LinearSettings
 from histoflare.bags.models.mem import MemSettings
 from histoflare.bags.models.model import ModelSettings
 from histoflare.bags.targets.classes import Classes
@@ -22,12 +22,18 @@ from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State
 from histoflare.rounds.strategies.fedsgd import FedSgd
-from tests.benchmarks import bench_adnan_shared, bench_private, linear_steps, private_questions
+from tests.benchmarks import (
+    bench_adnan_shared,
+    bench_private,
+    bench_threshold,
+    linear_steps,
+    private_questions,
+)
 from tests.benchmarks.bags_in_memory import Bags
 from tests.benchmarks.batched_dpsgd import Steps
 from tests.benchmarks.bench_private import Cohort, Line, Row, is_fitted, measure, rows_of
 from tests.benchmarks.drawn_bags import Drawn
-from tests.benchmarks.linear_steps import Protection, first_weights, see
+from tests.benchmarks.linear_steps import Points, Protection, first_weights, see
 from tests.benchmarks.private_questions import FIVE, QUESTIONS
 
 ROUNDS, RATE, CLIP = 4, 0.5, 0.05
@@ -248,3 +254,58 @@ def test_a_row_in_process_goes_where_it_says() -> None:
         "float32",
         "masked_sum",
     }
+
+
+class TestThreshold:
+    COHORT = bench_threshold.Cohort("shifted", 3, 20, 0.2)
+
+    @pytest.mark.parametrize("directions", [0, 16])
+    def test_patients_are_seen_as_the_model_sees_them(self, directions: int) -> None:
+        dealt = replace(self.COHORT.deal(0), directions=directions)
+        settings, (bags, _) = LinearSettings(directions, bias=False), dealt.test
+        model = settings.build(128, 2).double()
+        assert isinstance(model, Linear)
+        if model.directions is not None:
+            model.directions = model.directions.double()
+        points = dealt.points(dealt.test, False, False)
+        # one patch that is the mean already: scaled anew, its direction is the same
+        expected = model(torch.tensor(bags[:, None])).detach().numpy()
+        weights = model.head.weight.detach().numpy().T
+        np.testing.assert_allclose(points.inputs[:, :-1] @ weights, expected, atol=1e-9)
+        assert not points.inputs[:, -1].any() and dealt.points(dealt.test, True, False).inputs[:, -1].all()
+
+    def test_hindsight_is_the_best_of_all_thresholds(self) -> None:
+        rng = np.random.default_rng(0)
+        for _ in range(20):
+            said, labels = rng.integers(-3, 4, size=(12, 2)).astype(float), rng.permutation([0, 1] * 6)
+            tried = [
+                bench_threshold.balanced(said + np.array([0.0, cut]), labels) for cut in np.arange(-7.5, 8)
+            ]
+            assert bench_threshold.hindsight(said, labels) == pytest.approx(max(tried))
+
+    def test_a_booked_offset_without_noise_sets_the_classes_apart_in_their_middle(self) -> None:
+        inputs = np.array([[0.9, 1.0], [0.7, 1.0], [0.3, 1.0]])
+        weights = np.array([[-0.5, 0.5], [0.0, 0.0]])
+        found = bench_threshold.offset(
+            weights, [Points(inputs, np.array([1, 1, 0]))], 0.0, np.random.default_rng(0)
+        )
+        # mean difference of outputs: 0.8 and 0.3, their middle 0.55
+        assert found[1] - found[0] == pytest.approx(-0.55)
+
+    def test_class_means_without_noise_are_the_nearest(self) -> None:
+        rng = np.random.default_rng(1)
+        x, y = rng.normal(size=(30, 4)), np.arange(30) % 3
+        points = Points(np.hstack([x, np.zeros((30, 1))]), y)
+        means = np.stack([x[y == label].mean(axis=0) for label in range(3)])
+        nearest = np.square(x[:, None] - means).sum(axis=2).argmin(axis=1)
+        said = bench_threshold.nearest_mean([points], points, 3, 0.0, (0,))
+        assert (said.argmax(axis=1) == nearest).all()
+
+    def test_a_small_table(self, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+        monkeypatch.setattr(bench_threshold, "ROUNDS", 3)
+        monkeypatch.setattr(bench_threshold, "REHEARSALS", (100,))
+        for own in (False, True):
+            lines = bench_threshold.measure("shifted:3x20@0.2", [0.0, 8.0], bench_threshold.ARMS, own, 1)
+            assert [line.arm for line in lines] == [*bench_threshold.ARMS] * 2
+            assert all(0.0 <= line.balanced <= line.hindsight + 1e-9 <= 1.0 + 1e-9 for line in lines)
+        assert capsys.readouterr().out.count("in hindsight") == 4 * len(bench_threshold.ARMS)

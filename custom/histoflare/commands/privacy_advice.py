@@ -38,8 +38,8 @@ def show_advice(
 
     For DP-SGD on bags with one step a round in 60 rounds. Nothing is read of any patient and nothing is
     spent. It is a rule for a first look, found on small real tiles: it knows neither how hard the question is
-    nor how good the features are. How many weights a model has makes no difference in it. It names the preset of
-    linear_shared that is for cohorts of this size.
+    nor how good the features are. How many weights a model has makes no difference in it. It names the preset
+    of linear_shared that is for cohorts of this size.
 
     Example: histoflare privacy advise --patients 4x40 --epsilon 3
     """

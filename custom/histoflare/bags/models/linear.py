@@ -1,10 +1,10 @@
 """A linear model on the mean of a bag: few weights, for training under noise.
 
-Under differential privacy the noise of a step grows with the square root of the number of weights. MEM as the
-private job has it has some 50,000; this one has (directions + 1) numbers for each output, without bias one
-less. Before the weights stand three fixed maps, none of which is fitted to anybody's data: each patch's vector
-is scaled by itself, projected on random directions that follow from a public seed (Johnson and Lindenstrauss
-1984, with random signs as in Achlioptas 2003), and the bag's mean is scaled to length 1.
+Under differential privacy the noise of a step grows with the square root of the number of weights. MEM as
+the private job has it has some 50,000; this one has (directions + 1) numbers for each output, without bias
+one less. Before the weights stand three fixed maps, none of which is fitted to anybody's data: each patch's
+vector is scaled by itself, projected on random directions that follow from a public seed (Johnson and
+Lindenstrauss 1984, with random signs as in Achlioptas 2003), and the bag's mean is scaled to length 1.
 """
 
 from __future__ import annotations
