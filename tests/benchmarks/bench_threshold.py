@@ -1,7 +1,8 @@
 """A model that ranks patients well under noise and names one class for all: what cures it, before and after.
 
     python -m tests.benchmarks.bench_threshold [--seeds 10] [--cohorts lung:4x24@0.2,lung:4x40]
-               [--epsilons 0,8,3,1] [--arms before,after] [--own] [--mem] [--json FILE]
+               [--epsilons 0,8,3,1] [--arms before,after] [--own] [--mem]
+               [--preset private-small] [--json FILE]
 
 With each way stand its balanced accuracy on other patients, what it were with the threshold that is best in
 hindsight, and the AUC. What is between the first two was lost by the threshold alone. ε = 0 is no protection.
@@ -27,7 +28,8 @@ as they are.
 Steps, clip, rate, δ and averaging are those of ``bench_private``; noise is shared against the server and any
 one hospital, with ``--own`` each hospital's own. The learning rate of each row is the best of three on three
 splits of other seeds, by balanced accuracy. ``--mem`` measures the model and the rounds of ``jobs/mem_dpsgd``
-in the package's own process, on lung tiles.
+in the package's own process, on lung tiles; ``--preset`` what a preset of ``jobs/linear_shared`` leaves, with
+the bias and without shares (before) and as it is (after).
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ from histoflare.bags.models.linear import Linear, LinearSettings
 from histoflare.bags.models.mem import MemSettings
 from histoflare.bags.targets.classes import Classes, auc
 from histoflare.bags.task import BagTask
+from histoflare.flare.job_variant import read_preset, try_variant
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan
 from histoflare.rounds.local import predict
@@ -75,6 +78,7 @@ LONGEST = 2.0
 COUNTED = 0.3
 """Of the one release of class means: what a patient counts for beside a vector of length 1."""
 
+JOB = Path(__file__).resolve().parents[2] / "jobs" / "linear_shared"
 COHORTS = "lung:4x24@0.2,lung:4x40,tumour:4x100,tiles:4x40,drawn:4x40@0.2,shifted:4x40@0.2,drawn:4x500@0.2"
 Labels = NDArray[np.int64]
 
@@ -454,6 +458,43 @@ def measure_mem(said: str, epsilons: Sequence[float], seeds: int) -> list[Line]:
     return lines
 
 
+def measure_preset(name: str, said: str, seeds: int) -> list[Line]:
+    """Return what a preset of ``jobs/linear_shared`` leaves, its own noise and learning rate; nothing is tuned.
+
+    Its divisor is set to the cohort's, and ε is the part of 8 that it takes for all rounds it reserves.
+    """
+    job, cohort = try_variant(JOB, read_preset(JOB, name).changes), Cohort.parse(said)
+    plan: Any = job.plan
+    strategy: Any = job.strategy
+    lines = []
+    for arm in ("before", "after"):
+        found = []
+        for seed in range(seeds):
+            who = cohort.deal(seed)
+            sites = [who.points(site, arm == "before", False) for site in who.sites]
+            test = who.points(who.test, arm == "before", False)
+            weights = train(
+                sites,
+                np.zeros((sites[0].inputs.shape[1], who.classes)),
+                Protection(
+                    plan.sample_rate,
+                    plan.clip_norm,
+                    plan.sites_noise * math.sqrt(cohort.sites),
+                    plan.sample_rate * cohort.patients * cohort.sites,
+                ),
+                rounds=job.rounds,
+                learning_rate=strategy.learning_rate,
+                batch_size=1,
+                averaged_part=strategy.averaged_part,
+                seed=(seed, 5),
+                class_shares=None if arm == "before" else list(who.shares),
+            )
+            found.append(Found.of(test.inputs @ weights, who.test[1]))
+        title = f"{name} {said}"
+        lines.append(say(title, plan.budget_epsilon, "shared", arm, strategy.learning_rate, found))
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=10)
@@ -462,6 +503,7 @@ def main() -> None:
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--own", action="store_true", help="each hospital's own noise")
     parser.add_argument("--mem", action="store_true", help="jobs/mem_dpsgd in place of linear: slow")
+    parser.add_argument("--preset", help="measure this preset of jobs/linear_shared, at four hospitals")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
@@ -469,7 +511,9 @@ def main() -> None:
     lines: list[Line] = []
     for said in chosen.cohorts.split(","):
         started = time.perf_counter()
-        if chosen.mem:
+        if chosen.preset:
+            lines += measure_preset(chosen.preset, said, chosen.seeds)
+        elif chosen.mem:
             lines += measure_mem(said, epsilons, chosen.seeds)
         else:
             lines += measure(said, epsilons, chosen.arms.split(","), chosen.own, chosen.seeds)

@@ -309,3 +309,26 @@ class TestThreshold:
             assert [line.arm for line in lines] == [*bench_threshold.ARMS] * 2
             assert all(0.0 <= line.balanced <= line.hindsight + 1e-9 <= 1.0 + 1e-9 for line in lines)
         assert capsys.readouterr().out.count("in hindsight") == 4 * len(bench_threshold.ARMS)
+
+    def test_a_preset_s_table(self) -> None:
+        before, after = bench_threshold.measure_preset("private-small", "drawn:4x40@0.2", 2)
+        assert (before.arm, after.arm, before.epsilon) == ("before", "after", 8.0)
+        assert after.balanced > before.balanced + 0.05, "with a rare class the bias takes the threshold"
+
+    def test_mem_by_the_package_s_rounds(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        dealt = self.COHORT.deal(0)
+        monkeypatch.setattr(bench_threshold.Cohort, "deal", lambda *_: dealt)
+        asked: list[Any] = []
+
+        def instead(task: Any, sites: Any, strategy: Any, rounds: int, *rest: Any) -> Any:
+            asked.append((task, rounds))
+            return run_in_process(task, sites, strategy, 1, *rest)
+
+        monkeypatch.setattr(bench_threshold, "run_in_process", instead)
+        for arm in ("before", "after"):
+            found = bench_threshold.by_the_job("shifted:3x20@0.2", 8.0, arm, 0.25, 0)
+            assert 0.0 <= found.balanced <= found.hindsight <= 1.0
+        assert [(task.model.bias, task.target.class_shares is None, r) for task, r in asked] == [
+            (True, True, 30),
+            (False, False, 30),
+        ]
