@@ -459,7 +459,7 @@ def measure_mem(said: str, epsilons: Sequence[float], seeds: int) -> list[Line]:
 
 
 def measure_preset(name: str, said: str, seeds: int) -> list[Line]:
-    """Return what a preset of ``jobs/linear_shared`` leaves, its own noise and learning rate; nothing is tuned.
+    """Return what a preset of ``jobs/linear_shared`` leaves, with its noise and learning rate, untuned.
 
     Its divisor is set to the cohort's, and ε is the part of 8 that it takes for all rounds it reserves.
     """
