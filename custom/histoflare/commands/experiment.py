@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Compare ways to work together, on one workstation.")
 
 STRATEGIES_FILE, STRATEGIES_PAGE = "strategies.json", "strategies.html"
+CONTRIBUTIONS_FILE = "contributions.json"
 
 
 @app.callback()
@@ -101,6 +102,52 @@ def strategies(
     say(f"page: {out_dir / STRATEGIES_PAGE}; figures: {out_dir / STRATEGIES_FILE}")
 
 
+@app.command()
+def contribution(
+    sites: Annotated[Path, typer.Option(help="One <site>/manifest.csv (or images.csv) per site.")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the figures.")],
+    bags: Annotated[
+        Path | None, typer.Option(help="Folder with one <site>/ of bags each; none: beside manifests.")
+    ] = None,
+    job: Annotated[Path, typer.Option(help=JOB_HELP)] = DEFAULT_JOB,
+    seed: Annotated[int, typer.Option(help="Of the trainings, and of orders that are drawn.")] = 1,
+    orders: Annotated[int, typer.Option(min=4, help="Orders of joining drawn of more than 6 sites.")] = 24,
+    figure: Annotated[str, typer.Option(help="Which figure; none: balanced accuracy, or Dice.")] = "",
+    preset: Preset = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a variable of the job, e.g. rounds=50.")
+    ] = None,
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Say what each site adds to the model: Shapley values, and what is lost without it.
+
+    The job is trained by every coalition of up to 6 sites (63 trainings), of more by those of drawn orders of
+    joining, with an interval. Models are asked about the external cohort; where there is none, about the
+    test patients of all sites together.
+
+    Example: histoflare experiment contribution --sites my-sites --bags my-run/bags --out worth
+    """
+    from histoflare.lab.contributions import find_contributions
+    from histoflare.lab.strategy_comparison import main_figure
+    from histoflare.storage import write_json
+
+    where = read_device(device)
+    with progress() as bars:
+        watch = watch_on(bars)
+        beside = None if bags is None else [bags]
+        loaded = _load(find_job(job), preset, setting or [], [seed], [sites], beside, watch, where)
+        (setup,) = next(iter(loaded.values()))
+        chosen = figure or main_figure(setup.job.task.data)
+        found = find_contributions(setup, chosen, orders=orders, device=where, watch=watch)
+    write_json(out_dir / CONTRIBUTIONS_FILE, found, public=True)
+    if as_json:
+        print_json(found)
+        return
+    out.print(_show_contributions(found))
+    say(f"figures: {out_dir / CONTRIBUTIONS_FILE}")
+
+
 def _load(
     job: Path,
     preset: str | None,
@@ -179,4 +226,26 @@ def _show(found: dict[str, Any], split: dict[str, Any]) -> Table:
             ]
         served = (f"{row['mean']:.3f}{sd}", f"{row['worst']:.3f}", f"{row['spread']:.3f}")
         table.add_row(escape(row["strategy"]), *served, *cost)
+    return table
+
+
+def _show_contributions(found: dict[str, Any]) -> Table:
+    """Return what each site adds, as a table."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from histoflare.report.figures import NAMES
+
+    asked = "external cohort" if found["asked"] == "external" else "test patients of all sites"
+    table = Table(title=f"{NAMES[found['figure']]} of the {asked}: {found['coalitions']} coalitions trained")
+    table.add_column("site", overflow="fold")
+    table.add_column("Shapley value", justify="right")
+    table.add_column("lost without it", justify="right")
+    for site, each in found["sites"].items():
+        interval = "" if found["exact"] else f" ({each['low']:+.3f} to {each['high']:+.3f})"
+        table.add_row(escape(site), f"{each['shapley']:+.3f}{interval}", f"{each['left_out']:+.3f}")
+    table.caption = (
+        f"Shapley values add up to {found['all']:.3f} (all sites) less {found['nobody']:.3f} (the model that "
+        "training begins with)."
+    )
     return table
