@@ -275,6 +275,9 @@ def show(found: Mapping[str, Any]) -> None:
     heads = f"{'mean':>6} {'sd':>5} {'worst':>6} {'spread':>6} {'rounds':>9} {'kB up':>6} {'down':>6}"
     print(f"  {'strategy':48} {heads}")
     for row in found["splits"][0]["rows"]:
+        if "refused" in row:
+            print(f"  {row['strategy']:48} {row['refused']['reason']}")
+            continue
         cost = ""
         if "course" in row:
             near = "never" if row["near_rounds"] is None else f"{row['near_rounds']:.1f}"
