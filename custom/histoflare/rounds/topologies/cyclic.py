@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -66,6 +67,6 @@ class Cyclic(Topology):
         """Return the sites in the order in which a cycle visits them."""
         if self.order == "seeded":
             return sorted(sites, key=lambda site: derive_seed(seed, "cycle", cycle, site))
-        if self.sizes is not None:
-            return sorted(sites, key=self.sizes.__getitem__)
-        return sites if self.visits is None else self.visits
+        # a job is checked with stand-ins for sites that nobody names: they come last, in site order
+        places = self.sizes or {site: place for place, site in enumerate(self.visits or ())}
+        return sorted(sites, key=lambda site: places.get(site, math.inf))
