@@ -20,9 +20,9 @@ class Cyclic(Topology):
     """As many rounds as sites are one cycle, in which each site has one turn.
 
     Attributes:
-        order: ``"site"`` visits in site order; ``"seeded"`` draws a new order for every cycle; ``"size"`` goes
-            from the least of ``sizes`` to the largest, which so has the last word (equal ones in site order);
-            ``"named"`` visits as ``visits`` says.
+        order: ``"site"`` visits in site order; ``"seeded"`` draws a new order for every cycle; ``"size"``
+            goes from the least of ``sizes`` to the largest, which has the last word (equal ones in site
+            order); ``"named"`` visits as ``visits`` says.
         sizes: Site → its size, for ``"size"``: finite, above 0. The job names them to all, so they are public
             numbers (beds, say), and never counted from a site's patients.
         visits: The names of all sites, each once, for ``"named"``.
