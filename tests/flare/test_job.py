@@ -138,6 +138,23 @@ def test_the_preset_of_shared_noise_is_the_pooled_run_of_the_paper() -> None:
     assert against == pytest.approx([2.444, 2.898, 3.704, 5.755], abs=5e-4)
 
 
+@pytest.mark.parametrize(("name", "patients", "part"), [("private-small", 40, 0.5), ("private", 300, 0.25)])
+def test_the_presets_for_cohorts_are_jobs_of_the_shared_scope(name: str, patients: int, part: float) -> None:
+    """The divisor is the sample's expected size at four hospitals, and the policy's limits hold the job."""
+    folder = next(job for job in JOBS if job.name == "linear_shared")
+    preset = read_preset(folder, name)
+    job = try_variant(folder, preset.changes)
+    plan: Any = job.plan
+    assert (preset.scope, plan.mechanism, job.transport.name) == ("dp-shared", "dp-sgd-shared", "masked_sum")
+    assert plan.batch_size == plan.sample_rate * 4 * patients
+    assert job.task.model_name == "linear" and not job.task.model.bias and job.strategy.one_step
+    whole = plan.spend().times(job.rounds + job.spare_rounds)
+    share = plan.budget().share_of(plan.budget().cost(whole))
+    assert part - 0.01 <= share <= part <= 0.5
+    other = {"protocol.target.name": "classes", "protocol.target.class_shares": [4, 1]}
+    assert try_variant(folder, {**preset.changes, **other}).task.target.class_shares == (4, 1)
+
+
 def test_folds_stand_in_place_of_the_share(tmp_path: Path) -> None:
     job = try_variant(FEDAVG, parse_settings(["protocol.split.folds=5", "protocol.split.fold=2"]))
     assert job.split == SplitRule(None, folds=5, fold=2)
