@@ -593,3 +593,20 @@ def test_a_sum_of_counts_takes_its_hello_and_the_sites_in_no_sum_their_time() ->
         for how in ({}, {"noise": "shared", "honest": 2})
     )
     assert together.longest_seconds == alone.longest_seconds + 2 * (alone.round_seconds + 60)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["strategy.order=named", 'strategy.visits=["b", "a"]'],
+        ["strategy.order=size", "strategy.sizes.b=1", "strategy.sizes.a=2"],
+    ],
+)
+def test_a_job_says_in_which_order_a_model_goes_from_site_to_site(settings: list[str]) -> None:
+    """The job is read before anyone knows the sites, and checked when they are there."""
+    cyclic = next(job for job in JOBS if job.name == "mem_cwt")
+    strategy = try_variant(cyclic, parse_settings(settings)).strategy
+    visits = [strategy.topology.plan(index, ["a", "b"], 1).trainers for index in range(3)]
+    assert visits == [("b",), ("a",), ("b",)]
+    with raises_reason("JOB_INVALID"):
+        strategy.check_sites(["a", "b", "c"])
