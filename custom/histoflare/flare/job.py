@@ -23,6 +23,7 @@ from histoflare.errors import HistoflareError, JobError
 from histoflare.flare.job_files import CONFIG_FOLDER, META_FILE, read_tables
 from histoflare.flare.job_schema import (
     AGREED,
+    COHORT,
     EVALUATE,
     EVALUATION,
     HELLO,
@@ -50,7 +51,7 @@ from histoflare.site.kinds import KINDS
 from histoflare.slides.splits import SplitRule
 
 TASKS = {kind.task_name: kind.task_class for kind in KINDS.values()} | {
-    "cohort": "histoflare.bags.cohort_task:CohortTask"
+    COHORT: "histoflare.bags.cohort_task:CohortTask"
 }
 """What is learned, or asked without a model: a name in ``[task]`` → its class."""
 
