@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import io
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from histoflare.errors import JobError
 from histoflare.flare.admission import check_patience
 from histoflare.flare.allowed import ALLOWED_CLASSES
+from histoflare.flare.application import check_submission
 from histoflare.flare.job import MECHANISMS, TASKS, read_application, read_job
 from histoflare.flare.job_files import (
     CONFIG_FOLDER,
@@ -624,3 +627,17 @@ def test_a_job_says_in_which_order_a_model_goes_from_site_to_site(settings: list
     assert visits == [("b",), ("a",), ("b",)]
     with raises_reason("JOB_INVALID"):
         strategy.check_sites(["a", "b", "c"])
+
+
+@pytest.mark.parametrize("name", ["mem_evaluate", "dhunet_evaluate", "cohort_statistics"])
+def test_a_server_takes_an_evaluation_without_a_model_only_if_none_is_asked(name: str) -> None:
+    folder = next(job for job in JOBS if job.name == name)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as packed:
+        for path in sorted(folder.rglob("*")):
+            packed.write(path, path.relative_to(folder.parent))
+    if name == "cohort_statistics":
+        check_submission(archive.getvalue())
+    else:
+        with raises_reason("JOB_INVALID", "--model"):
+            check_submission(archive.getvalue())
