@@ -149,14 +149,9 @@ def main() -> None:
     for parameters in SIZES:
         medians: dict[str, float] = {}
         for library in LIBRARIES:
-            command = [
-                sys.executable,
-                "-m",
-                "tests.benchmarks.bench_round_peers",
-                "--packages",
-                chosen.packages,
-            ]
-            command += ["--rounds", str(chosen.rounds), "--one", library, str(parameters)]
+            command = [sys.executable, "-m", "tests.benchmarks.bench_round_peers"]
+            command += ["--packages", str(chosen.packages), "--rounds", str(chosen.rounds)]
+            command += ["--one", library, str(parameters)]
             ended = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
             _, median, least = next(
                 line for line in ended.stdout.splitlines() if line.startswith("milliseconds")
