@@ -53,6 +53,7 @@ from histoflare.privacy.ledger.chain import normalised
 from histoflare.privacy.ledger.events import UNPROTECTED, booked_mechanism, mechanism_of, trust_of
 from histoflare.privacy.ledger.history import RunHistory, summarise_history
 from histoflare.privacy.ledger.place import Place
+from histoflare.privacy.ledger.remaining import PatientsLeft, count_left
 from histoflare.privacy.ledger.rules import (
     TRAIN,
     admit_further,
@@ -592,6 +593,15 @@ class Ledger:
         """Return what was reserved, booked, answered and disclosed, and its cost; no patient is named."""
         with self._sessions.reading() as (state, _, _):
             return summarise(state, budget)
+
+    def remaining(self, budget: Budget, names: Iterable[str] = ()) -> tuple[PatientsLeft, ...]:
+        """Return how many patients have how much of a budget left, those with the least first.
+
+        Args:
+            names: Patients who are named in it; the ledger knows nobody's name.
+        """
+        with self._sessions.reading() as (state, _, _):
+            return count_left(state, budget, names)
 
     def disclosures(self) -> tuple[DisclosureSummary, ...]:
         """Return what left without protection, by run and kind, in the order of their first entries."""
