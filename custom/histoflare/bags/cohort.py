@@ -96,6 +96,7 @@ class Cohort(SplitCohort[BagRecord]):
         encoder: Id of the encoder of every bag.
         records: The bags.
         warnings: What is odd but not wrong, for the site's own eyes.
+        left_out: How many patients it is without, as they have no budget left.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Cohort(SplitCohort[BagRecord]):
     encoder: str
     records: tuple[BagRecord, ...]
     warnings: tuple[str, ...] = ()
+    left_out: int = 0
     cache: FeatureCache = field(default_factory=lambda: FeatureCache(CACHE_BYTES), repr=False, compare=False)
 
     def features(self, record: BagRecord, rows: Sequence[int] | None = None) -> torch.Tensor:

@@ -320,9 +320,7 @@ def _patients_of(site: Path | None) -> tuple[str, ...]:
     from histoflare.site.site_file import read_site_file
 
     if site is None:
-        raise typer.BadParameter(
-            "the ledger knows no names: --names needs the site's manifests (--site)"
-        )
+        raise typer.BadParameter("the ledger knows no names: --names needs the site's manifests (--site)")
     configuration = read_site_file(site)
     found: set[str] = set()
     for kind in KINDS.values():

@@ -36,12 +36,14 @@ class ImageCohort(SplitCohort[ImageRecord]):
         labels: Class names; a mask's values are indices into them.
         records: The images.
         warnings: What is odd but not wrong, for the site's own eyes.
+        left_out: How many patients it is without, as they have no budget left.
     """
 
     name: str
     labels: tuple[str, ...]
     records: tuple[ImageRecord, ...]
     warnings: tuple[str, ...] = ()
+    left_out: int = 0
     cache: PixelCache = field(default_factory=lambda: PixelCache(CACHE_BYTES), repr=False, compare=False)
 
     def read(self, record: ImageRecord, *, keep: bool = True) -> ReadImage:
