@@ -288,7 +288,7 @@ REASONS = {
     "REPLY_NOT_ALLOWED": Reason("The reply held something that the site's policy does not let out."),
     "RESERVATION_USED_UP": Reason(
         "All rounds that the site had reserved for the job are booked, and its policy books none beyond.",
-        lead="Submit the job again under a name of its own: rounds that were lost or failed are paid for, too.",
+        lead="Submit the job again, as another run: rounds that were lost or failed are paid for, too.",
     ),
     "RESOLUTION_NOT_NAMED": Reason(
         "The site's images state their µm/px and the protocol names none, so that sites cannot be compared.",

@@ -104,8 +104,8 @@ class Cohort(SplitCohort[BagRecord]):
     encoder: str
     records: tuple[BagRecord, ...]
     warnings: tuple[str, ...] = ()
-    left_out: int = 0
     cache: FeatureCache = field(default_factory=lambda: FeatureCache(CACHE_BYTES), repr=False, compare=False)
+    left_out: int = 0
 
     def features(self, record: BagRecord, rows: Sequence[int] | None = None) -> torch.Tensor:
         """Return the features float32 (n, f) of the record's bag, or ``rows`` of them; do not write to them.

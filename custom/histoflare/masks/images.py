@@ -43,8 +43,8 @@ class ImageCohort(SplitCohort[ImageRecord]):
     labels: tuple[str, ...]
     records: tuple[ImageRecord, ...]
     warnings: tuple[str, ...] = ()
-    left_out: int = 0
     cache: PixelCache = field(default_factory=lambda: PixelCache(CACHE_BYTES), repr=False, compare=False)
+    left_out: int = 0
 
     def read(self, record: ImageRecord, *, keep: bool = True) -> ReadImage:
         """Return the pixels of the record; ``keep`` them in memory if there is room.

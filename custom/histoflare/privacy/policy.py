@@ -36,7 +36,7 @@ _ELSEWHERE = "stands in the site's own policy.toml, and in no signed policy; tak
 RECORDS = ("patient", "slide")
 REFUSE, LEAVE_OUT = "refuse", "leave out"
 EXHAUSTED = (REFUSE, LEAVE_OUT)
-"""What becomes of a job that a patient's budget has no room for: it is refused, or the patient is left out."""
+"""What becomes of a job for which a patient has too little left: it is refused, or the patient left out."""
 
 LEAVES_OUT = ("dp-sgd", "dp-sgd-shared")
 """Mechanisms whose training on nobody is noise like any other: patients can be left out of it unnoticed."""
@@ -200,8 +200,8 @@ def _problems(content: Mapping[str, Any]) -> list[str]:
 
 
 TOGETHER = (
-    'with "leave out" sites_per_patient must be 1: a patient of two sites who is left out at one would stay at '
-    "the other, and neither ledger would count it"
+    'with "leave out" sites_per_patient must be 1: a patient of two sites who is left out at one would stay '
+    "at the other, and neither ledger would count it"
 )
 """Why the two do not go together."""
 
@@ -260,8 +260,8 @@ def _protection_problems(content: Mapping[str, Any]) -> list[str]:
         )
     elif exhausted == LEAVE_OUT and mechanism not in LEAVES_OUT:
         problems.append(
-            f'protection.exhausted: "leave out" goes with {" or ".join(LEAVES_OUT)}. Under {mechanism} training '
-            "sees its patients without noise, and an error or a server would tell who is missing"
+            f'protection.exhausted: "leave out" goes with {" or ".join(LEAVES_OUT)}. Under {mechanism} '
+            "training sees its patients without noise, and an error or a server would tell who is missing"
         )
     elif exhausted == LEAVE_OUT and sites != 1:
         problems.append(f"protection.exhausted: {TOGETHER}")

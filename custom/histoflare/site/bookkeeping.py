@@ -488,7 +488,7 @@ def check_plan(policy: Policy, plan: PrivacyPlan) -> None:
 
 
 def check_leaving_out(policy: Policy, plan: PrivacyPlan) -> None:
-    """Raise :class:`JobError` (LEAVE_OUT_UNSOUND) if the policy leaves patients out and ε does not cover it."""
+    """Raise :class:`JobError` (LEAVE_OUT_UNSOUND) if the policy leaves out and ε does not cover it."""
     if policy.protection is not None and policy.protection.leaves_out and plan.noise_seed is not None:
         raise JobError(
             "The job's noise is repeatable (noise_seed), so nothing hides who is left out of it, and the "

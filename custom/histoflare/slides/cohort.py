@@ -61,7 +61,7 @@ class SplitCohort(Generic[R]):
         return {patient: replace(self, records=tuple(own)) for patient, own in records.items()}  # type: ignore[type-var]
 
     def without(self, patients: Collection[str]) -> Self:
-        """Return the cohort as if these patients were not in it, but for ``left_out``; the cache is shared."""
+        """Return the cohort as if these patients were not in it, but for ``left_out``; one cache."""
         if not patients:
             return self
         kept = tuple(record for record in self.records if record.patient not in patients)

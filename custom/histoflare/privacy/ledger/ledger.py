@@ -319,7 +319,7 @@ class Ledger:
             return page.state.accounts[page.append("reservation", content)].reservation
 
     def left_out(self, reservation: Reservation, roles: Mapping[str, str]) -> frozenset[str]:
-        """Return who of today's patients is not in a reservation that leaves out, by their names in ``roles``.
+        """Return who is not in a reservation that leaves out, by their names in ``roles``.
 
         Those who had no room, and those who came later: a run's cohort is chosen once.
 
