@@ -179,7 +179,7 @@ def reserve(ledger: Ledger, run: str, rounds: int, roles: dict[str, str], **chan
 
 
 def left_of(ledger: Ledger, name: str) -> float:
-    """Return which share of the budget a patient has left; all of it, if the ledger has not met the patient."""
+    """Return which share of the budget a patient has left; all of it, if the ledger does not know one."""
     found = [group.left[0] for group in ledger.remaining(BUDGET, [name]) if group.names]
     return found[0] if found else 1.0
 
