@@ -19,7 +19,7 @@ from histoflare.privacy.own_policy import (
     layers,
     narrowed,
 )
-from histoflare.privacy.policy import COUNTS, EXHAUSTED, Policy, Protection
+from histoflare.privacy.policy import COUNTS, EXHAUSTED, REFUSE, Policy, Protection
 from histoflare.privacy.spend import Spend
 from histoflare.reasons import REASONS
 from tests.refusals import raises_reason
@@ -70,7 +70,9 @@ outer = {
     "counts": st.booleans(),
     "numbers": some(NUMBERS),
 }
-protections = st.builds(Protection, **budgets)
+protections = st.builds(Protection, **budgets).filter(
+    lambda each: not (each.leaves_out and each.sites_per_patient > 1)  # no policy says so
+)
 policies = st.builds(
     Policy,
     name=st.sampled_from(["dp", "open"]),
@@ -153,7 +155,8 @@ def within(draw: st.DrawFn, policy: Policy) -> Narrowing:
             "records": some(bound.records, least=1),
             "seeded_noise": st.just(False) | st.just(bound.seeded_noise),
             "colluders": st.integers(bound.colluders, 9),
-            "sites_per_patient": st.integers(bound.sites_per_patient, 4),
+            "sites_per_patient": st.just(1) if bound.leaves_out else st.integers(bound.sites_per_patient, 4),
+            "exhausted": st.just(REFUSE) | st.just(bound.exhausted),
             "all_collude_epsilon": st.floats(together / 4, together),
         }
     return Narrowing(**{name: draw(st.none() | each) for name, each in choices.items()})
