@@ -777,7 +777,7 @@ def leaving_out(**changes: Any) -> Policy:
 
 def test_who_is_left_out_is_known_to_the_site_alone(tmp_path: Path) -> None:
     """The jobs before used up all of p0 and of the test patient p6."""
-    at, rules, budget = site(tmp_path), leaving_out(), leaving_out().protection
+    at, rules, budget = site(tmp_path, test=6), leaving_out(), leaving_out().protection
     assert budget is not None
     spend = Spend(budget.budget().calibrate(1.0, 1))
     for name, role in (("p0", "train"), ("p6", "test")):
@@ -791,14 +791,14 @@ def test_who_is_left_out_is_known_to_the_site_alone(tmp_path: Path) -> None:
     for _ in range(2):  # the second time after a crash, in a new process
         of_job = bookkeeping(at, LOUD, rules)
         of_job.reserve()
-        assert of_job.left_out == {"p0"} and of_job.roles is not None and len(of_job.roles) == 8
+        assert of_job.left_out == {"p0"} and of_job.roles is not None and len(of_job.roles) == 12
         of_job.reserve_tally(tally, 1, 4)
         of_job.reserve_tally(tally, 1, 4)
         assert of_job.left_out == {"p0", "p6"}
     left_out = [event["left_out"] for event in audit_log_of(at).read() if event["what"] == "reserved"]
     assert left_out == [1, 1]
     runs = {(run.run, run.about, run.patients) for run in open_ledger(at).summary(of_job.budget).runs}
-    assert len(runs) == 4 and {patients for run, _, patients in runs if run == "run"} == {5, 1}
+    assert len(runs) == 4 and {patients for run, _, patients in runs if run == "run"} == {5}
 
 
 def test_too_few_patients_are_those_of_the_manifest(tmp_path: Path) -> None:
