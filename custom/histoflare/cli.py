@@ -20,6 +20,7 @@ from histoflare.commands import (
     bags,
     classify,
     demo,
+    experiment,
     job,
     kit,
     ledger,
@@ -94,6 +95,7 @@ app.add_typer(bags.app, name="bags", help="Look at bags, or take over features m
 app.add_typer(masks.app, name="masks", help="Images with masks: what segmentation is trained on.")
 app.add_typer(synthetic.app, name="synthetic", help="Make slides and bags for demos, tests and experiments.")
 app.command("run")(run.run)
+app.add_typer(experiment.app, name="experiment")
 app.command("demo")(demo.demo)
 app.add_typer(poc.app, name="poc", help="A federation of real FLARE processes on this machine.")
 app.command("classify")(classify.classify)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from histoflare.bags.models.mem import MEM, MemoryBlock, memory_attention
+from histoflare.bags.models.mem import MEM, MemoryBlock, MemSettings, memory_attention
 
 from ..mem import make_mem
 
@@ -167,6 +167,14 @@ def test_long_bags_need_no_square_of_their_length(monkeypatch: pytest.MonkeyPatc
             torch.randn(1, 2, 3000, 4), torch.ones((1, 3000), dtype=torch.bool), max_scores=10**6
         )
     assert max(sizes) <= 10**6 and sum(sizes) == 2 * 3000 * 3000
+
+
+def test_a_head_may_have_no_bias() -> None:
+    with_bias, without = small_mem(), small_mem(bias=False)
+    assert set(with_bias.state_dict()) - set(without.state_dict()) == {"head.bias"}
+    bag = random_bag(1, 5)[None]
+    torch.testing.assert_close(without(bag), with_bias(bag) - with_bias.state_dict()["head.bias"])
+    assert MemSettings(bias=0).problems(F_IN) == ["bias: true or false, not 0"]  # type: ignore[arg-type]
 
 
 def test_blocks_stack() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import torch
@@ -25,7 +26,10 @@ Matrix = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Points:
-    """Patients as the weights see them: ``inputs`` (N, d + 1), the last column 1, and ``labels`` (N,)."""
+    """Patients as the weights see them: ``inputs`` (N, d + 1) and ``labels`` (N,).
+
+    The last column is 1, or 0 where the model has no bias.
+    """
 
     inputs: Matrix
     labels: NDArray[np.int64]
@@ -56,18 +60,21 @@ class Protection:
 def see(task: BagTask, bags: Bags, split: str) -> Points:
     """Return the patients of ``split``, each with one bag, as the task's model sees them."""
     model = task.build_model()
+    last = 0.0 if cast(nn.Linear, model.head).bias is None else 1.0
     model.head = nn.Identity()
     records = [record for record in bags.records if record.split == split]
     with torch.no_grad():
         seen = torch.cat([model(bags.features(record)[None]) for record in records]).double().numpy()
     labels = np.array([record.label for record in records], dtype=np.int64)
-    return Points(np.hstack([seen, np.ones((len(seen), 1))]), labels)
+    return Points(np.hstack([seen, np.full((len(seen), 1), last)]), labels)
 
 
 def first_weights(task: BagTask) -> Matrix:
-    """Return the weights (d + 1, k) that the task's model begins with."""
+    """Return the weights (d + 1, k) that the task's model begins with; without bias the last are 0."""
     state = task.build_model().state_dict()
-    weights: Matrix = torch.cat([state["head.weight"], state["head.bias"][:, None]], dim=1).double().numpy().T
+    weight = state["head.weight"]  # (k, d)
+    bias = state.get("head.bias", torch.zeros(len(weight)))
+    weights: Matrix = torch.cat([weight, bias[:, None]], dim=1).double().numpy().T
     return weights
 
 
@@ -81,6 +88,7 @@ def train(
     batch_size: int,
     averaged_part: float,
     seed: Sequence[int],
+    class_shares: Sequence[float] | None = None,
 ) -> Matrix:
     """Return the mean of the weights (d + 1, k) after the last rounds.
 
@@ -90,7 +98,9 @@ def train(
         protection: None: each site's batch of ``batch_size`` by chance, and no clip.
         averaged_part: Which part of the rounds, at their end, the mean is of; above 0.
         seed: Of samples and noise.
+        class_shares: See ``bags.targets.classes``.
     """
+    offsets = np.zeros(weights.shape[1]) if class_shares is None else np.log(class_shares)
     rng = np.random.default_rng(seed)
     whole = Points(np.vstack([s.inputs for s in sites]), np.concatenate([s.labels for s in sites]))
     starts = np.cumsum([0, *(len(site.labels) for site in sites)])
@@ -105,7 +115,7 @@ def train(
         else:
             chosen = np.flatnonzero(rng.random(len(whole.labels)) < protection.sample_rate)
             share = np.ones(len(chosen))
-        errors = _errors(whole, weights, chosen)  # (b, k)
+        errors = _errors(whole, weights, offsets, chosen)  # (b, k)
         if protection is not None:
             norms = np.linalg.norm(errors, axis=1) * lengths[chosen]
             share = np.minimum(1.0, protection.clip_norm / np.maximum(norms, 1e-300)) / protection.divisor
@@ -124,9 +134,9 @@ def accuracy(weights: Matrix, points: Points) -> float:
     return float(np.mean(np.argmax(points.inputs @ weights, axis=1) == points.labels))
 
 
-def _errors(points: Points, weights: Matrix, chosen: NDArray[np.int64]) -> Matrix:
+def _errors(points: Points, weights: Matrix, offsets: Matrix, chosen: NDArray[np.int64]) -> Matrix:
     """Return p - y (b, k)."""
-    scores = points.inputs[chosen] @ weights
+    scores = points.inputs[chosen] @ weights + offsets
     scores -= scores.max(axis=1, keepdims=True)
     errors: Matrix = np.exp(scores)
     errors /= errors.sum(axis=1, keepdims=True)

@@ -77,8 +77,8 @@ def read_crc() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 
 
 @lru_cache(maxsize=1)
-def read_lung() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the features (297, f) of the cancers' tiles, scaled by healthy lung's, and classes (297,)."""
+def encode_lung() -> list[NDArray[np.float64]]:
+    """Return the encoder's features (n, f) of healthy lung and of each of the two cancers."""
     index = data_folder() / "cls_lc25000_lung" / "index.csv"
     encoder = load_encoder("efficientnet-lite0")
     found = []
@@ -88,7 +88,12 @@ def read_lung() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
             [np.asarray(Image.open(tile.path).convert("RGB")) for tile in tiles]
         )  # (n, h, w, 3)
         found.append(encoder.encode(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).double().numpy())
-    healthy, *cancers = found
+    return found
+
+
+def read_lung() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the features (297, f) of the cancers' tiles, scaled by healthy lung's, and classes (297,)."""
+    healthy, *cancers = encode_lung()
     x = (np.vstack(cancers) - healthy.mean(axis=0)) / (healthy.std(axis=0) + 1e-6)
     return np.clip(x, -3, 3), np.repeat([0, 1], [len(cancer) for cancer in cancers])
 

@@ -13,20 +13,27 @@ import numpy as np
 import pytest
 import torch
 
-from histoflare.bags.models.linear import LinearSettings
+from histoflare.bags.models.linear import Linear, LinearSettings
 from histoflare.bags.models.mem import MemSettings
 from histoflare.bags.models.model import ModelSettings
+from histoflare.bags.targets.classes import Classes
 from histoflare.bags.task import BagTask
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State
 from histoflare.rounds.strategies.fedsgd import FedSgd
-from tests.benchmarks import bench_adnan_shared, bench_private, linear_steps, private_questions
+from tests.benchmarks import (
+    bench_adnan_shared,
+    bench_private,
+    bench_threshold,
+    linear_steps,
+    private_questions,
+)
 from tests.benchmarks.bags_in_memory import Bags
 from tests.benchmarks.batched_dpsgd import Steps
 from tests.benchmarks.bench_private import Cohort, Line, Row, is_fitted, measure, rows_of
 from tests.benchmarks.drawn_bags import Drawn
-from tests.benchmarks.linear_steps import Protection, first_weights, see
+from tests.benchmarks.linear_steps import Points, Protection, first_weights, see
 from tests.benchmarks.private_questions import FIVE, QUESTIONS
 
 ROUNDS, RATE, CLIP = 4, 0.5, 0.05
@@ -56,11 +63,17 @@ def by_the_package(asked: BagTask, sites: dict[str, Bags], plan: PrivacyPlan) ->
     return run_in_process(asked, sites, strategy, ROUNDS, 1, plan).handed_out
 
 
+@pytest.mark.parametrize("shares", [None, (0.8, 0.2)])
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("plan", [EVERYBODY, replace(EVERYBODY, clip_norm=100.0), Open()])
-def test_a_linear_step_at_once_is_the_package_s(plan: PrivacyPlan) -> None:
+def test_a_linear_step_at_once_is_the_package_s(
+    plan: PrivacyPlan, bias: bool, shares: tuple[float, float] | None
+) -> None:
     """Without protection all batches are whole sites, so that chance has no part here either."""
     sites = DRAWN.sites([6] * 3, 0)
-    asked = task(LinearSettings(directions=4), batch_size=6)
+    asked = replace(
+        task(LinearSettings(directions=4, bias=bias), batch_size=6), target=Classes(class_shares=shares)
+    )
     expected = by_the_package(asked, sites, plan)
     protection = None
     if isinstance(plan, DpSgd):
@@ -74,12 +87,14 @@ def test_a_linear_step_at_once_is_the_package_s(plan: PrivacyPlan) -> None:
         batch_size=6,
         averaged_part=0.5,
         seed=(1,),
+        class_shares=shares,
     )
     # a record is clipped a little below its clip norm by the package
     torch.testing.assert_close(
         torch.tensor(got[:-1].T), expected["head.weight"].double(), rtol=1e-3, atol=2e-4
     )
-    torch.testing.assert_close(torch.tensor(got[-1]), expected["head.bias"].double(), rtol=1e-3, atol=2e-4)
+    last = expected["head.bias"].double() if bias else torch.zeros(2, dtype=torch.float64)
+    torch.testing.assert_close(torch.tensor(got[-1]), last, rtol=1e-3, atol=2e-4)
     moved = (expected["head.weight"] - asked.build_model().state_dict()["head.weight"]).abs().max()
     assert moved > 0.005
 
@@ -239,3 +254,81 @@ def test_a_row_in_process_goes_where_it_says() -> None:
         "float32",
         "masked_sum",
     }
+
+
+class TestThreshold:
+    COHORT = bench_threshold.Cohort("shifted", 3, 20, 0.2)
+
+    @pytest.mark.parametrize("directions", [0, 16])
+    def test_patients_are_seen_as_the_model_sees_them(self, directions: int) -> None:
+        dealt = replace(self.COHORT.deal(0), directions=directions)
+        settings, (bags, _) = LinearSettings(directions, bias=False), dealt.test
+        model = settings.build(128, 2).double()
+        assert isinstance(model, Linear)
+        if model.directions is not None:
+            model.directions = model.directions.double()
+        points = dealt.points(dealt.test, False, False)
+        # one patch that is the mean already: scaled anew, its direction is the same
+        expected = model(torch.tensor(bags[:, None])).detach().numpy()
+        weights = model.head.weight.detach().numpy().T
+        np.testing.assert_allclose(points.inputs[:, :-1] @ weights, expected, atol=1e-9)
+        assert not points.inputs[:, -1].any() and dealt.points(dealt.test, True, False).inputs[:, -1].all()
+
+    def test_hindsight_is_the_best_of_all_thresholds(self) -> None:
+        rng = np.random.default_rng(0)
+        for _ in range(20):
+            said, labels = rng.integers(-3, 4, size=(12, 2)).astype(float), rng.permutation([0, 1] * 6)
+            tried = [
+                bench_threshold.balanced(said + np.array([0.0, cut]), labels) for cut in np.arange(-7.5, 8)
+            ]
+            assert bench_threshold.hindsight(said, labels) == pytest.approx(max(tried))
+
+    def test_a_booked_offset_without_noise_sets_the_classes_apart_in_their_middle(self) -> None:
+        inputs = np.array([[0.9, 1.0], [0.7, 1.0], [0.3, 1.0]])
+        weights = np.array([[-0.5, 0.5], [0.0, 0.0]])
+        found = bench_threshold.offset(
+            weights, [Points(inputs, np.array([1, 1, 0]))], 0.0, np.random.default_rng(0)
+        )
+        # mean difference of outputs: 0.8 and 0.3, their middle 0.55
+        assert found[1] - found[0] == pytest.approx(-0.55)
+
+    def test_class_means_without_noise_are_the_nearest(self) -> None:
+        rng = np.random.default_rng(1)
+        x, y = rng.normal(size=(30, 4)), np.arange(30) % 3
+        points = Points(np.hstack([x, np.zeros((30, 1))]), y)
+        means = np.stack([x[y == label].mean(axis=0) for label in range(3)])
+        nearest = np.square(x[:, None] - means).sum(axis=2).argmin(axis=1)
+        said = bench_threshold.nearest_mean([points], points, 3, 0.0, (0,))
+        assert (said.argmax(axis=1) == nearest).all()
+
+    def test_a_small_table(self, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+        monkeypatch.setattr(bench_threshold, "ROUNDS", 3)
+        monkeypatch.setattr(bench_threshold, "REHEARSALS", (100,))
+        for own in (False, True):
+            lines = bench_threshold.measure("shifted:3x20@0.2", [0.0, 8.0], bench_threshold.ARMS, own, 1)
+            assert [line.arm for line in lines] == [*bench_threshold.ARMS] * 2
+            assert all(0.0 <= line.balanced <= line.hindsight + 1e-9 <= 1.0 + 1e-9 for line in lines)
+        assert capsys.readouterr().out.count("in hindsight") == 4 * len(bench_threshold.ARMS)
+
+    def test_a_preset_s_table(self) -> None:
+        before, after = bench_threshold.measure_preset("private-small", "drawn:4x40@0.2", 2)
+        assert (before.arm, after.arm, before.epsilon) == ("before", "after", 8.0)
+        assert after.balanced > before.balanced + 0.05, "with a rare class the bias takes the threshold"
+
+    def test_mem_by_the_package_s_rounds(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        dealt = self.COHORT.deal(0)
+        monkeypatch.setattr(bench_threshold.Cohort, "deal", lambda *_: dealt)
+        asked: list[Any] = []
+
+        def instead(task: Any, sites: Any, strategy: Any, rounds: int, *rest: Any) -> Any:
+            asked.append((task, rounds))
+            return run_in_process(task, sites, strategy, 1, *rest)
+
+        monkeypatch.setattr(bench_threshold, "run_in_process", instead)
+        for arm in ("before", "after"):
+            found = bench_threshold.by_the_job("shifted:3x20@0.2", 8.0, arm, 0.25, 0)
+            assert 0.0 <= found.balanced <= found.hindsight <= 1.0
+        assert [(task.model.bias, task.target.class_shares is None, r) for task, r in asked] == [
+            (True, True, 30),
+            (False, False, 30),
+        ]

@@ -166,7 +166,9 @@ def test_advice_compares_models_with_own_and_with_shared_noise() -> None:
     assert all(row["honest"] == (3 if row["noise"] == "shared" else 1) for row in found)
     two = json.loads(run("advise", "--patients", "2x40", "--job", "linear_shared", "--json"))
     assert [row["noise"] for row in two] == ["own"], "noise is shared by two beside one that colludes"
-    assert "ε holds against" in run("advise", "--patients", "4x40")
+    assert found[0]["preset"] == "private-small" and two[0]["preset"] is None
+    said = run("advise", "--patients", "4x200")
+    assert "ε holds against" in said and "--preset private;" in said
     with raises_reason("JOB_INVALID", "bags"):
         run("advise", "--patients", "4x40", "--job", "dhunet_dpsgd")
 

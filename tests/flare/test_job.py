@@ -138,6 +138,23 @@ def test_the_preset_of_shared_noise_is_the_pooled_run_of_the_paper() -> None:
     assert against == pytest.approx([2.444, 2.898, 3.704, 5.755], abs=5e-4)
 
 
+@pytest.mark.parametrize(("name", "patients", "part"), [("private-small", 40, 0.5), ("private", 300, 0.25)])
+def test_the_presets_for_cohorts_are_jobs_of_the_shared_scope(name: str, patients: int, part: float) -> None:
+    """The divisor is the sample's expected size at four hospitals, and the policy's limits hold the job."""
+    folder = next(job for job in JOBS if job.name == "linear_shared")
+    preset = read_preset(folder, name)
+    job = try_variant(folder, preset.changes)
+    plan: Any = job.plan
+    assert (preset.scope, plan.mechanism, job.transport.name) == ("dp-shared", "dp-sgd-shared", "masked_sum")
+    assert plan.batch_size == plan.sample_rate * 4 * patients
+    assert job.task.model_name == "linear" and not job.task.model.bias and job.strategy.one_step
+    whole = plan.spend().times(job.rounds + job.spare_rounds)
+    share = plan.budget().share_of(plan.budget().cost(whole))
+    assert part - 0.01 <= share <= part <= 0.5
+    other = {"protocol.target.name": "classes", "protocol.target.class_shares": [4, 1]}
+    assert try_variant(folder, {**preset.changes, **other}).task.target.class_shares == (4, 1)
+
+
 def test_folds_stand_in_place_of_the_share(tmp_path: Path) -> None:
     job = try_variant(FEDAVG, parse_settings(["protocol.split.folds=5", "protocol.split.fold=2"]))
     assert job.split == SplitRule(None, folds=5, fold=2)
@@ -576,3 +593,20 @@ def test_a_sum_of_counts_takes_its_hello_and_the_sites_in_no_sum_their_time() ->
         for how in ({}, {"noise": "shared", "honest": 2})
     )
     assert together.longest_seconds == alone.longest_seconds + 2 * (alone.round_seconds + 60)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["strategy.order=named", 'strategy.visits=["b", "a"]'],
+        ["strategy.order=size", "strategy.sizes.b=1", "strategy.sizes.a=2"],
+    ],
+)
+def test_a_job_says_in_which_order_a_model_goes_from_site_to_site(settings: list[str]) -> None:
+    """The job is read before anyone knows the sites, and checked when they are there."""
+    cyclic = next(job for job in JOBS if job.name == "mem_cwt")
+    strategy = try_variant(cyclic, parse_settings(settings)).strategy
+    visits = [strategy.topology.plan(index, ["a", "b"], 1).trainers for index in range(3)]
+    assert visits == [("b",), ("a",), ("b",)]
+    with raises_reason("JOB_INVALID"):
+        strategy.check_sites(["a", "b", "c"])

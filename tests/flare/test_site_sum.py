@@ -66,9 +66,7 @@ def test_the_random_directions_are_in_what_the_sites_of_a_sum_hash(repository: P
     first = read_job(repository / "jobs" / "linear_shared")
     model = first.task.model
     others = [replace(model, direction_seed=1), replace(model, directions=model.directions + 1)]
-    hashes = {
-        hash_agreed(replace(first, task=replace(first.task, model=each))) for each in (model, *others)
-    }
+    hashes = {hash_agreed(replace(first, task=replace(first.task, model=each))) for each in (model, *others)}
     assert len(hashes) == 3 and hash_agreed(first) in hashes
 
 

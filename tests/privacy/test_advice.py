@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
-from histoflare.privacy.advice import SLOPE, advise
+from histoflare.privacy.advice import MANY, PRESETS, SLOPE, advise, preset_for
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.spend import Spend
 from tests.refusals import raises_reason
@@ -32,6 +33,14 @@ def test_shared_noise_is_less_by_the_root_of_those_counted_on() -> None:
 def test_four_times_the_classes_take_twice_the_patients() -> None:
     few, many = advise(4, 40, 100, BUDGET, colluders=1), advise(4, 80, 400, BUDGET, colluders=1)
     assert few.noise_to_signal == pytest.approx(many.noise_to_signal)
+
+
+def test_the_size_of_a_hospital_names_the_preset() -> None:
+    presets = Path(__file__).parents[2] / "jobs" / "linear_shared" / "presets"
+    assert {f"{name}.toml" for name in PRESETS} <= {path.name for path in presets.iterdir()}
+    assert [preset_for(4, patients, 1) for patients in (1, 40, MANY - 1)] == ["private-small"] * 3
+    assert [preset_for(4, patients, 1) for patients in (MANY, 5000)] == ["private"] * 2
+    assert preset_for(2, 40, 1) is preset_for(4, 40, 3) is None and preset_for(3, 40, 1) is not None
 
 
 @pytest.mark.parametrize("numbers", [(2, 40, 100, 1), (4, 0, 100, 1), (4, 40, 0, 1), (4, 40, 9, 0)])

@@ -81,6 +81,21 @@ def read_epsilons(text: str) -> tuple[float, ...]:
     return found
 
 
+def read_seeds(text: str) -> list[int]:
+    """Return the seeds that ``--seeds`` names.
+
+    Raises:
+        JobError: They are not whole numbers, or one is there twice.
+    """
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise JobError(f"--seeds takes whole numbers separated by commas, not '{text}'.") from None
+    if len(set(seeds)) < len(seeds):
+        raise JobError(f"--seeds has a seed twice: '{text}'; that is no second run.")
+    return seeds
+
+
 DEVICE_HELP = (
     "Where encoders and models run: auto (CUDA when there is one), cpu or cuda. Only the CPU gives the same "
     "bytes again."

@@ -38,12 +38,13 @@ def show_advice(
 
     For DP-SGD on bags with one step a round in 60 rounds. Nothing is read of any patient and nothing is
     spent. It is a rule for a first look, found on small real tiles: it knows neither how hard the question is
-    nor how good the features are. How many weights a model has makes no difference in it.
+    nor how good the features are. How many weights a model has makes no difference in it. It names the preset
+    of linear_shared that is for cohorts of this size.
 
     Example: histoflare privacy advise --patients 4x40 --epsilon 3
     """
     from histoflare.flare.job import read_job
-    from histoflare.privacy.advice import advise
+    from histoflare.privacy.advice import advise, preset_for
     from histoflare.privacy.budget import Budget
     from histoflare.shipped import find_job
 
@@ -64,10 +65,18 @@ def show_advice(
         for noise, among in ways.items():
             found = advise(sites, each, outputs, budget, colluders=among, share=share)
             rows.append((path.name, read.task.model_name, noise, found))
+    preset = preset_for(sites, each, colluders)
     if as_json:
         print_json(
             [
-                {"job": name, "model": model, "noise": noise, **asdict(found), "part_left": found.part_left}
+                {
+                    "job": name,
+                    "model": model,
+                    "noise": noise,
+                    **asdict(found),
+                    "part_left": found.part_left,
+                    "preset": preset,
+                }
                 for name, model, noise, found in rows
             ]
         )
@@ -93,6 +102,8 @@ def show_advice(
             f"some {100 * found.part_left:.0f} %",
         )
     out.print(table)
-    if sites - colluders >= 2:
+    if preset is not None:
         text = f"Shared: ε holds against the server and any {colluders} of the other hospitals together."
+        out.print(text, highlight=False, markup=False)
+        text = f"For a cohort of this size: {JOB} with --preset {preset}; its file says what to set."
         out.print(text, highlight=False, markup=False)

@@ -18,6 +18,7 @@ from histoflare.commands.options import (
     Preset,
     read_device,
     read_epsilons,
+    read_seeds,
 )
 from histoflare.errors import JobError
 from histoflare.lab.experiment import Runtime
@@ -89,7 +90,7 @@ def run(
     budgets, where = read_epsilons(epsilons), read_device(device)
     choice = choose_job(job, preset, setting or [], kind.find(found.configure(kind, bags)[0]))
     say_fitted(choice)
-    numbers = _seeds(seeds)
+    numbers = read_seeds(seeds)
     of_bags = None if bags is None else str(bags.resolve())
     claim_output(out_dir, {"sites": found.to_json(), "bags": of_bags, "job": facts_of(choice.job)})
     reports = []
@@ -161,13 +162,3 @@ def _cell(spread: dict[str, float | None]) -> str:
     if spread["mean"] is None:
         return "–"
     return f"{spread['mean']:.3f}" + (f" ± {spread['sd']:.3f}" if spread["sd"] is not None else "")
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        seeds = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise JobError(f"--seeds takes whole numbers separated by commas, not '{text}'.") from None
-    if len(set(seeds)) < len(seeds):
-        raise JobError(f"--seeds has a seed twice: '{text}'; that is no second run.")
-    return seeds

@@ -266,8 +266,13 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
             raise JobError(
                 f"--set {pair}: a job has no variable '{name}'; {JOB_FILE} and {PROTOCOL_FILE} list them."
             )
-        try:
-            changes[name] = json.loads(value)
-        except ValueError:
-            changes[name] = value
+        changes[name] = read_value(value)
     return instead(changes)
+
+
+def read_value(text: str) -> Any:
+    """Return a value given on a command line: JSON, or else a text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

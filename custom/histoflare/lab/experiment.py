@@ -36,5 +36,5 @@ class Experiment:
     job: Job
     sites: Mapping[str, SiteConfiguration]
     external: Mapping[str, SiteConfiguration]
-    runtime: Runtime
+    runtime: Runtime = Runtime.INPROCESS
     device: str = "cpu"

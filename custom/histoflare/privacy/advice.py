@@ -27,6 +27,23 @@ SLOPE = 19.0
 """Fitted; see the module's text."""
 
 
+MANY = 100
+"""Patients to train on at a hospital from which on it is one of hundreds."""
+
+PRESETS = ("private-small", "private")
+"""Of ``jobs/linear_shared``: for hospitals of fewer patients, and of as many or more."""
+
+
+def preset_for(sites: int, patients: int, colluders: int) -> str | None:
+    """Return which preset is for a cohort; None where fewer than two hospitals are left to share noise.
+
+    Args:
+        sites: How many hospitals. patients: How many to train on at each.
+        colluders: How many of them may tell the server all they know.
+    """
+    return None if sites - colluders < 2 else PRESETS[patients >= MANY]
+
+
 @dataclass(frozen=True)
 class Advice:
     """What to expect of one way to train.

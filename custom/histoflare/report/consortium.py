@@ -17,6 +17,7 @@ from histoflare.report.guarantee import build_guarantee
 from histoflare.report.headline import closing_words
 from histoflare.report.participation import finished_rounds, say_rounds, site_rounds
 from histoflare.report.report_file import FORMAT
+from histoflare.report.served import GLOBAL, say_served
 from histoflare.report.site_names import SiteNames
 from histoflare.rounds.comparison import Comparison
 from histoflare.rounds.evaluation import Metrics
@@ -106,6 +107,7 @@ def build_report(facts: RunFacts, comparison: Comparison) -> dict[str, Any]:
             "local": flatten_metrics(site.local),
             "federated": flatten_metrics(site.federated),
             "pooled": flatten_metrics(site.pooled),
+            **({GLOBAL: flatten_metrics(site.shared)} if site.shared else {}),
             **(
                 {
                     "local_unprotected": flatten_metrics(site.local_unprotected),
@@ -280,7 +282,7 @@ def results_table(report: Mapping[str, Any]) -> Table:
         f"the sites' models, each tested on all sites' or the external patients. {_rounds(report)} "
         f"{report['privacy']}"
     )
-    table.caption.append("".join(f" {sentence}" for sentence in say_missing(report)))
+    table.caption.append("".join(f" {sentence}" for sentence in [*say_served(report), *say_missing(report)]))
     void = report["guarantee"].get("seeded_noise", False)
     if words := closing_words([report]):
         table.caption.append(f" {words}", style="bold red" if void else "")

@@ -34,6 +34,7 @@ from histoflare.report.privacy_section import make_privacy_section
 from histoflare.report.rendering import flatten, write_template
 from histoflare.report.report_file import fill_missing
 from histoflare.report.returned import WHICH, is_returned, write_returned_headline
+from histoflare.report.served import say_served
 
 RUNTIMES = {
     "poc": "real FLARE server and client processes on one workstation",
@@ -114,6 +115,7 @@ def write_page(report: Mapping[str, Any], path: Path, generated: Sequence[Genera
         bounds_protected=any(stated["epsilon"] is not None for stated in report.get("bounds", {}).values()),
         tiles=_tiles(report, headline.metric),
         groups=_groups(report),
+        served=say_served(report, headline.metric),
         charts={metric: _interval_chart(report, metric) for metric in charted},
         guessing=any(chance_of(metric, report) is not None for metric in charted),
         elsewhere=_elsewhere(report),

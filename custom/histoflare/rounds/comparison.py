@@ -21,9 +21,10 @@ from histoflare.seeds import derive_seed
 
 @dataclass(frozen=True)
 class SiteComparison:
-    """One site's test patients as seen by three models, or five; ``local`` is the site's own.
+    """One site's test patients as seen by three models, or more; ``local`` is the site's own.
 
-    None: there is no such model, or the site has no test patients.
+    ``shared`` is the global model where the site uses another: ``federated`` is then made of it and of what
+    the site keeps. None: there is no such model, or the site has no test patients.
     """
 
     n_train: int
@@ -33,6 +34,7 @@ class SiteComparison:
     pooled: Metrics | None
     local_unprotected: Metrics | None = None
     pooled_unprotected: Metrics | None = None
+    shared: Metrics | None = None
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,10 @@ def compare(
         return score(merge_predictions({site: ask(state, data) for site, data in sites.items()}))
 
     shared = strategy.personalize(federated, {})
-    own = {
-        site: ask(strategy.personalize(federated, (site_states or {}).get(site, {})), data)
-        for site, data in sites.items()
+    used = {site: strategy.personalize(federated, (site_states or {}).get(site, {})) for site in sites}
+    own = {site: ask(used[site], data) for site, data in sites.items()}
+    personal = {
+        site for site, model in used.items() if any(model[name] is not shared[name] for name in shared)
     }
     local = local or {}
     noiseless = unprotected or Bounds({}, None)
@@ -114,6 +117,7 @@ def compare(
             pooled=of_site(pooled, data),
             local_unprotected=of_site(noiseless.local.get(site), data),
             pooled_unprotected=of_site(noiseless.pooled, data),
+            shared=of_site(shared, data) if site in personal else None,
         )
         for site, data in sites.items()
     }

@@ -21,6 +21,9 @@ from histoflare.rounds.transports.float32 import PLAIN
 OnRound = Callable[[int, int, float, Mapping[str, float]], None]
 """Called after each round: (index, total, seconds, site → mean training loss)."""
 
+OnModel = Callable[[int, State, Mapping[str, State]], None]
+"""Called after each round: (index, what a run that ended here would hand out, site → what is kept there)."""
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -64,6 +67,7 @@ def run_in_process(
     plan: PrivacyPlan | None = None,
     on_round: OnRound | None = None,
     *,
+    on_model: OnModel | None = None,
     transport: Transport = PLAIN,
     device: str = "cpu",
     start_round: int = 0,
@@ -82,6 +86,7 @@ def run_in_process(
     Args:
         sites: Site → its data; their order is the federation's site order.
         plan: What protects the updates, settled; None is :class:`histoflare.privacy.plan.Open`: nothing.
+        on_model: May ask each round's model something; its time is not counted in ``seconds``.
         transport: How updates travel. Under a secure sum the sites' keys are made on the spot.
         device: Where the sites train; only on the CPU do the same bytes come out.
         patience: Ends the run before its last round; it counts from this call on.
@@ -196,6 +201,8 @@ def run_in_process(
         refused.append(failed)
         losses.append({site: outcome.training.mean_loss for site, outcome in outcomes.items()})
         seconds.append(time.perf_counter() - started)
+        if on_model is not None:
+            on_model(index, strategy.handed_out(state, own), kept)
         if on_round is not None:
             on_round(index, rounds, seconds[-1], losses[-1])
         if patience is not None:

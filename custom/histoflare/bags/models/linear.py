@@ -1,10 +1,10 @@
 """A linear model on the mean of a bag: few weights, for training under noise.
 
-Under differential privacy the noise of a step grows with the square root of the number of weights. MEM as the
-private job has it has some 50,000; this one has (directions + 1) numbers for each output. Before the weights
-stand three fixed maps, none of which is fitted to anybody's data: each patch's vector is scaled by itself,
-projected on random directions that follow from a public seed (Johnson and Lindenstrauss 1984, with random
-signs as in Achlioptas 2003), and the bag's mean is scaled to length 1.
+Under differential privacy the noise of a step grows with the square root of the number of weights. MEM as
+the private job has it has some 50,000; this one has (directions + 1) numbers for each output, without bias
+one less. Before the weights stand three fixed maps, none of which is fitted to anybody's data: each patch's
+vector is scaled by itself, projected on random directions that follow from a public seed (Johnson and
+Lindenstrauss 1984, with random signs as in Achlioptas 2003), and the bag's mean is scaled to length 1.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ class LinearSettings(ModelSettings):
     Attributes:
         directions: Number of random directions; 0 keeps all features.
         direction_seed: Which directions; the same number gives the same ones everywhere.
+        bias: Whether each output has a number b of its own. Under DP-SGD it is the loudest of all: every
+            patient's gradient has it at full length, half of a gradient's square, where the directions
+            share the other half. Without it the rest has more of the clip and no noise moves the threshold;
+            how common classes are is then told by the target (``class_shares``), not learned.
     """
 
     name: ClassVar[str] = "linear"
@@ -34,6 +38,7 @@ class LinearSettings(ModelSettings):
 
     directions: int = 64
     direction_seed: int = 0
+    bias: bool = True
 
     def problems(self, features: int) -> list[str]:
         """Return what is out of range."""
@@ -41,6 +46,7 @@ class LinearSettings(ModelSettings):
         return [
             *([] if all_kept else ranges.whole("directions", self.directions, 16_384)),
             *ranges.seed("direction_seed", self.direction_seed),
+            *([] if type(self.bias) is bool else [f"bias: true or false, not {self.bias!r}"]),
         ]
 
     def build(self, features: int, outputs: int) -> BagModel:
@@ -49,9 +55,10 @@ class LinearSettings(ModelSettings):
 
 
 class Linear(BagModel):
-    """Outputs = W v + b, with v the direction of the mean of a bag's projected patches.
+    """Outputs = W v + b, with v the direction of the mean of a bag's projected patches; b is 0 without bias.
 
-    The gradient of a bag's cross-entropy has an L2 norm of at most 2, whatever is in the bag.
+    The gradient of a bag's cross-entropy has an L2 norm of at most 2, without bias of at most √2, whatever is
+    in the bag.
     Attention is the same for all patches.
 
     Args:
@@ -70,7 +77,7 @@ class Linear(BagModel):
             signs = torch.randint(2, shape, generator=generator, device="cpu").float().mul_(2).sub_(1)
         # Not persistent: it is no part of the model's state, so it is neither sent nor noised nor stored.
         self.register_buffer("directions", signs, persistent=False)
-        self.head = nn.Linear(settings.directions or features, outputs)
+        self.head = nn.Linear(settings.directions or features, outputs, bias=settings.bias)
 
     def _attend(self, x: Tensor, mask: Tensor) -> Attended:
         weight = mask.to(x.dtype)  # (..., n)

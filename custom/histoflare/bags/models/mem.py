@@ -123,6 +123,8 @@ class MemSettings(ModelSettings):
             and with features of small norm the attention is flat. ``"none"`` is the paper's text.
         reconstruction: Weight (>= 0) of the autoencoders' mean squared error in the loss; 0 leaves the
             decoders out.
+        bias: Whether the head has a number of its own for each output, as in the paper. Under DP-SGD noise in
+            it moves the threshold between classes, and takes part of the clip from all other weights.
     """
 
     name: ClassVar[str] = "mem"
@@ -134,6 +136,7 @@ class MemSettings(ModelSettings):
     blocks: int = 1
     input_norm: InputNorm = "none"
     reconstruction: float = 0.0
+    bias: bool = True
 
     def problems(self, features: int) -> list[str]:
         """Return what is out of range."""
@@ -144,6 +147,7 @@ class MemSettings(ModelSettings):
             *ranges.whole("blocks", self.blocks, 16),
             *ranges.one_of("input_norm", self.input_norm, ("none", "rms")),
             *ranges.at_least_zero("reconstruction", self.reconstruction),
+            *([] if type(self.bias) is bool else [f"bias: true or false, not {self.bias!r}"]),
         ]
         if found:
             return found
@@ -179,7 +183,7 @@ class MEM(BagModel):
             )
             for index in range(settings.blocks)
         )
-        self.head = nn.Linear(m * h, outputs)
+        self.head = nn.Linear(m * h, outputs, bias=settings.bias)
 
     def _attend(self, x: Tensor, mask: Tensor) -> Attended:
         """Return what it makes of bags: attention is the first block's, auxiliary the weighted error."""

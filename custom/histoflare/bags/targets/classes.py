@@ -7,31 +7,69 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from histoflare.bags.targets.class_tally import ClassTally
 from histoflare.bags.targets.target import Floats, Said, Target
+from histoflare.checks import is_above_zero
 from histoflare.ensemble import mean_probabilities
 from histoflare.errors import BagError, JobError
 
 MOST_LABELS = 1000
+
+MOST_TIMES = 1_000_000
+"""How many times as common as the rarest class the most common one may be said to be."""
 
 Columns = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Classes(Target):
-    """One of several classes, whose names are the labels of manifests; a slide's value is its index."""
+    """One of several classes, whose names are the labels of manifests; a slide's value is its index.
+
+    With ``class_shares`` π the loss is the logit-adjusted cross-entropy of Menon et al. 2021 (Long-tail
+    learning via logit adjustment, eq. 10, τ = 1): softmax(outputs + log π) against the class. How common a
+    class is then need not be learned, and is no part of the answer: probabilities are those of a patient
+    whose classes are equally likely beforehand, and the most probable class is the one to name for balanced
+    accuracy. Under noise that matters: what is not learned has no noise. A bag's gradient is as bounded as
+    without them, since softmax(outputs + log π) is a softmax.
+
+    Attributes:
+        class_shares: How common each of the labels is where the model learns, in their order, above 0, in any
+            proportion (0.8 and 0.2, or 4 and 1); None: whatever the data say is learned. They are no part of
+            what noise protects, so under a budget they are public numbers: of a register, of the literature,
+            or how patients are agreed to be chosen, and never a count of those who are trained on.
+    """
 
     name: ClassVar[str] = "classes"
 
+    class_shares: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.class_shares, list):
+            object.__setattr__(self, "class_shares", tuple(self.class_shares))
+
     def problems(self) -> list[str]:
-        """Return what is wrong with the names."""
+        """Return what is wrong with the names, or with the shares."""
         if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
             return [f"labels: a list of at least two different names, not {self.labels!r}"]
-        return [f"labels: at most {MOST_LABELS}"] if len(self.labels) > MOST_LABELS else []
+        if len(self.labels) > MOST_LABELS:
+            return [f"labels: at most {MOST_LABELS}"]
+        shares = self.class_shares
+        if shares is None or (
+            isinstance(shares, tuple)
+            and len(shares) == len(self.labels)
+            and all(is_above_zero(share) for share in shares)
+            and max(shares) / min(shares) <= MOST_TIMES
+        ):
+            return []
+        return [
+            f"target.class_shares: a number above 0 for each of the {len(self.labels)} labels, none more "
+            f"than {MOST_TIMES:,} times another, not {shares!r}"
+        ]
 
     @property
     def outputs(self) -> int:
@@ -70,7 +108,9 @@ class Classes(Target):
         return self.labels[value]
 
     def losses(self, outputs: Tensor, values: Tensor) -> Tensor:
-        """Return each bag's cross-entropy."""
+        """Return each bag's cross-entropy, logit-adjusted where the classes' shares are given."""
+        if self.class_shares is not None:
+            outputs = outputs + torch.tensor(self.class_shares, dtype=torch.float64).log().to(outputs)
         entropy = F.cross_entropy(outputs.flatten(end_dim=-2), values.flatten(), reduction="none")
         return entropy.view_as(values)
 
