@@ -283,7 +283,8 @@ class SiteExecutor(Executor):
 
         reservation = _reserve(tally, admitted)
         trainer = self._start(self._configuration(fl_ctx, admitted), fl_ctx, admitted)
-        trainer.prepare(to_train=False, stopped=stopped)  # what is wrong is said before anything is booked
+        # What is wrong is said before anything is booked.
+        trainer.prepare(to_train=False, left_out=bookkeeping.left_out, stopped=stopped)
         answer = bookkeeping.tally(
             reservation,
             received,
