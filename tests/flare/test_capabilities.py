@@ -430,7 +430,7 @@ class TestAdmissionUnderProtection:
             site = first if name == "first" else self.site(tmp_path / name, repository, half | {"run": name})
             if site is not first:
                 (site.kit / SITE_FILE).write_text((first.kit / SITE_FILE).read_text())
-            site.policy("delta = 1e-5", 'delta = 1e-5\nexhausted = "leave out"')
+            site.policy('exhausted = "refuse"', 'exhausted = "leave out"')
             fl_ctx = site.admit("train")
             admitted = capabilities.redeem(fl_ctx)
             assert admitted is not None, capabilities.refusal(fl_ctx)
