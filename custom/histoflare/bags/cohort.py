@@ -97,6 +97,7 @@ class Cohort(SplitCohort[BagRecord]):
         encoder: Id of the encoder of every bag.
         records: The bags.
         warnings: What is odd but not wrong, for the site's own eyes.
+        left_out: How many patients it is without, as they have no budget left.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Cohort(SplitCohort[BagRecord]):
     records: tuple[BagRecord, ...]
     warnings: tuple[str, ...] = ()
     cache: FeatureCache = field(default_factory=lambda: FeatureCache(CACHE_BYTES), repr=False, compare=False)
+    left_out: int = 0
 
     def features(self, record: BagRecord, rows: Sequence[int] | None = None) -> torch.Tensor:
         """Return the features float32 (n, f) of the record's bag, or ``rows`` of them; do not write to them.
