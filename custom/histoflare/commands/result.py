@@ -98,6 +98,10 @@ def _show_counts(download: Download, least: int | None, epsilon: float | None, a
     for row in rows:
         table.add_row(row.block, row.cell, *(say_count(count) for count in row.counts.values()))
     out.print(table)
+    tell(
+        "Counted are the patients for testing (all of them at a site that only evaluates): a site that trains "
+        "has more, and what follows is of those counted."
+    )
     for site, code in sorted(result.refused.items()):
         tell(f"{result.pseudonyms.get(site, site)} said nothing: {code}: {explain(code)}")
     if said := say_evaluation_noise(evaluation_noise_of(job, result.evaluation_total, None)):
