@@ -99,8 +99,8 @@ def _show_counts(download: Download, least: int | None, epsilon: float | None, a
         table.add_row(row.block, row.cell, *(say_count(count) for count in row.counts.values()))
     out.print(table)
     tell(
-        "Counted are the patients for testing (all of them at a site that only evaluates): a site that trains "
-        "has more, and what follows is of those counted."
+        "Counted are the patients for testing (all of them at a site that only evaluates): a site that "
+        "trains has more, and what follows is of those counted."
     )
     for site, code in sorted(result.refused.items()):
         tell(f"{result.pseudonyms.get(site, site)} said nothing: {code}: {explain(code)}")
