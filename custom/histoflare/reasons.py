@@ -164,6 +164,18 @@ REASONS = {
             "the lead for the kit anew."
         ),
     ),
+    "LEAVE_OUT_UNSOUND": Reason(
+        "The site's policy leaves patients out of a job unnoticed, and of this job it cannot.",
+        lead=(
+            "Ask the site's steward. A job whose noise is its own (no noise_seed, no trusted server) and of "
+            "patients at one site each can be taken."
+        ),
+        site=(
+            "The log says why. 'histoflare ledger close RUN' closes a run that was reserved twice; "
+            "'histoflare policy set exhausted=refuse' has such jobs refused when a patient's budget is used "
+            "up."
+        ),
+    ),
     "LEDGER_DAMAGED": Reason(
         "The site's privacy ledger is damaged; no job until a person has looked at it.",
         site=(
@@ -274,6 +286,10 @@ REASONS = {
     "RECORDS_INVALID": Reason("The site's own notes of the run cannot be used."),
     "REPLY_CHANGED": Reason("The reply was changed after its release, so the site stopped it."),
     "REPLY_NOT_ALLOWED": Reason("The reply held something that the site's policy does not let out."),
+    "RESERVATION_USED_UP": Reason(
+        "All rounds that the site had reserved for the job are booked, and its policy books none beyond.",
+        lead="Submit the job again, as another run: rounds that were lost or failed are paid for, too.",
+    ),
     "RESOLUTION_NOT_NAMED": Reason(
         "The site's images state their µm/px and the protocol names none, so that sites cannot be compared.",
         lead=(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from histoflare.count_form import name_of
 from histoflare.errors import JobError
 from histoflare.flare.job import read_job
 from histoflare.flare.job_variant import write_variant
@@ -160,3 +161,18 @@ def test_make_says_a_changed_protocol(tmp_path: Path, repository: Path) -> None:
     digest_of = json.loads(run("job", "show", tmp_path / "one", "--json"))["protocol_sha256"]
     assert digest_of in after and "stop.rounds: 30 → 7" in after and "PROTOCOL_MISMATCH" in after
     assert "PROTOCOL_MISMATCH" not in run("job", "make", job, "--set", "seed=7", "--out", tmp_path / "two")
+
+
+def test_counts_of_cohorts(tmp_path: Path, repository: Path) -> None:
+    folder = tmp_path / "counts"
+    write_variant(repository / "jobs" / "cohort_statistics", folder / "job", {})
+    label = {name_of("label", "glandular"): 30.0, name_of("label", "solid"): 12.0, "n_patients": 42.0}
+    write_json(folder / "workspace" / "rounds.json", [row(0, taking_part=["a", "c"], no_answer=[])])
+    write_json(folder / "workspace" / "evaluation.json", {"a": label, "c": label})
+    write_json(folder / "workspace" / "sites.json", {"a": "river"})
+    said = " ".join(run("job", "result", folder, "--least", "30", "--epsilon", "8").split())
+    assert "river" in said and "PURPOSE_NOT_ALLOWED" in said and "At ε = 8 about" in said
+    assert "At least 30 patients of glandular: yes." in said and "of solid: no." in said
+    assert not (folder / "report.html").exists()
+    found = json.loads(run("job", "result", folder, "--json"))
+    assert found[0]["counts"] == {"river": [30.0] * 3, "c": [30.0] * 3, "together": [60.0] * 3}

@@ -96,6 +96,52 @@ def test_its_tables_hold_at_80_columns(
     assert any(say_epsilon(BUDGET.spent([SPEND.times(4)])) in line for line in table)
 
 
+def test_a_steward_sees_how_much_each_patient_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two jobs: anna was in both. By the closed form a job of 20 of 40 events takes half of what 40 take."""
+    monkeypatch.setattr("histoflare.commands.ledger_tables.out", Console(width=80))
+    ledger = new_ledger(tmp_path)
+    path, key = paths(tmp_path)
+    asked = ("show", "--ledger", path, "--key", key, *ASKED)
+    assert "met no patient" in run(*asked, "--patients")
+    reserve(ledger, "first", 3)
+    ledger.reserve(run="second", about=ABOUT, spend=SPEND, rounds=5, roles={"anna": "train"}, budget=BUDGET)
+    (found,) = json.loads(run(*asked, "--patients", "--json"))["budgets"]
+    one = BUDGET.share_of(BUDGET.cost(SPEND))
+    rows = [(each["role"], each["patients"], each["names"]) for each in found["patients_left"]]
+    assert rows == [("train", 1, []), ("train", 2, []), ("test", 1, []), ("validation", 1, [])]
+    for each, rounds in zip(found["patients_left"], (8, 3, 0, 0), strict=True):
+        assert 0 <= 1 - rounds * one - each["left"][0] < 1e-3, "never more than there is"
+    shown = run(*asked, "--patients")
+    assert not any(name in shown for name in ROLES)
+    assert "patients_left" not in json.loads(run(*asked, "--json"))["budgets"][0]
+
+
+def test_names_are_shown_only_if_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("histoflare.commands.ledger_tables.out", Console(width=80))
+    ledger = new_ledger(tmp_path)
+    path, key = paths(tmp_path)
+    reserve(ledger, "first", 3)
+    manifest = tmp_path / "manifest.csv"
+    lines = ["slide,patient,label,split"]
+    lines += [f"{name}.tif,{name},solid,{ROLES.get(name, 'train')}" for name in ("anna", "emil", "fritz")]
+    manifest.write_text("\n".join(lines))
+    site = tmp_path / "histoflare.toml"
+    site.write_text(
+        f'manifest = "{manifest}"\nbags = "{tmp_path}"\nrecords = "{tmp_path / "records"}"\n'
+        f'ledger = "{path}"\nledger_key = "{key}"\n'
+    )
+    asked = ("show", "--site", site, *ASKED, "--patients")
+    assert not any(name in run(*asked) for name in (*ROLES, "fritz"))
+    shown = run(*asked, "--names")
+    assert "anna" in shown and "emil" in shown and "2 not in the manifests" in shown
+    assert "bert" not in shown and "fritz" not in shown and "1 patients of the manifests" in shown
+    for wrong in (("--names",), ("--patients", "--names")):
+        assert invoke("show", "--ledger", path, "--key", key, *ASKED, *wrong).exit_code == 2
+    assert invoke("show", "--ledger", path, "--key", key, "--patients").exit_code == 2
+
+
 def test_shared_noise_has_two_figures_and_says_whom_each_is_about(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

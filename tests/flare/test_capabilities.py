@@ -419,6 +419,37 @@ class TestAdmissionUnderProtection:
             assert (capabilities.redeem(admitted) is not None) == (kit == "second"), "two halves"
             assert kit == "second" or capabilities.refusal(admitted) == "BUDGET_EXHAUSTED"
 
+    def test_where_the_exhausted_are_left_out_a_used_up_budget_shows_nowhere(
+        self, tmp_path: Path, repository: Path
+    ) -> None:
+        """The third job has nobody left to train on: it is admitted as the first, and so is its update."""
+        half = {"privacy.budget_share": 0.5}
+        first = self.site(tmp_path / "first", repository, half)
+        said = []
+        for name in ("first", "second", "third"):
+            site = first if name == "first" else self.site(tmp_path / name, repository, half | {"run": name})
+            if site is not first:
+                (site.kit / SITE_FILE).write_text((first.kit / SITE_FILE).read_text())
+            site.policy('exhausted = "refuse"', 'exhausted = "leave out"')
+            fl_ctx = site.admit("train")
+            admitted = capabilities.redeem(fl_ctx)
+            assert admitted is not None, capabilities.refusal(fl_ctx)
+            bookkeeping = admitted.bookkeeping
+            assert bookkeeping.roles is not None
+            trained_on = {name for name, role in bookkeeping.roles.items() if role == "train"}
+            assert bookkeeping.left_out == (trained_on if name == "third" else frozenset())
+
+            def train() -> TrainAnswer:
+                return TrainAnswer(dict(TENSORS), 1.0, {}, patients=6)
+
+            answer = bookkeeping.train({"w": np.zeros(2, np.float32)}, 0, train).answer
+            capabilities.release(answer.tensors, answer.patients, bookkeeping.plan)
+            reply = site.reply(update(answer.tensors, released=False), fl_ctx)
+            said.append((code(reply), repr(from_shareable(reply).meta)))
+        assert said[0] == said[1] == said[2]
+        told = AuditLog(first.ledger.with_suffix(".audit.jsonl")).read()
+        assert [each["left_out"] for each in told if each["what"] == "reserved"] == [0, 0, len(trained_on)]
+
     def test_something_else_in_the_place_of_the_plan_is_refused(
         self, tmp_path: Path, repository: Path
     ) -> None:

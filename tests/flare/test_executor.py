@@ -64,7 +64,9 @@ class StandInTrainer:
         self.closed = False
         StandInTrainer.made.append(self)
 
-    def train(self, state: Any, round_index: int, total_rounds: int, *, metrics: Any, stopped: Any) -> Any:
+    def train(
+        self, state: Any, round_index: int, total_rounds: int, *, metrics: Any, left_out: Any, stopped: Any
+    ) -> Any:
         self.asked.append((round_index, total_rounds, list(metrics), stopped()))
         if StandInTrainer.error is not None:
             raise StandInTrainer.error
@@ -78,7 +80,7 @@ class StandInTrainer:
             numbers=dict(self.numbers),
         )
 
-    def prepare(self, *, to_train: bool = True, stopped: Any) -> None:
+    def prepare(self, *, to_train: bool = True, left_out: Any, stopped: Any) -> None:
         self.pid = 1
         self.prepared += 1
         if StandInTrainer.unreadable is not None:
@@ -88,7 +90,7 @@ class StandInTrainer:
         self.asked.append((split, stopped()))
         return EvaluateAnswer(metrics={"auc": 0.75}, patients=4)
 
-    def tally(self, state: Any, split: str, *, stopped: Any) -> Any:
+    def tally(self, state: Any, split: str, *, left_out: Any, stopped: Any) -> Any:
         self.asked.append((split, stopped()))
         return TrainAnswer({"tally": np.zeros(4)}, 1.0, {}, patients=6)
 

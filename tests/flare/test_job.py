@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import io
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from histoflare.errors import JobError
 from histoflare.flare.admission import check_patience
 from histoflare.flare.allowed import ALLOWED_CLASSES
+from histoflare.flare.application import check_submission
 from histoflare.flare.job import MECHANISMS, TASKS, read_application, read_job
 from histoflare.flare.job_files import (
     CONFIG_FOLDER,
@@ -593,3 +596,48 @@ def test_a_sum_of_counts_takes_its_hello_and_the_sites_in_no_sum_their_time() ->
         for how in ({}, {"noise": "shared", "honest": 2})
     )
     assert together.longest_seconds == alone.longest_seconds + 2 * (alone.round_seconds + 60)
+
+
+def test_what_asks_no_model_is_no_training_and_needs_no_model_to_start_from() -> None:
+    folder = next(job for job in JOBS if job.name == "cohort_statistics")
+    job = read_job(folder)
+    assert job.kind == EVALUATION and job.tally is None and job.protocol == read_job(FEDAVG).protocol
+    tally = {"evaluation.mechanism": "tally", "evaluation.noise_multiplier": 2.0}
+    booked = try_variant(folder, {"answer_seconds": 5, **tally})
+    assert booked.tally is not None and booked.tally.noise_multiplier == 2.0
+    with raises_reason("JOB_INVALID", "task.name"):
+        try_variant(FEDAVG, {"task.name": "cohort"})
+    for setting in ('task.scanners=["../x"]', 'task.scanners=["<b>"]', 'task.stains=["H&E"]'):
+        with raises_reason("JOB_INVALID"):
+            try_variant(folder, parse_settings([setting]))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["strategy.order=named", 'strategy.visits=["b", "a"]'],
+        ["strategy.order=size", "strategy.sizes.b=1", "strategy.sizes.a=2"],
+    ],
+)
+def test_a_job_says_in_which_order_a_model_goes_from_site_to_site(settings: list[str]) -> None:
+    """The job is read before anyone knows the sites, and checked when they are there."""
+    cyclic = next(job for job in JOBS if job.name == "mem_cwt")
+    strategy = try_variant(cyclic, parse_settings(settings)).strategy
+    visits = [strategy.topology.plan(index, ["a", "b"], 1).trainers for index in range(3)]
+    assert visits == [("b",), ("a",), ("b",)]
+    with raises_reason("JOB_INVALID"):
+        strategy.check_sites(["a", "b", "c"])
+
+
+@pytest.mark.parametrize("name", ["mem_evaluate", "dhunet_evaluate", "cohort_statistics"])
+def test_a_server_takes_an_evaluation_without_a_model_only_if_none_is_asked(name: str) -> None:
+    folder = next(job for job in JOBS if job.name == name)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as packed:
+        for path in sorted(folder.rglob("*")):
+            packed.write(path, path.relative_to(folder.parent))
+    if name == "cohort_statistics":
+        check_submission(archive.getvalue())
+    else:
+        with raises_reason("JOB_INVALID", "--model"):
+            check_submission(archive.getvalue())

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from histoflare.bags.cohort import load_cohort
+from histoflare.cli import app
 from histoflare.flare.download import build_download_report, read_download
 from histoflare.flare.job import Job, read_job
 from histoflare.flare.job_variant import write_variant
@@ -24,13 +26,15 @@ from histoflare.model_file import GLOBAL_MODEL_FILE
 from histoflare.privacy.budget import Budget
 from histoflare.privacy.ledger import EVALUATION, Ledger
 from histoflare.privacy.own_policy import OWN_POLICY_FILE
+from histoflare.privacy.own_policy_edit import change_own_policy
 from histoflare.privacy.policy import POLICIES
 from histoflare.privacy.tally import TALLY
 from histoflare.rounds.evaluation import named
 from histoflare.rounds.runner import run_in_process
-from histoflare.rounds.state import hash_state
+from histoflare.rounds.state import hash_state, model_state
 from histoflare.rounds.tally import tally_form_of, tally_rows
 from histoflare.seeds import derive_seed
+from histoflare.site.data import load_site_data
 from histoflare.site.ledgers import audit_log_of, on_workstation, open_ledger
 from histoflare.site.own_run import read_notes, read_own_run
 from histoflare.slides.manifest import read_manifest
@@ -77,6 +81,9 @@ class Running:
         self.federation = Federation.prepare(folder / "run", self.sites, agreement)
         with (self.federation.kits.kit(POOR) / "local" / OWN_POLICY_FILE).open("a") as own:
             own.write("\n[scope.dp-patient]\nepsilon = 0.01\n[scope.dp-update]\nepsilon = 0.01\n")
+        for site in set(SITES) - {POOR}:
+            local = self.federation.kits.kit(site) / "local"
+            change_own_policy(local, {"models": ["cohort_statistics", "mem"]})
         self._count = 0
         self.first: Path | None = None
         """The run folder of the first job here."""
@@ -261,6 +268,39 @@ def test_an_evaluation_later_is_booked_on_the_test_patients(running: Running) ->
     ).refused
     assert refused.code == "BUDGET_EXHAUSTED"
     assert not {"n_patients", "n_slides"} & set(result.evaluation["clinic-a"]), "counts stay"
+
+
+def test_counts_of_cohorts_are_those_made_here_and_are_paid_for_each_time(running: Running) -> None:
+    """Without a model; a site whose own policy does not list the question answers nothing."""
+    protocol = read_job(running.original).protocol
+    changes: dict[str, Any] = {f"protocol.{name}": value for name, value in protocol.items()}
+    changes |= {
+        "answer_seconds": SECONDS,
+        "evaluation": {"mechanism": "tally", "budget_share": 0.01, "noise_seed": 5},
+    }
+    rich = [site for site in SITES if site != POOR]
+    before = {site: len(running.ledger(site).summary(BUDGET).runs) for site in rich}
+    for again in range(2):
+        folder = running.folder / f"cohort-{again}" / "cohort_statistics"
+        job_folder = write_variant(running.jobs / "cohort_statistics", folder, changes, scope="dp-patient")
+        status, result, downloaded = running.run(job_folder)
+        assert status == COMPLETED and result.refused == {POOR: "MODEL_NOT_ALLOWED"}
+        job = read_job(job_folder)
+        assert job.tally is not None
+        form, state = tally_form_of(job.task), model_state(job.task.build_model())
+        total = np.zeros(form.length)
+        for site in rich:
+            cohort = load_site_data(site, job.task, running.sites[site], job.split)
+            noise = job.tally.noise_source(site, TALLY, hash_state(state))
+            counts = job.tally.release_rows(tally_rows(job.task, state, cohort, "test"), noise)[TALLY].numpy()
+            assert result.evaluation[site] == named(form.figures(counts, job.tally.sites_noise, seed=0))
+            total += counts
+            assert len(running.ledger(site).summary(BUDGET).runs) == before[site] + again + 1
+        assert result.evaluation_total is not None
+        assert result.evaluation_total["counts"] == total.tolist()
+    said = CliRunner().invoke(app, ["job", "result", str(downloaded.parent), "--least", "1000"])
+    assert said.exit_code == 0, said.output
+    assert "At least 1000 patients of glandular: no." in said.output
 
 
 def test_what_a_site_s_processes_wrote_is_for_their_user_alone(running: Running) -> None:

@@ -63,12 +63,12 @@ class NearTrainer:
     def __init__(self, setup: Any, say: Any) -> None:
         self._work = SiteWork(setup, say)
 
-    def prepare(self, *, to_train: bool = True, stopped: Any) -> None:
-        self._work.prepare()
+    def prepare(self, *, to_train: bool = True, left_out: Any, stopped: Any) -> None:
+        self._work.prepare(to_train, left_out)
         self.pid = 1
 
-    def train(self, state: Any, index: int, total: int, *, metrics: Any, stopped: Any) -> Any:
-        return self._work.train(state, index, total, metrics)
+    def train(self, state: Any, index: int, total: int, *, metrics: Any, left_out: Any, stopped: Any) -> Any:
+        return self._work.train(state, index, total, metrics, left_out)
 
 
 class Consortium3:

@@ -288,7 +288,7 @@ def test_the_figures_of_adnan_with_shared_noise(ledger: Ledger) -> None:
     assert summary.if_all_collude is not None
     assert round(summary.epsilon_rdp, 3) == 2.898
     assert round(summary.if_all_collude.epsilon_rdp, 3) == 5.755
-    account = Account(reservation, 1, booked=3966)
+    account = Account(reservation, 1, "train", booked=3966)
     account.countable[4] = 3966
     for colluders, figure in ((1, 2.898), (2, 3.704), (3, 5.755), (17, 5.755)):
         kept = replace(budget, colluders=colluders).filters()[0]

@@ -19,7 +19,7 @@ from histoflare.privacy.own_policy import (
     layers,
     narrowed,
 )
-from histoflare.privacy.policy import COUNTS, Policy, Protection
+from histoflare.privacy.policy import COUNTS, EXHAUSTED, REFUSE, Policy, Protection
 from histoflare.privacy.spend import Spend
 from histoflare.reasons import REASONS
 from tests.refusals import raises_reason
@@ -62,6 +62,7 @@ budgets = {
     "colluders": st.integers(1, 5),
     "sites_per_patient": st.integers(1, 3),
     "all_collude_epsilon": st.none() | st.sampled_from([2.0, 20.0]) | st.floats(0.05, 50.0),
+    "exhausted": st.sampled_from(EXHAUSTED),
 }
 outer = {
     "minimum_patients": st.integers(1, 20),
@@ -69,7 +70,9 @@ outer = {
     "counts": st.booleans(),
     "numbers": some(NUMBERS),
 }
-protections = st.builds(Protection, **budgets)
+protections = st.builds(Protection, **budgets).filter(
+    lambda each: not (each.leaves_out and each.sites_per_patient > 1)  # no policy says so
+)
 policies = st.builds(
     Policy,
     name=st.sampled_from(["dp", "open"]),
@@ -111,6 +114,8 @@ def holds_within(inner: Policy, limit: Policy) -> None:
     assert set(within.records) <= set(bound.records) and within.records
     assert bound.seeded_noise or not within.seeded_noise
     assert within.job_share <= bound.job_share
+    assert bound.leaves_out or not within.leaves_out, "a job is taken that was to be refused"
+    assert not (within.leaves_out and within.sites_per_patient > 1), "left out here, and there at the other"
     assert within.colluders >= bound.colluders and within.sites_per_patient >= bound.sites_per_patient
     assert (within.all_collude_epsilon or within.epsilon) <= (bound.all_collude_epsilon or bound.epsilon)
 
@@ -150,7 +155,8 @@ def within(draw: st.DrawFn, policy: Policy) -> Narrowing:
             "records": some(bound.records, least=1),
             "seeded_noise": st.just(False) | st.just(bound.seeded_noise),
             "colluders": st.integers(bound.colluders, 9),
-            "sites_per_patient": st.integers(bound.sites_per_patient, 4),
+            "sites_per_patient": st.just(1) if bound.leaves_out else st.integers(bound.sites_per_patient, 4),
+            "exhausted": st.just(REFUSE) | st.just(bound.exhausted),
             "all_collude_epsilon": st.floats(together / 4, together),
         }
     return Narrowing(**{name: draw(st.none() | each) for name, each in choices.items()})

@@ -128,6 +128,38 @@ def test_what_is_wrong_with_a_budget_is_said(
         read_policy(written(tmp_path, PROTECTED.replace(*change)))
 
 
+@pytest.mark.parametrize(
+    ("mechanism", "entries", "is_fine"),
+    [
+        ("dp-sgd", 'exhausted = "leave out"', True),
+        ("dp-sgd-shared", 'exhausted = "leave out"', True),
+        ("update-noise", 'exhausted = "refuse"', True),
+        ("update-noise", 'exhausted = "leave out"', False),
+        ("update-noise-shared", 'exhausted = "leave out"', False),
+        ("server-noise", 'exhausted = "leave out"', False),
+        ("dp-sgd", 'exhausted = "leave out"\nsites_per_patient = 2', False),
+        ("dp-sgd", "exhausted = true", False),
+        ("dp-sgd", "exhausted = []", False),
+    ],
+)
+def test_patients_are_left_out_only_where_epsilon_covers_it(
+    tmp_path: Path, mechanism: str, entries: str, is_fine: bool
+) -> None:
+    text = PROTECTED.replace("evaluations = 3", f"evaluations = 3\n{entries}")
+    path = written(tmp_path, text.replace('"dp-sgd"', f'"{mechanism}"'))
+    if is_fine:
+        protection = read_policy(path).protection
+        assert protection is not None and protection.leaves_out == ("leave out" in entries)
+    else:
+        with raises_reason("POLICY_INVALID", "protection.exhausted: "):
+            read_policy(path)
+
+
+def test_the_scopes_of_the_package_refuse() -> None:
+    kept = [read_policy(path).protection for path in POLICIES.glob("*.toml")]
+    assert not any(each.leaves_out for each in kept if each is not None)
+
+
 def test_the_scope_of_shared_noise_has_a_budget_against_each_adversary() -> None:
     protection = read_policy(POLICIES / "dp-shared.toml").protection
     assert protection is not None and protection.budget() == Budget(8.0, 1e-5, 1, 20.0, 1)

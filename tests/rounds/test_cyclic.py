@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 
 from histoflare.rounds.local import train_locally
@@ -49,3 +52,48 @@ def test_two_models_in_a_round_are_refused() -> None:
 def test_an_unknown_order_is_refused() -> None:
     with raises_reason("JOB_INVALID", "order", "site, seeded", "'random'"):
         CyclicWeightTransfer(order="random")
+
+
+def test_by_size_the_largest_is_visited_last_and_equal_ones_in_site_order() -> None:
+    for sizes, expected in (({"a": 9, "b": 2, "c": 5}, "bcabca"), ({"a": 2, "b": 1.0, "c": 1.0}, "bcabca")):
+        topology = CyclicWeightTransfer(order="size", sizes=sizes).topology
+        assert "".join(topology.plan(index, SITES, seed=0).trainers[0] for index in range(6)) == expected
+
+
+def test_single_weight_transfer_in_a_given_order_is_that_many_trainings() -> None:
+    sites, task, visits = toy_sites(3), ToyTask(), ["site_2", "site_0", "site_1"]
+    strategy = CyclicWeightTransfer(order="named", visits=visits)
+    result = run_in_process(task, sites, strategy, rounds=3, seed=9)
+    assert result.participation == tuple((site,) for site in visits)
+    state = model_state(task.build_model())
+    for index, site in enumerate(visits):
+        state = train_locally(task, state, sites[site], seed=derive_seed(9, "train", site, index)).state
+    for name, tensor in state.items():
+        torch.testing.assert_close(result.state[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"order": "size"},
+        {"order": "named"},
+        {"sizes": {"a": 1.0}},
+        {"visits": ["a"]},
+        {"order": "size", "sizes": {"a": 0.0}},
+        {"order": "size", "sizes": {"a": float("nan")}},
+        {"order": "named", "visits": ["a", "a"]},
+        {"order": "named", "visits": "abc"},
+    ],
+)
+def test_an_order_that_cannot_be_followed_is_refused(fields: dict[str, Any]) -> None:
+    with raises_reason("JOB_INVALID"):
+        CyclicWeightTransfer(**fields)
+
+
+@pytest.mark.parametrize("named", [["a", "b"], ["a", "b", "c", "d"]])
+def test_an_order_names_the_sites_that_train_and_no_other(named: list[str]) -> None:
+    for fields in ({"order": "named", "visits": named}, {"order": "size", "sizes": dict.fromkeys(named, 1)}):
+        strategy = CyclicWeightTransfer(**fields)  # type: ignore[arg-type]
+        with raises_reason("JOB_INVALID"):
+            strategy.check_sites(SITES)
+        strategy.check_sites(named)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from histoflare.privacy.plan import DpSgd
+from histoflare.privacy.plan import DpSgd, Open
 from histoflare.rounds.local import predict, train_locally
+from histoflare.rounds.round import server_round, site_round
 from histoflare.rounds.runner import RunResult, run_in_process
-from histoflare.rounds.state import State, hash_state
+from histoflare.rounds.state import State, hash_state, model_state
 from histoflare.rounds.strategies.apfl import Apfl
 from histoflare.rounds.strategies.ditto import Ditto
 from histoflare.rounds.strategies.fedavg import FedAvg
@@ -166,3 +168,51 @@ def test_several_tasks_share_one_body_and_keep_their_heads() -> None:
 def test_a_model_of_one_s_own_is_refused_under_dp_sgd(strategy: Strategy) -> None:
     with raises_reason("PRIVACY_INVALID"):
         DpSgd(noise_multiplier=1.0).admits(strategy, RowTask(), PLAIN)
+
+
+def test_sites_with_different_label_sets_share_a_body_by_fedrep() -> None:
+    """Multi-task: two classes at one site, three at the other, a head each; only the body is sent.
+
+    A site that begins with a head of its own needs nothing else: the server never sees one.
+    """
+    two, three = replace(TASK, hidden=16), replace(TASK, hidden=16, classes=3, labels=("a", "b", "c"))
+    table = toy_table(8, n=200)
+    normal = torch.linspace(-1.0, 1.0, 5)
+    thirds = [torch.bucketize(x @ normal, torch.tensor([-0.7, 0.7])) for x in (table.x, table.x_test)]
+    parts = {
+        "two": (two, toy_table(7, n=200)),
+        "three": (three, replace(table, y=thirds[0], y_test=thirds[1])),
+    }
+    strategy, rounds = FedRep(share=["body"], weighting="uniform"), 30
+    server = model_state(two.build_model())
+    kept = {
+        site: strategy.personal_state(model_state(task.build_model())) for site, (task, _) in parts.items()
+    }
+    for index in range(rounds):
+        sent = []
+        for site, (task, data) in parts.items():
+            outcome = site_round(
+                task,
+                strategy,
+                server,
+                data,
+                site=site,
+                site_state=kept[site],
+                round_index=index,
+                total_rounds=rounds,
+                seed=1,
+                plan=Open(),
+            )
+            assert set(outcome.update.tensors) == {"body.weight", "body.bias"}
+            kept[site] = outcome.site_state
+            sent.append(outcome.update)
+        before, server = server, server_round(strategy, server, sent, list(parts)).model
+        assert torch.equal(server["head.weight"], before["head.weight"])
+        mean = torch.stack([update.tensors["body.weight"] for update in sent]).double().mean(dim=0)
+        torch.testing.assert_close(server["body.weight"].double(), before["body.weight"] + mean)
+    for site, (task, data) in parts.items():
+        model = strategy.personalize(server, kept[site])
+        assert model["head.weight"].shape == (task.classes, 16)
+        said = predict(task, model, data, "test")
+        always = max(np.bincount(said.labels)) / len(said.labels)
+        assert (said.probabilities.argmax(axis=1) == said.labels).mean() > always + 0.2

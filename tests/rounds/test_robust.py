@@ -119,6 +119,22 @@ ATTACKS: dict[str, Callable[[State, int], State]] = {
 }
 
 
+def honest_mean(updates: Sequence[Update], spreads: float = 0.0, times: float = 1.0) -> State:
+    """Return the honest mean less ``spreads`` standard deviations a number, ``times`` as long."""
+    found = {}
+    for name in updates[0].tensors:
+        each = torch.stack([update.tensors[name] for update in updates])
+        found[name] = times * (each.mean(dim=0) - spreads * each.std(dim=0))
+    return found
+
+
+KNOWING: dict[str, Callable[[Sequence[Update]], State]] = {
+    "inner product": lambda honest: honest_mean(honest, times=-10.0),  # Xie et al. 2019
+    "a little is enough": lambda honest: honest_mean(honest, spreads=1.5),  # Baruch et al. 2019
+}
+"""Attacks by sites that know what the honest ones send, and all send the same."""
+
+
 def federation(attack: str | None, strategy: Strategy, sites: int, bad: int, rounds: int = 12) -> float:
     """Return the accuracy after a run in which the last ``bad`` sites change what they send."""
     task = ToyTask(learning_rate=0.3)
@@ -145,6 +161,8 @@ def federation(attack: str | None, strategy: Strategy, sites: int, bad: int, rou
             ).update
             if is_bad and attack in ATTACKS:
                 update = Update(site, ATTACKS[attack](update.tensors, index), 1.0)
+            if is_bad and attack in KNOWING:
+                update = Update(site, KNOWING[attack](sent[: sites - bad]), 1.0)
             sent.append(update)
         made = server_round(strategy, state, sent, list(tables), own=own, round_index=index)
         state, own = made.model, made.own
@@ -167,10 +185,11 @@ def test_where_averaging_loses_much_two_rules_lose_little(sites: int, bad: int) 
     uniform = FedAvg(weighting="uniform")
     honest = federation(None, uniform, sites, bad)
     lost = {
-        attack: honest - federation(attack, uniform, sites, bad) for attack in [*ATTACKS, "label-flipped"]
+        attack: honest - federation(attack, uniform, sites, bad)
+        for attack in [*ATTACKS, *KNOWING, "label-flipped"]
     }
     hard = [attack for attack, figure in lost.items() if figure >= 0.10]
-    assert {"sign-flipped", "noise"} <= set(hard), lost
+    assert {"sign-flipped", "noise", "inner product"} <= set(hard), lost
     for attack in hard:
         rest = {rule.name: honest - federation(attack, rule, sites, bad) for rule in rules(sites, bad)}
         assert sum(figure <= 0.03 for figure in rest.values()) >= 2, (attack, rest)
@@ -215,11 +234,15 @@ def test_one_odd_round_in_many_is_forgiven_by_a_detector_that_looks_over_rounds(
         (GeometricMedian(), [[1.0] * 3, [1.0] * 3, [-9.0] * 3, [-9.0] * 3, [-9.0] * 3]),
         (Krum(faulty=1), [[1.0] * 3, [1.5] * 3, [2.0] * 3, [-9.0] * 3, [-9.0] * 3, [-9.0] * 3]),
         (NormBound(), [[1.0] * 3, [1.0] * 3, [-1.0] * 3, [-1.0] * 3, [-1.0] * 3]),
+        (
+            Screened(sites=[f"s{index:02}" for index in range(5)]),
+            [[1.0, 0.0, 0.0]] * 4 + [[0.1, -4.8, 0.0]],  # across, and just not too long
+        ),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_each_rule_has_what_breaks_it(rule: Strategy, vectors: list[list[float]]) -> None:
-    """More faulty sites than it is made for, or two that agree with one another."""
+    """More faulty sites than it is made for, two that agree, or one that stays within its limits."""
     assert float(combined(rule, vectors).mean()) < 0
 
 

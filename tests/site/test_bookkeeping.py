@@ -19,6 +19,7 @@ from histoflare.privacy.budget import Budget
 from histoflare.privacy.own_policy import Narrowing, StewardPolicy, narrowed
 from histoflare.privacy.plan import DpSgd, Open, PrivacyPlan, UpdateNoise
 from histoflare.privacy.policy import POLICIES, Policy, read_policy
+from histoflare.privacy.spend import Spend
 from histoflare.privacy.tally import Tally, like_training
 from histoflare.site.bookkeeping import Answer, Bookkeeping
 from histoflare.site.configuration import SiteConfiguration
@@ -762,3 +763,80 @@ def test_figures_without_noise_leave_only_where_the_policy_opens_them(tmp_path: 
     with raises_reason("EVALUATION_NOT_ALLOWED"):
         of_job.evaluate(MODEL, "test", "question", lambda: EvaluateAnswer({"auc": 1.0}, 6))
     assert is_empty(at)
+
+
+LOUD = DpSgd(noise_multiplier=2.0, sample_rate=0.1, steps=2)
+"""What is left over where a budget was calibrated to has no room for this."""
+
+
+def leaving_out(**changes: Any) -> Policy:
+    read = policy(**changes)
+    assert read.protection is not None
+    return replace(read, protection=replace(read.protection, exhausted="leave out"))
+
+
+def test_who_is_left_out_is_known_to_the_site_alone(tmp_path: Path) -> None:
+    """The jobs before used up all of p0 and of the test patient p6."""
+    at, rules, budget = site(tmp_path, test=6), leaving_out(), leaving_out().protection
+    assert budget is not None
+    spend = Spend(budget.budget().calibrate(1.0, 1))
+    for name, role in (("p0", "train"), ("p6", "test")):
+        open_ledger(at).reserve(
+            run=name, about="x", spend=spend, rounds=1, roles={name: role}, budget=budget.budget(), role=role
+        )
+    refused = bookkeeping(at, LOUD)
+    with raises_reason("BUDGET_EXHAUSTED"):
+        refused.reserve()
+    tally = Tally(noise_multiplier=5.0)
+    for _ in range(2):  # the second time after a crash, in a new process
+        of_job = bookkeeping(at, LOUD, rules)
+        of_job.reserve()
+        assert of_job.left_out == {"p0"} and of_job.roles is not None and len(of_job.roles) == 12
+        of_job.reserve_tally(tally, 1, 4)
+        of_job.reserve_tally(tally, 1, 4)
+        assert of_job.left_out == {"p0", "p6"}
+    left_out = [event["left_out"] for event in audit_log_of(at).read() if event["what"] == "reserved"]
+    assert left_out == [1, 1]
+    runs = {(run.run, run.about, run.patients) for run in open_ledger(at).summary(of_job.budget).runs}
+    assert len(runs) == 4 and {patients for run, _, patients in runs if run == "run"} == {5}
+
+
+def test_too_few_patients_are_those_of_the_manifest(tmp_path: Path) -> None:
+    """Not those with something left: that would tell of them."""
+    at, rules = site(tmp_path, train=6), leaving_out(minimum_patients=6)
+    most = bookkeeping(at, DpSgd(budget_share=1.0, sample_rate=0.1, steps=2).settled(ROUNDS, WEIGHTS), rules)
+    most.reserve()
+    assert most.left_out == frozenset()
+    more = bookkeeping(at, LOUD, rules, run="more")
+    more.reserve()
+    assert more.left_out == {f"p{number}" for number in range(6)}
+    assert more.train(MODEL, 0, Training()).answer.patients == 6
+    with raises_reason("TOO_FEW_PATIENTS"):
+        bookkeeping(at, rules=leaving_out(minimum_patients=7), run="few").reserve()
+
+
+def test_under_noise_that_can_be_repeated_nobody_is_left_out(tmp_path: Path) -> None:
+    at, rules = site(tmp_path), leaving_out()
+    assert rules.protection is not None
+    rules = replace(rules, protection=replace(rules.protection, seeded_noise=True))
+    for reserve in (
+        bookkeeping(at, replace(PLAN, noise_seed=1), rules).reserve,
+        lambda: bookkeeping(at, rules=rules).reserve_tally(Tally(noise_multiplier=20.0, noise_seed=1), 1, 4),
+    ):
+        with raises_reason("LEAVE_OUT_UNSOUND"):
+            reserve()
+    assert is_empty(at)
+
+
+def test_a_plan_says_how_many_would_be_left_out(tmp_path: Path) -> None:
+    at, rules = site(tmp_path), leaving_out()
+    assert rules.protection is not None
+    budget = rules.protection.budget()
+    spend = Spend(budget.calibrate(1.0, 1))
+    open_ledger(at).reserve(run="x", about="x", spend=spend, rounds=1, roles={"p0": "train"}, budget=budget)
+    task = make_mem_task(LABELS, "encoder")
+    found = preview(at, rules, LOUD, ROUNDS, WEIGHTS, task)
+    assert (found.patients, found.left_out, found.before) == (6, 1, 0.0)
+    refused = preview(at, policy(), LOUD, ROUNDS, WEIGHTS, task)
+    assert refused.left_out == 0 and refused.refusal is not None
+    assert refused.refusal.reason == "BUDGET_EXHAUSTED"

@@ -22,6 +22,8 @@ from histoflare.rounds.evaluation import evaluate
 from histoflare.rounds.local import predict
 from histoflare.rounds.state import State, hash_state, model_state
 from histoflare.rounds.strategies.ensemble import Ensemble
+from histoflare.rounds.strategies.fedavg import FedAvg
+from histoflare.rounds.strategies.fedsgd import FedSgd
 from histoflare.rounds.strategy import join
 from histoflare.rounds.tally import tally_rows
 from histoflare.site.bookkeeping import Bookkeeping
@@ -344,3 +346,82 @@ def test_what_a_first_step_imports_is_imported_before_a_round(site: SiteConfigur
     assert CountingTask.made == 1
     work.prepare()
     assert CountingTask.made == 1, "once is enough: it is asked before every round"
+
+
+NOISY = DpSgd(noise_multiplier=1.0, sample_rate=0.6, steps=2, noise_seed=3)
+
+
+def roles_of(site: SiteConfiguration) -> dict[str, str]:
+    rows = read_manifest(site.files["manifest"], check_files=False).rows
+    return {row.patient: str(row.split) for row in rows}
+
+
+def without_rows(site: SiteConfiguration, patients: set[str]) -> SiteConfiguration:
+    """Return a site with the same bags and a manifest, beside the other, without these patients."""
+    with site.files["manifest"].open(newline="") as file:
+        header, *rows = csv.reader(file)
+    path = site.files["manifest"].with_name("without.csv")
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *(row for row in rows if not patients & set(row))])
+    records = site.records.with_name("records-without")
+    return replace(site, files={**site.files, "manifest": path}, records=records)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_who_is_left_out_is_as_if_not_there_bit_for_bit(site: SiteConfiguration, seed: int) -> None:
+    """Any patients, for training and testing: the same update and the same counts under the same noise."""
+    roles = roles_of(site)
+    chosen = np.random.default_rng(seed).permutation(sorted(roles))[: 2 + seed]
+    left_out = set(map(str, chosen))
+    tally = Tally(noise_multiplier=1.0, noise_seed=1)
+    setup = setup_of(site, plan=NOISY, tally=tally, roles=roles, strategy=FedAvg(weighting="uniform"))
+    work = SiteWork(setup, say_nothing)
+    work.prepare(left_out=left_out)
+    gone = {name: role for name, role in roles.items() if name not in left_out}
+    small = replace(setup, configuration=without_rows(site, left_out), roles=gone)
+    other = SiteWork(small, say_nothing)
+    for index in range(2):
+        found = work.train(first_state(), index, 2, [], left_out)
+        expected = other.train(first_state(), index, 2, [])
+        assert same_bytes(found.tensors, tensors(expected.tensors))
+        assert found.patients == sum(role == "train" for role in roles.values()), "by which the gate decides"
+        assert (found.weight, found.metrics, found.numbers) == (1.0, {}, {})
+    counts = work.tally(first_state(), "test", left_out)
+    assert same_bytes(counts.tensors, tensors(other.tally(first_state(), "test").tensors))
+    assert counts.patients == sum(role == "test" for role in roles.values())
+    everybody = work.train(first_state(), 1, 2, [])
+    assert not same_bytes(found.tensors, tensors(everybody.tensors)), "who takes part does matter"
+
+
+def test_if_all_are_left_out_what_leaves_is_noise(site: SiteConfiguration) -> None:
+    """An error would tell that nobody has any budget left; nor may a damaged bag of theirs be looked at."""
+    said: list[str] = []
+    roles = roles_of(site)
+    tally = Tally(noise_multiplier=1.0, noise_seed=1)
+    for strategy, plan in (
+        (FedAvg(weighting="uniform"), NOISY),
+        (FedSgd(weighting="uniform"), replace(NOISY, steps=1)),
+    ):
+        setup = setup_of(site, plan=plan, tally=tally, roles=roles, strategy=strategy, run=strategy.name)
+        cohort = load_site_data("a", TASK, site)
+        work = SiteWork(setup, said.append)
+        work._data()
+        kept = {record.path: record.path.read_bytes() for record in cohort.records}
+        for path in kept:
+            path.write_bytes(b"no bag any more")
+        work.prepare(left_out=roles)
+        found = work.train(first_state(), 0, 2, [], roles)
+        counts = work.tally(first_state(), "test", roles)
+        for path, content in kept.items():
+            path.write_bytes(content)
+        full = SiteWork(replace(setup, run=f"{strategy.name}-full"), said.append)
+        shown = full.train(first_state(), 0, 2, [])
+        assert {n: t.shape for n, t in found.tensors.items()} == {
+            n: t.shape for n, t in shown.tensors.items()
+        }
+        assert (found.weight, found.patients, found.numbers) == (shown.weight, shown.patients, shown.numbers)
+        assert all(np.isfinite(tensor).all() for tensor in found.tensors.values())
+        noise = tally.noise_source("a", TALLY, hash_state(tensors(first_state())))
+        nothing = tally.release_rows(np.zeros((0, len(counts.tensors[TALLY]))), noise)[TALLY].numpy()
+        np.testing.assert_array_equal(counts.tensors[TALLY], nothing)
+    assert not any("counted as nothing" in line for line in said)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -51,6 +51,9 @@ class Vectors:
     @property
     def train(self) -> tuple[VectorRow, ...]:
         return tuple(row for row in self.rows if row.split == "train")
+
+    def without(self, patients: Collection[str]) -> Vectors:
+        return replace(self, rows=tuple(row for row in self.rows if row.patient not in patients))
 
     def read_ahead(self) -> None:
         pass

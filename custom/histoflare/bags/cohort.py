@@ -30,7 +30,7 @@ class BagRecord:
     """One slide's bag of ``patches``.
 
     ``label`` is the value that the target makes of the manifest's label (of classes the index), ``split`` is
-    train, validation or test.
+    train, validation or test. ``l0_mpp`` is the slide's own resolution in µm/px, where the bag says it.
     """
 
     slide_id: str
@@ -42,6 +42,7 @@ class BagRecord:
     content_sha256: str = ""
     patches: int = 0
     size_bytes: int = 0
+    l0_mpp: float | None = None
 
 
 @dataclass
@@ -96,6 +97,7 @@ class Cohort(SplitCohort[BagRecord]):
         encoder: Id of the encoder of every bag.
         records: The bags.
         warnings: What is odd but not wrong, for the site's own eyes.
+        left_out: How many patients it is without, as they have no budget left.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Cohort(SplitCohort[BagRecord]):
     records: tuple[BagRecord, ...]
     warnings: tuple[str, ...] = ()
     cache: FeatureCache = field(default_factory=lambda: FeatureCache(CACHE_BYTES), repr=False, compare=False)
+    left_out: int = 0
 
     def features(self, record: BagRecord, rows: Sequence[int] | None = None) -> torch.Tensor:
         """Return the features float32 (n, f) of the record's bag, or ``rows`` of them; do not write to them.
@@ -281,10 +284,20 @@ def _collect(
             header.content_sha256,
             patches,
             4 * patches * header.features,
+            _l0_mpp(header),
         )
         found.append((record, header))
     _check_splits(counted, target.manifest_labels or (), findings)
     return found
+
+
+def _l0_mpp(header: BagHeader) -> float | None:
+    """Return a slide's own resolution in µm/px: as the manifest gave it, or as its patches lie on it."""
+    if header.given_mpp is not None:
+        return header.given_mpp
+    if not (header.patch_mpp and header.patch_px and header.l0_patch_px):
+        return None
+    return header.patch_mpp * header.patch_px / header.l0_patch_px
 
 
 def _is_of_another_file(slide: Path, header: BagHeader) -> bool:

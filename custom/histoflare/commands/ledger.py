@@ -14,6 +14,7 @@ from histoflare.commands.ledger_tables import (
     say_date,
     say_plainly,
     show_identity,
+    show_left,
     show_summary,
     show_unprotected,
 )
@@ -151,17 +152,25 @@ def show(
     ] = None,
     epsilon: Annotated[float | None, typer.Option(help="The budget's ε instead; with --delta.")] = None,
     delta: Annotated[float | None, typer.Option(help="The budget's δ; with --epsilon.")] = None,
+    patients: Annotated[
+        bool, typer.Option("--patients", help="How many patients have how much left, the least first.")
+    ] = False,
+    names: Annotated[
+        bool, typer.Option("--names", help="Who they are, by the site's manifests; with --patients.")
+    ] = False,
     how: How = False,
     as_json: AsJson = False,
 ) -> None:
     """Show whose it is and where, what was reserved, booked, let out or failed, and what is left.
 
     The budgets are those of the kit's policies and the site's own; with --ledger and --key, or outside a kit,
-    those that are given, if any. No patient is named.
+    those that are given, if any. No patient is named but by --names. What is shown is for the hospital alone.
 
     Example: histoflare ledger show
 
     Example: histoflare ledger show --site /srv/kit --how
+
+    Example: histoflare ledger show --patients
     """
     from histoflare.flare.kit_signature import site_around
 
@@ -170,14 +179,24 @@ def show(
     budgets = _budgets(found, policy, epsilon, delta)
     identity, disclosures = opened.identity(), opened.disclosures()
     summaries = {budget: opened.summary(budget) for budget in budgets}
+    if names and not patients:
+        raise typer.BadParameter("--names goes with --patients")
+    if patients and not budgets:
+        raise typer.BadParameter("what is left is left of a budget: give --policy, or --epsilon and --delta")
+    named = _patients_of(found) if names else ()
+    left = {budget: opened.remaining(budget, named) for budget in budgets} if patients else {}
     if as_json:
         facts = {"ledger": identity.to_json(), "unprotected": [asdict(each) for each in disclosures]}
         spent = [summaries[budget].to_json() | {"scopes": scopes} for budget, scopes in budgets.items()]
+        for entry, groups in zip(spent, left.values(), strict=False):
+            entry["patients_left"] = [asdict(each) for each in groups]
         print_json(facts | {"budgets": spent})
         return
     show_identity(identity, None if found is None else site_around(found))
     for budget, scopes in budgets.items():
         show_summary(summaries[budget], scopes, how)
+        if patients:
+            show_left(left[budget], budget, named, is_shared=summaries[budget].if_all_collude is not None)
     show_unprotected(disclosures)
 
 
@@ -293,6 +312,21 @@ def _site(given: Path | None) -> Path | None:
         if given is not None:
             raise
         return None
+
+
+def _patients_of(site: Path | None) -> tuple[str, ...]:
+    """Return the patients of a site's manifests, for whoever asks for their names."""
+    from histoflare.site.kinds import KINDS
+    from histoflare.site.site_file import read_site_file
+
+    if site is None:
+        raise typer.BadParameter("the ledger knows no names: --names needs the site's manifests (--site)")
+    configuration = read_site_file(site)
+    found: set[str] = set()
+    for kind in KINDS.values():
+        if kind.is_named(configuration):
+            found |= {entry.patient for entry in kind.entries(configuration)}
+    return tuple(sorted(found))
 
 
 def _budgets(

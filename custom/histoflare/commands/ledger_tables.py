@@ -12,7 +12,9 @@ from histoflare.privacy.words import ALL_COLLUDE, IF_CA_IS_HONEST, say_cost, say
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from histoflare.privacy.budget import Budget
     from histoflare.privacy.ledger import Identity
+    from histoflare.privacy.ledger.remaining import PatientsLeft
     from histoflare.privacy.ledger.summary import DisclosureSummary, RunSummary, Spent, Summary
 
 
@@ -96,6 +98,37 @@ def show_summary(summary: Summary, scopes: Sequence[str], how: bool) -> None:
     )
     if how:
         _show_how(summary)
+
+
+def show_left(
+    groups: Sequence[PatientsLeft], budget: Budget, named: Sequence[str], *, is_shared: bool
+) -> None:
+    """Print how many patients have how much of a budget left, those with the least first.
+
+    Args:
+        named: Who was asked about by name; nobody: the table has no names.
+        is_shared: Whether noise was shared, so that the two filters differ.
+    """
+    kept = budget.filters()
+    columns = ["left"] if not is_shared else [f"left, of ε = {each.budget.epsilon:g}" for each in kept]
+    if is_shared:
+        columns[1] += "\nif all others collude"
+    table = make_table(
+        "patients", "role", *columns, *(["who"] if named else []), title="what each patient has left"
+    )
+    table.show_lines = True
+    unknown = len(set(named)) - sum(len(each.names) for each in groups)
+    for each in groups:
+        shares = [f"{100 * share:.1f} %" for share in each.left[: len(columns)]]
+        nameless = each.patients - len(each.names)
+        who = [*each.names, *([f"{nameless} not in the manifests"] if nameless else [])]
+        table.add_row(str(each.patients), each.role, *shares, *(["\n".join(who)] if named else []))
+    if groups:
+        out.print(table, markup=False)
+    else:
+        say_plainly("The ledger has met no patient yet: each has all of the budget.")
+    if unknown:
+        say_plainly(f"{unknown} patients of the manifests are in no booked job yet: they have all of it.")
 
 
 def _say_left(spent: Spent) -> str:

@@ -152,11 +152,21 @@ def _show_at_site(cost: JobCost, found: Preview) -> None:
     for row in rows:
         table.add_row(*row)
     out.print(table)
+    _say_left_out(found)
     if budget.delta * found.patients >= 1:
         tell(
             f"δ = {say_delta(budget.delta)} is not below 1 ÷ {found.patients} patients: it would let one of "
             "them be published.",
             style="red",
+        )
+
+
+def _say_left_out(found: Preview) -> None:
+    """Say how many patients a job would be without; it stays at the site."""
+    if found.left_out:
+        tell(
+            f"{found.left_out} of {found.patients} patients have too little left for it and would be left "
+            "out, which shows nowhere outside; the figures are of the others."
         )
 
 
@@ -220,6 +230,8 @@ def _say_evaluations(cost: JobCost) -> None:
         f"{which}: noised counts, which spend ε = {say_cost(asked.alone, budget.epsilon)} of {whom} at δ = "
         f"{say_delta(budget.delta)}; {say_further(asked.further, asked.share)}."
     )
+    if cost.at_site:
+        _say_left_out(asked)
     if asked.refusal is not None and asked.refusal is not cost.refusal:
         tell(f"It would be refused ({asked.refusal.reason}): {asked.refusal}", style="red")
 

@@ -38,7 +38,7 @@ from histoflare.flare.job_files import (
     START_MODEL_FILE,
     check_files,
 )
-from histoflare.flare.job_schema import check_tables
+from histoflare.flare.job_schema import COHORT, check_tables
 
 CODES = ("JOB_INVALID", "JOB_VERSION")
 """All that a site says of a job it refuses before the job runs."""
@@ -144,7 +144,8 @@ def check_submission(archive: str | bytes) -> None:
                 f"least_sites is {job['least_sites']} in job.toml, and min_clients another number in "
                 f"{META_FILE}"
             )
-    if job["kind"] == "evaluation" and f"{folder}/{SERVER_APP}/{_CONFIG}/{START_MODEL_FILE}" not in files:
+    asks_model = job["kind"] == "evaluation" and job["task"]["name"] != COHORT
+    if asks_model and f"{folder}/{SERVER_APP}/{_CONFIG}/{START_MODEL_FILE}" not in files:
         raise _invalid(
             "an evaluation has a model that it asks about (histoflare job make … --model FILE --sites …)"
         )

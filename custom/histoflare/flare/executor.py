@@ -142,7 +142,11 @@ class SiteExecutor(Executor):
             if plan is not tally:  # whose patients were looked up just now
                 self._doing = None  # nothing of the data is looked at: no time of it to hide
         else:
-            trainer.prepare(to_train=plan is not tally, stopped=lambda: bool(abort_signal.triggered))
+            trainer.prepare(
+                to_train=plan is not tally,
+                left_out=admitted.bookkeeping.left_out,
+                stopped=lambda: bool(abort_signal.triggered),
+            )
             self._prepared = trainer.pid
         if self._sum is None:
             site = fl_ctx.get_identity_name()
@@ -194,6 +198,7 @@ class SiteExecutor(Executor):
                 index,
                 total,
                 metrics=list(policy.allowed_metrics(dict.fromkeys(asked))),
+                left_out=bookkeeping.left_out,
                 stopped=stopped,
             )
             # From here on there is nothing of this site in the tensors, for whoever has not all vectors.
@@ -202,7 +207,8 @@ class SiteExecutor(Executor):
         bookkeeping.check_reserved()  # nothing is said of the data before
         trainer = self._start(configuration, fl_ctx, admitted)
         cold = trainer.pid is None
-        trainer.prepare(stopped=stopped)  # what is wrong with the data is said before a round is booked
+        # What is wrong with the data is said before a round is booked.
+        trainer.prepare(left_out=bookkeeping.left_out, stopped=stopped)
         if cold and not self._is_time(stopped):  # how long it took to read them is no part of a round's time
             raise HistoflareError("The work was stopped.", reason="STOPPED")
         self._doing = TRAINING
@@ -272,12 +278,13 @@ class SiteExecutor(Executor):
             return bool(abort_signal.triggered)
 
         def count() -> TrainAnswer:
-            counts = trainer.tally(received, split, stopped=stopped)
+            counts = trainer.tally(received, split, left_out=bookkeeping.left_out, stopped=stopped)
             return counts if joined is None else joined.sealed(counts)
 
         reservation = _reserve(tally, admitted)
         trainer = self._start(self._configuration(fl_ctx, admitted), fl_ctx, admitted)
-        trainer.prepare(to_train=False, stopped=stopped)  # what is wrong is said before anything is booked
+        # What is wrong is said before anything is booked.
+        trainer.prepare(to_train=False, left_out=bookkeeping.left_out, stopped=stopped)
         answer = bookkeeping.tally(
             reservation,
             received,

@@ -23,6 +23,7 @@ from histoflare.errors import HistoflareError, JobError
 from histoflare.flare.job_files import CONFIG_FOLDER, META_FILE, read_tables
 from histoflare.flare.job_schema import (
     AGREED,
+    COHORT,
     EVALUATE,
     EVALUATION,
     HELLO,
@@ -42,15 +43,17 @@ from histoflare.rounds.registry import find_class
 from histoflare.rounds.round import count_sent_by_job
 from histoflare.rounds.strategies import STRATEGIES
 from histoflare.rounds.strategy import trained_by
-from histoflare.rounds.tally import tally_form_of
+from histoflare.rounds.tally import asks_model, tally_form_of
 from histoflare.rounds.transport import Transport, check_readable
 from histoflare.rounds.transports import TRANSPORTS
 from histoflare.rounds.transports.float32 import PLAIN
 from histoflare.site.kinds import KINDS
 from histoflare.slides.splits import SplitRule
 
-TASKS = {kind.task_name: kind.task_class for kind in KINDS.values()}
-"""What is learned: a name in ``[task]`` → its class."""
+TASKS = {kind.task_name: kind.task_class for kind in KINDS.values()} | {
+    COHORT: "histoflare.bags.cohort_task:CohortTask"
+}
+"""What is learned, or asked without a model: a name in ``[task]`` → its class."""
 
 MECHANISMS = {
     "dp-sgd": "histoflare.privacy.plan:DpSgd",
@@ -258,6 +261,8 @@ def make_job(job: Mapping[str, Any], protocol: Mapping[str, Any], folder: Path) 
     asked: PrivacyPlan = _make("privacy", job["privacy"], MECHANISMS) if "privacy" in job else Open()
     decided = {name: agreed[name] for name in AGREED if name in agreed} | {"seed": job["seed"]}
     task: Any = _make("task", job["task"], TASKS, decided)
+    if job["kind"] == TRAINING and not asks_model(task):
+        raise invalid([f"task.name: {job['task']['name']} asks no model: only in a job of kind evaluation"])
     strategy: Any = _make("strategy", job["strategy"], STRATEGIES, {"trains": trained_by(task)})
     transport: Any = _make("transport", job["transport"], TRANSPORTS) if "transport" in job else PLAIN
     asked.admits(strategy, task, transport)

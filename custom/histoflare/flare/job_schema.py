@@ -26,6 +26,9 @@ HELLO, TRAIN, EVALUATE = "hello", "train", "evaluate"
 ``hello`` comes before ``train`` where the server sees only the sum of the updates: the sites' fresh keys."""
 TASK_OF = {TRAINING: TRAIN, EVALUATION: EVALUATE}
 
+COHORT = "cohort"
+"""The task that asks no model: an evaluation of that name brings none."""
+
 AGREED = ("labels", "target", "encoder", "network", "mpp", "patch_px", "window_px", "max_patches")
 """Fields of a task that the protocol decides."""
 

@@ -24,6 +24,7 @@ from histoflare.model_file import GLOBAL_MODEL_FILE, describe_model, handed_out,
 from histoflare.privacy.protocol import hash_protocol
 from histoflare.rounds.state import State, check_tensors, model_state
 from histoflare.rounds.strategy import OWN, Strategy, join, split
+from histoflare.rounds.tally import asks_model
 from histoflare.rounds.task import Task
 
 BEST_MODEL_FILE = "best_model.safetensors"
@@ -49,7 +50,7 @@ class SeededPersistor(ModelPersistor):
         elif start.is_file():
             model = read_state(start, like=split(state)[0])
             state = join(model, job.strategy.begin(model))
-        elif job.kind == EVALUATION or job.start_round > 0:
+        elif job.start_round > 0 or (job.kind == EVALUATION and asks_model(job.task)):
             raise JobError("The job brings no model to start from.", reason="MODEL_FILE_MISSING")
         return make_model_learnable(as_arrays(state), {})
 

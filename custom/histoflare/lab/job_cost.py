@@ -70,6 +70,7 @@ class JobCost:
             facts["evaluation"] = {
                 "spend": spend.to_json(),
                 "patients": self.asked.patients if self.at_site else None,
+                "left_out": self.asked.left_out if self.at_site else None,
                 **_figures(self.asked, self.at_site),
             }
         found = self.found
@@ -94,6 +95,7 @@ class JobCost:
         if self.at_site:
             facts |= {
                 "patients_to_train_on": found.patients,
+                "left_out": found.left_out,
                 "spent": _finite(found.before),
                 "together": _finite(found.after),
                 "answer_seconds": self.job.answer_seconds,

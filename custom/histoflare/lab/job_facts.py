@@ -26,6 +26,7 @@ from histoflare.privacy.words import say_cost as say_part
 from histoflare.privacy.words import say_epsilon as write_epsilon
 from histoflare.report.guarantee import epsilon_if_all_collude, state_epsilon
 from histoflare.report.guarantee_words import say_epsilon
+from histoflare.rounds.tally import asks_model
 from histoflare.site.bookkeeping import check_plan, check_sampler, check_tally
 
 POLICY_PLACES = (
@@ -40,6 +41,8 @@ POLICY_PLACES = (
 
 def say_start(job: Job) -> str:
     """Return with which round and which model a job starts; rounds count from 1."""
+    if not asks_model(job.task):
+        return "asks about no model"
     path = job.folder / SERVER_APP / CONFIG_FOLDER.name / START_MODEL_FILE
     if not path.is_file():
         model = "a model that it does not bring yet (--model)"

@@ -36,6 +36,7 @@ class ImageCohort(SplitCohort[ImageRecord]):
         labels: Class names; a mask's values are indices into them.
         records: The images.
         warnings: What is odd but not wrong, for the site's own eyes.
+        left_out: How many patients it is without, as they have no budget left.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ImageCohort(SplitCohort[ImageRecord]):
     records: tuple[ImageRecord, ...]
     warnings: tuple[str, ...] = ()
     cache: PixelCache = field(default_factory=lambda: PixelCache(CACHE_BYTES), repr=False, compare=False)
+    left_out: int = 0
 
     def read(self, record: ImageRecord, *, keep: bool = True) -> ReadImage:
         """Return the pixels of the record; ``keep`` them in memory if there is room.

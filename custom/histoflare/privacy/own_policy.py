@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from histoflare.errors import JobError, list_lines
-from histoflare.privacy.policy import Policy, Protection
+from histoflare.privacy.policy import REFUSE, TOGETHER, Policy, Protection
 
 OWN_POLICY_FILE = "policy.toml"
 """A site's own policy, in the ``local`` folder of its kit, beside the signed ``policy_<scope>.toml``."""
@@ -34,6 +34,8 @@ class Narrowing:
             budget. A lower ε or δ has another Rényi order (see ``privacy.budget``).
         colluders, sites_per_patient: At least the limit; what was spent before is then counted so, too.
         records: Some of the limit's, at least one. seeded_noise: As counts.
+        exhausted: Only ``refuse``, where the limit is ``leave out``: fewer jobs are taken then. (That one is
+            refused tells something, as every refusal of a site does.)
     """
 
     minimum_patients: int | None = None
@@ -49,6 +51,7 @@ class Narrowing:
     colluders: int | None = None
     all_collude_epsilon: float | None = None
     sites_per_patient: int | None = None
+    exhausted: str | None = None
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,7 @@ _NARROWER: Mapping[str, tuple[Callable[[Any, Any], bool], str]] = {
     "colluders": (operator.ge, "at least"),
     "all_collude_epsilon": (operator.le, "at most"),
     "sites_per_patient": (operator.ge, "at least"),
+    "exhausted": (lambda value, limit: value in (limit, REFUSE), '"refuse", or'),
 }
 """Entry → whether a value is within a limit (false is less than true), and the words for that."""
 
@@ -228,6 +232,8 @@ def _narrow(policy: Policy, own: Narrowing, where: str) -> tuple[Policy, list[st
 
 
 def _budget_problems(protection: Protection) -> list[str]:
+    if protection.leaves_out and protection.sites_per_patient > 1:
+        return [f"exhausted: {TOGETHER}"]
     try:
         protection.budget().filters()
     except JobError as error:

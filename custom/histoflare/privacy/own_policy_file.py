@@ -19,7 +19,15 @@ from typing import Any
 from histoflare.checks import is_above_zero, is_whole
 from histoflare.errors import JobError, list_lines
 from histoflare.privacy.own_policy import OWN_POLICY_FILE, Narrowing, StewardPolicy, faults, narrowed
-from histoflare.privacy.policy import MAX_DELTA, MOST_COLLUDERS, RECORDS, TAKES_PART, Policy, read_policy
+from histoflare.privacy.policy import (
+    EXHAUSTED,
+    MAX_DELTA,
+    MOST_COLLUDERS,
+    RECORDS,
+    TAKES_PART,
+    Policy,
+    read_policy,
+)
 from histoflare.storage import write_text
 
 POLICY_FILE = "policy_{}.toml"
@@ -66,6 +74,8 @@ models = {models}
 # evaluations = 0
 # records = ["patient"]
 # seeded_noise = false
+# Where the kit leaves out of a job whoever has no budget left: refuse such a job instead.
+# exhausted = "refuse"
 
 # Where sites share their noise: against the server and how many colluding sites epsilon is kept (more is
 # stricter), and the epsilon that is kept should all other sites collude.
@@ -286,6 +296,10 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         f"a whole number from 1 to {MOST_COLLUDERS}",
     ),
     "all_collude_epsilon": (lambda value: is_above_zero(value, LARGEST), "a number above 0"),
+    "exhausted": (
+        lambda value: isinstance(value, str) and value in EXHAUSTED,
+        f"one of {', '.join(EXHAUSTED)}",
+    ),
 }
 """Entry of :class:`Narrowing` → whether a value of it can be used, and what it must be."""
 

@@ -34,6 +34,12 @@ OWN = (*TAKES_PART, "pins", "trust_ca")
 _ELSEWHERE = "stands in the site's own policy.toml, and in no signed policy; take it out here"
 
 RECORDS = ("patient", "slide")
+REFUSE, LEAVE_OUT = "refuse", "leave out"
+EXHAUSTED = (REFUSE, LEAVE_OUT)
+"""What becomes of a job for which a patient has too little left: it is refused, or the patient left out."""
+
+LEAVES_OUT = ("dp-sgd", "dp-sgd-shared")
+"""Mechanisms whose training on nobody is noise like any other: patients can be left out of it unnoticed."""
 MOST_COLLUDERS = 10_000
 MAX_DELTA = 0.01
 """A larger δ allows what nobody would call private: to publish one patient in a hundred outright."""
@@ -55,6 +61,9 @@ class Protection:
         all_collude_epsilon: ε of each patient should all other sites collude; None: ``epsilon``.
         sites_per_patient: At how many of the sites that share noise a patient may be, at least 1: what the
             sites vouch for.
+        exhausted: One of :data:`EXHAUSTED`: what becomes of a job that costs more than a patient has left.
+            To leave out is covered by ε (``ledger.leaving_out``); to refuse tells that there is such a
+            patient.
     """
 
     epsilon: float
@@ -66,6 +75,12 @@ class Protection:
     colluders: int = 1
     all_collude_epsilon: float | None = None
     sites_per_patient: int = 1
+    exhausted: str = REFUSE
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether whoever has no room is left out of a job."""
+        return self.exhausted == LEAVE_OUT
 
     def budget(self) -> Budget:
         """Return each patient's budget; :class:`JobError` (PRIVACY_INVALID) if it allows nothing at all."""
@@ -184,6 +199,13 @@ def _problems(content: Mapping[str, Any]) -> list[str]:
     return problems + _protection_problems(content)
 
 
+TOGETHER = (
+    'with "leave out" sites_per_patient must be 1: a patient of two sites who is left out at one would stay '
+    "at the other, and neither ledger would count it"
+)
+"""Why the two do not go together."""
+
+
 def _why(content: Mapping[str, Any]) -> str:
     if "laplace" not in str(content["mechanism"]).lower():
         return ""
@@ -231,6 +253,18 @@ def _protection_problems(content: Mapping[str, Any]) -> list[str]:
     together = protection.get("all_collude_epsilon", 1.0)
     if not is_above_zero(together):
         problems.append(f"protection.all_collude_epsilon: a number above 0, not {together!r}")
+    exhausted = protection.get("exhausted", REFUSE)
+    if exhausted not in EXHAUSTED:
+        problems.append(
+            f"protection.exhausted: one of {', '.join(f'{each!r}' for each in EXHAUSTED)}, not {exhausted!r}"
+        )
+    elif exhausted == LEAVE_OUT and mechanism not in LEAVES_OUT:
+        problems.append(
+            f'protection.exhausted: "leave out" goes with {" or ".join(LEAVES_OUT)}. Under {mechanism} '
+            "training sees its patients without noise, and an error or a server would tell who is missing"
+        )
+    elif exhausted == LEAVE_OUT and sites != 1:
+        problems.append(f"protection.exhausted: {TOGETHER}")
     evaluations = protection.get("evaluations", 0)
     if not is_whole(evaluations, 0):
         problems.append(f"protection.evaluations: a whole number of at least 0, not {evaluations!r}")

@@ -14,6 +14,7 @@ MEANINGS = {
     "colluders": "with how many other sites the server may collude, where sites share their noise",
     "all_collude_epsilon": "the lifetime budget ε should all other sites collude, where they share noise",
     "sites_per_patient": "at how many of the sites that share noise one patient may be",
+    "exhausted": "what becomes of a job that costs more than a patient has left",
     "job_share": "which part of the budget one job may take; shares of jobs add up",
     "minimum_patients": "nothing computed over fewer patients leaves",
     "evaluations": "how many evaluations over a patient may leave, over all jobs",

@@ -140,7 +140,8 @@ def records_of(task: Task, data: Any, plan: StepPlan) -> list[Any]:
             reason="MODEL_NOT_PRIVATE",
         )
     records = task.records(data, plan.record, plan.slides_per_patient)
-    if not records:
+    # Where all were left out there is nobody to train on, and an error would tell: an empty sample is a step.
+    if not records and not getattr(data, "left_out", 0):
         raise JobError(
             "This site has no training samples: its manifest needs rows with split 'train'.",
             reason="SITE_HAS_NO_TRAINING_DATA",

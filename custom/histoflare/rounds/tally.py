@@ -15,7 +15,7 @@ from histoflare.rounds.state import State
 from histoflare.rounds.task import PredictionTable, Task
 from histoflare.tally_form import Floats, TallyForm
 
-__all__ = ["TallyForm", "count_rows", "predict_each", "tally_form_of", "tally_rows"]
+__all__ = ["TallyForm", "asks_model", "count_rows", "predict_each", "tally_form_of", "tally_rows"]
 
 
 def tally_form_of(task: Task) -> TallyForm:
@@ -32,6 +32,11 @@ def tally_form_of(task: Task) -> TallyForm:
             reason="PRIVACY_INVALID",
         )
     return form
+
+
+def asks_model(task: Task) -> bool:
+    """Return whether a task needs a model for its answer; one that does not say so does."""
+    return getattr(task, "asks_model", True) is not False
 
 
 def predict_each(

@@ -23,6 +23,7 @@ from histoflare.privacy.ledger import EVALUATION, UPDATE, Booking, Ledger, Relea
 from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import Policy
 from histoflare.privacy.release_store import ReleaseStore
+from histoflare.privacy.small_cells import hide_small
 from histoflare.privacy.tally import Tally
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import read_roles
@@ -56,6 +57,10 @@ class Answer:
 class Bookkeeping:
     """What is booked of one job at one site.
 
+    ``roles`` are the patients of the manifest as they were reserved for; ``left_out`` those among them who
+    take no part, as their budget has no room and the policy leaves them out. Nothing that leaves, and no
+    check, may depend on ``left_out`` but training and evaluation without them.
+
     Args:
         configuration: The site's. policy: Of the job's scope. plan: The job's, settled for its rounds.
         rounds: Of the job, with its spare ones. run: Its run; the same for a job that goes on after another.
@@ -85,6 +90,7 @@ class Bookkeeping:
         self.run = run
         self.plan = plan
         self.roles: dict[str, str] | None = None
+        self.left_out: frozenset[str] = frozenset()
         self.configuration = configuration
         self._policy = policy
         self._rounds = rounds
@@ -114,6 +120,7 @@ class Bookkeeping:
         if self.configuration.evaluation_only:
             raise JobError("This site only evaluates (evaluation_only).", reason="EVALUATION_ONLY")
         check_plan(self._policy, self.plan)
+        check_leaving_out(self._policy, self.plan)
         protection = self._policy.protection
         if protection is None:
             open_ledger(self.configuration).check_usable()
@@ -124,7 +131,8 @@ class Bookkeeping:
         is_shared = self.plan.spend().honest > 1
         roles = read_roles(self.configuration, self._labels, self._data, self._split)
         check_size(self._policy, sum(role == "train" for role in roles.values()))
-        self._reservation = open_ledger(self.configuration).reserve(
+        ledger = open_ledger(self.configuration)
+        reservation = ledger.reserve(
             run=self.run,
             about=self._about(self.plan, self._policy.mechanism),
             spend=self.plan.spend(),
@@ -134,15 +142,24 @@ class Bookkeeping:
             trusts_server=self._policy.mechanism == "server-noise",
             trusts_ca=is_shared and self._policy.trust_ca,
             job_share=protection.job_share,
+            leave_out=protection.leaves_out,
         )
-        self.roles = roles
+        left_out = self._leave_out(ledger, reservation, roles)
+        self._reservation, self.roles = reservation, roles
         self._audit.write(
             "reserved",
             run=self.run,
+            left_out=left_out,
             rounds=self._rounds,
             plan=self.plan.to_json(),
             sampler_delta=self.budget.sampler_delta(self.plan.numbers(self._rounds, self._weights)),
         )
+
+    def _leave_out(self, ledger: Ledger, reservation: Reservation, roles: Mapping[str, str]) -> int:
+        """Leave out of the run who is not in a reservation; return how many, for the site's own log."""
+        found = ledger.left_out(reservation, roles)
+        self.left_out |= found
+        return len(found)
 
     def _about(self, plan: PrivacyPlan, what: str) -> str:
         """Return what a reservation is for, for whoever reads the ledger."""
@@ -296,12 +313,14 @@ class Bookkeeping:
             LedgerError: There is no ledger or no room in the budget, or a patient's role changed.
         """
         check_tally(self._policy, tally)
+        check_leaving_out(self._policy, tally)
         assert self._policy.protection is not None
         check_sampler(self.budget, tally, evaluations, length)
         is_shared = tally.spend().honest > 1
         roles = self._read_roles_again()
         check_size(self._policy, sum(role == TEST for role in roles.values()))
-        reservation = open_ledger(self.configuration).reserve(
+        ledger = open_ledger(self.configuration)
+        reservation = ledger.reserve(
             run=self.run,
             about=self._about(tally, "evaluation"),
             spend=tally.spend(),
@@ -311,7 +330,9 @@ class Bookkeeping:
             trusts_ca=is_shared and self._policy.trust_ca,
             job_share=self._policy.protection.job_share,
             role=TEST,
+            leave_out=self._policy.protection.leaves_out,
         )
+        self._leave_out(ledger, reservation, roles)
         self.roles = roles
         return reservation
 
@@ -428,12 +449,14 @@ class Bookkeeping:
         return answer
 
     def _of_enough(self, answer: EvaluateAnswer) -> EvaluateAnswer:
-        """Return the answer without figures that rest on too few patients: those of a class that few have."""
+        """Return the answer without what rests on too few patients: figures of a class, and counts."""
         least = self._policy.minimum_patients
         metrics = {
             name: value for name, value in answer.metrics.items() if answer.behind.get(name, least) >= least
         }
-        return replace(answer, metrics=metrics)
+        for cells in answer.cells.values():
+            metrics |= {name: float(count) for name, count in hide_small(cells, least).items()}
+        return replace(answer, metrics=metrics, cells={})
 
     def _load(self, store: ReleaseStore, released: Release) -> TrainAnswer | None:
         """Return what was released, if exactly that is still there."""
@@ -465,6 +488,16 @@ def check_plan(policy: Policy, plan: PrivacyPlan) -> None:
             problem = "the job's noise is repeatable (noise_seed), and the policy does not allow that"
     if problem:
         raise JobError(f"The job's privacy is not the policy's: {problem}.", reason="PRIVACY_MISMATCH")
+
+
+def check_leaving_out(policy: Policy, plan: PrivacyPlan) -> None:
+    """Raise :class:`JobError` (LEAVE_OUT_UNSOUND) if the policy leaves out and ε does not cover it."""
+    if policy.protection is not None and policy.protection.leaves_out and plan.noise_seed is not None:
+        raise JobError(
+            "The job's noise is repeatable (noise_seed), so nothing hides who is left out of it, and the "
+            "policy leaves out whoever has no budget left.",
+            reason="LEAVE_OUT_UNSOUND",
+        )
 
 
 def check_tally(policy: Policy, tally: Tally) -> None:

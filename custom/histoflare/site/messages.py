@@ -88,11 +88,13 @@ class EvaluateAnswer:
             n_slides and n_patients; None where a figure does not exist.
         patients: Patients the metrics were computed over.
         behind: Metric → patients behind the part of it that the fewest are behind, where that is fewer.
+        cells: Block → name of a count → patients, exact and whole: what of it may leave is yet to be said.
     """
 
     metrics: dict[str, float | None]
     patients: int
     behind: Mapping[str, int] = field(default_factory=dict)
+    cells: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 def digest_of(content: Mapping[str, Any]) -> str:

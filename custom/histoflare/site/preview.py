@@ -12,7 +12,14 @@ from histoflare.privacy.ledger.rules import TRAIN, refuse_share
 from histoflare.privacy.plan import PrivacyPlan
 from histoflare.privacy.policy import Policy, Protection
 from histoflare.privacy.tally import Tally
-from histoflare.site.bookkeeping import TEST, check_plan, check_sampler, check_size, check_tally
+from histoflare.site.bookkeeping import (
+    TEST,
+    check_leaving_out,
+    check_plan,
+    check_sampler,
+    check_size,
+    check_tally,
+)
 from histoflare.site.configuration import SiteConfiguration
 from histoflare.site.data import load_site_data, read_roles
 from histoflare.site.kinds import kind_of
@@ -25,7 +32,9 @@ class Preview:
     """What a job would cost a site's most exposed patient. ε is that of the budget's filter, at its δ.
 
     Attributes:
-        patients: To train on, or to be asked about.
+        patients: To train on, or to be asked about, those who would be left out among them.
+        left_out: How many would be left out, as the job costs more than they have left and the policy leaves
+            such out; what follows is then of the others.
         before: What was charged already; NaN if the ledger does not say. alone: The job. after: Together.
         further: How many more like it fit afterwards, by both filters; None: any number, or the ledger does
             not say.
@@ -37,6 +46,7 @@ class Preview:
     """
 
     patients: int
+    left_out: int
     before: float
     alone: float
     after: float
@@ -124,26 +134,32 @@ def preview(
     budget, cohort = protection.budget(), cohort_of(plan)
     patients = sum(role == cohort for role in roles.values())
     spent: tuple[float, ...] = (math.nan, math.nan)
+    left_out: frozenset[str] = frozenset()
     refusal: HistoflareError | None = None
     try:
         ledger = open_ledger(configuration)
         ledger.check_usable()  # first: what another site's or an older copy says was spent is not to be shown
         spent = ledger.exposure(roles, budget, cohort)
         _check(policy, plan)
+        check_leaving_out(policy, plan)
         check_size(policy, patients)
         check_sampler(budget, plan, rounds, weights)
-        ledger.check_room(
+        left_out = ledger.check_room(
             spend=plan.spend(),
             rounds=rounds,
             roles=roles,
             budget=budget,
             job_share=protection.job_share,
             role=cohort,
+            leave_out=protection.leaves_out,
         )
+        if left_out:
+            others = {name: role for name, role in roles.items() if name not in left_out}
+            spent = ledger.exposure(others, budget, cohort)
     except HistoflareError as error:
         refusal = error
     refusal = refusal or _data_fault(configuration, task, split)
-    return _figures(budget, plan, rounds, weights, patients, spent, refusal)
+    return _figures(budget, plan, rounds, weights, patients, spent, refusal, len(left_out))
 
 
 def preview_without_site(policy: Policy, plan: PrivacyPlan, rounds: int, weights: int) -> Preview:
@@ -194,6 +210,7 @@ def _figures(
     patients: int,
     spent: tuple[float, ...],
     refusal: HistoflareError | None,
+    left_out: int = 0,
 ) -> Preview:
     event = plan.spend()
     first, second = (
@@ -205,6 +222,7 @@ def _figures(
     rooms = [found.room for found in counted]
     return Preview(
         patients=patients,
+        left_out=left_out,
         before=first.before,
         alone=first.alone,
         after=first.after,

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from multiprocessing import Pipe
@@ -79,6 +79,7 @@ class Trainer:
         total_rounds: int,
         *,
         metrics: Sequence[str] = (),
+        left_out: Collection[str] = (),
         stopped: Callable[[], bool] = lambda: False,
     ) -> TrainAnswer:
         """Return the site's half of a round.
@@ -87,25 +88,32 @@ class Trainer:
             state: The global state as received.
             round_index: From 0. total_rounds: Of the job.
             metrics: What to say of the received model, such as ``"validation/auc"``.
+            left_out: Patients who take no part.
             stopped: Asked while the child works; true ends it.
 
         Raises:
             HistoflareError: What the child refused, with its reason; or TRAINING_FAILED, TRAINER_DIED,
                 STOPPED.
         """
-        content = (round_index, total_rounds, list(metrics))
+        content = (round_index, total_rounds, list(metrics), frozenset(left_out))
         answer, tensors = self._ask("train", content, state, stopped)
         update: TrainAnswer = replace(answer, tensors=tensors)
         return update
 
-    def prepare(self, *, to_train: bool = True, stopped: Callable[[], bool] = lambda: False) -> None:
+    def prepare(
+        self,
+        *,
+        to_train: bool = True,
+        left_out: Collection[str] = (),
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Have the child load the site's data; errors as above. Costs nothing where it has them.
 
         Args:
             to_train: Whether a round follows, and not an evaluation.
-            stopped: As above.
+            left_out, stopped: As above.
         """
-        self._ask("prepare", (to_train,), {}, stopped)
+        self._ask("prepare", (to_train, frozenset(left_out)), {}, stopped)
 
     def evaluate(
         self,
@@ -123,10 +131,11 @@ class Trainer:
         state: Mapping[str, NDArray[Any]],
         split: str,
         *,
+        left_out: Collection[str] = (),
         stopped: Callable[[], bool] = lambda: False,
     ) -> TrainAnswer:
         """Return the noised counts of an evaluation on ``split`` (test or all); errors as above."""
-        answer, tensors = self._ask("tally", (split,), state, stopped)
+        answer, tensors = self._ask("tally", (split, frozenset(left_out)), state, stopped)
         counts: TrainAnswer = replace(answer, tensors=tensors)
         return counts
 

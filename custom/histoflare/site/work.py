@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 
+from histoflare.count_form import CountForm
 from histoflare.errors import JobError
 from histoflare.rounds.evaluation import Metrics, evaluate, named
 from histoflare.rounds.local import one_thread, predict
@@ -50,7 +51,7 @@ class SiteWork:
         self._is_warm = False
         self._device = device_of(setup.configuration)
 
-    def prepare(self, to_train: bool = True) -> None:
+    def prepare(self, to_train: bool = True, left_out: Collection[str] = ()) -> None:
         """Load the site's data and look at its notes: what is wrong is known before anything is booked.
 
         The first call for a round also makes a model and an optimizer and throws them away: what they import
@@ -58,11 +59,12 @@ class SiteWork:
 
         Args:
             to_train: Whether a round follows, and not an evaluation.
+            left_out: Patients who take no part, as they have no budget left: of theirs nothing is read.
 
         Raises:
             HistoflareError: The site cannot take part; see the reason.
         """
-        cohort = self._data()
+        cohort = self._data().without(left_out)
         if not to_train:
             self._kept()
             return
@@ -75,7 +77,12 @@ class SiteWork:
             self._read_ahead = True
 
     def train(
-        self, arrays: Arrays, round_index: int, total_rounds: int, metrics: Sequence[str]
+        self,
+        arrays: Arrays,
+        round_index: int,
+        total_rounds: int,
+        metrics: Sequence[str],
+        left_out: Collection[str] = (),
     ) -> TrainAnswer:
         """Return this site's half of a round, the same bytes as ``rounds.round.site_round`` in process.
 
@@ -83,6 +90,8 @@ class SiteWork:
             arrays: The global model as received, with what the strategy sent beside it.
             round_index: From 0. total_rounds: Of the job.
             metrics: What to send of the received model, such as ``"validation/auc"``.
+            left_out: Patients who take no part, as they have no budget left. They count in ``patients`` of
+                the answer, by which a policy's least number is kept: who is left out must not show in it.
 
         Raises:
             HistoflareError: The site cannot take part; see the reason.
@@ -90,7 +99,8 @@ class SiteWork:
         setup = self._setup
         if setup.configuration.evaluation_only:
             raise JobError(f"{setup.site} only evaluates (evaluation_only).", reason="EVALUATION_ONLY")
-        cohort = self._data()
+        whole = self._data()
+        cohort = whole.without(left_out)
         state = _tensors(arrays)
         self._claim(cohort)
         site_state = self._records.load_state(before=round_index)
@@ -124,7 +134,7 @@ class SiteWork:
             tensors=_arrays(outcome.update.tensors),
             weight=outcome.update.weight,
             metrics=figures,
-            patients=len({record.patient for record in cohort.train}),
+            patients=len({record.patient for record in whole.train}),
             metric_patients=metric_patients,
             numbers=dict(outcome.update.numbers),
         )
@@ -148,13 +158,16 @@ class SiteWork:
             for name, figure in metrics.figures.items()
             for end in ("", "_low", "_high")
         }
-        return EvaluateAnswer(flat(metrics), metrics.n_patients, behind)
+        form = self._task.tally_form
+        cells = form.exact(table) if isinstance(form, CountForm) else {}
+        return EvaluateAnswer(flat(metrics), metrics.n_patients, behind, cells)
 
-    def tally(self, arrays: Arrays, split: str) -> TrainAnswer:
+    def tally(self, arrays: Arrays, split: str, left_out: Collection[str] = ()) -> TrainAnswer:
         """Return the noised counts of the predictions for ``split`` (test or all), one row for each patient.
 
         The model is the received one, without what this site keeps for itself. A patient whose slides cannot
-        be read counts as nothing: an error would tell of the patient.
+        be read counts as nothing: an error would tell of the patient. Nor does one of ``left_out``, who is
+        not asked about, as in :meth:`train`.
 
         Raises:
             HistoflareError: The site cannot take part, or nothing protects the counts (NOT_ADMITTED).
@@ -163,7 +176,8 @@ class SiteWork:
         if setup.tally is None:
             raise JobError("This job's evaluation has no noise.", reason="NOT_ADMITTED")
         plan = setup.tally.of_site(only_evaluates=setup.configuration.evaluation_only)
-        cohort = self._data()
+        whole = self._data()
+        cohort = whole.without(left_out)
         self._kept()  # whether its notes are of this task: what was kept had no noise, under whatever scope
         model = setup.strategy.personalize(_tensors(arrays), {})
         form = tally_form_of(self._task)
@@ -179,7 +193,8 @@ class SiteWork:
             self._say(f"{setup.site}: the predictions could not be written: {error}")
         for patient in (patient for patient, table in tables.items() if table is None):
             self._say(f"{setup.site}: counted as nothing: {patient} could not be asked about")
-        return TrainAnswer(_arrays(released), weight=1.0, metrics={}, patients=len(tables))
+        patients = len({record.patient for record in whole.records if split in ("all", record.split)})
+        return TrainAnswer(_arrays(released), weight=1.0, metrics={}, patients=patients)
 
     def _note_predictions(self, split: str, tables: Sequence[PredictionTable]) -> None:
         if not tables:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Generic, Protocol, Self, TypeVar
@@ -36,6 +36,7 @@ class SplitCohort(Generic[R]):
     name: str
     records: tuple[R, ...]
     warnings: tuple[str, ...]
+    left_out: int
 
     @cached_property
     def train(self) -> tuple[R, ...]:
@@ -58,6 +59,14 @@ class SplitCohort(Generic[R]):
         for record in self.of_split(split):
             records.setdefault(record.patient, []).append(record)
         return {patient: replace(self, records=tuple(own)) for patient, own in records.items()}  # type: ignore[type-var]
+
+    def without(self, patients: Collection[str]) -> Self:
+        """Return the cohort as if these patients were not in it, but for ``left_out``; one cache."""
+        if not patients:
+            return self
+        kept = tuple(record for record in self.records if record.patient not in patients)
+        gone = len({record.patient for record in self.records if record.patient in patients})
+        return replace(self, records=kept, left_out=self.left_out + gone)  # type: ignore[type-var]
 
     def of_split(self, split: str) -> tuple[R, ...]:
         """Return the records of ``split``, see :func:`choose_split`."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from histoflare.privacy.ledger.events import ROLES
 from histoflare.privacy.ledger.history import Event, RunHistory
 from histoflare.privacy.ledger.ledger import Identity, Ledger, Verification
-from histoflare.privacy.ledger.rules import ROLES
 from histoflare.privacy.ledger.state import STEWARD, WORKSTATION
 from histoflare.privacy.ledger.tokens import (
     EVALUATION,

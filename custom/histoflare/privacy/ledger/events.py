@@ -24,6 +24,8 @@ from histoflare.checks import is_whole
 from histoflare.errors import HistoflareError
 from histoflare.privacy.spend import Spend
 
+ROLES = ("train", "validation", "test")
+
 GAUSSIAN = {"kind": "gaussian"}
 SHARE = {"kind": "gaussian-share"}
 UNPROTECTED = {"kind": "none"}
@@ -46,6 +48,10 @@ FIELDS = {
 }
 """Kind of entry → the fields of its body, all of them."""
 
+LEAVES_OUT = "leaves_out"
+"""A further field of a reservation that left out whoever had no room: the role of its cohort, which may be
+empty. An earlier version refuses a ledger that has one."""
+
 
 class UnknownEventError(Exception):
     """An entry says what this version does not know."""
@@ -55,7 +61,10 @@ def check_fields(kind: str, content: Any) -> None:
     """Raise :class:`UnknownEventError` unless an entry of this kind has just these fields."""
     if kind not in FIELDS:
         raise UnknownEventError(f"an entry of the kind '{kind}'")
-    if not isinstance(content, dict) or set(content) != FIELDS[kind]:
+    known = FIELDS[kind]
+    if kind == "reservation" and isinstance(content, dict) and LEAVES_OUT in content:
+        known = known | {LEAVES_OUT}
+    if not isinstance(content, dict) or set(content) != known:
         raise UnknownEventError(f"a {kind} of other fields")
 
 
@@ -108,6 +117,18 @@ def trust_of(*, server: bool, ca: bool = False) -> dict[str, Any] | None:
     """Return an entry's trust."""
     named = {name: True for name, is_trusted in (("server", server), ("ca", ca)) if is_trusted}
     return named or None
+
+
+def read_leaves_out(content: Mapping[str, Any]) -> str | None:
+    """Return the role of a reservation's cohort if it left out whoever had no room; else None.
+
+    Raises:
+        UnknownEventError: It is no role.
+    """
+    role = content.get(LEAVES_OUT)
+    if LEAVES_OUT in content and role not in ROLES:
+        raise UnknownEventError(f"a reservation that leaves out {role!r}")
+    return role
 
 
 def read_trust(content: Mapping[str, Any]) -> tuple[bool, bool]:

@@ -74,7 +74,7 @@ def summarise_history(state: LedgerState, entries: Iterable[Entry], run: str) ->
         if entry.kind == "booking" and body["reservation"] in accounts:
             account = accounts[body["reservation"]]
             patients = account.reservation.patients
-            if state.role_of(account.cohort) == TRAIN:
+            if account.role == TRAIN:
                 updates.add(entry.seq)
             found[entry.seq] = Event(entry.unix_time, UNANSWERED, body["round"], patients, (), True)
         elif entry.kind == "disclosure" and body["run"] == run:
@@ -90,8 +90,7 @@ def summarise_history(state: LedgerState, entries: Iterable[Entry], run: str) ->
             )
     by_role: dict[str, tuple[Account, ...]] = {}
     for account in accounts.values():
-        role = state.role_of(account.cohort)
-        by_role[role] = (*by_role.get(role, ()), account)
+        by_role[account.role] = (*by_role.get(account.role, ()), account)
     return RunHistory(
         tuple(accounts.values()), by_role, tuple(sorted(found.values(), key=lambda each: each.unix_time))
     )

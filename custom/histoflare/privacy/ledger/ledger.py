@@ -20,6 +20,8 @@ no noise (multiplier 0)           the charge is ∞: refused under any budget
 a step count of 0                 the charge is 0
 no patient to train on            refused (SITE_HAS_NO_TRAINING_DATA)
 exactly what is left              reserved
+left out, and nobody has room     reserved for nobody: the job is trained on nobody
+left out, and reserved again      the cohort of the first time, less those who are gone
 closed before anything is booked  nothing is charged
 booked, and nothing answered yet  computed again under the same booking, free
 released                          asked again: the same bytes and no others
@@ -50,9 +52,18 @@ from histoflare.checks import is_whole
 from histoflare.errors import JobError, LedgerError
 from histoflare.privacy.ledger import moves
 from histoflare.privacy.ledger.chain import normalised
-from histoflare.privacy.ledger.events import UNPROTECTED, booked_mechanism, mechanism_of, trust_of
+from histoflare.privacy.ledger.events import LEAVES_OUT, UNPROTECTED, booked_mechanism, mechanism_of, trust_of
 from histoflare.privacy.ledger.history import RunHistory, summarise_history
+from histoflare.privacy.ledger.leaving_out import (
+    key_of,
+    not_among,
+    refuse_public,
+    refuse_unsound,
+    same_run,
+    with_room,
+)
 from histoflare.privacy.ledger.place import Place
+from histoflare.privacy.ledger.remaining import PatientsLeft, count_left
 from histoflare.privacy.ledger.rules import (
     TRAIN,
     admit_further,
@@ -64,6 +75,7 @@ from histoflare.privacy.ledger.rules import (
     most_charged,
     normalise_roles,
     open_account,
+    refuse_beyond,
     refuse_few_known,
     refuse_nobody,
     refuse_over_budget,
@@ -226,11 +238,16 @@ class Ledger:
         trusts_ca: bool = False,
         job_share: float = 1.0,
         role: str = TRAIN,
+        leave_out: bool = False,
     ) -> Reservation:
         """Reserve a run's whole cost, all rounds with participation 1, for the patients of one role.
 
         What is reserved and open already (same run, about, spend, rounds and cohort) is given back as it is.
         With any of them changed it is a new reservation, charged beside the old one.
+
+        With ``leave_out`` a patient without room is left out (:mod:`~histoflare.privacy.ledger.leaving_out`),
+        and :meth:`left_out` says who. What is reserved and open already is then given back whatever the
+        cohort would be today.
 
         Args:
             run: The run's name; a job that resumes the run has the same.
@@ -247,11 +264,14 @@ class Ledger:
             job_share: Which part of the budget's allowance the run may charge a patient, all its reservations
                 together.
             role: Whose cohort it is: ``train``, or ``test`` for an evaluation.
+            leave_out: Leave out whoever has no room; else nothing is reserved if one has none.
 
         Raises:
             LedgerError: A patient would be charged more than the budget (BUDGET_EXHAUSTED), or for this run
-                more than its share (JOB_SHARE_EXCEEDED), a patient has another role in the ledger
-                (ROLE_CHANGED), nobody is in the cohort (SITE_HAS_NO_TRAINING_DATA, NOTHING_TO_EVALUATE).
+                more than its share (JOB_SHARE_EXCEEDED); with ``leave_out`` so only if everybody would. A
+                patient has another role in the ledger (ROLE_CHANGED); nobody has the role
+                (SITE_HAS_NO_TRAINING_DATA, NOTHING_TO_EVALUATE); to leave anybody out is not covered
+                (LEAVE_OUT_UNSOUND).
             JobError: The arguments cannot be used (PRIVACY_INVALID).
         """
         if type(rounds) is not int or rounds < 1:
@@ -261,12 +281,33 @@ class Ledger:
         refuse_nobody(known_as, role)
         with self._sessions.writing(whole=True) as page:
             ids = enter_patients(page, known_as)
-            cohort = page.add_cohort(ids[name] for name, its in known_as.items() if its == role)
+            of_role = {name: ids[name] for name, its in known_as.items() if its == role}
+            asked = (run, about, spend, rounds, trusts_server, trusts_ca)
+            content: dict[str, Any] = {"run": run, "about": about, "rounds": rounds}
+            content |= {"mechanism": mechanism_of(spend)}
+            content |= {"trust": trust_of(server=trusts_server, ca=trusts_ca)}
+            if leave_out:
+                going_on = same_run(page.state, asked, role)
+                if going_on is not None:
+                    return going_on.reservation
+                refuse_unsound(page.state, budget, trusts_server=trusts_server)
+                refuse_public(budget, spend, rounds, job_share)
+                kept_in = with_room(
+                    page.state,
+                    of_role,
+                    budget=budget,
+                    spend=spend,
+                    rounds=rounds,
+                    job_share=job_share,
+                    run=run,
+                )
+                content |= {"cohort": page.add_cohort(of_role[name] for name in kept_in), LEAVES_OUT: role}
+                return page.state.accounts[page.append("reservation", content)].reservation
+            cohort = page.add_cohort(of_role.values())
             for account in page.state.accounts.values():
                 old = account.reservation
-                known = (old.run, old.about, old.spend, old.rounds, old.trusts_server, old.trusts_ca)
-                asked = (run, about, spend, rounds, trusts_server, trusts_ca)
-                if account.is_open and account.cohort == cohort and known == asked:
+                same = account.cohort == cohort and key_of(old) == asked and not old.leaves_out
+                if account.is_open and same:
                     return old
             members, is_shared = members_of(page.state, cohort), spend.honest > 1
             for kept in budget.filters():
@@ -274,10 +315,28 @@ class Ledger:
                 cost = kept.cost([kept.price(spend).times(rounds)])
                 refuse_over_budget(kept, before, cost, f"run {run}", is_shared)
                 admit_share(page.state, kept, run, cohort, cost, job_share, is_shared)
-            content = {"run": run, "about": about, "rounds": rounds, "cohort": cohort}
-            content |= {"mechanism": mechanism_of(spend)}
-            content |= {"trust": trust_of(server=trusts_server, ca=trusts_ca)}
+            content |= {"cohort": cohort}
             return page.state.accounts[page.append("reservation", content)].reservation
+
+    def left_out(self, reservation: Reservation, roles: Mapping[str, str]) -> frozenset[str]:
+        """Return who is not in a reservation that leaves out, by their names in ``roles``.
+
+        Those who had no room, and those who came later: a run's cohort is chosen once.
+
+        Raises:
+            LedgerError: The reservation is closed, or not of this ledger (NOT_ADMITTED).
+        """
+        if not reservation.leaves_out:
+            return frozenset()
+        with self._sessions.writing(whole=False) as page:  # as every use of what was just reserved
+            state = page.state
+            account = open_account(state, reservation)
+            ids = {
+                name: state.patients.get(state.keys.patient(normalised(name)), len(state.roles) + 1)
+                for name, its in roles.items()
+                if its == account.role
+            }
+            return frozenset(not_among(state, account, ids, ids))
 
     def exposure(self, roles: Mapping[str, str], budget: Budget, role: str = TRAIN) -> tuple[float, ...]:
         """Return what the most exposed of the patients of a role was charged (ρ); nothing is written.
@@ -304,17 +363,33 @@ class Ledger:
         budget: Budget,
         job_share: float = 1.0,
         role: str = TRAIN,
-    ) -> None:
-        """Refuse what :meth:`reserve` would refuse of a new run, as it does; nothing is written."""
+        leave_out: bool = False,
+    ) -> frozenset[str]:
+        """Refuse what :meth:`reserve` would refuse of a new run, as it does; nothing is written.
+
+        Returns:
+            Who would be left out, by their names in ``roles``; nobody without ``leave_out``.
+        """
         known_as = normalise_roles(roles)
         refuse_nobody(known_as, role)
         filters, is_shared = budget.filters(), spend.honest > 1
         with self._sessions.reading() as (state, _, _):
             charged = most_charged(state, known_as, filters, role)
+            if leave_out:
+                refuse_unsound(state, budget, trusts_server=False)
+                refuse_public(budget, spend, rounds, job_share)
+                ids = {
+                    name: state.patients.get(state.keys.patient(normalised(name)))
+                    for name, its in roles.items()
+                    if its == role
+                }
+                room = with_room(state, ids, budget=budget, spend=spend, rounds=rounds, job_share=job_share)
+                return frozenset(ids.keys() - room)
         for kept, before in zip(filters, charged, strict=True):
             cost = kept.cost([kept.price(spend).times(rounds)])
             refuse_over_budget(kept, before, cost, "this job", is_shared)
             refuse_share(kept, cost, job_share, is_shared)
+        return frozenset()
 
     def book(
         self,
@@ -349,8 +424,9 @@ class Ledger:
 
         Raises:
             LedgerError: An event beyond the reserved ones, and the budget has no room for it
-                (BUDGET_EXHAUSTED), or the run's share (JOB_SHARE_EXCEEDED); the reservation was closed, or
-                is not of this ledger (NOT_ADMITTED); a sum has too few sites that are known here
+                (BUDGET_EXHAUSTED), or the run's share (JOB_SHARE_EXCEEDED), or it leaves out and takes none
+                beyond (RESERVATION_USED_UP); the reservation was closed, or is not of this ledger
+                (NOT_ADMITTED); a sum has too few sites that are known here
                 (SUM_TOO_FEW_KNOWN), or its transcript served before and no bytes were released
                 (NOT_RELEASED).
         """
@@ -410,7 +486,9 @@ class Ledger:
                 if model_sha256 in state.transcripts:
                     raise _served()
                 refuse_few_known(reservation.spend, countable, budget.colluders)
-            if is_shared or account.booked >= account.reservation.rounds:
+            if reservation.leaves_out:
+                refuse_beyond(account)
+            elif is_shared or account.booked >= account.reservation.rounds:
                 admit_further(state, account, budget, job_share, countable)
             content = {
                 "reservation": reservation.id,
@@ -592,6 +670,15 @@ class Ledger:
         """Return what was reserved, booked, answered and disclosed, and its cost; no patient is named."""
         with self._sessions.reading() as (state, _, _):
             return summarise(state, budget)
+
+    def remaining(self, budget: Budget, names: Iterable[str] = ()) -> tuple[PatientsLeft, ...]:
+        """Return how many patients have how much of a budget left, those with the least first.
+
+        Args:
+            names: Patients who are named in it; the ledger knows nobody's name.
+        """
+        with self._sessions.reading() as (state, _, _):
+            return count_left(state, budget, names)
 
     def disclosures(self) -> tuple[DisclosureSummary, ...]:
         """Return what left without protection, by run and kind, in the order of their first entries."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from histoflare.errors import JobError, LedgerError
 from histoflare.privacy.ledger.chain import normalised
+from histoflare.privacy.ledger.events import ROLES
 from histoflare.privacy.ledger.session import Page
 from histoflare.privacy.ledger.state import LedgerState
 from histoflare.privacy.ledger.tokens import Account, Reservation
@@ -18,7 +19,6 @@ from histoflare.privacy.spend import Spend
 if TYPE_CHECKING:
     from histoflare.privacy.budget import Budget, Filter
 
-ROLES = ("train", "validation", "test")
 TRAIN = "train"
 
 
@@ -116,6 +116,21 @@ def admit_further(
         cost = kept.cost(account.charged(kept, further=countable or 0))
         refuse_over_budget(kept, before, cost, f"run {run} with one more round", is_shared)
         admit_share(state, kept, run, account.cohort, cost, job_share, is_shared, without=id_)
+
+
+def refuse_beyond(account: Account) -> None:
+    """Refuse a further event than those reserved where patients are left out: a public number decides.
+
+    Whether each patient has room for one more would tell of the patients. What a reserved event costs never
+    rises: of shared noise it is reserved at the fewest sites with which it would be booked.
+    """
+    if account.booked >= account.reservation.rounds:
+        raise LedgerError(
+            f"All {account.reservation.rounds} rounds that were reserved for run {account.reservation.run} "
+            "are booked, those that were lost or failed too, and where patients are left out none is booked "
+            "beyond.",
+            reason="RESERVATION_USED_UP",
+        )
 
 
 def admit_share(

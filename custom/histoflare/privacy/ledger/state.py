@@ -27,6 +27,7 @@ from histoflare.privacy.ledger.events import (
     check_fields,
     check_mechanism,
     read_countable,
+    read_leaves_out,
     read_mechanism,
     read_trust,
 )
@@ -212,7 +213,7 @@ class LedgerState:
         return int.from_bytes(self.cohorts[cohort - 1], "little").bit_count()
 
     def role_of(self, cohort: int) -> str:
-        """Return the role of a cohort's patients: all have one, which never changes."""
+        """Return the role of a cohort's patients, of whom there is one: all have one, which never changes."""
         members = int.from_bytes(self.cohorts[cohort - 1], "little")
         return self.roles[(members & -members).bit_length() - 1]
 
@@ -221,24 +222,41 @@ class LedgerState:
         members = [int.from_bytes(self.cohorts[cohort - 1], "little") for cohort in (one, other)]
         return bool(members[0] & members[1])
 
-    def charges(self, kept: Filter, *, without: int | None = None) -> npt.NDArray[np.float64]:
+    def charges(
+        self, kept: Filter, *, without: int | None = None, run: str | None = None
+    ) -> npt.NDArray[np.float64]:
         """Return what each patient was charged, (patients,): ρ by a filter; index = number - 1.
+
+        Each patient's figure is the exact sum of the patient's own parts, rounded once: to the last bit it
+        does not depend on with whom the patient was in a cohort.
 
         Args:
             kept: The filter, which says against whom.
             without: A reservation that is left out.
+            run: Count this run alone; None counts all.
         """
         costs: dict[int, list[float]] = defaultdict(list)
         for id_, account in self.accounts.items():
-            if id_ != without:
+            if id_ != without and run in (None, account.reservation.run):
                 costs[account.cohort] += [kept.budget.cost(spend) for spend in account.charged(kept)]
+        parts = [part for part in costs.values() if part]
+        cohorts = [cohort for cohort, part in costs.items() if part]
         charged = np.zeros(len(self.roles))
-        for cohort, parts in costs.items():
-            if parts:
-                members = self.members(cohort)
-                first = charged[: len(members)]
-                np.add(first, math.fsum(parts), out=first, where=members)
-        return charged
+        if not cohorts or not len(charged):
+            return charged
+        there = np.zeros((len(charged), len(cohorts)), dtype=bool)  # (patients, cohorts)
+        for column, cohort in enumerate(cohorts):
+            members = self.members(cohort)
+            there[: len(members), column] = members
+        # Most patients were in the same cohorts as others: each such set is added up once.
+        packed = np.packbits(there, axis=1)
+        sets = packed.view(np.dtype((np.void, packed.shape[1]))).ravel()
+        _, first, which = np.unique(sets, return_index=True, return_inverse=True)
+        sums = [
+            math.fsum(cost for column in np.flatnonzero(there[index]) for cost in parts[column])
+            for index in first
+        ]
+        return np.array(sums)[which]
 
     def disclosed(self) -> npt.NDArray[np.int64]:
         """Return how many counted evaluations each patient had part in, (patients,); index = number - 1."""
@@ -268,6 +286,7 @@ class LedgerState:
     def _reserved(self, seq: int, content: Mapping[str, Any]) -> None:
         cohort = content["cohort"]
         trusts_server, trusts_ca = read_trust(content)
+        left_out = read_leaves_out(content)
         reservation = Reservation(
             id=seq,
             run=content["run"],
@@ -277,8 +296,9 @@ class LedgerState:
             patients=self.size(cohort),
             trusts_server=trusts_server,
             trusts_ca=trusts_ca,
+            leaves_out=left_out is not None,
         )
-        self.accounts[seq] = Account(reservation, cohort)
+        self.accounts[seq] = Account(reservation, cohort, left_out or self.role_of(cohort))
 
     def _booked(self, seq: int, content: Mapping[str, Any]) -> None:
         account = self.accounts[content["reservation"]]

@@ -28,6 +28,7 @@ class Reservation:
         patients: Size of the cohort. It is the site's own.
         trusts_server: Whether the protection does not hold against the server, which adds the noise.
         trusts_ca: Whether sites were counted on that only the certificate authority vouches for.
+        leaves_out: Whether whoever had no room was left out; else nobody was, or nothing was reserved.
     """
 
     id: int
@@ -38,6 +39,7 @@ class Reservation:
     patients: int
     trusts_server: bool = False
     trusts_ca: bool = False
+    leaves_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class Account:
 
     Attributes:
         cohort: Number of its cohort.
+        role: Of the cohort's patients.
         is_open: Whether more may be booked.
         booked, released, failed: Events; what failed is not released, and counts as booked.
         countable: Of shared noise: on how many sites a sum counted → so many of the booked events.
@@ -110,6 +113,7 @@ class Account:
 
     reservation: Reservation
     cohort: int
+    role: str
     is_open: bool = True
     booked: int = 0
     released: int = 0

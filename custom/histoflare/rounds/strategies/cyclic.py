@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ class CyclicWeightTransfer(Strategy):
     towards the sites it visited last.
 
     Attributes:
-        order: See :class:`Cyclic`.
+        order, sizes, visits: See :class:`Cyclic`.
         share, batch_norm: See :class:`Strategy`.
     """
 
@@ -28,6 +29,8 @@ class CyclicWeightTransfer(Strategy):
     kept: ClassVar[tuple[str, ...]] = ()
     sees_data: ClassVar[bool] = False
     order: str = "site"
+    sizes: Mapping[str, float] | None = None
+    visits: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -36,12 +39,17 @@ class CyclicWeightTransfer(Strategy):
     @property
     def topology(self) -> Cyclic:
         """One site after the other."""
-        return Cyclic(order=self.order)
+        return Cyclic(order=self.order, sizes=self.sizes, visits=self.visits)
 
     @property
     def equal_weights(self) -> bool:
         """True: a round has one update, which counts once."""
         return True
+
+    def check_sites(self, sites: Sequence[str]) -> None:
+        """Refuse sites that occur twice, and an order that does not name them."""
+        super().check_sites(sites)
+        self.topology.check_sites(sites)
 
     def combine(self, ctx: ServerRound) -> ServerOutcome:
         """Return the site's model: the global model plus its update."""

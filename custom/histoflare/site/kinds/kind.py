@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -46,6 +46,9 @@ class SiteData(Protocol):
     def train(self) -> Sequence[SiteRecord]: ...
     @property
     def warnings(self) -> Sequence[str]: ...
+    def without(self, patients: Collection[str]) -> SiteData:
+        """Return the cohort as if these patients were not in it, but that it may be of nobody."""
+
     def read_ahead(self) -> None:
         """Read all files now, so that a round need not, and damaged ones are found before it."""
 
