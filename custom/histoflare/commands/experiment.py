@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from histoflare.commands.console import out, print_json, progress, say, say_fitted, watch_on
-from histoflare.commands.options import DEFAULT_JOB, DEVICE_HELP, JOB_HELP, Preset, read_device, read_seeds
+from histoflare.commands.options import (
+    DEFAULT_JOB,
+    DEVICE_HELP,
+    JOB_HELP,
+    Preset,
+    Settings,
+    read_device,
+    read_seeds,
+)
 from histoflare.errors import JobError
 from histoflare.shipped import find_job
 
@@ -51,9 +59,7 @@ def strategies(
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "1,2,3",
     figure: Annotated[str, typer.Option(help="Which figure; none: balanced accuracy, or Dice.")] = "",
     preset: Preset = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a variable of the job, e.g. rounds=50.")
-    ] = None,
+    setting: Settings = None,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
@@ -114,9 +120,7 @@ def contribution(
     orders: Annotated[int, typer.Option(min=4, help="Orders of joining drawn of more than 6 sites.")] = 24,
     figure: Annotated[str, typer.Option(help="Which figure; none: balanced accuracy, or Dice.")] = "",
     preset: Preset = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a variable of the job, e.g. rounds=50.")
-    ] = None,
+    setting: Settings = None,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
@@ -178,12 +182,9 @@ def _load(
     for name, folder, of_bags in zip(names, folders, beside, strict=True):
         training, outside = find_sites(folder, kind).configure(kind, of_bags, device=device)
         if not jobs:
-            choice = choose_job(job, preset, settings, kind.find(training))
-            say_fitted(choice)
-            jobs = [
-                choose_job(job, preset, [*settings, f"seed={seed}"], kind.find(training)).job
-                for seed in seeds
-            ]
+            found = kind.find(training)
+            say_fitted(choose_job(job, preset, settings, found))
+            jobs = [choose_job(job, preset, [*settings, f"seed={seed}"], found).job for seed in seeds]
         loaded = load_experiment(Experiment(jobs[0], training, outside, device=device), watch)
         external = kind.pool(list(loaded.outside.values()), EXTERNAL) if loaded.outside else None
         pooled = kind.pool(list(loaded.cohorts.values()), POOLED)

@@ -81,6 +81,11 @@ def read_epsilons(text: str) -> tuple[float, ...]:
     return found
 
 
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a variable of the job, e.g. rounds=50.")
+]
+
+
 def read_seeds(text: str) -> list[int]:
     """Return the seeds that ``--seeds`` names.
 

@@ -16,6 +16,7 @@ from histoflare.commands.options import (
     JOB_HELP,
     RUNTIME_HELP,
     Preset,
+    Settings,
     read_device,
     read_epsilons,
     read_seeds,
@@ -49,9 +50,7 @@ def run(
     runtime: Annotated[Runtime, typer.Option(help=RUNTIME_HELP)] = Runtime.INPROCESS,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "1",
     preset: Preset = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a variable of the job, e.g. rounds=50.")
-    ] = None,
+    setting: Settings = None,
     epsilons: Annotated[str, typer.Option(help=EPSILONS_HELP)] = "",
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,

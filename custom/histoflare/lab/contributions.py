@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 from histoflare.errors import JobError
 from histoflare.lab.strategy_comparison import Setup
 from histoflare.lab.watch import Watch
 from histoflare.rounds.contribution import MOST_EXACT, Coalition, drawn_contributions, exact_contributions
-from histoflare.rounds.evaluation import evaluate, merge_predictions
+from histoflare.rounds.evaluation import figure_of, merge_predictions
 from histoflare.rounds.local import predict
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import model_state
@@ -54,6 +55,7 @@ def find_contributions(
     step = (watch or Watch()).begin("coalitions", 2 ** len(sites) - 1 if is_exact else None)
     trained = 0
 
+    @cache
     def worth(members: Coalition) -> float:
         nonlocal trained
         chosen = {site: data for site, data in setup.sites.items() if site in members}
@@ -70,9 +72,7 @@ def find_contributions(
             table = merge_predictions(
                 {site: predict(job.task, state, data, "test", device) for site, data in setup.sites.items()}
             )
-        if figure not in table.measures:
-            raise JobError(f"There is no figure '{figure}'; there are {', '.join(table.measures)}.")
-        value = evaluate(table, bootstraps=0)[figure].value
+        value = figure_of(table, figure)
         if value is None:
             raise JobError(
                 f"These patients have no {figure}: it takes some of every class.",
@@ -80,17 +80,10 @@ def find_contributions(
             )
         return value
 
-    known: dict[Coalition, float] = {}
-
-    def remembered(members: Coalition) -> float:
-        if members not in known:
-            known[members] = worth(members)
-        return known[members]
-
     if is_exact:
-        found = exact_contributions(sites, remembered)
+        found = exact_contributions(sites, worth)
     else:
-        found = drawn_contributions(sites, remembered, orders, job.seed)
+        found = drawn_contributions(sites, worth, orders, job.seed)
         step.end()
     return {
         "job": job.name,
@@ -100,7 +93,7 @@ def find_contributions(
         "asked": "test" if setup.external is None else "external",
         "exact": is_exact,
         "coalitions": trained,
-        "all": remembered(frozenset(sites)),
-        "nobody": remembered(frozenset()),
+        "all": worth(frozenset(sites)),
+        "nobody": worth(frozenset()),
         "sites": {site: asdict(each) for site, each in found.items()},
     }

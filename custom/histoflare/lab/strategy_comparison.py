@@ -18,11 +18,13 @@ from histoflare.flare.job_variant import read_value
 from histoflare.lab.watch import RunningStep, Watch
 from histoflare.report.figures import KINDS
 from histoflare.rounds.bounds import Bounds, plan_bounds, train_bounds
+from histoflare.rounds.evaluation import figure_of
+from histoflare.rounds.local import predict
 from histoflare.rounds.registry import find_class
 from histoflare.rounds.strategies import STRATEGIES, make_strategy
 from histoflare.rounds.strategies.fedavg import FedAvg
 from histoflare.rounds.strategy import Strategy
-from histoflare.rounds.trial import Served, Trial, ask_for, try_strategy
+from histoflare.rounds.trial import Served, Trial, try_strategy
 
 NEAR = 0.95
 """A strategy is there once it is as good as this part of what the best ends with."""
@@ -273,7 +275,7 @@ def _try_bounds(setup: Setup, figure: str, rows: Mapping[str, _Row], step: Runni
     )
 
     def ask(state: Any, data: Any, roles: str = "test") -> float | None:
-        return None if state is None else ask_for(figure, job.task, state, data, roles, device)
+        return None if state is None else figure_of(predict(job.task, state, data, roles, device), figure)
 
     for text, models in (
         (ALONE, bounds.local),

@@ -152,6 +152,17 @@ def evaluate(
     return _evaluate_whole(table, seed, bootstraps, groups)
 
 
+def figure_of(table: PredictionTable, name: str) -> float | None:
+    """Return one figure of a table without its interval; None where there is no row, or no such value.
+
+    Raises:
+        JobError: The task has no figure of that name.
+    """
+    if name not in table.measures:
+        raise JobError(f"There is no figure '{name}'; there are {', '.join(table.measures)}.")
+    return evaluate(table, bootstraps=0)[name].value if len(table.patients) else None
+
+
 def merge_predictions(by_site: Mapping[str, PredictionTable]) -> Rows:
     """Return all sites' rows as one table, patients as ``site/patient``, with a subgroup column ``site``."""
     tables = list(by_site.values())

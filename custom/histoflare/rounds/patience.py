@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from histoflare.errors import JobError
-from histoflare.rounds.evaluation import evaluate
+from histoflare.rounds.evaluation import figure_of
 from histoflare.rounds.local import predict
 from histoflare.rounds.state import State
 from histoflare.rounds.strategy import Strategy
@@ -93,7 +92,4 @@ def validate(
     Raises:
         JobError: The task has no such figure.
     """
-    table = predict(task, strategy.personalize(state, site_state), data, VALIDATION, device)
-    if metric not in table.measures:
-        raise JobError(f"There is no metric {metric!r}; there are {', '.join(table.measures)}.")
-    return evaluate(table, bootstraps=0)[metric].value if len(table.patients) else None
+    return figure_of(predict(task, strategy.personalize(state, site_state), data, VALIDATION, device), metric)

@@ -13,7 +13,7 @@ from typing import Any
 
 from histoflare.errors import JobError
 from histoflare.privacy.plan import PrivacyPlan
-from histoflare.rounds.evaluation import evaluate
+from histoflare.rounds.evaluation import figure_of
 from histoflare.rounds.local import predict
 from histoflare.rounds.runner import run_in_process
 from histoflare.rounds.state import State
@@ -98,10 +98,10 @@ def try_strategy(
     served: list[Served] = []
 
     def test(index: int, model: State, kept: Mapping[str, State]) -> None:
-        found = {
-            site: ask_for(figure, task, strategy.personalize(model, kept[site]), data, "test", device)
-            for site, data in sites.items()
-        }
+        found = {}
+        for site, data in sites.items():
+            own = strategy.personalize(model, kept[site])
+            found[site] = figure_of(predict(task, own, data, "test", device), figure)
         served.append({site: value for site, value in found.items() if value is not None})
         on_round()
 
@@ -125,22 +125,8 @@ def try_strategy(
     shared = strategy.personalize(run.handed_out, {})
     return Trial(
         tuple(served),
-        None if external is None else ask_for(figure, task, shared, external, "all", device),
+        None if external is None else figure_of(predict(task, shared, external, "all", device), figure),
         run.seconds,
         run.bytes_up / rounds,
         run.bytes_down / rounds,
     )
-
-
-def ask_for(
-    figure: str, task: Task, state: State, data: Any, split: str, device: str = "cpu"
-) -> float | None:
-    """Return a figure of ``split`` of a site's patients; None where these have none.
-
-    Raises:
-        JobError: The task has no such figure.
-    """
-    table = predict(task, state, data, split, device)
-    if figure not in table.measures:
-        raise JobError(f"There is no figure '{figure}'; there are {', '.join(table.measures)}.")
-    return evaluate(table, bootstraps=0)[figure].value if len(table.patients) else None

@@ -1,9 +1,9 @@
 """Who is left out of a job because there is no room, where a policy leaves out and does not refuse.
 
 Guarantee: an individual Rényi filter (Feldman and Zrnic, Individual Privacy Accounting via a Rényi Filter,
-2021). A patient takes part in a job if what the patient was charged and the job's whole cost
-are within the allowance, by each of the budget's filters. Then all jobs together are within (ε, δ) for each
-patient, and that includes who was left out, of what and when. What the theorem asks for, and where it is:
+2021). A patient takes part in a job if what the patient was charged and the job's whole cost are within the
+allowance, by each of the budget's filters. Then all jobs together are within (ε, δ) for each patient, and
+that includes who was left out, of what and when. What the theorem asks for, and where it is:
 
 - *Charges from the patient's own data and earlier outcomes alone.* A job's cost follows from its public
   numbers; a patient is charged it or nothing, by the patient's own part in the cohort. Sums are exact and
